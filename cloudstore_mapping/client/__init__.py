@@ -1,0 +1,1 @@
+"""What runs in the user's program; never imports `service` or `web`."""
