@@ -1,4 +1,4 @@
-"""The errors of this package: every one is a `CloudStoreError`, and where Python has a built-in of that meaning, that too.
+"""The errors of this package: each is a `CloudStoreError`, and the built-in of its meaning where Python has one.
 
 CloudStoreError
 ├── NoFileError (KeyError)
@@ -71,14 +71,7 @@ class CloudStoreError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A response holds sockets and the API key: it stays behind.
-        return type(self)._restored, (self.args, {**self.__dict__, "response": None})
-
-    @classmethod
-    def _restored(cls, args: tuple[Any, ...], facts: dict[str, Any]) -> CloudStoreError:
-        error = cls(facts["message"])
-        error.__dict__.update(facts)
-        error.args = args
-        return error
+        return type(self), (self.message,), {**self.__dict__, "response": None, "args": self.args}
 
 
 class NoFileError(CloudStoreError, KeyError):

@@ -196,7 +196,7 @@ def success(message: str | Raw, data: Raw | UnsetType = UNSET) -> Reply:
 
 def failure(error: CloudStoreError) -> Reply:
     """Return the reply that says `error`."""
-    name = error.error if error.error in REPLY_ERRORS else "ServerError"
+    name = error.error if error.error is not None and error.error in REPLY_ERRORS else "ServerError"
     return Reply(
         error=name,
         message=encode_value(error.message),
