@@ -111,7 +111,10 @@ class Reply(msgspec.Struct, kw_only=True, frozen=True):
     @property
     def sentence(self) -> str:
         """The message as text, whatever it is."""
-        message = decode_value(self.message)
+        try:
+            message = decode_value(self.message)
+        except (msgspec.MsgspecError, RecursionError):
+            message = None  # JSON that Python can't hold, such as 1e400
         return message if isinstance(message, str) else bytes(self.message).decode()
 
     def __repr__(self) -> str:
@@ -217,13 +220,13 @@ def decode_value(value: Raw | bytes) -> Any:
 
 # Numbers that may be out of a float's range or over the digits limit: only these are worth a full decode.
 _LONG_NUMBER: Final = re.compile(rb"[0-9]{200}|[eE]\+?[0-9]{3}")
-# A string, closed or running to the end; possessive, so that no input makes it back up.
-_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
-_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'"[]{}'))
 _STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 def is_deeper(body: bytes, depth: int) -> bool:
     """Whether `body` nests brackets deeper than `depth`; never recursive, linear in its length."""
-    brackets = _STRING.sub(b"", body).translate(None, _NOT_BRACKETS)
+    structure = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NOT_STRUCTURE)
+    # Two quotes side by side are an empty string, or join two strings: without them no bracket changes sides.
+    brackets = b"".join(structure.replace(b'""', b"").split(b'"')[::2])
     return any(level > depth for level in accumulate(map(_STEPS.__getitem__, brackets)))
