@@ -1,0 +1,94 @@
+"""Where a service is: an address taken apart, checked, and never shown with its key."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from typing import Final
+from urllib.parse import SplitResult, unquote, urlsplit
+
+#: The vendor's service, as its newest clients address it.
+DEFAULT_SERVER: Final = "https://droidscript.cloud/cloudstore"
+
+_VENDORS_HOSTS: Final = frozenset({"droidscript.cloud", "enjine.cloud"})
+#: Seconds that the vendor's own clients leave between two requests; its account page shows `Max Rate: 3000` (ms).
+VENDORS_INTERVAL: Final = 3.0
+
+_EXAMPLE: Final = "https://API_KEY@host/path"
+
+
+def parse_address(address: str, *, insecure: bool = False) -> tuple[str, str]:
+    """
+    Return the API key and the server that ``https://API_KEY@host[:port]/path`` names.
+
+    The key's ``%XX`` are decoded. Raises `ValueError` for anything else, and for what `check_server` refuses.
+    """
+    parts = _split(address)
+    userinfo, at, _ = parts.netloc.rpartition("@")
+    if not at or not userinfo:
+        raise ValueError(f"The address has no API key; write it as {_EXAMPLE}.")
+    if ":" in userinfo:
+        raise ValueError(f"The address has a password beside the API key; write it as {_EXAMPLE}, a ':' in it as %3A.")
+    try:
+        api_key = unquote(userinfo, errors="strict")
+    except UnicodeDecodeError:
+        # Not chained: Python's sentence shows the bytes.
+        raise ValueError("The address's API key is no UTF-8 where it is percent-encoded; encode it anew.") from None
+    return api_key, _checked(parts, insecure=insecure)
+
+
+def check_server(server: str, *, insecure: bool = False) -> str:
+    """
+    Return `server` in the one form that it has everywhere else: no final slash, the host in lower case.
+
+    Raises `ValueError` for what is no ``https://host[:port]/path``, and for plain http to an address that is not
+    loopback, unless `insecure`.
+    """
+    parts = _split(server)
+    if "@" in parts.netloc:
+        raise ValueError("The server's address holds a user name or key; give the API key as its own argument.")
+    return _checked(parts, insecure=insecure)
+
+
+def resolve_server(server: str) -> str:
+    """Return the server to use: where `server` is the default, the environment's ``CLOUDSTORE_SERVER`` replaces it."""
+    return os.environ.get("CLOUDSTORE_SERVER") or server if server == DEFAULT_SERVER else server
+
+
+def default_interval(server: str) -> float:
+    """Return the seconds to leave between two requests to `server` if its user doesn't say."""
+    return VENDORS_INTERVAL if urlsplit(server).hostname in _VENDORS_HOSTS else 0.0
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host`, a name or an IP address without brackets, can only be this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _split(address: str) -> SplitResult:
+    if any(character.isspace() or not character.isprintable() for character in address):
+        raise ValueError("The address holds white space or a control character; take it out.")
+    try:
+        parts = urlsplit(address)
+        _ = parts.port
+    except ValueError:
+        # Not chained: Python's sentences show the host with all that stands before it.
+        raise ValueError(f"The address can't be read; write it as {_EXAMPLE}.") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"The address is none of a service; write it as {_EXAMPLE}.")
+    if "?" in address or "#" in address:
+        raise ValueError(f"The address has a query or fragment; write it as {_EXAMPLE}, a '?' or '#' in it as %XX.")
+    if "@" in parts.path:
+        raise ValueError(f"The address has an '@' in its path; write it as {_EXAMPLE}, a '/' in the API key as %2F.")
+    return parts
+
+
+def _checked(parts: SplitResult, *, insecure: bool) -> str:
+    host = parts.hostname or ""
+    if parts.scheme == "http" and not insecure and not is_loopback(host):
+        raise ValueError(f"Plain http would send the API key to {host} unencrypted; use https, or say insecure=True.")
+    port = "" if parts.port is None else f":{parts.port}"
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}{parts.path.rstrip('/')}"

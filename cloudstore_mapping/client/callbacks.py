@@ -1,0 +1,293 @@
+"""The callback client of the original documentation: each call on a thread, its reply to a callback and a future."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext, suppress
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
+
+from msgspec import UNSET
+
+from cloudstore_mapping.client import codec
+from cloudstore_mapping.client.address import DEFAULT_SERVER, check_server, default_interval, resolve_server
+from cloudstore_mapping.client.client import Client, listed
+from cloudstore_mapping.client.multipart import Media, open_media
+from cloudstore_mapping.client.pacing import pacer_of
+from cloudstore_mapping.client.transport import DEFAULT_TIMEOUT, HTTPTransport
+from cloudstore_mapping.errors import ProtocolError
+from cloudstore_mapping.wire import Operation, Reply, Request, Upload
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.client.transport import Response, Session
+
+ReplyDictionary: TypeAlias = dict[str, Any]
+Callback: TypeAlias = Callable[[ReplyDictionary], object]
+
+
+class CloudStore:
+    """
+    A CloudStore account whose methods return at once, and hand their reply to a callback.
+
+    A reply is a dictionary: ``error``, None or the error's name; ``message``, a sentence, after a load the value, after
+    a list the names joined by commas; ``data`` after a load (the value), a list (the names) and an upload (``name``,
+    ``folder``, ``id``, ``mimetype``, ``size``); ``response``, the `requests.Response` or None; ``exception``, only
+    where ``error`` is ``Error sending data`` or ``Error parsing data``.
+
+    Parameters
+    ----------
+    key
+        The account's API key.
+    server
+        The service's address; the environment's ``CLOUDSTORE_SERVER`` replaces the default one.
+    password, media_password
+        The default passwords of data files and of media files; one that a call gives wins.
+    min_interval
+        Seconds between two requests of all instances that talk to this server; None: 3.0 for the vendor's, else 0.
+    timeout
+        Seconds to wait for the connection and for each piece of the answer.
+    retries
+        How often a request is sent again that didn't get through.
+    insecure
+        Whether plain http may be used to another machine.
+    session
+        A `requests.Session` to use, with its proxies, hooks and adapters; it stays open.
+
+    Notes
+    -----
+    Each call returns a `concurrent.futures.Future` of the reply, which has it before the callback runs. Calls run in
+    parallel on a thread each; a program that ends waits for them. `CloudStore.lock` is held while any callback runs.
+    An exception in a callback goes to `threading.excepthook`.
+    """
+
+    lock: ClassVar[Any] = threading.RLock()
+
+    def __init__(
+        self,
+        key: str,
+        server: str = DEFAULT_SERVER,
+        *,
+        password: str | None = None,
+        media_password: str | None = None,
+        min_interval: float | None = None,
+        timeout: float | tuple[float, float] = DEFAULT_TIMEOUT,
+        retries: int = 3,
+        insecure: bool = False,
+        session: Session | None = None,
+    ) -> None:
+        self._key = _text(key, "key")
+        self._server = check_server(resolve_server(server), insecure=insecure)
+        self._password = password
+        self._media_password = media_password
+        self._client = Client(
+            HTTPTransport(self._server, timeout=timeout, session=session),
+            self._key,
+            retries=retries,
+            min_interval=default_interval(self._server) if min_interval is None else min_interval,
+            pacer=pacer_of(self._server),
+        )
+        self._guard = threading.Lock()
+        self._calls: set[threading.Thread] = set()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<CloudStore at {self._server}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """
+        Wait for the calls that run and those that their callbacks make, then close the connections.
+
+        A callback may close too: it doesn't wait, and the last call that runs closes the connections. Nobody who holds
+        `lock` may wait here, for the callbacks need it.
+        """
+        while not isinstance(threading.current_thread(), _Call) and (calls := self._running()):
+            for call in calls:
+                call.join()
+        with self._guard:
+            self._closed = True
+        self._close_if_last()
+
+    def save(
+        self, key: str, value: object, callback: Callback | None = None, password: str | None = None
+    ) -> Future[ReplyDictionary]:
+        """Store a JSON value under `key`, in place of what is there."""
+        return self._data(key, callback, password, value=value)
+
+    def load(self, key: str, callback: Callback | None = None, password: str | None = None) -> Future[ReplyDictionary]:
+        """Load the value under `key`."""
+        return self._data(key, callback, password)
+
+    def merge(
+        self, key: str, value: object, callback: Callback | None = None, password: str | None = None
+    ) -> Future[ReplyDictionary]:
+        """Merge a JSON value into the one under `key`, recursively and at the service; what is new is added."""
+        return self._data(key, callback, password, options="merge", value=value)
+
+    def list(
+        self,
+        filter: str = "",  # noqa: A002 - the documentation's name
+        callback: Callback | None = None,
+        password: str | None = None,
+    ) -> Future[ReplyDictionary]:
+        """List the keys that hold the text `filter`, of upper and lower case as it stands; all for the empty one."""
+        return self._data(filter, callback, password, options="list")
+
+    def delete(
+        self, key: str, callback: Callback | None = None, password: str | None = None
+    ) -> Future[ReplyDictionary]:
+        """Delete what is stored under `key`; an absent one gets the error ``NoFile``."""
+        return self._data(key, callback, password, options="delete")
+
+    def upload(
+        self,
+        data: Media,
+        filename: str,
+        type: str | None = None,  # noqa: A002 - the documentation's name
+        callback: Callback | None = None,
+        password: str | None = None,
+    ) -> Future[ReplyDictionary]:
+        """
+        Store a media file, and replace one of the same name.
+
+        `data` is bytes, an open file (sent in pieces; one that was opened for reading may be closed at once), or text:
+        stored as UTF-8 where `type` is ``"text"`` or ``"text/…"``, else taken as base64, bare or in a ``data:`` URL.
+        Without a type the filename says it.
+        """
+        name = _text(filename, "filename")
+        content_type = None if type is None else _text(type, "type")
+        presented = self._media_password if password is None else _text(password, "password")
+
+        def make() -> tuple[Request | Upload, IO[bytes] | None]:
+            content, full_type, opened = open_media(data, name, content_type)
+            upload = Upload(api_key=self._key, name=name, content_type=full_type, data=content, password=presented)
+            return upload, opened
+
+        return self._start(make, callback)
+
+    def _data(
+        self,
+        name: str,
+        callback: Callback | None,
+        password: str | None,
+        *,
+        options: Literal["merge", "delete", "list"] | None = None,
+        value: object = UNSET,
+    ) -> Future[ReplyDictionary]:
+        name = _text(name, "key")
+        presented = self._password if password is None else _text(password, "password")
+
+        def make() -> tuple[Request | Upload, IO[bytes] | None]:
+            encoded = UNSET if value is UNSET else codec.dump(value)
+            return Request(api_key=self._key, name=name, options=options, value=encoded, password=presented), None
+
+        return self._start(make, callback)
+
+    def _start(
+        self, make: Callable[[], tuple[Request | Upload, IO[bytes] | None]], callback: Callback | None
+    ) -> Future[ReplyDictionary]:
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback must be a function of the reply, not {type(callback).__name__}.")
+        if self._closed:
+            raise ValueError("This CloudStore is closed; make another one.")
+        work: Callable[[], ReplyDictionary]
+        try:
+            request, opened = make()
+        except (TypeError, ValueError, OSError) as error:
+            work = partial(_failed, "Error sending data", error)
+        else:
+            work = partial(self._reply, request, opened, self._client.reserve())
+        future: Future[ReplyDictionary] = Future()
+        future.set_running_or_notify_cancel()
+        call = _Call(target=self._run, args=(work, future, callback), daemon=False)
+        with self._guard:  # the thread can't take itself off before it is on
+            call.start()
+            self._calls.add(call)
+        return future
+
+    def _run(
+        self, work: Callable[[], ReplyDictionary], future: Future[ReplyDictionary], callback: Callback | None
+    ) -> None:
+        try:
+            try:
+                reply = work()
+            except BaseException as error:
+                future.set_exception(error)
+                raise
+            future.set_result(reply)
+            if callback is not None:
+                _call_back(callback, reply)
+        finally:
+            self._ended()
+
+    def _reply(self, request: Request | Upload, opened: IO[bytes] | None, start: float) -> ReplyDictionary:
+        try:
+            with nullcontext() if opened is None else opened:
+                reply = self._client.exchange(request, start=start)
+        except Exception as error:  # noqa: BLE001 - whatever the user's file, hook or adapter raises is the reply
+            came = isinstance(error, ProtocolError) and error.status is not None
+            return _failed("Error parsing data" if came else "Error sending data", error)
+        try:
+            return _dictionary(request, reply)
+        except (ProtocolError, ValueError) as error:
+            return _failed("Error parsing data", error, reply.response)
+
+    def _running(self) -> Sequence[threading.Thread]:
+        with self._guard:
+            return tuple(self._calls)
+
+    def _ended(self) -> None:
+        with self._guard:
+            self._calls.discard(threading.current_thread())
+        self._close_if_last()
+
+    def _close_if_last(self) -> None:
+        if self._closed and not self._running():
+            self._client.close()
+
+
+class _Call(threading.Thread):
+    """The thread of one call; its kind tells `close` that it is called by a callback."""
+
+
+def _text(text: str, what: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"{what} must be a str, not {type(text).__name__}.")
+    return str.__str__(text)  # of a StrEnum what it holds
+
+
+def _call_back(callback: Callback, reply: ReplyDictionary) -> None:
+    CloudStore.lock.acquire()
+    try:
+        callback(reply)
+    finally:
+        # However often the callback took the lock and kept it, or gave it back: this thread is done with it.
+        with suppress(RuntimeError):
+            while True:
+                CloudStore.lock.release()
+
+
+def _dictionary(request: Request | Upload, reply: Reply) -> ReplyDictionary:
+    operation = request.operation if isinstance(request, Request) else None
+    if reply.error is None and operation is Operation.LOAD:
+        message, data = codec.load(reply.message), codec.load(reply.content)
+        return {"error": None, "message": message, "data": data, "response": reply.response}
+    answer = {"error": reply.error, "message": reply.sentence, "response": reply.response}
+    if reply.error is None and operation is Operation.LIST:
+        answer["data"] = listed(reply)
+    if reply.error is None and operation is None and reply.data is not UNSET:
+        answer["data"] = codec.load(reply.data)
+    return answer
+
+
+def _failed(name: str, error: Exception, response: Response | None = None) -> ReplyDictionary:
+    if response is None:
+        response = getattr(error, "response", None)
+    return {"error": name, "message": str(error) or type(error).__name__, "response": response, "exception": error}

@@ -1,0 +1,269 @@
+"""The way to a service: one method; over HTTP, here alone, with `requests`."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import urlsplit
+
+from cloudstore_mapping._version import __version__
+from cloudstore_mapping.client.address import is_loopback
+from cloudstore_mapping.client.failures import translated
+from cloudstore_mapping.client.multipart import Form
+from cloudstore_mapping.client.pacing import parse_retry_after
+from cloudstore_mapping.errors import ProtocolError
+from cloudstore_mapping.wire import UPLOAD_PATH, Reply, Request, Upload, decode_reply, encode_request, encode_value
+
+if TYPE_CHECKING:
+    from requests import Response as Response
+    from requests import Session as Session
+    from urllib3 import BaseHTTPResponse, HTTPConnectionPool
+
+DEFAULT_TIMEOUT: Final = (5.0, 30.0)
+DEFAULT_MAX_REPLY: Final = 2**28
+JSON_TYPE: Final = "application/json; charset=UTF-8"
+
+#: Connections that are kept open; more may be in use at once.
+_POOL: Final = 32
+_PIECE: Final = 2**16
+
+
+class Transport(Protocol):
+    """The way to a service: whatever can send a request and say what was answered."""
+
+    def send(self, request: Request | Upload) -> Reply:
+        """
+        Return the service's answer, be it an error.
+
+        Raises `TransportError` or `TimedOutError` where none came, `ProtocolError` where it can't be read.
+        """
+
+    def close(self) -> None:
+        """Close what was opened."""
+
+
+class HTTPTransport:
+    """
+    Sends requests over HTTP, on connections that stay open.
+
+    Parameters
+    ----------
+    server
+        The service's address, without the API key, as `address.check_server` gives it.
+    timeout
+        Seconds to wait for the connection and for each piece of the answer, or one number for both.
+    session
+        A `requests.Session` to use, with its proxies, hooks and adapters; `close` leaves it open. Without one, the
+        environment's proxies are used as they are at the first request, and none to loopback.
+    max_reply
+        Bytes of an answer, unpacked, past which it is refused.
+
+    Notes
+    -----
+    May be used by many threads, and after a fork by the child. Redirects are never followed: the key is in the body.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        *,
+        timeout: float | tuple[float, float] = DEFAULT_TIMEOUT,
+        session: Session | None = None,
+        max_reply: int = DEFAULT_MAX_REPLY,
+    ) -> None:
+        self._server = server
+        self._timeout = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+        if not all(isinstance(seconds, int | float) and seconds > 0 for seconds in self._timeout):
+            raise ValueError("timeout is a number of seconds above 0, or two: for the connection and for the answer.")
+        self._session = session
+        self._max_reply = max_reply
+        self._line: _Line | None = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<HTTPTransport to {self._server}>"
+
+    def send(self, request: Request | Upload) -> Reply:
+        """Return the service's answer, be it an error; raises as `Transport.send` does."""
+        import requests
+        from urllib3.exceptions import HTTPError
+
+        body: bytes | Form
+        if isinstance(request, Upload):
+            body = Form(request)
+            path, content_type = UPLOAD_PATH, body.content_type
+        else:
+            body = encode_request(request)
+            path, content_type = request.path, JSON_TYPE
+        try:
+            response = self._post(path, content_type, body)
+        except (requests.RequestException, HTTPError) as error:
+            # A ValueError is about a URL, and shows it: a proxy's has a password.
+            raise translated(error, self._server) from (None if isinstance(error, ValueError) else error)
+        return _reply(response)
+
+    def close(self) -> None:
+        """Close the connections, unless the session is the user's."""
+        if self._line is not None:
+            self._line.close()
+
+    def _post(self, path: str, content_type: str, body: bytes | Form) -> Response:
+        if self._session is None:
+            return self._own_line().post(path, content_type, body, self._max_reply)
+        response = self._session.post(
+            self._server + path,
+            data=body,
+            headers={"Content-Type": content_type},
+            timeout=self._timeout,
+            allow_redirects=False,
+            stream=True,
+        )
+        with response:
+            content = _joined(response.iter_content(_PIECE), self._max_reply)
+        response._content = content  # noqa: SLF001 - `requests` has no public way to read with a limit
+        return response
+
+    def _own_line(self) -> _Line:
+        with self._lock:
+            # After a fork the old connections are the parent's.
+            if self._line is None or self._line.process != os.getpid():
+                self._line = _Line(self._server, self._timeout)
+            return self._line
+
+
+class _Line:
+    """
+    The connections to one server, all that its requests have in common prepared once.
+
+    `requests.Session.post` spends half a small request's time on what is the same each time: it looks for proxies in
+    the environment, takes the URL apart, merges headers and cookies.
+    """
+
+    def __init__(self, server: str, timeout: tuple[float, float]) -> None:
+        import requests
+        from requests.adapters import HTTPAdapter
+        from urllib3.util import Timeout
+
+        self.process = os.getpid()
+        self._server = server
+        self._timeout = Timeout(connect=timeout[0], read=timeout[1])
+        self._adapter = HTTPAdapter(pool_maxsize=_POOL)
+        with requests.Session() as session:
+            settings = session.merge_environment_settings(server, {}, None, None, None)
+        self._proxies = {} if is_loopback(urlsplit(server).hostname or "") else settings["proxies"]
+        prepared = requests.Request("POST", server).prepare()
+        verify, cert = settings["verify"], settings["cert"]
+        self._pool: HTTPConnectionPool = self._adapter.get_connection_with_tls_context(  # type: ignore[assignment]
+            prepared, verify, self._proxies, cert
+        )
+        self._adapter.cert_verify(self._pool, server, verify, cert)  # type: ignore[no-untyped-call]  # it says CA files
+        self._targets: dict[str, str] = {}
+
+    def close(self) -> None:
+        self._adapter.close()
+
+    def post(self, path: str, content_type: str, body: bytes | Form, max_reply: int) -> Response:
+        headers = {
+            "User-Agent": f"cloudstore-mapping/{__version__}",
+            "Accept-Encoding": "gzip, deflate",
+            "Content-Type": content_type,
+        }
+        length = len(body) if isinstance(body, bytes) else body.len
+        if length is not None:
+            headers["Content-Length"] = str(length)
+        raw = self._pool.urlopen(
+            "POST",
+            self._target(path),
+            body=body,
+            headers=headers,
+            retries=self._adapter.max_retries,
+            redirect=False,
+            assert_same_host=False,
+            timeout=self._timeout,
+            chunked=length is None,
+            preload_content=False,
+            decode_content=False,
+        )
+        with raw:
+            content = _joined(_pieces(raw, max_reply), max_reply)
+
+        def build() -> Response:
+            import requests
+
+            prepared = requests.Request("POST", self._server + path, headers=headers, data=body).prepare()
+            return self._adapter.build_response(prepared, raw)
+
+        return _response_class()(raw.status, content, build)
+
+    def _target(self, path: str) -> str:
+        """Return what stands in the request's first line: a path, to a proxy the whole URL."""
+        if path not in self._targets:
+            import requests
+
+            prepared = requests.Request("POST", self._server + path).prepare()
+            self._targets[path] = self._adapter.request_url(prepared, self._proxies)
+        return self._targets[path]
+
+
+@functools.cache
+def _response_class() -> Callable[[int, bytes, Callable[[], Response]], Response]:
+    import requests
+
+    class LazyResponse(requests.Response):
+        """A response of which all but status and content is made when looked at: it would double the time to send."""
+
+        def __init__(self, status: int, content: bytes, build: Callable[[], Response]) -> None:
+            self.status_code = status
+            self._content = content
+            self._content_consumed = True
+            self._build = build
+
+        def __getattr__(self, name: str) -> Any:
+            build = vars(self).get("_build")
+            if build is None or name.startswith("__"):
+                raise AttributeError(name)
+            vars(self).update({**vars(build()), **vars(self)})
+            return object.__getattribute__(self, name)
+
+    return LazyResponse
+
+
+def _pieces(raw: BaseHTTPResponse, max_reply: int) -> Iterable[bytes]:
+    length = raw.length_remaining
+    if length is not None and length <= max_reply and "Content-Encoding" not in raw.headers:
+        return (raw.read(),)
+    return raw.stream(_PIECE, decode_content=True)
+
+
+def _joined(pieces: Iterable[bytes], max_reply: int) -> bytes:
+    size = 0
+    kept = []
+    for piece in pieces:
+        size += len(piece)
+        if size > max_reply:
+            raise ProtocolError(f"The answer is larger than {max_reply} bytes; ask for less at once.", status=200)
+        kept.append(piece)
+    return b"".join(kept)
+
+
+def _reply(response: Response) -> Reply:
+    status = response.status_code
+    if status == HTTPStatus.OK:
+        return decode_reply(response.content, response=response)
+    retry_after = parse_retry_after(response.headers)
+    with suppress(ProtocolError):
+        reply = decode_reply(response.content, status=status, retry_after=retry_after, response=response)
+        if reply.error is not None:
+            return reply
+    return Reply(
+        error="Http error",
+        message=encode_value(response.reason or f"Status {status}"),
+        status=status,
+        retry_after=retry_after,
+        response=response,
+    )

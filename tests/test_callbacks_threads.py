@@ -1,0 +1,231 @@
+"""The callback client's threads: calls side by side and from callbacks, their pace, and the end of the program."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from cloudstore_mapping.client.callbacks import CloudStore
+from cloudstore_mapping.client.client import Client
+from cloudstore_mapping.client.pacing import Pacer
+from cloudstore_mapping.wire import Reply, Request, Upload, success
+from tests.vendor import Vendor, serve_vendor
+
+KEY = "ZFA5mAkxjVznvSsXOUxE"
+Dictionary = dict[str, Any]
+
+
+@pytest.fixture
+def vendor() -> Iterator[Vendor]:
+    """Return a running service that holds one file."""
+    with serve_vendor() as service:
+        service.files["a"] = 1
+        yield service
+
+
+@pytest.fixture
+def cloud(vendor: Vendor) -> Iterator[CloudStore]:
+    """Return a client of the service."""
+    with CloudStore(KEY, vendor.address) as opened:
+        yield opened
+
+
+@pytest.fixture
+def hooked(monkeypatch: pytest.MonkeyPatch) -> list[threading.ExceptHookArgs]:
+    """Return what comes to `threading.excepthook`."""
+    caught: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", caught.append)
+    return caught
+
+
+def test_callback_waits_for_another_call(cloud: CloudStore) -> None:
+    """A call's future has its reply before its callback runs, so that a callback may wait for other calls."""
+    seen: list[Any] = []
+
+    def callback(_: Dictionary) -> None:
+        other = cloud.load("a", lambda reply: seen.append(("second", reply["data"])))
+        seen.append(("first", other.result(30)["data"]))
+
+    cloud.load("a", callback)
+    cloud.close()
+    assert seen == [("first", 1), ("second", 1)]
+
+
+def test_call_returns_at_once(cloud: CloudStore, vendor: Vendor) -> None:
+    """A call returns while its request is still on the way, and can't be cancelled any more."""
+    with vendor.lock:
+        future = cloud.load("a")
+        assert not future.done()
+        assert future.running()
+        assert not future.cancel()
+    assert future.result(30)["data"] == 1
+
+
+def test_calls_run_in_parallel(cloud: CloudStore, vendor: Vendor) -> None:
+    """Many calls are on the way at once."""
+    everybody = threading.Barrier(8 + 1)
+    answer = vendor.answer
+
+    def answer_together(request: Any) -> dict[str, Any]:
+        vendor.lock.release()
+        everybody.wait(30)
+        vendor.lock.acquire()
+        return answer(request)
+
+    vendor.answer = answer_together  # type: ignore[method-assign]  # the service waits until all are there
+    futures = [cloud.load("a") for _ in range(8)]
+    everybody.wait(30)
+    assert [future.result(30)["data"] for future in futures] == [1] * 8
+
+
+def test_close_waits(vendor: Vendor) -> None:
+    """`close` returns when all is done, what callbacks began as well; afterwards a call is `ValueError`."""
+    seen: list[int] = []
+
+    def callback(depth: int) -> Callable[[Dictionary], None]:
+        def again(_: Dictionary) -> None:
+            seen.append(depth)
+            if depth < 5:
+                opened.load("a", callback(depth + 1))
+
+        return again
+
+    opened = CloudStore(KEY, vendor.address)
+    with opened:
+        opened.load("a", callback(1))
+    assert seen == [1, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match="closed"):
+        opened.load("a")
+    opened.close()
+
+
+def test_close_in_callbacks(vendor: Vendor, hooked: list[threading.ExceptHookArgs]) -> None:
+    """A callback may close: it waits for nobody, calls on the way are answered, and none can be added."""
+    seen: list[Dictionary] = []
+    cloud = CloudStore(KEY, vendor.address)
+
+    def close(reply: Dictionary) -> None:
+        seen.append(reply)
+        cloud.close()
+
+    with vendor.lock:
+        futures = [cloud.load("a", close) for _ in range(4)]
+    for future in futures:
+        assert future.result(30)["data"] == 1
+    for thread in threading.enumerate():
+        if type(thread).__name__ == "_Call":
+            thread.join()
+    assert len(seen) == 4
+    assert hooked == []
+
+
+class _Clock:
+    """A clock that stands still but for those who sleep by it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class _Held:
+    """A transport that answers nobody until it is let go, and notes who asked."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.gate = threading.Event()
+
+    def send(self, request: Request | Upload) -> Reply:
+        self.gate.wait(30)
+        self.names.append(request.name)
+        return success("")
+
+    def close(self) -> None:
+        pass
+
+
+def test_slots_in_the_order_of_calls(vendor: Vendor) -> None:
+    """The first call gets the first slot and so on, whichever thread runs first; calls that send nothing get none."""
+    transport = _Held()
+    clock = _Clock()
+    with CloudStore(KEY, vendor.address) as cloud:
+        pacer = _Noting(clock)
+        cloud._client = Client(transport, KEY, min_interval=3.0, pacer=pacer)
+        futures: list[Future[Dictionary]] = []
+        for name in ("a", "b", "c"):
+            futures.append(cloud.save(name, 1))
+            cloud.save(name, {1, 2})
+        transport.gate.set()
+        for future in futures:
+            future.result(30)
+        assert pacer.reserved == [0.0, 3.0, 6.0]
+        assert sorted(pacer.waited) == [0.0, 3.0, 6.0]
+
+
+class _Noting(Pacer):
+    """A pacer in whose time nobody waits."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
+        self.reserved: list[float] = []
+        self.waited: list[float] = []
+
+    def reserve(self, interval: float) -> float:
+        self.reserved.append(super().reserve(interval))
+        return self.reserved[-1]
+
+    def wait(self, until: float) -> None:
+        self.waited.append(until)
+
+
+def test_instances_share_their_servers_pace(vendor: Vendor) -> None:
+    """Two instances for one server have one pacer."""
+    with CloudStore(KEY, vendor.address) as one, CloudStore("other", vendor.address + "/") as two:
+        assert one._client._pacer is two._client._pacer
+    assert CloudStore(KEY, "https://enjine.cloud/cloudstore")._client._min_interval == 3.0
+    assert CloudStore(KEY, "https://enjine.cloud/cloudstore", min_interval=0)._client._min_interval == 0
+
+
+PROGRAM = """
+import sys
+from CloudStore import CloudStore
+
+cloud = CloudStore("key", sys.argv[1])
+
+def on_load(reply):
+    print(reply["data"])
+    if reply["data"] < 4:
+        cloud.save("a", reply["data"] + 1, on_save)
+    else:
+        raise SystemError("the last callback")
+
+def on_save(reply):
+    print(reply["message"])
+    cloud.load("a", on_load)
+
+cloud.load("a", on_load)
+print("the program's last line")
+"""
+
+
+@pytest.mark.skipif(
+    (3, 12) <= sys.version_info < (3, 12, 2), reason="these start no thread once the main one has ended: gh-113964"
+)
+def test_program_that_ends(vendor: Vendor) -> None:
+    """A program that ends waits for its calls, for those that their callbacks make meanwhile, and for theirs."""
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM, vendor.address], capture_output=True, text=True, timeout=60
+    )
+    said = ran.stdout.splitlines()
+    said.remove("the program's last line")
+    assert said == ["1", "Entry saved", "2", "Entry saved", "3", "Entry saved", "4"]
+    assert ran.stderr.rstrip().endswith("SystemError: the last callback")
+    assert ran.stderr.count("Traceback") == 1
+    assert ran.returncode == 0

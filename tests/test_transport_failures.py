@@ -1,0 +1,247 @@
+"""The exceptions of `requests` and `urllib3`: each has its meaning, and `sent` is False only where that is certain."""
+
+from __future__ import annotations
+
+import builtins
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from http.client import RemoteDisconnected
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests.exceptions
+import urllib3.exceptions
+from requests.adapters import BaseAdapter
+from urllib3.connectionpool import HTTPConnectionPool
+
+from cloudstore_mapping.client.failures import FAILURES, translated
+from cloudstore_mapping.client.transport import HTTPTransport
+from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TimedOutError, TransportError
+from cloudstore_mapping.wire import Request, Upload
+
+SERVER = "https://service.example/cloudstore"
+SECRETS = ("S3cretKey", "Passw0rd")
+POOL = HTTPConnectionPool("service.example")
+CONNECTION: Any = POOL._new_conn()
+
+CLASSES = [
+    kind
+    for kind in vars(requests.exceptions).values()
+    if isinstance(kind, type) and issubclass(kind, requests.RequestException)
+]
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_table_is_complete(kind: type[Exception]) -> None:
+    """The table names every exception of `requests`, each once."""
+    name = f"requests.{kind.__name__}"
+    assert [row.classes.split().count(name) for row in FAILURES if name in row.classes.split()] == [1]
+
+
+def test_table_names_what_exists() -> None:
+    """The table names no class that there isn't."""
+    modules = {"requests": requests.exceptions, "urllib3": urllib3.exceptions, "ssl": ssl, "builtins": builtins}
+    for name in " ".join(row.classes for row in FAILURES).split():
+        module, _, kind = name.partition(".")
+        assert hasattr(modules[module], kind), name
+
+
+def caused(error: BaseException, cause: BaseException) -> Any:
+    """Return the error, raised from the cause."""
+    error.__cause__ = cause
+    return error
+
+
+def retried(reason: Exception) -> urllib3.exceptions.MaxRetryError:
+    """Return what `urllib3` makes of an error while connecting."""
+    return urllib3.exceptions.MaxRetryError(POOL, "/cloudstore/store/save", reason)
+
+
+REFUSED = caused(
+    urllib3.exceptions.NewConnectionError(CONNECTION, "Failed"), ConnectionRefusedError(111, "Connection refused")
+)
+UNKNOWN_HOST = caused(
+    urllib3.exceptions.NameResolutionError("service.example", CONNECTION, socket.gaierror(-2, "Name not known")),
+    socket.gaierror(-2, "Name or service not known"),
+)
+SLOW = urllib3.exceptions.ConnectTimeoutError(CONNECTION, "timed out")
+UNTRUSTED = urllib3.exceptions.SSLError(ssl.SSLCertVerificationError(1, "certificate verify failed"))
+BROKEN_TLS = urllib3.exceptions.SSLError(ssl.SSLError(1, "bad record mac"))
+SILENT = urllib3.exceptions.ReadTimeoutError(POOL, "/", "Read timed out.")
+ABORTED = urllib3.exceptions.ProtocolError("Connection aborted.", RemoteDisconnected("Remote end closed connection"))
+STALLED = urllib3.exceptions.ProtocolError("Connection aborted.", TimeoutError("timed out"))
+PROXY = urllib3.exceptions.ProxyError("Unable to connect to proxy", OSError("Tunnel connection failed: 407 Sign in"))
+
+#: What may happen, what is raised, and whether the service may have seen the request.
+MEANINGS: list[tuple[Exception, type[CloudStoreError], bool | None, str]] = [
+    (requests.ConnectionError(retried(REFUSED)), TransportError, False, "Connection refused"),
+    (requests.ConnectionError(retried(UNKNOWN_HOST)), TransportError, False, "Name or service not known"),
+    (requests.ConnectTimeout(retried(SLOW)), TimedOutError, False, "connection in time"),
+    (requests.exceptions.SSLError(retried(UNTRUSTED)), TransportError, True, "certificate verify failed"),
+    (requests.exceptions.SSLError(retried(BROKEN_TLS)), TransportError, True, "bad record mac"),
+    (requests.exceptions.ProxyError(retried(PROXY)), TransportError, False, "407 Sign in"),
+    (requests.exceptions.InvalidProxyURL("http://Passw0rd@"), TransportError, False, "proxy"),
+    (requests.ReadTimeout(SILENT), TimedOutError, True, "answer in time"),
+    (requests.Timeout(), TimedOutError, True, "answer in time"),
+    (requests.ConnectionError(SILENT), TimedOutError, True, "answer in time"),
+    (requests.ConnectionError(STALLED), TimedOutError, True, "answer in time"),
+    (requests.ConnectionError(ABORTED), TransportError, True, "Remote end closed"),
+    (requests.ConnectionError(), TransportError, True, "broke"),
+    (requests.exceptions.ChunkedEncodingError(ABORTED), TransportError, True, "broke"),
+    (requests.exceptions.RetryError(retried(urllib3.exceptions.ResponseError())), TransportError, True, "broke"),
+    (requests.RequestException("S3cretKey"), TransportError, True, "broke"),
+    (requests.exceptions.ContentDecodingError(), ProtocolError, None, "can't be read"),
+    (requests.exceptions.InvalidURL("http://S3cretKey@host"), ProtocolError, None, "can't be sent"),
+    (requests.exceptions.InvalidSchema(), ProtocolError, None, "can't be sent"),
+    (requests.exceptions.TooManyRedirects(), ProtocolError, None, "can't be read"),
+    (retried(REFUSED), TransportError, False, "Connection refused"),
+    (retried(SLOW), TimedOutError, False, "connection in time"),
+    (SILENT, TimedOutError, True, "answer in time"),
+    (STALLED, TimedOutError, True, "answer in time"),
+    (ABORTED, TransportError, True, "Remote end closed"),
+    (retried(PROXY), TransportError, False, "407 Sign in"),
+    (urllib3.exceptions.ClosedPoolError(POOL, "closed"), TransportError, True, "broke"),
+    (urllib3.exceptions.DecodeError("no gzip"), ProtocolError, None, "can't be read"),
+    (urllib3.exceptions.LocationParseError("http://S3cretKey@host"), ProtocolError, None, "can't be sent"),
+]
+
+
+@pytest.mark.parametrize(("error", "kind", "sent", "part"), MEANINGS)
+def test_meaning(error: Exception, kind: type[CloudStoreError], sent: bool | None, part: str) -> None:
+    """Each exception is one error of ours, with a sentence of what happened and what to do, and no secret."""
+    raised = translated(error, SERVER)
+    assert type(raised) is kind
+    assert getattr(raised, "sent", None) is sent
+    assert part in str(raised)
+    assert SERVER in str(raised)
+    assert not [secret for secret in SECRETS if secret in str(raised)]
+
+
+class _Adapter(BaseAdapter):
+    """Raises where a connection would be opened."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def send(self, *_: Any, **__: Any) -> Any:
+        raise self._error
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("error", [error for error, *_ in MEANINGS if isinstance(error, requests.RequestException)])
+def test_on_a_users_session(error: Exception) -> None:
+    """What a user's adapter raises is translated as well, and the error holds it as its cause unless it shows a URL."""
+    with requests.Session() as session:
+        session.mount("https://", _Adapter(error))
+        with pytest.raises(CloudStoreError) as caught:
+            HTTPTransport(SERVER, session=session).send(Request(api_key="S3cretKey", name="a", password="Passw0rd"))
+    assert caught.value.__cause__ is (None if isinstance(error, ValueError) else error)
+    assert not [secret for secret in SECRETS if secret in f"{caught.value!s}{caught.value!r}"]
+
+
+def test_errors_of_hooks_pass() -> None:
+    """What isn't of `requests` goes through as it is."""
+    with requests.Session() as session:
+        session.mount("https://", _Adapter(ZeroDivisionError()))
+        with pytest.raises(ZeroDivisionError):
+            HTTPTransport(SERVER, session=session).send(Request(api_key="k", name="a"))
+
+
+def test_error_that_carries_a_response() -> None:
+    """A response that an exception brings along is the error's."""
+    response = requests.Response()
+    assert translated(requests.HTTPError(response=response), SERVER).response is response
+
+
+#: A key, and a certificate for 127.0.0.1 that nobody vouches for.
+SELF_SIGNED = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgJlxMx5SIfWYg/iJ+
+fMfRZgC37Pt1TuYbgx3GajO+YVyhRANCAATL3RNqx/juwZSEAd6z7rfeyxRUAiaD
+Bflk1hXiGUUYn8beFYErDmwMUFRjeJ2WVO1amB0voTIpPcTdg9fo4jVl
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBkDCCATagAwIBAgIUGkgBtfiRY1OcLfz9ZhdZ3bJqk1owCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMzEyNTcwMFoYDzIxMjYxMDMw
+MTI1NzAwWjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAATL3RNqx/juwZSEAd6z7rfeyxRUAiaDBflk1hXiGUUYn8beFYErDmwM
+UFRjeJ2WVO1amB0voTIpPcTdg9fo4jVlo2QwYjAdBgNVHQ4EFgQUkFxhNWicH4No
+wycFhWlKqD6Are8wHwYDVR0jBBgwFoAUkFxhNWicH4NowycFhWlKqD6Are8wDwYD
+VR0TAQH/BAUwAwEB/zAPBgNVHREECDAGhwR/AAABMAoGCCqGSM49BAMCA0gAMEUC
+IQC1CbPpJ8t+OvxFpsBizWZedQoL44ByBceQWIpJ4903UQIgSjtWduTMclBvw8TA
+WCsUYh7xGNnuMvBuutJg33NmQsw=
+-----END CERTIFICATE-----
+"""
+
+
+@pytest.fixture
+def untrusted(tmp_path: Path) -> Iterator[str]:
+    """Return the address of a server with a certificate that nobody vouches for."""
+    (tmp_path / "self-signed.pem").write_text(SELF_SIGNED)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "self-signed.pem")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                context.wrap_socket(connection, server_side=True).close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"https://127.0.0.1:{server.getsockname()[1]}/cloudstore"
+        thread.join()
+
+
+@pytest.mark.parametrize("has_session", [False, True])
+def test_certificates_are_verified(untrusted: str, has_session: bool) -> None:
+    """A server that can't prove who it is gets nothing of a request."""
+    with requests.Session() as session:
+        transport = HTTPTransport(untrusted, session=session if has_session else None)
+        with pytest.raises(TransportError, match=r"TLS.*certificate verify failed.*check its certificate") as caught:
+            transport.send(Request(api_key="S3cretKey", name="a"))
+        transport.close()
+    assert caught.value.sent is False
+
+
+@pytest.fixture
+def hangs_up() -> Iterator[str]:
+    """Return the address of a server that takes a connection, reads a little, and ends it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}/cloudstore"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.mark.parametrize(("scheme", "sent"), [("http", True), ("https", False)])
+@pytest.mark.parametrize("has_session", [False, True])
+def test_a_handshake_comes_before_the_request(hangs_up: str, scheme: str, sent: bool, has_session: bool) -> None:
+    """A connection that ends while TLS is set up carried no request; one that ends later may have."""
+    with requests.Session() as session:
+        transport = HTTPTransport(f"{scheme}://{hangs_up}", session=session if has_session else None)
+        for request in (
+            Request(api_key="k", name="a"),
+            Upload(api_key="k", name="a", content_type="a/b", data=b"x" * 10_000_000),
+        ):
+            with pytest.raises(TransportError) as caught:
+                transport.send(request)
+            assert caught.value.sent is sent
+        transport.close()
