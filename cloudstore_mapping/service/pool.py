@@ -1,0 +1,37 @@
+"""Threads for what takes long: as much may wait for them as is answered soon, and the rest is refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from cloudstore_mapping.errors import UnavailableError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Pool:
+    """Runs work on as many as `threads` threads, while as many as `waiting` more pieces of it wait."""
+
+    def __init__(self, threads: int, waiting: int, name: str) -> None:
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._places = threading.BoundedSemaphore(threads + waiting)
+
+    def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Begin some work; raises `UnavailableError` where too much of it waits already, and after `close`."""
+        if not self._places.acquire(blocking=False):
+            raise UnavailableError("The service is busy; try again.", retry_after=1.0)
+        try:
+            future = self._executor.submit(work, *args, **kwargs)
+        except RuntimeError as error:  # what an executor says once it is shut down
+            self._places.release()
+            raise UnavailableError("The service is closed; try again once it is open.", retry_after=1.0) from error
+        future.add_done_callback(lambda _: self._places.release())
+        return future
+
+    def close(self) -> None:
+        """Finish what was submitted, and end the threads; not from one of them."""
+        self._executor.shutdown()

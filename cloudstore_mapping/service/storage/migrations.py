@@ -1,0 +1,112 @@
+"""How an SQLite file becomes ours, and how an older one of ours becomes today's."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.service.storage.sqlite_session import primary_code
+
+#: "CLSD": what `file(1)` and SQLite's own tools know our files by.
+APPLICATION_ID: Final = 0x434C5344
+
+
+def check_file(path: Path) -> None:
+    """
+    Raise `UnsupportedError` if there is a file at `path` that isn't ours, or not whole; an empty one may become ours.
+
+    It is looked at as a file that nobody changes, for else SQLite would finish what another program's log holds. And
+    by SQLite, for a file that Python closes takes along all locks of this process on it.
+    """
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return
+    if not size:
+        return
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+        try:
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+        except sqlite3.DatabaseError as error:
+            if primary_code(error) == sqlite3.SQLITE_NOTADB:
+                raise _foreign(path, "no CloudStore file") from error
+            if primary_code(error) == sqlite3.SQLITE_CORRUPT:
+                return  # another process may be writing it, or a log hold the rest
+            raise
+    if application != APPLICATION_ID:
+        raise _foreign(path, "another program's SQLite file")
+    # SQLite would fill a half page up with zeros. After a crash there may be one, and a log to mend it with.
+    if size % page_size and not any(Path(f"{path}{end}").exists() for end in ("-wal", "-journal")):
+        raise damaged(path)
+
+
+def _foreign(path: Path | None, kind: str) -> UnsupportedError:
+    return UnsupportedError(f"{path} is {kind} and was left as it is; choose another name, or move it away.")
+
+
+def damaged(path: Path) -> UnsupportedError:
+    """Return the error for a file of ours that can't be read."""
+    return UnsupportedError(f"{path} is damaged and was left as it is; restore a backup of it.")
+
+
+def migrate(connection: sqlite3.Connection, path: Path | None) -> None:
+    """
+    Bring the database at `path` to the newest schema, making an empty one ours; None stands for memory.
+
+    Raises `UnsupportedError`, with the file untouched, where it isn't ours or is of a newer version.
+    """
+    steps = _steps()
+    connection.execute("BEGIN")  # so that all facts are of one moment: another process may be making the file
+    version = _version(connection, path, newest=len(steps))
+    connection.execute("COMMIT")
+    if version < len(steps):
+        connection.execute("BEGIN IMMEDIATE")
+        # Asked again: another process may have done it while this one waited.
+        for number in range(_version(connection, path, newest=len(steps)), len(steps)):
+            for statement in _statements(steps[number]):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {len(steps)}")
+        connection.execute("COMMIT")
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if path is not None and mode != "wal":
+        raise UnsupportedError(f"The file system of {path} can't be shared between processes; use a local disk.")
+
+
+def _version(connection: sqlite3.Connection, path: Path | None, *, newest: int) -> int:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application != APPLICATION_ID and (application or version or tables):
+        raise _foreign(path, "another program's SQLite file")
+    if version > newest:
+        raise UnsupportedError(
+            f"{path} was written by a newer version of cloudstore-mapping and was left as it is; upgrade, then open it."
+        )
+    return int(version)
+
+
+def _steps() -> list[str]:
+    folder = resources.files("cloudstore_mapping.service.storage") / "schema"
+    numbered = {
+        int(file.name.removeprefix("sqlite-").removesuffix(".sql")): file.read_text("utf-8")
+        for file in folder.iterdir()
+        if file.name.startswith("sqlite-")
+    }
+    return [numbered[number] for number in range(1, len(numbered) + 1)]
+
+
+def _statements(script: str) -> Iterator[str]:
+    # Connection.executescript would commit the transaction that all of them belong to.
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

@@ -1,0 +1,133 @@
+"""The engine for one machine: an SQLite file in WAL mode, or a database in memory."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+from cloudstore_mapping.errors import UnavailableError, UnsupportedError
+from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.storage.migrations import check_file, damaged, migrate
+from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession, primary_code, unavailable
+from cloudstore_mapping.service.storage.writer import GroupWriter
+
+T = TypeVar("T")
+
+#: Connections for reading that are kept for the next reader.
+MAX_IDLE: Final = 16
+
+
+class SQLiteStorage(Storage):
+    """
+    Keeps all accounts and files in the SQLite file at `path`, created if it is absent; None keeps them in memory.
+
+    Several processes may use one file, but a forked one has to open it anew. Every commit is synced
+    (``synchronous=FULL``) before it is answered, and readers see the last commit without waiting. Raises
+    `UnsupportedError` for a file that isn't ours, is damaged or is of a newer version, and `OSError` for one that can't
+    be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        self._path = None if path is None else Path(path).absolute()
+        self._session = _open(self._path)
+        self._idle: list[SQLiteSession] = []
+        self._closed = False
+        self._process = os.getpid()
+        self._writer = GroupWriter(self._session, partial(_let_go, self._session, self._idle))
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """Return a transaction to read with, on the caller's thread: all it reads is of one moment."""
+        self._check_open()
+        session = self._session if self._path is None else self._reader(self._path)
+        try:
+            with session.snapshot():
+                yield session
+        finally:
+            if session is not self._session:
+                self._idle.append(session)
+                # Looked at only now, so that none is left behind whenever `close` comes.
+                if self._closed or len(self._idle) > MAX_IDLE:
+                    _close_one(self._idle)
+
+    def _reader(self, path: Path) -> SQLiteSession:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            pass
+        try:
+            return SQLiteSession(path, "rw")
+        except sqlite3.Error as error:
+            raise unavailable(error) from error
+
+    def submit(self, work: Callable[[Transaction], T]) -> Future[T]:
+        """Run `work` in a writing transaction; the future completes after the commit is on disk."""
+        self._check_open()
+        return self._writer.submit(work)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UnavailableError("The store is closed; open it again.", sent=False, retry_after=1.0)
+        if os.getpid() != self._process:  # neither the writer's thread nor SQLite's locks come along
+            raise UnavailableError("The store was opened before a fork; open it in each process.", sent=False)
+
+    def healthy(self) -> bool:
+        """Whether it can be read, and has not given up writing; quick, on any thread."""
+        try:
+            with self.read() as transaction:
+                transaction.has_accounts()
+        except UnavailableError:
+            return False
+        return self._session.failure is None
+
+    def close(self) -> None:
+        """Finish what was submitted, then let go of all connections."""
+        self._closed = True
+        self._writer.close()
+
+
+def _open(path: Path | None) -> SQLiteSession:
+    try:
+        if path is not None:
+            _check_place(path)
+            check_file(path)
+        session = SQLiteSession(path, "rwc")
+        try:
+            migrate(session.connection, path)
+        except BaseException:
+            session.close()
+            raise
+    except sqlite3.Error as error:
+        code = primary_code(error)
+        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            raise PermissionError(f"{path} can't be opened ({error}); look at its permissions.") from error
+        if path is not None and code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            raise damaged(path) from error
+        raise unavailable(error) from error
+    return session
+
+
+def _check_place(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it.")
+    if path.exists() and not path.is_file():
+        raise UnsupportedError(f"{path} is no ordinary file; choose another name.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent}; make it first.")
+
+
+def _let_go(session: SQLiteSession, idle: list[SQLiteSession]) -> None:
+    session.close()
+    while idle:
+        _close_one(idle)
+
+
+def _close_one(idle: list[SQLiteSession]) -> None:
+    with suppress(IndexError):  # a reader and the writer may both find the last one
+        idle.pop().close()

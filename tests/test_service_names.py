@@ -1,0 +1,92 @@
+"""What a file may be called, and how large a value may be."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.settings import Settings
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.wire import decode_value
+from tests.service_fakes import Asker
+
+KEPT = [
+    "../../etc/passwd",
+    "/",
+    ".",
+    "a,b",
+    ",",
+    " ",
+    " a ",
+    "%2e%2e",
+    "%00",
+    "'; --",
+    "\x01\n\x7f\u202e",
+    "é",
+    "e\u0301",
+    "😀",
+    "__proto__",
+    "a" * 1024,
+    "é" * 512,
+]
+
+
+def test_names_are_kept_exactly(ask: Asker) -> None:
+    """Every name is a file of its own, listed and loaded as it was written, and never a path."""
+    for name in KEPT:
+        assert ask.save(name, name).error is None
+    assert decode_value(ask.list().content) == sorted(KEPT)
+    assert [ask.value(name) for name in KEPT] == KEPT
+
+
+@pytest.mark.parametrize("name", ["", "\0", "a\0b", "a" * 1025, "é" * 513], ids=ascii)
+def test_other_names_are_refused(ask: Asker, name: str) -> None:
+    """No name, one with NUL, and one over the limit in UTF-8 are `BadName` for every operation on a file."""
+    for reply in (ask.load(name), ask.save(name, 1), ask.merge(name, 1), ask.delete(name)):
+        assert reply.error == "BadName"
+    assert decode_value(ask.list().content) == []
+
+
+@pytest.mark.parametrize("containing", ["\0", "a" * 5000])
+def test_any_text_is_a_filter(ask: Asker, containing: str) -> None:
+    """A filter that no name can contain finds nothing, and is no error."""
+    ask.save("a", 1)
+    assert decode_value(ask.list(containing).content) == []
+
+
+def test_a_value_over_the_limit(no_threads_left: None) -> None:
+    """A value of the limit's size is taken, one byte more is `TooBig`, and what was there stays."""
+    with Service(SQLiteStorage(None), Settings(max_value_bytes=10)) as service:
+        ask = Asker(service, service.accounts.create("owner"))
+        assert ask.save("name", "x" * 8).error is None
+        reply = ask.save("name", "x" * 9)
+        assert (reply.error, reply.status) == ("TooBig", 200)
+        assert reply.sentence == "The value takes 11 bytes and a file at most 10; split it."
+        assert ask.value("name") == "x" * 8
+
+
+def test_a_merged_value_over_the_limit(no_threads_left: None) -> None:
+    """A merge whose result is over the limit is `TooBig`, though each part is not, and what was there stays."""
+    with Service(SQLiteStorage(None), Settings(max_value_bytes=10)) as service:
+        ask = Asker(service, service.accounts.create("owner"))
+        assert ask.merge("name", {"a": 1}).error is None
+        assert ask.merge("name", {"b": 1}).error == "TooBig"
+        assert ask.value("name") == {"a": 1}
+        assert ask.merge("new", [1, 2, 3, 4, 5]).error == "TooBig"
+
+
+def test_merges_lose_nothing(ask: Asker) -> None:
+    """Two threads that merge 1,000 names each into one file leave all 2,000."""
+
+    def merge(thread: int) -> None:
+        for number in range(1000):
+            ask.merge("name", {f"{thread}-{number}": number})
+
+    threads = [threading.Thread(target=merge, args=(thread,)) for thread in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ask.value("name") == {f"{thread}-{number}": number for thread in range(2) for number in range(1000)}

@@ -1,0 +1,160 @@
+"""The thread that writes: what it makes of a session that fails."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.storage.writer import MAX_GROUP, GroupWriter, Session
+from tests.service_fakes import PATIENCE
+
+BROKEN = UnavailableError("The engine failed.")
+
+
+class FakeSession(Session):
+    """Notes what it is told, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.commits: list[int] = []
+        self.kept = 0
+        self.stands = True
+        self.fails: set[str] = set()
+        self.ended_on: list[threading.Thread] = []
+
+    def _fail(self, where: str) -> None:
+        if where in self.fails:
+            raise BROKEN
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Begin, then commit."""
+        self._fail("begin")
+        self.kept, self.stands = 0, True
+        yield
+        self._fail("commit")
+        self.commits.append(self.kept)
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Keep what doesn't raise."""
+        yield
+        self._fail("release")
+        self.kept += 1
+
+    def intact(self) -> bool:
+        """Whether it stands."""
+        return self.stands
+
+    def end(self) -> None:
+        """Note who calls."""
+        self.ended_on.append(threading.current_thread())
+
+
+class Writer(GroupWriter):
+    """A writer that can be held back, so that what is submitted meanwhile is one group."""
+
+    def __init__(self, session: FakeSession) -> None:
+        super().__init__(session, session.end)
+        self.go = threading.Event()
+
+    def submit_together(self, *works: Callable[[Any], Any]) -> list[Future[Any]]:
+        """Submit the works so that they meet in one transaction, as far as they fit."""
+        begun = threading.Event()
+        self.go.clear()
+        held = self.submit(lambda _: (begun.set(), self.go.wait(PATIENCE)))  # type: ignore[func-returns-value]  # None
+        assert begun.wait(PATIENCE)
+        futures = [self.submit(work) for work in works]
+        self.go.set()
+        held.exception(PATIENCE)
+        return futures
+
+
+@pytest.fixture
+def session() -> FakeSession:
+    """Return a session."""
+    return FakeSession()
+
+
+@pytest.fixture
+def writer(session: FakeSession, no_threads_left: None) -> Iterator[Writer]:
+    """Return a writer with that session."""
+    writer = Writer(session)
+    yield writer
+    writer.close()
+
+
+def test_a_group_is_one_transaction(session: FakeSession, writer: Writer) -> None:
+    """All that waits is committed at once, but never more than `MAX_GROUP`, so that the first doesn't wait long."""
+    futures = writer.submit_together(*[lambda _: None] * (MAX_GROUP + 1))
+    assert [future.result(PATIENCE) for future in futures] == [None] * (MAX_GROUP + 1)
+    assert session.commits == [1, MAX_GROUP, 1]
+
+
+@pytest.mark.parametrize("where", ["begin", "commit"])
+def test_a_failed_transaction_is_everybody_s_failure(session: FakeSession, writer: Writer, where: str) -> None:
+    """Where the transaction fails each is told the reason, and the next group is done."""
+    futures = writer.submit_together(lambda _: session.fails.add(where), lambda _: 1, lambda _: 2)
+    if where == "begin":
+        assert futures[0].result(PATIENCE) is None
+        futures = [writer.submit(lambda _: 1), writer.submit(lambda _: 2)]
+    assert [future.exception(PATIENCE) for future in futures] == [BROKEN] * len(futures)
+    session.fails.clear()
+    assert writer.submit(lambda _: 3).result(PATIENCE) == 3
+
+
+def test_a_lost_transaction_is_everybody_s_failure(session: FakeSession, writer: Writer) -> None:
+    """Where the engine undid the transaction in the middle, those who were done before are told as well."""
+
+    def lose(_: object) -> None:
+        session.stands = False
+        raise BROKEN
+
+    futures = writer.submit_together(lambda _: 1, lose, lambda _: 2)
+    assert [future.exception(PATIENCE) for future in futures] == [BROKEN] * 3
+    assert writer.submit(lambda _: 3).result(PATIENCE) == 3
+
+
+def test_work_that_can_t_be_kept_is_its_own_failure(session: FakeSession, writer: Writer) -> None:
+    """Where the end of a savepoint fails the work is told so once, and its neighbours are done."""
+    before, failing, after = writer.submit_together(
+        lambda _: 1, lambda _: session.fails.add("release"), lambda _: session.fails.clear()
+    )
+    assert before.result(PATIENCE) == 1
+    assert failing.exception(PATIENCE) is BROKEN
+    assert after.result(PATIENCE) is None
+
+
+def test_it_ends_once_on_its_own_thread(session: FakeSession, no_threads_left: None) -> None:
+    """What lets go of the connections runs last, once, and where they were used."""
+    writer = Writer(session)
+    future = writer.submit(lambda _: threading.current_thread())
+    writer.close()
+    writer.close()
+    assert session.ended_on == [future.result(0)]
+    with pytest.raises(UnavailableError, match="is closed"):
+        writer.submit(lambda _: None)
+
+
+def test_values_are_not_kept_alive(writer: Writer) -> None:
+    """A thread that waits holds on to nothing of the work that it did last."""
+
+    class Value:
+        """Something that is dropped."""
+
+        def __init__(self) -> None:
+            self.dropped = threading.Event()
+
+        def __del__(self) -> None:
+            self.dropped.set()
+
+    value = Value()
+    dropped = value.dropped
+    writer.submit(lambda _, value=value: None).result(PATIENCE)  # type: ignore[misc]  # bound early
+    del value
+    assert dropped.wait(PATIENCE)
