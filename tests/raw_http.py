@@ -1,0 +1,158 @@
+"""A service in memory for the web's tests, and connections that speak HTTP as badly as a test wants."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, cast
+from urllib.parse import urlsplit
+
+from msgspec import UNSET, Raw
+
+from cloudstore_mapping.errors import NoFileError
+from cloudstore_mapping.service.settings import Settings
+from cloudstore_mapping.web import serve
+from cloudstore_mapping.wire import Operation, Reply, Request, failure, success
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.service.service import Service
+
+JSON = "Content-Type: application/json\r\n"
+
+
+class FakeService:
+    """Keeps values in a dict; like the real one it answers a load at once, and a write from another thread."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self.values: dict[str, Raw] = {}
+        self.addresses: set[str] = set()
+        self.reply: Reply | Exception | None = None
+        self.is_healthy = True
+        self.closed = False
+        self.writing = threading.Event()
+        self.may_write = threading.Event()
+        self.may_write.set()
+        self._writer = ThreadPoolExecutor(1)
+
+    def submit(self, request: Request, *, address: str = "") -> Future[Reply]:
+        """Begin to answer a request."""
+        self.addresses.add(address)
+        if isinstance(self.reply, Exception):
+            raise self.reply
+        if request.operation is Operation.SAVE:
+            return self._writer.submit(self._save, request)
+        answer: Future[Reply] = Future()
+        answer.set_result(self.reply or self._load(request))
+        return answer
+
+    def _save(self, request: Request) -> Reply:
+        self.writing.set()
+        self.may_write.wait()
+        assert request.value is not UNSET
+        self.values[request.name] = Raw(bytes(request.value))
+        return success("Entry saved")
+
+    def _load(self, request: Request) -> Reply:
+        value = self.values.get(request.name)
+        if value is None:
+            return failure(NoFileError(f"There is no file {request.name!r}.", key=request.name))
+        return success(value, value)
+
+    def healthy(self) -> bool:
+        """Whether the test wants it so."""
+        return self.is_healthy
+
+    def close(self) -> None:
+        """Finish the writes."""
+        self.may_write.set()
+        self._writer.shutdown()
+        self.closed = True
+
+    def as_service(self) -> Service:
+        """Return it as what it stands for."""
+        return cast("Service", self)
+
+    @contextmanager
+    def served(self) -> Iterator[str]:
+        """Serve it while the block runs, and close it."""
+        try:
+            with serve.background(self.as_service()) as address:
+                yield address
+        finally:
+            self.close()
+
+
+@dataclass
+class Answer:
+    """What came back over HTTP."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """What the body says."""
+        return json.loads(self.body)
+
+
+class Connection:
+    """A socket to the service at an address, closed at the end of its block; a reply that never comes is an error."""
+
+    def __init__(self, address: str) -> None:
+        where = urlsplit(address)
+        assert where.hostname is not None
+        self.base = where.path
+        self.socket = socket.create_connection((where.hostname, where.port or 80), timeout=20)
+        self._file = self.socket.makefile("rb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        self.socket.sendall(data)
+
+    def start(self, path: str, headers: str = JSON, body: bytes = b"") -> None:
+        """Send the line and the headers of a request, and what there is of its body."""
+        self.send(f"POST {self.base}{path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n".encode() + body)
+
+    def post(self, path: str, body: bytes) -> None:
+        """Send a whole request."""
+        self.start(path, f"{JSON}Content-Length: {len(body)}\r\n", body)
+
+    def answer(self) -> Answer:
+        """Read one reply."""
+        status = int(self._file.readline().split()[1])
+        headers = {}
+        while line := self._file.readline().strip():
+            name, _, value = line.decode().partition(": ")
+            headers[name.lower()] = value
+        return Answer(status, headers, self._file.read(int(headers.get("content-length", 0))))
+
+    def rest(self) -> bytes:
+        """Read until the service ends the connection."""
+        try:
+            return self._file.read()
+        except ConnectionResetError:
+            return b""
+
+
+def chunk(data: bytes) -> bytes:
+    """Return `data` as one chunk of a chunked body; without any it is the last."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def body(name: str = "list", **fields: Any) -> bytes:
+    """Return the body of a request, a load unless it has a `value`."""
+    return json.dumps({"key": "k" * 32, "file": name, "options": None, "id": "_data", **fields}).encode()
