@@ -1,5 +1,61 @@
 """The cloud as a Python dict: a mapping over CloudStore, its callback client, and the service itself."""
 
 from cloudstore_mapping._version import __version__
+from cloudstore_mapping.client.address import DEFAULT_SERVER
+from cloudstore_mapping.client.callbacks import CloudStore
+from cloudstore_mapping.client.mapping import CloudStoreMapping
+from cloudstore_mapping.client.passwords import Password
+from cloudstore_mapping.errors import (
+    BadKeyError,
+    BadMergeError,
+    BadNameError,
+    BadValueError,
+    BulkError,
+    ChangedError,
+    CloudStoreError,
+    DailyLimitError,
+    DisabledError,
+    LimitError,
+    LockedError,
+    NoFileError,
+    OutcomeUnknownError,
+    ProtocolError,
+    TimedOutError,
+    TooBigError,
+    TooManyFilesError,
+    TooOftenError,
+    TransportError,
+    UnavailableError,
+    UnsupportedError,
+)
+from cloudstore_mapping.locations import open  # noqa: A004 - the name that shelve and dbm use too
 
-__all__ = ["__version__"]
+__all__ = [
+    "DEFAULT_SERVER",
+    "BadKeyError",
+    "BadMergeError",
+    "BadNameError",
+    "BadValueError",
+    "BulkError",
+    "ChangedError",
+    "CloudStore",
+    "CloudStoreError",
+    "CloudStoreMapping",
+    "DailyLimitError",
+    "DisabledError",
+    "LimitError",
+    "LockedError",
+    "NoFileError",
+    "OutcomeUnknownError",
+    "Password",
+    "ProtocolError",
+    "TimedOutError",
+    "TooBigError",
+    "TooManyFilesError",
+    "TooOftenError",
+    "TransportError",
+    "UnavailableError",
+    "UnsupportedError",
+    "__version__",
+    "open",
+]

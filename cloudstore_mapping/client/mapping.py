@@ -1,0 +1,232 @@
+"""The store as a `MutableMapping`: every key a file, every operation a request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from functools import partial
+from typing import Any, Final, Self, TypeVar, cast, overload
+
+from msgspec import Raw
+
+from cloudstore_mapping.client import codec
+from cloudstore_mapping.client.store import Store
+from cloudstore_mapping.client.views import StoreItems, StoreKeys, StoreValues
+from cloudstore_mapping.errors import LockedError, NoFileError
+from cloudstore_mapping.merge import merge
+
+V = TypeVar("V")
+D = TypeVar("D")
+
+
+class _NotGiven:
+    """The type of `_NOT_GIVEN`, for None is a value like any other."""
+
+
+_NOT_GIVEN: Final = _NotGiven()
+
+
+class CloudStoreMapping(Store[V], MutableMapping[str, V]):
+    """
+    A CloudStore account as a dictionary from `str` to JSON values.
+
+    What is read is made anew at each read: changing it changes neither the store nor another read. A key that isn't
+    there is `KeyError` (`NoFileError`); a service that isn't reached, refuses or can't be understood is another error,
+    never a `KeyError`, and so goes through `get`, `in`, `pop` with a default and `setdefault`.
+
+    Parameters
+    ----------
+    api_key
+        The account's key.
+    server
+        The service's address; the environment's ``CLOUDSTORE_SERVER`` replaces the default one.
+    passwords
+        From key to the file's password, or to a `Password` with two; asked at each request.
+    password
+        The password of every other file.
+    timeout
+        Seconds to wait for a connection, and for each part of a reply; or one number for both.
+    retries
+        How often a request that failed on the way is sent again.
+    min_interval
+        Seconds between two requests; None: 3.0 for the vendor's own service, which asks for it, else none.
+    max_workers
+        Requests under way at once when many keys are read or written; a service that sets a pace gets one at a time.
+    session
+        A `requests.Session` of your own, with its proxies, hooks and adapters; it stays open at the end.
+    insecure
+        Allow plain http to another machine: the API key and all data can then be read on the way.
+    clock
+        Monotonic seconds; for tests.
+    transport
+        Another way to a service than HTTP; the store closes it at the end.
+
+    Notes
+    -----
+    Threads may share a store. Work on many keys goes on when a part of it fails, and then raises `BulkError`.
+    """
+
+    def __getitem__(self, key: str) -> V:
+        return cast("V", codec.load(self._files.load(self._text(key))))
+
+    def __setitem__(self, key: str, value: V) -> None:
+        text = self._writable(key)
+        self._save(text, codec.dump(value))
+
+    def __delitem__(self, key: str) -> None:
+        self._delete(self._text(key))
+
+    def __contains__(self, key: object) -> bool:
+        hash(key)
+        if not isinstance(key, str):
+            return False
+        try:
+            self._files.load(self._text(key))
+        except NoFileError:
+            return False
+        except LockedError:
+            return True
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        keys = self._keys()
+        self._hint.note(len(keys))
+        return iter(keys)
+
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(self._keys())
+
+    def __len__(self) -> int:
+        length = self._hint.take()
+        return len(self._keys()) if length is None else length
+
+    def keys(self) -> StoreKeys[V]:
+        """Return a view of the keys."""
+        return StoreKeys(self, self._keys, self._read)
+
+    def values(self) -> StoreValues[V]:
+        """Return a view of the values; an iteration over it loads them as it goes."""
+        return StoreValues(self, self._keys, self._read)
+
+    def items(self) -> StoreItems[V]:
+        """Return a view of the keys and values; an iteration over it loads the values as it goes."""
+        return StoreItems(self, self._keys, self._read)
+
+    @overload
+    def get(self, key: str, /) -> V | None: ...
+    @overload
+    def get(self, key: str, /, default: V | D) -> V | D: ...
+    def get(self, key: str, /, default: object = None) -> object:
+        """Return the key's value, or `default` where it isn't there; no other failure is taken for that."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    @overload
+    def pop(self, key: str, /) -> V: ...
+    @overload
+    def pop(self, key: str, /, default: V | D) -> V | D: ...
+    def pop(self, key: str, /, default: object = _NOT_GIVEN) -> object:
+        """Remove the key and return its value; two requests, in between which another client may do something."""
+        try:
+            value = self[key]
+            del self[key]
+        except KeyError:
+            if default is _NOT_GIVEN:
+                raise
+            return default
+        return value
+
+    def popitem(self) -> tuple[str, V]:
+        """Remove the last listed key, and return it with its value; `KeyError` where there is none."""
+        for key in reversed(self._keys()):
+            try:
+                return key, self.pop(key)
+            except NoFileError:  # another client was faster; the one before it then
+                continue
+        raise KeyError("popitem(): the store is empty")
+
+    @overload
+    def setdefault(self: CloudStoreMapping[V | None], key: str, default: None = None, /) -> V | None: ...
+    @overload
+    def setdefault(self, key: str, default: V, /) -> V: ...
+    def setdefault(self, key: str, default: Any = None, /) -> Any:
+        """Return the key's value; where it isn't there, save `default` first. Not atomic: two requests then."""
+        text = self._writable(key)
+        new = codec.dump(default)
+        try:
+            return self[text]
+        except NoFileError:
+            self._save(text, new)
+        return codec.load(new)
+
+    def update(self, other: Any = (), /, **values: V) -> None:
+        """Save all pairs of a mapping, or of an iterable of pairs, and of the keywords; a later one of a key wins."""
+        encoded = {self._writable(key): codec.dump(value) for key, value in (*_pairs(other), *values.items())}
+        self._workers.write({key: partial(self._save, key, value) for key, value in encoded.items()})
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[misc]  # merges, where MutableMapping replaces
+        merges: dict[str, list[Raw]] = {}
+        for key, value in _pairs(other):
+            merges.setdefault(self._writable(key), []).append(codec.dump(value))
+        # A key's merges stay apart and in order: folded into one they could leave something else.
+        self._workers.write({key: partial(self._merge, key, values) for key, values in merges.items()})
+        return self
+
+    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the dictionary that ``store |= other`` would leave, and write nothing."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return _merged(self.items(), self._jsonable(other))
+
+    def __ror__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the dictionary that merging the store into `other` would leave, and write nothing."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return _merged(self._jsonable(other), self.items())
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            self._check_open()
+            return True
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        theirs = other.copy() if isinstance(other, CloudStoreMapping) else other
+        keys = self._keys()
+        if len(keys) != len(theirs) or any(key not in theirs for key in keys):
+            return False
+        read = 0
+        for key, value in self._read(keys):
+            if value != theirs[key]:
+                return False
+            read += 1
+        return read == len(keys)
+
+    __hash__ = None  # type: ignore[assignment]  # like dict's: it changes
+
+    def clear(self) -> None:
+        """Delete every key that is listed now."""
+        self._workers.write({key: partial(self.discard, key) for key in self._keys()})
+
+    def copy(self) -> dict[str, V]:
+        """Return all keys and values as a plain dictionary."""
+        return dict(self.items())
+
+    def _jsonable(self, other: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        return [(self._writable(key), codec.load(codec.dump(value))) for key, value in _pairs(other)]
+
+
+def _pairs(other: Any) -> Iterable[tuple[Any, Any]]:
+    """Return the pairs that `dict.update` would see."""
+    if isinstance(other, Mapping):
+        return other.items()
+    if hasattr(other, "keys"):
+        return [(key, other[key]) for key in other.keys()]  # noqa: SIM118 - it may have nothing else
+    return [(key, value) for key, value in other]
+
+
+def _merged(onto: Iterable[tuple[str, Any]], pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(onto)
+    for key, value in pairs:
+        result[key] = merge(result.get(key), value)
+    return result

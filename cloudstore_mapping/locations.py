@@ -1,0 +1,76 @@
+"""Where a store can be: the addresses and paths that `open` takes."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Final
+
+from cloudstore_mapping.client.address import parse_address
+from cloudstore_mapping.client.mapping import CloudStoreMapping
+
+DEFAULT_FILE: Final = "cloudstore.db"
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: C:\ is a drive
+# A path like this would make a file with a secret for its name.
+_KEY_WITHOUT_SCHEME: Final = re.compile(r"[A-Za-z0-9._~-]{16,}@[^/]")
+
+
+def open(location: str | os.PathLike[str] | None = None, **options: Any) -> CloudStoreMapping[Any]:  # noqa: A001
+    """
+    Open a store, as a dictionary.
+
+    Parameters
+    ----------
+    location
+        ``https://API_KEY@host/path``, a service; a path or ``sqlite:///path``, one SQLite file, created if it is
+        absent; ``memory:``, gone with the process; None, what the environment's ``CLOUDSTORE_URL`` says, else
+        ``cloudstore.db`` in the working directory.
+    options
+        Those of `CloudStoreMapping`; what concerns only a network is without effect on a file.
+
+    Raises
+    ------
+    ValueError
+        The location can't be understood, or is plain http to another machine without ``insecure=True``.
+    UnsupportedError
+        The file isn't a store of ours, and was left as it is.
+    OSError
+        The file can't be opened or made.
+    """
+    if location is None:
+        location = os.environ.get("CLOUDSTORE_URL") or DEFAULT_FILE
+    location = os.fspath(location)
+    if _scheme(location) in ("http", "https"):
+        api_key, server = parse_address(location, insecure=options.get("insecure", False))
+        return CloudStoreMapping(api_key, server, **options)
+    return _open_embedded(None if location == "memory:" else file_of(location), location, options)
+
+
+def file_of(location: str) -> str:
+    """Return the path that a path or ``sqlite:///path`` means; `ValueError` for what means none."""
+    scheme = _scheme(location)
+    if scheme == "sqlite":
+        location = location.partition("://")[2].removeprefix("/")
+    elif scheme is not None:
+        raise ValueError(f"No store can be at {scheme}://; give an https:// address, a path, or sqlite:///path.")
+    elif _KEY_WITHOUT_SCHEME.match(location):
+        raise ValueError("The location looks like an API key and a host; begin it with https://.")
+    if not location:
+        raise ValueError("The location is empty; give an https:// address, a path, or sqlite:///path.")
+    return location
+
+
+def _scheme(location: str) -> str | None:
+    match = _SCHEME.match(location)
+    return None if match is None else match[1].lower()
+
+
+def _open_embedded(path: str | None, label: str, options: dict[str, Any]) -> CloudStoreMapping[Any]:
+    from cloudstore_mapping.embedded import open_service  # loads SQLite, which a program on a network never needs
+
+    transport, api_key = open_service(path)
+    try:
+        return CloudStoreMapping(api_key, label, **{**options, "transport": transport})
+    except BaseException:
+        transport.close()
+        raise

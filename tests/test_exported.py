@@ -1,0 +1,34 @@
+"""The public names of the package."""
+
+from __future__ import annotations
+
+import inspect
+
+import cloudstore_mapping
+from cloudstore_mapping import errors
+
+
+def test_every_error_is_exported() -> None:
+    """Each class of `errors` is a public name of the package."""
+    defined = {name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)}
+    assert defined <= set(cloudstore_mapping.__all__)
+
+
+def test_all_names_are_there_and_no_others() -> None:
+    """`__all__` is what the package has, apart from its modules."""
+    public = {
+        name for name, value in vars(cloudstore_mapping).items() if name[0] != "_" and not inspect.ismodule(value)
+    }
+    assert public == set(cloudstore_mapping.__all__) - {"__version__"}
+
+
+def test_public_names_have_docstrings() -> None:
+    """Everything public says what it is, its own methods too."""
+    for name in cloudstore_mapping.__all__:
+        value = getattr(cloudstore_mapping, name)
+        if not callable(value):
+            continue
+        assert inspect.getdoc(value), name
+        for member, method in vars(value).items() if inspect.isclass(value) else ():
+            if member[0] != "_" and callable(method):
+                assert inspect.getdoc(method), f"{name}.{member}"

@@ -1,0 +1,105 @@
+"""Where `open` opens what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import cloudstore_mapping as cm
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CLOUDSTORE_URL", raising=False)
+    monkeypatch.delenv("CLOUDSTORE_SERVER", raising=False)
+
+
+def test_files(tmp_path: Path) -> None:
+    """A path, as text or as a path, and an sqlite address open the same file, relative or absolute."""
+    with cm.open("store.db") as store:
+        store["key"] = 1
+    for location in (
+        Path("store.db"),
+        str(tmp_path / "store.db"),
+        tmp_path / "store.db",
+        "sqlite:///store.db",
+        f"sqlite:///{tmp_path}/store.db",
+    ):
+        with cm.open(location) as store:
+            assert store["key"] == 1
+    assert (tmp_path / "store.db").exists()
+
+
+def test_memory(tmp_path: Path) -> None:
+    """`memory:` is a store of its own each time, and leaves nothing."""
+    with cm.open("memory:") as store, cm.open("memory:") as other:
+        store["key"] = 1
+        assert dict(other) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_location(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a location the environment says where, else it is a file in the working directory."""
+    with cm.open():
+        assert (tmp_path / "cloudstore.db").exists()
+    monkeypatch.setenv("CLOUDSTORE_URL", "http://SOME-API-KEY@127.0.0.1:8787/cloudstore")
+    with cm.open() as store:
+        assert repr(store) == "<CloudStoreMapping http://127.0.0.1:8787/cloudstore>"
+
+
+def test_the_environments_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`CLOUDSTORE_SERVER` takes the place of the default server, and of no other."""
+    with cm.CloudStoreMapping[object]("key") as store:
+        assert cm.DEFAULT_SERVER in repr(store)
+    monkeypatch.setenv("CLOUDSTORE_SERVER", "http://127.0.0.1:8787/cloudstore")
+    with cm.CloudStoreMapping[object]("key") as store:
+        assert "127.0.0.1" in repr(store)
+    with cm.CloudStoreMapping[object]("key", "https://example.org/cloudstore") as store:
+        assert "example.org" in repr(store)
+
+
+@pytest.mark.parametrize(
+    ("location", "sentence"),
+    [
+        ("http://KEY-OF-SIXTEEN@example.org/cloudstore", "insecure"),
+        ("https://example.org/cloudstore", "API key"),
+        ("ftp://example.org", "can be at ftp://"),
+        ("", "empty"),
+        ("sqlite://", "empty"),
+        ("KEY-OF-SIXTEEN-LETTERS@127.0.0.1:8787/cloudstore", "begin it with https"),
+    ],
+)
+def test_bad_locations(location: str, sentence: str) -> None:
+    """A location that can't be opened is `ValueError` with a sentence that says what to give."""
+    with pytest.raises(ValueError, match=sentence) as caught:
+        cm.open(location)
+    assert "KEY-OF-SIXTEEN" not in str(caught.value)
+
+
+def test_files_that_are_not_ours(tmp_path: Path) -> None:
+    """What can't be a store is refused and left as it is."""
+    (tmp_path / "notes.txt").write_text("my notes, which are long enough to be taken for a header of some kind\n" * 20)
+    with pytest.raises(cm.UnsupportedError, match="left as it is"):
+        cm.open("notes.txt")
+    assert (tmp_path / "notes.txt").read_text().startswith("my notes")
+    with pytest.raises(OSError, match="folder"):
+        cm.open(tmp_path)
+    with pytest.raises(OSError, match="folder"):
+        cm.open("missing/store.db")
+
+
+def test_options_for_a_network_are_without_effect_on_a_file() -> None:
+    """A program may give the same options wherever its store is."""
+    with cm.open("memory:", timeout=(1, 2), retries=1, min_interval=0, insecure=True, password="x") as store:
+        store["key"] = 1
+        assert store["key"] == 1
+    with pytest.raises(TypeError):
+        cm.open("memory:", unknown=1)
+
+
+def test_insecure() -> None:
+    """Plain http to another machine opens when it is asked for."""
+    with cm.open("http://SOME-API-KEY@example.org/cloudstore", insecure=True) as store:
+        assert "http://example.org" in repr(store)

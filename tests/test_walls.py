@@ -1,0 +1,113 @@
+"""The walls between the parts of the package: who may know whom."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import cloudstore_mapping
+
+PACKAGE = Path(cloudstore_mapping.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+PATHS = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in FILES}
+MODULES = {name.removesuffix(".__init__"): ast.parse(path.read_bytes()) for name, path in PATHS.items()}
+
+ROOT = "cloudstore_mapping"
+#: What may not be imported by what, parts under it included.
+WALLS = [
+    (f"{ROOT}.client", f"{ROOT}.service"),
+    (f"{ROOT}.client", f"{ROOT}.web"),
+    (f"{ROOT}.service", f"{ROOT}.client"),
+    (f"{ROOT}.service", f"{ROOT}.web"),
+]
+#: The modules of ours that the lowest ones may import, and no others.
+LOWEST: dict[str, set[str]] = {
+    f"{ROOT}.errors": set(),
+    f"{ROOT}.wire": {f"{ROOT}.errors"},
+    f"{ROOT}.merge": {f"{ROOT}.errors"},
+}
+HEAVY = ["sqlite3", "uvicorn", "starlette", "typer", "rich", "argon2", "requests"]
+
+
+def imports(module: str) -> Iterator[tuple[str, str]]:
+    """Yield each import of a module, wherever it stands in it, as (from where, what); what is empty for the whole."""
+    package = module if f"{module}.__init__" in PATHS else module.rpartition(".")[0]
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            source = ".".join([*above, *filter(None, [node.module])])
+            yield from ((source, alias.name) for alias in node.names)
+
+
+def ours(module: str) -> set[str]:
+    """Return the modules of ours that a module imports."""
+    found = {f"{source}.{name}" if f"{source}.{name}" in MODULES else source for source, name in imports(module)}
+    return found & MODULES.keys()
+
+
+def is_within(module: str, part: str) -> bool:
+    """Whether a module is a part of the package, or under it."""
+    return module == part or module.startswith(f"{part}.")
+
+
+@pytest.mark.parametrize(("part", "other"), WALLS)
+def test_wall(part: str, other: str) -> None:
+    """No module of the one part imports the other."""
+    for module in MODULES:
+        if is_within(module, part):
+            assert not [name for name in ours(module) if is_within(name, other)], module
+
+
+def test_nothing_needs_the_command_line() -> None:
+    """Only `python -m` leads to the command line."""
+    users = {module for module in MODULES for name in ours(module) if is_within(name, f"{ROOT}.cli")}
+    assert {module for module in users if not is_within(module, f"{ROOT}.cli")} <= {f"{ROOT}.__main__"}
+
+
+@pytest.mark.parametrize("module", LOWEST)
+def test_lowest_modules(module: str) -> None:
+    """Errors import nothing of ours, the wire and the merge nothing but errors."""
+    assert ours(module) <= LOWEST[module]
+
+
+def test_no_cycles() -> None:
+    """No module imports itself over others, not even within a function."""
+    assert list(graphlib.TopologicalSorter({module: ours(module) for module in MODULES}).static_order())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_private_names(module: str) -> None:
+    """No module imports a name that another keeps to itself."""
+    for source, name in imports(module):
+        assert not is_within(source, ROOT) or not name.startswith("_") or name.startswith("__"), (source, name)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstring(module: str) -> None:
+    """Each file says its purpose in its first line, as a sentence does, with a full stop or a colon and more."""
+    docstring = ast.get_docstring(MODULES[module])
+    assert docstring
+    assert docstring.splitlines()[0].endswith((".", ":"))
+
+
+def test_only_the_transport_names_requests() -> None:
+    """One file alone imports the library that speaks HTTP."""
+    users = {module for module in MODULES for source, _ in imports(module) if source.split(".")[0] == "requests"}
+    assert users <= {f"{ROOT}.client.transport"}
+
+
+def test_import_is_light() -> None:
+    """Importing the package loads neither a database, nor a web framework, nor what only a command line needs."""
+    program = f"import sys, {ROOT}; print(*sys.modules.keys() & set({HEAVY!r}))"
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=PACKAGE.parent, check=True, capture_output=True, text=True
+    )
+    assert ran.stdout.split() == []
