@@ -1,0 +1,22 @@
+"""The command line; no rules of its own."""
+
+from __future__ import annotations
+
+import typer
+
+from cloudstore_mapping.cli import data, service, tour
+from cloudstore_mapping.cli.frame import Commands
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    rich_markup_mode="markdown",  # the mode that joins the lines of a paragraph
+    pretty_exceptions_enable=False,  # they can show local variables, and so passwords
+    help="""The cloud as a Python dict, from the command line.
+
+    Exit status: 0 done; 1 the service said no; 2 usage: the command line, the JSON or the location is wrong; 3 the
+    service was not reached; 130 ended by Ctrl-C; 141 the reader of a pipe left. An error is one line on stderr.""",
+)
+tour.register(app)
+data.register(app)
+service.register(app)

@@ -1,0 +1,180 @@
+"""The commands on a store's keys and values: get, set, merge, rm, ls."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+from msgspec import MsgspecError
+
+from cloudstore_mapping.cli.frame import UsageError, report, status_of
+from cloudstore_mapping.cli.output import show_json, show_keys, show_value
+from cloudstore_mapping.cli.places import ask, open_store
+from cloudstore_mapping.client.codec import dump
+from cloudstore_mapping.errors import BadValueError, CloudStoreError
+from cloudstore_mapping.wire import decode_value
+
+Key: TypeAlias = Annotated[str, typer.Argument(metavar="KEY", help="The key; after -- it may begin with a dash.")]
+Source: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="JSON",
+        help="The value as JSON; - reads it from standard input, @FILE from a file. A text is JSON with its quotes: "
+        "'\"text\"'.",
+    ),
+]
+At: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOCATION",
+        help="Where the store is: https://API_KEY@host/path, a file, or sqlite:///file. Without it: the environment's "
+        "CLOUDSTORE_URL, else cloudstore.db. An address with an API key belongs in the environment: other users of "
+        "the machine can see command lines.",
+    ),
+]
+AskPassword: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--password",
+        help="Ask for the file's password, without echo. Where standard input is no terminal, the password is its "
+        "first line, and what follows is left for a JSON of -.",
+    ),
+]
+Insecure: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--insecure", help="Allow plain http to another machine: the API key and all data can be read on the way."
+    ),
+]
+AsJSON: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="For programs: what is printed is JSON on one line, an error a JSON object on stderr with error, "
+        "message and key.",
+    ),
+]
+# A negative number is a value and no option, so these commands take an option that they don't know for an argument.
+_TAKES_NUMBERS = {"ignore_unknown_options": True}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command()(get)
+    app.command("set", context_settings=_TAKES_NUMBERS)(set_)
+    app.command(context_settings=_TAKES_NUMBERS)(merge)
+    app.command()(rm)
+    app.command()(ls)
+
+
+def get(
+    key: Key, at: At = None, password: AskPassword = False, insecure: Insecure = False, as_json: AsJSON = False
+) -> None:
+    """Print the value of a key as JSON: indented on a terminal, else on one line."""
+    with open_store(at, password=_asked(password), insecure=insecure) as store:
+        value = store[key]
+    (show_json if as_json else show_value)(value)
+
+
+def set_(
+    key: Key,
+    source: Source,
+    at: At = None,
+    password: AskPassword = False,
+    insecure: Insecure = False,
+    as_json: AsJSON = False,  # noqa: ARG001 - `Commands.main` looks for it
+) -> None:
+    """Save a value under a key, in the place of what is there."""
+    secret = _asked(password)
+    value = _read(source)
+    with open_store(at, password=secret, insecure=insecure) as store:
+        store[key] = value
+
+
+def merge(
+    key: Key,
+    source: Source,
+    at: At = None,
+    password: AskPassword = False,
+    insecure: Insecure = False,
+    as_json: AsJSON = False,  # noqa: ARG001 - `Commands.main` looks for it
+) -> None:
+    """Merge a value into what is under a key, at the service; where nothing is, save it."""
+    secret = _asked(password)
+    value = _read(source)
+    with open_store(at, password=secret, insecure=insecure) as store:
+        store.merge(key, value)
+
+
+def rm(
+    keys: Annotated[list[str], typer.Argument(metavar="KEY", help="The keys; after -- they may begin with a dash.")],
+    at: At = None,
+    password: AskPassword = False,
+    insecure: Insecure = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Delete keys: all of them are tried, and each that failed is a line on stderr."""
+    statuses = []
+    with open_store(at, password=_asked(password), insecure=insecure) as store:
+        for key in keys:
+            try:
+                del store[key]
+            except CloudStoreError as error:
+                report(error, as_json=as_json)
+                statuses.append(status_of(error))
+    if statuses:
+        raise typer.Exit(max(statuses))
+
+
+def ls(
+    filter_: Annotated[
+        str, typer.Argument(metavar="FILTER", help="Only keys that contain this, upper and lower case told apart.")
+    ] = "",
+    prefix: Annotated[bool, typer.Option("--prefix", help="Only keys that begin with FILTER.")] = False,
+    at: At = None,
+    password: AskPassword = False,
+    insecure: Insecure = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Print the keys, one a line; with --json as one array, which is exact for keys that hold a line end."""
+    with open_store(at, password=_asked(password), insecure=insecure) as store:
+        keys = [key for key in store if (key.startswith(filter_) if prefix else filter_ in key)]
+    (show_json if as_json else show_keys)(keys)
+
+
+def _asked(password: bool) -> str | None:
+    return ask("password") if password else None
+
+
+def _read(source: str) -> Any:
+    """Return the value that `source` says, names or stands for; `UsageError` for what is no JSON."""
+    if source == "-":
+        name, text = "Standard input", sys.stdin.buffer.read()
+    elif source.startswith("@"):
+        try:
+            name, text = source[1:], Path(source[1:]).read_bytes()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{source[1:]!r} can't be read: {getattr(error, 'strerror', error)}.") from error
+    else:
+        name, text = "The value", source.encode("utf-8", "surrogateescape")
+    try:
+        return decode_value(text)
+    except (MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{name} is not JSON: {_where(text, error)}.") from error
+
+
+def _where(text: bytes, refusal: Exception) -> str:
+    """Return what Python's own parser, which counts lines, or the codec, which names the part, says to `text`."""
+    try:
+        dump(json.loads(text.decode()))
+    except json.JSONDecodeError as error:
+        hint = "" if error.pos or not text.strip() else "; a text is written with its quotes, '\"text\"'"
+        return f"{error.msg}, line {error.lineno}, column {error.colno}{hint}"
+    except (BadValueError, UnicodeDecodeError) as error:
+        return str(error).rstrip(".")
+    except (ValueError, RecursionError):  # an integer of more digits than Python takes; brackets without end
+        return str(refusal)
+    return str(refusal)

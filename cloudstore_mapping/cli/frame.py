@@ -1,0 +1,92 @@
+"""Around every command: what ends it becomes an exit status, and at most one line on stderr."""
+
+from __future__ import annotations
+
+import enum
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import typer
+from typer.core import TyperGroup
+
+from cloudstore_mapping.cli.output import show_error
+from cloudstore_mapping.errors import CloudStoreError, TimedOutError, TransportError, UnsupportedError
+
+
+class Status(enum.IntEnum):
+    """The exit statuses other than 0."""
+
+    REFUSED = 1
+    MISUSED = 2
+    NOT_REACHED = 3
+    PIPE_CLOSED = 141  # as a shell reports a program that SIGPIPE ended
+
+
+class UsageError(Exception):
+    """What was asked for can't be done as it was written; `str` is one sentence that says what to do."""
+
+
+def status_of(error: CloudStoreError | UsageError) -> Status:
+    """Return the exit status of a command that `error` ends."""
+    if isinstance(error, UsageError | UnsupportedError):
+        return Status.MISUSED
+    return Status.NOT_REACHED if isinstance(error, TransportError | TimedOutError) else Status.REFUSED
+
+
+# typer exports no other of its usage errors; this is what all of them derive from.
+_TyperUsageError: Final = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+_KEY_IN_ADDRESS: Final = re.compile(r"(?<=://)[^/\s]*@")
+
+
+class Commands(TyperGroup):
+    """The group of all commands."""
+
+    def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
+        """Run the command that `args` name, and exit with its status."""
+        arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a key or path that it can't hold is no reason to fail
+        try:
+            sys.exit(super().main(arguments, *others, **{**options, "standalone_mode": False}))
+        except _TyperUsageError as error:
+            failure: CloudStoreError | UsageError = UsageError(_sentence(error, arguments))
+        except (CloudStoreError, UsageError) as error:
+            failure = error
+        report(failure, as_json="--json" in arguments)
+        sys.exit(status_of(failure))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; a reader that leaves (``| head``) ends it without a word."""
+        try:
+            return super().invoke(ctx)
+        except CloudStoreError:
+            raise
+        except BrokenPipeError:
+            _drop_output()
+            raise typer.Exit(Status.PIPE_CLOSED) from None
+        except OSError as error:
+            _drop_output()
+            raise UsageError(f"Standard input or output failed: {error.strerror}.") from error
+
+
+def report(error: CloudStoreError | UsageError, *, as_json: bool) -> None:
+    """Print `error` as one line on stderr, without the API key of any address that it quotes."""
+    show_error(error, _KEY_IN_ADDRESS.sub("…@", str(error)), as_json=as_json)
+
+
+def _sentence(error: typer.BadParameter, arguments: list[str]) -> str:
+    message = " ".join(error.format_message().split())
+    if "extra argument" in message and "--password" in arguments:
+        message = "--password takes no value; it asks for it."  # typer's own sentence shows what was typed after it
+    if not message.endswith((".", "?")):
+        message += "."
+    return f"{message} See '{error.ctx.command_path} --help'." if error.ctx else message
+
+
+def _drop_output() -> None:
+    # What is still buffered would fail again when Python exits.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

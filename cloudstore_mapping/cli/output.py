@@ -1,0 +1,56 @@
+"""What a command prints: values, keys and errors, harmless to a terminal and exact for a program."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TextIO
+
+from cloudstore_mapping.errors import CloudStoreError
+
+
+def show(text: str) -> None:
+    """Print `text` and a line end at once; `typer.echo` would take colour codes out of a key."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def show_json(value: object) -> None:
+    """Print `value` as JSON on exactly one line."""
+    show(_escaped(json.dumps(value, ensure_ascii=False, separators=(",", ":")), sys.stdout))
+
+
+def show_value(value: object) -> None:
+    """Print `value` as JSON: indented on a terminal, else on one line."""
+    if not sys.stdout.isatty():
+        show_json(value)
+        return
+    for line in json.dumps(value, ensure_ascii=False, indent=2).split("\n"):
+        show(_escaped(line, sys.stdout))
+
+
+def show_keys(keys: list[str]) -> None:
+    """Print a key a line: as it is into a pipe, without control characters on a terminal."""
+    if keys:
+        show("\n".join([_escaped(key, sys.stdout) for key in keys] if sys.stdout.isatty() else keys))
+
+
+def show_error(error: Exception, message: str, *, as_json: bool) -> None:
+    """Print one line on stderr: `message`, or a JSON object with the class of `error` and the key it is about."""
+    if as_json:
+        key = error.key if isinstance(error, CloudStoreError) else None
+        line = json.dumps({"error": type(error).__name__, "message": message, "key": key})
+    else:
+        line = _escaped(f"cloudstore: {message}", sys.stderr)
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _escaped(text: str, stream: TextIO) -> str:
+    """Return `text` with JSON's escapes for what could steer a terminal, end a line, or not be written to `stream`."""
+    speaks_unicode = (stream.encoding or "").lower() in {"utf-8", "utf8"}
+    if text.isprintable() and (speaks_unicode or text.isascii()):
+        return text
+    return "".join(
+        char if char.isprintable() and (speaks_unicode or char.isascii()) else json.dumps(char)[1:-1] for char in text
+    )
