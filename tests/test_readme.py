@@ -1,0 +1,76 @@
+"""What the README shows is what happens."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.web.serve import background
+
+README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+SERVED = "http://API_KEY@127.0.0.1:8787/cloudstore"
+
+
+def blocks(language: str) -> list[str]:
+    """Return the README's code blocks in this language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
+    """An empty folder to work in, and a service on loopback: its API key and address."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CLOUDSTORE_URL", raising=False)
+    with Service(SQLiteStorage(tmp_path / "service.sqlite")) as service, background(service) as address:
+        yield service.accounts.create("readme"), address
+
+
+def test_the_python_examples(served: tuple[str, str]) -> None:
+    """Every Python example gives what it shows, with a service of ours for the one that it names."""
+    api_key, address = served
+    text = "".join(blocks("python"))
+    assert SERVED in text
+    text = text.replace(SERVED, address.replace("://", f"://{api_key}@"))
+    text = text.replace('"API_KEY", "http://127.0.0.1:8787/cloudstore"', f'"{api_key}", "{address}"')
+    flags = doctest.ELLIPSIS
+    examples = doctest.DocTestParser().get_doctest(text, {}, "README.md", "README.md", 0)
+    assert len(examples.examples) > 20
+    complaints: list[str] = []
+    doctest.DocTestRunner(optionflags=flags).run(examples, out=complaints.append)
+    assert not complaints, "".join(complaints)
+
+
+def test_the_command_line_examples(served: tuple[str, str]) -> None:
+    """Every command gives what it shows."""
+    ran = 0
+    shells = "".join(blocks("console"))
+    for command, shown in re.findall(r"^\$ cloudstore (.*)\n((?:(?!\$).*\n)*)", shells, re.MULTILINE):
+        done = subprocess.run(
+            [sys.executable, "-m", "cloudstore_mapping", *shlex.split(command)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ,
+        )
+        assert done.stdout == shown
+        ran += 1
+    assert ran == 5
+
+
+def test_the_two_commands_are_the_first_shell_blocks() -> None:
+    """The first shell block shows the demo, the second runs the tests; each sets up all that it needs."""
+    first, second = blocks("sh")[:2]
+    assert first.rstrip().endswith(".venv/bin/cloudstore demo")
+    assert second.rstrip().endswith("python -m pytest")
+    assert "-m venv .venv" in first
+    assert "-m venv .venv" in second
