@@ -9,11 +9,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.sqlite_session import primary_code
 
 #: "CLSD": what `file(1)` and SQLite's own tools know our files by.
 APPLICATION_ID: Final = 0x434C5344
+
+#: How often it is tried to switch a file to WAL while others switch it as well.
+SWITCHES: Final = 100
 
 
 def check_file(path: Path) -> None:
@@ -74,9 +77,22 @@ def migrate(connection: sqlite3.Connection, path: Path | None) -> None:
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(steps)}")
         connection.execute("COMMIT")
-    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-    if path is not None and mode != "wal":
+    if _journal_mode(connection) != "wal" and path is not None:
         raise UnsupportedError(f"The file system of {path} can't be shared between processes; use a local disk.")
+
+
+def _journal_mode(connection: sqlite3.Connection) -> str:
+    """Return the mode that the database is in after it was switched to WAL, if it can be."""
+    for _ in range(SWITCHES):
+        try:
+            return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if primary_code(error) != sqlite3.SQLITE_BUSY:
+                raise
+        # SQLite doesn't wait where two switch at once, but it does for a transaction.
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    raise UnavailableError("Other processes hold the store; try again.", retry_after=1.0)
 
 
 def _version(connection: sqlite3.Connection, path: Path | None, *, newest: int) -> int:
