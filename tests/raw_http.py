@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +36,6 @@ class FakeService:
         self.reply: Reply | Exception | None = None
         self.is_healthy = True
         self.closed = False
-        self.writing = threading.Event()
         self.may_write = threading.Event()
         self.may_write.set()
         self._writer = ThreadPoolExecutor(1)
@@ -52,7 +52,6 @@ class FakeService:
         return answer
 
     def _save(self, request: Request) -> Reply:
-        self.writing.set()
         self.may_write.wait()
         assert request.value is not UNSET
         self.values[request.name] = Raw(bytes(request.value))
@@ -116,6 +115,12 @@ class Connection:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+        self.socket.close()
+
+    def reset(self) -> None:
+        """Break the connection off."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._file.close()
         self.socket.close()
 

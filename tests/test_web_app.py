@@ -222,7 +222,7 @@ def test_chunks_over_the_limit_are_refused_as_they_come(connection: Connection) 
 
 
 def test_a_body_at_the_limit_is_taken(address: str) -> None:
-    """The limit itself is allowed, and so is a value too large to be read on the loop."""
+    """The limit itself is allowed, also for a value that is too large to be read on the loop."""
     text = "x" * (LIMIT - len(body(value="")))
     assert len(body(value=text)) == LIMIT
     assert post(address, SAVE, body(value=text)).json()["error"] is None

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import NoReturn
 from urllib.parse import urlsplit
 
 import pytest
 import requests
+from msgspec import Raw
 
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.service.settings import Settings
@@ -99,27 +102,45 @@ def test_a_body_that_never_ends_holds_no_server(
     assert not caplog.records
 
 
-def test_a_body_that_is_arriving_is_still_taken() -> None:
-    """A request that was begun before the server was told to end is answered."""
+def test_a_body_that_is_arriving_is_still_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request whose body arrives whole after the server was told to end is answered, however long that takes."""
+    monkeypatch.setattr(serve, "GRACE", 1)
     service = FakeService()
+    service.may_write.clear()
     data = body(value=1)
 
     def talk(address: str) -> str:
-        with Connection(address) as arriving, Connection(address) as idle:
+        with Connection(address) as arriving, Connection(address) as stopped, Connection(address) as idle:
             try:
                 arriving.start("/store/save", f"{JSON}Content-Length: {len(data)}\r\n", data[:9])
+                stopped.start("/store/save", f"{JSON}Content-Length: {len(data)}\r\n", data[:9])
                 idle.post("/store/load", body())
                 assert idle.answer().status == 200
             finally:
                 os.kill(os.getpid(), signal.SIGTERM)
             assert idle.rest() == b""
             arriving.send(data[9:])
+            assert stopped.rest() == b""
+            service.may_write.set()
             return str(arriving.answer().json["message"])
 
     with ThreadPoolExecutor(1) as pool:
         told: list[Future[str]] = []
         serve.run(service.as_service(), port=0, on_ready=lambda address: told.append(pool.submit(talk, address)))
         assert told[0].result() == "Entry saved"
+
+
+def test_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that could not be ended in time is cut off, and the server ends."""
+    monkeypatch.setattr(serve, "LAST_RESORT", 0)
+    service = FakeService(Settings(body_timeout=600))
+    service.values["large"] = Raw(b'"%b"' % (b"x" * 12 * 2**20))
+    with ExitStack() as stack:
+        with service.served() as address:
+            reader = stack.enter_context(Connection(address))
+            reader.post("/store/load", body("large"))
+            assert select.select([reader.socket], [], [], 20)[0]
+        assert len(reader.rest()) < 24 * 2**20
 
 
 def test_background_ends_with_its_block() -> None:

@@ -31,7 +31,7 @@ MAX_HEADER_BYTES: Final = 64 * 2**10
 #: Seconds that a connection may stand idle between two requests.
 KEEP_ALIVE: Final = 20
 #: Seconds that a body which is still arriving is waited for when the server is told to end.
-GRACE = 3.0
+GRACE: Final = 3.0
 #: Seconds until the server ends in any case; container engines kill after 10.
 LAST_RESORT: Final = 8
 
@@ -144,8 +144,14 @@ class _Server(uvicorn.Server):
             if self._on_ready is not None:
                 self._on_ready(self._address)
         except BaseException:
-            await self.shutdown(sockets)  # uvloop waits for ever to be closed while its servers are open
+            await self.shutdown(sockets)
             raise
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):  # those that outlasted the last resort
+            connection.transport.abort()
+        await asyncio.sleep(0)
 
 
 class _Protocol(HttpToolsProtocol):
@@ -171,10 +177,10 @@ class _Protocol(HttpToolsProtocol):
         try:
             await self._application(scope, receive, send)
         except RuntimeError:
-            # uvloop knows of a client that has gone, and refuses to write to it, before uvicorn is told.
+            # Of pipelined requests uvicorn tells only the last that the client has gone; the first writes, and may not.
             if not self.transport.is_closing():
                 raise
-            self.cycle.disconnected = True
+            send.__self__.disconnected = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
