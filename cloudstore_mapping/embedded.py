@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Final
 
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError
@@ -10,6 +11,8 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.wire import (
+    EXTENSIONS,
+    Batch,
     Reply,
     Request,
     Upload,
@@ -25,7 +28,11 @@ LOCAL_ACCOUNT: Final = "local"
 
 #: Who opens the file owns the machine's memory anyway: keys and values may be longer than a service on a network takes.
 #: Together they stay below the billion bytes that SQLite takes in a row.
-LOCAL_SETTINGS: Final = Settings(max_name_bytes=2**20, max_value_bytes=900 * 2**20)
+LOCAL_SETTINGS: Final = Settings(max_name_bytes=2**20, max_value_bytes=900 * 2**20, max_batch_reply_bytes=2**30)
+
+
+#: Within a process no reply is lost on its way, so no request has to say that it is the same as before.
+LOCAL_EXTENSIONS: Final = frozenset(EXTENSIONS) - {"once"}
 
 
 class InProcessTransport:
@@ -34,7 +41,7 @@ class InProcessTransport:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def send(self, request: Request | Upload) -> Reply:
+    def send(self, request: Request | Batch | Upload) -> Reply:
         """Return the service's answer."""
         try:
             if isinstance(request, Upload):
@@ -43,18 +50,49 @@ class InProcessTransport:
             reply = self._service.handle(decode_request(request.path, body, max_depth=self._service.settings.max_depth))
         except CloudStoreError as error:
             reply = failure(error)
-        return decode_reply(encode_reply(reply), status=reply.status, retry_after=reply.retry_after)
+        return decode_reply(
+            encode_reply(reply), status=reply.status, retry_after=reply.retry_after, extensions=LOCAL_EXTENSIONS
+        )
 
     def close(self) -> None:
         """Close the service."""
         self._service.close()
 
 
+class FileTransport(InProcessTransport):
+    """Sends requests to the store in the file at `path`, with a service of its own in every process after a fork."""
+
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        super().__init__(Service(SQLiteStorage(path), LOCAL_SETTINGS))
+        self._path = path
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        try:
+            self.api_key = self._service.accounts.grant(LOCAL_ACCOUNT)
+        except BaseException:
+            self.close()
+            raise
+
+    def send(self, request: Request | Batch | Upload) -> Reply:
+        """Return the service's answer."""
+        if self._process != os.getpid() and self._path is not None:
+            self._open_anew()
+        return super().send(request)
+
+    def _open_anew(self) -> None:
+        with self._lock:
+            if self._process != os.getpid():
+                _of_parents.append(self._service)
+                self._service = Service(SQLiteStorage(self._path), LOCAL_SETTINGS)
+                self._service.accounts.grant(LOCAL_ACCOUNT, self.api_key)
+                self._process = os.getpid()
+
+
+#: What a fork copied: its connections are the parent's, so here they are neither used nor closed.
+_of_parents: Final[list[Service]] = []
+
+
 def open_service(path: str | os.PathLike[str] | None) -> tuple[InProcessTransport, str]:
     """Return a way to the store in the file at `path` (None: in memory), and an API key that opens it meanwhile."""
-    service = Service(SQLiteStorage(path), LOCAL_SETTINGS)
-    try:
-        return InProcessTransport(service), service.accounts.grant(LOCAL_ACCOUNT)
-    except BaseException:
-        service.close()
-        raise
+    transport = FileTransport(path)
+    return transport, transport.api_key

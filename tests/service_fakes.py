@@ -8,7 +8,7 @@ from typing import Any
 
 from cloudstore_mapping.service.limits import Clock
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.storage.base import File, Storage, Transaction
 from cloudstore_mapping.wire import Reply, Request, decode_value, encode_value
 
 #: Seconds after which a test that waits for another thread fails; it never waits that long.
@@ -47,6 +47,11 @@ class FakeHasher:
         self.begun.release()
         assert self.gate.wait(PATIENCE)
         return stored.partition("$")[2] == password
+
+
+def unversioned(file: File | None) -> File | None:
+    """Return the file without its version, which is random."""
+    return None if file is None else file._replace(version="")
 
 
 class Held:

@@ -11,11 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from cloudstore_mapping.embedded import LOCAL_ACCOUNT, LOCAL_SETTINGS, InProcessTransport, open_service
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.wire import Operation, Reply, Request, Upload, decode_request, encode_reply, encode_request
+from cloudstore_mapping.wire import Reply, Upload, decode_request, encode_reply, encode_request
 from tests.service_fakes import Asker
 
 
@@ -54,7 +55,8 @@ def test_replies_are_the_wire_s(service: Service) -> None:
         reply = transport.send(here.request(operation, name, **value))
         request = there.request(operation, name, **value)
         direct = service.handle(decode_request(request.path, encode_request(request)))
-        assert encode_reply(reply) == encode_reply(direct)
+        assert (reply.version is UNSET) == (direct.version is UNSET)  # itself it is random
+        assert encode_reply(replace(reply, version=UNSET)) == encode_reply(replace(direct, version=UNSET))
         assert (reply.status, reply.retry_after) == (direct.status, direct.retry_after)
         assert reply.response is None
 
@@ -71,9 +73,9 @@ def test_what_the_wire_refuses_is_refused(service: Service) -> None:
     ask = Asker(service, service.accounts.create("owner"))
     assert refused(transport.send(ask.request(None, "lone \ud800", value=1))) == ("BadRequest", 400)
     assert refused(transport.send(ask.request("merge", "name"))) == ("BadRequest", 400)
-    deep = msgspec.structs.replace(ask.request(None, "name", value=1), value=msgspec.Raw(b"[" * 101 + b"]" * 101))
+    deep = replace(ask.request(None, "name", value=1), value=msgspec.Raw(b"[" * 101 + b"]" * 101))
     assert refused(transport.send(deep)) == ("BadValue", 200)
-    broken = msgspec.structs.replace(deep, value=msgspec.Raw(b"nan"))
+    broken = replace(deep, value=msgspec.Raw(b"nan"))
     assert refused(transport.send(broken)) == ("BadRequest", 400)
     assert refused(transport.send(Asker(service, "unknown").request(None, "name"))) == ("BadKey", 401)
 
@@ -131,12 +133,3 @@ def test_its_limits_are_the_machine_s(no_threads_left: None) -> None:
         longest = connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
     assert LOCAL_SETTINGS.max_name_bytes + LOCAL_SETTINGS.max_value_bytes < longest
     transport.close()
-
-
-def test_every_operation_has_a_request_here() -> None:
-    """The table above leaves no operation out."""
-    covered = {
-        Request(api_key="", name="", options=operation, value=msgspec.Raw(b"1") if value else UNSET).operation  # type: ignore[arg-type]  # a text
-        for operation, _, value in REQUESTS
-    }
-    assert covered == set(Operation)

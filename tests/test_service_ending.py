@@ -12,6 +12,7 @@ from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.wire import Operation
 from tests.service_fakes import PATIENCE, Asker, FakeHasher, Held
 
 
@@ -80,7 +81,7 @@ def test_a_password_that_comes_up_too_late_is_unavailable(
 class BrokenHasher(FakeHasher):
     """Fails at each check, with what it was given in its hands."""
 
-    def fits(self, stored: str, password: str) -> bool:  # noqa: ARG002 - a fault needs no reason
+    def fits(self, stored: str, password: str) -> bool:
         """Fail."""
         raise RuntimeError("It broke.")
 
@@ -110,9 +111,7 @@ def test_a_fault_in_a_write_is_a_server_error_of_its_own(
 ) -> None:
     """What goes wrong on the writer's thread is answered to whom it concerns, and the next write is done."""
     ask.save("name", 1)
-    monkeypatch.setitem(
-        service._writes, next(key for key in service._writes if key.value == "delete"), lambda *_: 1 / 0
-    )
+    monkeypatch.setitem(service._rules._rules, Operation.DELETE, lambda *_: 1 / 0)
     with caplog.at_level(logging.ERROR):
         assert ask.delete("name").error == "ServerError"
     assert "ZeroDivisionError" in caplog.text

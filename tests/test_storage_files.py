@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloudstore_mapping.service.storage.base import File, Storage
+from tests.service_fakes import unversioned
 
 NAMES = [
     "a",
@@ -55,7 +56,7 @@ def lock(storage: Storage, account: int, name: str, edit: str | None, view: str 
 def test_a_value_comes_back_byte_for_byte(storage: Storage, account: int, value: bytes) -> None:
     """A value is bytes that nobody looks into."""
     put(storage, account, "name", value)
-    assert get(storage, account, "name") == File(value, None, None)
+    assert unversioned(get(storage, account, "name")) == File(value, None, None, "")
 
 
 def test_any_text_is_a_name(storage: Storage, account: int) -> None:
@@ -63,7 +64,7 @@ def test_any_text_is_a_name(storage: Storage, account: int) -> None:
     for number, name in enumerate(NAMES):
         put(storage, account, name, str(number).encode())
     for number, name in enumerate(NAMES):
-        assert get(storage, account, name) == File(str(number).encode(), None, None)
+        assert unversioned(get(storage, account, name)) == File(str(number).encode(), None, None, "")
     with storage.read() as transaction:
         assert transaction.names(account) == sorted(NAMES)
 
@@ -72,7 +73,7 @@ def test_a_put_replaces(storage: Storage, account: int) -> None:
     """The last value that was put is the one that stands."""
     put(storage, account, "name", b"1")
     put(storage, account, "name", b"2")
-    assert get(storage, account, "name") == File(b"2", None, None)
+    assert unversioned(get(storage, account, "name")) == File(b"2", None, None, "")
 
 
 def test_a_big_value(storage: Storage, account: int) -> None:
@@ -98,19 +99,19 @@ def test_a_put_keeps_the_passwords(storage: Storage, account: int) -> None:
     put(storage, account, "name", b"1")
     assert lock(storage, account, "name", "edit hash", "view hash")
     put(storage, account, "name", b"2")
-    assert get(storage, account, "name") == File(b"2", "edit hash", "view hash")
+    assert unversioned(get(storage, account, "name")) == File(b"2", "edit hash", "view hash", "")
     delete(storage, account, "name")
     put(storage, account, "name", b"3")
-    assert get(storage, account, "name") == File(b"3", None, None)
+    assert unversioned(get(storage, account, "name")) == File(b"3", None, None, "")
 
 
 def test_passwords_are_set_together(storage: Storage, account: int) -> None:
     """Both passwords of a file are set at once, None taking one away; where there is no file it is False."""
     put(storage, account, "name", b"1")
     assert lock(storage, account, "name", "edit", None)
-    assert get(storage, account, "name") == File(b"1", "edit", None)
+    assert unversioned(get(storage, account, "name")) == File(b"1", "edit", None, "")
     assert lock(storage, account, "name", None, "view")
-    assert get(storage, account, "name") == File(b"1", None, "view")
+    assert unversioned(get(storage, account, "name")) == File(b"1", None, "view", "")
     assert not lock(storage, account, "absent", "edit", "view")
     assert get(storage, account, "absent") is None
 
@@ -123,7 +124,7 @@ def test_accounts_share_no_files(storage: Storage, account: int) -> None:
     assert not delete(storage, other, "name")
     assert not lock(storage, other, "name", "edit", "view")
     put(storage, other, "name", b"2")
-    assert get(storage, account, "name") == File(b"1", None, None)
+    assert unversioned(get(storage, account, "name")) == File(b"1", None, None, "")
     with storage.read() as transaction:
         assert transaction.names(account) == transaction.names(other) == ["name"]
 

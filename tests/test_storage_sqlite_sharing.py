@@ -16,7 +16,7 @@ from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.base import File, Transaction
 from cloudstore_mapping.service.storage.sqlite import MAX_IDLE, SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
-from tests.service_fakes import PATIENCE, Held
+from tests.service_fakes import PATIENCE, Held, unversioned
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_an_answered_write_is_seen_elsewhere(path: Path, storage: SQLiteStorage,
     with SQLiteStorage(path) as other:
         storage.submit(lambda transaction: transaction.put(account, "name", b"1", 1.0)).result()
         with other.read() as transaction:
-            assert transaction.get(account, "name") == File(b"1", None, None)
+            assert unversioned(transaction.get(account, "name")) == File(b"1", None, None, "")
 
 
 def test_nothing_is_answered_before_its_commit(path: Path, storage: SQLiteStorage, account: int) -> None:
@@ -142,7 +142,7 @@ account = int(sys.argv[2])
 
 
 def add_one(transaction):
-    file = transaction.get(account, "number") or File(b"0", None, None)
+    file = transaction.get(account, "number") or File(b"0", None, None, "")
     transaction.put(account, "number", b"%d" % (int(file.value) + 1), 1.0)
 
 
@@ -158,7 +158,7 @@ def test_two_processes_write_one_file(path: Path, storage: SQLiteStorage, accoun
     with subprocess.Popen(command) as one, subprocess.Popen(command) as two:
         assert (one.wait(PATIENCE), two.wait(PATIENCE)) == (0, 0)
     with storage.read() as transaction:
-        assert transaction.get(account, "number") == File(b"600", None, None)
+        assert unversioned(transaction.get(account, "number")) == File(b"600", None, None, "")
 
 
 LOOK = """

@@ -12,12 +12,16 @@ import pytest
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.base import File, Storage, Transaction
-from tests.service_fakes import PATIENCE, Held
+from tests.service_fakes import PATIENCE, Held, unversioned
 
 
 def putting(account: int, name: str, value: bytes = b"1") -> Callable[[Transaction], None]:
     """Return the work of putting a value."""
-    return lambda transaction: transaction.put(account, name, value, 1.0)
+
+    def put(transaction: Transaction) -> None:
+        transaction.put(account, name, value, 1.0)
+
+    return put
 
 
 def names(storage: Storage, account: int) -> list[str]:
@@ -81,7 +85,7 @@ def test_work_is_done_in_the_order_of_its_submission(storage: Storage, account: 
     """Work sees what was submitted before it, and nothing of what comes after."""
 
     def append(transaction: Transaction, digit: bytes) -> None:
-        file = transaction.get(account, "name") or File(b"", None, None)
+        file = transaction.get(account, "name") or File(b"", None, None, "")
         transaction.put(account, "name", file.value + digit, 1.0)
 
     held = Held(storage)
@@ -100,7 +104,7 @@ def test_what_work_reads_still_stands_when_it_writes(storage: Storage, account: 
     """Two threads that each add one, 200 times, to the same number leave 400."""
 
     def add_one(transaction: Transaction) -> None:
-        file = transaction.get(account, "number") or File(b"0", None, None)
+        file = transaction.get(account, "number") or File(b"0", None, None, "")
         transaction.put(account, "number", b"%d" % (int(file.value) + 1), 1.0)
 
     def add_many() -> None:
@@ -113,7 +117,7 @@ def test_what_work_reads_still_stands_when_it_writes(storage: Storage, account: 
     for thread in threads:
         thread.join()
     with storage.read() as transaction:
-        assert transaction.get(account, "number") == File(b"400", None, None)
+        assert unversioned(transaction.get(account, "number")) == File(b"400", None, None, "")
 
 
 def test_work_that_was_cancelled_in_time_is_not_done(storage: Storage, account: int) -> None:
@@ -138,7 +142,7 @@ def test_many_read_while_one_writes(storage: Storage, account: int) -> None:
     def read() -> None:
         while not stop.is_set():
             with storage.read() as transaction:
-                found = transaction.get(account, "a"), transaction.get(account, "b")
+                found = tuple(unversioned(transaction.get(account, name)) for name in "ab")
             if found[0] != found[1]:
                 torn.append(found)
 

@@ -56,9 +56,9 @@ class Accounts:
         self._storage.submit(work).result()
         return key
 
-    def grant(self, name: str) -> str:
+    def grant(self, name: str, key: str | None = None) -> str:
         """Return an API key that opens the account in this process only, and is never stored; make it if it is new."""
-        key = new_key()
+        key = new_key() if key is None else key
 
         def work(transaction: Transaction) -> Account:
             return transaction.account_named(name) or transaction.add_account(name, self._clock.wall())

@@ -31,9 +31,10 @@ QUEUE_PER_THREAD: Final = 8
 class UnprovenError(Exception):
     """A password for `file` must be hashed to know whether it fits one of `hashes`; never leaves the service."""
 
-    def __init__(self, file: Hashable, hashes: tuple[str, ...]) -> None:
+    def __init__(self, file: Hashable, password: str, hashes: tuple[str, ...]) -> None:
         super().__init__("The password is not yet known to be right.")
         self.file = file
+        self.password = password
         self.hashes = hashes
 
 
@@ -79,16 +80,16 @@ class Passwords:
         with self._lock:
             known = any(mark in self._right for mark in marks)
         if not known:
-            raise UnprovenError(file, stored)
+            raise UnprovenError(file, password, stored)
 
-    def prove(self, password: str, unproven: UnprovenError, address: str) -> Future[None]:
+    def prove(self, unproven: UnprovenError, address: str) -> Future[None]:
         """
         Find out whether the password fits, and remember it if so; those who ask the same meanwhile get the same future.
 
         The future, or the call itself, raises `LockedError` for a wrong one, `TooOftenError` where too many for this
         file came from this address, and `UnavailableError` where too many wait already.
         """
-        subject = (unproven.file, address)
+        subject, password = (unproven.file, address), unproven.password
         question = (subject, self._mark("\0".join(unproven.hashes), password))
         with self._lock:
             if (proof := self._proofs.get(question)) is not None:

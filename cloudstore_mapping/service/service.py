@@ -1,37 +1,50 @@
-"""The rules of the service, in their order: account, name, password, value, storage."""
+"""The service: finds whose a request is, has it done where that blocks nobody, and answers it whatever happens."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
+from http import HTTPStatus
 from typing import Final, Self
 
-from msgspec import UNSET, Raw
+from msgspec import UNSET
 
-from cloudstore_mapping.errors import (
-    BadNameError,
-    CloudStoreError,
-    NoFileError,
-    ProtocolError,
-    TooBigError,
-    UnavailableError,
-)
-from cloudstore_mapping.merge import merge
+from cloudstore_mapping.errors import CloudStoreError, NoFileError, ProtocolError, UnavailableError
 from cloudstore_mapping.service.accounts import Accounts
+from cloudstore_mapping.service.batch import UnprovenItemError, answer_batch
 from cloudstore_mapping.service.hashing import Argon2Hasher, Hasher
 from cloudstore_mapping.service.limits import Clock
 from cloudstore_mapping.service.passwords import Passwords, UnprovenError
 from cloudstore_mapping.service.pool import Pool
+from cloudstore_mapping.service.rules import Rules
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.base import Account, Storage, Transaction
-from cloudstore_mapping.wire import Operation, Reply, Request, decode_value, encode_value, failure, success
+from cloudstore_mapping.wire import Batch, Operation, Reply, Request, decode_reply, encode_reply, failure
 
 _log: Final = logging.getLogger(__name__)
 
 #: Listings that are read at once, and that wait; a scan may be long, so it never runs on the caller's thread.
 SCAN_THREADS: Final = 4
 SCANS_WAITING: Final = 1000
+
+
+_QUICK: Final = frozenset({Operation.LOAD, Operation.STAT})
+
+#: Seconds for which what a request with an id was answered is remembered, and between two looks for older ones.
+REMEMBER_ANSWERS: Final = 900.0
+FORGET_EVERY: Final = 60.0
+
+
+class _Asked:
+    """A request on its way through the service, and who asked it; of a batch also what was refused meanwhile."""
+
+    def __init__(self, request: Request | Batch, address: str) -> None:
+        self.request = request
+        self.address = address
+        self.refused: dict[int, CloudStoreError] = {}
+        self.answer: Future[Reply] = Future()
+        self.answer.set_running_or_notify_cancel()
 
 
 class Service:
@@ -55,158 +68,119 @@ class Service:
         self._passwords = Passwords(self.settings, self._clock, Argon2Hasher() if hasher is None else hasher)
         self._scans = Pool(SCAN_THREADS, SCANS_WAITING, "cloudstore-scan")
         self._closed = False
-        self._writes: dict[Operation, Callable[[Transaction, Account, Request], Reply]] = {
-            Operation.SAVE: self._save,
-            Operation.MERGE: self._merge,
-            Operation.DELETE: self._delete,
-        }
+        self._rules = Rules(self.settings, self._clock, self._passwords)
+        self._forgotten_at = self._clock.monotonic()
 
-    def handle(self, request: Request, *, address: str = "") -> Reply:
+    def handle(self, request: Request | Batch, *, address: str = "") -> Reply:
         """Return the answer to a request, whatever it is; see `submit`."""
         return self.submit(request, address=address).result()
 
-    def submit(self, request: Request, *, address: str = "") -> Future[Reply]:
+    def submit(self, request: Request | Batch, *, address: str = "") -> Future[Reply]:
         """
         Begin to answer a request; the future holds the reply, an error's too, and never an exception.
 
         `address` is who asks, for counting wrong passwords. What is begun can't be cancelled any more. Callbacks of
         the future run on threads that others wait for: they should be short.
         """
-        answer: Future[Reply] = Future()
-        answer.set_running_or_notify_cancel()
+        asked = _Asked(request, address)
         if self._closed:
-            answer.set_result(failure(UnavailableError("The service is closed; try again later.", retry_after=1.0)))
+            asked.answer.set_result(
+                failure(UnavailableError("The service is closed; try again later.", retry_after=1.0))
+            )
         else:
-            self._advance(request, address, answer)
-        return answer
+            self._advance(asked)
+        return asked.answer
 
-    def _advance(self, request: Request, address: str, answer: Future[Reply]) -> None:
+    def _advance(self, asked: _Asked) -> None:
         try:
-            begun = self._begin(request)
+            begun = self._begin(asked)
         except Exception as error:  # noqa: BLE001 - every failure becomes a reply
-            self._settle(error, request, address, answer)
+            self._settle(error, asked)
             return
         if isinstance(begun, Reply):
-            answer.set_result(begun)
+            asked.answer.set_result(begun)
         else:
-            begun.add_done_callback(lambda done: self._finish(done, request, address, answer))
+            begun.add_done_callback(lambda done: self._finish(done, asked))
 
-    def _finish(self, done: Future[Reply], request: Request, address: str, answer: Future[Reply]) -> None:
+    def _finish(self, done: Future[Reply], asked: _Asked) -> None:
         error = done.exception()
         if error is None:
-            answer.set_result(done.result())
+            asked.answer.set_result(done.result())
         else:
-            self._settle(error, request, address, answer)
+            self._settle(error, asked)
 
-    def _settle(self, error: BaseException, request: Request, address: str, answer: Future[Reply]) -> None:
+    def _settle(self, error: BaseException, asked: _Asked) -> None:
         if isinstance(error, UnprovenError):
-            self._prove(error, request, address, answer)
+            self._prove(error, asked)
         elif isinstance(error, CloudStoreError):
-            answer.set_result(failure(error))
+            asked.answer.set_result(failure(error))
         else:
-            _log.error("A request to %s failed.", request.operation.value, exc_info=error)
-            answer.set_result(
-                failure(
-                    ProtocolError("The service failed; its owner finds the reason in its log.", error="ServerError")
-                )
-            )
+            _log.error("A request to %s failed.", asked.request.operation.value, exc_info=error)
+            sentence = "The service failed; its owner finds the reason in its log."
+            asked.answer.set_result(failure(ProtocolError(sentence, error="ServerError")))
 
-    def _prove(self, unproven: UnprovenError, request: Request, address: str, answer: Future[Reply]) -> None:
+    def _prove(self, unproven: UnprovenError, asked: _Asked) -> None:
         def proved(done: Future[None]) -> None:
             error = done.exception()
+            if isinstance(unproven, UnprovenItemError) and isinstance(error, CloudStoreError):
+                asked.refused[unproven.number] = error
+                error = None
             if error is None:
                 # All rules again from the first: what they looked at may have changed during the hashing.
-                self._advance(request, address, answer)
+                self._advance(asked)
             else:
-                self._settle(error, request, address, answer)
+                self._settle(error, asked)
 
-        assert request.password is not None  # noqa: S101 - a missing one is `LockedError`
         try:
-            proof = self._passwords.prove(request.password, unproven, address)
+            proof = self._passwords.prove(unproven, asked.address)
         except Exception as error:  # noqa: BLE001 - every failure becomes a reply
-            self._settle(error, request, address, answer)
-        else:
-            proof.add_done_callback(proved)
+            proof = Future()
+            proof.set_exception(error)
+        proof.add_done_callback(proved)
 
-    def _begin(self, request: Request) -> Reply | Future[Reply]:
-        operation = request.operation
+    def _begin(self, asked: _Asked) -> Reply | Future[Reply]:
+        request = asked.request
         with self._storage.read() as transaction:
-            account = self._admit(transaction, request)  # who is refused never stands in a queue
-            if operation is Operation.LOAD:
-                return self._load(transaction, account, request)
-        if operation is Operation.LIST:
-            return self._scans.submit(self._list, account, request)
-        rule = self._writes[operation]
+            account = self.accounts.find(transaction, request.api_key)  # who is refused never stands in a queue
+            if isinstance(request, Request) and request.operation in _QUICK:
+                return self._rules.answer(transaction, account, request)
+            if isinstance(request, Request) and request.operation.writes:
+                self._rules.check_name(request.name)
+        if request.writes if isinstance(request, Batch) else request.operation.writes:
+            return self._storage.submit(partial(self._write, asked))
+        return self._scans.submit(self._scan, asked, account)
 
-        def work(transaction: Transaction) -> Reply:
-            return rule(transaction, self._admit(transaction, request), request)
-
-        return self._storage.submit(work)
-
-    def _admit(self, transaction: Transaction, request: Request) -> Account:
-        account = self.accounts.find(transaction, request.api_key)
-        if request.operation is not Operation.LIST:
-            self._check_name(request.name)
-        return account
-
-    def _check_name(self, name: str) -> None:
-        if not name:
-            raise BadNameError("A file needs a name of at least one character.", key=name)
-        if "\0" in name:
-            raise BadNameError("A file's name can't hold the character NUL; leave it out.", key=name)
-        if len(name.encode()) > self.settings.max_name_bytes:
-            raise BadNameError(
-                f"A file's name can't be longer than {self.settings.max_name_bytes} bytes; shorten it.", key=name
-            )
-
-    def _load(self, transaction: Transaction, account: Account, request: Request) -> Reply:
-        file = transaction.get(account.id, request.name)
-        if file is None:
-            raise _no_file(request.name)
-        if file.view_password is not None:
-            self._require(request, account, file.view_password, file.edit_password)
-        value = Raw(file.value)
-        return success(value, value)
-
-    def _list(self, account: Account, request: Request) -> Reply:
+    def _scan(self, asked: _Asked, account: Account) -> Reply:
         with self._storage.read() as transaction:
-            names = transaction.names(account.id, request.name)
-        return success(",".join(names), encode_value(names))
+            return self._answer(transaction, account, asked)
 
-    def _save(self, transaction: Transaction, account: Account, request: Request) -> Reply:
-        file = transaction.get(account.id, request.name)
-        if file is not None:
-            self._require(request, account, file.edit_password)
-        self._put(transaction, account, request.name, _value(request))
-        return success("Entry saved")
+    def _write(self, asked: _Asked, transaction: Transaction) -> Reply:
+        account = self.accounts.find(transaction, asked.request.api_key)
+        once = asked.request.once
+        if once is UNSET:
+            return self._answer(transaction, account, asked)
+        before = transaction.answer(account.id, once)
+        if before is not None:
+            return decode_reply(before)
+        try:
+            reply = self._answer(transaction, account, asked)
+        except CloudStoreError as error:
+            reply = failure(error)
+            if isinstance(asked.request, Batch) or reply.status != HTTPStatus.OK or error.error == "Locked":
+                raise  # nothing was written, and the next time it may go well
+        transaction.keep_answer(account.id, once, encode_reply(reply), self._clock.wall())
+        now = self._clock.monotonic()
+        if now - self._forgotten_at > FORGET_EVERY:
+            self._forgotten_at = now
+            transaction.forget_answers(self._clock.wall() - REMEMBER_ANSWERS)
+        return reply
 
-    def _merge(self, transaction: Transaction, account: Account, request: Request) -> Reply:
-        file = transaction.get(account.id, request.name)
-        value = _value(request)
-        if file is not None:
-            self._require(request, account, file.edit_password)
-            value = bytes(encode_value(merge(decode_value(file.value), decode_value(value))))
-        self._put(transaction, account, request.name, value)
-        return success("Entry saved")
-
-    def _delete(self, transaction: Transaction, account: Account, request: Request) -> Reply:
-        file = transaction.get(account.id, request.name)
-        if file is None:
-            raise _no_file(request.name)
-        self._require(request, account, file.edit_password)
-        transaction.delete(account.id, request.name)
-        return success("Entry deleted")
-
-    def _require(self, request: Request, account: Account, *hashes: str | None) -> None:
-        self._passwords.require(request.password, hashes, (account.id, request.name))
-
-    def _put(self, transaction: Transaction, account: Account, name: str, value: bytes) -> None:
-        if len(value) > self.settings.max_value_bytes:
-            raise TooBigError(
-                f"The value takes {len(value):,} bytes and a file at most {self.settings.max_value_bytes:,}; split it.",
-                key=name,
-            )
-        transaction.put(account.id, name, value, self._clock.wall())
+    def _answer(self, transaction: Transaction, account: Account, asked: _Asked) -> Reply:
+        request = asked.request
+        if isinstance(request, Batch):
+            max_bytes = self.settings.max_batch_reply_bytes
+            return answer_batch(self._rules, transaction, account, request, asked.refused, max_bytes)
+        return self._rules.answer(transaction, account, request)
 
     def set_passwords(self, account: str, name: str, *, edit: str | None = None, view: str | None = None) -> None:
         """
@@ -244,11 +218,6 @@ class Service:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-def _value(request: Request) -> bytes:
-    assert request.value is not UNSET  # noqa: S101 - `wire.decode_request` lets no save or merge pass without one
-    return bytes(request.value)
 
 
 def _no_file(name: str) -> NoFileError:

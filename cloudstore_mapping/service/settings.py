@@ -21,6 +21,8 @@ class Settings:
     """The largest value, as JSON."""
     max_body_bytes: int = 17 * 2**20
     """The largest body of a request: a value at its limit, and what stands around it."""
+    max_batch_reply_bytes: int = 64 * 2**20
+    """The values that the reply to one batch may hold together."""
     max_depth: int = DEFAULT_MAX_DEPTH
     """Brackets within brackets in a value."""
     body_timeout: float = 30.0

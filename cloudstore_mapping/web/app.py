@@ -12,7 +12,18 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TooBigError, UnavailableError
-from cloudstore_mapping.wire import LOAD_PATH, SAVE_PATH, Reply, decode_request, encode_reply, failure, success
+from cloudstore_mapping.wire import (
+    BATCH_PATH,
+    EXTENSIONS,
+    EXTENSIONS_HEADER,
+    LOAD_PATH,
+    SAVE_PATH,
+    Reply,
+    decode_request,
+    encode_reply,
+    failure,
+    success,
+)
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
@@ -38,6 +49,7 @@ _HEADERS: Final[tuple[Header, ...]] = (
     (b"x-content-type-options", b"nosniff"),
     _ANY_ORIGIN,
     (b"access-control-expose-headers", b"CloudStore-Extensions, Retry-After"),
+    (EXTENSIONS_HEADER.lower().encode(), ", ".join(EXTENSIONS).encode()),
 )
 _PREFLIGHT: Final[Message] = {
     "type": "http.response.start",
@@ -88,7 +100,7 @@ class _App:
         self._max_body = service.settings.max_body_bytes
         self._max_depth = service.settings.max_depth
         self._deadline = _Deadline(service.settings.body_timeout)
-        self._posts = {base + path: path for path in (SAVE_PATH, LOAD_PATH)}
+        self._posts = {base + path: path for path in (SAVE_PATH, LOAD_PATH, BATCH_PATH)}
         self._health_path = base + HEALTH_PATH
         self._no_path = f"There is nothing here; post to {base + SAVE_PATH} or {base + LOAD_PATH}."
 

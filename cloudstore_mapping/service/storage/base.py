@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Self, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 T = TypeVar("T")
+
+#: Random bytes of a version: two of one file are never the same.
+VERSION_BYTES: Final = 9
 
 
 class Account(NamedTuple):
@@ -20,11 +25,23 @@ class Account(NamedTuple):
 
 
 class File(NamedTuple):
-    """A data file: its value as JSON, and the argon2id hashes of its passwords, None where none is set."""
+    """A data file: its value as JSON, the hashes of its passwords, None where none is set, and its version."""
 
     value: bytes
     edit_password: str | None
     view_password: str | None
+    version: str
+
+
+class FileInfo(NamedTuple):
+    """What can be told of a data file without its value, of `size` bytes, and whether it has passwords."""
+
+    size: int
+    version: str
+    created_at: float
+    updated_at: float
+    edit_password: bool
+    view_password: bool
 
 
 class Transaction(ABC):
@@ -67,16 +84,50 @@ class Transaction(ABC):
         """Return the file, None where there is none."""
 
     @abstractmethod
-    def put(self, account_id: int, name: str, value: bytes, now: float) -> None:
-        """Make this the file's value, keeping its passwords."""
+    def stat(self, account_id: int, name: str) -> FileInfo | None:
+        """Return what can be told of the file without reading its value, None where there is none."""
+
+    def put(self, account_id: int, name: str, value: bytes, now: float) -> str:
+        """Make this the file's value, keeping its passwords, and return its new version."""
+        version = secrets.token_urlsafe(VERSION_BYTES)
+        self._put(account_id, name, value, version, now)
+        return version
+
+    @abstractmethod
+    def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
+        """Store the value under this version."""
 
     @abstractmethod
     def delete(self, account_id: int, name: str) -> bool:
         """Remove the file with its passwords, and tell whether there was one."""
 
     @abstractmethod
-    def names(self, account_id: int, containing: str = "") -> list[str]:
-        """Return the names that contain this text, case-sensitively, in the order of their code points."""
+    def names(
+        self,
+        account_id: int,
+        containing: str = "",
+        *,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> list[str]:
+        """
+        Return the names that contain one text as it stands, begin with another and come behind a third.
+
+        They are in the order of their code points, the first `limit` of them.
+        """
+
+    @abstractmethod
+    def answer(self, account_id: int, request: str) -> bytes | None:
+        """Return what a request with this id was answered, None where there was none lately."""
+
+    @abstractmethod
+    def keep_answer(self, account_id: int, request: str, reply: bytes, now: float) -> None:
+        """Remember what a request with this id was answered."""
+
+    @abstractmethod
+    def forget_answers(self, before: float) -> None:
+        """Forget what was answered before this time, of all accounts."""
 
     @abstractmethod
     def set_passwords(self, account_id: int, name: str, *, edit: str | None, view: str | None) -> bool:
@@ -121,3 +172,14 @@ class Storage(ABC):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def after_prefix(prefix: str) -> str | None:
+    """Return the first text behind all that begin with `prefix`, by code points; None where there is none."""
+    for index in range(len(prefix) - 1, -1, -1):
+        following = ord(prefix[index]) + 1
+        if following == 0xD800:
+            following = 0xE000  # no text holds a surrogate
+        if following <= sys.maxunicode:
+            return prefix[:index] + chr(following)
+    return None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.base import Account, File, Transaction
+from cloudstore_mapping.service.storage.base import Account, File, FileInfo, Transaction, after_prefix
 from cloudstore_mapping.service.storage.writer import Session
 
 _log: Final = logging.getLogger(__name__)
@@ -152,29 +152,73 @@ class SQLiteSession(Transaction, Session):
 
     def get(self, account_id: int, name: str) -> File | None:
         row = self._execute(
-            "SELECT value, edit_password, view_password FROM files WHERE account_id = ? AND name = ?",
+            "SELECT value, edit_password, view_password, version FROM files WHERE account_id = ? AND name = ?",
             (account_id, name),
         ).fetchone()
         return None if row is None else File._make(row)
 
-    def put(self, account_id: int, name: str, value: bytes, now: float) -> None:
+    def stat(self, account_id: int, name: str) -> FileInfo | None:
+        row = self._execute(
+            "SELECT length(value), version, created_at, updated_at,"
+            " edit_password IS NOT NULL, view_password IS NOT NULL FROM files WHERE account_id = ? AND name = ?",
+            (account_id, name),
+        ).fetchone()
+        return None if row is None else FileInfo._make((*row[:4], bool(row[4]), bool(row[5])))
+
+    def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
         self._execute(
-            "INSERT INTO files (account_id, name, value, created_at, updated_at) VALUES (?1, ?2, ?3, ?4, ?4)"
-            " ON CONFLICT (account_id, name) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at",
-            (account_id, name, value, now),
+            "INSERT INTO files (account_id, name, value, version, created_at, updated_at)"
+            " VALUES (?1, ?2, ?3, ?4, ?5, ?5) ON CONFLICT (account_id, name) DO UPDATE SET"
+            " value = excluded.value, version = excluded.version, updated_at = excluded.updated_at",
+            (account_id, name, value, version, now),
         )
 
     def delete(self, account_id: int, name: str) -> bool:
         deleted = self._execute("DELETE FROM files WHERE account_id = ? AND name = ?", (account_id, name))
         return deleted.rowcount > 0
 
-    def names(self, account_id: int, containing: str = "") -> list[str]:
-        # instr, for LIKE is neither literal nor case-sensitive.
+    def names(
+        self,
+        account_id: int,
+        containing: str = "",
+        *,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> list[str]:
+        # Bounds are for the index; instr, for LIKE is neither literal nor case-sensitive.
+        conditions = ["account_id = ?"]
+        parameters: list[int | str] = [account_id]
+        bounds = (
+            ("name >= ?", prefix or None),
+            ("name < ?", after_prefix(prefix)),
+            ("name > ?", after),
+            ("instr(name, ?)", containing or None),
+        )
+        for condition, parameter in bounds:
+            if parameter is not None:
+                conditions.append(condition)
+                parameters.append(parameter)
         rows = self._execute(
-            "SELECT name FROM files WHERE account_id = ? AND (?2 = '' OR instr(name, ?2)) ORDER BY name",
-            (account_id, containing),
+            f"SELECT name FROM files WHERE {' AND '.join(conditions)} ORDER BY name LIMIT ?",  # noqa: S608 - the above
+            (*parameters, -1 if limit is None else limit),
         )
         return [name for (name,) in rows]
+
+    def answer(self, account_id: int, request: str) -> bytes | None:
+        row = self._execute(
+            "SELECT reply FROM answers WHERE account_id = ? AND request = ?", (account_id, request)
+        ).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def keep_answer(self, account_id: int, request: str, reply: bytes, now: float) -> None:
+        self._execute(
+            "INSERT INTO answers (account_id, request, reply, answered_at) VALUES (?, ?, ?, ?)",
+            (account_id, request, reply, now),
+        )
+
+    def forget_answers(self, before: float) -> None:
+        self._execute("DELETE FROM answers WHERE answered_at < ?", (before,))
 
     def set_passwords(self, account_id: int, name: str, *, edit: str | None, view: str | None) -> bool:
         updated = self._execute(

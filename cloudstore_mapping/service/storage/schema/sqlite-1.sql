@@ -18,9 +18,22 @@ CREATE TABLE files (
     account_id INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
     name TEXT NOT NULL,
     value BLOB NOT NULL, -- JSON in UTF-8, byte for byte as it was sent
+    version TEXT NOT NULL, -- random, new at each write: never used twice, not even after a delete, on any node
     edit_password TEXT, -- argon2id, asked by save, merge and delete
     view_password TEXT, -- argon2id, asked by load
     created_at REAL NOT NULL,
     updated_at REAL NOT NULL,
     PRIMARY KEY (account_id, name)
 );
+
+-- What requests with an id of their client's were answered, so that a repeated one is not done again.
+CREATE TABLE answers (
+    account_id INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+    request TEXT NOT NULL,
+    reply BLOB NOT NULL, -- as it was sent
+    answered_at REAL NOT NULL,
+    PRIMARY KEY (account_id, request)
+) WITHOUT ROWID;
+
+-- By age, for forgetting old ones.
+CREATE INDEX answers_by_age ON answers (answered_at);

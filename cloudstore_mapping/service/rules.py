@@ -1,0 +1,149 @@
+"""What a service does with a request on one file or on the names, once it is known whose it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from msgspec import UNSET, Raw
+from msgspec.structs import replace
+
+from cloudstore_mapping.errors import BadNameError, ChangedError, NoFileError, TooBigError
+from cloudstore_mapping.merge import merge
+from cloudstore_mapping.service.limits import Clock
+from cloudstore_mapping.service.passwords import Passwords
+from cloudstore_mapping.service.settings import Settings
+from cloudstore_mapping.service.storage.base import Account, File, Transaction
+from cloudstore_mapping.wire import Operation, Reply, Request, decode_value, encode_value, success
+
+#: Names in one page, however many were asked for.
+MAX_PAGE: Final = 10_000
+
+
+class Rules:
+    """
+    The rules in their order: name, password, version, value, storage.
+
+    A refusal is an error of `errors`, raised before anything is written; `UnprovenError` where a password has to be
+    hashed first.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock, passwords: Passwords) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._passwords = passwords
+        self._rules: dict[Operation, Callable[[Transaction, Account, Request], Reply]] = {
+            Operation.SAVE: self._save,
+            Operation.MERGE: self._merge,
+            Operation.DELETE: self._delete,
+            Operation.LOAD: self._load,
+            Operation.STAT: self._stat,
+            Operation.LIST: self._list,
+        }
+
+    def answer(self, transaction: Transaction, account: Account, request: Request) -> Reply:
+        """Do what a request of this account asks for."""
+        if request.operation is not Operation.LIST:
+            self.check_name(request.name)
+        return self._rules[request.operation](transaction, account, request)
+
+    def check_name(self, name: str) -> None:
+        """Raise `BadNameError` for what can't be a file's name."""
+        if not name:
+            raise BadNameError("A file needs a name of at least one character.", key=name)
+        if "\0" in name:
+            raise BadNameError("A file's name can't hold the character NUL; leave it out.", key=name)
+        if len(name.encode()) > self._settings.max_name_bytes:
+            raise BadNameError(
+                f"A file's name can't be longer than {self._settings.max_name_bytes} bytes; shorten it.", key=name
+            )
+
+    def _load(self, transaction: Transaction, account: Account, request: Request) -> Reply:
+        file = transaction.get(account.id, request.name)
+        if file is None:
+            raise _no_file(request.name)
+        if file.view_password is not None:
+            self._require(request, account, file.view_password, file.edit_password)
+        if request.if_not_version == file.version:
+            return Reply(unchanged=True, version=file.version)
+        value = Raw(file.value)
+        return success("" if request.brief is True else value, value, version=file.version)
+
+    def _stat(self, transaction: Transaction, account: Account, request: Request) -> Reply:
+        info = transaction.stat(account.id, request.name)
+        if info is None:
+            raise _no_file(request.name)
+        return success(
+            "",
+            encode_value(
+                {
+                    "size": info.size,
+                    "version": info.version,
+                    "created": info.created_at,
+                    "updated": info.updated_at,
+                    "passwords": {"edit": info.edit_password, "view": info.view_password},
+                }
+            ),
+        )
+
+    def _list(self, transaction: Transaction, account: Account, request: Request) -> Reply:
+        begins = request.match == "prefix"
+        after = None if request.after is UNSET else request.after
+        containing, prefix = ("", request.name) if begins else (request.name, "")
+        if request.after is UNSET and request.limit is UNSET:
+            names = transaction.names(account.id, containing, prefix=prefix)
+            return success("" if request.brief is True else ",".join(names), encode_value(names))
+        limit = MAX_PAGE if request.limit is UNSET else min(request.limit, MAX_PAGE)
+        names = transaction.names(account.id, containing, prefix=prefix, after=after, limit=limit + 1)
+        page = names[:limit]
+        return replace(success("", encode_value(page)), next=page[-1] if len(names) > limit else None)
+
+    def _save(self, transaction: Transaction, account: Account, request: Request) -> Reply:
+        file = transaction.get(account.id, request.name)
+        self._check_edit(account, request, file)
+        return self._put(transaction, account, request.name, _value(request))
+
+    def _merge(self, transaction: Transaction, account: Account, request: Request) -> Reply:
+        file = transaction.get(account.id, request.name)
+        self._check_edit(account, request, file)
+        value = _value(request)
+        if file is not None:
+            value = bytes(encode_value(merge(decode_value(file.value), decode_value(value))))
+        return self._put(transaction, account, request.name, value)
+
+    def _delete(self, transaction: Transaction, account: Account, request: Request) -> Reply:
+        file = transaction.get(account.id, request.name)
+        if file is None:
+            raise _no_file(request.name)
+        self._check_edit(account, request, file)
+        transaction.delete(account.id, request.name)
+        return success("Entry deleted")
+
+    def _check_edit(self, account: Account, request: Request, file: File | None) -> None:
+        if file is not None:
+            self._require(request, account, file.edit_password)
+        version = None if file is None else file.version
+        if request.if_version is not UNSET and request.if_version != version:
+            raise ChangedError(
+                "Somebody else changed the file meanwhile; load it, and do it again on what is there.",
+                version=version,
+                key=request.name,
+            )
+
+    def _require(self, request: Request, account: Account, *hashes: str | None) -> None:
+        self._passwords.require(request.password, hashes, (account.id, request.name))
+
+    def _put(self, transaction: Transaction, account: Account, name: str, value: bytes) -> Reply:
+        if len(value) > self._settings.max_value_bytes:
+            limit = self._settings.max_value_bytes
+            raise TooBigError(f"The value takes {len(value):,} bytes and a file at most {limit:,}; split it.", key=name)
+        return success("Entry saved", version=transaction.put(account.id, name, value, self._clock.wall()))
+
+
+def _value(request: Request) -> bytes:
+    assert request.value is not UNSET  # noqa: S101 - `wire.decode_request` lets no save or merge pass without one
+    return bytes(request.value)
+
+
+def _no_file(name: str) -> NoFileError:
+    return NoFileError(f"There is no file {name!r}.", key=name)
