@@ -14,7 +14,8 @@ import pytest
 from cloudstore_mapping.client.callbacks import CloudStore
 from cloudstore_mapping.client.client import Client
 from cloudstore_mapping.client.pacing import Pacer
-from cloudstore_mapping.wire import Reply, Request, Upload, success
+from cloudstore_mapping.client.transport import Sendable
+from cloudstore_mapping.wire import Reply, Request, success
 from tests.vendor import Vendor, serve_vendor
 
 KEY = "ZFA5mAkxjVznvSsXOUxE"
@@ -142,7 +143,8 @@ class _Held:
         self.names: list[str] = []
         self.gate = threading.Event()
 
-    def send(self, request: Request | Upload) -> Reply:
+    def send(self, request: Sendable) -> Reply:
+        assert isinstance(request, Request)
         self.gate.wait(30)
         self.names.append(request.name)
         return success("")

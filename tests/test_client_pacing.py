@@ -8,7 +8,8 @@ import pytest
 
 from cloudstore_mapping.client.client import Client
 from cloudstore_mapping.client.pacing import Pacer, pacer_of, parse_retry_after
-from cloudstore_mapping.wire import Reply, Request, Upload, success
+from cloudstore_mapping.client.transport import Sendable
+from cloudstore_mapping.wire import Reply, Request, success
 
 
 class _Clock:
@@ -32,9 +33,9 @@ class _Times:
     def __init__(self, clock: _Clock) -> None:
         self._clock = clock
         self.sent: list[float] = []
-        self.requests: list[Request | Upload] = []
+        self.requests: list[Sendable] = []
 
-    def send(self, request: Request | Upload) -> Reply:
+    def send(self, request: Sendable) -> Reply:
         self.requests.append(request)
         self.sent.append(self._clock())
         return success("")
@@ -91,7 +92,7 @@ def test_reserved_slot_is_kept() -> None:
     client.exchange(Request(api_key="k", name="b"), start=second)
     client.exchange(Request(api_key="k", name="a"), start=first)
     assert transport.sent == [1003.0, 1003.0]
-    assert [request.name for request in transport.requests] == ["b", "a"]
+    assert [request.name for request in transport.requests if isinstance(request, Request)] == ["b", "a"]
 
 
 def test_one_pacer_a_server() -> None:

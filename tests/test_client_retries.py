@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from msgspec import Raw
@@ -20,12 +19,8 @@ from cloudstore_mapping.errors import (
     TransportError,
     UnavailableError,
 )
-from cloudstore_mapping.wire import Reply, Request, Upload, encode_value, success
-
-Outcome = Reply | CloudStoreError
-
-DONE = success("Entry saved")
-NO_FILE = Reply(error="NoFile", message=Raw(b'"no"'))
+from cloudstore_mapping.wire import Reply, Request, encode_value, success
+from tests.scripted import DONE, NO_FILE, Outcome, Script
 
 
 def unsent() -> TransportError:
@@ -41,30 +36,6 @@ def lost() -> TransportError:
 def http(status: int, retry_after: float | None = None) -> Reply:
     """Return the answer of a proxy."""
     return Reply(error="Http error", message=encode_value("Reason"), status=status, retry_after=retry_after)
-
-
-class _Script:
-    """A transport that gives prepared outcomes, and notes what it was sent."""
-
-    def __init__(self, *outcomes: Outcome) -> None:
-        self._outcomes = list(outcomes)
-        self.requests: list[Request | Upload] = []
-        self.slept: list[float] = []
-        self.closed = 0
-
-    def send(self, request: Request | Upload) -> Reply:
-        self.requests.append(request)
-        outcome = self._outcomes.pop(0)
-        if isinstance(outcome, CloudStoreError):
-            raise outcome
-        return outcome
-
-    def close(self) -> None:
-        self.closed += 1
-
-    def client(self, **options: Any) -> Client:
-        """Return a client that waits in no time."""
-        return Client(self, "key", sleep=self.slept.append, clock=lambda: 0.0, **options)
 
 
 Call = Callable[[Client], object]
@@ -106,7 +77,7 @@ ANSWERS = {
 )
 def test_repeated(operation: str, first: Outcome) -> None:
     """After a broken or refused connection and the four statuses, every operation is sent again, the same."""
-    script = _Script(first, ANSWERS[operation])
+    script = Script(first, ANSWERS[operation])
     OPERATIONS[operation](script.client())
     assert len(script.requests) == 2
     assert script.requests[0] is script.requests[1]
@@ -127,7 +98,7 @@ def test_repeated(operation: str, first: Outcome) -> None:
 )
 def test_not_repeated(operation: str, outcome: Outcome, error: type[CloudStoreError]) -> None:
     """An answer that says no, or can't be read, is final."""
-    script = _Script(outcome)
+    script = Script(outcome)
     with pytest.raises(error):
         OPERATIONS[operation](script.client())
     assert len(script.requests) == 1
@@ -137,7 +108,7 @@ def test_not_repeated(operation: str, outcome: Outcome, error: type[CloudStoreEr
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_read_timeout_is_not_repeated(operation: str) -> None:
     """A service that took the request and is slow isn't asked again; of a write nobody knows whether it was done."""
-    script = _Script(TimedOutError("slow", sent=True))
+    script = Script(TimedOutError("slow", sent=True))
     with pytest.raises(OutcomeUnknownError if operation in WRITES else TimedOutError) as caught:
         OPERATIONS[operation](script.client())
     assert len(script.requests) == 1
@@ -150,7 +121,7 @@ def test_read_timeout_is_not_repeated(operation: str) -> None:
 @pytest.mark.parametrize("retries", [0, 1, 3])
 def test_attempts_end(operation: str, retries: int) -> None:
     """A request is sent once and `retries` times more, and then fails; one that never left says so."""
-    script = _Script(*(unsent() for _ in range(9)))
+    script = Script(*(unsent() for _ in range(9)))
     with pytest.raises(TransportError) as caught:
         OPERATIONS[operation](script.client(retries=retries))
     assert type(caught.value) is TransportError
@@ -174,7 +145,7 @@ def test_attempts_end(operation: str, retries: int) -> None:
 def test_unknown_outcome(operation: str, outcomes: tuple[Outcome, ...]) -> None:
     """A write without an answer is unknown if any of its attempts may have arrived, whatever the last one was."""
     with pytest.raises(OutcomeUnknownError, match=operation) as caught:
-        OPERATIONS[operation](_Script(*outcomes).client(retries=1))
+        OPERATIONS[operation](Script(*outcomes).client(retries=1))
     assert caught.value.__cause__ is outcomes[-1]
     assert caught.value.sent is True
 
@@ -183,14 +154,14 @@ def test_unknown_outcome(operation: str, outcomes: tuple[Outcome, ...]) -> None:
 def test_a_read_has_no_unknown_outcome(operation: str) -> None:
     """A read that was lost is just not done."""
     with pytest.raises(TransportError) as caught:
-        OPERATIONS[operation](_Script(lost(), lost()).client(retries=1))
+        OPERATIONS[operation](Script(lost(), lost()).client(retries=1))
     assert type(caught.value) is TransportError
 
 
 @pytest.mark.parametrize(("status", "error"), [(429, TooOftenError), (502, UnavailableError), (503, UnavailableError)])
 def test_busy_to_the_end(status: int, error: type[CloudStoreError]) -> None:
     """A service that stays busy raises its last answer's error, with the seconds it asked for."""
-    script = _Script(*(http(status, 2.0) for _ in range(4)))
+    script = Script(*(http(status, 2.0) for _ in range(4)))
     with pytest.raises(error) as caught:
         script.client().load("a")
     assert vars(caught.value).items() >= {"retry_after": 2.0, "status": status}.items()
@@ -200,9 +171,9 @@ def test_busy_to_the_end(status: int, error: type[CloudStoreError]) -> None:
 @pytest.mark.parametrize("first", [lost(), http(502), http(504)], ids=["lost", "502", "504"])
 def test_repeated_delete_finds_nothing(first: Outcome) -> None:
     """`NoFile` to a repeated delete is success where the first attempt may have deleted."""
-    script = _Script(first, NO_FILE)
+    script = Script(first, NO_FILE)
     script.client().delete("a")
-    reply = _Script(lost(), NO_FILE).client().exchange(Request(api_key="k", name="a", options="delete"))
+    reply = Script(lost(), NO_FILE).client().exchange(Request(api_key="k", name="a", options="delete"))
     assert (reply.error, bytes(reply.message)) == (None, b'"Entry deleted"')
 
 
@@ -214,18 +185,18 @@ def test_repeated_delete_finds_nothing(first: Outcome) -> None:
 def test_repeated_delete_that_never_worked(first: Outcome) -> None:
     """`NoFile` to a repeated delete is an error where the first attempt can't have deleted."""
     with pytest.raises(NoFileError):
-        _Script(first, NO_FILE).client().delete("a")
+        Script(first, NO_FILE).client().delete("a")
 
 
 def test_no_file_to_a_repeated_load() -> None:
     """Only a delete can have made away with what it doesn't find."""
     with pytest.raises(NoFileError):
-        _Script(lost(), NO_FILE).client().load("a")
+        Script(lost(), NO_FILE).client().load("a")
 
 
 def test_backoff() -> None:
     """Waits double from half a second on, each up to half shorter by chance, and none is past eight seconds."""
-    script = _Script(*(unsent() for _ in range(9)))
+    script = Script(*(unsent() for _ in range(9)))
     with pytest.raises(TransportError):
         script.client(retries=6).load("a")
     for slept, longest in zip(script.slept, [0.5, 1, 2, 4, 8, 8], strict=False):
@@ -237,7 +208,7 @@ def test_jitter() -> None:
     """Clients that failed together don't come back together."""
     waits = set()
     for _ in range(20):
-        script = _Script(unsent(), DONE)
+        script = Script(unsent(), DONE)
         script.client().load("a")
         waits.update(script.slept)
     assert len(waits) > 1
@@ -245,7 +216,7 @@ def test_jitter() -> None:
 
 def test_retry_after_is_honoured() -> None:
     """The next attempt is not before the time that the service asks for, and not at once if it asks for none."""
-    script = _Script(http(429, 7.0), http(503, 0.0), DONE)
+    script = Script(http(429, 7.0), http(503, 0.0), DONE)
     script.client().load("a")
     assert script.slept[0] == 7.0
     assert 0.5 <= script.slept[1] <= 1
@@ -254,7 +225,7 @@ def test_retry_after_is_honoured() -> None:
 @pytest.mark.parametrize("waits", [[31.0], [30.0, 1.0], [20.0, 11.0]])
 def test_waiting_has_a_cap(waits: list[float]) -> None:
     """A `Retry-After` beyond what is left of 30 seconds isn't waited for: the answer is the error, at once."""
-    script = _Script(*(http(429, wait) for wait in waits), DONE)
+    script = Script(*(http(429, wait) for wait in waits), DONE)
     with pytest.raises(TooOftenError) as caught:
         script.client().load("a")
     assert caught.value.retry_after == waits[-1]
@@ -263,14 +234,14 @@ def test_waiting_has_a_cap(waits: list[float]) -> None:
 
 def test_exchange_returns_error_replies() -> None:
     """`exchange` returns what the service says, be it an error, for those who want the reply."""
-    assert _Script(NO_FILE).client().exchange(Request(api_key="k", name="a")) is NO_FILE
+    assert Script(NO_FILE).client().exchange(Request(api_key="k", name="a")) is NO_FILE
     busy = http(503, 99.0)
-    assert _Script(busy).client().exchange(Request(api_key="k", name="a")) is busy
+    assert Script(busy).client().exchange(Request(api_key="k", name="a")) is busy
 
 
 def test_close() -> None:
     """A client closes its transport, at the end of a `with` as well."""
-    script = _Script()
+    script = Script()
     with script.client():
         pass
     assert script.closed == 1

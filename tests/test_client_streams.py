@@ -9,8 +9,9 @@ import pytest
 from msgspec import Raw
 
 from cloudstore_mapping.client.client import Client
+from cloudstore_mapping.client.transport import Sendable
 from cloudstore_mapping.errors import TransportError
-from cloudstore_mapping.wire import Reply, Request, Upload, success
+from cloudstore_mapping.wire import Reply, Upload, success
 
 DONE = success("", Raw(b"{}"))
 BUSY = Reply(error="Http error", message=Raw(b'"Reason"'), status=503)
@@ -23,7 +24,7 @@ class _Readers:
         self._outcomes = list(outcomes)
         self.read: list[bytes] = []
 
-    def send(self, request: Request | Upload) -> Reply:
+    def send(self, request: Sendable) -> Reply:
         assert isinstance(request, Upload)
         assert not isinstance(request.data, bytes)
         self.read.append(request.data.read())

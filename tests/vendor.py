@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -167,6 +168,10 @@ class _Server(ThreadingHTTPServer):
     def hang_up(self) -> None:
         for connection in tuple(self.open):
             _shut(connection)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client may hang up at any time
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from cloudstore_mapping._version import __version__
@@ -17,12 +17,26 @@ from cloudstore_mapping.client.failures import translated
 from cloudstore_mapping.client.multipart import Form
 from cloudstore_mapping.client.pacing import parse_retry_after
 from cloudstore_mapping.errors import ProtocolError
-from cloudstore_mapping.wire import UPLOAD_PATH, Reply, Request, Upload, decode_reply, encode_request, encode_value
+from cloudstore_mapping.wire import (
+    EXTENSIONS,
+    EXTENSIONS_HEADER,
+    UPLOAD_PATH,
+    Batch,
+    Reply,
+    Request,
+    Upload,
+    decode_reply,
+    encode_request,
+    encode_value,
+)
 
 if TYPE_CHECKING:
     from requests import Response as Response
     from requests import Session as Session
     from urllib3 import BaseHTTPResponse, HTTPConnectionPool
+
+#: What a service can be asked: whatever a transport sends.
+Sendable: TypeAlias = Request | Batch | Upload
 
 DEFAULT_TIMEOUT: Final = (5.0, 30.0)
 DEFAULT_MAX_REPLY: Final = 2**28
@@ -36,7 +50,7 @@ _PIECE: Final = 2**16
 class Transport(Protocol):
     """The way to a service: whatever can send a request and say what was answered."""
 
-    def send(self, request: Request | Upload) -> Reply:
+    def send(self, request: Sendable) -> Reply:
         """
         Return the service's answer, be it an error.
 
@@ -63,6 +77,12 @@ class HTTPTransport:
     max_reply
         Bytes of an answer, unpacked, past which it is refused.
 
+    Attributes
+    ----------
+    sent_bytes, received_bytes
+        Bytes of the bodies of all requests that were answered (a stream of unknown length isn't counted), and of the
+        answers, unpacked.
+
     Notes
     -----
     May be used by many threads, and after a fork by the child. Redirects are never followed: the key is in the body.
@@ -84,11 +104,13 @@ class HTTPTransport:
         self._max_reply = max_reply
         self._line: _Line | None = None
         self._lock = threading.Lock()
+        self.sent_bytes = 0
+        self.received_bytes = 0
 
     def __repr__(self) -> str:
         return f"<HTTPTransport to {self._server}>"
 
-    def send(self, request: Request | Upload) -> Reply:
+    def send(self, request: Sendable) -> Reply:
         """Return the service's answer, be it an error; raises as `Transport.send` does."""
         import requests
         from urllib3.exceptions import HTTPError
@@ -101,18 +123,22 @@ class HTTPTransport:
             body = encode_request(request)
             path, content_type = request.path, JSON_TYPE
         try:
-            response = self._post(path, content_type, body)
+            response, extensions = self._post(path, content_type, body)
         except (requests.RequestException, HTTPError) as error:
             # A ValueError is about a URL, and shows it: a proxy's has a password.
             raise translated(error, self._server) from (None if isinstance(error, ValueError) else error)
-        return _reply(response)
+        with self._lock:
+            self.sent_bytes += (len(body) if isinstance(body, bytes) else body.len) or 0
+            self.received_bytes += len(response.content)
+        return _reply(response, _known_extensions(extensions))
 
     def close(self) -> None:
         """Close the connections, unless the session is the user's."""
         if self._line is not None:
             self._line.close()
 
-    def _post(self, path: str, content_type: str, body: bytes | Form) -> Response:
+    def _post(self, path: str, content_type: str, body: bytes | Form) -> tuple[Response, str]:
+        """Return the response, read to its end, and what its header says of extensions."""
         if self._session is None:
             return self._own_line().post(path, content_type, body, self._max_reply)
         response = self._session.post(
@@ -126,7 +152,7 @@ class HTTPTransport:
         with response:
             content = _joined(response.iter_content(_PIECE), self._max_reply)
         response._content = content  # noqa: SLF001 - `requests` has no public way to read with a limit
-        return response
+        return response, response.headers.get(EXTENSIONS_HEADER, "")
 
     def _own_line(self) -> _Line:
         with self._lock:
@@ -167,7 +193,7 @@ class _Line:
     def close(self) -> None:
         self._adapter.close()
 
-    def post(self, path: str, content_type: str, body: bytes | Form, max_reply: int) -> Response:
+    def post(self, path: str, content_type: str, body: bytes | Form, max_reply: int) -> tuple[Response, str]:
         headers = {
             "User-Agent": f"cloudstore-mapping/{__version__}",
             "Accept-Encoding": "gzip, deflate",
@@ -198,7 +224,7 @@ class _Line:
             prepared = requests.Request("POST", self._server + path, headers=headers, data=body).prepare()
             return self._adapter.build_response(prepared, raw)
 
-        return _response_class()(raw.status, content, build)
+        return _response_class()(raw.status, content, build), raw.headers.get(EXTENSIONS_HEADER, "")
 
     def _target(self, path: str) -> str:
         """Return what stands in the request's first line: a path, to a proxy the whole URL."""
@@ -251,19 +277,20 @@ def _joined(pieces: Iterable[bytes], max_reply: int) -> bytes:
     return b"".join(kept)
 
 
-def _reply(response: Response) -> Reply:
+@functools.lru_cache(maxsize=16)
+def _known_extensions(header: str) -> frozenset[str]:
+    return frozenset(map(str.strip, header.split(","))) & frozenset(EXTENSIONS)
+
+
+def _reply(response: Response, extensions: frozenset[str]) -> Reply:
     status = response.status_code
     if status == HTTPStatus.OK:
-        return decode_reply(response.content, response=response)
+        return decode_reply(response.content, extensions=extensions, response=response)
     retry_after = parse_retry_after(response.headers)
+    beside: dict[str, Any] = {"retry_after": retry_after, "extensions": extensions, "response": response}
     with suppress(ProtocolError):
-        reply = decode_reply(response.content, status=status, retry_after=retry_after, response=response)
+        reply = decode_reply(response.content, status=status, **beside)
         if reply.error is not None:
             return reply
-    return Reply(
-        error="Http error",
-        message=encode_value(response.reason or f"Status {status}"),
-        status=status,
-        retry_after=retry_after,
-        response=response,
-    )
+    message = encode_value(response.reason or f"Status {status}")
+    return Reply(error="Http error", message=message, status=status, **beside)
