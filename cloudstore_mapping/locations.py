@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Final
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 from cloudstore_mapping.client.address import parse_address
 from cloudstore_mapping.client.mapping import CloudStoreMapping
+
+V = TypeVar("V")
 
 DEFAULT_FILE: Final = "cloudstore.db"
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: C:\ is a drive
@@ -43,7 +47,7 @@ def open(location: str | os.PathLike[str] | None = None, **options: Any) -> Clou
     if _scheme(location) in ("http", "https"):
         api_key, server = parse_address(location, insecure=options.get("insecure", False))
         return CloudStoreMapping(api_key, server, **options)
-    return _open_embedded(None if location == "memory:" else file_of(location), location, options)
+    return EmbeddedMapping(None if location == "memory:" else file_of(location), location, **options)
 
 
 def file_of(location: str) -> str:
@@ -65,12 +69,21 @@ def _scheme(location: str) -> str | None:
     return None if match is None else match[1].lower()
 
 
-def _open_embedded(path: str | None, label: str, options: dict[str, Any]) -> CloudStoreMapping[Any]:
-    from cloudstore_mapping.embedded import open_service  # loads SQLite, which a program on a network never needs
+class EmbeddedMapping(CloudStoreMapping[V]):
+    """The mapping over a service in this process, which keeps its data in the file `path`, or with None in memory."""
 
-    transport, api_key = open_service(path)
-    try:
-        return CloudStoreMapping(api_key, label, **{**options, "transport": transport})
-    except BaseException:
-        transport.close()
-        raise
+    def __init__(self, path: str | None, label: str, **options: Any) -> None:
+        from cloudstore_mapping.embedded import open_service  # loads SQLite, which a program on a network never needs
+
+        self._path = None if path is None else str(Path(path).absolute())
+        transport, api_key = open_service(self._path)
+        try:
+            super().__init__(api_key, label, **{**options, "transport": transport})
+        except BaseException:
+            transport.close()
+            raise
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._path is None:
+            raise TypeError("A store in memory can't be pickled: it is gone with its process.")
+        return partial(open, **self._options), (self._path,)

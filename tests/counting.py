@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from cloudstore_mapping.client.transport import Transport
-from cloudstore_mapping.wire import Reply, Request, Upload
+from cloudstore_mapping.wire import Batch, Reply, Request, Upload
 
 
 class CountingTransport:
@@ -15,7 +15,7 @@ class CountingTransport:
         self._inner = inner
         self.counts: Counter[str] = Counter()
 
-    def send(self, request: Request | Upload) -> Reply:
+    def send(self, request: Request | Batch | Upload) -> Reply:
         """Count, then send."""
         self.counts["upload" if isinstance(request, Upload) else request.operation.value] += 1
         return self._inner.send(request)

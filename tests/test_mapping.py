@@ -90,6 +90,7 @@ def test_iteration_runs_on_a_snapshot(store: Store) -> None:
     assert sorted(store.items()) == [("a", 1), ("b", 2), ("d", 4)]
 
 
+@pytest.mark.parametrize("connect", ["vendor"], indirect=True)
 def test_items_skip_what_was_deleted_meanwhile(make_store: MakeStore) -> None:
     """A key deleted between the listing and its load is left out."""
     store = make_store(max_workers=1)
@@ -98,6 +99,16 @@ def test_items_skip_what_was_deleted_meanwhile(make_store: MakeStore) -> None:
     next(items)
     del store["c"]
     assert [key for key, _ in items] == ["b"]
+
+
+@pytest.mark.parametrize("connect", ["memory", "http"], indirect=True)
+def test_items_skip_what_was_deleted_before_its_batch(store: Store) -> None:
+    """A key deleted between the listing and the load of its batch is left out."""
+    store.update({f"{number:04}": number for number in range(1001)})
+    items = iter(store.items())
+    next(items)
+    del store["1000"]
+    assert sum(1 for _ in items) == 999
 
 
 def test_the_length_is_never_a_remembered_one(store: Store) -> None:

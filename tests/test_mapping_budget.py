@@ -9,6 +9,7 @@ import pytest
 
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from tests.counting import CountingTransport
+from tests.mapping_fixtures import Connect
 
 Store = CloudStoreMapping[Any]
 Counted = tuple[Store, CountingTransport]
@@ -53,35 +54,56 @@ READING: dict[str, Callable[[Store], object]] = {
     "other | store": lambda store: OTHER | store,
 }
 
-SINGLE: dict[str, tuple[Callable[[Store], object], dict[str, int]]] = {
-    "store[k]": (lambda store: store["key1"], {"load": 1}),
-    "store.get(k)": (lambda store: store.get("key1"), {"load": 1}),
-    "store.get(absent)": (lambda store: store.get("absent"), {"load": 1}),
-    "store[k] = v": (lambda store: store.__setitem__("key1", 1), {"save": 1}),
-    "del store[k]": (lambda store: store.__delitem__("key1"), {"delete": 1}),
-    "store.discard(k)": (lambda store: store.discard("key1"), {"delete": 1}),
-    "store.merge(k, v)": (lambda store: store.merge("key1", {"x": 1}), {"merge": 1}),
-    "k in store": (lambda store: "key1" in store, {"load": 1}),
-    "absent in store": (lambda store: "absent" in store, {"load": 1}),
-    "k in store.keys()": (lambda store: "key1" in store.keys(), {"load": 1}),  # noqa: SIM118
-    "(k, v) in store.items()": (lambda store: ("key1", 1) in store.items(), {"load": 1}),
-    "setdefault, hit": (lambda store: store.setdefault("key1", 1), {"load": 1}),
-    "setdefault, miss": (lambda store: store.setdefault("absent", 1), {"load": 1, "save": 1}),
-    "pop": (lambda store: store.pop("key1"), {"load": 1, "delete": 1}),
-    "pop, miss": (lambda store: store.pop("absent", None), {"load": 1}),
-    "popitem": (lambda store: store.popitem(), {"list": 1, "load": 1, "delete": 1}),
-    "update": (lambda store: store.update(OTHER), {"save": N}),
-    "update, pairs with one key": (lambda store: store.update([("a", 1), ("a", 2)]), {"save": 1}),
-    "|=": (lambda store: store.__ior__(OTHER), {"merge": N}),
-    "clear": (lambda store: store.clear(), {"list": 1, "delete": N}),
-    "store == store": (lambda store: store == store, {}),
-    "repr(store)": (repr, {}),
-    "repr of views": (lambda store: (repr(store.keys()), repr(store.items()), repr(store.values())), {}),
-    "store is other": (lambda store: store is None, {}),
-    "5 in store": (lambda store: cast("Any", 5) in store, {}),
-    "store.get(5)": (lambda store: store.get(5), {}),  # type: ignore[call-overload]
-    "update of nothing": (lambda store: store.update({}), {}),
+Counts = dict[str, int]
+BATCH: Counts = {"batch": 1}
+POPITEM: Counts = {"list": 1, "load": 1, "delete": 1}
+
+#: What it costs on a service without extensions, and on ours.
+SINGLE: dict[str, tuple[Callable[[Store], object], Counts, Counts]] = {
+    "store[k]": (lambda store: store["key1"], {"load": 1}, {"load": 1}),
+    "store.get(k)": (lambda store: store.get("key1"), {"load": 1}, {"load": 1}),
+    "store.get(absent)": (lambda store: store.get("absent"), {"load": 1}, {"load": 1}),
+    "store.get_as(k, type)": (lambda store: store.get_as("key1", dict[str, int]), {"load": 1}, {"load": 1}),
+    "store[k] = v": (lambda store: store.__setitem__("key1", 1), {"save": 1}, {"save": 1}),
+    "del store[k]": (lambda store: store.__delitem__("key1"), {"delete": 1}, {"delete": 1}),
+    "store.discard(k)": (lambda store: store.discard("key1"), {"delete": 1}, {"delete": 1}),
+    "store.merge(k, v)": (lambda store: store.merge("key1", {"x": 1}), {"merge": 1}, {"merge": 1}),
+    "k in store": (lambda store: "key1" in store, {"load": 1}, {"stat": 1}),
+    "absent in store": (lambda store: "absent" in store, {"load": 1}, {"stat": 1}),
+    "k in store.keys()": (lambda store: "key1" in store.keys(), {"load": 1}, {"stat": 1}),  # noqa: SIM118
+    "(k, v) in store.items()": (lambda store: ("key1", 1) in store.items(), {"load": 1}, {"load": 1}),
+    "setdefault, hit": (lambda store: store.setdefault("key1", 1), {"load": 1}, {"load": 1}),
+    "setdefault, miss": (lambda store: store.setdefault("absent", 1), {"load": 1, "save": 1}, {"load": 1, "save": 1}),
+    "pop": (lambda store: store.pop("key1"), {"load": 1, "delete": 1}, {"load": 1, "delete": 1}),
+    "pop, miss": (lambda store: store.pop("absent", None), {"load": 1}, {"load": 1}),
+    "popitem": (lambda store: store.popitem(), POPITEM, POPITEM),
+    "update": (lambda store: store.update(OTHER), {"save": N}, BATCH),
+    "update with one key": (lambda store: store.update(a=1), {"save": 1}, {"save": 1}),
+    "update, pairs with one key": (lambda store: store.update([("a", 1), ("a", 2)]), {"save": 1}, {"save": 1}),
+    "|=": (lambda store: store.__ior__(OTHER), {"merge": N}, BATCH),
+    "get_many": (lambda store: store.get_many(DATA), {"load": N}, BATCH),
+    "delete_many": (lambda store: store.delete_many(DATA), {"delete": N}, BATCH),
+    "clear": (lambda store: store.clear(), {"list": 1, "delete": N}, {"list": 1, "batch": 1}),
+    "edit that changes": (lambda store: _edit(store, "new"), {"load": 1, "save": 1}, {"load": 1, "save": 1}),
+    "edit that changes nothing": (lambda store: _edit(store, None), {"load": 1}, {"load": 1}),
+    "transform": (lambda store: store.transform("key1", str), {"load": 1, "save": 1}, {"load": 1, "save": 1}),
+    "store.list(text)": (lambda store: store.list("key"), {"list": 1}, {"list": 1}),
+    "list(store.view(prefix))": (lambda store: list(store.view("key")), {"list": 1}, {"list": 1}),
+    "store == store": (lambda store: store == store, {}, {}),
+    "repr(store)": (repr, {}, {}),
+    "repr of views": (lambda store: (repr(store.keys()), repr(store.items()), repr(store.values())), {}, {}),
+    "store is other": (lambda store: store is None, {}, {}),
+    "5 in store": (lambda store: cast("Any", 5) in store, {}, {}),
+    "store.get(5)": (lambda store: store.get(cast("Any", 5)), {}, {}),
+    "update of nothing": (lambda store: store.update({}), {}, {}),
+    "store.view(prefix), store.stats": (lambda store: (store.view("key"), store.stats), {}, {}),
 }
+
+
+def _edit(store: Store, new: object) -> None:
+    with store.edit("key1") as value:
+        if new is not None:
+            value["new"] = new
 
 
 @pytest.fixture
@@ -101,21 +123,54 @@ def test_looking_at_keys_costs_one_listing(filled: Counted, expression: str) -> 
     assert transport.take() == {"list": 1}
 
 
+@pytest.fixture
+def extended(request: pytest.FixtureRequest) -> bool:
+    """Whether the store's service has the extensions."""
+    return "vendor" not in request.node.callspec.id
+
+
 @pytest.mark.parametrize("expression", READING)
-def test_reading_everything_costs_a_listing_and_a_load_a_key(filled: Counted, expression: str) -> None:
-    """One listing, and one load for each of the N keys."""
+def test_reading_everything(filled: Counted, extended: bool, expression: str) -> None:
+    """It costs one listing, and a batch of loads for each 1,000 keys, or a load for each key."""
     store, transport = filled
     READING[expression](store)
-    assert transport.take() == {"list": 1, "load": N}
+    assert transport.take() == {"list": 1, **(BATCH if extended else {"load": N})}
 
 
 @pytest.mark.parametrize("expression", SINGLE)
-def test_the_cost_of_one_operation(filled: Counted, expression: str) -> None:
+def test_the_cost_of_one_operation(filled: Counted, extended: bool, expression: str) -> None:
     """Each operation sends these requests and no others."""
     store, transport = filled
-    act, counts = SINGLE[expression]
+    act, without, with_extensions = SINGLE[expression]
     act(store)
-    assert transport.take() == counts
+    assert transport.take() == (with_extensions if extended else without)
+
+
+@pytest.mark.parametrize("connect", ["memory", "http"], indirect=True)
+def test_a_batch_holds_1000(counted: Counted) -> None:
+    """Many keys cost a batch for each 1,000; the first of all requests finds out whether there are batches."""
+    store, transport = counted
+    many = {f"key{number}": number for number in range(2500)}
+    store.update(many)
+    assert transport.take() == {"save": 1, "batch": 3}
+    assert dict(store) == many
+    assert transport.take() == {"list": 1, "batch": 3}
+    store.clear()
+    assert transport.take() == {"list": 1, "batch": 3}
+
+
+@pytest.mark.parametrize("expression", [*LISTING, *READING])
+def test_what_the_cache_answers_costs_nothing(connect: Connect, expression: str) -> None:
+    """A second time within the cache's time costs nothing, where all values fit."""
+    transport, api_key = connect()
+    counting = CountingTransport(transport)
+    with CloudStoreMapping[Any](api_key, transport=counting, cache_ttl=1000.0) as store:
+        store.update(DATA)
+        act = {**LISTING, **READING}[expression]
+        first = act(store)
+        counting.take()
+        assert act(store) == first
+        assert counting.take() == {}
 
 
 def test_a_refused_value_costs_nothing(filled: Counted) -> None:

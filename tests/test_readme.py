@@ -10,12 +10,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
+from tests.counting import CountingTransport
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 SERVED = "http://API_KEY@127.0.0.1:8787/cloudstore"
@@ -65,6 +68,42 @@ def test_the_command_line_examples(served: tuple[str, str]) -> None:
         assert done.stdout == shown
         ran += 1
     assert ran == 5
+
+
+def cells() -> list[tuple[str, str, str]]:
+    """Return the expressions of the README's table of costs, with what they cost on any service and on ours."""
+    rows = [re.split(r"(?<!\\)\|", line)[1:4] for line in README.splitlines() if line.startswith("| `")]
+    return [
+        (expression.replace("\\|", "|"), without.strip(), ours.strip())
+        for spans, without, ours in rows
+        for expression in re.findall("`(.+?)`", spans)
+    ]
+
+
+@pytest.mark.parametrize("connect", ["http", "vendor"], indirect=True)
+@pytest.mark.parametrize(("expression", "without", "ours"), cells())
+def test_the_table_of_costs(
+    counted: tuple[CloudStoreMapping[Any], CountingTransport],
+    request: pytest.FixtureRequest,
+    expression: str,
+    without: str,
+    ours: str,
+) -> None:
+    """Each expression costs what the table says."""
+    store, transport = counted
+    data = {"a": 1, "b": 2, "c": 3}
+    store.update(data)
+    transport.take()
+    names = {"store": store, "k": "a", "absent": "absent", "v": {"x": 1}, "m": data, "other": {"a", "z"}}
+    exec(expression, names)
+    cost = without if "vendor" in request.node.callspec.id else ours
+    assert sum(transport.take().values()) == eval(cost.replace("⌈N/1000⌉", "1"), {"N": len(data)})
+
+
+def test_the_table_is_read_whole() -> None:
+    """Every expression of the table is tried, that with a `|` as well."""
+    assert "store |= m" in [expression for expression, _, _ in cells()]
+    assert len(cells()) == 31
 
 
 def test_the_two_commands_are_the_first_shell_blocks() -> None:

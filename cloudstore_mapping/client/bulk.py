@@ -1,30 +1,40 @@
-"""Work on many keys: a few requests at a time, results in order, and no failure hides another."""
+"""Work on many keys: batches where the service takes them, else a few requests at a time; no failure hides another."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Final, TypeVar
 
-from cloudstore_mapping.errors import BulkError, CloudStoreError
+from cloudstore_mapping.client.cache import Found
+from cloudstore_mapping.client.files import Change, Files
+from cloudstore_mapping.client.progress import Progress, reporting
+from cloudstore_mapping.errors import BulkError, CloudStoreError, NoFileError, TransportError
+from cloudstore_mapping.wire import MAX_BATCH
 
 A = TypeVar("A")
 B = TypeVar("B")
+Outcome = CloudStoreError | None
 
 #: Calls that are begun ahead of the one whose result is waited for, for each worker.
 AHEAD: Final = 2
+#: Bytes of values in one batch, as long as it holds more than one.
+MAX_BATCH_BYTES: Final = 4 * 2**20
 
 
 class Workers:
     """Calls a function on many arguments, at most `count` at a time; one means here and now, one after another."""
 
     def __init__(self, count: int) -> None:
-        if count < 1:
-            raise ValueError(f"max_workers must be at least 1, and is {count}.")
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"max_workers is a whole number above 0, and not {count!r}.")
         self._count = count
         self._pool: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
         self._lock = threading.Lock()
 
     def map(self, function: Callable[[A], B], arguments: Iterable[A]) -> Iterator[tuple[A, Future[B]]]:
@@ -41,34 +51,11 @@ class Workers:
             for _, future in waiting:
                 future.cancel()
 
-    def write(self, work: Mapping[str, Callable[[], object]]) -> None:
-        """
-        Do each key's work, all of it, whatever fails.
-
-        Raises `BulkError` with what was done and what was not; work on one key alone raises its own error.
-        """
-        succeeded: list[str] = []
-        failed: dict[str, Exception] = {}
-        for key, future in self.map(lambda key: work[key](), work):
-            error = future.exception()
-            if error is None:
-                succeeded.append(key)
-            elif isinstance(error, CloudStoreError) and len(work) > 1:
-                failed[key] = error
-            else:
-                raise error
-        if failed:
-            first = next(iter(failed.values()))
-            raise BulkError(
-                f"{len(failed)} of {len(work)} keys failed, the others are done; see `.failed`. The first: {first}",
-                succeeded=succeeded,
-                failed=failed,
-            ) from first
-
     def _begin(self, function: Callable[[A], B], argument: A) -> Future[B]:
         if self._count > 1:
             with self._lock:
-                if self._pool is None:
+                if self._pool is None or self._process != os.getpid():  # threads don't come along with a fork
+                    self._process = os.getpid()
                     self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="cloudstore-bulk")
             return self._pool.submit(function, argument)
         future: Future[B] = Future()
@@ -81,8 +68,130 @@ class Workers:
     def close(self) -> None:
         """End the threads, once they have done what they began."""
         with self._lock:
-            if self._pool is not None:
+            if self._pool is not None and self._process == os.getpid():
                 self._pool.shutdown(cancel_futures=True)
+
+
+def read_many(
+    files: Files, workers: Workers, keys: Sequence[str], progress: Progress
+) -> Iterator[tuple[str, Found[bytes] | CloudStoreError]]:
+    """Yield each key with its value or what went wrong with it, in order, holding no more than a batch of them."""
+    with reporting(progress, len(keys)) as report:
+        for done, (key, outcome) in enumerate(_read(files, workers, keys), 1):
+            report(done)
+            yield key, outcome
+
+
+def _read(files: Files, workers: Workers, keys: Sequence[str]) -> Iterator[tuple[str, Found[bytes] | CloudStoreError]]:
+    rest = iter(keys)
+    while files.supports("batch") and (chunk := list(islice(rest, MAX_BATCH))):
+        yield from zip(chunk, files.load_batch(chunk), strict=True)
+    for key, loaded in workers.map(files.load, rest):
+        error = loaded.exception()
+        if error is not None and not isinstance(error, CloudStoreError):
+            raise error
+        yield key, loaded.result() if error is None else error
+
+
+def write_many(
+    files: Files, workers: Workers, changes: Sequence[Change], progress: Progress, *, absent_is_done: bool = False
+) -> None:
+    """
+    Make all changes, whatever fails; those of one key in their order.
+
+    Raises `BulkError` with what was done and what was not; changes of one key alone raise their own error. Once the
+    service isn't reached at all, what is left isn't tried any more.
+    """
+    failed: dict[str, CloudStoreError] = {}
+    with reporting(progress, len(changes)) as report:
+        for done, (key, error) in enumerate(_write(files, workers, changes), 1):
+            report(done)
+            if error is not None and not (absent_is_done and isinstance(error, NoFileError)):
+                failed.setdefault(key, error)
+    keys = dict.fromkeys(change.key for change in changes)
+    if not failed:
+        return
+    first = next(iter(failed.values()))
+    if len(keys) == 1:
+        raise first
+    raise BulkError(
+        f"{len(failed)} of {len(keys)} keys failed, the others are done; see `.failed`. The first: {first}",
+        succeeded=[key for key in keys if key not in failed],
+        failed=failed,
+    ) from first
+
+
+def _write(files: Files, workers: Workers, changes: Sequence[Change]) -> Iterator[tuple[str, Outcome]]:
+    begun = 0
+    if not files.supports("batch") and len(changes) > 1:
+        # The first answer tells whether the service takes batches.
+        begun = 1
+        yield changes[0].key, _outcome(files.change, changes[0])
+    if files.supports("batch"):
+        yield from _write_batches(files, changes[begun:])
+    else:
+        yield from _write_singly(files, workers, changes[begun:])
+
+
+def _write_batches(files: Files, changes: Sequence[Change]) -> Iterator[tuple[str, Outcome]]:
+    lost: CloudStoreError | None = None
+    for chunk in _chunks(changes):
+        errors: Sequence[Outcome] = [lost] * len(chunk)
+        if lost is None and len(chunk) == 1:
+            errors = [_outcome(files.change, chunk[0])]
+        elif lost is None:
+            try:
+                errors = files.change_batch(chunk)
+            except CloudStoreError as error:
+                errors = [error] * len(chunk)
+        lost = lost or _loss(errors[0])
+        yield from ((change.key, error) for change, error in zip(chunk, errors, strict=True))
+
+
+def _chunks(changes: Sequence[Change]) -> Iterator[list[Change]]:
+    chunk: list[Change] = []
+    size = 0
+    for change in changes:
+        length = len(change.request.value or b"")
+        if chunk and (len(chunk) == MAX_BATCH or size + length > MAX_BATCH_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(change)
+        size += length
+    if chunk:
+        yield chunk
+
+
+def _write_singly(files: Files, workers: Workers, changes: Sequence[Change]) -> Iterator[tuple[str, Outcome]]:
+    by_key: dict[str, list[Change]] = {}
+    for change in changes:
+        by_key.setdefault(change.key, []).append(change)
+    lost: list[CloudStoreError] = []
+
+    def make(key: str) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for change in by_key[key]:
+            outcome = lost[0] if lost else _outcome(files.change, change)
+            if not lost and (loss := _loss(outcome)):
+                lost.append(loss)
+            outcomes.append(outcome)
+        return outcomes
+
+    for key, made in workers.map(make, by_key):
+        yield from ((key, outcome) for outcome in made.result())
+
+
+def _outcome(change: Callable[[Change], object], argument: Change) -> Outcome:
+    try:
+        change(argument)
+    except CloudStoreError as error:
+        return error
+    return None
+
+
+def _loss(outcome: Outcome) -> CloudStoreError | None:
+    """Return the error that means that nothing gets through: what comes next would only wait as long again."""
+    return outcome if isinstance(outcome, TransportError) and not outcome.sent else None
 
 
 def _finished(call: tuple[A, Future[B]]) -> tuple[A, Future[B]]:

@@ -1,60 +1,282 @@
-"""The files of an account by dict key: which name each has, and which password goes with it."""
+"""The files of an account by dict key: which name each has, which password goes with it, what is kept of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Final, NamedTuple
 
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
+from cloudstore_mapping.client.cache import Cache, Found, Unchanged
 from cloudstore_mapping.client.client import Client
 from cloudstore_mapping.client.keys import key_of, name_of
 from cloudstore_mapping.client.passwords import Passwords
+from cloudstore_mapping.errors import CloudStoreError, LockedError, NoFileError, TooBigError
+from cloudstore_mapping.wire import Operation, Request
+
+#: Under what a cache of listings keeps the whole one.
+ALL: Final = ""
+# Parts of a key that stand in its name as they are, wherever they are in it.
+_LITERAL: Final = re.compile(r"[^\x00-\x1f\x7f,/\\% .\ud800-\udfff]+")
+
+
+class Change(NamedTuple):
+    """A write that is one of many: the key, and the request that does it."""
+
+    key: str
+    request: Request
 
 
 class Files:
-    """Loads, saves, merges, deletes and lists the encoded values of a store; one request each, on any thread."""
+    """
+    Loads, saves, merges, deletes and lists the encoded values of a store, by key without the `prefix` of a view.
 
-    def __init__(self, client: Client, passwords: Passwords) -> None:
+    `cache` keeps values and `listing` listings, None meaning that nothing is kept. Threads may share it.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        passwords: Passwords,
+        cache: Cache[bytes] | None = None,
+        listing: Cache[dict[str, None]] | None = None,
+        prefix: str = "",
+        foreign: dict[str, str] | None = None,
+    ) -> None:
         self._client = client
         self._passwords = passwords
+        self._cache = cache
+        self._listing = listing
+        self._prefix = prefix
         # Names that other programs made and `name_of` never gives: only a listing can tell that they are there.
-        self._foreign: dict[str, str] = {}
+        self._foreign: dict[str, str] = {} if foreign is None else foreign
+
+    def under(self, prefix: str) -> Files:
+        """Return the files whose keys begin with `prefix`, known without it."""
+        full = self._prefix + prefix
+        return Files(self._client, self._passwords, self._cache, self._listing, full, self._foreign)
 
     def name(self, key: str) -> str:
         """Return the name of the key's file; `BadNameError` for a lone surrogate."""
-        return self._foreign.get(key) or name_of(key)
+        full = self._prefix + key
+        return self._foreign.get(full) or name_of(full)
+
+    def supports(self, extension: str) -> bool:
+        """Whether the service has said that it has this extension."""
+        return extension in self._client.extensions
 
     def keys(self) -> list[str]:
         """Return all keys, in the listing's order; a foreign name that is no key's name is listed as itself."""
+        if self._listing is None:
+            return self._matching(self._prefix, prefix=True)
+        kept = self._listing.peek(ALL) if self._prefix else self._listing.read(ALL, self._fetch_all)
+        if kept is None or kept.value is None:
+            return self._matching(self._prefix, prefix=True)
+        return [key[len(self._prefix) :] for key in kept.value if key.startswith(self._prefix)]
+
+    def containing(self, text: str) -> list[str]:
+        """Return the keys that contain this text, as the service's own search finds them."""
+        return (
+            [key for key in self._matching(self._prefix, prefix=True) if text in key]
+            if self._prefix
+            else (self._matching(text, prefix=False))
+        )
+
+    def _matching(self, text: str, *, prefix: bool) -> list[str]:
+        """Ask for the part of the text that names hold as it is, and choose among what comes."""
+        pieces = _LITERAL.findall(text)
+        if prefix:
+            beginning = _LITERAL.match(text)
+            names = self._client.list(beginning[0], prefix=True) if beginning else self._client.list()
+            return [key[len(text) :] for key in self._known(names, whole=not text) if key.startswith(text)]
+        names = self._client.list(max(pieces, key=len, default=""))
+        return [key for key in self._known(names, whole=not pieces) if text in key]
+
+    def _fetch_all(self, _: object) -> Found[dict[str, None]]:
+        return Found(self._known(self._client.list(), whole=True))
+
+    def _known(self, names: list[str], *, whole: bool) -> dict[str, None]:
+        """Return the keys of these names, and remember which of them are foreign."""
         keys: dict[str, None] = {}
         foreign: dict[str, str] = {}
-        for name in self._client.list():
+        for name in names:
             key = key_of(name)
             if name == name_of(key):
                 foreign.pop(key, None)  # both are there: the name that is really this key's is the one that counts
             elif key not in keys:
                 foreign[key] = name
             keys[key] = None
-        self._foreign = foreign
-        return list(keys)
+        if whole:
+            self._foreign.clear()
+        self._foreign.update(foreign)
+        return keys
 
-    def load(self, key: str) -> Raw:
-        """Return the key's value as JSON; `NoFileError` where there is none."""
-        return self._client.load(self.name(key), self._passwords.for_view(key), key=key)
+    def load(self, key: str) -> Found[bytes]:
+        """Return the key's value as JSON, from the cache where it is there; `NoFileError` where there is none."""
+        if self._cache is None:
+            return self.fresh(key)
+        found = self._cache.read(self._prefix + key, lambda before: self._fetch(key, before))
+        if found.value is None:
+            raise absent(key)
+        return found
 
-    def save(self, key: str, value: Raw) -> None:
-        """Make this the key's value."""
-        self._client.save(self.name(key), value, self._passwords.for_edit(key), key=key)
+    def fresh(self, key: str) -> Found[bytes]:
+        """Return the key's value as JSON, from the service; `NoFileError` where there is none."""
+        return self._fetch(key, None, missing=False)
 
-    def merge(self, key: str, values: Iterable[Raw]) -> None:
-        """Merge each of the values into the key's, in their order: folded into one they could leave something else."""
-        for value in values:
-            self._client.merge(self.name(key), value, self._passwords.for_edit(key), key=key)
+    def _fetch(self, key: str, before: Found[bytes] | None, *, missing: bool = True) -> Found[bytes]:
+        known = before.version if before is not None and before.value is not None else None
+        try:
+            loaded = self._client.load(
+                self.name(key), self._passwords.for_view(self._prefix + key), key=key, if_not_version=known
+            )
+        except NoFileError:
+            if missing:
+                return Found(None)
+            raise
+        if loaded is None:
+            raise Unchanged
+        return Found(bytes(loaded.value), loaded.version)
 
-    def delete(self, key: str) -> None:
+    def has(self, key: str) -> bool:
+        """Whether there is a value under the key, asking as little as the service lets one ask."""
+        kept = None if self._cache is None else self._cache.peek(self._prefix + key)
+        if kept is not None:
+            return kept.value is not None
+        try:
+            if self.supports("stat"):
+                self._client.stat(self.name(key), key=key)
+            else:
+                self.load(key)
+        except NoFileError:
+            return False
+        except LockedError:
+            return True
+        return True
+
+    def load_batch(self, keys: Sequence[str]) -> list[Found[bytes] | CloudStoreError]:
+        """Return the values, or for each what went wrong, with one request for all that isn't kept."""
+        results: dict[str, Found[bytes] | CloudStoreError] = {}
+        if self._cache is not None:
+            kept = {key: found for key in keys if (found := self._cache.peek(self._prefix + key)) is not None}
+            results = {key: found if found.value is not None else absent(key) for key, found in kept.items()}
+            mark = self._cache.mark()
+        asked = [key for key in keys if key not in results]
+        requests = [
+            Request(name=self.name(key), password=self._passwords.for_view(self._prefix + key)) for key in asked
+        ]
+        for key, reply in zip(asked, self._client.batch(requests) if requests else (), strict=True):
+            error = self._client.error_of(reply, key)
+            if isinstance(error, TooBigError):  # for one reply with all the others
+                results[key] = self.load(key)
+            elif error is not None:
+                results[key] = error
+            else:
+                results[key] = found = Found(bytes(reply.content), reply.version or None)
+                if self._cache is not None:
+                    self._cache.offer(self._prefix + key, found, mark)
+        return [results[key] for key in keys]
+
+    def save(self, key: str, value: Raw, if_version: str | UnsetType | None = UNSET) -> None:
+        """Make this the key's value; with `if_version` only if that is its version, None meaning that it is absent."""
+        with self._changing(key) as keep:
+            version = self._client.save(
+                self.name(key), value, self._passwords.for_edit(self._prefix + key), key=key, if_version=if_version
+            )
+            keep(Found(bytes(value), version))
+
+    def merge(self, key: str, value: Raw) -> None:
+        """Merge the value into the key's."""
+        with self._changing(key):
+            self._client.merge(self.name(key), value, self._passwords.for_edit(self._prefix + key), key=key)
+
+    def delete(self, key: str, if_version: str | UnsetType = UNSET) -> None:
         """Remove the key; `NoFileError` where there is none."""
-        self._client.delete(self.name(key), self._passwords.for_edit(key), key=key)
+        with self._changing(key, removes=True) as keep:
+            self._client.delete(
+                self.name(key), self._passwords.for_edit(self._prefix + key), key=key, if_version=if_version
+            )
+            keep(Found(None))
+
+    def saving(self, key: str, value: Raw) -> Change:
+        """Return the change that makes this the key's value."""
+        return Change(key, Request(name=self.name(key), value=value, password=self._edit_password(key)))
+
+    def merging(self, key: str, value: Raw) -> Change:
+        """Return the change that merges the value into the key's."""
+        return Change(
+            key, Request(name=self.name(key), options="merge", value=value, password=self._edit_password(key))
+        )
+
+    def deleting(self, key: str) -> Change:
+        """Return the change that removes the key."""
+        return Change(key, Request(name=self.name(key), options="delete", password=self._edit_password(key)))
+
+    def change(self, change: Change) -> None:
+        """Make one change with a request of its own."""
+        operation = change.request.operation
+        if operation is Operation.DELETE:
+            self.delete(change.key)
+        else:
+            assert change.request.value is not UNSET  # noqa: S101 - `saving` and `merging` give one
+            (self.merge if operation is Operation.MERGE else self.save)(change.key, change.request.value)
+
+    def change_batch(self, changes: Sequence[Change]) -> list[CloudStoreError | None]:
+        """Make all changes with one request, in their order; return what went wrong with each."""
+        times = Counter(change.key for change in changes)
+        with ExitStack() as stack:
+            keep: dict[str, Callable[[Found[bytes]], None]] = {}
+            if self._cache is not None and self._listing is not None:
+                stack.enter_context(self._listing.write(ALL))
+                keep = {key: stack.enter_context(self._cache.write(self._prefix + key)).keep for key in times}
+            replies = self._client.batch([change.request for change in changes])
+            errors = [self._client.error_of(reply, change.key) for change, reply in zip(changes, replies, strict=True)]
+            for change, reply, error in zip(changes, replies, errors, strict=True):
+                alone = times[change.key] == 1 and change.key in keep
+                if alone and error is None and change.request.operation is Operation.SAVE:
+                    keep[change.key](Found(bytes(change.request.value or b""), reply.version or None))
+        return errors
+
+    def _edit_password(self, key: str) -> str | None:
+        return self._passwords.for_edit(self._prefix + key)
+
+    @contextmanager
+    def _changing(self, key: str, *, removes: bool = False) -> Iterator[Callable[[Found[bytes]], None]]:
+        """Keep caches right around a write; the block tells what it left, if it knows."""
+        if self._cache is None or self._listing is None:
+            yield lambda _: None
+            return
+        full = self._prefix + key
+        listed = self._listing.peek(ALL)
+        names = None if listed is None else listed.value
+        with ExitStack() as stack:
+            write = stack.enter_context(self._cache.write(full))
+            if names is not None and full in names and not removes:
+                self._listing.disturb(ALL)  # it stays what it is, but of what is read just now nobody knows
+                yield write.keep
+                return
+            listing = stack.enter_context(self._listing.write(ALL))
+            yield write.keep
+            if removes and names is not None:
+                listing.keep(Found({name: None for name in names if name != full}))
+
+    def forget(self, key: str | None = None) -> None:
+        """Drop what is kept of the key, without one all that is kept."""
+        for cache in (self._cache, self._listing):
+            if cache is not None and key is None:
+                cache.clear()
+        if key is not None and self._cache is not None and self._listing is not None:
+            self._cache.forget(self._prefix + key)
+            self._listing.forget(ALL)
 
     def close(self) -> None:
         """Let go of the connections."""
         self._client.close()
+
+
+def absent(key: str) -> NoFileError:
+    """Return the error that says so."""
+    return NoFileError(f"There is nothing under {key!r}.", key=key, status=200)

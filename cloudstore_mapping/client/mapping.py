@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from functools import partial
-from typing import Any, Final, Self, TypeVar, cast, overload
+from typing import Any, Self, TypeVar, overload
 
-from msgspec import Raw
+from msgspec import UNSET
 
 from cloudstore_mapping.client import codec
-from cloudstore_mapping.client.store import Store
-from cloudstore_mapping.client.views import StoreItems, StoreKeys, StoreValues
-from cloudstore_mapping.errors import LockedError, NoFileError
+from cloudstore_mapping.client.beyond import NOT_GIVEN, BeyondDict
+from cloudstore_mapping.client.copying import Copying
+from cloudstore_mapping.client.views import LengthHint, StoreItems, StoreKeys, StoreValues
+from cloudstore_mapping.errors import ChangedError, CloudStoreError, NoFileError
 from cloudstore_mapping.merge import merge
 
 V = TypeVar("V")
 D = TypeVar("D")
 
 
-class _NotGiven:
-    """The type of `_NOT_GIVEN`, for None is a value like any other."""
-
-
-_NOT_GIVEN: Final = _NotGiven()
-
-
-class CloudStoreMapping(Store[V], MutableMapping[str, V]):
+class CloudStoreMapping(BeyondDict[V], MutableMapping[str, V]):
     """
     A CloudStore account as a dictionary from `str` to JSON values.
 
@@ -43,6 +37,12 @@ class CloudStoreMapping(Store[V], MutableMapping[str, V]):
         From key to the file's password, or to a `Password` with two; asked at each request.
     password
         The password of every other file.
+    cache_ttl
+        Seconds for which what was read, saved or listed may be answered again without asking; None: not at all.
+    cache_size, cache_bytes
+        How many values are kept, and how many bytes of JSON they may take together.
+    cache_absent_ttl
+        Seconds for which it may be answered without asking that a key isn't there; None: not at all.
     timeout
         Seconds to wait for a connection, and for each part of a reply; or one number for both.
     retries
@@ -51,12 +51,17 @@ class CloudStoreMapping(Store[V], MutableMapping[str, V]):
         Seconds between two requests; None: 3.0 for the vendor's own service, which asks for it, else none.
     max_workers
         Requests under way at once when many keys are read or written; a service that sets a pace gets one at a time.
+    progress
+        A function of how many keys are done and how many there are, called during work on many keys; True: a bar.
     session
         A `requests.Session` of your own, with its proxies, hooks and adapters; it stays open at the end.
     insecure
         Allow plain http to another machine: the API key and all data can then be read on the way.
+    pickle_secrets
+        Let API key and passwords come along when the store is pickled; else the one who unpickles it has to have
+        ``CLOUDSTORE_URL`` set to its address.
     clock
-        Monotonic seconds; for tests.
+        Monotonic seconds, by which the cache and the pace go; for tests.
     transport
         Another way to a service than HTTP; the store closes it at the end.
 
@@ -66,7 +71,15 @@ class CloudStoreMapping(Store[V], MutableMapping[str, V]):
     """
 
     def __getitem__(self, key: str) -> V:
-        return cast("V", codec.load(self._files.load(self._text(key))))
+        copying: Copying | None = getattr(self._local, "copying", None)
+        if copying is not None:
+            outcome = copying.take(key)
+            if isinstance(outcome, CloudStoreError):
+                raise outcome
+            if outcome is not None:
+                return self._decoded(outcome)
+            self._local.copying = None
+        return self._decoded(self._files.load(self._text(key)))
 
     def __setitem__(self, key: str, value: V) -> None:
         text = self._writable(key)
@@ -76,16 +89,8 @@ class CloudStoreMapping(Store[V], MutableMapping[str, V]):
         self._delete(self._text(key))
 
     def __contains__(self, key: object) -> bool:
-        hash(key)
-        if not isinstance(key, str):
-            return False
-        try:
-            self._files.load(self._text(key))
-        except NoFileError:
-            return False
-        except LockedError:
-            return True
-        return True
+        text = self._readable(key)
+        return text is not None and self._files.has(text)
 
     def __iter__(self) -> Iterator[str]:
         keys = self._keys()
@@ -101,7 +106,8 @@ class CloudStoreMapping(Store[V], MutableMapping[str, V]):
 
     def keys(self) -> StoreKeys[V]:
         """Return a view of the keys."""
-        return StoreKeys(self, self._keys, self._read)
+        copying = self._local.copying = Copying(self._keys, self._outcomes)
+        return StoreKeys(self, copying.listing, self._read)
 
     def values(self) -> StoreValues[V]:
         """Return a view of the values; an iteration over it loads them as it goes."""
@@ -126,22 +132,34 @@ class CloudStoreMapping(Store[V], MutableMapping[str, V]):
     def pop(self, key: str, /) -> V: ...
     @overload
     def pop(self, key: str, /, default: V | D) -> V | D: ...
-    def pop(self, key: str, /, default: object = _NOT_GIVEN) -> object:
-        """Remove the key and return its value; two requests, in between which another client may do something."""
+    def pop(self, key: str, /, default: object = NOT_GIVEN) -> object:
+        """
+        Remove the key and return its value.
+
+        Two requests; atomic where the service has versions, elsewhere another client may do something in between.
+        """
         try:
-            value = self[key]
-            del self[key]
+            return self._pop(self._text(key))
         except KeyError:
-            if default is _NOT_GIVEN:
+            if default is NOT_GIVEN:
                 raise
             return default
-        return value
+
+    def _pop(self, key: str) -> V:
+        while True:
+            atomic = self._files.supports("version")
+            found = self._files.load(key) if atomic else self._files.fresh(key)
+            try:
+                self._delete(key, found.version if found.version is not None else UNSET)
+            except ChangedError:
+                continue
+            return self._decoded(found)
 
     def popitem(self) -> tuple[str, V]:
         """Remove the last listed key, and return it with its value; `KeyError` where there is none."""
         for key in reversed(self._keys()):
             try:
-                return key, self.pop(key)
+                return key, self._pop(key)
             except NoFileError:  # another client was faster; the one before it then
                 continue
         raise KeyError("popitem(): the store is empty")
@@ -151,26 +169,33 @@ class CloudStoreMapping(Store[V], MutableMapping[str, V]):
     @overload
     def setdefault(self, key: str, default: V, /) -> V: ...
     def setdefault(self, key: str, default: Any = None, /) -> Any:
-        """Return the key's value; where it isn't there, save `default` first. Not atomic: two requests then."""
+        """
+        Return the key's value; where it isn't there, save `default` first.
+
+        A second request then; atomic where the service has versions, elsewhere the last one wins.
+        """
         text = self._writable(key)
         new = codec.dump(default)
-        try:
-            return self[text]
-        except NoFileError:
-            self._save(text, new)
-        return codec.load(new)
+        while True:
+            try:
+                return self._decoded(self._files.load(text))
+            except NoFileError:
+                try:
+                    self._save(text, new, None if self._files.supports("version") else UNSET)
+                except ChangedError:
+                    self._files.forget(text)
+                else:
+                    return codec.load(new)
 
     def update(self, other: Any = (), /, **values: V) -> None:
         """Save all pairs of a mapping, or of an iterable of pairs, and of the keywords; a later one of a key wins."""
         encoded = {self._writable(key): codec.dump(value) for key, value in (*_pairs(other), *values.items())}
-        self._workers.write({key: partial(self._save, key, value) for key, value in encoded.items()})
+        self._change_many([self._files.saving(key, value) for key, value in encoded.items()])
 
     def __ior__(self, other: Any) -> Self:  # type: ignore[misc]  # merges, where MutableMapping replaces
-        merges: dict[str, list[Raw]] = {}
-        for key, value in _pairs(other):
-            merges.setdefault(self._writable(key), []).append(codec.dump(value))
         # A key's merges stay apart and in order: folded into one they could leave something else.
-        self._workers.write({key: partial(self._merge, key, values) for key, values in merges.items()})
+        merges = [(self._writable(key), codec.dump(value)) for key, value in _pairs(other)]
+        self._change_many([self._files.merging(key, value) for key, value in merges])
         return self
 
     def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +231,11 @@ class CloudStoreMapping(Store[V], MutableMapping[str, V]):
 
     def clear(self) -> None:
         """Delete every key that is listed now."""
-        self._workers.write({key: partial(self.discard, key) for key in self._keys()})
+        self._change_many([self._files.deleting(key) for key in self._keys()], absent_is_done=True)
+
+    def view(self, prefix: str) -> StoreView[V]:
+        """Return the keys that begin with `prefix` as a mapping of their own, in which they stand without it."""
+        return StoreView(self, self._writable(prefix))
 
     def copy(self) -> dict[str, V]:
         """Return all keys and values as a plain dictionary."""
@@ -214,6 +243,34 @@ class CloudStoreMapping(Store[V], MutableMapping[str, V]):
 
     def _jsonable(self, other: Mapping[str, Any]) -> list[tuple[str, Any]]:
         return [(self._writable(key), codec.load(codec.dump(value))) for key, value in _pairs(other)]
+
+
+class StoreView(CloudStoreMapping[V]):
+    """
+    The keys of a store that begin with a prefix, without it; made by `CloudStoreMapping.view`.
+
+    It lives as long as its store, whose connections and cache it uses: closing it does nothing.
+    """
+
+    def __init__(self, store: CloudStoreMapping[V], prefix: str) -> None:
+        vars(self).update(vars(store))
+        self._store = store
+        self._prefix = prefix
+        self._files = store._files.under(prefix)  # noqa: SLF001 - a store as well
+        self._local = threading.local()
+        self._hint = LengthHint()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoreView, (self._store, self._prefix)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._prefix!r} of {self._store!r}>"
+
+    def close(self) -> None:
+        """Do nothing: the connections are the store's."""
+
+    def _check_open(self) -> None:
+        self._store._check_open()  # noqa: SLF001 - a store as well
 
 
 def _pairs(other: Any) -> Iterable[tuple[Any, Any]]:

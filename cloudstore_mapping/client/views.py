@@ -11,6 +11,12 @@ from typing import Any, Final, Generic, TypeVar
 V = TypeVar("V")
 
 
+def call_site(depth: int) -> tuple[int, int]:
+    """Return which instruction of which frame, so many calls up, is being executed."""
+    frame = sys._getframe(depth)  # noqa: SLF001 - nothing else tells who asks
+    return id(frame), frame.f_lasti
+
+
 class LengthHint:
     """
     The length of the snapshot that an iteration was just begun on.
@@ -24,14 +30,12 @@ class LengthHint:
 
     def note(self, length: int) -> None:
         """Keep the length for the instruction that called the caller."""
-        frame = sys._getframe(2)  # noqa: SLF001 - nothing else tells who asks
-        self._noted = (id(frame), frame.f_lasti, length)
+        self._noted = (*call_site(3), length)
 
     def take(self) -> int | None:
         """Return the length if the instruction that noted it asks for it now; it is given once."""
         noted, self._noted = self._noted, None
-        frame = sys._getframe(2)  # noqa: SLF001
-        return noted[2] if noted is not None and noted[:2] == (id(frame), frame.f_lasti) else None
+        return noted[2] if noted is not None and noted[:2] == call_site(3) else None
 
     def forget(self) -> None:
         """Drop what was kept, for the keys have changed."""

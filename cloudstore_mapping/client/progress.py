@@ -1,0 +1,39 @@
+"""How far work on many keys has come: told to a function of the user's, or shown as a bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeAlias
+
+from cloudstore_mapping.errors import UnsupportedError
+
+#: A function of how many keys are done and how many there are; True is a bar on stderr, None says nothing.
+Progress: TypeAlias = Callable[[int, int], object] | Literal[True] | None
+
+
+@contextmanager
+def reporting(progress: Progress, total: int) -> Iterator[Callable[[int], object]]:
+    """Give the block a function to say how many of `total` are done; nothing is shown for nothing to do."""
+    if progress is None or total == 0:
+        yield lambda _: None
+    elif progress is True:
+        with _bar(total) as report:
+            yield report
+    else:
+        progress(0, total)
+        yield lambda done: progress(done, total)
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[int], object]]:
+    try:
+        from rich.console import Console
+        from rich.progress import Progress as Bar
+    except ImportError as error:
+        raise UnsupportedError(
+            "progress=True needs rich; pip install 'cloudstore-mapping[cli]', or give a function of (done, total)."
+        ) from error
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,330 @@
+"""What was read lately is kept, and never past a write of one's own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from cloudstore_mapping.client.cache import Cache, Found, Unchanged
+
+FOUND = Found(b"value", "v1")
+
+
+class Clock:
+    """Time that only the test moves."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock that stands still."""
+    return Clock()
+
+
+@pytest.fixture
+def cache(clock: Clock) -> Cache[bytes]:
+    """A cache of 10 seconds, three slots and 100 bytes."""
+    return make(clock)
+
+
+def make(clock: Clock, **options: Any) -> Cache[bytes]:
+    """Return a cache with other options."""
+    return Cache(**{"ttl": 10.0, "entries": 3, "max_bytes": 100, "size": len, "clock": clock, **options})
+
+
+class Fetch:
+    """A fetch that counts, remembers what it was given, and returns or raises what the test says."""
+
+    def __init__(self, outcome: Found[bytes] | Exception = FOUND) -> None:
+        self.outcome = outcome
+        self.given: list[Found[bytes] | None] = []
+
+    def __call__(self, before: Found[bytes] | None) -> Found[bytes]:
+        """Answer."""
+        self.given.append(before)
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+class SlowFetch:
+    """A fetch that has begun when `begun` is set, and ends when the test sets its `reply`."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.reply: Future[Found[bytes]] = Future()
+        self.count = 0
+
+    def __call__(self, before: Found[bytes] | None) -> Found[bytes]:
+        """Wait for the test."""
+        self.count += 1
+        self.begun.set()
+        return self.reply.result()
+
+
+def never(before: object) -> Found[bytes]:
+    """Fail: the cache should have known."""
+    raise AssertionError("fetched")
+
+
+def test_a_value_is_fetched_once(cache: Cache[bytes]) -> None:
+    """What is kept is answered without a fetch, and counted."""
+    fetch = Fetch()
+    assert cache.read("k", fetch) == cache.read("k", never) == FOUND
+    assert (len(fetch.given), cache.hits, cache.misses) == (1, 1, 1)
+
+
+def test_time_to_live(cache: Cache[bytes], clock: Clock) -> None:
+    """After its time a value is fetched again, and the fetch is given what ran out."""
+    cache.read("k", Fetch())
+    clock.now += 9.9
+    cache.read("k", never)
+    clock.now += 0.2
+    again = Fetch(Found(b"new", "v2"))
+    assert cache.read("k", again).value == b"new"
+    assert again.given == [FOUND]
+
+
+def test_the_time_counts_from_when_the_read_began(cache: Cache[bytes], clock: Clock) -> None:
+    """A slow read's value is as old as its request."""
+
+    def slow(before: object) -> Found[bytes]:
+        clock.now += 6
+        return FOUND
+
+    cache.read("k", slow)
+    clock.now += 5
+    fetch = Fetch()
+    cache.read("k", fetch)
+    assert len(fetch.given) == 1
+
+
+def test_revalidation(cache: Cache[bytes], clock: Clock) -> None:
+    """A fetch may say that what ran out still stands: then it is kept for another time."""
+    cache.read("k", Fetch())
+    clock.now += 11
+    assert cache.read("k", Fetch(Unchanged())) == FOUND
+    assert cache.read("k", never) == FOUND
+
+
+def test_absence(clock: Clock) -> None:
+    """That nothing is there is kept only where a time is set for it, in the same slot."""
+    cache = make(clock)
+    fetch = Fetch(Found(None))
+    cache.read("k", fetch)
+    cache.read("k", fetch)
+    assert len(fetch.given) == 2
+    cache = make(clock, absent_ttl=2.0)
+    assert cache.read("k", Fetch(Found(None))).value is None
+    assert cache.read("k", never).value is None
+    clock.now += 3
+    assert cache.read("k", Fetch()) == FOUND
+    assert cache.read("k", never) == FOUND
+
+
+def test_a_failed_fetch_keeps_nothing(cache: Cache[bytes], clock: Clock) -> None:
+    """An error goes to who asked, and what was kept before is no longer trusted."""
+    cache.read("k", Fetch())
+    clock.now += 11
+    with pytest.raises(ConnectionError):
+        cache.read("k", Fetch(ConnectionError()))
+    fetch = Fetch()
+    cache.read("k", fetch)
+    assert fetch.given == [None]
+
+
+def test_bounds(clock: Clock) -> None:
+    """Slots and bytes are bounded, the least recently used goes first, and evictions are counted."""
+    cache = make(clock)
+    for key in "abc":
+        cache.read(key, Fetch())
+    cache.read("a", never)
+    cache.read("d", Fetch())
+    assert [key for key in "abcd" if cache.peek(key)] == ["a", "c", "d"]
+    assert cache.evictions == 1
+    cache.read("e", Fetch(Found(b"x" * 95)))
+    assert [key for key in "abcde" if cache.peek(key)] == ["e"]
+    cache.read("f", Fetch(Found(b"x" * 101)))
+    assert [key for key in "ef" if cache.peek(key)] == ["e"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("ttl", value) for value in (0, -1, float("nan"), float("inf"), "5")),
+        *(("absent_ttl", value) for value in (0, -1)),
+        *(("entries", value) for value in (0, -1, 1.5)),
+        ("max_bytes", 0),
+    ],
+)
+def test_bad_options(clock: Clock, option: str, value: object) -> None:
+    """A time or a bound that keeps nothing, or for ever, is refused."""
+    with pytest.raises(ValueError, match="above 0"):
+        make(clock, **{option: value})
+
+
+def test_a_write_forgets_before_it_begins(cache: Cache[bytes]) -> None:
+    """While a write is under way nothing of before is answered, and what is read then isn't kept."""
+    cache.read("k", Fetch())
+    with cache.write("k"):
+        assert cache.peek("k") is None
+        during = Fetch(Found(b"during"))
+        assert cache.read("k", during) == cache.read("k", during) == Found(b"during")
+    after = Fetch(Found(b"after"))
+    assert cache.read("k", after).value == b"after"
+    assert (len(during.given), len(after.given)) == (2, 1)
+
+
+def test_a_read_that_began_during_a_write_never_fills(cache: Cache[bytes]) -> None:
+    """It may have seen what was there before the write, even if it ends later than the write."""
+    slow = SlowFetch()
+    with ThreadPoolExecutor() as pool:
+        with cache.write("k"):
+            reading = pool.submit(cache.read, "k", slow)
+            slow.begun.wait()
+        slow.reply.set_result(Found(b"old"))
+        reading.result()
+    assert cache.peek("k") is None
+
+
+def test_a_write_keeps_what_it_left(cache: Cache[bytes], clock: Clock) -> None:
+    """What a write is known to have left is kept, from when it began."""
+    with cache.write("k") as write:
+        clock.now += 4
+        write.keep(Found(b"new", "v2"))
+    assert cache.read("k", never) == Found(b"new", "v2")
+    clock.now += 7
+    fetch = Fetch()
+    cache.read("k", fetch)
+    assert len(fetch.given) == 1
+
+
+def test_a_failed_write_keeps_nothing(cache: Cache[bytes]) -> None:
+    """A write that fails leaves the key forgotten, whatever it said before."""
+    cache.read("k", Fetch())
+    with pytest.raises(TimeoutError), cache.write("k") as write:  # noqa: PT012 - the block is what is tested
+        write.keep(Found(b"new"))
+        raise TimeoutError
+    assert cache.peek("k") is None
+
+
+def test_two_writes_at_once_keep_nothing(cache: Cache[bytes]) -> None:
+    """Of two writes that overlap nobody knows which the service did last."""
+    with cache.write("k") as first:
+        with cache.write("k") as second:
+            second.keep(Found(b"second"))
+        assert cache.peek("k") is None
+        first.keep(Found(b"first"))
+    assert cache.peek("k") is None
+
+
+@pytest.mark.parametrize("disturbance", ["forget", "disturb", "clear"])
+def test_a_write_that_was_disturbed_keeps_nothing(cache: Cache[bytes], disturbance: str) -> None:
+    """Forgetting a key during a write of it holds."""
+    acts: dict[str, Callable[[], object]] = {
+        "forget": lambda: cache.forget("k"),
+        "disturb": lambda: cache.disturb("k"),
+        "clear": cache.clear,
+    }
+    with cache.write("k") as write:
+        acts[disturbance]()
+        write.keep(FOUND)
+    assert cache.peek("k") is None
+
+
+@pytest.mark.parametrize("event", ["write", "forget", "disturb", "clear", "write that fails"])
+def test_a_read_that_began_before_never_fills(cache: Cache[bytes], event: str) -> None:
+    """A slow read that began before a write ended is answered to its own reader only."""
+    slow = SlowFetch()
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(cache.read, "k", slow)
+        slow.begun.wait()
+        if event == "write":
+            with cache.write("k") as write:
+                write.keep(Found(b"new"))
+        elif event == "write that fails":
+            with pytest.raises(OSError, match="lost"), cache.write("k"):
+                raise OSError("lost")
+        elif event == "clear":
+            cache.clear()
+        else:
+            getattr(cache, event)("k")
+        now = cache.peek("k")
+        assert now == (Found(b"new") if event == "write" else None)
+        slow.reply.set_result(Found(b"old"))
+        assert reading.result().value == b"old"
+    assert cache.peek("k") == now
+
+
+def test_who_asks_after_a_write_does_not_wait_for_a_read_of_before(cache: Cache[bytes]) -> None:
+    """A read after a write makes a request of its own, though another one is under way."""
+    slow = SlowFetch()
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(cache.read, "k", slow)
+        slow.begun.wait()
+        with cache.write("k"):
+            pass
+        assert cache.read("k", Fetch(Found(b"new"))).value == b"new"
+        slow.reply.set_result(Found(b"old"))
+        reading.result()
+    assert cache.read("k", never).value == b"new"
+
+
+def test_one_fetch_for_all_who_miss_together(cache: Cache[bytes]) -> None:
+    """Threads that miss the same key at once share one request, its error as well."""
+    for outcome in (FOUND, ConnectionError("lost")):
+        cache.clear()
+        slow = SlowFetch()
+        misses = cache.misses
+        with ThreadPoolExecutor(8) as pool:
+            readings = [pool.submit(cache.read, "k", slow) for _ in range(8)]
+            while cache.misses < misses + 8:
+                slow.begun.wait()
+            if isinstance(outcome, Exception):
+                slow.reply.set_exception(outcome)
+                assert {type(reading.exception()) for reading in readings} == {ConnectionError}
+            else:
+                slow.reply.set_result(outcome)
+                assert {reading.result() for reading in readings} == {FOUND}
+        assert slow.count == 1
+
+
+def test_other_keys_go_on_meanwhile(cache: Cache[bytes]) -> None:
+    """No lock is held during a fetch or a write: other keys are read and written meanwhile."""
+    slow = SlowFetch()
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(cache.read, "k", slow)
+        slow.begun.wait()
+        assert cache.read("other", Fetch()) == FOUND
+        with cache.write("third"):
+            assert cache.read("other", never) == FOUND
+        slow.reply.set_result(FOUND)
+        reading.result()
+
+
+def test_offers(cache: Cache[bytes], clock: Clock) -> None:
+    """What was read beside the cache is kept from its mark on, unless anything was written since."""
+    mark = cache.mark()
+    clock.now += 4
+    cache.offer("k", FOUND, mark)
+    assert cache.peek("k") == FOUND
+    clock.now += 7
+    assert cache.peek("k") is None
+    disturbances: list[Callable[[], object]] = [lambda: cache.forget("o"), lambda: cache.disturb("o"), cache.clear]
+    for disturb in disturbances:
+        mark = cache.mark()
+        disturb()
+        cache.offer("k", FOUND, mark)
+        assert cache.peek("k") is None
+    with cache.write("k"):
+        cache.offer("k", FOUND, cache.mark())
+    assert cache.peek("k") is None
