@@ -2,145 +2,56 @@
 
 from __future__ import annotations
 
-import enum
-import re
 from collections.abc import Iterable
-from itertools import accumulate
-from typing import IO, Annotated, Any, Final, Literal
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.errors import REPLY_ERRORS, BadValueError, ChangedError, CloudStoreError, ProtocolError
+from cloudstore_mapping.jsontext import LONG_NUMBER, decode_value, encode_value, is_deeper
+from cloudstore_mapping.messages import (
+    BATCH_PATH,
+    DEFAULT_MAX_DEPTH,
+    EXTENSIONS,
+    EXTENSIONS_HEADER,
+    LOAD_PATH,
+    MAX_BATCH,
+    SAVE_PATH,
+    UPLOAD_PATH,
+    Batch,
+    Operation,
+    Reply,
+    Request,
+    Upload,
+)
 
-SAVE_PATH: Final = "/store/save"
-LOAD_PATH: Final = "/store/load"
-BATCH_PATH: Final = "/store/batch"
-UPLOAD_PATH: Final = "/upload-2"
-
-#: What our services can do beyond the vendor's; one that can says so, and only then a client asks for it.
-EXTENSIONS: Final = ("version", "stat", "batch", "page", "once", "brief")
-#: The header of every reply in which a service says so, the names joined by commas.
-EXTENSIONS_HEADER: Final = "CloudStore-Extensions"
-
-#: Requests that one batch may hold.
-MAX_BATCH: Final = 1000
-
-#: Brackets within brackets that a service takes in a value, unless its settings say otherwise.
-DEFAULT_MAX_DEPTH: Final = 100
-
-
-class Operation(enum.Enum):
-    """What a request asks for."""
-
-    SAVE = "save"
-    MERGE = "merge"
-    DELETE = "delete"
-    LOAD = "load"
-    LIST = "list"
-    STAT = "stat"
-    BATCH = "batch"
-
-    @property
-    def writes(self) -> bool:
-        """Whether it changes what is stored."""
-        return self in _WRITES
-
-
-_WRITES: Final = frozenset({Operation.SAVE, Operation.MERGE, Operation.DELETE})
-_BY_OPTIONS: Final = {
-    "merge": Operation.MERGE,
-    "delete": Operation.DELETE,
-    "list": Operation.LIST,
-    "stat": Operation.STAT,
-}
-
-
-class Request(msgspec.Struct, kw_only=True, frozen=True):
-    """
-    A request on a data file, in the fields and the order of the wire.
-
-    `name` is the file's name, for a list the text to look for. A `value` makes the request a save or a merge. Within a
-    batch `api_key` is empty, or the batch's. What stands behind `password` belongs to the extensions:
-
-    `if_version`: write only if this is the file's version, None meaning that there is no file. `if_not_version`: load
-    the value only if this is no longer its version. `match`, `after`, `limit`: of a list, the names that begin with the
-    text, those behind this one, and so many of them. `once`: an id under which the write is done once, however often
-    it comes. `brief`: the reply holds the value or names in `data` only.
-    """
-
-    api_key: str = msgspec.field(name="key", default="")
-    name: str = msgspec.field(name="file")
-    options: Literal["merge", "delete", "list", "stat"] | None = None
-    id: Literal["_data"] | None = "_data"
-    value: Raw | UnsetType = UNSET
-    password: str | None = None
-    if_version: str | UnsetType | None = UNSET
-    if_not_version: str | UnsetType = UNSET
-    match: Literal["substring", "prefix"] | UnsetType = UNSET
-    after: str | UnsetType | None = UNSET
-    limit: Annotated[int, msgspec.Meta(ge=1)] | UnsetType = UNSET
-    once: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | UnsetType = msgspec.field(
-        name="request", default=UNSET
-    )
-    brief: bool | UnsetType = UNSET
-
-    @property
-    def operation(self) -> Operation:
-        """What it asks for."""
-        if self.options is not None:
-            return _BY_OPTIONS[self.options]
-        return Operation.LOAD if self.value is UNSET else Operation.SAVE
-
-    @property
-    def path(self) -> str:
-        """Where under the service's address it is posted to."""
-        return SAVE_PATH if self.operation.writes else LOAD_PATH
-
-    def __repr__(self) -> str:
-        return f"<Request to {self.operation.value} {self.name!r}>"  # neither API key, password nor value
-
-
-class Batch(msgspec.Struct, kw_only=True, frozen=True):
-    """Requests of one account, sent as one: each is answered for itself; if it is `atomic`, all are done or none."""
-
-    api_key: str = msgspec.field(name="key")
-    requests: Annotated[list[Request], msgspec.Meta(min_length=1, max_length=MAX_BATCH)]
-    atomic: bool = False
-    once: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | UnsetType = msgspec.field(
-        name="request", default=UNSET
-    )
-
-    @property
-    def operation(self) -> Operation:
-        """What it asks for."""
-        return Operation.BATCH
-
-    @property
-    def path(self) -> str:
-        """Where under the service's address it is posted to."""
-        return BATCH_PATH
-
-    @property
-    def writes(self) -> bool:
-        """Whether any of its requests changes what is stored."""
-        return any(request.operation.writes for request in self.requests)
-
-    def __repr__(self) -> str:
-        return f"<Batch of {len(self.requests)} requests>"
-
-
-class Upload(msgspec.Struct, kw_only=True, frozen=True):
-    """A media file on its way to the service, sent as a multipart form: `data` is its bytes, or a binary file."""
-
-    api_key: str
-    name: str
-    content_type: str
-    data: bytes | IO[bytes]
-    password: str | None = None
-
-    def __repr__(self) -> str:
-        return f"<Upload of {self.name!r} as {self.content_type}>"
+__all__ = [
+    "BATCH_PATH",
+    "DEFAULT_MAX_DEPTH",
+    "EXTENSIONS",
+    "EXTENSIONS_HEADER",
+    "LOAD_PATH",
+    "MAX_BATCH",
+    "SAVE_PATH",
+    "UPLOAD_PATH",
+    "Batch",
+    "Operation",
+    "Reply",
+    "Request",
+    "Upload",
+    "decode_replies",
+    "decode_reply",
+    "decode_request",
+    "decode_value",
+    "encode_replies",
+    "encode_reply",
+    "encode_request",
+    "encode_value",
+    "failure",
+    "is_deeper",
+    "success",
+]
 
 
 class _ReplyBody(msgspec.Struct):
@@ -152,48 +63,7 @@ class _ReplyBody(msgspec.Struct):
     unchanged: bool | UnsetType = UNSET
 
 
-class Reply(msgspec.Struct, kw_only=True, frozen=True):
-    """
-    What a service answered: the fields of its JSON object, and what HTTP carries beside it.
-
-    `error` is None on success, else a name. `message` is JSON: a sentence, after a load the value itself.
-    `version` is the file's after a load, save or merge, and the one that stands where an `if_version` doesn't; `next`
-    is the name that the next page goes on after, None on the last one; `unchanged` answers an `if_not_version`.
-    `retry_after` is in seconds. `extensions` is what the service says that it can. `response` is the
-    `requests.Response`, None where no HTTP was spoken.
-    """
-
-    error: str | None = None
-    message: Raw = Raw(b'""')
-    data: Raw | UnsetType = UNSET
-    version: str | UnsetType | None = UNSET
-    next: str | UnsetType | None = UNSET
-    unchanged: bool | UnsetType = UNSET
-    status: int = 200
-    retry_after: float | None = None
-    extensions: frozenset[str] = frozenset()
-    response: Any = None
-
-    @property
-    def content(self) -> Raw:
-        """The JSON that was asked for: `data`, or `message` from a service that sends a load's value only there."""
-        return self.message if self.data is UNSET else self.data
-
-    @property
-    def sentence(self) -> str:
-        """The message as text, whatever it is."""
-        try:
-            message = decode_value(self.message)
-        except (msgspec.MsgspecError, RecursionError):
-            message = None  # JSON that Python can't hold, such as 1e400
-        return message if isinstance(message, str) else bytes(self.message).decode()
-
-    def __repr__(self) -> str:
-        return f"<Reply {self.error or 'without error'}>"
-
-
 _encode = msgspec.json.Encoder().encode
-_decode_any = msgspec.json.Decoder().decode
 _decode_request = msgspec.json.Decoder(Request).decode
 _decode_batch = msgspec.json.Decoder(Batch).decode
 _decode_reply = msgspec.json.Decoder(_ReplyBody).decode
@@ -227,8 +97,8 @@ def decode_request(path: str, body: bytes, *, max_depth: int = DEFAULT_MAX_DEPTH
         batch = _decode_batch(body) if path == BATCH_PATH else None
         requests = [_decode_request(body)] if batch is None else batch.requests
         for request in requests:
-            if request.value is not UNSET and _LONG_NUMBER.search(request.value):
-                _decode_any(request.value)
+            if request.value is not UNSET and LONG_NUMBER.search(request.value):
+                decode_value(request.value)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         if "Integer value out of range" in str(error):
             raise BadValueError("The value holds an integer of more than 4,300 digits; store it as text.") from error
@@ -332,27 +202,3 @@ def failure(error: CloudStoreError) -> Reply:
         status=REPLY_ERRORS[name][0],
         retry_after=getattr(error, "retry_after", None),
     )
-
-
-def encode_value(value: Any) -> Raw:
-    """Return the JSON of a value that is known to have one (`client.codec` is for values that may not)."""
-    return Raw(_encode(value))
-
-
-def decode_value(value: Raw | bytes) -> Any:
-    """Return what the JSON `value` says, made anew: the one parser for every decision, last of equal names wins."""
-    return _decode_any(value)
-
-
-# Numbers that may be out of a float's range or over the digits limit: only these are worth a full decode.
-_LONG_NUMBER: Final = re.compile(rb"[0-9]{200}|[eE]\+?[0-9]{3}")
-_NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'"[]{}'))
-_STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
-
-
-def is_deeper(body: bytes, depth: int) -> bool:
-    """Whether `body` nests brackets deeper than `depth`; never recursive, linear in its length."""
-    structure = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NOT_STRUCTURE)
-    # Two quotes side by side are an empty string, or join two strings: without them no bracket changes sides.
-    brackets = b"".join(structure.replace(b'""', b"").split(b'"')[::2])
-    return any(level > depth for level in accumulate(map(_STEPS.__getitem__, brackets)))

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
+from cloudstore_mapping.client.callbacks import CloudStore
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from tests.mapping_fixtures import connect, counted, make_store, store
 from tests.service_fakes import Asker, FakeHasher, ManualClock
+from tests.vendor import Vendor, serve_vendor
 
 __all__ = ["connect", "counted", "make_store", "store"]  # fixtures for all, defined beside
 
@@ -68,3 +71,35 @@ def service(clock: ManualClock, hasher: FakeHasher, no_threads_left: None) -> It
 def ask(service: Service) -> Asker:
     """Return somebody with the account "owner" who asks `service`."""
     return Asker(service, service.accounts.create("owner"))
+
+
+@pytest.fixture
+def vendor() -> Iterator[Vendor]:
+    """Return a running service that speaks only what the vendor's documentation says."""
+    with serve_vendor() as vendor:
+        yield vendor
+
+
+@pytest.fixture
+def cloud(vendor: Vendor) -> Iterator[CloudStore]:
+    """Return a callback client of `vendor`."""
+    with CloudStore(Vendor.api_key, vendor.address) as cloud:
+        yield cloud
+
+
+@pytest.fixture
+def hooked(monkeypatch: pytest.MonkeyPatch) -> list[threading.ExceptHookArgs]:
+    """Return what comes to `threading.excepthook`."""
+    caught: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", caught.append)
+    return caught
+
+
+@pytest.fixture(params=["own", "session"])
+def session(request: pytest.FixtureRequest) -> Iterator[requests.Session | None]:
+    """Return None, and then a session of the user's."""
+    if request.param == "own":
+        yield None
+    else:
+        with requests.Session() as opened:
+            yield opened

@@ -14,16 +14,9 @@ import pytest
 import requests
 
 from cloudstore_mapping.client.callbacks import CloudStore
-from tests.vendor import Vendor, serve_vendor
+from tests.vendor import Vendor
 
 KEY = "ZFA5mAkxjVznvSsXOUxE"
-
-
-@pytest.fixture
-def vendor() -> Iterator[Vendor]:
-    """Return a running service."""
-    with serve_vendor() as service:
-        yield service
 
 
 @pytest.fixture

@@ -18,16 +18,9 @@ from requests.adapters import BaseAdapter
 
 from cloudstore_mapping.client.callbacks import CloudStore
 from cloudstore_mapping.errors import BadValueError, OutcomeUnknownError, ProtocolError, TransportError
-from tests.vendor import Fault, Vendor, serve_vendor
+from tests.vendor import Fault, Vendor
 
 KEY = "ZFA5mAkxjVznvSsXOUxE"
-
-
-@pytest.fixture
-def vendor() -> Iterator[Vendor]:
-    """Return a running service."""
-    with serve_vendor() as service:
-        yield service
 
 
 @pytest.fixture

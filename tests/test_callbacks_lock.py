@@ -4,39 +4,23 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from cloudstore_mapping.client.callbacks import CloudStore
-from tests.vendor import Vendor, serve_vendor
+from tests.vendor import Vendor
 
 KEY = "ZFA5mAkxjVznvSsXOUxE"
 Dictionary = dict[str, Any]
 
 
 @pytest.fixture
-def vendor() -> Iterator[Vendor]:
+def vendor(vendor: Vendor) -> Vendor:
     """Return a running service that holds one file."""
-    with serve_vendor() as service:
-        service.files["a"] = 1
-        yield service
-
-
-@pytest.fixture
-def cloud(vendor: Vendor) -> Iterator[CloudStore]:
-    """Return a client of the service."""
-    with CloudStore(KEY, vendor.address) as opened:
-        yield opened
-
-
-@pytest.fixture
-def hooked(monkeypatch: pytest.MonkeyPatch) -> list[threading.ExceptHookArgs]:
-    """Return what comes to `threading.excepthook`."""
-    caught: list[threading.ExceptHookArgs] = []
-    monkeypatch.setattr(threading, "excepthook", caught.append)
-    return caught
+    vendor.files["a"] = 1
+    return vendor
 
 
 def lock_is_free() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,33 +16,17 @@ from cloudstore_mapping.client.client import Client
 from cloudstore_mapping.client.pacing import Pacer
 from cloudstore_mapping.client.transport import Sendable
 from cloudstore_mapping.wire import Reply, Request, success
-from tests.vendor import Vendor, serve_vendor
+from tests.vendor import Vendor
 
 KEY = "ZFA5mAkxjVznvSsXOUxE"
 Dictionary = dict[str, Any]
 
 
 @pytest.fixture
-def vendor() -> Iterator[Vendor]:
+def vendor(vendor: Vendor) -> Vendor:
     """Return a running service that holds one file."""
-    with serve_vendor() as service:
-        service.files["a"] = 1
-        yield service
-
-
-@pytest.fixture
-def cloud(vendor: Vendor) -> Iterator[CloudStore]:
-    """Return a client of the service."""
-    with CloudStore(KEY, vendor.address) as opened:
-        yield opened
-
-
-@pytest.fixture
-def hooked(monkeypatch: pytest.MonkeyPatch) -> list[threading.ExceptHookArgs]:
-    """Return what comes to `threading.excepthook`."""
-    caught: list[threading.ExceptHookArgs] = []
-    monkeypatch.setattr(threading, "excepthook", caught.append)
-    return caught
+    vendor.files["a"] = 1
+    return vendor
 
 
 def test_callback_waits_for_another_call(cloud: CloudStore) -> None:

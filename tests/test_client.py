@@ -20,16 +20,9 @@ from cloudstore_mapping.errors import (
     UnavailableError,
 )
 from cloudstore_mapping.wire import Reply, decode_value
-from tests.vendor import Vendor, serve_vendor
+from tests.vendor import Vendor
 
 KEY = "ZFA5mAkxjVznvSsXOUxE"
-
-
-@pytest.fixture
-def vendor() -> Iterator[Vendor]:
-    """Return a running service."""
-    with serve_vendor() as service:
-        yield service
 
 
 @pytest.fixture

@@ -18,17 +18,10 @@ from cloudstore_mapping.client.multipart import Form, Media, open_media
 from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.errors import BadNameError, BadValueError
 from cloudstore_mapping.wire import Upload
-from tests.vendor import Vendor, serve_vendor
+from tests.vendor import Vendor
 
 PNG = b"\x89PNG\r\n\x1a\n\0\xff"
 PNG64 = base64.b64encode(PNG).decode()
-
-
-@pytest.fixture
-def vendor() -> Iterator[Vendor]:
-    """Return a running service."""
-    with serve_vendor() as service:
-        yield service
 
 
 @pytest.fixture

@@ -30,21 +30,10 @@ LOAD = Request(api_key=KEY, name="a")
 
 
 @pytest.fixture
-def vendor() -> Iterator[Vendor]:
+def vendor(vendor: Vendor) -> Vendor:
     """Return a running service that holds one file."""
-    with serve_vendor() as service:
-        service.files["a"] = 1
-        yield service
-
-
-@pytest.fixture(params=["own", "session"])
-def session(request: pytest.FixtureRequest) -> Iterator[requests.Session | None]:
-    """Return None, and then a session of the user's."""
-    if request.param == "own":
-        yield None
-    else:
-        with requests.Session() as opened:
-            yield opened
+    vendor.files["a"] = 1
+    return vendor
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,28 +14,17 @@ import requests
 from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.errors import ProtocolError, TransportError
 from cloudstore_mapping.wire import Request
-from tests.vendor import Vendor, serve_vendor
+from tests.vendor import Vendor
 
 KEY = "S3cretKey"
 LOAD = Request(api_key=KEY, name="a")
 
 
 @pytest.fixture
-def vendor() -> Iterator[Vendor]:
+def vendor(vendor: Vendor) -> Vendor:
     """Return a running service that holds one file."""
-    with serve_vendor() as service:
-        service.files["a"] = 1
-        yield service
-
-
-@pytest.fixture(params=["own", "session"])
-def session(request: pytest.FixtureRequest) -> Iterator[requests.Session | None]:
-    """Return None, and then a session of the user's."""
-    if request.param == "own":
-        yield None
-    else:
-        with requests.Session() as opened:
-            yield opened
+    vendor.files["a"] = 1
+    return vendor
 
 
 @pytest.mark.parametrize("timeout", [0, -1, (5, 0), (None, 1), (5, None), None, "5"])

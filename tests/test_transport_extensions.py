@@ -16,18 +16,17 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
 from cloudstore_mapping.wire import EXTENSIONS, Batch, Request, Upload, decode_replies
-from tests.vendor import Fault, Vendor, serve_vendor
+from tests.vendor import Fault, Vendor
 
 KEY = "S3cretKey"
 LOAD = Request(api_key=KEY, name="a")
 
 
 @pytest.fixture
-def vendor() -> Iterator[Vendor]:
+def vendor(vendor: Vendor) -> Vendor:
     """Return a running service that holds one file."""
-    with serve_vendor() as service:
-        service.files["a"] = 1
-        yield service
+    vendor.files["a"] = 1
+    return vendor
 
 
 @pytest.fixture(params=["own", "session"])
