@@ -16,7 +16,16 @@ from msgspec.structs import replace
 from cloudstore_mapping.embedded import LOCAL_ACCOUNT, LOCAL_SETTINGS, InProcessTransport, open_service
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.wire import Reply, Upload, decode_request, encode_reply, encode_request
+from cloudstore_mapping.wire import (
+    Batch,
+    Reply,
+    Request,
+    Upload,
+    decode_replies,
+    decode_request,
+    encode_reply,
+    encode_request,
+)
 from tests.service_fakes import Asker
 
 
@@ -59,6 +68,19 @@ def test_replies_are_the_wire_s(service: Service) -> None:
         assert encode_reply(replace(reply, version=UNSET)) == encode_reply(replace(direct, version=UNSET))
         assert (reply.status, reply.retry_after) == (direct.status, direct.retry_after)
         assert reply.response is None
+
+
+def test_all_that_a_network_s_service_can_do(service: Service) -> None:
+    """Every extension but `once` is there, for no reply is lost on its way, and a batch is one message as well."""
+    transport = InProcessTransport(service)
+    key = service.accounts.create("owner")
+    requests = [Request(name="a", value=msgspec.Raw(b"[1]")), Request(name="a", brief=True), Request(name="b")]
+    reply = transport.send(Batch(api_key=key, requests=requests))
+    assert reply.extensions == {"version", "stat", "batch", "page", "brief"}
+    assert reply.data is not UNSET
+    saved, loaded, absent = decode_replies(reply.data)
+    assert (bytes(loaded.content), loaded.version, absent.error) == (b"[1]", saved.version, "NoFile")
+    assert transport.send(Request(name="a")).extensions == reply.extensions
 
 
 def refused(reply: Reply) -> tuple[str | None, int]:

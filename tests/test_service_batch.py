@@ -1,17 +1,23 @@
-"""Many requests in one, each answered for itself, or all done or none; and requests that are done once."""
+"""Many requests in one, each answered for itself, or all done or none."""
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec import UNSET
 
-from cloudstore_mapping.service.service import FORGET_EVERY, REMEMBER_ANSWERS, Service
+from cloudstore_mapping.embedded import InProcessTransport
+from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.wire import Batch, Reply, Request, decode_replies, decode_value, encode_value
-from tests.service_fakes import Asker, FakeHasher, ManualClock
+from tests.service_fakes import PATIENCE, Asker, FakeHasher, Held, ManualClock
 
 
 def item(name: str, operation: Any = None, **fields: Any) -> Request:
@@ -82,10 +88,15 @@ def test_an_atomic_batch(service: Service, ask: Asker) -> None:
     assert (ask.value("a"), ask.value("new")) == (2, 3)
 
 
-def test_a_batch_of_reads_does_not_wait_for_the_writer(service: Service, ask: Asker) -> None:
-    """Reads alone are answered while a writer is busy; in a batch of their own they see one moment."""
-    ask.save("a", 1)
-    assert errors(ask_batch(service, ask, item("a"), item("b"), item("", "list"))) == [None, "NoFile", None]
+def test_a_batch_of_reads_does_not_wait_for_the_writer(tmp_path: Path, no_threads_left: None) -> None:
+    """Reads alone are answered while a writer is busy, but not on the caller's thread."""
+    storage = SQLiteStorage(tmp_path / "store.db")
+    with Service(storage) as service:
+        ask = Asker(service, service.accounts.create("owner"))
+        ask.save("a", 1)
+        held = Held(storage)
+        assert errors(ask_batch(service, ask, item("a"), item("b"), item("", "list"))) == [None, "NoFile", None]
+        held.go.set()
 
 
 def test_passwords_in_a_batch(service: Service, ask: Asker, hasher: FakeHasher) -> None:
@@ -112,14 +123,124 @@ def test_passwords_in_a_batch(service: Service, ask: Asker, hasher: FakeHasher) 
     assert ask.value("count") == [1]
 
 
+def test_passwords_of_a_batch_are_proved_together(service: Service, ask: Asker, hasher: FakeHasher) -> None:
+    """However many passwords a batch has, it begins anew but once, and each is hashed but once."""
+    names = [str(number) for number in range(30)]
+    for name in names:
+        ask.save(name, 0)
+        service.set_passwords("owner", name, edit="right")
+    puts = Counter(service._storage._session.connection)  # type: ignore[attr-defined]  # SQLite's
+    requests = [item("log", value=0), *(item(name, value=1, password="right") for name in names)]
+    assert errors(ask_batch(service, ask, *requests)) == [None] * 31
+    assert (hasher.checks, puts.of("INSERT INTO files")) == (30, 1 + 31)
+
+
+class Counter:
+    """Counts the statements of a connection."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._statements: list[str] = []
+        connection.set_trace_callback(self._statements.append)
+
+    def of(self, beginning: str) -> int:
+        """Return how many began so."""
+        return len([statement for statement in self._statements if statement.startswith(beginning)])
+
+
+def test_guesses_in_a_batch_are_counted(service: Service, ask: Asker) -> None:
+    """Wrong passwords for one file are counted as those of single requests, and the batch goes on."""
+    ask.save("name", 0)
+    service.set_passwords("owner", "name", edit="right")
+    guesses = [item("name", value=1, password=f"guess {number}") for number in range(7)]
+    found = errors(ask_batch(service, ask, *guesses, item("other", value=1)))
+    assert found == ["Locked"] * 5 + ["TooOften"] * 2 + [None]
+    assert (ask.value("name"), ask.value("other")) == (0, 1)
+
+
+@pytest.mark.parametrize(("password", "error"), [("right", None), ("wrong", "Locked"), (None, "Locked")])
+def test_passwords_in_an_atomic_batch(service: Service, ask: Asker, password: str | None, error: str | None) -> None:
+    """A wrong password undoes it; a right one that had to be hashed first doesn't, and nothing is done twice."""
+    ask.save("name", 0)
+    service.set_passwords("owner", "name", edit="right")
+    requests = [
+        item("new", "merge", value=[1], if_version=None),
+        item("name", value=1, password=password),
+        item("name", "delete", password="right"),
+        item("name", value=2, if_version=None),
+    ]
+    reply = ask_batch(service, ask, *requests, atomic=True)
+    assert reply.error == error
+    assert ask.load("new").error == ("NoFile" if error else None)
+    assert ask.value("name") == (0 if error else 2)
+    if error:
+        assert reply.sentence.startswith("Request 2 of 4: The ")
+
+
+def test_a_password_that_changes_while_a_batch_waits(service: Service, ask: Asker, hasher: FakeHasher) -> None:
+    """What was found out of a password is worth nothing once the file has another."""
+    ask.save("name", 0)
+    service.set_passwords("owner", "name", edit="old")
+    hasher.gate.clear()
+    future = service.submit(Batch(api_key=ask.api_key, requests=[item("name", value=1, password="new")]))
+    assert hasher.begun.acquire(timeout=PATIENCE)
+    service.set_passwords("owner", "name", edit="new")
+    hasher.gate.set()
+    assert errors(future.result(PATIENCE)) == [None]
+    assert ask.value("name") == 1
+
+
+def test_a_failure_of_the_hashing_fails_the_batch(
+    service: Service, ask: Asker, hasher: FakeHasher, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What nobody foresaw is the batch's error, and nothing of it is done."""
+    ask.save("name", 0)
+    service.set_passwords("owner", "name", edit="right")
+    monkeypatch.setattr(hasher, "fits", lambda *_: 1 / 0)
+    reply = ask_batch(service, ask, item("new", value=1), item("name", value=1, password="hunter2"))
+    assert reply.error == "ServerError"
+    assert ask.load("new").error == "NoFile"
+    assert "hunter2" not in caplog.text
+
+
+JSON = st.recursive(
+    st.none() | st.integers(0, 9) | st.text("ab", max_size=2),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab01"), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from("xy"), JSON), min_size=1, max_size=6))
+@settings(deadline=None)
+def test_merges_in_a_batch(merges: list[tuple[str, Any]]) -> None:
+    """A batch of merges leaves and answers what the same merges one by one do."""
+    with Service(SQLiteStorage(None)) as service:
+        ask, other = (Asker(service, service.accounts.create(name)) for name in ("owner", "other"))
+        single = [other.merge(name, value).error for name, value in merges]
+        batch = ask_batch(service, ask, *(item(name, "merge", value=value) for name, value in merges))
+        assert errors(batch) == single
+        for name in "xy":
+            assert ask.load(name).data == other.load(name).data
+
+
 def test_values_too_large_for_one_reply(clock: ManualClock) -> None:
     """Once the values of a batch fill a reply, further loads are refused, and can be asked for alone."""
     with Service(SQLiteStorage(None), Settings(max_batch_reply_bytes=250), clock) as service:
         ask = Asker(service, service.accounts.create("owner"))
         for name in "abc":
             ask.save(name, "x" * 100)
-        assert errors(ask_batch(service, ask, *map(item, "abc"))) == [None, None, "TooBig"]
+        ask.save("small", 1)
+        requests = [*map(item, "abc"), item("small"), item("", "list"), item("a", "stat"), item("d", value=1)]
+        found = [None, None, "TooBig", "TooBig", "TooBig", None, None]
+        assert errors(ask_batch(service, ask, *requests)) == found
         assert ask.value("c") == "x" * 100
+
+
+def test_lists_too_large_for_one_reply(clock: ManualClock) -> None:
+    """Listings fill a reply as values do."""
+    with Service(SQLiteStorage(None), Settings(max_batch_reply_bytes=250), clock) as service:
+        ask = Asker(service, service.accounts.create("owner"))
+        ask.save("n" * 100, 1)
+        assert errors(ask_batch(service, ask, *[item("", "list")] * 4)) == [None, None, "TooBig", "TooBig"]
 
 
 def test_accounts_in_a_batch(service: Service, ask: Asker) -> None:
@@ -131,74 +252,24 @@ def test_accounts_in_a_batch(service: Service, ask: Asker) -> None:
     assert other.value("secret") == 1
 
 
-def once(service: Service, ask: Asker, operation: Any, name: str, request: str, **fields: Any) -> Reply:
-    """Return the reply to a write with an id."""
-    if "value" in fields:
-        fields["value"] = encode_value(fields["value"])
-    return service.handle(Request(api_key=ask.api_key, name=name, options=operation, once=request, **fields))
-
-
-def test_once(service: Service, ask: Asker) -> None:
-    """A repeated id is answered as the first time, and undoes nothing that came in between."""
-    first = once(service, ask, None, "name", "r1", value=1)
-    ask.save("name", "theirs")
-    assert once(service, ask, None, "name", "r1", value=1) == first
-    assert ask.value("name") == "theirs"
-    deleted = once(service, ask, "delete", "name", "r2")
-    ask.save("name", "new")
-    assert once(service, ask, "delete", "name", "r2") == deleted
-    assert ask.value("name") == "new"
-    done = ask_batch(service, ask, item("name", value=2), once="r3")
-    ask.save("name", "newest")
-    assert ask_batch(service, ask, item("name", value=2), once="r3") == done
-    assert ask.value("name") == "newest"
-
-
-def test_refusals_are_repeated(service: Service, ask: Asker) -> None:
-    """What was refused the first time stays refused; a password may be given the second time."""
-    assert once(service, ask, "delete", "name", "r1").error == "NoFile"
-    ask.save("name", 1)
-    assert once(service, ask, "delete", "name", "r1").error == "NoFile"
-    assert ask.value("name") == 1
-    service.set_passwords("owner", "name", edit="e")
-    assert once(service, ask, "delete", "name", "r2").error == "Locked"
-    assert once(service, ask, "delete", "name", "r2", password="e").error is None
-
-
-def test_ids_are_an_accounts_own(service: Service, ask: Asker) -> None:
-    """The same id of another account is another request."""
+def test_keys_in_a_batch(service: Service, ask: Asker) -> None:
+    """A batch can't mix keys: one that holds another account's is refused as a whole."""
     other = Asker(service, service.accounts.create("other"))
-    once(service, ask, None, "name", "r1", value=1)
-    once(service, other, None, "name", "r1", value=2)
-    assert (ask.value("name"), other.value("name")) == (1, 2)
+    foreign = msgspec.structs.replace(item("name", value=1), api_key=other.api_key)
+    transport = InProcessTransport(service)
+    reply = transport.send(Batch(api_key=ask.api_key, requests=[item("name", value=1), foreign]))
+    assert (reply.error, reply.status) == ("BadRequest", 400)
+    assert other.api_key not in reply.sentence
+    assert ask.load("name").error == other.load("name").error == "NoFile"
+    own = msgspec.structs.replace(item("name", value=1), api_key=ask.api_key)
+    assert transport.send(Batch(api_key=ask.api_key, requests=[own])).error is None
 
 
-def test_answers_are_remembered_for_a_while(service: Service, ask: Asker, clock: ManualClock) -> None:
-    """For ten minutes at least, and not for ever."""
-    assert REMEMBER_ANSWERS > 600
-    once(service, ask, None, "name", "r1", value=1)
-    clock.advance(600)
-    once(service, ask, None, "other", "r2", value=1)
-    ask.save("name", 2)
-    once(service, ask, None, "name", "r1", value=1)
-    assert ask.value("name") == 2
-    clock.advance(REMEMBER_ANSWERS)
-    once(service, ask, None, "other", "r3", value=1)
-    once(service, ask, None, "name", "r1", value=1)
-    assert ask.value("name") == 1
-    assert FORGET_EVERY < REMEMBER_ANSWERS
-
-
-def test_answers_outlive_a_restart(tmp_path: Path) -> None:
-    """A request is done once also where the service was started anew between its attempts."""
-    with Service(SQLiteStorage(tmp_path / "s.db")) as service:
-        api_key = service.accounts.create("owner")
-        once(service, Asker(service, api_key), None, "name", "r1", value=1)
-    with Service(SQLiteStorage(tmp_path / "s.db")) as service:
-        ask = Asker(service, api_key)
-        ask.save("name", 2)
-        once(service, ask, None, "name", "r1", value=1)
-        assert ask.value("name") == 2
+def test_an_atomic_batch_of_reads(service: Service, ask: Asker) -> None:
+    """One name that isn't there refuses all."""
+    ask.save("a", 1)
+    assert ask_batch(service, ask, item("a"), item("b"), atomic=True).error == "NoFile"
+    assert errors(ask_batch(service, ask, item("a"), item("a", "stat"), atomic=True)) == [None, None]
 
 
 def test_a_batch_that_the_service_is_closed_to() -> None:

@@ -13,6 +13,7 @@ from msgspec import UNSET
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import after_prefix
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
 from cloudstore_mapping.wire import Reply, Request, decode_value, encode_value
 from tests.service_fakes import Asker, ManualClock
 
@@ -194,3 +195,55 @@ def test_prefixes(service: Service, ask: Asker) -> None:
         page = send(service, ask, "list", prefix, match="prefix", limit=1)
         assert decode_value(page.content) == wanted[:1]
         assert page.next == (wanted[0] if len(wanted) > 1 else None)
+
+
+def test_a_page_has_its_limit(service: Service, ask: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many names are asked for, or none are said, a page holds no more than the service gives."""
+    monkeypatch.setattr("cloudstore_mapping.service.rules.MAX_PAGE", 2)
+    for name in "abc":
+        ask.save(name, 1)
+    for fields in ({"limit": 10**9}, {"after": None}, {"after": "", "brief": True}):
+        page = send(service, ask, "list", "", **fields)
+        assert (decode_value(page.content), page.next) == (["a", "b"], "b")
+    assert decode_value(ask.list().content) == ["a", "b", "c"]
+
+
+def test_pages_while_others_delete(service: Service, ask: Asker) -> None:
+    """While another thread deletes and adds, each name that stays is in the pages once, and none comes twice."""
+    staying = [f"{number:03} stays" for number in range(60)]
+    for number, name in enumerate(staying):
+        ask.save(name, 1)
+        ask.save(f"{number:03} goes", 1)
+
+    def delete() -> None:
+        for number in reversed(range(60)):
+            ask.delete(f"{number:03} goes")
+            ask.save(f"{number:03} new", 1)
+
+    thread = threading.Thread(target=delete)
+    thread.start()
+    names = [name for page in pages(service, ask, 7) for name in page]
+    thread.join()
+    assert names == sorted({*names})
+    assert [name for name in names if name.endswith("stays")] == staying
+
+
+def test_what_is_not_wanted_is_not_read(service: Service, ask: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save, a delete, a stat and a load of a version that still stands never read the value."""
+    version = send(service, ask, None, "name", value=1).version
+    monkeypatch.setattr(SQLiteSession, "get", lambda *_: 1 / 0)
+    assert send(service, ask, None, "name", if_not_version=version).unchanged is True
+    assert send(service, ask, "stat", "name").error is None
+    assert send(service, ask, None, "name", value=2).error is None
+    assert send(service, ask, "delete", "name").error is None
+
+
+@pytest.mark.parametrize(("password", "error"), [("e", None), ("v", None), ("wrong", "Locked"), (None, "Locked")])
+def test_unchanged_needs_the_password(service: Service, ask: Asker, password: str | None, error: str | None) -> None:
+    """A version is confirmed to those only who may look."""
+    version = send(service, ask, None, "name", value=1).version
+    service.set_passwords("owner", "name", edit="e", view="v")
+    for known in (version, "other"):
+        reply = send(service, ask, None, "name", if_not_version=known, password=password)
+        assert (reply.error, reply.version) == (error, UNSET if error else version)
+    assert send(service, ask, None, "absent", if_not_version=version).error == "NoFile"

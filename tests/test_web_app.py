@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,10 @@ import requests
 
 from cloudstore_mapping import wire
 from cloudstore_mapping.errors import TooOftenError
+from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.web import serve
 from cloudstore_mapping.web.app import make_app
 from tests.raw_http import JSON, Connection, FakeService, body, chunk
 
@@ -106,6 +110,7 @@ def test_every_reply_is_for_browsers_too(address: str, case: str | None) -> None
     reply = requests.request(method, address + path, data=data, headers=headers, timeout=20)
     assert reply.headers["Access-Control-Allow-Origin"] == "*"
     assert reply.headers["Access-Control-Expose-Headers"] == "CloudStore-Extensions, Retry-After"
+    assert reply.headers["CloudStore-Extensions"] == "version, stat, batch, page, once, brief"
     assert reply.headers["X-Content-Type-Options"] == "nosniff"
     assert reply.headers["Cache-Control"] == "no-store"
     assert reply.headers["Content-Type"] == "application/json"
@@ -113,7 +118,7 @@ def test_every_reply_is_for_browsers_too(address: str, case: str | None) -> None
     assert "Server" not in reply.headers
 
 
-@pytest.mark.parametrize("path", [SAVE, LOAD, "/health", "/store/nothing"])
+@pytest.mark.parametrize("path", [SAVE, LOAD, wire.BATCH_PATH, "/health", "/store/nothing"])
 def test_preflight(address: str, path: str) -> None:
     """A browser that asks first is told that it may post JSON, and to remember it for a day."""
     reply = requests.options(address + path, headers={"Origin": "https://example.org"}, timeout=20)
@@ -236,6 +241,24 @@ def test_two_lengths_are_no_request(service: FakeService, connection: Connection
     connection.start(SAVE, JSON + lengths, chunk(body(value=1)) + chunk(b""))
     assert connection.answer().status == 400
     assert not service.addresses
+
+
+def test_a_batch_over_http() -> None:
+    """A batch is posted to its own path, under the same rules for its body, and answered request by request."""
+    with Service(SQLiteStorage(None), Settings(max_body_bytes=LIMIT)) as service, serve.background(service) as address:
+        key = service.accounts.create("owner")
+        requests_: list[dict[str, Any]] = [{"file": "a", "value": [1]}, {"file": "a", "brief": True}, {"file": "b"}]
+        reply = post(address, wire.BATCH_PATH, json.dumps({"key": key, "requests": requests_}).encode())
+        saved, loaded, absent = reply.json()["data"]
+        assert loaded == {"error": None, "message": "", "data": [1], "version": saved["version"]}
+        assert (reply.status_code, absent["error"]) == (200, "NoFile")
+        requests_[2]["options"] = "delete"
+        atomic = json.dumps({"key": key, "requests": requests_, "atomic": True}).encode()
+        refused = post(address, wire.BATCH_PATH, atomic)
+        assert (refused.status_code, refused.json()["error"]) == (200, "NoFile")
+        assert refused.json()["message"].startswith("Request 3 of 3: ")
+        for data, status in ((b" " * LIMIT + atomic, 413), (b"[]", 400), (b'{"key":"k","requests":[]}', 400)):
+            assert post(address, wire.BATCH_PATH, data).status_code == status
 
 
 @pytest.mark.parametrize("base_path", ["", "/", "/a/b", "/a/b/"])

@@ -2,60 +2,92 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
+from functools import partial
+from typing import Final
+
+from msgspec import UNSET
+from msgspec.structs import replace
 
 from cloudstore_mapping.errors import CloudStoreError, TooBigError
-from cloudstore_mapping.service.passwords import UnprovenError
+from cloudstore_mapping.service.answers import Answers
+from cloudstore_mapping.service.passwords import Question, UnprovenError
 from cloudstore_mapping.service.rules import Rules
 from cloudstore_mapping.service.storage.base import Account, Transaction
-from cloudstore_mapping.wire import Batch, Operation, Reply, encode_replies, failure, success
+from cloudstore_mapping.wire import Batch, Operation, Reply, Request, encode_replies, encode_value, failure, success
+
+_LARGE: Final = frozenset({Operation.LOAD, Operation.LIST})
 
 
-class UnprovenItemError(UnprovenError):
-    """The password of one request of a batch must be hashed first."""
+class UndoneError(Exception):
+    """A request of an atomic batch was refused; `reply` is the answer to the batch, which has to be undone."""
 
-    def __init__(self, unproven: UnprovenError, number: int) -> None:
-        super().__init__(unproven.file, unproven.password, unproven.hashes)
-        self.number = number
+    def __init__(self, reply: Reply) -> None:
+        super().__init__("A request of an atomic batch was refused.")
+        self.reply = reply
 
 
-def answer_batch(
-    rules: Rules,
-    transaction: Transaction,
-    account: Account,
-    batch: Batch,
-    refused: Mapping[int, CloudStoreError],
-    max_bytes: int,
-) -> Reply:
+class BatchWork:
     """
-    Do the requests in their order; each is refused for itself, but in an atomic batch the first refusal is raised.
+    A batch that is done in one transaction.
 
-    `refused` are those, by number, whose passwords are known to be wrong. Once the replies take `max_bytes`, further
-    loads are refused.
+    `refused` are the errors of passwords that are known to be wrong. Once what was loaded and listed takes `max_bytes`,
+    further loads and lists are refused.
     """
-    replies: list[Reply] = []
-    size = 0
-    for number, request in enumerate(batch.requests):
+
+    def __init__(
+        self, rules: Rules, answers: Answers, batch: Batch, refused: Mapping[Question, CloudStoreError], max_bytes: int
+    ) -> None:
+        self._rules = rules
+        self._answers = answers
+        self._batch = batch
+        self._refused = refused
+        self._left = max_bytes
+        self._full = False
+
+    def do(self, transaction: Transaction, account: Account) -> Reply:
+        """
+        Do the requests in their order, each of which is refused for itself.
+
+        Raises `UndoneError` for the first refusal of an atomic batch. Where passwords must be hashed first it raises
+        `UnprovenError` with all of them, for what comes behind the first one is tried as well: else a batch would begin
+        anew as often as it has passwords.
+        """
+        replies: list[Reply] = []
+        unproven: dict[Question, None] = {}
+        for number, request in enumerate(self._batch.requests, 1):
+            try:
+                reply = self._answer(transaction, account, request)
+            except UnprovenError as error:
+                if (refusal := self._refused.get(error.questions[0])) is None:
+                    unproven[error.questions[0]] = None
+                    continue
+                reply = failure(refusal)
+            if self._batch.atomic and reply.error is not None:
+                if unproven:
+                    break  # it may be refused only because those before it were not done
+                sentence = f"Request {number} of {len(self._batch.requests)}: {reply.sentence}"
+                raise UndoneError(replace(reply, message=encode_value(sentence)))
+            replies.append(reply)
+        if unproven:
+            raise UnprovenError(*unproven)
+        return success("", encode_replies(replies))
+
+    def _answer(self, transaction: Transaction, account: Account, request: Request) -> Reply:
+        answer = partial(self._sized, transaction, account, request)
         try:
-            if number in refused:
-                raise refused[number]
-            reply = rules.answer(transaction, account, request)
-            size += len(reply.content)
-            if size > max_bytes and request.operation is Operation.LOAD:
-                size -= len(reply.content)
-                raise TooBigError("The values of the batch are too large for one reply; ask for fewer at once.")
-        except UnprovenError as error:
-            raise UnprovenItemError(error, number) from error
+            if request.once is not UNSET and request.operation.writes:
+                return self._answers.once(transaction, account.id, request.once, answer)
+            return answer()
         except CloudStoreError as error:
-            if batch.atomic:
-                raise _numbered(error, number, len(batch.requests)) from error
-            reply = failure(error)
-        replies.append(reply)
-    return success("", encode_replies(replies))
+            return failure(error)
 
-
-def _numbered(error: CloudStoreError, number: int, count: int) -> CloudStoreError:
-    numbered = copy.copy(error)
-    numbered.message = f"Request {number + 1} of {count}: {error.message}"
-    return numbered
+    def _sized(self, transaction: Transaction, account: Account, request: Request) -> Reply:
+        large = request.operation in _LARGE
+        if not (large and self._full):
+            reply = self._rules.answer(transaction, account, request)
+            if not large or len(reply.content) <= self._left:
+                self._left -= len(reply.content) if large else 0
+                return reply
+            self._full = True
+        raise TooBigError("What the batch asks for is too large for one reply; ask for less at once.")

@@ -8,6 +8,7 @@ import secrets
 import threading
 from collections.abc import Hashable, Iterable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from cachetools import TTLCache
@@ -28,14 +29,21 @@ REMEMBERED_FOR: Final = 3600.0
 QUEUE_PER_THREAD: Final = 8
 
 
-class UnprovenError(Exception):
-    """A password for `file` must be hashed to know whether it fits one of `hashes`; never leaves the service."""
+@dataclass(frozen=True)
+class Question:
+    """Whether a password for `file` fits one of `hashes`."""
 
-    def __init__(self, file: Hashable, password: str, hashes: tuple[str, ...]) -> None:
-        super().__init__("The password is not yet known to be right.")
-        self.file = file
-        self.password = password
-        self.hashes = hashes
+    file: Hashable
+    password: str = field(repr=False)
+    hashes: tuple[str, ...] = field(repr=False)
+
+
+class UnprovenError(Exception):
+    """Passwords must be hashed to know whether they are right; never leaves the service."""
+
+    def __init__(self, *questions: Question) -> None:
+        super().__init__("A password is not yet known to be right.")
+        self.questions = questions
 
 
 class Passwords:
@@ -80,42 +88,41 @@ class Passwords:
         with self._lock:
             known = any(mark in self._right for mark in marks)
         if not known:
-            raise UnprovenError(file, password, stored)
+            raise UnprovenError(Question(file, password, stored))
 
-    def prove(self, unproven: UnprovenError, address: str) -> Future[None]:
+    def prove(self, question: Question, address: str) -> Future[None]:
         """
         Find out whether the password fits, and remember it if so; those who ask the same meanwhile get the same future.
 
         The future, or the call itself, raises `LockedError` for a wrong one, `TooOftenError` where too many for this
         file came from this address, and `UnavailableError` where too many wait already.
         """
-        subject, password = (unproven.file, address), unproven.password
-        question = (subject, self._mark("\0".join(unproven.hashes), password))
+        subject = (question.file, address)
         with self._lock:
-            if (proof := self._proofs.get(question)) is not None:
+            if (proof := self._proofs.get((question, address))) is not None:
                 return proof
             begun = self._tries.begin(subject)
             try:
-                proof = self._pool.submit(self._prove, password, unproven.hashes, subject, begun)
+                proof = self._pool.submit(self._prove, question, subject, begun)
             except BaseException:
                 self._tries.take_back(subject, begun)
                 raise
-            self._proofs[question] = proof
-        proof.add_done_callback(lambda _: self._answered(question))
+            self._proofs[question, address] = proof
+        proof.add_done_callback(lambda _: self._answered(question, address))
         return proof
 
-    def _prove(self, password: str, hashes: tuple[str, ...], subject: Hashable, begun: float) -> None:
-        for hash_ in hashes:
-            if self._hasher.fits(hash_, password):
+    def _prove(self, question: Question, subject: Hashable, begun: float) -> None:
+        for hash_ in question.hashes:
+            if self._hasher.fits(hash_, question.password):
                 with self._lock:
-                    self._right[self._mark(hash_, password)] = None
+                    self._right[self._mark(hash_, question.password)] = None
                 self._tries.take_back(subject, begun)
                 return
         raise LockedError("The password is wrong.")
 
-    def _answered(self, question: Hashable) -> None:
+    def _answered(self, question: Question, address: str) -> None:
         with self._lock:
-            self._proofs.pop(question, None)
+            self._proofs.pop((question, address), None)
 
     def _mark(self, stored: str, password: str) -> bytes:
         return hmac.digest(self._key, stored.encode() + b"\0" + password.encode(), "sha256")

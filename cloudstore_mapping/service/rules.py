@@ -13,7 +13,7 @@ from cloudstore_mapping.merge import merge
 from cloudstore_mapping.service.limits import Clock
 from cloudstore_mapping.service.passwords import Passwords
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.base import Account, File, Transaction
+from cloudstore_mapping.service.storage.base import Account, File, FileInfo, Transaction
 from cloudstore_mapping.wire import Operation, Reply, Request, decode_value, encode_value, success
 
 #: Names in one page, however many were asked for.
@@ -59,13 +59,15 @@ class Rules:
             )
 
     def _load(self, transaction: Transaction, account: Account, request: Request) -> Reply:
+        if request.if_not_version is not UNSET:
+            info = transaction.stat(account.id, request.name)  # a value that isn't wanted is not even read
+            if info is not None and info.version == request.if_not_version:
+                self._check_view(account, request, info)
+                return Reply(unchanged=True, version=info.version)
         file = transaction.get(account.id, request.name)
         if file is None:
             raise _no_file(request.name)
-        if file.view_password is not None:
-            self._require(request, account, file.view_password, file.edit_password)
-        if request.if_not_version == file.version:
-            return Reply(unchanged=True, version=file.version)
+        self._check_view(account, request, file)
         value = Raw(file.value)
         return success("" if request.brief is True else value, value, version=file.version)
 
@@ -81,7 +83,7 @@ class Rules:
                     "version": info.version,
                     "created": info.created_at,
                     "updated": info.updated_at,
-                    "passwords": {"edit": info.edit_password, "view": info.view_password},
+                    "passwords": {"edit": info.edit_password is not None, "view": info.view_password is not None},
                 }
             ),
         )
@@ -99,8 +101,7 @@ class Rules:
         return replace(success("", encode_value(page)), next=page[-1] if len(names) > limit else None)
 
     def _save(self, transaction: Transaction, account: Account, request: Request) -> Reply:
-        file = transaction.get(account.id, request.name)
-        self._check_edit(account, request, file)
+        self._check_edit(account, request, transaction.stat(account.id, request.name))
         return self._put(transaction, account, request.name, _value(request))
 
     def _merge(self, transaction: Transaction, account: Account, request: Request) -> Reply:
@@ -112,14 +113,18 @@ class Rules:
         return self._put(transaction, account, request.name, value)
 
     def _delete(self, transaction: Transaction, account: Account, request: Request) -> Reply:
-        file = transaction.get(account.id, request.name)
-        if file is None:
+        info = transaction.stat(account.id, request.name)
+        if info is None:
             raise _no_file(request.name)
-        self._check_edit(account, request, file)
+        self._check_edit(account, request, info)
         transaction.delete(account.id, request.name)
         return success("Entry deleted")
 
-    def _check_edit(self, account: Account, request: Request, file: File | None) -> None:
+    def _check_view(self, account: Account, request: Request, file: File | FileInfo) -> None:
+        if file.view_password is not None:
+            self._require(request, account, file.view_password, file.edit_password)
+
+    def _check_edit(self, account: Account, request: Request, file: File | FileInfo | None) -> None:
         if file is not None:
             self._require(request, account, file.edit_password)
         version = None if file is None else file.version

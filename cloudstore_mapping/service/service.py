@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Iterator
 from concurrent.futures import Future
 from functools import partial
-from http import HTTPStatus
 from typing import Final, Self
 
 from msgspec import UNSET
 
 from cloudstore_mapping.errors import CloudStoreError, NoFileError, ProtocolError, UnavailableError
 from cloudstore_mapping.service.accounts import Accounts
-from cloudstore_mapping.service.batch import UnprovenItemError, answer_batch
+from cloudstore_mapping.service.answers import MAX_LOADED, Answers
+from cloudstore_mapping.service.batch import BatchWork, UndoneError
 from cloudstore_mapping.service.hashing import Argon2Hasher, Hasher
 from cloudstore_mapping.service.limits import Clock
-from cloudstore_mapping.service.passwords import Passwords, UnprovenError
+from cloudstore_mapping.service.passwords import Passwords, Question, UnprovenError
 from cloudstore_mapping.service.pool import Pool
 from cloudstore_mapping.service.rules import Rules
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.base import Account, Storage, Transaction
-from cloudstore_mapping.wire import Batch, Operation, Reply, Request, decode_reply, encode_reply, failure
+from cloudstore_mapping.wire import Batch, Operation, Reply, Request, failure
 
 _log: Final = logging.getLogger(__name__)
 
@@ -28,21 +30,16 @@ _log: Final = logging.getLogger(__name__)
 SCAN_THREADS: Final = 4
 SCANS_WAITING: Final = 1000
 
-
 _QUICK: Final = frozenset({Operation.LOAD, Operation.STAT})
-
-#: Seconds for which what a request with an id was answered is remembered, and between two looks for older ones.
-REMEMBER_ANSWERS: Final = 900.0
-FORGET_EVERY: Final = 60.0
 
 
 class _Asked:
-    """A request on its way through the service, and who asked it; of a batch also what was refused meanwhile."""
+    """A request on its way through the service, and who asked it; of a batch also which passwords were refused."""
 
     def __init__(self, request: Request | Batch, address: str) -> None:
         self.request = request
         self.address = address
-        self.refused: dict[int, CloudStoreError] = {}
+        self.refused: dict[Question, CloudStoreError] = {}
         self.answer: Future[Reply] = Future()
         self.answer.set_running_or_notify_cancel()
 
@@ -69,7 +66,7 @@ class Service:
         self._scans = Pool(SCAN_THREADS, SCANS_WAITING, "cloudstore-scan")
         self._closed = False
         self._rules = Rules(self.settings, self._clock, self._passwords)
-        self._forgotten_at = self._clock.monotonic()
+        self._answers = Answers(self._clock)
 
     def handle(self, request: Request | Batch, *, address: str = "") -> Reply:
         """Return the answer to a request, whatever it is; see `submit`."""
@@ -111,7 +108,9 @@ class Service:
 
     def _settle(self, error: BaseException, asked: _Asked) -> None:
         if isinstance(error, UnprovenError):
-            self._prove(error, asked)
+            self._prove(iter(error.questions), asked)
+        elif isinstance(error, UndoneError):
+            asked.answer.set_result(error.reply)
         elif isinstance(error, CloudStoreError):
             asked.answer.set_result(failure(error))
         else:
@@ -119,24 +118,39 @@ class Service:
             sentence = "The service failed; its owner finds the reason in its log."
             asked.answer.set_result(failure(ProtocolError(sentence, error="ServerError")))
 
-    def _prove(self, unproven: UnprovenError, asked: _Asked) -> None:
-        def proved(done: Future[None]) -> None:
-            error = done.exception()
-            if isinstance(unproven, UnprovenItemError) and isinstance(error, CloudStoreError):
-                asked.refused[unproven.number] = error
-                error = None
-            if error is None:
-                # All rules again from the first: what they looked at may have changed during the hashing.
-                self._advance(asked)
-            else:
-                self._settle(error, asked)
+    def _prove(self, questions: Iterator[Question], asked: _Asked) -> None:
+        # One after another: a batch of many waits for its turn at each of them, as single requests would.
+        for question in questions:
+            proof = self._proof(question, asked.address)
+            if not proof.done():
+                proof.add_done_callback(partial(self._go_on, question, questions, asked))
+                return
+            if not self._proved(question, proof, asked):
+                return
+        # All rules again from the first: what they looked at may have changed during the hashing.
+        self._advance(asked)
 
+    def _go_on(self, question: Question, questions: Iterator[Question], asked: _Asked, proof: Future[None]) -> None:
+        if self._proved(question, proof, asked):
+            self._prove(questions, asked)
+
+    def _proof(self, question: Question, address: str) -> Future[None]:
         try:
-            proof = self._passwords.prove(unproven, asked.address)
+            return self._passwords.prove(question, address)
         except Exception as error:  # noqa: BLE001 - every failure becomes a reply
-            proof = Future()
-            proof.set_exception(error)
-        proof.add_done_callback(proved)
+            failed: Future[None] = Future()
+            failed.set_exception(error)
+            return failed
+
+    def _proved(self, question: Question, proof: Future[None], asked: _Asked) -> bool:
+        """Whether the request goes on, now that it is known whether the password is right; else it is answered."""
+        error = proof.exception()
+        if isinstance(asked.request, Batch) and isinstance(error, CloudStoreError):
+            asked.refused[question] = error
+        elif error is not None:
+            self._settle(error, asked)
+            return False
+        return True
 
     def _begin(self, asked: _Asked) -> Reply | Future[Reply]:
         request = asked.request
@@ -159,27 +173,17 @@ class Service:
         once = asked.request.once
         if once is UNSET:
             return self._answer(transaction, account, asked)
-        before = transaction.answer(account.id, once)
-        if before is not None:
-            return decode_reply(before)
-        try:
-            reply = self._answer(transaction, account, asked)
-        except CloudStoreError as error:
-            reply = failure(error)
-            if isinstance(asked.request, Batch) or reply.status != HTTPStatus.OK or error.error == "Locked":
-                raise  # nothing was written, and the next time it may go well
-        transaction.keep_answer(account.id, once, encode_reply(reply), self._clock.wall())
-        now = self._clock.monotonic()
-        if now - self._forgotten_at > FORGET_EVERY:
-            self._forgotten_at = now
-            transaction.forget_answers(self._clock.wall() - REMEMBER_ANSWERS)
-        return reply
+        return self._answers.once(
+            transaction, account.id, once, partial(self._answer, transaction, account, asked, MAX_LOADED)
+        )
 
-    def _answer(self, transaction: Transaction, account: Account, asked: _Asked) -> Reply:
+    def _answer(
+        self, transaction: Transaction, account: Account, asked: _Asked, max_loaded: int = sys.maxsize
+    ) -> Reply:
         request = asked.request
         if isinstance(request, Batch):
-            max_bytes = self.settings.max_batch_reply_bytes
-            return answer_batch(self._rules, transaction, account, request, asked.refused, max_bytes)
+            max_bytes = min(self.settings.max_batch_reply_bytes, max_loaded)
+            return BatchWork(self._rules, self._answers, request, asked.refused, max_bytes).do(transaction, account)
         return self._rules.answer(transaction, account, request)
 
     def set_passwords(self, account: str, name: str, *, edit: str | None = None, view: str | None = None) -> None:

@@ -34,14 +34,14 @@ class File(NamedTuple):
 
 
 class FileInfo(NamedTuple):
-    """What can be told of a data file without its value, of `size` bytes, and whether it has passwords."""
+    """What can be told of a data file without its value, of `size` bytes; its passwords as in `File`."""
 
     size: int
     version: str
     created_at: float
     updated_at: float
-    edit_password: bool
-    view_password: bool
+    edit_password: str | None
+    view_password: str | None
 
 
 class Transaction(ABC):
@@ -126,8 +126,8 @@ class Transaction(ABC):
         """Remember what a request with this id was answered."""
 
     @abstractmethod
-    def forget_answers(self, before: float) -> None:
-        """Forget what was answered before this time, of all accounts."""
+    def forget_answers(self, before: float, limit: int) -> None:
+        """Forget what was answered before this time, of all accounts, the oldest first and so many at most."""
 
     @abstractmethod
     def set_passwords(self, account_id: int, name: str, *, edit: str | None, view: str | None) -> bool:

@@ -159,11 +159,11 @@ class SQLiteSession(Transaction, Session):
 
     def stat(self, account_id: int, name: str) -> FileInfo | None:
         row = self._execute(
-            "SELECT length(value), version, created_at, updated_at,"
-            " edit_password IS NOT NULL, view_password IS NOT NULL FROM files WHERE account_id = ? AND name = ?",
+            "SELECT length(value), version, created_at, updated_at, edit_password, view_password"
+            " FROM files WHERE account_id = ? AND name = ?",
             (account_id, name),
         ).fetchone()
-        return None if row is None else FileInfo._make((*row[:4], bool(row[4]), bool(row[5])))
+        return None if row is None else FileInfo._make(row)
 
     def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
         self._execute(
@@ -186,22 +186,15 @@ class SQLiteSession(Transaction, Session):
         after: str | None = None,
         limit: int | None = None,
     ) -> list[str]:
-        # Bounds are for the index; instr, for LIKE is neither literal nor case-sensitive.
-        conditions = ["account_id = ?"]
-        parameters: list[int | str] = [account_id]
-        bounds = (
-            ("name >= ?", prefix or None),
-            ("name < ?", after_prefix(prefix)),
-            ("name > ?", after),
-            ("instr(name, ?)", containing or None),
-        )
-        for condition, parameter in bounds:
-            if parameter is not None:
-                conditions.append(condition)
-                parameters.append(parameter)
+        # Of two lower bounds the index would be entered at one only, so both are made one: what comes right behind a
+        # text is that text and NUL. No text comes behind a blob. And instr, for LIKE is neither literal nor
+        # case-sensitive.
+        start = prefix if after is None else max(prefix, after + "\0")
+        end = after_prefix(prefix)
         rows = self._execute(
-            f"SELECT name FROM files WHERE {' AND '.join(conditions)} ORDER BY name LIMIT ?",  # noqa: S608 - the above
-            (*parameters, -1 if limit is None else limit),
+            "SELECT name FROM files WHERE account_id = ? AND name >= ? AND name < ?"
+            " AND (?4 = '' OR instr(name, ?4)) ORDER BY name LIMIT ?",
+            (account_id, start, b"" if end is None else end, containing, -1 if limit is None else limit),
         )
         return [name for (name,) in rows]
 
@@ -217,8 +210,13 @@ class SQLiteSession(Transaction, Session):
             (account_id, request, reply, now),
         )
 
-    def forget_answers(self, before: float) -> None:
-        self._execute("DELETE FROM answers WHERE answered_at < ?", (before,))
+    def forget_answers(self, before: float, limit: int) -> None:
+        # One by one, for SQLite would look for a list of keys through all of an account's.
+        old = self._execute(
+            "SELECT account_id, request FROM answers WHERE answered_at < ? ORDER BY answered_at LIMIT ?",
+            (before, limit),
+        ).fetchall()
+        self.connection.executemany("DELETE FROM answers WHERE account_id = ? AND request = ?", old)
 
     def set_passwords(self, account_id: int, name: str, *, edit: str | None, view: str | None) -> bool:
         updated = self._execute(

@@ -17,12 +17,12 @@ CREATE TABLE api_keys (
 CREATE TABLE files (
     account_id INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
     name TEXT NOT NULL,
-    value BLOB NOT NULL, -- JSON in UTF-8, byte for byte as it was sent
     version TEXT NOT NULL, -- random, new at each write: never used twice, not even after a delete, on any node
     edit_password TEXT, -- argon2id, asked by save, merge and delete
     view_password TEXT, -- argon2id, asked by load
     created_at REAL NOT NULL,
     updated_at REAL NOT NULL,
+    value BLOB NOT NULL, -- JSON in UTF-8, byte for byte as it was sent; last, for what stands behind it takes reading it
     PRIMARY KEY (account_id, name)
 );
 
