@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from msgspec import MsgspecError
@@ -16,6 +17,9 @@ from cloudstore_mapping.cli.places import ask, open_store
 from cloudstore_mapping.client.codec import dump
 from cloudstore_mapping.errors import BadValueError, CloudStoreError
 from cloudstore_mapping.wire import decode_value
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.client.mapping import CloudStoreMapping
 
 Key: TypeAlias = Annotated[str, typer.Argument(metavar="KEY", help="The key; after -- it may begin with a dash.")]
 Source: TypeAlias = Annotated[
@@ -88,10 +92,7 @@ def set_(
     as_json: AsJSON = False,  # noqa: ARG001 - `Commands.main` looks for it
 ) -> None:
     """Save a value under a key, in the place of what is there."""
-    secret = _asked(password)
-    value = _read(source)
-    with open_store(at, password=secret, insecure=insecure) as store:
-        store[key] = value
+    _change(lambda store, value: store.update({key: value}), source, at, password, insecure)
 
 
 def merge(
@@ -103,10 +104,7 @@ def merge(
     as_json: AsJSON = False,  # noqa: ARG001 - `Commands.main` looks for it
 ) -> None:
     """Merge a value into what is under a key, at the service; where nothing is, save it."""
-    secret = _asked(password)
-    value = _read(source)
-    with open_store(at, password=secret, insecure=insecure) as store:
-        store.merge(key, value)
+    _change(lambda store, value: store.merge(key, value), source, at, password, insecure)
 
 
 def rm(
@@ -141,8 +139,21 @@ def ls(
 ) -> None:
     """Print the keys, one a line; with --json as one array, which is exact for keys that hold a line end."""
     with open_store(at, password=_asked(password), insecure=insecure) as store:
-        keys = [key for key in store if (key.startswith(filter_) if prefix else filter_ in key)]
+        keys = [filter_ + key for key in store.view(filter_)] if prefix else store.list(filter_)
     (show_json if as_json else show_keys)(keys)
+
+
+def _change(
+    change: Callable[[CloudStoreMapping[Any], Any], object],
+    source: str,
+    at: str | None,
+    password: bool,
+    insecure: bool,
+) -> None:
+    secret = _asked(password)
+    value = _read(source)
+    with open_store(at, password=secret, insecure=insecure) as store:
+        change(store, value)
 
 
 def _asked(password: bool) -> str | None:

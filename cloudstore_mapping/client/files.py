@@ -79,11 +79,9 @@ class Files:
 
     def containing(self, text: str) -> list[str]:
         """Return the keys that contain this text, as the service's own search finds them."""
-        return (
-            [key for key in self._matching(self._prefix, prefix=True) if text in key]
-            if self._prefix
-            else (self._matching(text, prefix=False))
-        )
+        if self._prefix:
+            return [key for key in self._matching(self._prefix, prefix=True) if text in key]
+        return self._matching(text, prefix=False)
 
     def _matching(self, text: str, *, prefix: bool) -> list[str]:
         """Ask for the part of the text that names hold as it is, and choose among what comes."""
@@ -122,6 +120,11 @@ class Files:
         if found.value is None:
             raise absent(key)
         return found
+
+    def kept(self, key: str) -> Found[bytes] | None:
+        """Return the key's value as JSON if the cache has it."""
+        found = None if self._cache is None else self._cache.peek(self._prefix + key)
+        return None if found is None or found.value is None else found
 
     def fresh(self, key: str) -> Found[bytes]:
         """Return the key's value as JSON, from the service; `NoFileError` where there is none."""

@@ -148,7 +148,8 @@ class CloudStoreMapping(BeyondDict[V], MutableMapping[str, V]):
     def _pop(self, key: str) -> V:
         while True:
             atomic = self._files.supports("version")
-            found = self._files.load(key) if atomic else self._files.fresh(key)
+            # What is kept may be old, but then its version doesn't stand; an absence has none.
+            found = (self._files.kept(key) if atomic else None) or self._files.fresh(key)
             try:
                 self._delete(key, found.version if found.version is not None else UNSET)
             except ChangedError:
