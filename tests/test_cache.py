@@ -208,6 +208,20 @@ def test_a_write_keeps_what_it_left(cache: Cache[bytes], clock: Clock) -> None:
     assert len(fetch.given) == 1
 
 
+def test_an_amendment_lives_no_longer(cache: Cache[bytes], clock: Clock) -> None:
+    """What a write makes of what was kept is no newer than that was; of nothing it makes nothing."""
+    cache.read("k", Fetch())
+    clock.now += 9
+    with cache.write("k") as write:
+        write.amend(Found(b"amended"))
+    assert cache.peek("k") == Found(b"amended")
+    clock.now += 2
+    assert cache.peek("k") is None
+    with cache.write("k") as write:
+        write.amend(Found(b"amended"))
+    assert cache.peek("k") is None
+
+
 def test_a_failed_write_keeps_nothing(cache: Cache[bytes]) -> None:
     """A write that fails leaves the key forgotten, whatever it said before."""
     cache.read("k", Fetch())

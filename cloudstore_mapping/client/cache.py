@@ -43,16 +43,28 @@ class Mark(NamedTuple):
 
 
 class Write(Generic[T]):
-    """A write under way; `keep` tells what it left, once the service has said that it is done."""
+    """
+    A write under way; `keep` tells what it left, once the service has said that it is done.
 
-    def __init__(self, began: float) -> None:
+    `before` is what was kept when it began, be it old.
+    """
+
+    def __init__(self, began: float, before: _Entry[T] | None) -> None:
         self.began = began
+        self.before = None if before is None else before.found
+        self._until = -math.inf if before is None else before.until
         self.alone = True
         self.left: Found[T] | None = None
+        self.latest = math.inf
 
     def keep(self, found: Found[T]) -> None:
         """Let readers have this, unless something else happens to the key before the write ends."""
         self.left = found
+
+    def amend(self, found: Found[T]) -> None:
+        """Let readers have this in place of what was kept, no longer than they would have had that."""
+        self.left = found
+        self.latest = self._until
 
 
 class Cache(Generic[T]):
@@ -156,8 +168,8 @@ class Cache(Generic[T]):
     @contextmanager
     def write(self, key: str) -> Iterator[Write[T]]:
         """Forget the key, and again when the block ends: what the block's write leaves is kept if it was alone."""
-        write: Write[T] = Write(self._clock())
         with self._lock:
+            write: Write[T] = Write(self._clock(), self._entries.get(key))
             self._forget(key)
             self._writes.setdefault(key, []).append(write)
             write.alone = self._writes[key] == [write]
@@ -172,7 +184,7 @@ class Cache(Generic[T]):
                 if not self._writes[key]:
                     del self._writes[key]
                 if done and write.alone and write.left is not None:
-                    self._put(key, write.left, write.began)
+                    self._put(key, write.left, write.began, write.latest)
 
     def mark(self) -> Mark:
         """Return a sign of this moment, for an `offer` of what is read from now on."""
@@ -222,7 +234,7 @@ class Cache(Generic[T]):
             if write is not but:
                 write.alone = False
 
-    def _put(self, key: str, found: Found[T], now: float) -> None:
+    def _put(self, key: str, found: Found[T], now: float, latest: float = math.inf) -> None:
         ttl = self._ttl if found.value is not None else self._absent_ttl
         self._entries.pop(key, None)
         if ttl is None:
@@ -230,7 +242,7 @@ class Cache(Generic[T]):
         size = len(key) + (0 if found.value is None else self._size(found.value))
         if size > self._entries.maxsize:
             return
-        self._entries[key] = _Entry(found, now + ttl, size)
+        self._entries[key] = _Entry(found, min(now + ttl, latest), size)
         while len(self._entries) > self._max_entries:
             self._entries.popitem()
 

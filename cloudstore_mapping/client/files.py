@@ -258,13 +258,20 @@ class Files:
         with ExitStack() as stack:
             write = stack.enter_context(self._cache.write(full))
             if names is not None and full in names and not removes:
-                self._listing.disturb(ALL)  # it stays what it is, but of what is read just now nobody knows
-                yield write.keep
+                # The listing stays what it is, unless somebody takes the key out of it meanwhile.
+                self._listing.disturb(ALL)
+                try:
+                    yield write.keep
+                finally:
+                    self._listing.disturb(ALL)
+                    now = self._listing.peek(ALL)
+                    if now is not None and full not in (now.value or ()):
+                        self._listing.forget(ALL)
                 return
             listing = stack.enter_context(self._listing.write(ALL))
             yield write.keep
-            if removes and names is not None:
-                listing.keep(Found({name: None for name in names if name != full}))
+            if removes and listing.before is not None:
+                listing.amend(Found({name: None for name in listing.before.value or () if name != full}))
 
     def forget(self, key: str | None = None) -> None:
         """Drop what is kept of the key, without one all that is kept."""
