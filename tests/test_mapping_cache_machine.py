@@ -78,7 +78,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.service.close()
 
     def write(self, client: int, written: set[str], act: Any, *, perhaps: bool = False) -> None:
-        """Write, be it in vain, and note what is stored then; `perhaps` it only reads."""
+        """Write, be it in vain, and note what is stored then; `perhaps` it came no further than reading."""
         with suppress(CloudStoreError, KeyError):
             act(self.stores[client])
         state = dict(self.truth.items())
@@ -129,7 +129,7 @@ class CacheMachine(RuleBasedStateMachine):
         """Take out: what is returned was the value at that moment, where it was removed at all."""
         before = self.history[-1][1]
         popped: list[Any] = []
-        self.write(client, {key}, lambda store: popped.append(store.pop(key)))
+        self.write(client, {key}, lambda store: popped.append(store.pop(key)), perhaps=True)
         if popped:
             assert popped == [before[key]]
 
@@ -141,7 +141,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(client=clients, key=keys)
     def transform(self, client: int, key: str) -> None:
         """Save what is made of the value."""
-        self.write(client, {key}, lambda store: store.transform(key, lambda value: [value], default=0))
+        self.write(client, {key}, lambda store: store.transform(key, lambda value: [value], default=0), perhaps=True)
 
     @rule(client=clients, new=st.dictionaries(keys, values))
     def update(self, client: int, new: dict[str, Any]) -> None:
