@@ -1,0 +1,101 @@
+"""Work on many keys where the service takes no batches: several requests at once, or one after another."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from cloudstore_mapping.client.mapping import CloudStoreMapping
+from cloudstore_mapping.client.transport import HTTPTransport
+from cloudstore_mapping.errors import BulkError, TransportError
+from cloudstore_mapping.wire import Batch, Reply, Request, Upload
+from tests.vendor import Vendor
+
+
+class Watched(HTTPTransport):
+    """Counts the requests that are under way at once; loads wait until `together` of them are."""
+
+    def __init__(self, address: str, together: int) -> None:
+        super().__init__(address)
+        self._lock = threading.Lock()
+        self._now = 0
+        self.most = 0
+        self._barrier = threading.Barrier(together)
+
+    def send(self, request: Request | Batch | Upload) -> Reply:
+        """Send."""
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+        if isinstance(request, Request) and request.operation.value == "load":
+            self._barrier.wait(30)
+        reply = super().send(request)
+        with self._lock:
+            self._now -= 1
+        return reply
+
+
+def test_several_at_once(vendor: Vendor) -> None:
+    """Loads of many keys are under way together, and their values come in the keys' order."""
+    vendor.files.update({str(number): number for number in range(8)})
+    transport = Watched(vendor.address, together=4)
+    with CloudStoreMapping[Any](vendor.api_key, transport=transport, max_workers=4) as store:
+        assert list(store.values()) == list(range(8))
+    assert transport.most == 4
+
+
+def test_a_paced_service_gets_one_at_a_time(vendor: Vendor) -> None:
+    """Where there is a pace, requests go one after another, whatever `max_workers` says."""
+    transport = Watched(vendor.address, together=1)
+    with CloudStoreMapping[Any](vendor.api_key, transport=transport, max_workers=4, min_interval=1e-9) as store:
+        store.update({str(number): number for number in range(8)})
+        assert len(store.copy()) == 8
+    assert transport.most == 1
+
+
+def test_an_iteration_that_ends_early(vendor: Vendor) -> None:
+    """Who leaves an iteration over items begins no more loads than are ahead already."""
+    vendor.files.update({f"{number:03}": number for number in range(500)})
+    transport = Watched(vendor.address, together=1)
+    with CloudStoreMapping[Any](vendor.api_key, transport=transport, max_workers=2) as store:
+        items = iter(store.items())
+        assert next(items) == ("000", 0)
+        items.close()  # type: ignore[attr-defined]  # a generator
+    assert sum(body.get("options") is None for body in vendor.bodies) <= 8
+
+
+class Unreachable:
+    """A network that takes so many requests, and then is gone."""
+
+    def __init__(self, inner: HTTPTransport, requests: int) -> None:
+        self._inner = inner
+        self.left = requests
+        self.tries = 0
+
+    def send(self, request: Request | Batch | Upload) -> Reply:
+        """Send, or say that nothing gets through."""
+        self.left -= 1
+        if self.left < 0:
+            self.tries += 1
+            raise TransportError("Gone.", sent=False)
+        return self._inner.send(request)
+
+    def close(self) -> None:
+        """Close the transport behind."""
+        self._inner.close()
+
+
+@pytest.mark.parametrize("max_workers", [1, 4])
+def test_a_service_that_is_gone(vendor: Vendor, max_workers: int) -> None:
+    """Once nothing gets through, the rest isn't tried, and the error says what was done and what not."""
+    transport = Unreachable(HTTPTransport(vendor.address), 5)
+    with CloudStoreMapping[Any](vendor.api_key, transport=transport, retries=0, max_workers=max_workers) as store:
+        with pytest.raises(BulkError) as caught:
+            store.update({str(number): number for number in range(100)})
+        assert sorted(caught.value.succeeded) == sorted(vendor.files)
+        assert len(caught.value.succeeded) == 5
+        assert len(caught.value.failed) == 95
+        assert all(isinstance(error, TransportError) for error in caught.value.failed.values())
+        assert transport.tries <= max_workers
