@@ -243,8 +243,12 @@ def test_progress(make_store: MakeStore) -> None:
         assert calls == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
-def test_a_bar(make_store: MakeStore, capfd: pytest.CaptureFixture[str]) -> None:
-    """`progress=True` draws on stderr, and leaves stdout alone."""
+def test_a_bar(make_store: MakeStore, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`progress=True` draws on stderr where that is a terminal, and leaves files and stdout alone."""
     store = make_store(progress=True)
     store.update({"a": 1, "b": 2})
-    assert capfd.readouterr().out == ""
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    store.update({"a": 1, "b": 2})
+    out, err = capfd.readouterr()
+    assert (out, "100%" in err) == ("", True)

@@ -34,6 +34,7 @@ def _bar(total: int) -> Iterator[Callable[[int], object]]:
         raise UnsupportedError(
             "progress=True needs rich; pip install 'cloudstore-mapping[cli]', or give a function of (done, total)."
         ) from error
-    with Bar(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
         yield lambda done: bar.update(task, completed=done)
