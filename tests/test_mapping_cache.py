@@ -10,9 +10,9 @@ import pytest
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.transport import Transport
 from cloudstore_mapping.wire import Batch, Reply, Request, Upload
+from tests.cache_fakes import Clock
 from tests.counting import CountingTransport
 from tests.mapping_fixtures import Connect, MakeStore
-from tests.test_cache import Clock
 
 Store = CloudStoreMapping[Any]
 

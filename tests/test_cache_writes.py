@@ -1,0 +1,185 @@
+"""What the cache keeps of writes, and of reads that are under way at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cloudstore_mapping.client.cache import Cache, Found
+from tests.cache_fakes import FOUND, Clock, Fetch, SlowFetch, cache, clock, never
+
+__all__ = ["cache", "clock"]  # fixtures
+
+
+def test_a_write_forgets_before_it_begins(cache: Cache[bytes]) -> None:
+    """While a write is under way nothing of before is answered, and what is read then isn't kept."""
+    cache.read("k", Fetch())
+    with cache.write("k"):
+        assert cache.peek("k") is None
+        during = Fetch(Found(b"during"))
+        assert cache.read("k", during) == cache.read("k", during) == Found(b"during")
+    after = Fetch(Found(b"after"))
+    assert cache.read("k", after).value == b"after"
+    assert (len(during.given), len(after.given)) == (2, 1)
+
+
+def test_a_read_that_began_during_a_write_never_fills(cache: Cache[bytes]) -> None:
+    """It may have seen what was there before the write, even if it ends later than the write."""
+    slow = SlowFetch()
+    with ThreadPoolExecutor() as pool:
+        with cache.write("k"):
+            reading = pool.submit(cache.read, "k", slow)
+            slow.begun.wait()
+        slow.reply.set_result(Found(b"old"))
+        reading.result()
+    assert cache.peek("k") is None
+
+
+def test_a_write_keeps_what_it_left(cache: Cache[bytes], clock: Clock) -> None:
+    """What a write is known to have left is kept, from when it began."""
+    with cache.write("k") as write:
+        clock.now += 4
+        write.keep(Found(b"new", "v2"))
+    assert cache.read("k", never) == Found(b"new", "v2")
+    clock.now += 7
+    fetch = Fetch()
+    cache.read("k", fetch)
+    assert len(fetch.given) == 1
+
+
+def test_an_amendment_lives_no_longer(cache: Cache[bytes], clock: Clock) -> None:
+    """What a write makes of what was kept is no newer than that was; of nothing it makes nothing."""
+    cache.read("k", Fetch())
+    clock.now += 9
+    with cache.write("k") as write:
+        write.amend(Found(b"amended"))
+    assert cache.peek("k") == Found(b"amended")
+    clock.now += 2
+    assert cache.peek("k") is None
+    with cache.write("k") as write:
+        write.amend(Found(b"amended"))
+    assert cache.peek("k") is None
+
+
+def test_a_failed_write_keeps_nothing(cache: Cache[bytes]) -> None:
+    """A write that fails leaves the key forgotten, whatever it said before."""
+    cache.read("k", Fetch())
+    with pytest.raises(TimeoutError), cache.write("k") as write:  # noqa: PT012 - the block is what is tested
+        write.keep(Found(b"new"))
+        raise TimeoutError
+    assert cache.peek("k") is None
+
+
+def test_two_writes_at_once_keep_nothing(cache: Cache[bytes]) -> None:
+    """Of two writes that overlap nobody knows which the service did last."""
+    with cache.write("k") as first:
+        with cache.write("k") as second:
+            second.keep(Found(b"second"))
+        assert cache.peek("k") is None
+        first.keep(Found(b"first"))
+    assert cache.peek("k") is None
+
+
+@pytest.mark.parametrize("disturbance", ["forget", "disturb", "clear"])
+def test_a_write_that_was_disturbed_keeps_nothing(cache: Cache[bytes], disturbance: str) -> None:
+    """Forgetting a key during a write of it holds."""
+    acts: dict[str, Callable[[], object]] = {
+        "forget": lambda: cache.forget("k"),
+        "disturb": lambda: cache.disturb("k"),
+        "clear": cache.clear,
+    }
+    with cache.write("k") as write:
+        acts[disturbance]()
+        write.keep(FOUND)
+    assert cache.peek("k") is None
+
+
+@pytest.mark.parametrize("event", ["write", "forget", "disturb", "clear", "write that fails"])
+def test_a_read_that_began_before_never_fills(cache: Cache[bytes], event: str) -> None:
+    """A slow read that began before a write ended is answered to its own reader only."""
+    slow = SlowFetch()
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(cache.read, "k", slow)
+        slow.begun.wait()
+        if event == "write":
+            with cache.write("k") as write:
+                write.keep(Found(b"new"))
+        elif event == "write that fails":
+            with pytest.raises(OSError, match="lost"), cache.write("k"):
+                raise OSError("lost")
+        elif event == "clear":
+            cache.clear()
+        else:
+            getattr(cache, event)("k")
+        now = cache.peek("k")
+        assert now == (Found(b"new") if event == "write" else None)
+        slow.reply.set_result(Found(b"old"))
+        assert reading.result().value == b"old"
+    assert cache.peek("k") == now
+
+
+def test_who_asks_after_a_write_does_not_wait_for_a_read_of_before(cache: Cache[bytes]) -> None:
+    """A read after a write makes a request of its own, though another one is under way."""
+    slow = SlowFetch()
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(cache.read, "k", slow)
+        slow.begun.wait()
+        with cache.write("k"):
+            pass
+        assert cache.read("k", Fetch(Found(b"new"))).value == b"new"
+        slow.reply.set_result(Found(b"old"))
+        reading.result()
+    assert cache.read("k", never).value == b"new"
+
+
+def test_one_fetch_for_all_who_miss_together(cache: Cache[bytes]) -> None:
+    """Threads that miss the same key at once share one request, its error as well."""
+    for outcome in (FOUND, ConnectionError("lost")):
+        cache.clear()
+        slow = SlowFetch()
+        misses = cache.misses
+        with ThreadPoolExecutor(8) as pool:
+            readings = [pool.submit(cache.read, "k", slow) for _ in range(8)]
+            while cache.misses < misses + 8:
+                slow.begun.wait()
+            if isinstance(outcome, Exception):
+                slow.reply.set_exception(outcome)
+                assert {type(reading.exception()) for reading in readings} == {ConnectionError}
+            else:
+                slow.reply.set_result(outcome)
+                assert {reading.result() for reading in readings} == {FOUND}
+        assert slow.count == 1
+
+
+def test_other_keys_go_on_meanwhile(cache: Cache[bytes]) -> None:
+    """No lock is held during a fetch or a write: other keys are read and written meanwhile."""
+    slow = SlowFetch()
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(cache.read, "k", slow)
+        slow.begun.wait()
+        assert cache.read("other", Fetch()) == FOUND
+        with cache.write("third"):
+            assert cache.read("other", never) == FOUND
+        slow.reply.set_result(FOUND)
+        reading.result()
+
+
+def test_offers(cache: Cache[bytes], clock: Clock) -> None:
+    """What was read beside the cache is kept from its mark on, unless anything was written since."""
+    mark = cache.mark()
+    clock.now += 4
+    cache.offer("k", FOUND, mark)
+    assert cache.peek("k") == FOUND
+    clock.now += 7
+    assert cache.peek("k") is None
+    disturbances: list[Callable[[], object]] = [lambda: cache.forget("o"), lambda: cache.disturb("o"), cache.clear]
+    for disturb in disturbances:
+        mark = cache.mark()
+        disturb()
+        cache.offer("k", FOUND, mark)
+        assert cache.peek("k") is None
+    with cache.write("k"):
+        cache.offer("k", FOUND, cache.mark())
+    assert cache.peek("k") is None
