@@ -107,9 +107,10 @@ class Files:
             elif key not in keys:
                 foreign[key] = name
             keys[key] = None
-        if whole:
-            self._foreign.clear()
         self._foreign.update(foreign)
+        if whole:  # in this order, so that no other thread misses one that is still there
+            for key in self._foreign.keys() - foreign.keys():
+                self._foreign.pop(key, None)
         return keys
 
     def load(self, key: str) -> Found[bytes]:
