@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import after_prefix
+from cloudstore_mapping.service.storage.names import after_prefix
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
 from cloudstore_mapping.wire import Reply, Request, decode_value, encode_value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cloudstore_mapping.service.storage.base import Account, Storage
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.records import Account
 
 
 def add(storage: Storage, name: str, *key_hashes: bytes) -> Account:
@@ -15,7 +16,7 @@ def add(storage: Storage, name: str, *key_hashes: bytes) -> Account:
 
 def add_key(storage: Storage, account: Account, key_hash: bytes) -> None:
     """Let one more key open an account."""
-    storage.submit(lambda transaction: transaction.add_key(account.id, key_hash, 1.0)).result()
+    storage.submit(lambda transaction: transaction.add_key(account.id, key_hash, "hint", 1.0)).result()
 
 
 def test_a_new_store_has_no_accounts(storage: Storage) -> None:
@@ -30,7 +31,7 @@ def test_a_new_store_has_no_accounts(storage: Storage) -> None:
 def test_an_account_is_found_by_id_and_name(storage: Storage) -> None:
     """An account that was added is found under its id and under its name, and is not disabled."""
     account = add(storage, "Zoë 'the' \"first\"; --")
-    assert account == (account.id, "Zoë 'the' \"first\"; --", False)
+    assert (account.name, account.disabled) == ("Zoë 'the' \"first\"; --", False)
     with storage.read() as transaction:
         assert transaction.account(account.id) == account
         assert transaction.account_named(account.name) == account

@@ -55,7 +55,7 @@ def test_a_file_of_ours_says_so(ours: Path) -> None:
     """The file carries "CLSD" as its application id, the number of its schema, and is in WAL mode."""
     with closing(sqlite3.connect(ours)) as connection:
         assert connection.execute("PRAGMA application_id").fetchone() == (0x434C5344,)
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.base import File, Transaction
+from cloudstore_mapping.service.storage.base import Transaction
+from cloudstore_mapping.service.storage.records import File
 from cloudstore_mapping.service.storage.sqlite import MAX_IDLE, SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
 from tests.service_fakes import PATIENCE, Held, unversioned
@@ -135,7 +136,7 @@ def test_a_store_that_stays_locked_is_unavailable(path: Path, storage: SQLiteSto
 
 ADD_UP = """
 import sys
-from cloudstore_mapping.service.storage.base import File
+from cloudstore_mapping.service.storage.records import File
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 
 account = int(sys.argv[2])

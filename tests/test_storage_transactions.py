@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.base import File, Storage, Transaction
+from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.storage.records import File
 from tests.service_fakes import PATIENCE, Held, unversioned
 
 

@@ -12,9 +12,12 @@ from cloudstore_mapping.errors import BadKeyError, BadNameError, DisabledError
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.limits import Clock
-    from cloudstore_mapping.service.storage.base import Account, Storage, Transaction
+    from cloudstore_mapping.service.storage.base import Storage, Transaction
+    from cloudstore_mapping.service.storage.records import Account
 
 KEY_LENGTH: Final = 32
+#: Characters of a key that may be shown later.
+HINT_LENGTH: Final = 4
 _ALPHABET: Final = string.ascii_letters + string.digits
 # What needs no escape in an address, for the key stands in one.
 _OWN_KEY: Final = re.compile(r"[A-Za-z0-9._~-]{16,128}")
@@ -51,7 +54,7 @@ class Accounts:
             if transaction.account_of_key(_hash(key)) is not None:
                 raise BadKeyError("This API key opens another account already; choose another.")
             account = transaction.add_account(name, self._clock.wall())
-            transaction.add_key(account.id, _hash(key), self._clock.wall())
+            transaction.add_key(account.id, _hash(key), key[:HINT_LENGTH], self._clock.wall())
 
         self._storage.submit(work).result()
         return key

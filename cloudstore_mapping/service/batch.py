@@ -13,7 +13,8 @@ from cloudstore_mapping.errors import CloudStoreError, TooBigError
 from cloudstore_mapping.service.answers import Answers
 from cloudstore_mapping.service.passwords import Question, UnprovenError
 from cloudstore_mapping.service.rules import Rules
-from cloudstore_mapping.service.storage.base import Account, Transaction
+from cloudstore_mapping.service.storage.base import Transaction
+from cloudstore_mapping.service.storage.records import Account
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, encode_replies, encode_value, failure, success
 
 _LARGE: Final = frozenset({Operation.LOAD, Operation.LIST})

@@ -13,7 +13,8 @@ from cloudstore_mapping.merge import merge
 from cloudstore_mapping.service.limits import Clock
 from cloudstore_mapping.service.passwords import Passwords
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.base import Account, File, FileInfo, Transaction
+from cloudstore_mapping.service.storage.base import Transaction
+from cloudstore_mapping.service.storage.records import Account, File, FileInfo
 from cloudstore_mapping.wire import Operation, Reply, Request, decode_value, encode_value, success
 
 #: Names in one page, however many were asked for.

@@ -21,7 +21,8 @@ from cloudstore_mapping.service.passwords import Passwords, Question, UnprovenEr
 from cloudstore_mapping.service.pool import Pool
 from cloudstore_mapping.service.rules import Rules
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.base import Account, Storage, Transaction
+from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.storage.records import Account
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, failure
 
 _log: Final = logging.getLogger(__name__)

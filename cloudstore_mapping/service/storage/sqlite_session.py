@@ -1,6 +1,5 @@
-"""A connection to an SQLite database, and the statements that it takes."""
+"""A connection to an SQLite database, its transactions and its errors."""
 
-# ruff: noqa: D102 - what the methods of a transaction do is said in `base`
 from __future__ import annotations
 
 import logging
@@ -12,7 +11,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.base import Account, File, FileInfo, Transaction, after_prefix
+from cloudstore_mapping.service.storage.base import Transaction
+from cloudstore_mapping.service.storage.sqlite_accounts import SQLiteAccounts
+from cloudstore_mapping.service.storage.sqlite_files import SQLiteFiles
+from cloudstore_mapping.service.storage.sqlite_media import SQLiteAccesses, SQLiteMedia
 from cloudstore_mapping.service.storage.writer import Session
 
 _log: Final = logging.getLogger(__name__)
@@ -21,7 +23,7 @@ _log: Final = logging.getLogger(__name__)
 BUSY_TIMEOUT: Final = 30.0
 
 
-class SQLiteSession(Transaction, Session):
+class SQLiteSession(SQLiteAccounts, SQLiteFiles, SQLiteMedia, SQLiteAccesses, Transaction, Session):
     """
     A connection to the database in the file at `path`, or to a new one in memory; for one thread at a time.
 
@@ -116,114 +118,6 @@ class SQLiteSession(Transaction, Session):
         """Let go of the connection."""
         with self._turn:
             self.connection.close()
-
-    def account(self, account_id: int) -> Account | None:
-        return self._account("SELECT id, name, disabled FROM accounts WHERE id = ?", account_id)
-
-    def account_of_key(self, key_hash: bytes) -> Account | None:
-        return self._account(
-            "SELECT id, name, disabled FROM accounts WHERE id = (SELECT account_id FROM api_keys WHERE hash = ?)",
-            key_hash,
-        )
-
-    def account_named(self, name: str) -> Account | None:
-        return self._account("SELECT id, name, disabled FROM accounts WHERE name = ?", name)
-
-    def _account(self, query: str, parameter: int | bytes | str) -> Account | None:
-        row = self._execute(query, (parameter,)).fetchone()
-        return None if row is None else Account(row[0], row[1], bool(row[2]))
-
-    def has_accounts(self) -> bool:
-        return self._execute("SELECT 1 FROM accounts LIMIT 1").fetchone() is not None
-
-    def add_account(self, name: str, now: float) -> Account:
-        row = self._execute(
-            "INSERT INTO accounts (name, created_at) VALUES (?, ?) RETURNING id", (name, now)
-        ).fetchone()
-        return Account(row[0], name, disabled=False)
-
-    def add_key(self, account_id: int, key_hash: bytes, now: float) -> None:
-        self._execute(
-            "INSERT INTO api_keys (hash, account_id, created_at) VALUES (?, ?, ?)", (key_hash, account_id, now)
-        )
-
-    def set_disabled(self, account_id: int, disabled: bool) -> None:
-        self._execute("UPDATE accounts SET disabled = ? WHERE id = ?", (disabled, account_id))
-
-    def get(self, account_id: int, name: str) -> File | None:
-        row = self._execute(
-            "SELECT value, edit_password, view_password, version FROM files WHERE account_id = ? AND name = ?",
-            (account_id, name),
-        ).fetchone()
-        return None if row is None else File._make(row)
-
-    def stat(self, account_id: int, name: str) -> FileInfo | None:
-        row = self._execute(
-            "SELECT length(value), version, created_at, updated_at, edit_password, view_password"
-            " FROM files WHERE account_id = ? AND name = ?",
-            (account_id, name),
-        ).fetchone()
-        return None if row is None else FileInfo._make(row)
-
-    def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
-        self._execute(
-            "INSERT INTO files (account_id, name, value, version, created_at, updated_at)"
-            " VALUES (?1, ?2, ?3, ?4, ?5, ?5) ON CONFLICT (account_id, name) DO UPDATE SET"
-            " value = excluded.value, version = excluded.version, updated_at = excluded.updated_at",
-            (account_id, name, value, version, now),
-        )
-
-    def delete(self, account_id: int, name: str) -> bool:
-        deleted = self._execute("DELETE FROM files WHERE account_id = ? AND name = ?", (account_id, name))
-        return deleted.rowcount > 0
-
-    def names(
-        self,
-        account_id: int,
-        containing: str = "",
-        *,
-        prefix: str = "",
-        after: str | None = None,
-        limit: int | None = None,
-    ) -> list[str]:
-        # Of two lower bounds the index would be entered at one only, so both are made one: what comes right behind a
-        # text is that text and NUL. No text comes behind a blob. And instr, for LIKE is neither literal nor
-        # case-sensitive.
-        start = prefix if after is None else max(prefix, after + "\0")
-        end = after_prefix(prefix)
-        rows = self._execute(
-            "SELECT name FROM files WHERE account_id = ? AND name >= ? AND name < ?"
-            " AND (?4 = '' OR instr(name, ?4)) ORDER BY name LIMIT ?",
-            (account_id, start, b"" if end is None else end, containing, -1 if limit is None else limit),
-        )
-        return [name for (name,) in rows]
-
-    def answer(self, account_id: int, request: str) -> bytes | None:
-        row = self._execute(
-            "SELECT reply FROM answers WHERE account_id = ? AND request = ?", (account_id, request)
-        ).fetchone()
-        return None if row is None else bytes(row[0])
-
-    def keep_answer(self, account_id: int, request: str, reply: bytes, now: float) -> None:
-        self._execute(
-            "INSERT INTO answers (account_id, request, reply, answered_at) VALUES (?, ?, ?, ?)",
-            (account_id, request, reply, now),
-        )
-
-    def forget_answers(self, before: float, limit: int) -> None:
-        # One by one, for SQLite would look for a list of keys through all of an account's.
-        old = self._execute(
-            "SELECT account_id, request FROM answers WHERE answered_at < ? ORDER BY answered_at LIMIT ?",
-            (before, limit),
-        ).fetchall()
-        self.connection.executemany("DELETE FROM answers WHERE account_id = ? AND request = ?", old)
-
-    def set_passwords(self, account_id: int, name: str, *, edit: str | None, view: str | None) -> bool:
-        updated = self._execute(
-            "UPDATE files SET edit_password = ?, view_password = ? WHERE account_id = ? AND name = ?",
-            (edit, view, account_id, name),
-        )
-        return updated.rowcount > 0
 
 
 _SENTENCES: Final = {
