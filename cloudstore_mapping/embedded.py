@@ -28,7 +28,10 @@ LOCAL_ACCOUNT: Final = "local"
 
 #: Who opens the file owns the machine's memory anyway: keys and values may be longer than a service on a network takes.
 #: Together they stay below the billion bytes that SQLite takes in a row.
-LOCAL_SETTINGS: Final = Settings(max_name_bytes=2**20, max_value_bytes=900 * 2**20, max_batch_reply_bytes=2**30)
+#: And nobody asks how often files were used, which would write where a program only reads.
+LOCAL_SETTINGS: Final = Settings(
+    max_name_bytes=2**20, max_value_bytes=900 * 2**20, max_batch_reply_bytes=2**30, count_accesses=False
+)
 
 
 #: Within a process no reply is lost on its way, so no request has to say that it is the same as before.

@@ -92,7 +92,7 @@ def test_a_write_without_an_id_leaves_nothing(service: Service, ask: Asker) -> N
     ask.load("name")
     service._storage._session.connection.set_trace_callback(None)  # type: ignore[attr-defined]
     assert not [statement for statement in asked if "answers" in statement]
-    assert len([statement for statement in asked if "files" in statement]) == 3  # to save two, to load one
+    assert len([statement for statement in asked if " files " in statement]) == 3  # to save two, to load one
 
 
 def test_answers_outlive_a_restart(tmp_path: Path) -> None:

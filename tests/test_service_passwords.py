@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cloudstore_mapping.errors import NoFileError, ProtocolError, UnsupportedError
+from cloudstore_mapping.errors import BadNameError, NoFileError, ProtocolError, UnsupportedError
 from cloudstore_mapping.service.hashing import Argon2Hasher
 from cloudstore_mapping.service.passwords import REMEMBERED_FOR
 from cloudstore_mapping.service.service import Service
@@ -148,7 +148,9 @@ def test_a_revoked_password_is_refused_at_once(service: Service, ask: Asker) -> 
     service.set_passwords("owner", "name", edit="new", view="new")
     assert ask.load("name", "old").error == "Locked"
     assert ask.value("name", "new") == 1
-    service.set_passwords("owner", "name")
+    service.set_passwords("owner", "name", edit="newer")
+    assert ask.load("name").error == "Locked"
+    service.set_passwords("owner", "name", edit=None, view="")
     assert ask.value("name") == 1
 
 
@@ -197,11 +199,11 @@ def test_a_file_that_goes_while_its_password_is_hashed(service: Service, ask: As
 
 @pytest.mark.parametrize(("account", "name"), [("owner", "absent"), ("nobody", "name")])
 def test_passwords_of_nothing(service: Service, ask: Asker, account: str, name: str) -> None:
-    """Passwords for an account or a file that isn't there are `NoFileError`."""
+    """Passwords for a file that isn't there are `NoFileError`, for an account that isn't `BadNameError`."""
     ask.save("name", 1)
-    with pytest.raises(NoFileError) as caught:
+    with pytest.raises(NoFileError if account == "owner" else BadNameError) as caught:
         service.set_passwords(account, name, edit="edit")
-    assert caught.value.key == name
+    assert caught.value.key == (name if account == "owner" else account)
     assert ask.save("name", 2).error is None
 
 

@@ -131,7 +131,7 @@ def test_another_program_s_database_is_not_even_recovered(tmp_path: Path, path: 
 def test_a_newer_version_s_file_is_refused(ours: Path) -> None:
     """A file with a schema that we don't know yet is left as it was."""
     with closing(sqlite3.connect(ours)) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 1000")
     refused(ours, f"{ours} was written by a newer version of cloudstore-mapping")
 
 

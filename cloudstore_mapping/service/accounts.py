@@ -6,14 +6,24 @@ import hashlib
 import re
 import secrets
 import string
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from cloudstore_mapping.errors import BadKeyError, BadNameError, DisabledError
+from cloudstore_mapping.errors import BadKeyError, BadNameError, BadValueError, DisabledError
+from cloudstore_mapping.service.plans import DEFAULT_PLAN, OWN_PLAN, PLANS
+from cloudstore_mapping.service.storage.records import Event, Limits
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.limits import Clock
     from cloudstore_mapping.service.storage.base import Storage, Transaction
-    from cloudstore_mapping.service.storage.records import Account
+    from cloudstore_mapping.service.storage.records import Account, ApiKey
+
+#: Who does something without saying who it is: whoever has the store's file.
+COMMAND_LINE: Final = "command line"
+#: Events of an account that are remembered.
+MAX_EVENTS: Final = 1000
+#: What a limit has to be below: the integers that every engine can store.
+MAX_LIMIT: Final = 2**63
 
 KEY_LENGTH: Final = 32
 #: Characters of a key that may be shown later.
@@ -26,21 +36,30 @@ _NAME: Final = re.compile(r"(?! )[^\x00-\x1f\x7f\ud800-\udfff]{1,64}(?<! )")
 
 
 class Accounts:
-    """Makes accounts, and finds the one that an API key opens; keys are stored as their SHA-256 only."""
+    """
+    Makes, changes and deletes accounts, and finds the one that an API key opens, stored as its SHA-256 only.
+
+    What changes an account is in its list of events, with its `origin`: who did it, or from where. An account that
+    isn't there is `BadNameError`.
+    """
 
     def __init__(self, storage: Storage, clock: Clock) -> None:
         self._storage = storage
         self._clock = clock
         self._granted: dict[bytes, int] = {}
 
-    def create(self, name: str, api_key: str | None = None) -> str:
+    def create(
+        self, name: str, api_key: str | None = None, *, plan: str = DEFAULT_PLAN, origin: str = COMMAND_LINE
+    ) -> str:
         """
         Make an account, and return its API key: 32 random letters and digits, or the one that was brought.
 
-        Raises `BadNameError` for a name that is taken, blank or over 64 characters, and `BadKeyError` for a key that
-        is taken, has not 16 to 128 characters, or would need escapes in an address.
+        Raises `BadNameError` for a name that is taken, blank or over 64 characters, `BadKeyError` for a key that
+        is taken, has not 16 to 128 characters, or would need escapes in an address, and `BadValueError` for a plan
+        that isn't one of `PLANS`.
         """
         key = new_key() if api_key is None else api_key
+        limits = _limits_of(plan)
         if not _OWN_KEY.fullmatch(key):
             raise BadKeyError("An API key of your own has 16 to 128 letters, digits, '-', '.', '_' or '~'.")
         if not _NAME.fullmatch(name):
@@ -54,10 +73,117 @@ class Accounts:
             if transaction.account_of_key(_hash(key)) is not None:
                 raise BadKeyError("This API key opens another account already; choose another.")
             account = transaction.add_account(name, self._clock.wall())
-            transaction.add_key(account.id, _hash(key), key[:HINT_LENGTH], self._clock.wall())
+            transaction.set_limits(account.id, plan, limits)
+            self._add_key(transaction, account, key)
+            self.record(transaction, account, "account made", "", origin)
 
         self._storage.submit(work).result()
         return key
+
+    def all(self) -> list[Account]:
+        """Return all accounts, by name."""
+        with self._storage.read() as transaction:
+            return transaction.accounts()
+
+    def named(self, name: str) -> Account:
+        """Return the account with this name."""
+        with self._storage.read() as transaction:
+            return self.owner(transaction, name)
+
+    def owner(self, transaction: Transaction, name: str) -> Account:
+        """Return the account with this name, as this transaction sees it."""
+        account = transaction.account_named(name)
+        if account is None:
+            raise BadNameError(f"There is no account {name!r}; `cloudstore account list` shows all.", key=name)
+        return account
+
+    def keys(self, name: str) -> list[ApiKey]:
+        """Return what is known of the account's API keys, the newest last."""
+        with self._storage.read() as transaction:
+            return transaction.keys(self.owner(transaction, name).id)
+
+    def set_plan(self, name: str, plan: str, *, origin: str = COMMAND_LINE) -> None:
+        """Put the account on one of `PLANS`, with all its limits."""
+        limits = _limits_of(plan)
+
+        def work(transaction: Transaction, account: Account) -> None:
+            transaction.set_limits(account.id, plan, limits)
+
+        self._change(name, f"plan {plan!r} set", origin, work)
+
+    def set_limits(self, name: str, *, origin: str = COMMAND_LINE, **limits: float | None) -> None:
+        """
+        Change some of the account's `Limits`, None meaning without limit.
+
+        Raises `BadValueError` for what is no limit: numbers above 0, whole ones but for `min_interval`.
+        """
+        for limit, value in limits.items():
+            _check_limit(limit, value)
+
+        def work(transaction: Transaction, account: Account) -> None:
+            changed = account.limits._replace(**limits)  # type: ignore[arg-type]  # checked above
+            plan = next((plan for plan, its in PLANS.items() if its == changed), OWN_PLAN)
+            transaction.set_limits(account.id, plan, changed)
+
+        self._change(name, f"limits set: {', '.join(sorted(limits))}", origin, work)
+
+    def set_disabled(self, name: str, disabled: bool, *, origin: str = COMMAND_LINE) -> None:
+        """Switch the account off or on: all requests with its keys are refused, its files stay."""
+
+        def work(transaction: Transaction, account: Account) -> None:
+            transaction.set_disabled(account.id, disabled)
+
+        self._change(name, f"account switched {'off' if disabled else 'on'}", origin, work)
+
+    def rotate_key(self, name: str, *, origin: str = COMMAND_LINE) -> str:
+        """Return a new API key of the account; the newest before it goes on working, those before that end."""
+        key = new_key()
+
+        def work(transaction: Transaction, account: Account) -> None:
+            for old in transaction.keys(account.id)[:-1]:
+                transaction.remove_key(account.id, old.hash)
+            self._add_key(transaction, account, key)
+
+        self._change(name, "API key made", origin, work)
+        return key
+
+    def drop_old_keys(self, name: str, *, origin: str = COMMAND_LINE) -> int:
+        """Let only the newest API key open the account, and return how many others did."""
+        dropped: list[ApiKey] = []
+
+        def work(transaction: Transaction, account: Account) -> None:
+            dropped.extend(transaction.keys(account.id)[:-1])
+            for old in dropped:
+                transaction.remove_key(account.id, old.hash)
+
+        self._change(name, "old API key ended", origin, work)
+        return len(dropped)
+
+    def delete(self, name: str) -> None:
+        """Delete the account with all its files, keys and events."""
+
+        def work(transaction: Transaction) -> None:
+            transaction.delete_account(self.owner(transaction, name).id)
+
+        self._storage.submit(work).result()
+
+    def record(self, transaction: Transaction, account: Account, action: str, subject: str, origin: str) -> None:
+        """Remember in the account's list of events what was done."""
+        transaction.add_event(account.id, Event(self._clock.wall(), action, subject, origin), MAX_EVENTS)
+
+    def _change(self, name: str, action: str, origin: str, work: Callable[[Transaction, Account], object]) -> None:
+        def change(transaction: Transaction) -> None:
+            account = self.owner(transaction, name)
+            work(transaction, account)
+            self.record(transaction, account, action, "", origin)
+
+        self._storage.submit(change).result()
+
+    def _add_key(self, transaction: Transaction, account: Account, key: str) -> None:
+        # Each a moment later than the one before, however the clock was set: the newest is the one that stays.
+        newest = max((old.created_at for old in transaction.keys(account.id)), default=0.0)
+        made_at = max(self._clock.wall(), newest + 1e-3)
+        transaction.add_key(account.id, _hash(key), key[:HINT_LENGTH], made_at)
 
     def grant(self, name: str, key: str | None = None) -> str:
         """Return an API key that opens the account in this process only, and is never stored; make it if it is new."""
@@ -93,6 +219,22 @@ class Accounts:
 def new_key() -> str:
     """Return a new random API key."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(KEY_LENGTH))
+
+
+def _limits_of(plan: str) -> Limits:
+    if plan not in PLANS:
+        raise BadValueError(f"There is no plan {plan!r}; the plans are {' and '.join(PLANS)}.")
+    return PLANS[plan]
+
+
+def _check_limit(name: str, value: object) -> None:
+    if name not in Limits._fields:
+        raise BadValueError(f"There is no limit {name!r}; the limits are {', '.join(Limits._fields)}.")
+    if value is None:
+        return
+    kinds = (int, float) if name == "min_interval" else (int,)
+    if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < MAX_LIMIT:
+        raise BadValueError(f"{name} is a number above 0, or None for no limit, not {value!r}.")
 
 
 def _hash(api_key: str) -> bytes:

@@ -12,9 +12,8 @@ from msgspec.structs import replace
 from cloudstore_mapping.errors import CloudStoreError, TooBigError
 from cloudstore_mapping.service.answers import Answers
 from cloudstore_mapping.service.passwords import Question, UnprovenError
-from cloudstore_mapping.service.rules import Rules
+from cloudstore_mapping.service.rules import Caller, Rules
 from cloudstore_mapping.service.storage.base import Transaction
-from cloudstore_mapping.service.storage.records import Account
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, encode_replies, encode_value, failure, success
 
 _LARGE: Final = frozenset({Operation.LOAD, Operation.LIST})
@@ -46,7 +45,7 @@ class BatchWork:
         self._left = max_bytes
         self._full = False
 
-    def do(self, transaction: Transaction, account: Account) -> Reply:
+    def do(self, transaction: Transaction, caller: Caller) -> Reply:
         """
         Do the requests in their order, each of which is refused for itself.
 
@@ -58,7 +57,7 @@ class BatchWork:
         unproven: dict[Question, None] = {}
         for number, request in enumerate(self._batch.requests, 1):
             try:
-                reply = self._answer(transaction, account, request)
+                reply = self._answer(transaction, caller, request)
             except UnprovenError as error:
                 if (refusal := self._refused.get(error.questions[0])) is None:
                     unproven[error.questions[0]] = None
@@ -74,19 +73,19 @@ class BatchWork:
             raise UnprovenError(*unproven)
         return success("", encode_replies(replies))
 
-    def _answer(self, transaction: Transaction, account: Account, request: Request) -> Reply:
-        answer = partial(self._sized, transaction, account, request)
+    def _answer(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
+        answer = partial(self._sized, transaction, caller, request)
         try:
             if request.once is not UNSET and request.operation.writes:
-                return self._answers.once(transaction, account.id, request.once, answer)
+                return self._answers.once(transaction, caller.account.id, request.once, answer)
             return answer()
         except CloudStoreError as error:
             return failure(error)
 
-    def _sized(self, transaction: Transaction, account: Account, request: Request) -> Reply:
+    def _sized(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         large = request.operation in _LARGE
         if not (large and self._full):
-            reply = self._rules.answer(transaction, account, request)
+            reply = self._rules.answer(transaction, caller, request)
             if not large or len(reply.content) <= self._left:
                 self._left -= len(reply.content) if large else 0
                 return reply

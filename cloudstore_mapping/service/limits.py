@@ -1,4 +1,4 @@
-"""How often something may be tried: pure functions of a clock, in bounded memory."""
+"""What an account may use and how often something may be tried: pure functions of a clock, in bounded memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Final
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
 
 from cachetools import LRUCache
 
-from cloudstore_mapping.errors import TooOftenError
+from cloudstore_mapping.errors import DailyLimitError, TooManyFilesError, TooOftenError
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.service.storage.base import Transaction
+    from cloudstore_mapping.service.storage.records import Account
+
+DAY: Final = 86_400
 
 #: Who is watched at a time: past it, those not seen for the longest are forgotten.
 MAX_WATCHED: Final = 10_000
@@ -24,6 +31,56 @@ class Clock:
 
     wall: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
+
+
+def day_of(wall: float) -> int:
+    """Return the day, counted since 1970 in UTC, that a time in seconds since then falls on."""
+    return int(wall // DAY)
+
+
+def check_daily(times: int, limit: int, day: int, name: str) -> None:
+    """Raise `DailyLimitError` where a file was used as often on this day as it may be."""
+    if times >= limit:
+        end = datetime.fromtimestamp((day + 1) * DAY, UTC)
+        raise DailyLimitError(
+            f"The file was used {times:,} times today, and its account allows {limit:,}; it can be used again from"
+            f" {end:%Y-%m-%d %H:%M} UTC on.",
+            key=name,
+        )
+
+
+def check_room(transaction: Transaction, account: Account, name: str) -> None:
+    """Raise `TooManyFilesError` where the account holds as many files as it may, so that there is no room for this."""
+    limit = account.limits.max_files
+    if limit is not None and transaction.count_files(account.id, limit) >= limit:
+        raise TooManyFilesError(
+            f"The account holds {limit:,} files, as many as its plan {account.plan!r} allows; delete one first.",
+            key=name,
+        )
+
+
+def take_turn(transaction: Transaction, account: Account, now: float) -> None:
+    """
+    Take the account's turn, which is stored so that it is one for all processes; `TooOftenError` where it is too early.
+
+    A turn further away than the interval is left from a clock that was set back, and doesn't count.
+    """
+    interval = account.limits.min_interval or 0.0
+    check_turn(transaction, account, now)
+    transaction.set_next_request_at(account.id, now + interval)
+
+
+def check_turn(transaction: Transaction, account: Account, now: float) -> None:
+    """Raise `TooOftenError` where the account's next request may not come yet."""
+    interval = account.limits.min_interval
+    if not interval:
+        return
+    wait = (transaction.next_request_at(account.id) or 0.0) - now
+    if 0 < wait <= interval:
+        raise TooOftenError(
+            f"The account takes a request every {interval:g} seconds; send the next one in {wait:.1f} seconds.",
+            retry_after=wait,
+        )
 
 
 class Tries:

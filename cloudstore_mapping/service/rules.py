@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 from msgspec import UNSET, Raw
@@ -10,30 +12,45 @@ from msgspec.structs import replace
 
 from cloudstore_mapping.errors import BadNameError, ChangedError, NoFileError, TooBigError
 from cloudstore_mapping.merge import merge
-from cloudstore_mapping.service.limits import Clock
+from cloudstore_mapping.service.limits import Clock, check_room
 from cloudstore_mapping.service.passwords import Passwords
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.service.storage.records import Account, File, FileInfo
+from cloudstore_mapping.service.usage import Usage
 from cloudstore_mapping.wire import Operation, Reply, Request, decode_value, encode_value, success
 
 #: Names in one page, however many were asked for.
 MAX_PAGE: Final = 10_000
 
 
+@dataclass
+class Caller:
+    """
+    Who asks: an account with its API key, or its owner, signed in, whom neither passwords nor accesses limit.
+
+    `used` are the files whose accesses were counted for this request, so that they can be taken back.
+    """
+
+    account: Account
+    is_owner: bool = False
+    used: list[str] = field(default_factory=list)
+
+
 class Rules:
     """
-    The rules in their order: name, password, version, value, storage.
+    The rules in their order: name, password, version, quota, value, storage.
 
     A refusal is an error of `errors`, raised before anything is written; `UnprovenError` where a password has to be
     hashed first.
     """
 
-    def __init__(self, settings: Settings, clock: Clock, passwords: Passwords) -> None:
+    def __init__(self, settings: Settings, clock: Clock, passwords: Passwords, usage: Usage) -> None:
         self._settings = settings
         self._clock = clock
         self._passwords = passwords
-        self._rules: dict[Operation, Callable[[Transaction, Account, Request], Reply]] = {
+        self._usage = usage
+        self._rules: dict[Operation, Callable[[Transaction, Caller, Request], Reply]] = {
             Operation.SAVE: self._save,
             Operation.MERGE: self._merge,
             Operation.DELETE: self._delete,
@@ -42,11 +59,11 @@ class Rules:
             Operation.LIST: self._list,
         }
 
-    def answer(self, transaction: Transaction, account: Account, request: Request) -> Reply:
-        """Do what a request of this account asks for."""
+    def answer(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
+        """Do what a request of this caller asks for."""
         if request.operation is not Operation.LIST:
             self.check_name(request.name)
-        return self._rules[request.operation](transaction, account, request)
+        return self._rules[request.operation](transaction, caller, request)
 
     def check_name(self, name: str) -> None:
         """Raise `BadNameError` for what can't be a file's name."""
@@ -59,21 +76,23 @@ class Rules:
                 f"A file's name can't be longer than {self._settings.max_name_bytes} bytes; shorten it.", key=name
             )
 
-    def _load(self, transaction: Transaction, account: Account, request: Request) -> Reply:
+    def _load(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         if request.if_not_version is not UNSET:
-            info = transaction.stat(account.id, request.name)  # a value that isn't wanted is not even read
+            info = transaction.stat(caller.account.id, request.name)  # a value that isn't wanted is not even read
             if info is not None and info.version == request.if_not_version:
-                self._check_view(account, request, info)
+                self._check_view(caller, request, info)
+                self._access(transaction, caller, request.name)
                 return Reply(unchanged=True, version=info.version)
-        file = transaction.get(account.id, request.name)
+        file = transaction.get(caller.account.id, request.name)
         if file is None:
             raise _no_file(request.name)
-        self._check_view(account, request, file)
+        self._check_view(caller, request, file)
+        self._access(transaction, caller, request.name)
         value = Raw(file.value)
         return success("" if request.brief is True else value, value, version=file.version)
 
-    def _stat(self, transaction: Transaction, account: Account, request: Request) -> Reply:
-        info = transaction.stat(account.id, request.name)
+    def _stat(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
+        info = transaction.stat(caller.account.id, request.name)
         if info is None:
             raise _no_file(request.name)
         return success(
@@ -84,50 +103,58 @@ class Rules:
                     "version": info.version,
                     "created": info.created_at,
                     "updated": info.updated_at,
-                    "passwords": {"edit": info.edit_password is not None, "view": info.view_password is not None},
+                    "passwords": {
+                        "edit": (info.edit_password or caller.account.data_password) is not None,
+                        "view": info.view_password is not None,
+                    },
                 }
             ),
         )
 
-    def _list(self, transaction: Transaction, account: Account, request: Request) -> Reply:
+    def _list(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         begins = request.match == "prefix"
         after = None if request.after is UNSET else request.after
         containing, prefix = ("", request.name) if begins else (request.name, "")
         if request.after is UNSET and request.limit is UNSET:
-            names = transaction.names(account.id, containing, prefix=prefix)
+            names = transaction.names(caller.account.id, containing, prefix=prefix)
             return success("" if request.brief is True else ",".join(names), encode_value(names))
         limit = MAX_PAGE if request.limit is UNSET else min(request.limit, MAX_PAGE)
-        names = transaction.names(account.id, containing, prefix=prefix, after=after, limit=limit + 1)
+        names = transaction.names(caller.account.id, containing, prefix=prefix, after=after, limit=limit + 1)
         page = names[:limit]
         return replace(success("", encode_value(page)), next=page[-1] if len(names) > limit else None)
 
-    def _save(self, transaction: Transaction, account: Account, request: Request) -> Reply:
-        self._check_edit(account, request, transaction.stat(account.id, request.name))
-        return self._put(transaction, account, request.name, _value(request))
+    def _save(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
+        info = transaction.stat(caller.account.id, request.name)
+        self._check_edit(caller, request, info)
+        self._check_quota(transaction, caller, request, info)
+        return self._put(transaction, caller, request.name, _value(request))
 
-    def _merge(self, transaction: Transaction, account: Account, request: Request) -> Reply:
-        file = transaction.get(account.id, request.name)
-        self._check_edit(account, request, file)
+    def _merge(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
+        file = transaction.get(caller.account.id, request.name)
+        self._check_edit(caller, request, file)
+        self._check_quota(transaction, caller, request, file)
         value = _value(request)
         if file is not None:
             value = bytes(encode_value(merge(decode_value(file.value), decode_value(value))))
-        return self._put(transaction, account, request.name, value)
+        return self._put(transaction, caller, request.name, value)
 
-    def _delete(self, transaction: Transaction, account: Account, request: Request) -> Reply:
+    def _delete(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
+        account = caller.account
         info = transaction.stat(account.id, request.name)
         if info is None:
             raise _no_file(request.name)
-        self._check_edit(account, request, info)
+        self._check_edit(caller, request, info)
         transaction.delete(account.id, request.name)
+        if account.limits.max_daily_accesses is None:  # else one could begin anew with a file made again
+            transaction.forget_accesses(account.id, "data", request.name)
         return success("Entry deleted")
 
-    def _check_view(self, account: Account, request: Request, file: File | FileInfo) -> None:
+    def _check_view(self, caller: Caller, request: Request, file: File | FileInfo) -> None:
         if file.view_password is not None:
-            self._require(request, account, file.view_password, file.edit_password)
+            self._require(caller, request, file.edit_password, file.view_password)
 
-    def _check_edit(self, account: Account, request: Request, file: File | FileInfo | None) -> None:
-        if file is not None:
-            self._require(request, account, file.edit_password)
+    def _check_edit(self, caller: Caller, request: Request, file: File | FileInfo | None) -> None:
+        self._require(caller, request, None if file is None else file.edit_password)
         version = None if file is None else file.version
         if request.if_version is not UNSET and request.if_version != version:
             raise ChangedError(
@@ -136,14 +163,42 @@ class Rules:
                 key=request.name,
             )
 
-    def _require(self, request: Request, account: Account, *hashes: str | None) -> None:
-        self._passwords.require(request.password, hashes, (account.id, request.name))
+    def _require(self, caller: Caller, request: Request, edit: str | None, *others: str | None) -> None:
+        if caller.is_owner:
+            return
+        account = caller.account
+        # Wrong tries at the password of many files are counted together, or each file would be a chance to guess it.
+        subject = (account.id,) if edit is None and account.data_password is not None else (account.id, request.name)
+        self._passwords.require(request.password, (edit or account.data_password, *others), subject)
 
-    def _put(self, transaction: Transaction, account: Account, name: str, value: bytes) -> Reply:
-        if len(value) > self._settings.max_value_bytes:
-            limit = self._settings.max_value_bytes
+    def _check_quota(
+        self, transaction: Transaction, caller: Caller, request: Request, file: File | FileInfo | None
+    ) -> None:
+        self._admit(transaction, caller, request.name)
+        if file is None:
+            check_room(transaction, caller.account, request.name)
+
+    def _admit(self, transaction: Transaction, caller: Caller, name: str) -> None:
+        if not caller.is_owner:
+            self._usage.admit(transaction, caller.account, "data", name)
+
+    def _access(self, transaction: Transaction, caller: Caller, name: str) -> None:
+        self._admit(transaction, caller, name)
+        self._count(caller, name)
+
+    def _count(self, caller: Caller, name: str) -> None:
+        if not caller.is_owner:
+            caller.used.append(name)
+            self._usage.count(caller.account.id, "data", name)
+
+    def _put(self, transaction: Transaction, caller: Caller, name: str, value: bytes) -> Reply:
+        account = caller.account
+        limit = min(self._settings.max_value_bytes, account.limits.max_file_bytes or sys.maxsize)
+        if len(value) > limit:
             raise TooBigError(f"The value takes {len(value):,} bytes and a file at most {limit:,}; split it.", key=name)
-        return success("Entry saved", version=transaction.put(account.id, name, value, self._clock.wall()))
+        reply = success("Entry saved", version=transaction.put(account.id, name, value, self._clock.wall()))
+        self._count(caller, name)
+        return reply
 
 
 def _value(request: Request) -> bytes:

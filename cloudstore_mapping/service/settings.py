@@ -29,6 +29,8 @@ class Settings:
     """How long a body may take to arrive."""
     max_password_bytes: int = 1024
     """The longest password that is hashed."""
+    count_accesses: bool = True
+    """Whether it is counted how often files are used."""
     password_tries: int = 5
     """Wrong passwords for one file from one address before it has to wait."""
     password_window: float = 300.0
