@@ -48,7 +48,6 @@ class Usage:
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._waiting: dict[tuple[_File, int], _Count] = {}
-        self._being_stored: dict[tuple[_File, int], _Count] = {}
         #: Of files with a limit: what is stored and what isn't yet, together.
         self._totals: dict[_File, _Count] = {}
         self._wake = threading.Event()
@@ -108,14 +107,14 @@ class Usage:
         with self._flushing:
             with self._lock:
                 self._wake.clear()
-                self._being_stored, self._waiting = self._waiting, {}
+                counts, self._waiting = self._waiting, {}
                 # Who is not used any more may be counted by other processes meanwhile: it is looked up again.
-                used = {file for file, _ in self._being_stored}
+                used = {file for file, _ in counts}
                 self._totals = {file: total for file, total in self._totals.items() if file in used}
                 limited = list(self._totals)
-            if not self._being_stored:
+            if not counts:
                 return
-            rows = [Used(*file, *vars(count).values()) for (file, _), count in self._being_stored.items()]
+            rows = [Used(*file, *vars(count).values()) for (file, _), count in counts.items()]
 
             def work(transaction: Transaction) -> dict[_File, Accesses | None]:
                 transaction.add_accesses(rows)
@@ -125,12 +124,9 @@ class Usage:
                 totals = self._storage.submit(work).result()
             except BaseException:
                 with self._lock:
-                    for key, count in self._being_stored.items():
+                    for key, count in counts.items():
                         _add(self._waiting, key, count)
                 raise
-            finally:
-                stored, self._being_stored = self._being_stored, {}
-            del stored
             with self._lock:
                 for file, total in totals.items():
                     if total is not None:

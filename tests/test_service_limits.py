@@ -1,0 +1,235 @@
+"""What an account may use: files, their sizes, accesses, pace; each refusal names its limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from cloudstore_mapping.errors import BadNameError, BadValueError
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.storage.records import Limits
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.wire import Batch, Operation, Reply, Request, encode_value
+from tests.service_fakes import Asker, ManualClock
+
+
+def limit(service: Service, **limits: float | None) -> None:
+    """Give the account of `ask` some limits."""
+    service.accounts.set_limits("owner", **limits)  # type: ignore[arg-type]  # mypy takes a limit for the origin
+
+
+def test_there_are_no_limits_at_first(service: Service, ask: Asker) -> None:
+    """An account is unlimited unless it is made under another plan."""
+    assert service.accounts.named("owner").limits == Limits()
+    service.accounts.create("small", plan="basic")
+    account = service.accounts.named("small")
+    assert (account.plan, account.limits) == ("basic", Limits(100, 3072, 300, 3.0))
+
+
+def test_too_many_files(service: Service, ask: Asker) -> None:
+    """A new file past the number is refused, a change of one that is there is not, and a deleted one makes room."""
+    limit(service, max_files=2)
+    assert ask.save("one", 1).error is ask.merge("two", {}).error is None
+    for refused in (ask.save("three", 1), ask.merge("three", 1)):
+        assert refused.error == "TooManyFiles"
+        assert "2 files" in refused.sentence
+        assert "'custom'" in refused.sentence
+    assert ask.save("one", 2).error is ask.merge("two", {"a": 1}).error is None
+    ask.delete("one")
+    assert ask.save("three", 1).error is None
+
+
+def test_too_many_files_in_a_batch(service: Service, ask: Asker) -> None:
+    """The files of one batch count one after another."""
+    limit(service, max_files=2)
+    requests = [Request(name=name, value=encode_value(1)) for name in "abc"]
+    reply = service.handle(Batch(api_key=ask.api_key, requests=requests))
+    assert '"TooManyFiles"' in bytes(reply.content).decode()
+    assert ask.list().sentence == "a,b"
+
+
+@pytest.mark.parametrize("operation", [None, "merge"])
+def test_too_big(service: Service, ask: Asker, operation: str | None) -> None:
+    """A value past the size is refused, merged or not, and what was there stays."""
+    limit(service, max_file_bytes=10)
+    assert ask.save("name", "x" * 8).error is None
+    request = ask.request(operation, "name", value="y" * 9)
+    reply = service.handle(request)
+    assert reply.error == "TooBig"
+    assert "11 bytes and a file at most 10" in reply.sentence
+    assert ask.value("name") == "x" * 8
+
+
+def test_too_big_after_the_merge(service: Service, ask: Asker) -> None:
+    """What counts is what would be stored."""
+    limit(service, max_file_bytes=16)
+    assert ask.save("name", {"a": 1}).error is None
+    assert ask.merge("name", {"b": 1}).error is None
+    assert ask.merge("name", {"c": 1}).error == "TooBig"
+    assert ask.value("name") == {"a": 1, "b": 1}
+
+
+def test_a_quota_is_never_looked_at_on_a_read(service: Service, ask: Asker) -> None:
+    """Files that are more or larger than a new limit allows are still read and deleted."""
+    for name in ("one", "two"):
+        ask.save(name, "x" * 100)
+    limit(service, max_files=1, max_file_bytes=1)
+    assert ask.value("one") == "x" * 100
+    assert ask.save("one", "x").error == "TooBig"
+    assert ask.delete("one").error is ask.delete("two").error is None
+
+
+def test_accesses_a_day(service: Service, ask: Asker) -> None:
+    """Loads, saves and merges of a file count together and for each file; the refusal comes before a write is done."""
+    limit(service, max_daily_accesses=3)
+    assert ask.save("name", 1).error is ask.load("name").error is ask.merge("name", 2).error is None
+    for refused in (ask.load("name"), ask.save("name", 3), ask.merge("name", 3)):
+        assert refused.error == "DailyLimit"
+        assert "allows 3" in refused.sentence
+    assert ask.save("other", 1).error is None
+    assert ask.list().error is None
+    assert stat(ask).error is None
+    assert ask.delete("name").error is None
+    assert ask.save("name", 1).error == "DailyLimit"  # made anew it is still the same name
+
+
+def stat(ask: Asker) -> Reply:
+    """Return what the service knows of the file."""
+    return ask.service.handle(ask.request("stat", "name"))
+
+
+def test_a_locked_file_is_not_used_up_by_strangers(service: Service, ask: Asker) -> None:
+    """Who has no password uses nothing of what the file's owner may."""
+    limit(service, max_daily_accesses=2)
+    ask.save("name", 1)
+    service.set_passwords("owner", "name", edit="e", view="v")
+    for _ in range(5):
+        assert ask.load("name").error == ask.save("name", 2).error == "Locked"
+    assert ask.value("name", "v") == 1
+
+
+def test_the_pace(service: Service, ask: Asker, clock: ManualClock) -> None:
+    """A request that comes too early is told how long to wait, and doesn't begin the wait anew."""
+    limit(service, min_interval=3)
+    assert ask.save("name", 1).error is None
+    clock.advance(1)
+    for refused in (ask.load("name"), ask.list(), ask.save("name", 2), stat(ask)):
+        assert (refused.error, refused.status, refused.retry_after) == ("TooOften", 429, 2.0)
+        assert "every 3 seconds" in refused.sentence
+    clock.advance(2)
+    assert ask.value("name") == 1
+    assert ask.list().error == "TooOften"
+    clock.advance(3)
+    assert ask.list().error is None
+
+
+def test_the_pace_comes_before_name_and_password(service: Service, ask: Asker, clock: ManualClock) -> None:
+    """A wrong name or password takes a turn, so nothing can be tried faster than the pace; a wrong key takes none."""
+    ask.save("name", 1)
+    service.set_passwords("owner", "name", view="v")
+    limit(service, min_interval=1)
+    assert Asker(service, "no such key of anybody").load("name").error == "BadKey"
+    assert ask.load("name", "w").error == "Locked"
+    assert ask.load("name", "v").error == "TooOften"
+    clock.advance(1)
+    assert ask.load("").error == "BadName"
+    assert ask.load("name", "v").error == "TooOften"
+    clock.advance(1)
+    assert ask.value("name", "v") == 1
+
+
+def test_a_batch_is_one_request(service: Service, ask: Asker) -> None:
+    """The pace is one of requests, whatever they hold."""
+    limit(service, min_interval=1)
+    requests = [Request(name=name, value=encode_value(1)) for name in "abc"]
+    assert service.handle(Batch(api_key=ask.api_key, requests=requests)).error is None
+
+
+def test_the_pace_is_one_for_all_processes(tmp_path: Path, clock: ManualClock) -> None:
+    """What one service let pass the other knows at once."""
+    with (
+        Service(SQLiteStorage(tmp_path / "s.db"), clock=clock) as here,
+        Service(SQLiteStorage(tmp_path / "s.db"), clock=clock) as there,
+    ):
+        key = here.accounts.create("owner", plan="basic")
+        assert Asker(here, key).list().error is None
+        assert Asker(there, key).list().error == "TooOften"
+        clock.advance(3)
+        assert Asker(there, key).list().error is None
+        assert Asker(here, key).list().error == "TooOften"
+
+
+def test_two_at_once_are_one_and_one_too_many(service: Service, ask: Asker) -> None:
+    """Of requests that are asked at the same moment the pace lets pass one."""
+    limit(service, min_interval=1)
+    answers = [service.submit(ask.request("list", "")) for _ in range(8)]
+    errors = [answer.result().error for answer in answers]
+    assert sorted(errors, key=str) == [None, *["TooOften"] * 7]
+
+
+def test_a_clock_that_is_set_back_locks_nobody_out(service: Service, ask: Asker, clock: ManualClock) -> None:
+    """A turn that lies further ahead than the pace is none."""
+    limit(service, min_interval=3)
+    assert ask.list().error is None
+    clock.advance(-3600)
+    assert ask.list().error is None
+    assert ask.list().error == "TooOften"
+
+
+def test_the_owner_is_not_slowed(service: Service, ask: Asker) -> None:
+    """Who is signed in needs no key, no password and no turn, but the account's sizes and numbers hold."""
+    ask.save("name", 1)
+    service.set_passwords("owner", "name", edit="e", view="v")
+    limit(service, min_interval=100, max_daily_accesses=1, max_files=1, max_file_bytes=10)
+    owner = service.accounts.named("owner")
+
+    def own(operation: str | None, name: str, **value: object) -> str | None:
+        request = replace(ask.request(operation, name, **value), api_key="")  # type: ignore[arg-type]  # for a password
+        return service.submit(request, owner=owner).result().error
+
+    for _ in range(3):
+        assert own(None, "name") is own(None, "name", value=2) is own("list", "") is None
+    assert own(None, "other", value=1) == "TooManyFiles"
+    assert own(None, "name", value="x" * 20) == "TooBig"
+    assert own("delete", "name") is None
+    service.accounts.delete("owner")
+    assert own("list", "") == "BadKey"
+
+
+def test_a_plan_can_be_changed(service: Service, ask: Asker) -> None:
+    """A plan sets all limits at once, and one that is changed by hand is called custom."""
+    service.accounts.set_plan("owner", "basic")
+    assert service.accounts.named("owner").plan == "basic"
+    limit(service, max_files=500)
+    account = service.accounts.named("owner")
+    assert (account.plan, account.limits) == ("custom", Limits(500, 3072, 300, 3.0))
+    limit(service, max_files=100)
+    assert service.accounts.named("owner").plan == "basic"
+    with pytest.raises(BadValueError, match="unlimited and basic"):
+        service.accounts.set_plan("owner", "gold")
+    with pytest.raises(BadValueError, match="unlimited and basic"):
+        service.accounts.create("other", plan="gold")
+    with pytest.raises(BadNameError, match="account list"):
+        service.accounts.set_plan("nobody", "basic")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("max_files", value) for value in (0, -1, 1.5, True, "3", 2**63)],
+        *[("min_interval", value) for value in (0, float("nan"), float("inf"))],
+        ("plan", 1),
+    ],
+)
+def test_what_is_no_limit(service: Service, ask: Asker, name: str, value: object) -> None:
+    """A limit that can't hold is refused, and nothing is changed."""
+    with pytest.raises(BadValueError):
+        service.accounts.set_limits("owner", max_file_bytes=1, **{name: value})  # type: ignore[arg-type]
+    assert service.accounts.named("owner").limits == Limits()
+
+
+def test_every_operation_has_its_rule() -> None:
+    """The operations are those that this file knows of."""
+    assert {operation.value for operation in Operation} == {"save", "merge", "delete", "load", "list", "stat", "batch"}

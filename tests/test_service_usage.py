@@ -1,0 +1,271 @@
+"""How often files are used is counted in memory, stored now and then, and is one count for all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cloudstore_mapping.errors import DailyLimitError, UnavailableError
+from cloudstore_mapping.service.limits import DAY
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.settings import Settings
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.records import Accesses, Account, Limits
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.service.usage import Usage
+from cloudstore_mapping.wire import Batch
+from tests.service_fakes import PATIENCE, Asker, Held, ManualClock
+
+MIDNIGHT = 1_700_006_400.0
+TODAY = int(MIDNIGHT) // DAY
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """Return a clock that stands at midnight."""
+    clock = ManualClock()
+    clock.seconds = MIDNIGHT
+    return clock
+
+
+@pytest.fixture
+def usage(storage: Storage, clock: ManualClock) -> Iterator[Usage]:
+    """Return the counts of a storage."""
+    usage = Usage(storage, clock)
+    yield usage
+    usage.close()
+
+
+@pytest.fixture
+def owner(storage: Storage, account: int) -> Account:
+    """Return an account with a file, whose files may be used three times a day."""
+    storage.submit(lambda transaction: transaction.put(account, "name", b"1", 1.0)).result()
+    limits = Limits(max_daily_accesses=3)
+    storage.submit(lambda transaction: transaction.set_limits(account, "own", limits)).result()
+    with storage.read() as transaction:
+        found = transaction.account(account)
+    assert found is not None
+    return found
+
+
+def stored(storage: Storage, account: Account, name: str = "name") -> Accesses | None:
+    """Return what the storage knows."""
+    with storage.read() as transaction:
+        return transaction.accesses(account.id, "data", name)
+
+
+def use(usage: Usage, storage: Storage, account: Account, times: int = 1) -> None:
+    """Use the file, as often as it may be."""
+    for _ in range(times):
+        with storage.read() as transaction:
+            usage.admit(transaction, account, "data", "name")
+        usage.count(account.id, "data", "name")
+
+
+def is_used_up(usage: Usage, storage: Storage, account: Account) -> bool:
+    """Whether the file may be used no more today."""
+    try:
+        with storage.read() as transaction:
+            usage.admit(transaction, account, "data", "name")
+    except DailyLimitError:
+        return True
+    return False
+
+
+def test_an_access_is_stored_by_a_flush(usage: Usage, storage: Storage, owner: Account, clock: ManualClock) -> None:
+    """What was counted is stored with the day and the time of the last access, and so is the account's day."""
+    use(usage, storage, owner)
+    clock.advance(5)
+    use(usage, storage, owner)
+    usage.flush()
+    assert stored(storage, owner) == Accesses(TODAY, 2, MIDNIGHT + 5)
+    usage.count(owner.id, "data", "absent")
+    usage.flush()
+    assert stored(storage, owner, "absent") is None
+    with storage.read() as transaction:
+        assert transaction.days(owner.id, TODAY) == [(TODAY, 3)]
+        assert transaction.days(owner.id, TODAY + 1) == []
+
+
+def test_what_was_used_includes_what_is_not_stored(usage: Usage, storage: Storage, owner: Account) -> None:
+    """Who asks how often a file was used is told of the last second too."""
+    for times in (1, 2):
+        use(usage, storage, owner)
+        with storage.read() as transaction:
+            assert usage.used(transaction, owner.id, "data", "name") == Accesses(TODAY, times, MIDNIGHT)
+        usage.flush()
+
+
+def test_it_is_stored_by_itself(
+    usage: Usage, storage: Storage, owner: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has to ask for it: a second after the first access all are stored."""
+    monkeypatch.setattr("cloudstore_mapping.service.usage.INTERVAL", 0.001)
+    use(usage, storage, owner)
+    while stored(storage, owner) is None:
+        pass
+    assert stored(storage, owner) == Accesses(TODAY, 1, MIDNIGHT)
+
+
+def test_the_limit_holds_across_flushes(usage: Usage, storage: Storage, owner: Account) -> None:
+    """A file may be used exactly as often as it may, whatever of it is stored already."""
+    use(usage, storage, owner)
+    usage.flush()
+    use(usage, storage, owner)
+    usage.flush()
+    usage.flush()
+    use(usage, storage, owner)
+    assert is_used_up(usage, storage, owner)
+    usage.flush()
+    assert is_used_up(usage, storage, owner)
+    assert stored(storage, owner) == Accesses(TODAY, 3, MIDNIGHT)
+
+
+def test_the_limit_says_when_it_ends(usage: Usage, storage: Storage, owner: Account) -> None:
+    """The error names the limit, and the midnight at which it is over."""
+    use(usage, storage, owner, 3)
+    with (
+        storage.read() as transaction,
+        pytest.raises(DailyLimitError, match=r"allows 3; .* 2023-11-16 00:00 UTC") as caught,
+    ):
+        usage.admit(transaction, owner, "data", "name")
+    assert caught.value.key == "name"
+
+
+def test_midnight_in_utc_begins_anew(usage: Usage, storage: Storage, owner: Account, clock: ManualClock) -> None:
+    """The last second of a day counts to it, the first of the next begins at nothing, stored or not."""
+    clock.advance(DAY - 1)
+    use(usage, storage, owner, 3)
+    assert is_used_up(usage, storage, owner)
+    clock.advance(1)
+    use(usage, storage, owner, 2)
+    usage.flush()
+    assert stored(storage, owner) == Accesses(TODAY + 1, 2, MIDNIGHT + DAY)
+    with storage.read() as transaction:
+        assert transaction.days(owner.id, 0) == [(TODAY, 3), (TODAY + 1, 2)]
+    clock.advance(DAY)
+    use(usage, storage, owner, 3)
+    assert is_used_up(usage, storage, owner)
+
+
+def test_a_clock_that_is_set_back_resets_nothing(
+    usage: Usage, storage: Storage, owner: Account, clock: ManualClock
+) -> None:
+    """A day that was before counts as the one that stands, in memory and in the storage."""
+    use(usage, storage, owner, 2)
+    clock.advance(-10)
+    use(usage, storage, owner)
+    assert is_used_up(usage, storage, owner)
+    usage.flush()
+    clock.advance(-DAY)
+    assert is_used_up(usage, storage, owner)
+    used = stored(storage, owner)
+    assert used == Accesses(TODAY, 3, MIDNIGHT)
+
+
+def test_what_other_processes_counted_adds_up(tmp_path: Path, clock: ManualClock) -> None:
+    """Two processes on one file store the sum of both, and each refuses what both have used up together."""
+    with SQLiteStorage(tmp_path / "s.db") as one, SQLiteStorage(tmp_path / "s.db") as two:
+        account = one.submit(lambda transaction: transaction.add_account("owner", 1.0)).result()
+        account = account._replace(limits=Limits(max_daily_accesses=5))
+        one.submit(lambda transaction: transaction.put(account.id, "name", b"1", 1.0)).result()
+        here, there = Usage(one, clock), Usage(two, clock)
+        use(here, one, account, 2)
+        use(there, two, account, 2)
+        here.flush()
+        there.flush()
+        assert stored(one, account) == Accesses(TODAY, 4, MIDNIGHT)
+        use(here, one, account)
+        here.flush()
+        assert is_used_up(there, two, account) or is_used_up(here, one, account)
+        there.flush()
+        assert is_used_up(there, two, account)
+        here.close()
+        there.close()
+        assert stored(two, account) == Accesses(TODAY, 5, MIDNIGHT)
+
+
+def test_what_could_not_be_stored_is_kept(
+    usage: Usage, storage: Storage, owner: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is full for a while loses no count."""
+    use(usage, storage, owner, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "submit", _full)
+        with pytest.raises(UnavailableError):
+            usage.flush()
+    use(usage, storage, owner)
+    assert is_used_up(usage, storage, owner)
+    usage.flush()
+    assert stored(storage, owner) == Accesses(TODAY, 3, MIDNIGHT)
+
+
+def _full(_: object) -> None:
+    raise UnavailableError("The store's disk is full.")
+
+
+def test_counts_that_come_during_a_flush(tmp_path: Path, clock: ManualClock) -> None:
+    """An access while others are being stored is neither lost nor counted twice."""
+    with SQLiteStorage(tmp_path / "s.db") as storage, ThreadPoolExecutor(1) as pool:
+        account = storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result()
+        account = account._replace(limits=Limits(max_daily_accesses=3))
+        storage.submit(lambda transaction: transaction.put(account.id, "name", b"1", 1.0)).result()
+        usage = Usage(storage, clock)
+        use(usage, storage, account)
+        held = Held(storage)
+        flush = pool.submit(usage.flush)
+        while usage._waiting:
+            pass
+        use(usage, storage, account)
+        assert not is_used_up(usage, storage, account)
+        held.go.set()
+        flush.result(PATIENCE)
+        use(usage, storage, account)
+        assert is_used_up(usage, storage, account)
+        usage.close()
+        assert stored(storage, account) == Accesses(TODAY, 3, MIDNIGHT)
+
+
+def test_a_deleted_file_leaves_no_count(clock: ManualClock) -> None:
+    """What was counted of a file goes with it, unless its account has a limit that a new file would begin anew."""
+    with Service(SQLiteStorage(None), clock=clock) as service:
+        ask = Asker(service, service.accounts.create("owner"))
+        for limit, left in ((None, False), (10, True)):
+            service.accounts.set_limits("owner", max_daily_accesses=limit)
+            assert ask.save("name", 1).error is None
+            service.usage.flush()
+            assert ask.delete("name").error is None
+            with service._storage.read() as transaction:
+                assert (transaction.accesses(1, "data", "name") is not None) is left
+
+
+def test_refused_work_is_not_counted(clock: ManualClock) -> None:
+    """Only what was done is counted: neither refused requests nor those of a batch that was undone."""
+    with Service(SQLiteStorage(None), Settings(max_value_bytes=10), clock) as service:
+        ask = Asker(service, service.accounts.create("owner"))
+        ask.save("name", 1)
+        assert ask.save("name", "x" * 20).error == "TooBig"
+        assert ask.merge("name", {"a": "x" * 20}).error == "TooBig"
+        assert ask.load("absent").error == "NoFile"
+        batch = [ask.request(None, "name", value=2), ask.request(None, "absent")]
+        assert service.handle(Batch(api_key=ask.api_key, requests=batch, atomic=True)).error == "NoFile"
+        assert service.handle(Batch(api_key=ask.api_key, requests=batch)).error is None
+        ask.load("name")
+        with service._storage.read() as transaction:
+            used = service.usage.used(transaction, 1, "data", "name")
+        assert used is not None
+        assert used.times == 3
+
+
+def test_a_service_that_does_not_count(clock: ManualClock) -> None:
+    """The service in a user's own file never writes for a read."""
+    with Service(SQLiteStorage(None), Settings(count_accesses=False), clock) as service:
+        ask = Asker(service, service.accounts.create("owner"))
+        ask.save("name", 1)
+        ask.load("name")
+        assert service.usage._thread is None
+        with service._storage.read() as transaction:
+            assert service.usage.used(transaction, 1, "data", "name") is None
