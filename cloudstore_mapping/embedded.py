@@ -30,7 +30,11 @@ LOCAL_ACCOUNT: Final = "local"
 #: Together they stay below the billion bytes that SQLite takes in a row.
 #: And nobody asks how often files were used, which would write where a program only reads.
 LOCAL_SETTINGS: Final = Settings(
-    max_name_bytes=2**20, max_value_bytes=900 * 2**20, max_batch_reply_bytes=2**30, count_accesses=False
+    max_name_bytes=2**20,
+    max_value_bytes=900 * 2**20,
+    max_batch_reply_bytes=2**30,
+    max_media_bytes=2**50,
+    count_accesses=False,
 )
 
 

@@ -10,9 +10,10 @@ from typing import Final
 from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
-from cloudstore_mapping.errors import BadNameError, ChangedError, NoFileError, TooBigError
+from cloudstore_mapping.errors import ChangedError, NoFileError, TooBigError
 from cloudstore_mapping.merge import merge
 from cloudstore_mapping.service.limits import Clock, check_room
+from cloudstore_mapping.service.names import check_name
 from cloudstore_mapping.service.passwords import Passwords
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.base import Transaction
@@ -67,14 +68,7 @@ class Rules:
 
     def check_name(self, name: str) -> None:
         """Raise `BadNameError` for what can't be a file's name."""
-        if not name:
-            raise BadNameError("A file needs a name of at least one character.", key=name)
-        if "\0" in name:
-            raise BadNameError("A file's name can't hold the character NUL; leave it out.", key=name)
-        if len(name.encode()) > self._settings.max_name_bytes:
-            raise BadNameError(
-                f"A file's name can't be longer than {self._settings.max_name_bytes} bytes; shorten it.", key=name
-            )
+        check_name(name, self._settings.max_name_bytes)
 
     def _load(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         if request.if_not_version is not UNSET:

@@ -11,6 +11,7 @@ from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
 from cloudstore_mapping.service.desk import Desk
 from cloudstore_mapping.service.hashing import Argon2Hasher, Hasher
 from cloudstore_mapping.service.limits import Clock
+from cloudstore_mapping.service.media import MediaFiles
 from cloudstore_mapping.service.passwords import Passwords
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.base import Storage, Transaction
@@ -49,6 +50,7 @@ class Service:
         self._passwords = Passwords(self.settings, self._clock, Argon2Hasher() if hasher is None else hasher)
         self._closed = False
         self.usage = Usage(storage, self._clock, enabled=self.settings.count_accesses)
+        self.media = MediaFiles(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
         self._desk = Desk(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
 
     def handle(self, request: Request | Batch, *, address: str = "") -> Reply:
@@ -141,6 +143,7 @@ class Service:
         self._closed = True
         self._passwords.close()
         self._desk.close()
+        self.media.close()
         self.usage.close()
         self._storage.close()
 

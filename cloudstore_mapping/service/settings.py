@@ -21,12 +21,16 @@ class Settings:
     """The largest value, as JSON."""
     max_body_bytes: int = 17 * 2**20
     """The largest body of a request: a value at its limit, and what stands around it."""
+    max_media_bytes: int = 4 * 2**30
+    """The largest media file."""
     max_batch_reply_bytes: int = 64 * 2**20
     """The values that the reply to one batch may hold together."""
     max_depth: int = DEFAULT_MAX_DEPTH
     """Brackets within brackets in a value."""
     body_timeout: float = 30.0
     """How long a body may take to arrive."""
+    min_upload_rate: float = 1024.0
+    """Bytes a second that an upload has to bring on the whole, once it has taken longer than a body may."""
     max_password_bytes: int = 1024
     """The longest password that is hashed."""
     count_accesses: bool = True

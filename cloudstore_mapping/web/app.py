@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
 from cloudstore_mapping.errors import ProtocolError, TooBigError, UnavailableError
+from cloudstore_mapping.web.files import FILES_PATH, make_files
 from cloudstore_mapping.web.http import (
     CLOSE,
     END,
@@ -23,10 +24,12 @@ from cloudstore_mapping.web.http import (
     check_method,
     outcome,
 )
+from cloudstore_mapping.web.upload import make_upload
 from cloudstore_mapping.wire import (
     BATCH_PATH,
     LOAD_PATH,
     SAVE_PATH,
+    UPLOAD_PATH,
     Reply,
     decode_request,
     failure,
@@ -55,9 +58,9 @@ def make_app(service: Service, *, base_path: str = "/cloudstore") -> Application
     return _App(service, base, _mounts(service, base))
 
 
-def _mounts(service: Service, base: str) -> Mapping[str, Application]:  # noqa: ARG001 - nothing is mounted yet
+def _mounts(service: Service, base: str) -> Mapping[str, Application]:
     """Return who answers for the paths that begin like this, other than the wire's own."""
-    return {}
+    return {base + UPLOAD_PATH: make_upload(service), base + FILES_PATH: make_files(service)}
 
 
 class _App:

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -205,8 +205,12 @@ class _Protocol(HttpToolsProtocol):
             self._expect_headers()
             if self._received > MAX_HEADER_BYTES and not self.transport.is_closing():
                 self.send_400_response("The headers are too long.")
-        elif self._received > MAX_HEADER_BYTES + 2 * self.settings.max_body_bytes:
+        elif self._received > MAX_HEADER_BYTES + 2 * self._largest_body(request.scope["headers"]):
             self.transport.close()  # more than any body in its chunks takes: trailers, or one that was refused long ago
+
+    def _largest_body(self, headers: Iterable[tuple[bytes, bytes]]) -> int:
+        is_upload = any(name == b"content-type" and value.startswith(b"multipart/") for name, value in headers)
+        return self.settings.max_media_bytes if is_upload else self.settings.max_body_bytes
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -1,0 +1,121 @@
+"""Media files over HTTP: whole or in part, in pieces that are read when the client has taken those before."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from msgspec.structs import replace
+
+from cloudstore_mapping.errors import CloudStoreError, DailyLimitError, ProtocolError
+from cloudstore_mapping.service.media import extension
+from cloudstore_mapping.web.http import (
+    ANY_ORIGIN,
+    END,
+    Application,
+    Header,
+    Receive,
+    RefusedError,
+    Scope,
+    Send,
+    check_method,
+    send_reply,
+)
+from cloudstore_mapping.web.kinds import BEGINNING, disposition, is_shown
+from cloudstore_mapping.web.ranges import wanted
+from cloudstore_mapping.wire import failure
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.service.media import MediaFiles
+    from cloudstore_mapping.service.service import Service
+    from cloudstore_mapping.service.storage.records import Media
+
+FILES_PATH: Final = "/files/"
+
+_PATH: Final = re.compile(r".*/files/([0-9a-f]{32})/([0-9a-f]{32})\.([a-z0-9]{1,16})")
+_WITHOUT_FILE: Final = frozenset(
+    {HTTPStatus.NOT_MODIFIED, HTTPStatus.PRECONDITION_FAILED, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE}
+)
+# What keeps a page that somebody uploaded from running, from being guessed at, and from telling where it was found.
+_HEADERS: Final[tuple[Header, ...]] = (
+    (b"accept-ranges", b"bytes"),
+    (b"cache-control", b"no-cache"),  # a link stays when its file is replaced
+    (b"content-security-policy", b"default-src 'none'; sandbox"),
+    (b"cross-origin-resource-policy", b"cross-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-robots-tag", b"none"),
+    ANY_ORIGIN,
+    (b"access-control-expose-headers", b"Content-Disposition, Content-Range, ETag"),
+)
+
+
+def make_files(service: Service) -> Application:
+    """Return the ASGI application for media files by their links."""
+    media = service.media
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - no GET has a body
+        try:
+            response = await _response(media, scope)
+        except RefusedError as refused:
+            await send_reply(send, failure(refused.error), *refused.headers)
+        except DailyLimitError as error:  # with what browsers and caches understand
+            reply = replace(failure(error), status=HTTPStatus.TOO_MANY_REQUESTS, retry_after=media.rest_of_day())
+            await send_reply(send, reply)
+        except CloudStoreError as error:
+            await send_reply(send, failure(error))
+        else:
+            await response.send(send)
+
+    return application
+
+
+class _Response(NamedTuple):
+    status: int
+    headers: list[Header]
+    pieces: Iterator[bytes]
+
+    async def send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        while (piece := await asyncio.to_thread(next, self.pieces, b"")) != b"":
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send(END)
+
+
+async def _response(files: MediaFiles, scope: Scope) -> _Response:
+    check_method(scope["method"], ("GET", "HEAD"))
+    match = _PATH.fullmatch(scope["path"])
+    found = None if match is None else await asyncio.to_thread(files.find, match[1], match[2])
+    if match is None or found is None or extension(found[1]) != match[3]:
+        raise ProtocolError("There is no file here; its owner may have deleted it.", error="NoPath")
+    account, media = found
+    tag = f'"{media.digest}"'.encode()
+    want = wanted(dict(scope["headers"]), tag, media.updated_at, media.size)
+    headers = [*_HEADERS, (b"etag", tag), (b"last-modified", formatdate(media.updated_at, usegmt=True).encode())]
+    if want.status in _WITHOUT_FILE:
+        if want.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            headers.append((b"content-range", b"bytes */%d" % media.size))
+        if want.status != HTTPStatus.NOT_MODIFIED:
+            headers.append((b"content-length", b"0"))
+        return _Response(want.status, headers, iter(()))
+    shown = await asyncio.to_thread(_is_shown, files, media)
+    mimetype = media.mimetype.encode("latin-1")
+    headers += [
+        (b"content-type", mimetype),
+        (b"content-disposition", disposition(media.name, shown=shown)),
+        (b"content-length", b"%d" % (want.stop - want.start)),
+    ]
+    if want.status == HTTPStatus.PARTIAL_CONTENT:
+        headers.append((b"content-range", b"bytes %d-%d/%d" % (want.start, want.stop - 1, media.size)))
+    if scope["method"] == "HEAD":
+        return _Response(want.status, headers, iter(()))
+    await asyncio.to_thread(files.use, account, media)
+    return _Response(want.status, headers, files.chunks(media, want.start, want.stop))
+
+
+def _is_shown(files: MediaFiles, media: Media) -> bool:
+    return is_shown(media.mimetype, next(files.chunks(media, 0, BEGINNING), b""))

@@ -1,0 +1,134 @@
+"""The multipart form of an upload, read piece by piece: a few short fields, and one file that is never held whole."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from cloudstore_mapping.errors import ProtocolError
+
+#: Parts that a form may have, and bytes that each of its fields may take.
+MAX_PARTS: Final = 16
+MAX_FIELD_BYTES: Final = 4096
+#: Bytes that the value of a part's header may take: a file's name of a thousand bytes, escaped, and what is around it.
+MAX_HEADER_BYTES: Final = 8192
+
+# What browsers write for these three in a file's name, and nothing else.
+_ESCAPES: Final = (("%22", '"'), ("%0D", "\r"), ("%0A", "\n"))
+
+
+class UploadForm:
+    """
+    What of a form has come: `fields` whose end was seen, and of the file its name, type and bytes not yet taken.
+
+    `has_ended` says that the form's last boundary was seen. Raises `ProtocolError` (``BadRequest``, ``BadType``).
+    """
+
+    def __init__(self, content_type: str) -> None:
+        kind, options = parse_options_header(content_type)
+        boundary = options.get(b"boundary", b"")
+        if kind != b"multipart/form-data" or not boundary:
+            raise ProtocolError("An upload is a form; send it as multipart/form-data.", error="BadType")
+        self.fields: dict[str, str] = {}
+        self.has_file = False
+        self.has_ended = False
+        self.filename = ""
+        self.content_type = ""
+        self._pieces: list[bytes] = []
+        self._parts = 0
+        self._in_file = False
+        self._field = ""
+        self._value = bytearray()
+        self._headers: dict[bytes, bytes] = {}
+        self._header = (bytearray(), bytearray())
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin_part,
+                    "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
+                    "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
+                    "on_header_end": self._end_header,
+                    "on_headers_finished": self._end_headers,
+                    "on_part_data": self._data,
+                    "on_part_end": self._end_part,
+                    "on_end": self._end,
+                },
+                max_header_size=MAX_HEADER_BYTES,
+            )
+        except MultipartParseError as error:
+            raise _bad(str(error)) from error
+
+    def feed(self, data: bytes) -> None:
+        """Read the next bytes of the body."""
+        try:
+            self._parser.write(data)
+        except MultipartParseError as error:
+            raise _bad(str(error)) from error
+
+    def take(self) -> list[bytes]:
+        """Return the file's bytes that came since the last call."""
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def _begin_part(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise _bad(f"it has more than {MAX_PARTS} parts")
+        self._headers = {}
+        self._header = (bytearray(), bytearray())
+
+    def _end_header(self) -> None:
+        name, value = self._header
+        self._headers[bytes(name).lower()] = bytes(value)
+        self._header = (bytearray(), bytearray())
+
+    def _end_headers(self) -> None:
+        disposition, options = parse_options_header(self._headers.get(b"content-disposition", b"").decode("latin-1"))
+        if disposition != b"form-data":
+            raise _bad("a part has no Content-Disposition of form-data")
+        self._field = _text(options.get(b"name", b""), "a field's name")
+        self._value = bytearray()
+        self._in_file = self._field == "file" and b"filename" in options
+        if not self._in_file:
+            return
+        if self.has_file:
+            raise _bad("it holds more than one file")
+        self.has_file = True
+        self.filename = _unescaped(_text(options[b"filename"], "the file's name"))
+        self.content_type = self._headers.get(b"content-type", b"").decode("latin-1")
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._in_file:
+            self._pieces.append(data[start:end])
+            return
+        self._value += data[start:end]
+        if len(self._value) > MAX_FIELD_BYTES:
+            raise _bad(f"its field {self._field[:20]!r} is longer than {MAX_FIELD_BYTES:,} bytes")
+
+    def _end_part(self) -> None:
+        if not self._in_file:
+            self.fields[self._field] = _text(bytes(self._value), f"the field {self._field[:20]!r}")
+        self._in_file = False
+
+    def _end(self) -> None:
+        self.has_ended = True
+
+
+def _bad(why: str) -> ProtocolError:
+    return ProtocolError(f"The form can't be read: {why}.", error="BadRequest")
+
+
+def _text(data: bytes, what: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise _bad(f"{what} is not UTF-8") from error
+
+
+def _unescaped(filename: str) -> str:
+    for escape, char in _ESCAPES:
+        filename = filename.replace(escape, char)
+    return filename

@@ -1,0 +1,182 @@
+"""Uploads over HTTP: the form is read as it comes, and its file is stored piece by piece on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import IO, TYPE_CHECKING, Final
+
+from cloudstore_mapping.errors import CloudStoreError, LockedError, ProtocolError, TooBigError
+from cloudstore_mapping.web.forms import UploadForm
+from cloudstore_mapping.web.http import (
+    CLOSE,
+    Application,
+    DisconnectedError,
+    Message,
+    Receive,
+    RefusedError,
+    Scope,
+    Send,
+    answer,
+    check_method,
+    outcome,
+)
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.service.service import Service
+    from cloudstore_mapping.service.settings import Settings
+    from cloudstore_mapping.service.uploads import Upload
+    from cloudstore_mapping.wire import Reply
+
+#: Has an upload begun, from the form's fields that have come: `LockedError` may mean that the password is yet to come.
+Begin = Callable[[UploadForm, str], "Upload"]
+
+#: Bytes of the form around the file.
+AROUND: Final = 2**17
+#: Bytes that are held in memory of a file whose form says only after it whose it is; more lie in a temporary file.
+IN_MEMORY: Final = 2**18
+_PIECE: Final = 2**18
+# What the vendor's browser client sends for a password that it has not.
+_NO_PASSWORD: Final = frozenset({"", "null", "undefined"})
+
+
+def make_upload(service: Service) -> Application:
+    """Return the ASGI application for uploads with an API key; it has one path, whichever that is."""
+
+    def begin(form: UploadForm, address: str) -> Upload:
+        password = form.fields.get("password", "")
+        return service.media.begin(
+            api_key=form.fields["key"],
+            name=form.filename,
+            content_type=form.content_type,
+            password=None if password in _NO_PASSWORD else password,
+            address=address,
+        )
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        async def work(scope: Scope, receive: Receive) -> Reply:
+            check_method(scope["method"], ("POST",))
+            return await take_upload(scope, receive, service.settings, begin, needs="key")
+
+        await answer(scope, receive, send, work, service.settings.body_timeout)
+
+    return application
+
+
+async def take_upload(scope: Scope, receive: Receive, settings: Settings, begin: Begin, *, needs: str) -> Reply:
+    """
+    Read the upload in a request's body, and return the reply to it; what isn't whole in the end is taken away.
+
+    The upload is begun once the field `needs` has come. Until then, and until the password has come where that is
+    asked for, the file waits in a temporary one of `Settings.max_body_bytes` at most.
+    """
+    headers = dict(scope["headers"])
+    if headers.get(b"content-encoding", b"identity").strip().lower() not in {b"identity", b""}:
+        raise RefusedError(ProtocolError("The form can't be compressed; send it as it is.", error="BadType"))
+    limit = settings.max_media_bytes + AROUND
+    taking: _Taking | None = None
+    try:
+        form = UploadForm(headers.get(b"content-type", b"").decode("latin-1"))
+        if int(headers.get(b"content-length", 0)) > limit:
+            sentence = f"A file can't be larger than {settings.max_media_bytes:,} bytes; send a smaller one."
+            raise TooBigError(sentence, error="BodyTooBig")
+        client = scope["client"]
+        taking = _Taking(form, settings, partial(begin, form, client[0] if client else ""), needs)
+        return await taking.take(receive)
+    except CloudStoreError as error:
+        if taking is not None and taking.is_read:
+            raise
+        raise RefusedError(error, CLOSE) from error
+
+
+class _Taking:
+    """An upload while its form comes in."""
+
+    def __init__(self, form: UploadForm, settings: Settings, begin: Callable[[], Upload], needs: str) -> None:
+        self._form = form
+        self._settings = settings
+        self._begin = begin
+        self._needs = needs
+        self._upload: Upload | None = None
+        self._locked: LockedError | None = None
+        self._received = 0
+        self.is_read = False
+
+    async def take(self, receive: Receive) -> Reply:
+        with tempfile.SpooledTemporaryFile(IN_MEMORY, prefix="cloudstore-upload-") as spool:
+            try:
+                await self._read(receive, spool)
+                if self._upload is None:
+                    self._upload = await asyncio.to_thread(self._begin)
+                    await self._spooled(spool, self._upload)
+                return await asyncio.to_thread(self._upload.finish)
+            except BaseException:
+                if self._upload is not None:
+                    self._upload.abort()
+                raise
+
+    async def _read(self, receive: Receive, spool: IO[bytes]) -> None:
+        began = asyncio.get_running_loop().time()
+        more = True
+        while more:
+            deadline = began + self._settings.body_timeout + self._received / self._settings.min_upload_rate
+            message = await _by(deadline, receive)
+            if message["type"] == "http.disconnect":
+                raise DisconnectedError
+            body = message.get("body", b"")
+            more = message.get("more_body", False)
+            self._received += len(body)
+            self.is_read = not more
+            self._form.feed(body)
+            await self._store(spool)
+        if not self._form.has_ended:
+            raise ProtocolError("The form was cut off before its end; send it again.", error="BadRequest")
+        if not self._form.has_file or self._needs not in self._form.fields:
+            sentence = f"The form has to hold the field {self._needs!r}, and the file as 'file' with its filename."
+            raise ProtocolError(sentence, error="BadRequest")
+
+    async def _store(self, spool: IO[bytes]) -> None:
+        pieces = self._form.take()
+        may_begin = self._locked is None and self._needs in self._form.fields and self._form.has_file
+        if self._upload is None and may_begin and not spool.tell():
+            try:
+                self._upload = await asyncio.to_thread(self._begin)
+            except LockedError as error:
+                if "password" in self._form.fields:
+                    raise
+                self._locked = error  # its password may stand behind the file
+        for piece in pieces:
+            if self._upload is not None:
+                await _write(self._upload, piece)
+                continue
+            spool.write(piece)
+            if spool.tell() > self._settings.max_body_bytes:
+                sentence = f"The form has to hold its fields, {self._needs!r} among them, before a file of this size."
+                raise self._locked or ProtocolError(sentence, error="BadRequest")
+
+    async def _spooled(self, spool: IO[bytes], upload: Upload) -> None:
+        spool.seek(0)
+        for piece in _pieces(spool):
+            await _write(upload, piece)
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    while piece := file.read(_PIECE):
+        yield piece
+
+
+async def _write(upload: Upload, piece: bytes) -> None:
+    waiting = upload.write(piece)
+    if waiting is not None:
+        await outcome(waiting)
+
+
+async def _by(deadline: float, receive: Receive) -> Message:
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await receive()
+    except TimeoutError:
+        sentence = "The upload came too slowly; send it faster, or a smaller file."
+        raise RefusedError(ProtocolError(sentence, error="BadRequest"), CLOSE, lingers=False) from None
