@@ -56,15 +56,16 @@ _HEADERS: Final[tuple[Header, ...]] = (
 
 def make_files(service: Service) -> Application:
     """Return the ASGI application for media files by their links."""
-    media = service.media
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - no GET has a body
         try:
-            response = await _response(media, scope)
+            response = await _response(service.media, scope)
         except RefusedError as refused:
             await send_reply(send, failure(refused.error), *refused.headers)
         except DailyLimitError as error:  # with what browsers and caches understand
-            reply = replace(failure(error), status=HTTPStatus.TOO_MANY_REQUESTS, retry_after=media.rest_of_day())
+            reply = replace(
+                failure(error), status=HTTPStatus.TOO_MANY_REQUESTS, retry_after=service.media.rest_of_day()
+            )
             await send_reply(send, reply)
         except CloudStoreError as error:
             await send_reply(send, failure(error))
