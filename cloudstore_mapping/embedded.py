@@ -6,7 +6,9 @@ import os
 import threading
 from typing import Final
 
-from cloudstore_mapping.errors import CloudStoreError, ProtocolError
+from cloudstore_mapping.client.fetching import Fetched, refused
+from cloudstore_mapping.client.multipart import pieces_of
+from cloudstore_mapping.errors import CloudStoreError, NoFileError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
@@ -38,6 +40,9 @@ LOCAL_SETTINGS: Final = Settings(
 )
 
 
+#: In the link of a media file.
+_SLASHES: Final = 3
+
 #: Within a process no reply is lost on its way, so no request has to say that it is the same as before.
 LOCAL_EXTENSIONS: Final = frozenset(EXTENSIONS) - {"once"}
 
@@ -51,15 +56,46 @@ class InProcessTransport:
     def send(self, request: Request | Batch | Upload) -> Reply:
         """Return the service's answer."""
         try:
-            if isinstance(request, Upload):
-                raise ProtocolError("This store takes no media files; upload to a service that does.", error="NoPath")
-            body = encode_request(request)
-            reply = self._service.handle(decode_request(request.path, body, max_depth=self._service.settings.max_depth))
+            reply = self._upload(request) if isinstance(request, Upload) else self._handle(request)
         except CloudStoreError as error:
             reply = failure(error)
         return decode_reply(
             encode_reply(reply), status=reply.status, retry_after=reply.retry_after, extensions=LOCAL_EXTENSIONS
         )
+
+    def _handle(self, request: Request | Batch) -> Reply:
+        max_depth = self._service.settings.max_depth
+        return self._service.handle(decode_request(request.path, encode_request(request), max_depth=max_depth))
+
+    def _upload(self, request: Upload) -> Reply:
+        upload = self._service.media.begin(
+            api_key=request.api_key,
+            name=request.name,
+            content_type=request.content_type,
+            password=request.password,
+        )
+        try:
+            for piece in pieces_of(request.data):
+                if (waiting := upload.write(piece)) is not None:
+                    waiting.result()
+            return upload.finish()
+        except BaseException:
+            upload.abort()
+            raise
+
+    def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
+        """Begin to get a media file; see `fetching.MediaTransport.fetch`."""
+        _, _, folder, last = link.split("/") if link.count("/") == _SLASHES else ("", "", "", "")
+        try:
+            found = self._service.media.find(folder, last.partition(".")[0])
+        except CloudStoreError as error:
+            return refused(failure(error))
+        if found is None:
+            return refused(failure(NoFileError("There is no media file at this link.")))
+        media = found[1]
+        start = start if tag == media.digest else 0
+        pieces = self._service.media.chunks(media, start)
+        return Fetched(None, start, media.size, media.digest, media.mimetype, media.name, pieces, lambda: None)
 
     def close(self) -> None:
         """Close the service."""
@@ -82,11 +118,17 @@ class FileTransport(InProcessTransport):
 
     def send(self, request: Request | Batch | Upload) -> Reply:
         """Return the service's answer."""
-        if self._process != os.getpid() and self._path is not None:
-            self._open_anew()
+        self._open_anew()
         return super().send(request)
 
+    def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
+        """Begin to get a media file; see `fetching.MediaTransport.fetch`."""
+        self._open_anew()
+        return super().fetch(link, start, tag)
+
     def _open_anew(self) -> None:
+        if self._process == os.getpid() or self._path is None:
+            return
         with self._lock:
             if self._process != os.getpid():
                 _of_parents.append(self._service)

@@ -14,6 +14,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from cloudstore_mapping.embedded import LOCAL_ACCOUNT, LOCAL_SETTINGS, InProcessTransport, open_service
+from cloudstore_mapping.links import media_link
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.wire import (
@@ -102,12 +103,28 @@ def test_what_the_wire_refuses_is_refused(service: Service) -> None:
     assert refused(transport.send(Asker(service, "unknown").request(None, "name"))) == ("BadKey", 401)
 
 
-def test_an_upload_is_answered(service: Service) -> None:
-    """A media file, which there is no place for, is answered with a sentence that says where to."""
+def test_an_upload_is_stored(service: Service) -> None:
+    """A media file is stored for whoever has the key, and got by its link, whole or from a byte on."""
     transport = InProcessTransport(service)
-    reply = transport.send(Upload(api_key="any", name="a.png", content_type="image/png", data=b""))
-    assert refused(reply) == ("NoPath", 404)
-    assert reply.sentence == "This store takes no media files; upload to a service that does."
+    upload = Upload(api_key="any key of nobody", name="a.png", content_type="image/png", data=b"12345")
+    assert refused(transport.send(upload)) == ("BadKey", 401)
+    reply = transport.send(replace(upload, api_key=service.accounts.create("owner")))
+    assert (reply.error, reply.sentence) == (None, "File Uploaded")
+    facts = decode_value(reply.content)
+    link = media_link(facts["folder"], facts["id"], facts["name"], facts["mimetype"])
+    whole = transport.fetch(link)
+    assert (whole.size, whole.mimetype, whole.name, b"".join(whole.pieces)) == (5, "image/png", "a.png", b"12345")
+    assert b"".join(transport.fetch(link, 3, whole.tag).pieces) == b"45"
+    assert transport.fetch(link, 3, "of another content").start == 0
+
+
+def test_a_link_that_leads_nowhere(service: Service) -> None:
+    """A link that is no link, or of no file, is refused with `NoFile`."""
+    transport = InProcessTransport(service)
+    for link in ("", "/files/", "/files/a/b.png", f"/files/{'0' * 32}/{'0' * 32}.png", "/a/b/c/d"):
+        refusal = transport.fetch(link).refusal
+        assert refusal is not None
+        assert refusal.error == "NoFile"
 
 
 def test_a_closed_one_is_unavailable(no_threads_left: None) -> None:

@@ -13,7 +13,7 @@ from msgspec import UNSET
 
 from cloudstore_mapping.client import codec
 from cloudstore_mapping.client.bulk import read_many
-from cloudstore_mapping.client.store import Store
+from cloudstore_mapping.client.media import MediaStore
 from cloudstore_mapping.errors import BadValueError, BulkError, ChangedError, CloudStoreError, NoFileError
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class Stats(NamedTuple):
     evictions: int
 
 
-class BeyondDict(Store[V]):
+class BeyondDict(MediaStore[V]):
     """The part of `CloudStoreMapping` that no dictionary has."""
 
     @property

@@ -37,6 +37,8 @@ class CloudStoreMapping(BeyondDict[V], MutableMapping[str, V]):
         From key to the file's password, or to a `Password` with two; asked at each request.
     password
         The password of every other file.
+    media_password
+        The edit password of media files, where `upload` isn't given another one.
     cache_ttl
         Seconds for which what was read, saved or listed may be answered again without asking; None: not at all.
     cache_size, cache_bytes

@@ -63,11 +63,16 @@ class Form:
 
     def __iter__(self) -> Iterator[bytes]:
         yield self._head
-        if isinstance(self._data, bytes):
-            yield self._data
-        else:
-            yield from _pieces(self._data, self._size)
+        yield from pieces_of(self._data)
         yield self._tail
+
+
+def pieces_of(data: bytes | IO[bytes]) -> Iterator[bytes]:
+    """Yield the bytes of an upload, a file's from where it stands."""
+    if isinstance(data, bytes):
+        yield data
+    else:
+        yield from _pieces(data, _size(data))
 
 
 def _size(data: bytes | IO[bytes]) -> int | None:

@@ -7,12 +7,13 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, NamedTuple, Self
 
 import msgspec
 
+from cloudstore_mapping.client.fetching import Fetched
 from cloudstore_mapping.client.outcomes import (
     Outcome,
     concluded,
@@ -20,11 +21,12 @@ from cloudstore_mapping.client.outcomes import (
     may_be_done,
     may_be_repeated,
     operation_of,
+    raise_for,
     wait_asked,
 )
 from cloudstore_mapping.client.pacing import Pacer
 from cloudstore_mapping.client.transport import Sendable, Transport
-from cloudstore_mapping.errors import TimedOutError, TransportError
+from cloudstore_mapping.errors import TimedOutError, TransportError, UnsupportedError
 from cloudstore_mapping.wire import Reply, Upload
 
 #: Seconds that one request may wait in all for its repetitions, its service's Retry-After included.
@@ -158,6 +160,36 @@ class Sender:
             if rewind is not None:
                 rewind()
             self._pacer.wait(self.reserve())
+
+    def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
+        """
+        Begin to get a media file, once; see `fetching.MediaTransport.fetch`.
+
+        Raises what the service answers where there is no file, and `UnsupportedError` over a transport without `fetch`.
+        """
+        fetch = getattr(self._transport, "fetch", None)
+        if fetch is None:
+            raise UnsupportedError("This store's transport gets no media files; open the store by its address.")
+        self._pacer.wait(self.reserve())
+        with self._lock:
+            self._attempts["download"] += 1
+            self._repetitions += start > 0
+        fetched: Fetched = fetch(link, start, tag)
+        if fetched.refusal is not None:
+            raise_for(fetched.refusal, None)
+        return fetched
+
+    def waits(self) -> Iterator[float | None]:
+        """Yield the seconds to wait after each attempt that failed, and None after the last one."""
+        backoff = _FIRST_WAIT
+        for _ in range(self._retries):
+            yield backoff * random.uniform(0.5, 1)  # noqa: S311 - not for a secret
+            backoff = min(2 * backoff, _LONGEST_WAIT)
+        yield None
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        self._sleep(seconds)
 
     def _identified(self, request: Sendable) -> Sendable:
         """Return the request, a write with the id under which the service does it once however often it comes."""

@@ -47,6 +47,7 @@ class Store(Generic[V]):
         *,
         passwords: Mapping[str, str | Password | None] | None = None,
         password: str | None = None,
+        media_password: str | None = None,
         cache_ttl: float | None = None,
         cache_size: int = DEFAULT_ENTRIES,
         cache_bytes: int = DEFAULT_BYTES,
@@ -76,7 +77,8 @@ class Store(Generic[V]):
             "insecure": insecure,
         }
         if pickle_secrets:
-            self._options |= {"pickle_secrets": True, "password": password, "passwords": passwords}
+            secrets = {"password": password, "passwords": passwords, "media_password": media_password}
+            self._options |= {"pickle_secrets": True, **secrets}
         self._api_key = api_key if pickle_secrets else None
         self._cache: Cache[bytes] | None = None
         listing: Cache[dict[str, None]] | None = None
@@ -101,6 +103,8 @@ class Store(Generic[V]):
         if min_interval:
             self._workers = Workers(1)
         self._location = server
+        self._address: str = getattr(transport, "server", "")
+        self._media_password = media_password
         self._client = Client(
             transport, api_key, retries=retries, min_interval=min_interval or 0.0, pacer=pacer, clock=clock
         )

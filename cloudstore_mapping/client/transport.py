@@ -5,35 +5,32 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from http import HTTPStatus
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from cloudstore_mapping._version import __version__
 from cloudstore_mapping.client.address import is_loopback
 from cloudstore_mapping.client.failures import translated
+from cloudstore_mapping.client.fetching import part_headers, received
 from cloudstore_mapping.client.multipart import Form
-from cloudstore_mapping.client.pacing import parse_retry_after
-from cloudstore_mapping.errors import ProtocolError
+from cloudstore_mapping.client.replies import PIECE, joined, known_extensions, pieces, reply_of
 from cloudstore_mapping.wire import (
-    EXTENSIONS,
     EXTENSIONS_HEADER,
     UPLOAD_PATH,
     Batch,
     Reply,
     Request,
     Upload,
-    decode_reply,
     encode_request,
-    encode_value,
 )
 
 if TYPE_CHECKING:
     from requests import Response as Response
     from requests import Session as Session
     from urllib3 import BaseHTTPResponse, HTTPConnectionPool
+
+    from cloudstore_mapping.client.fetching import Fetched
 
 #: What a service can be asked: whatever a transport sends.
 Sendable: TypeAlias = Request | Batch | Upload
@@ -42,9 +39,10 @@ DEFAULT_TIMEOUT: Final = (5.0, 30.0)
 DEFAULT_MAX_REPLY: Final = 2**28
 JSON_TYPE: Final = "application/json; charset=UTF-8"
 
+USER_AGENT: Final = f"cloudstore-mapping/{__version__}"
+
 #: Connections that are kept open; more may be in use at once.
 _POOL: Final = 32
-_PIECE: Final = 2**16
 
 
 class Transport(Protocol):
@@ -79,6 +77,8 @@ class HTTPTransport:
 
     Attributes
     ----------
+    server
+        The service's address.
     sent_bytes, received_bytes
         Bytes of the bodies of all requests that were answered (a stream of unknown length isn't counted), and of the
         answers, unpacked.
@@ -96,7 +96,7 @@ class HTTPTransport:
         session: Session | None = None,
         max_reply: int = DEFAULT_MAX_REPLY,
     ) -> None:
-        self._server = server
+        self.server = server
         self._timeout = timeout if isinstance(timeout, tuple) else (timeout, timeout)
         if not all(isinstance(seconds, int | float) and seconds > 0 for seconds in self._timeout):
             raise ValueError("timeout is a number of seconds above 0, or two: for the connection and for the answer.")
@@ -108,7 +108,7 @@ class HTTPTransport:
         self.received_bytes = 0
 
     def __repr__(self) -> str:
-        return f"<HTTPTransport to {self._server}>"
+        return f"<HTTPTransport to {self.server}>"
 
     def send(self, request: Sendable) -> Reply:
         """Return the service's answer, be it an error; raises as `Transport.send` does."""
@@ -126,11 +126,33 @@ class HTTPTransport:
             response, extensions = self._post(path, content_type, body)
         except (requests.RequestException, HTTPError) as error:
             # A ValueError is about a URL, and shows it: a proxy's has a password.
-            raise translated(error, self._server) from (None if isinstance(error, ValueError) else error)
+            raise translated(error, self.server) from (None if isinstance(error, ValueError) else error)
         with self._lock:
             self.sent_bytes += (len(body) if isinstance(body, bytes) else body.len) or 0
             self.received_bytes += len(response.content)
-        return _reply(response, _known_extensions(extensions))
+        return reply_of(response, known_extensions(extensions))
+
+    def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
+        """Begin to get a media file; see `fetching.MediaTransport.fetch`."""
+        import requests
+        from urllib3.exceptions import HTTPError
+
+        headers = part_headers(start, tag)
+        try:
+            if self._session is None:
+                raw = self._own_line().get(link, headers)
+            else:
+                url = self.server + link
+                raw = self._session.get(
+                    url, headers=headers, timeout=self._timeout, allow_redirects=False, stream=True
+                ).raw
+            return received(raw, self._received, (requests.RequestException, HTTPError), self.server, self._max_reply)
+        except (requests.RequestException, HTTPError) as error:
+            raise translated(error, self.server) from error
+
+    def _received(self, size: int) -> None:
+        with self._lock:
+            self.received_bytes += size
 
     def close(self) -> None:
         """Close the connections, unless the session is the user's."""
@@ -142,7 +164,7 @@ class HTTPTransport:
         if self._session is None:
             return self._own_line().post(path, content_type, body, self._max_reply)
         response = self._session.post(
-            self._server + path,
+            self.server + path,
             data=body,
             headers={"Content-Type": content_type},
             timeout=self._timeout,
@@ -150,7 +172,7 @@ class HTTPTransport:
             stream=True,
         )
         with response:
-            content = _joined(response.iter_content(_PIECE), self._max_reply)
+            content = joined(response.iter_content(PIECE), self._max_reply)
         response._content = content  # noqa: SLF001 - `requests` has no public way to read with a limit
         return response, response.headers.get(EXTENSIONS_HEADER, "")
 
@@ -158,7 +180,7 @@ class HTTPTransport:
         with self._lock:
             # After a fork the old connections are the parent's.
             if self._line is None or self._line.process != os.getpid():
-                self._line = _Line(self._server, self._timeout)
+                self._line = _Line(self.server, self._timeout)
             return self._line
 
 
@@ -195,7 +217,7 @@ class _Line:
 
     def post(self, path: str, content_type: str, body: bytes | Form, max_reply: int) -> tuple[Response, str]:
         headers = {
-            "User-Agent": f"cloudstore-mapping/{__version__}",
+            "User-Agent": USER_AGENT,
             "Accept-Encoding": "gzip, deflate",
             "Content-Type": content_type,
         }
@@ -216,7 +238,7 @@ class _Line:
             decode_content=False,
         )
         with raw:
-            content = _joined(_pieces(raw, max_reply), max_reply)
+            content = joined(pieces(raw, max_reply), max_reply)
 
         def build() -> Response:
             import requests
@@ -225,6 +247,22 @@ class _Line:
             return self._adapter.build_response(prepared, raw)
 
         return _response_class()(raw.status, content, build), raw.headers.get(EXTENSIONS_HEADER, "")
+
+    def get(self, link: str, headers: dict[str, str]) -> BaseHTTPResponse:
+        import requests
+
+        prepared = requests.Request("GET", self._server + link).prepare()
+        return self._pool.urlopen(
+            "GET",
+            self._adapter.request_url(prepared, self._proxies),
+            headers={"User-Agent": USER_AGENT, **headers},
+            retries=self._adapter.max_retries,
+            redirect=False,
+            assert_same_host=False,
+            timeout=self._timeout,
+            preload_content=False,
+            decode_content=False,
+        )
 
     def _target(self, path: str) -> str:
         """Return what stands in the request's first line: a path, to a proxy the whole URL."""
@@ -257,40 +295,3 @@ def _response_class() -> Callable[[int, bytes, Callable[[], Response]], Response
             return object.__getattribute__(self, name)
 
     return LazyResponse
-
-
-def _pieces(raw: BaseHTTPResponse, max_reply: int) -> Iterable[bytes]:
-    length = raw.length_remaining
-    if length is not None and length <= max_reply and "Content-Encoding" not in raw.headers:
-        return (raw.read(),)
-    return raw.stream(_PIECE, decode_content=True)
-
-
-def _joined(pieces: Iterable[bytes], max_reply: int) -> bytes:
-    size = 0
-    kept = []
-    for piece in pieces:
-        size += len(piece)
-        if size > max_reply:
-            raise ProtocolError(f"The answer is larger than {max_reply} bytes; ask for less at once.", status=200)
-        kept.append(piece)
-    return b"".join(kept)
-
-
-@functools.lru_cache(maxsize=16)
-def _known_extensions(header: str) -> frozenset[str]:
-    return frozenset(map(str.strip, header.split(","))) & frozenset(EXTENSIONS)
-
-
-def _reply(response: Response, extensions: frozenset[str]) -> Reply:
-    status = response.status_code
-    if status == HTTPStatus.OK:
-        return decode_reply(response.content, extensions=extensions, response=response)
-    retry_after = parse_retry_after(response.headers)
-    beside: dict[str, Any] = {"retry_after": retry_after, "extensions": extensions, "response": response}
-    with suppress(ProtocolError):
-        reply = decode_reply(response.content, status=status, **beside)
-        if reply.error is not None:
-            return reply
-    message = encode_value(response.reason or f"Status {status}")
-    return Reply(error="Http error", message=message, status=status, **beside)

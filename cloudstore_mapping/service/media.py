@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import mimetypes
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from cloudstore_mapping.errors import NoFileError, UnavailableError
+from cloudstore_mapping.links import media_link
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
 from cloudstore_mapping.service.limits import DAY, day_of
 from cloudstore_mapping.service.sweeping import Sweeper
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.records import Account, Media
     from cloudstore_mapping.service.usage import Usage
 
-_EXTENSION: Final = re.compile(r".*\.([A-Za-z0-9]{1,16})", re.DOTALL)
 _IN_ADDRESS: Final = re.compile(r"[0-9a-f]{32}")
-UNKNOWN_EXTENSION: Final = "bin"
 
 
 class MediaFiles:
@@ -138,16 +136,7 @@ class MediaFiles:
 
 def link(account: Account, media: Media) -> str:
     """Return where a media file is, behind the service's address."""
-    return f"/files/{account.folder}/{media.id}.{extension(media)}"
-
-
-def extension(media: Media) -> str:
-    """Return the end of a media file's address: its name's, where that is a plain one, else its type's."""
-    match = _EXTENSION.fullmatch(media.name)
-    if match is not None:
-        return match[1].lower()
-    guessed = mimetypes.guess_extension(media.mimetype.partition(";")[0].strip(), strict=False)
-    return UNKNOWN_EXTENSION if guessed is None else guessed.removeprefix(".")
+    return media_link(account.folder, media.id, media.name, media.mimetype)
 
 
 def _found(transaction: Transaction, account: Account, media_id: str) -> Media:

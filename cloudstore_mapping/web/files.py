@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from msgspec.structs import replace
 
 from cloudstore_mapping.errors import CloudStoreError, DailyLimitError, ProtocolError
-from cloudstore_mapping.service.media import extension
+from cloudstore_mapping.links import extension
 from cloudstore_mapping.web.http import (
     ANY_ORIGIN,
     END,
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.media import MediaFiles
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.storage.records import Media
-
-FILES_PATH: Final = "/files/"
 
 _PATH: Final = re.compile(r".*/files/([0-9a-f]{32})/([0-9a-f]{32})\.([a-z0-9]{1,16})")
 _WITHOUT_FILE: Final = frozenset(
@@ -91,7 +89,7 @@ async def _response(files: MediaFiles, scope: Scope) -> _Response:
     check_method(scope["method"], ("GET", "HEAD"))
     match = _PATH.fullmatch(scope["path"])
     found = None if match is None else await asyncio.to_thread(files.find, match[1], match[2])
-    if match is None or found is None or extension(found[1]) != match[3]:
+    if match is None or found is None or extension(found[1].name, found[1].mimetype) != match[3]:
         raise ProtocolError("There is no file here; its owner may have deleted it.", error="NoPath")
     account, media = found
     tag = f'"{media.digest}"'.encode()

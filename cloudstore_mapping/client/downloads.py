@@ -1,0 +1,83 @@
+"""A media file on its way to a user: gone on with where it broke off, and whole in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from typing import IO, TYPE_CHECKING
+
+from cloudstore_mapping.client.progress import Progress, reporting
+from cloudstore_mapping.errors import ProtocolError, TimedOutError, TransportError
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.client.client import Client
+
+
+class Target:
+    """A binary file that a download is written to, from where it stands."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._start: int | None = None
+        self.size = 0
+
+    def write(self, piece: bytes) -> None:
+        """Write the next bytes."""
+        if self._start is None and self._file.seekable():
+            self._start = self._file.tell()
+        self._file.write(piece)
+        self.size += len(piece)
+
+    def restart(self) -> None:
+        """Take back all that was written; `ProtocolError` where the file can't."""
+        if self.size == 0:
+            return
+        if self._start is None:
+            raise ProtocolError("The file changed while it was downloaded; download it again.")
+        self._file.seek(self._start)
+        self._file.truncate()
+        self.size = 0
+
+
+class Download:
+    """One media file, got from `link` in as many requests as it takes and the client's retries allow."""
+
+    def __init__(self, client: Client, link: str, target: Target, progress: Progress = None) -> None:
+        self._client = client
+        self._link = link
+        self._target = target
+        self._progress = progress
+        self._report: Callable[[int], object] | None = None
+        self._tag: str | None = None
+        #: What the file is called, once that is known.
+        self.name: str | None = None
+
+    def run(self) -> None:
+        """Get the whole file; raises what `Client.fetch` raises once it is not tried again."""
+        with ExitStack() as stack:
+            for wait in self._client.waits():
+                try:
+                    self._go_on(stack)
+                except (TransportError, TimedOutError):
+                    if wait is None:
+                        raise
+                    self._client.wait(wait)
+                else:
+                    return
+
+    def _go_on(self, stack: ExitStack) -> None:
+        with closing(self._client.fetch(self._link, self._target.size, self._tag)) as fetched:
+            if fetched.start != self._target.size or (self._target.size and fetched.tag != self._tag):
+                self._target.restart()
+            self._tag = fetched.tag
+            self.name = fetched.name
+            if self._target.size != fetched.start:
+                raise TransportError("The file changed while it was downloaded; try again.", sent=True)
+            if self._report is None and fetched.size is not None:
+                self._report = stack.enter_context(reporting(self._progress, fetched.size))
+            for piece in fetched.pieces:
+                self._target.write(piece)
+                if self._report is not None:
+                    self._report(self._target.size)
+            if fetched.size is not None and self._target.size != fetched.size:
+                raise TransportError("The download broke off before its end; try again.", sent=True)
