@@ -24,6 +24,7 @@ from cloudstore_mapping.wire import (
     Upload,
     decode_replies,
     decode_request,
+    decode_value,
     encode_reply,
     encode_request,
 )

@@ -42,6 +42,7 @@ class MediaFiles:
         self._passwords = passwords
         self._usage = usage
         self._sweeper = Sweeper(storage, clock)
+        self._sweeper.begin()  # what a crash may have left
         self._uploads = Uploads(storage, settings, clock, accounts, passwords, self._sweeper)
 
     def begin(

@@ -1,0 +1,194 @@
+"""A media file of a gibibyte passes through a service that stays small, and what is cut off leaves nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple, cast
+from urllib.parse import urlsplit
+
+import pytest
+
+import cloudstore_mapping as cm
+
+GIBIBYTE = 2**30
+#: What the service may take in memory at its peak, in bytes.
+MOST = 150 * 2**20
+
+_SERVE = """
+import sys
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.web.serve import run
+
+service = Service(SQLiteStorage(sys.argv[1]))
+key = service.accounts.create("owner")
+run(service, port=0, on_ready=lambda address: print(address, key, flush=True))
+"""
+
+
+class Server(NamedTuple):
+    """A service in a process of its own."""
+
+    pid: int
+    address: str
+    key: str
+    file: Path
+
+    @property
+    def location(self) -> str:
+        """Where `open` finds it."""
+        return self.address.replace("://", f"://{self.key}@")
+
+    def peak(self) -> int:
+        """Return the most memory that the process ever had, in bytes."""
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        assert match is not None
+        return int(match[1]) * 1024
+
+    def rows(self, table: str) -> int:
+        """Return how many rows a table of the store has."""
+        with closing(sqlite3.connect(self.file, timeout=30)) as connection:
+            return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """Return a running service with an account."""
+    file = tmp_path / "service.db"
+    with subprocess.Popen([sys.executable, "-c", _SERVE, str(file)], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address, key = process.stdout.readline().split()
+            yield Server(process.pid, address, key, file)
+        finally:
+            process.terminate()
+
+
+class Blocks(io.RawIOBase):
+    """A file of `size` bytes that are never all there: each mebibyte is another one."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+        self._at = 0
+        self.digest = hashlib.sha256()
+
+    def readable(self) -> bool:
+        """Whether it can be read: it can."""
+        return True
+
+    def seekable(self) -> bool:
+        """Whether its size can be found out: it can."""
+        return True
+
+    def tell(self) -> int:
+        """Return where it stands."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Stand somewhere else."""
+        self._at = offset if whence == 0 else self._size
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # as RawIOBase hands it over
+        """Fill the buffer with what comes next."""
+        size = min(len(buffer), self._size - self._at, 2**16)
+        block = (self._at // 2**20).to_bytes(8, "big") * (size // 8 + 1)
+        buffer[:size] = block[:size]
+        self.digest.update(block[:size])
+        self._at += size
+        return size
+
+
+class Digest(io.RawIOBase):
+    """A file that keeps no more of what is written than its size and SHA-256."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        """Whether it can be written: it can."""
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]  # of bytes, as a download has them
+        """Take the next bytes."""
+        self.digest.update(data)
+        self.size += len(data)
+        return len(data)
+
+
+@pytest.mark.slow
+def test_a_gibibyte_there_and_back(server: Server) -> None:
+    """It comes back equal, the service's memory stays below 150 MiB, and what is deleted is swept away."""
+    with cm.open(server.location) as store:
+        source, target = Blocks(GIBIBYTE), Digest()
+        media = store.upload(cast("IO[bytes]", source), "large.bin")
+        assert media.size == GIBIBYTE
+        store.download(media, cast("IO[bytes]", target))
+        assert (target.size, target.digest.digest()) == (GIBIBYTE, source.digest.digest())
+        assert server.peak() < MOST
+        store.upload(b"small", "large.bin")
+        while server.rows("blobs") > 1:
+            pass
+        assert server.rows("chunks") == 1
+    assert server.peak() < MOST
+
+
+@contextmanager
+def sending(server: Server, announced: int, sent: bytes) -> Iterator[socket.socket]:
+    """An upload on a socket, of which so much has been sent as this."""
+    where = urlsplit(server.address)
+    head = (
+        f"--b\r\nContent-Disposition: form-data; name=key\r\n\r\n{server.key}\r\n--b\r\n"
+        'Content-Disposition: form-data; name=file; filename="cut.bin"\r\nContent-Type: a/b\r\n\r\n'
+    ).encode()
+    with socket.create_connection((where.hostname or "", where.port or 0)) as connection:
+        connection.sendall(
+            f"POST {where.path}/upload-2 HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            f"Content-Length: {announced}\r\n\r\n".encode()
+        )
+        connection.sendall(head + sent)
+        yield connection
+
+
+def test_an_upload_that_is_cut_off_leaves_nothing(server: Server) -> None:
+    """After a connection that ends in the middle of a file there is neither file nor blob nor chunk."""
+    with sending(server, 2**30, bytes(3 * 2**20)):
+        while not server.rows("chunks"):
+            pass
+    while server.rows("blobs"):
+        pass
+    assert [server.rows(table) for table in ("chunks", "media", "blobs")] == [0, 0, 0]
+
+
+def test_a_server_that_ends_in_an_upload_leaves_nothing_for_long(server: Server) -> None:
+    """What a killed service had of an upload is swept by the next one once nobody can be sending it any more."""
+    from cloudstore_mapping.service.service import Service
+    from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+    from cloudstore_mapping.service.sweeping import ABANDONED_AFTER
+    from tests.service_fakes import ManualClock
+
+    with sending(server, 2**30, bytes(3 * 2**20)):
+        while not server.rows("chunks"):
+            pass
+        subprocess.run(["kill", "-9", str(server.pid)], check=True)
+    clock = ManualClock()
+    for later, left in ((0.0, 1), (ABANDONED_AFTER + 60, 0)):
+        with closing(sqlite3.connect(server.file)) as connection:
+            (touched,) = connection.execute("SELECT touched_at FROM blobs").fetchone()
+        clock.seconds = touched + later
+        with Service(SQLiteStorage(server.file), clock=clock):
+            while server.rows("blobs") != left:
+                pass
+    assert server.rows("chunks") == 0
