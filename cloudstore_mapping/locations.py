@@ -13,6 +13,8 @@ from cloudstore_mapping.client.mapping import CloudStoreMapping
 
 V = TypeVar("V")
 
+MEMORY: Final = "memory:"
+_SERVICES: Final = ("http", "https")
 DEFAULT_FILE: Final = "cloudstore.db"
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: C:\ is a drive
 # A path like this would make a file with a secret for its name.
@@ -44,10 +46,17 @@ def open(location: str | os.PathLike[str] | None = None, **options: Any) -> Clou
     if location is None:
         location = os.environ.get("CLOUDSTORE_URL") or DEFAULT_FILE
     location = os.fspath(location)
-    if _scheme(location) in ("http", "https"):
+    if _scheme(location) in _SERVICES:
         api_key, server = parse_address(location, insecure=options.get("insecure", False))
         return CloudStoreMapping(api_key, server, **options)
-    return EmbeddedMapping(None if location == "memory:" else file_of(location), location, **options)
+    return EmbeddedMapping(None if location == MEMORY else file_of(location), location, **options)
+
+
+def store_file(location: str) -> Path | None:
+    """Return the file that `open` keeps the store at a location in; None where it keeps it in none."""
+    if location == MEMORY or _scheme(location) in _SERVICES:
+        return None
+    return Path(file_of(location)).absolute()
 
 
 def file_of(location: str) -> str:

@@ -1,0 +1,1 @@
+"""Small programs that keep their data with `shelve`, as people write them."""
