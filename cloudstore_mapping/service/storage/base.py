@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Self, TypeVar
 
 from cloudstore_mapping.service.storage.tables import AccessesTable, AccountsTable, FilesTable, MediaTable
@@ -44,6 +45,15 @@ class Storage(ABC):
 
         Writers come one after another, so what `work` reads still stands when it writes. What `work` raises undoes
         what it wrote, is the future's exception, and touches nobody else's work.
+        """
+
+    @abstractmethod
+    def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
+        """
+        Copy all that it holds at this moment into a new file at `path`, which is there only once it is whole.
+
+        Nobody waits for it. `report` is told how much is copied, and of how much. `FileExistsError` where there is a
+        file already.
         """
 
     @abstractmethod

@@ -81,6 +81,16 @@ def migrate(connection: sqlite3.Connection, path: Path | None) -> None:
         raise UnsupportedError(f"The file system of {path} can't be shared between processes; use a local disk.")
 
 
+def schema_version(connection: sqlite3.Connection, path: Path) -> int:
+    """Return the number of the schema that the database has, 0 for none; raises as `migrate` does."""
+    return _version(connection, path, newest=newest())
+
+
+def newest() -> int:
+    """Return the number of today's schema."""
+    return len(_steps())
+
+
 def _journal_mode(connection: sqlite3.Connection) -> str:
     """Return the mode that the database is in after it was switched to WAL, if it can be."""
     for _ in range(SWITCHES):

@@ -6,7 +6,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.base import Storage, Transaction
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, migrate
+from cloudstore_mapping.service.storage.sqlite_backup import back_up
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession, primary_code, unavailable
 from cloudstore_mapping.service.storage.writer import GroupWriter
 
@@ -76,6 +77,21 @@ class SQLiteStorage(Storage):
             raise UnavailableError("The store is closed; open it again.", sent=False, retry_after=1.0)
         if os.getpid() != self._process:  # neither the writer's thread nor SQLite's locks come along
             raise UnavailableError("The store was opened before a fork; open it in each process.", sent=False)
+
+    def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
+        """Copy all that it holds at this moment into a new file at `path`, which is there only once it is whole."""
+        self._check_open()
+        if self._path is None:
+            with self._session.snapshot():
+                back_up(self._session.connection, path, report)
+            return
+        try:
+            session = SQLiteSession(self._path, "rw")
+        except sqlite3.Error as error:
+            raise unavailable(error) from error
+        with closing(session), session.snapshot():
+            session.has_accounts()  # from the first read on it is one moment
+            back_up(session.connection, path, report)
 
     def healthy(self) -> bool:
         """Whether it can be read, and has not given up writing; quick, on any thread."""

@@ -1,0 +1,116 @@
+"""Copies of an SQLite store: made while it is in use, looked at before they are trusted, and made stores again."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.service.storage.migrations import check_file, damaged, schema_version
+from cloudstore_mapping.service.storage.sqlite_session import primary_code, unavailable
+
+#: Pages that are copied between two reports: 16 MiB.
+PAGES_AT_ONCE: Final = 4096
+
+#: Is told how many pages are copied, and of how many.
+Report = Callable[[int, int], object]
+
+
+def back_up(source: sqlite3.Connection, path: Path, report: Report) -> None:
+    """
+    Copy what a database holds at this moment into a new file at `path`, which is there only once it is whole.
+
+    The connection must be in a read transaction: so all pages are of one moment, whoever writes meanwhile. Raises
+    `FileExistsError` where there is a file already, and `UnavailableError` where SQLite fails.
+    """
+    with _drafted(path) as draft:
+        try:
+            with closing(sqlite3.connect(draft)) as target:
+                source.backup(
+                    target,
+                    pages=PAGES_AT_ONCE,
+                    progress=lambda _, remaining, total: report(total - remaining, total),
+                )
+                # So that it is one file, without a log beside it that could be left behind.
+                target.execute("PRAGMA journal_mode = DELETE")
+            verify(draft)
+        except sqlite3.Error as error:
+            raise unavailable(error) from error
+
+
+def restore(path: Path, store: Path, report: Report) -> None:
+    """
+    Make the backup at `path` a new store at `store`, which is there only once it is whole.
+
+    Raises `UnsupportedError` where the backup isn't one of ours, is damaged or of a newer version; `FileExistsError`
+    where there is a store already; `FileNotFoundError` where there is no backup.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no backup {path}; look at its name.")
+    verify(path)
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as source:
+        source.execute("BEGIN")
+        source.execute("SELECT 1 FROM sqlite_schema").fetchone()
+        back_up(source, store, report)
+
+
+def verify(path: Path) -> int:
+    """
+    Return the number of the schema of the store or backup at `path`, every page of which was read.
+
+    Raises `UnsupportedError` where it isn't one of ours, is damaged, or of a newer version.
+    """
+    if path.stat().st_size == 0:
+        raise damaged(path)
+    check_file(path)
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            version = schema_version(connection, path)
+            (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+            broken = connection.execute("PRAGMA foreign_key_check").fetchone()
+    except sqlite3.DatabaseError as error:
+        if primary_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise damaged(path) from error
+        raise unavailable(error) from error
+    if found != "ok" or broken is not None:
+        raise damaged(path)
+    if version == 0:
+        raise UnsupportedError(f"{path} is an empty store; there is nothing in it.")
+    return version
+
+
+@contextmanager
+def _drafted(path: Path) -> Iterator[Path]:
+    """Give the block the name of a file that becomes `path` if all goes well, on disk, and that is gone if not."""
+    _refuse_existing(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent}; make it first.")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        yield draft
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)  # which never replaces a file that came meanwhile
+        except FileExistsError:
+            _refuse_existing(path)
+    finally:
+        for end in ("", "-journal", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                Path(f"{draft}{end}").unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _refuse_existing(path: Path) -> None:
+    for end in ("", "-wal", "-journal"):
+        if Path(f"{path}{end}").exists():
+            raise FileExistsError(f"There is a file {path}{end} already; move it away, or choose another name.")
