@@ -7,8 +7,9 @@ import threading
 from typing import Final
 
 from cloudstore_mapping.client.fetching import Fetched, refused
-from cloudstore_mapping.client.multipart import pieces_of
+from cloudstore_mapping.client.multipart import check_type, pieces_of
 from cloudstore_mapping.errors import CloudStoreError, NoFileError
+from cloudstore_mapping.links import FILES_PATH
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
@@ -39,10 +40,6 @@ LOCAL_SETTINGS: Final = Settings(
     count_accesses=False,
 )
 
-
-#: In the link of a media file.
-_SLASHES: Final = 3
-
 #: Within a process no reply is lost on its way, so no request has to say that it is the same as before.
 LOCAL_EXTENSIONS: Final = frozenset(EXTENSIONS) - {"once"}
 
@@ -68,6 +65,7 @@ class InProcessTransport:
         return self._service.handle(decode_request(request.path, encode_request(request), max_depth=max_depth))
 
     def _upload(self, request: Upload) -> Reply:
+        check_type(request.content_type)
         upload = self._service.media.begin(
             api_key=request.api_key,
             name=request.name,
@@ -85,14 +83,15 @@ class InProcessTransport:
 
     def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
         """Begin to get a media file; see `fetching.MediaTransport.fetch`."""
-        _, _, folder, last = link.split("/") if link.count("/") == _SLASHES else ("", "", "", "")
+        folder, _, last = link.removeprefix(FILES_PATH).partition("/")
         try:
             found = self._service.media.find(folder, last.partition(".")[0])
+            if found is None:
+                raise NoFileError("There is no media file at this link.")
+            account, media = found
+            self._service.media.use(account, media)
         except CloudStoreError as error:
             return refused(failure(error))
-        if found is None:
-            return refused(failure(NoFileError("There is no media file at this link.")))
-        media = found[1]
         start = start if tag == media.digest else 0
         pieces = self._service.media.chunks(media, start)
         return Fetched(None, start, media.size, media.digest, media.mimetype, media.name, pieces, lambda: None)

@@ -20,8 +20,6 @@ def media_link(folder: str, media_id: str, name: str, mimetype: str) -> str:
 
 def extension(name: str, mimetype: str) -> str:
     """Return the end of a media file's link: its name's, where that is a plain one, else its type's."""
-    match = _EXTENSION.fullmatch(name)
-    if match is not None:
-        return match[1].lower()
     guessed = mimetypes.guess_extension(mimetype.partition(";")[0].strip(), strict=False)
-    return UNKNOWN_EXTENSION if guessed is None else guessed.removeprefix(".")
+    match = _EXTENSION.fullmatch(name) or _EXTENSION.fullmatch(guessed or "")
+    return UNKNOWN_EXTENSION if match is None else match[1].lower()

@@ -11,7 +11,7 @@ import pytest
 
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.transport import HTTPTransport, Transport
-from cloudstore_mapping.embedded import open_service
+from cloudstore_mapping.embedded import InProcessTransport, open_service
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
@@ -74,9 +74,10 @@ def counted(connect: Connect) -> Iterator[tuple[CloudStoreMapping[Any], Counting
 class _Unclosed:
     """A transport that others go on using: what is in memory would be gone with its service."""
 
-    def __init__(self, inner: Transport) -> None:
+    def __init__(self, inner: InProcessTransport) -> None:
         self._inner = inner
         self.send = inner.send
+        self.fetch = inner.fetch
 
     def close(self) -> None:
         """Do nothing."""

@@ -32,9 +32,17 @@ COMMANDS = [
     ["merge"],
     ["rm"],
     ["ls"],
+    ["stat"],
+    ["edit"],
     ["serve"],
+    ["passwd"],
     ["account"],
-    ["account", "create"],
+    *(
+        ["account", command]
+        for command in (
+            ["create", "list", "show", "set", "disable", "enable", "rotate-key", "reset-password", "delete"]
+        )
+    ),
 ]
 
 
@@ -92,6 +100,8 @@ def test_the_status_of_each_error(error: cm.CloudStoreError | UsageError, status
         ["account"],
         ["serve", "--port", "many"],
         ["serve", "--port", "99999"],
+        ["serve", "--workers", "0"],
+        ["account", "set", "name"],
     ],
 )
 def test_usage(arguments: list[str]) -> None:

@@ -19,8 +19,9 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminal
 COMMAND = [sys.executable, "-m", "cloudstore_mapping"]
 
 
-def on_terminal(*arguments: str, stdin: bytes = b"", until: bytes = b"") -> tuple[int, str]:
-    """Run the command on a terminal; type `stdin` once `until` is there; return its status and what was shown."""
+def on_terminal(*arguments: str, answers: dict[bytes, bytes] | None = None) -> tuple[int, str]:
+    """Run the command on a terminal; type each answer once its question is there; return status and what was shown."""
+    waiting = dict(answers or {})
     ours, theirs = os.openpty()
     environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     with subprocess.Popen(
@@ -36,9 +37,8 @@ def on_terminal(*arguments: str, stdin: bytes = b"", until: bytes = b"") -> tupl
         with contextlib.suppress(OSError):  # how Linux says that the other end is closed
             while piece := os.read(ours, 65536):
                 shown += piece
-                if stdin and until in shown:
-                    os.write(ours, stdin)
-                    stdin = b""
+                for question in [question for question in waiting if question in shown]:
+                    os.write(ours, waiting.pop(question))
     os.close(ours)
     return process.returncode, shown.decode().replace("\r\n", "\n")
 
@@ -67,7 +67,7 @@ def test_a_password_is_asked_for_without_echo(tmp_path: Path) -> None:
     """On a terminal --password asks, and what is typed isn't shown."""
     location = str(tmp_path / "store.db")
     status, shown = on_terminal(
-        "set", "key", "1", "--password", "--at", location, stdin=b"open-sesame\n", until=b"Password: "
+        "set", "key", "1", "--password", "--at", location, answers={b"Password: ": b"open-sesame\n"}
     )
     assert (status, shown) == (0, "Password: \n")
 

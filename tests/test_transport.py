@@ -6,6 +6,7 @@ import gzip
 import socket
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,8 @@ from tests.vendor import Fault, Vendor, serve_vendor
 
 KEY = "S3cretKey"
 LOAD = Request(api_key=KEY, name="a")
+#: States of a connection, as the kernel writes them in /proc/net/tcp.
+CONNECTED, LISTENING = "01", "0A"
 
 
 @pytest.fixture
@@ -48,6 +51,27 @@ def transport(vendor: Vendor, session: requests.Session | None) -> Iterator[HTTP
 def client(transport: HTTPTransport) -> Client:
     """Return a client that waits in no time."""
     return Client(transport, KEY, sleep=lambda _: None)
+
+
+def test_close_ends_the_connections(vendor: Vendor) -> None:
+    """Once it is closed no socket to the service is open any more; used again, it opens a new one."""
+    transport = HTTPTransport(vendor.address)
+    before = sockets()
+    for _ in range(2):
+        transport.send(LOAD)
+        assert sockets() > before
+        transport.close()
+        assert sockets() == before
+
+
+def sockets() -> int:
+    """Return how many of this process's sockets are the client's end of a connection."""
+    ends = {file.readlink().name for file in Path("/proc/self/fd").iterdir() if file.is_symlink()}
+    with Path("/proc/net/tcp").open() as table:
+        next(table)
+        rows = [line.split() for line in table]
+    servers = {row[1] for row in rows if row[3] == LISTENING}
+    return sum(f"socket:[{row[9]}]" in ends for row in rows if row[3] == CONNECTED and row[2] in servers)
 
 
 def test_reply_holds_the_response(transport: HTTPTransport, vendor: Vendor) -> None:

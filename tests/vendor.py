@@ -57,8 +57,8 @@ class Vendor:
     The service, one account of it; a context manager that runs it on a thread.
 
     `files` are its data files, `edit_passwords` and `view_passwords` those of some of them, by name; `media` what was
-    uploaded, by filename. `requests` is what came, in order, on `accepted` connections; the next request uses up the
-    first of `faults`.
+    uploaded, by filename, and `links` by its path. `requests` is what came, in order, on `accepted` connections; the
+    next request uses up the first of `faults`.
     """
 
     api_key = "ZFA5mAkxjVznvSsXOUxE"
@@ -68,6 +68,7 @@ class Vendor:
         self.edit_passwords: dict[str, str] = {}
         self.view_passwords: dict[str, str] = {}
         self.media: dict[str, Media] = {}
+        self.links: dict[str, Media] = {}
         self.requests: list[Recorded] = []
         self.faults: deque[Fault] = deque()
         self.accepted = 0
@@ -93,7 +94,7 @@ class Vendor:
     @property
     def bodies(self) -> list[Any]:
         """What the requests with JSON said."""
-        return [json.loads(request.body) for request in self.requests]
+        return [json.loads(request.body) for request in self.requests if request.method == "POST"]
 
     def answer(self, request: Recorded) -> dict[str, Any]:
         """Do what a request asks for, and return the reply's object."""
@@ -143,6 +144,8 @@ class Vendor:
         part.close()
         self.media[name] = media
         facts = {"name": name, "folder": "0" * 32, "id": secrets.token_hex(16), "mimetype": media.content_type}
+        ending = name.rpartition(".")[2]  # what it is for a name without one, no public source tells
+        self.links[f"/cloudstore/files/{facts['folder']}/{facts['id']}.{ending}"] = media
         return {"error": None, "message": "File Uploaded", "data": {**facts, "size": len(media.data)}}
 
 
@@ -207,6 +210,19 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.close_connection = True
             _shut(self.connection)
+
+    def do_GET(self) -> None:
+        vendor = self.server.vendor
+        with vendor.lock:
+            vendor.requests.append(Recorded(self.command, self.path, dict(self.headers), b""))
+            fault = vendor.faults.popleft() if vendor.faults else None
+            media = vendor.links.get(self.path)
+        if fault is not None:
+            self._answer(fault)
+        elif media is None:
+            self._answer(Fault(404, b"<h1>Not Found</h1>", {"Content-Type": "text/html"}))
+        else:
+            self._answer(Fault(200, media.data, {"Content-Type": media.content_type}))
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":

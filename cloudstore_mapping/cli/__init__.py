@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cloudstore_mapping.cli import data, service, tour
+from cloudstore_mapping.cli import accounts, data, files, media, passwords, serve, tour
 from cloudstore_mapping.cli.frame import Commands
 
 app = typer.Typer(
@@ -19,4 +19,8 @@ app = typer.Typer(
 )
 tour.register(app)
 data.register(app)
-service.register(app)
+files.register(app)
+media.register(app)
+serve.register(app)
+accounts.register(app)
+passwords.register(app)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
-from msgspec import MsgspecError
 
-from cloudstore_mapping.cli.frame import UsageError, report, status_of
+from cloudstore_mapping.cli.asking import asked
+from cloudstore_mapping.cli.frame import report, status_of
 from cloudstore_mapping.cli.output import show_json, show_keys, show_value
-from cloudstore_mapping.cli.places import ask, open_store
-from cloudstore_mapping.client.codec import dump
-from cloudstore_mapping.errors import BadValueError, CloudStoreError
-from cloudstore_mapping.wire import decode_value
+from cloudstore_mapping.cli.places import open_store
+from cloudstore_mapping.cli.values import read
+from cloudstore_mapping.errors import CloudStoreError
 
 if TYPE_CHECKING:
     from cloudstore_mapping.client.mapping import CloudStoreMapping
@@ -78,7 +74,7 @@ def get(
     key: Key, at: At = None, password: AskPassword = False, insecure: Insecure = False, as_json: AsJSON = False
 ) -> None:
     """Print the value of a key as JSON: indented on a terminal, else on one line."""
-    with open_store(at, password=_asked(password), insecure=insecure) as store:
+    with open_store(at, password=asked(password), insecure=insecure) as store:
         value = store[key]
     (show_json if as_json else show_value)(value)
 
@@ -116,7 +112,7 @@ def rm(
 ) -> None:
     """Delete keys: all of them are tried, and each that failed is a line on stderr."""
     statuses = []
-    with open_store(at, password=_asked(password), insecure=insecure) as store:
+    with open_store(at, password=asked(password), insecure=insecure) as store:
         for key in keys:
             try:
                 del store[key]
@@ -138,7 +134,7 @@ def ls(
     as_json: AsJSON = False,
 ) -> None:
     """Print the keys, one a line; with --json as one array, which is exact for keys that hold a line end."""
-    with open_store(at, password=_asked(password), insecure=insecure) as store:
+    with open_store(at, password=asked(password), insecure=insecure) as store:
         keys = [filter_ + key for key in store.view(filter_)] if prefix else store.list(filter_)
     (show_json if as_json else show_keys)(keys)
 
@@ -150,42 +146,7 @@ def _change(
     password: bool,
     insecure: bool,
 ) -> None:
-    secret = _asked(password)
-    value = _read(source)
+    secret = asked(password)
+    value = read(source)
     with open_store(at, password=secret, insecure=insecure) as store:
         change(store, value)
-
-
-def _asked(password: bool) -> str | None:
-    return ask("password") if password else None
-
-
-def _read(source: str) -> Any:
-    """Return the value that `source` says, names or stands for; `UsageError` for what is no JSON."""
-    if source == "-":
-        name, text = "Standard input", sys.stdin.buffer.read()
-    elif source.startswith("@"):
-        try:
-            name, text = source[1:], Path(source[1:]).read_bytes()
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{source[1:]!r} can't be read: {getattr(error, 'strerror', error)}.") from error
-    else:
-        name, text = "The value", source.encode("utf-8", "surrogateescape")
-    try:
-        return decode_value(text)
-    except (MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{name} is not JSON: {_where(text, error)}.") from error
-
-
-def _where(text: bytes, refusal: Exception) -> str:
-    """Return what Python's own parser, which counts lines, or the codec, which names the part, says to `text`."""
-    try:
-        dump(json.loads(text.decode()))
-    except json.JSONDecodeError as error:
-        hint = "" if error.pos or not text.strip() else "; a text is written with its quotes, '\"text\"'"
-        return f"{error.msg}, line {error.lineno}, column {error.colno}{hint}"
-    except (BadValueError, UnicodeDecodeError) as error:
-        return str(error).rstrip(".")
-    except (ValueError, RecursionError):  # an integer of more digits than Python takes; brackets without end
-        return str(refusal)
-    return str(refusal)

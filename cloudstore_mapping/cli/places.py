@@ -1,13 +1,16 @@
-"""What a command works on, opened: a store, or the file behind a service; and what is asked for on the way."""
+"""What a command works on, opened: a store, or the file behind a service, and the settings that somebody made."""
 
 from __future__ import annotations
 
-import getpass
+import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+
+import typer
 
 from cloudstore_mapping.cli.frame import UsageError
 from cloudstore_mapping.errors import CloudStoreError
@@ -15,46 +18,81 @@ from cloudstore_mapping.errors import CloudStoreError
 if TYPE_CHECKING:
     from cloudstore_mapping.client.mapping import CloudStoreMapping
     from cloudstore_mapping.service.service import Service
+    from cloudstore_mapping.service.settings import Settings
+    from cloudstore_mapping.web.options import Options
 
 _BEFORE_AT: Final = re.compile(r"[^/\s]*@")
+#: A store that is gone with the service.
+MEMORY: Final = "memory:"
+
+StoreOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="Where the service keeps its data: a path, or sqlite:///path. Without it: the environment's "
+        "CLOUDSTORE_SERVICE_STORE, else sqlite:///cloudstore-service.db.",
+    ),
+]
 
 
 def open_store(location: str | None, *, password: str | None, insecure: bool) -> CloudStoreMapping[Any]:
     """Return the store at `location`; `UsageError` where that can't be understood or opened."""
     from cloudstore_mapping.locations import open as open_location
 
-    with _as_usage():
+    with as_usage():
         return open_location(location, password=password, insecure=insecure)
 
 
-def open_service(location: str) -> Service:
-    """Return the service on the file at `location`; `UsageError` where that can't be understood or opened."""
-    from cloudstore_mapping.locations import file_of
+def open_service(store: str | None, *, makes: bool = False) -> Service:
+    """
+    Return the service on the store that is given or set; `UsageError` where that can't be understood or opened.
+
+    Where there is no file it is `UsageError` too, unless it `makes` one.
+    """
+    options, settings = configured(store=store)
+    file = file_of_store(options.store)
+    if file is None:
+        raise UsageError("A store in memory is gone with its service; name the file of one.")
+    if not makes and not file.exists():
+        raise UsageError(f"There is no store {file}; `cloudstore serve --store` makes one.")
+    return open_file(file, settings)
+
+
+def open_file(file: Path | None, settings: Settings) -> Service:
+    """Return the service on a file, None meaning memory; `UsageError` where it can't be opened."""
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 
-    with _as_usage():
-        return Service(SQLiteStorage(file_of(location)))
+    with as_usage():
+        return Service(SQLiteStorage(file), settings)
 
 
-def ask(what: str) -> str:
-    """Return what is typed without echo; where stdin is no terminal, its next line."""
-    if sys.stdin.isatty():
-        try:
-            return getpass.getpass(f"{what[0].upper()}{what[1:]}: ")
-        except EOFError as error:
-            raise UsageError(f"No {what} was given.") from error
-    line = sys.stdin.buffer.readline()
-    if not line:
-        raise UsageError(f"Standard input ended before the {what}; it is its first line.")
-    try:
-        return line.decode().rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise UsageError(f"The {what} on standard input is not UTF-8.") from None  # Python's shows its bytes
+def file_of_store(store: str) -> Path | None:
+    """Return the file of a store, None for one in memory; `UsageError` where that can't be understood."""
+    from cloudstore_mapping.locations import file_of
+
+    with as_usage():
+        return None if store == MEMORY else Path(file_of(store)).absolute()
+
+
+def configured(**given: object) -> tuple[Options, Settings]:
+    """Return what the command line, the environment and the file of settings say; `UsageError` where one is wrong."""
+    from cloudstore_mapping.service.configuration import load
+    from cloudstore_mapping.service.settings import Settings
+    from cloudstore_mapping.web.options import Options
+
+    with as_usage():
+        said = load((Options, Settings), os.environ, given)
+    options, settings = (
+        {field.name: said[field.name] for field in fields(kind) if field.name in said} for kind in (Options, Settings)
+    )
+    return Options(**options), Settings(**settings)
 
 
 @contextmanager
-def _as_usage() -> Iterator[None]:
+def as_usage() -> Iterator[None]:
+    """Turn what the block says of a wrong location or setting into `UsageError`."""
     try:
         yield
     except CloudStoreError:

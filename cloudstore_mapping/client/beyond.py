@@ -74,6 +74,15 @@ class BeyondDict(MediaStore[V]):
         self._check_open()
         return self._files.containing(filter)
 
+    def stat(self, key: str) -> dict[str, Any]:
+        """
+        Return what the service knows of the key beside its value, which may be locked.
+
+        ``size`` in bytes, ``version``, the times ``created`` and ``updated`` in seconds since 1970, and ``passwords``:
+        whether ``edit`` and ``view`` are asked for. `UnsupportedError` where the service tells nothing.
+        """
+        return self._files.stat(self._text(key))
+
     def get_as(self, key: str, type: type[T]) -> T:  # noqa: A002 - what it is
         """
         Return the key's value as a `type` that msgspec knows: a dataclass, a `msgspec.Struct`, ``list[int]``, a date.

@@ -40,17 +40,27 @@ class Target:
 
 
 class Download:
-    """One media file, got from `link` in as many requests as it takes and the client's retries allow."""
+    """
+    One media file, got from `link` in as many requests as it takes and the client's retries allow.
 
-    def __init__(self, client: Client, link: str, target: Target, progress: Progress = None) -> None:
+    `named` is called before the first byte is written, with what the file is called, None where nobody says.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        link: str,
+        target: Target,
+        progress: Progress = None,
+        named: Callable[[str | None], object] = lambda _: None,
+    ) -> None:
         self._client = client
         self._link = link
         self._target = target
         self._progress = progress
+        self._named = named
         self._report: Callable[[int], object] | None = None
         self._tag: str | None = None
-        #: What the file is called, once that is known.
-        self.name: str | None = None
 
     def run(self) -> None:
         """Get the whole file; raises what `Client.fetch` raises once it is not tried again."""
@@ -70,9 +80,10 @@ class Download:
             if fetched.start != self._target.size or (self._target.size and fetched.tag != self._tag):
                 self._target.restart()
             self._tag = fetched.tag
-            self.name = fetched.name
             if self._target.size != fetched.start:
                 raise TransportError("The file changed while it was downloaded; try again.", sent=True)
+            if self._target.size == 0:
+                self._named(fetched.name)
             if self._report is None and fetched.size is not None:
                 self._report = stack.enter_context(reporting(self._progress, fetched.size))
             for piece in fetched.pieces:

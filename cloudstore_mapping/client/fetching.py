@@ -59,10 +59,9 @@ def refused(reply: Reply) -> Fetched:
 def part_headers(start: int, tag: str | None) -> dict[str, str]:
     """Return the headers of a request for what a file holds from `start` on."""
     headers = {"Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-        if tag is not None:
-            headers["If-Range"] = tag
+    # A weak tag, or none, doesn't tell whether the bytes are the same: then the whole file is asked for.
+    if start and tag is not None and not tag.startswith("W/"):
+        headers |= {"Range": f"bytes={start}-", "If-Range": tag}
     return headers
 
 
@@ -75,8 +74,11 @@ def received(
 ) -> Fetched:
     """Return what an answer of HTTP brings; its bytes are counted, and foreign errors on the way are translated."""
     if raw.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
-        with raw:
-            return refused(_refusal(raw, joined(raw.stream(PIECE, decode_content=True), max_reply)))
+        body = b""
+        if not raw.closed:  # else it is a redirect, which `requests` has read
+            with raw:
+                body = joined(raw.stream(PIECE, decode_content=True), max_reply)
+        return refused(_refusal(raw, body))
     length = raw.headers.get("Content-Length", "")
     part = _RANGE.fullmatch(raw.headers.get("Content-Range", "")) if raw.status == HTTPStatus.PARTIAL_CONTENT else None
     name = _FILENAME.search(raw.headers.get("Content-Disposition", ""))

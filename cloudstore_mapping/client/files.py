@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from msgspec import UNSET, Raw, UnsetType
 
@@ -160,6 +160,12 @@ class Files:
         except LockedError:
             return True
         return True
+
+    def stat(self, key: str) -> dict[str, Any]:
+        """Return what the service knows of the key's file; `UnsupportedError` where it tells nothing."""
+        if not self.supports("stat"):
+            self._client.list(self.name(key))  # any answer says what the service can do
+        return self._client.stat(self.name(key), key=key)
 
     def load_batch(self, keys: Sequence[str]) -> list[Found[bytes] | CloudStoreError]:
         """Return the values, or for each what went wrong, with one request for all that isn't kept."""

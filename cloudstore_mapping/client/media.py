@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, TypeAlias, TypeVar, overload
 
 from cloudstore_mapping.client.downloads import Download, Target
 from cloudstore_mapping.client.multipart import Media as MediaData
-from cloudstore_mapping.client.multipart import open_media
-from cloudstore_mapping.client.progress import reporting
+from cloudstore_mapping.client.multipart import open_media, size_of
+from cloudstore_mapping.client.progress import Progress, reporting
+from cloudstore_mapping.client.saving import Saving
 from cloudstore_mapping.client.store import Store
 from cloudstore_mapping.errors import ProtocolError
 from cloudstore_mapping.links import FILES_PATH, media_link
 
 V = TypeVar("V")
 
-#: Where a download goes: a path, or a binary file that can be written.
-Destination: TypeAlias = str | os.PathLike[str] | IO[bytes]
+#: Where a download goes on the disk: a file, or the folder for it.
+Place: TypeAlias = str | os.PathLike[str]
 
-_PARTIAL: Final = ".part"
+_LINK: Final = re.compile(re.escape(FILES_PATH) + r"[\w-]+/[\w-]+(?:\.\w+)?", re.ASCII)
 
 
 class Media(NamedTuple):
@@ -52,6 +53,7 @@ class MediaStore(Store[V]):
         *,
         type: str | None = None,  # noqa: A002 - as the callback client calls it
         password: str | None = None,
+        progress: Progress = None,
     ) -> Media:
         """
         Store a media file, in the place of one of the same name, and return where it is.
@@ -67,6 +69,9 @@ class MediaStore(Store[V]):
             Such as ``"image/jpeg"``; without it the name says it.
         password
             The file's edit password, where it has one; without it the store's `media_password`.
+        progress
+            Told how many bytes of how many are sent, in the place of the store's own `progress`; a stream whose size
+            can't be known tells nothing.
 
         Raises
         ------
@@ -78,11 +83,13 @@ class MediaStore(Store[V]):
         self._check_open()
         called = _name_of(data) if name is None else name
         if not called:
-            raise ValueError("The file has no name of its own; give it one: upload(data, 'name').")
+            raise ValueError(
+                "It has no name of its own; give one, upload(data, 'name'), or the file as a pathlib.Path."
+            )
         with _opened(data) as source:
             content, content_type, own = open_media(source, called, type)
             try:
-                with self._reported(content) as sent:
+                with self._reported(content, progress) as sent:
                     facts = self._client.upload(
                         called, sent, content_type, self._media_password if password is None else password
                     )
@@ -96,16 +103,34 @@ class MediaStore(Store[V]):
             raise ProtocolError("The answer doesn't describe a file; is the address right?") from error
 
     @overload
-    def download(self, media: Media | str, to: None = None) -> bytes: ...
+    def download(self, media: Media | str, to: None = None, *, progress: Progress = None) -> bytes: ...
     @overload
-    def download(self, media: Media | str, to: Destination) -> None: ...
+    def download(self, media: Media | str, to: Place, *, overwrite: bool = True, progress: Progress = None) -> Path: ...
+    @overload
+    def download(self, media: Media | str, to: IO[bytes], *, progress: Progress = None) -> None: ...
 
-    def download(self, media: Media | str, to: Destination | None = None) -> bytes | None:
+    def download(
+        self,
+        media: Media | str,
+        to: Place | IO[bytes] | None = None,
+        *,
+        overwrite: bool = True,
+        progress: Progress = None,
+    ) -> bytes | Path | None:
         """
-        Get a media file by what `upload` returned, or by its address, and return its bytes.
+        Get a media file. What breaks off is gone on with where it broke, as often as the store retries.
 
-        With `to` they are written there, piece by piece: to a path, which is replaced once the file is whole, or to a
-        binary file. What breaks off is gone on with where it broke, as often as the store retries.
+        Parameters
+        ----------
+        media
+            What `upload` returned, or the file's address.
+        to
+            None: its bytes are returned. A path: the file there is replaced once the download is whole, and the path
+            returned; in a folder it gets its own name, or what of that does no harm. An open binary file: written to.
+        overwrite
+            Whether a file that is there already may be replaced; if not, `FileExistsError`.
+        progress
+            Told how many bytes of how many have come, in the place of the store's own `progress`.
 
         Raises
         ------
@@ -113,40 +138,42 @@ class MediaStore(Store[V]):
             There is no file, or no longer.
         ValueError
             The address is not one of this store's service.
+        OSError
+            It can't be written to the path.
         """
         self._check_open()
         link = self._link(media.url if isinstance(media, Media) else media)
+        shown = self._progress if progress is None else progress
         if to is None:
             buffer = BytesIO()
-            self._fetch(link, buffer)
+            Download(self._client, link, Target(buffer), shown).run()
             return buffer.getvalue()
         if not isinstance(to, str | os.PathLike):
-            self._fetch(link, to)
+            Download(self._client, link, Target(to), shown).run()
             return None
-        with _replacing(Path(to)) as file:
-            self._fetch(link, file)
-        return None
-
-    def _fetch(self, link: str, file: IO[bytes]) -> None:
-        Download(self._client, link, Target(file), self._progress).run()
+        saving = Saving(to, overwrite=overwrite)
+        with saving as file:
+            own_name = link.rpartition("/")[2]
+            Download(self._client, link, Target(file), shown, lambda name: saving.name(name or own_name)).run()
+        return saving.path
 
     def _link(self, url: str) -> str:
         link = url.removeprefix(self._address) if self._address else url
-        if not link.startswith(FILES_PATH) or any(char in link for char in "?# \r\n") or "/../" in link:
+        if not _LINK.fullmatch(link):
             beginning = self._address + FILES_PATH
             raise ValueError(f"The address is not one of this store's media files; they begin with {beginning}.")
         return link
 
     @contextmanager
-    def _reported(self, content: bytes | IO[bytes]) -> Iterator[bytes | IO[bytes]]:
-        if self._progress is None:
+    def _reported(self, content: bytes | IO[bytes], progress: Progress) -> Iterator[bytes | IO[bytes]]:
+        shown = self._progress if progress is None else progress
+        total = size_of(content)
+        if shown is None or total is None:
             yield content
             return
         file = BytesIO(content) if isinstance(content, bytes) else content
         start = file.tell()
-        total = file.seek(0, os.SEEK_END) - start
-        file.seek(start)
-        with reporting(self._progress, total) as report:
+        with reporting(shown, total) as report:
             yield _Reporting(file, lambda: report(file.tell() - start))  # type: ignore[misc]  # all that is used of a file
 
 
@@ -156,9 +183,9 @@ class _Reporting:
     def __init__(self, file: IO[bytes], report: Callable[[], object]) -> None:
         self._file = file
         self._report = report
-        self.tell = file.tell
-        self.seek = file.seek
-        self.seekable = file.seekable
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
@@ -180,23 +207,3 @@ def _opened(data: Any) -> Iterator[Any]:
         return
     with Path(data).open("rb") as file:
         yield file
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Give the block a new file beside `path`, which takes its place if all went well, and leaves nothing if not."""
-    prefix = f".{path.name[:100]}."
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, suffix=_PARTIAL, delete=False) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            file.close()
-            with suppress(FileNotFoundError):
-                Path(file.name).unlink()
-            raise
-    umask = os.umask(0)
-    os.umask(umask)
-    Path(file.name).chmod(0o666 & ~umask)
-    Path(file.name).replace(path)

@@ -39,10 +39,7 @@ class Form:
     """
 
     def __init__(self, upload: Upload) -> None:
-        if not _PRINTABLE.fullmatch(upload.content_type):
-            raise BadValueError(
-                f"{upload.content_type!r} is no content type; give one such as 'image/jpeg', or 'text'."
-            )
+        check_type(upload.content_type)
         boundary = secrets.token_hex(16)
         self.content_type = f"multipart/form-data; boundary={boundary}"
         part = f'"file"; filename="{upload.name.translate(_ESCAPES)}"\r\nContent-Type: {upload.content_type}'
@@ -58,7 +55,7 @@ class Form:
             ) from error
         self._tail = f"\r\n--{boundary}--\r\n".encode()
         self._data = upload.data
-        self._size = _size(upload.data)
+        self._size = size_of(upload.data)
         self.len = None if self._size is None else len(self._head) + self._size + len(self._tail)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -67,15 +64,22 @@ class Form:
         yield self._tail
 
 
+def check_type(content_type: str) -> None:
+    """Raise `BadValueError` for what can't stand in a form as a content type."""
+    if not _PRINTABLE.fullmatch(content_type):
+        raise BadValueError(f"{content_type!r} is no content type; give one such as 'image/jpeg', or 'text'.")
+
+
 def pieces_of(data: bytes | IO[bytes]) -> Iterator[bytes]:
     """Yield the bytes of an upload, a file's from where it stands."""
     if isinstance(data, bytes):
         yield data
     else:
-        yield from _pieces(data, _size(data))
+        yield from _pieces(data, size_of(data))
 
 
-def _size(data: bytes | IO[bytes]) -> int | None:
+def size_of(data: bytes | IO[bytes]) -> int | None:
+    """Return how many bytes an upload has, a file's from where it stands; None where that can't be known."""
     if isinstance(data, bytes):
         return len(data)
     try:

@@ -156,8 +156,9 @@ class HTTPTransport:
 
     def close(self) -> None:
         """Close the connections, unless the session is the user's."""
-        if self._line is not None:
-            self._line.close()
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
 
     def _post(self, path: str, content_type: str, body: bytes | Form) -> tuple[Response, str]:
         """Return the response, read to its end, and what its header says of extensions."""
@@ -213,6 +214,7 @@ class _Line:
         self._targets: dict[str, str] = {}
 
     def close(self) -> None:
+        self._pool.close()  # the adapter lets go of its pools, but closes none that is still known to somebody
         self._adapter.close()
 
     def post(self, path: str, content_type: str, body: bytes | Form, max_reply: int) -> tuple[Response, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -41,6 +42,7 @@ class MediaFiles:
         self._accounts = accounts
         self._passwords = passwords
         self._usage = usage
+        self._using = threading.Lock()
         self._sweeper = Sweeper(storage, clock)
         self._sweeper.begin()  # what a crash may have left
         self._uploads = Uploads(storage, settings, clock, accounts, passwords, self._sweeper)
@@ -69,10 +71,12 @@ class MediaFiles:
 
     def use(self, account: Account, media: Media) -> None:
         """Count an access; `DailyLimitError` where the file was used as often today as its account allows."""
-        if account.limits.max_daily_accesses is not None:
-            with self._storage.read() as transaction:
-                self._usage.admit(transaction, account, "media", media.id)
-        self._usage.count(account.id, "media", media.id)
+        if account.limits.max_daily_accesses is None:
+            self._usage.count(account.id, "media", media.id)
+            return
+        with self._using, self._storage.read() as transaction:  # as one: threads at once must not pass the limit
+            self._usage.admit(transaction, account, "media", media.id)
+            self._usage.count(account.id, "media", media.id)
 
     def rest_of_day(self) -> float:
         """Return the seconds until accesses are counted anew, at midnight UTC."""
@@ -102,8 +106,7 @@ class MediaFiles:
         def work(transaction: Transaction) -> None:
             media = _found(transaction, account, media_id)
             transaction.delete_media(account.id, media_id)
-            if account.limits.max_daily_accesses is None:
-                transaction.forget_accesses(account.id, "media", media_id)
+            transaction.forget_accesses(account.id, "media", media_id)  # no other file ever gets its id
             self._accounts.record(transaction, account, "media file deleted", media.name, origin)
 
         self._storage.submit(work).result()
@@ -130,7 +133,7 @@ class MediaFiles:
         return media
 
     def close(self) -> None:
-        """Take no more uploads; what was begun and not finished is taken away."""
+        """Take no more uploads; what was begun and not finished is swept later."""
         self._uploads.close()
         self._sweeper.close()
 

@@ -69,7 +69,7 @@ class Passwords:
         """Return the hash to store, on the caller's thread; None for no password, which an empty one is as well."""
         if not password:
             return None
-        self._check_length(password)
+        self.check_length(password)
         return self._hasher.hash(password)
 
     def require(self, password: str | None, hashes: Iterable[str | None], file: Hashable) -> None:
@@ -83,7 +83,7 @@ class Passwords:
             return
         if not password:
             raise LockedError("The file has a password; give it with the request.")
-        self._check_length(password)
+        self.check_length(password)
         marks = [self._mark(hash_, password) for hash_ in stored]
         with self._lock:
             known = any(mark in self._right for mark in marks)
@@ -127,7 +127,8 @@ class Passwords:
     def _mark(self, stored: str, password: str) -> bytes:
         return hmac.digest(self._key, stored.encode() + b"\0" + password.encode(), "sha256")
 
-    def _check_length(self, password: str) -> None:
+    def check_length(self, password: str) -> None:
+        """Refuse a password that is too long to be one, before it is hashed."""
         if len(password.encode()) > self._max_bytes:
             raise ProtocolError(
                 f"The password is longer than {self._max_bytes:,} bytes; give the file's own.", error="BadRequest"

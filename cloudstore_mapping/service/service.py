@@ -12,6 +12,8 @@ from cloudstore_mapping.service.desk import Desk
 from cloudstore_mapping.service.hashing import Argon2Hasher, Hasher
 from cloudstore_mapping.service.limits import Clock
 from cloudstore_mapping.service.media import MediaFiles
+from cloudstore_mapping.service.owners import Owners
+from cloudstore_mapping.service.panels import Panels
 from cloudstore_mapping.service.passwords import Passwords
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.base import Storage, Transaction
@@ -51,6 +53,8 @@ class Service:
         self._closed = False
         self.usage = Usage(storage, self._clock, enabled=self.settings.count_accesses)
         self.media = MediaFiles(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
+        self.owners = Owners(storage, self._clock, self.accounts, self._passwords)
+        self.panels = Panels(storage, self._clock, self.usage)
         self._desk = Desk(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
 
     def handle(self, request: Request | Batch, *, address: str = "") -> Reply:

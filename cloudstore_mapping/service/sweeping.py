@@ -17,7 +17,7 @@ _log: Final = logging.getLogger(__name__)
 
 #: Seconds without a new chunk after which an upload is one that a crash has ended, in any process.
 ABANDONED_AFTER: Final = 3600.0
-#: Chunks that are taken away at a time: of 1 MiB each, few enough that writers wait for some milliseconds only.
+#: Chunks that are taken away at a time: few enough that writers wait for some milliseconds only.
 CHUNKS_AT_ONCE: Final = 4
 
 

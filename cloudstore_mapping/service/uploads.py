@@ -90,9 +90,7 @@ class Uploads:
             raise UnavailableError("The service is closed; try again later.", retry_after=1.0)
         check_name(sender.name, self.settings.max_name_bytes)
         with self.storage.read() as transaction:
-            account = self._account(transaction, sender)
-        if sender.owner is None and account.limits.min_interval:
-            self.storage.submit(lambda transaction: take_turn(transaction, account, self.clock.wall())).result()
+            self._account(transaction, sender)  # so that a key of nobody costs no write
         blob, room = self._proved(sender, self._begin)
         return Upload(self, sender, blob, room)
 
@@ -114,8 +112,12 @@ class Uploads:
 
     def _begin(self, transaction: Transaction, sender: Sender) -> tuple[int, int]:
         account = self._account(transaction, sender)
+        now = self.clock.wall()
+        if sender.owner is None and account.limits.min_interval:
+            # Undone where the upload is refused: one whose password comes late is begun twice.
+            take_turn(transaction, account, now)
         _, room = self._admitted(transaction, account, sender)
-        return transaction.add_blob(account.id, self.clock.wall()), room
+        return transaction.add_blob(account.id, now), room
 
     def _finish(self, transaction: Transaction, sender: Sender, blob: int, size: int, digest: str) -> Reply:
         account = self._account(transaction, sender)
@@ -133,7 +135,8 @@ class Uploads:
             created_at=now if before is None else before.created_at,
             updated_at=now,
         )
-        transaction.put_media(account.id, media)
+        if not transaction.put_media(account.id, media):
+            raise _abandoned()
         if sender.owner is not None:
             self._accounts.record(transaction, account, "media file uploaded", sender.name, sender.address)
         facts = {"name": media.name, "folder": account.folder, "id": media.id, "mimetype": media.mimetype, "size": size}
@@ -216,7 +219,7 @@ class Upload:
 
     def _landed(self, chunk: Future[bool]) -> None:
         if not chunk.result():
-            raise UnavailableError("The upload stood still for too long; begin it again.", retry_after=1.0)
+            raise _abandoned()
 
     def _store(self, size: int) -> None:
         chunk = bytes(memoryview(self._gathered)[:size])
@@ -229,6 +232,10 @@ class Upload:
             return transaction.add_chunk(self._blob, number, chunk, self._uploads.clock.wall())
 
         self._in_flight.append(self._uploads.storage.submit(work))
+
+
+def _abandoned() -> UnavailableError:
+    return UnavailableError("The upload stood still for too long; begin it again.", retry_after=1.0)
 
 
 def check_type(content_type: str) -> str:

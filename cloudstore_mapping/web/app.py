@@ -8,7 +8,9 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
 from cloudstore_mapping.errors import ProtocolError, TooBigError, UnavailableError
-from cloudstore_mapping.web.files import FILES_PATH, make_files
+from cloudstore_mapping.links import FILES_PATH
+from cloudstore_mapping.web.admin import make_admin
+from cloudstore_mapping.web.files import make_files
 from cloudstore_mapping.web.http import (
     CLOSE,
     END,
@@ -60,7 +62,11 @@ def make_app(service: Service, *, base_path: str = "/cloudstore") -> Application
 
 def _mounts(service: Service, base: str) -> Mapping[str, Application]:
     """Return who answers for the paths that begin like this, other than the wire's own."""
-    return {base + UPLOAD_PATH: make_upload(service), base + FILES_PATH: make_files(service)}
+    return {
+        base + UPLOAD_PATH: make_upload(service, base + UPLOAD_PATH),
+        base + FILES_PATH: make_files(service, base + FILES_PATH),
+        f"{base}/admin": make_admin(service, base),
+    }
 
 
 class _App:
@@ -109,6 +115,7 @@ class _App:
         else:
             decode = partial(decode_request, path, body, max_depth=self._max_depth)
             request = await asyncio.get_running_loop().run_in_executor(None, decode)
+        scope["operation"] = request.operation.value
         client = scope["client"]
         future = self._service.submit(request, address=client[0] if client else "")
         return future.result() if future.done() else await outcome(future)

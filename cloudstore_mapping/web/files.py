@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Iterator
 from email.utils import formatdate
@@ -11,8 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from cloudstore_mapping.errors import CloudStoreError, DailyLimitError, ProtocolError
-from cloudstore_mapping.links import extension
+from cloudstore_mapping.errors import CloudStoreError, DailyLimitError, ProtocolError, UnavailableError
 from cloudstore_mapping.web.http import (
     ANY_ORIGIN,
     END,
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.storage.records import Media
 
-_PATH: Final = re.compile(r".*/files/([0-9a-f]{32})/([0-9a-f]{32})\.([a-z0-9]{1,16})")
+_log: Final = logging.getLogger(__name__)
+
 _WITHOUT_FILE: Final = frozenset(
     {HTTPStatus.NOT_MODIFIED, HTTPStatus.PRECONDITION_FAILED, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE}
 )
@@ -52,12 +53,18 @@ _HEADERS: Final[tuple[Header, ...]] = (
 )
 
 
-def make_files(service: Service) -> Application:
-    """Return the ASGI application for media files by their links."""
+def make_files(service: Service, path: str) -> Application:
+    """
+    Return the ASGI application for media files by their links, which begin with `path`.
 
-    async def application(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - no GET has a body
+    Any extension leads to the file: it may be guessed from a type, which another version of Python guesses otherwise,
+    and which changes when the file is replaced.
+    """
+    link = re.compile(re.escape(path) + r"([0-9a-f]{32})/([0-9a-f]{32})\.[a-z0-9]{1,16}")
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            response = await _response(service.media, scope)
+            response = await _response(service.media, scope, link.fullmatch(scope["path"]))
         except RefusedError as refused:
             await send_reply(send, failure(refused.error), *refused.headers)
         except DailyLimitError as error:  # with what browsers and caches understand
@@ -68,7 +75,7 @@ def make_files(service: Service) -> Application:
         except CloudStoreError as error:
             await send_reply(send, failure(error))
         else:
-            await response.send(send)
+            await response.send(receive, send)
 
     return application
 
@@ -78,22 +85,39 @@ class _Response(NamedTuple):
     headers: list[Header]
     pieces: Iterator[bytes]
 
-    async def send(self, send: Send) -> None:
+    async def send(self, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
-        while (piece := await asyncio.to_thread(next, self.pieces, b"")) != b"":
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send(END)
+        leaving = asyncio.ensure_future(_left(receive))  # for sending tells nobody that the client has gone
+        try:
+            while not leaving.done():
+                piece = await asyncio.to_thread(next, self.pieces, b"")
+                if piece == b"":
+                    await send(END)
+                    return
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except UnavailableError as error:
+            # It has begun as a success: that it ends before its length is all that can still be told.
+            _log.warning("A media file could not be sent to its end: %s", error)
+        finally:
+            leaving.cancel()
 
 
-async def _response(files: MediaFiles, scope: Scope) -> _Response:
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _response(files: MediaFiles, scope: Scope, match: re.Match[str] | None) -> _Response:
     check_method(scope["method"], ("GET", "HEAD"))
-    match = _PATH.fullmatch(scope["path"])
     found = None if match is None else await asyncio.to_thread(files.find, match[1], match[2])
-    if match is None or found is None or extension(found[1].name, found[1].mimetype) != match[3]:
+    if found is None:
         raise ProtocolError("There is no file here; its owner may have deleted it.", error="NoPath")
     account, media = found
     tag = f'"{media.digest}"'.encode()
-    want = wanted(dict(scope["headers"]), tag, media.updated_at, media.size)
+    asked = dict(scope["headers"])
+    if scope["method"] == "HEAD":
+        asked.pop(b"range", None)  # which means nothing but to a GET
+    want = wanted(asked, tag, media.updated_at, media.size)
     headers = [*_HEADERS, (b"etag", tag), (b"last-modified", formatdate(media.updated_at, usegmt=True).encode())]
     if want.status in _WITHOUT_FILE:
         if want.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:

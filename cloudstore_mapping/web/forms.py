@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from python_multipart.exceptions import MultipartParseError
@@ -15,6 +16,9 @@ MAX_FIELD_BYTES: Final = 4096
 #: Bytes that the value of a part's header may take: a file's name of a thousand bytes, escaped, and what is around it.
 MAX_HEADER_BYTES: Final = 8192
 
+# The header of a part as WHATWG's HTML standard has it, which knows no backslash as an escape: a name may hold some.
+_OPTION: Final = re.compile(rb'; (name|filename)="([^"]*)"')
+_AS_BROWSERS: Final = re.compile(rb'form-data(?:; (?:name|filename)="[^"]*")+')
 # What browsers write for these three in a file's name, and nothing else.
 _ESCAPES: Final = (("%22", '"'), ("%0D", "\r"), ("%0A", "\n"))
 
@@ -86,9 +90,7 @@ class UploadForm:
         self._header = (bytearray(), bytearray())
 
     def _end_headers(self) -> None:
-        disposition, options = parse_options_header(self._headers.get(b"content-disposition", b"").decode("latin-1"))
-        if disposition != b"form-data":
-            raise _bad("a part has no Content-Disposition of form-data")
+        options = _options(self._headers.get(b"content-disposition", b""))
         self._field = _text(options.get(b"name", b""), "a field's name")
         self._value = bytearray()
         self._in_file = self._field == "file" and b"filename" in options
@@ -115,6 +117,15 @@ class UploadForm:
 
     def _end(self) -> None:
         self.has_ended = True
+
+
+def _options(disposition: bytes) -> dict[bytes, bytes]:
+    if _AS_BROWSERS.fullmatch(disposition):
+        return dict(_OPTION.findall(disposition))
+    kind, options = parse_options_header(disposition)
+    if kind != b"form-data":
+        raise _bad("a part has no Content-Disposition of form-data")
+    return options
 
 
 def _bad(why: str) -> ProtocolError:

@@ -138,14 +138,17 @@ async def answer(
     """
     Send the reply that `work` returns, or that says what it raised.
 
-    A client that may still be sending what was refused is listened to for so many seconds.
+    A client that may still be sending what was refused is listened to for so many seconds. The scope's ``outcome`` is
+    then the error's name, for whoever counts.
     """
     try:
         reply = await work(scope, receive)
     except DisconnectedError:
         return
     except RefusedError as refused:
-        await send_reply(send, failure(refused.error), *refused.headers, lingers=refused.lingers)
+        reply = failure(refused.error)
+        scope["outcome"] = reply.error
+        await send_reply(send, reply, *refused.headers, lingers=refused.lingers)
         if refused.lingers:
             await _linger(receive, send, seconds)
         return
@@ -154,6 +157,7 @@ async def answer(
     except Exception:  # noqa: BLE001 - it is logged, and the client gets a sentence instead
         _log.exception("A request to %s failed.", scope["path"])
         reply = FAILED
+    scope["outcome"] = reply.error
     await send_reply(send, reply)
 
 

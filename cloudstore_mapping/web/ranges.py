@@ -24,7 +24,8 @@ def wanted(headers: Mapping[bytes, bytes], tag: bytes, modified_at: float, size:
     Return what a GET or HEAD with these headers gets of a file: 200, 206, 304, 412 or 416.
 
     `tag` is the file's strong entity tag with its quotes, `modified_at` in seconds since 1970. Of several ranges none
-    is looked at: the whole file is an answer to them too, and one that nobody can make large.
+    is looked at: the whole file is an answer to them too, and one that nobody can make large. Nor does a date in
+    ``If-Range`` make a part: the file may have been replaced twice in its second.
     """
     whole = Wanted(200, 0, size)
     modified = int(modified_at)
@@ -39,7 +40,7 @@ def wanted(headers: Mapping[bytes, bytes], tag: bytes, modified_at: float, size:
     elif (since := _seconds(headers.get(b"if-modified-since"))) is not None and modified <= since:
         return whole._replace(status=304)
     match = _RANGE.fullmatch(headers.get(b"range", b""))
-    if match is None or not any(match.groups()) or not _still(headers.get(b"if-range"), tag, modified):
+    if match is None or not any(match.groups()) or headers.get(b"if-range", tag).strip() != tag:
         return whole
     return _part(match[1], match[2], size)
 
@@ -58,12 +59,6 @@ def _matches(header: bytes, tag: bytes, *, weakly: bool) -> bool:
     if header.strip() == b"*":
         return True
     return any(each.removeprefix(b"W/") == tag if weakly else each == tag for each in _TAG.findall(header))
-
-
-def _still(header: bytes | None, tag: bytes, modified: int) -> bool:
-    if header is None:
-        return True
-    return header.strip() == tag or (not header.strip().startswith((b'"', b"W/")) and _seconds(header) == modified)
 
 
 def _seconds(date: bytes | None) -> int | None:

@@ -9,10 +9,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.web.app import make_app
+from cloudstore_mapping.web.listening import address_of, listen
+from cloudstore_mapping.web.metrics import BYTES_IN, CONNECTIONS, Metrics, new_rows, store_size
+from cloudstore_mapping.web.observing import Observed
+from cloudstore_mapping.web.options import Options
 
 try:
     import uvicorn
@@ -32,6 +37,8 @@ MAX_HEADER_BYTES: Final = 64 * 2**10
 KEEP_ALIVE: Final = 20
 #: Seconds that a body which is still arriving is waited for when the server is told to end.
 GRACE: Final = 3.0
+#: Seconds that a client over TLS gets to end its side of a connection when the server ends.
+GOODBYE: Final = 0.5
 #: Seconds until the server ends in any case; container engines kill after 10.
 LAST_RESORT: Final = 8
 
@@ -52,17 +59,30 @@ def run(
     `on_ready` is called with the service's address once it answers, on the thread that serves: it must not wait.
     A port that can't be had is an `OSError`, and the service stays open.
     """
-    with _listen(host, port) as listener:
-        server = _Server(service, listener, host, base_path, on_ready)
-        # uvicorn hands the signal that ended it on to the handlers of before; these have nothing more to do.
-        owns_signals = threading.current_thread() is threading.main_thread()
-        handlers = {number: signal.signal(number, server.handle_exit) for number in _SIGNALS if owns_signals}
-        try:
-            server.run(sockets=[listener])
-        finally:
-            service.close()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+    with listen(host, port) as listener:
+        run_on(listener, service, Options(host=host, port=port, base_path=base_path), on_ready=on_ready)
+
+
+def run_on(
+    listener: socket.socket,
+    service: Service,
+    options: Options,
+    *,
+    metrics: Metrics | None = None,
+    file: Path | None = None,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve on a socket that listens already; as `run`. `file` is the store's, for `metrics` to tell its size."""
+    server = _Server(service, listener, options, on_ready, metrics, file)
+    # uvicorn hands the signal that ended it on to the handlers of before; these have nothing more to do.
+    owns_signals = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.signal(number, server.handle_exit) for number in _SIGNALS if owns_signals}
+    try:
+        server.run(sockets=[listener])
+    finally:
+        service.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -75,8 +95,8 @@ def background(
     Port 0 is any that is free. The service stays open: whoever opened it closes it.
     """
     ready: Future[str] = Future()
-    with _listen(host, port) as listener:
-        server = _Server(service, listener, host, base_path, ready.set_result)
+    with listen(host, port) as listener:
+        server = _Server(service, listener, Options(host=host, base_path=base_path), ready.set_result)
 
         def serve() -> None:
             try:
@@ -95,16 +115,6 @@ def background(
             thread.join()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise type(error)(
-            f"The service can't listen on {host}, port {port} ({error.strerror}); "
-            "end the program that has the port, or choose another one."
-        ) from error
-
-
 class _Server(uvicorn.Server):
     """uvicorn with this project's settings, which tells when it answers."""
 
@@ -112,16 +122,25 @@ class _Server(uvicorn.Server):
         self,
         service: Service,
         listener: socket.socket,
-        host: str,
-        base_path: str,
+        options: Options,
         on_ready: Callable[[str], None] | None,
+        metrics: Metrics | None = None,
+        file: Path | None = None,
     ) -> None:
         class Protocol(_Protocol):
             settings = service.settings
+            numbers = Metrics(new_rows(1)) if metrics is None else metrics
 
         super().__init__(
             uvicorn.Config(
-                make_app(service, base_path=base_path),
+                Observed(
+                    make_app(service, base_path=options.base_path),
+                    Protocol.numbers,
+                    options.base_path,
+                    lambda: store_size(file),
+                    seconds=service.settings.body_timeout,
+                    logs=options.access_log,
+                ),
                 loop="uvloop",
                 http=Protocol,
                 ws="none",
@@ -129,14 +148,17 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                proxy_headers=False,
+                proxy_headers=bool(options.trusted_proxies),
+                forwarded_allow_ips=options.trusted_proxies,
+                ssl_certfile=options.tls_cert,
+                ssl_keyfile=options.tls_key,
                 timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=LAST_RESORT,
             )
         )
         self._on_ready = on_ready
-        shown = f"[{host}]" if ":" in host else host
-        self._address = f"http://{shown}:{listener.getsockname()[1]}{base_path.rstrip('/')}"
+        self._address = address_of(listener, options)
+        Protocol.numbers.start()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -148,10 +170,23 @@ class _Server(uvicorn.Server):
             raise
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().shutdown(sockets)
+        hanging_up = asyncio.create_task(self._hang_up())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            hanging_up.cancel()
         for connection in list(self.server_state.connections):  # those that outlasted the last resort
             connection.transport.abort()
         await asyncio.sleep(0)
+
+    async def _hang_up(self) -> None:
+        # TLS ends by a goodbye of both, and an idle client may never say its own.
+        while self.config.is_ssl:
+            closing = {each for each in self.server_state.connections if each.transport.is_closing()}
+            await asyncio.sleep(GOODBYE)
+            for connection in closing & self.server_state.connections:
+                if not connection.transport.get_write_buffer_size():
+                    connection.transport.abort()
 
 
 class _Protocol(HttpToolsProtocol):
@@ -162,6 +197,7 @@ class _Protocol(HttpToolsProtocol):
     """
 
     settings: ClassVar[Settings]
+    numbers: ClassVar[Metrics]
 
     _request: RequestResponseCycle | None = None
     _received = 0
@@ -184,14 +220,17 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self.numbers.row[CONNECTIONS] = len(self.connections)
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self.numbers.row[CONNECTIONS] = len(self.connections)
         self._stop_header_timer()
         self._stop_reply_timer()
 
     def data_received(self, data: bytes) -> None:
+        self.numbers.row[BYTES_IN] += len(data)
         super().data_received(data)
         request: RequestResponseCycle | None = self.cycle
         if request is not None and request.response_complete:

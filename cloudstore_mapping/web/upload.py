@@ -42,8 +42,8 @@ _PIECE: Final = 2**18
 _NO_PASSWORD: Final = frozenset({"", "null", "undefined"})
 
 
-def make_upload(service: Service) -> Application:
-    """Return the ASGI application for uploads with an API key; it has one path, whichever that is."""
+def make_upload(service: Service, path: str) -> Application:
+    """Return the ASGI application for uploads with an API key, all to this one path."""
 
     def begin(form: UploadForm, address: str) -> Upload:
         password = form.fields.get("password", "")
@@ -57,6 +57,8 @@ def make_upload(service: Service) -> Application:
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         async def work(scope: Scope, receive: Receive) -> Reply:
+            if scope["path"] != path:
+                raise RefusedError(ProtocolError(f"There is nothing here; upload to {path}.", error="NoPath"))
             check_method(scope["method"], ("POST",))
             return await take_upload(scope, receive, service.settings, begin, needs="key")
 
@@ -75,13 +77,10 @@ async def take_upload(scope: Scope, receive: Receive, settings: Settings, begin:
     headers = dict(scope["headers"])
     if headers.get(b"content-encoding", b"identity").strip().lower() not in {b"identity", b""}:
         raise RefusedError(ProtocolError("The form can't be compressed; send it as it is.", error="BadType"))
-    limit = settings.max_media_bytes + AROUND
     taking: _Taking | None = None
     try:
         form = UploadForm(headers.get(b"content-type", b"").decode("latin-1"))
-        if int(headers.get(b"content-length", 0)) > limit:
-            sentence = f"A file can't be larger than {settings.max_media_bytes:,} bytes; send a smaller one."
-            raise TooBigError(sentence, error="BodyTooBig")
+        _check_body(int(headers.get(b"content-length", 0)), settings)
         client = scope["client"]
         taking = _Taking(form, settings, partial(begin, form, client[0] if client else ""), needs)
         return await taking.take(receive)
@@ -129,6 +128,7 @@ class _Taking:
             more = message.get("more_body", False)
             self._received += len(body)
             self.is_read = not more
+            _check_body(self._received, self._settings)
             self._form.feed(body)
             await self._store(spool)
         if not self._form.has_ended:
@@ -160,6 +160,12 @@ class _Taking:
         spool.seek(0)
         for piece in _pieces(spool):
             await _write(upload, piece)
+
+
+def _check_body(size: int, settings: Settings) -> None:
+    if size > settings.max_media_bytes + AROUND:
+        sentence = f"A file can't be larger than {settings.max_media_bytes:,} bytes; send a smaller one."
+        raise TooBigError(sentence, error="BodyTooBig")
 
 
 def _pieces(file: IO[bytes]) -> Iterator[bytes]:

@@ -47,7 +47,10 @@ class SQLiteMedia(MediaTable):
         query = "SELECT coalesce(sum(size), 0) FROM media WHERE account_id = ?"
         return int(self._execute(query, (account_id,)).fetchone()[0])
 
-    def put_media(self, account_id: int, media: Media) -> None:
+    def put_media(self, account_id: int, media: Media) -> bool:
+        kept = self._execute("UPDATE blobs SET kept = 1 WHERE id = ? AND NOT kept AND touched_at > 0", (media.blob,))
+        if not kept.rowcount:
+            return False
         self._leave_blob(account_id, media.id)
         self._execute(
             "INSERT INTO media (account_id, id, name, mimetype, size, digest, blob_id, edit_password, created_at,"
@@ -56,7 +59,7 @@ class SQLiteMedia(MediaTable):
             " blob_id = excluded.blob_id, edit_password = excluded.edit_password, updated_at = excluded.updated_at",
             (account_id, *media),
         )
-        self._execute("UPDATE blobs SET kept = 1 WHERE id = ?", (media.blob,))
+        return True
 
     def delete_media(self, account_id: int, media_id: str) -> bool:
         self._leave_blob(account_id, media_id)
@@ -84,7 +87,9 @@ class SQLiteMedia(MediaTable):
         )
 
     def add_chunk(self, blob: int, number: int, data: bytes, now: float) -> bool:
-        touched = self._execute("UPDATE blobs SET touched_at = ? WHERE id = ? AND NOT kept", (now, blob))
+        touched = self._execute(
+            "UPDATE blobs SET touched_at = ? WHERE id = ? AND NOT kept AND touched_at > 0", (now, blob)
+        )
         if not touched.rowcount:
             return False
         self._execute("INSERT INTO chunks (blob_id, number, data) VALUES (?, ?, ?)", (blob, number, data))
@@ -104,6 +109,8 @@ class SQLiteMedia(MediaTable):
         ).fetchone()
         if row is None:
             return False
+        # Whoever still writes to it is told so from now on: a file must not come out with a hole.
+        self._execute("UPDATE blobs SET touched_at = 0 WHERE id = ?", row)
         taken = self._execute(
             "DELETE FROM chunks WHERE blob_id = ?1 AND number IN"
             " (SELECT number FROM chunks WHERE blob_id = ?1 ORDER BY number DESC LIMIT ?2)",

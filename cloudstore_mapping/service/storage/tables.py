@@ -232,8 +232,12 @@ class MediaTable(ABC):
         """Return what all media files of the account take together."""
 
     @abstractmethod
-    def put_media(self, account_id: int, media: Media) -> None:
-        """Add the media file, or put it in the place of the one with its id, whose blob is left to `sweep`."""
+    def put_media(self, account_id: int, media: Media) -> bool:
+        """
+        Add the media file, or put it in the place of the one with its id, whose blob is left to `sweep`.
+
+        False, with nothing done, where its own blob is there no longer or belongs to a media file already.
+        """
 
     @abstractmethod
     def delete_media(self, account_id: int, media_id: str) -> bool:
@@ -249,7 +253,7 @@ class MediaTable(ABC):
 
     @abstractmethod
     def add_chunk(self, blob: int, number: int, data: bytes, now: float) -> bool:
-        """Add the blob's next chunk, of which 0 is the first; False where the blob is there no longer."""
+        """Add the blob's next chunk, of which 0 is the first; False where `sweep` has begun to take the blob away."""
 
     @abstractmethod
     def chunk(self, blob: int, number: int) -> bytes | None:

@@ -1,0 +1,193 @@
+"""The command that runs a service: serve."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import typer
+
+from cloudstore_mapping.cli.frame import UsageError
+from cloudstore_mapping.cli.output import show, show_json
+from cloudstore_mapping.cli.places import StoreOption, as_usage, configured, file_of_store, open_file
+from cloudstore_mapping.client.address import is_loopback
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.service.service import Service
+    from cloudstore_mapping.service.settings import Settings
+    from cloudstore_mapping.web.options import Options
+
+#: The account that a service which has none makes for whoever starts it.
+OWNER: Final = "owner"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(serve)
+
+
+def serve(
+    store: StoreOption = None,
+    host: Annotated[
+        str | None, typer.Option(help="The address to listen on; 127.0.0.1, this machine only, unless one is set.")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="The port to listen on; 8787 unless one is set; 0 takes any free one."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, metavar="N", help="Processes that answer requests; 1 unless set.")
+    ] = None,
+    tls_cert: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A certificate (PEM): the service then speaks https.")
+    ] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="The certificate's key (PEM).")] = None,
+    base_path: Annotated[
+        str | None, typer.Option(metavar="PATH", help="What all paths begin with; /cloudstore unless one is set.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A TOML file of settings. Each may also be in the environment, as CLOUDSTORE_SERVICE_… in upper "
+            "case, which wins over the file; an option wins over both. docs/operation.md lists them.",
+        ),
+    ] = None,
+    log_json: Annotated[bool | None, typer.Option("--log-json", help="Log a JSON object a line.")] = None,
+    access_log: Annotated[bool | None, typer.Option("--access-log", help="Log every request.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For programs: what is printed is one JSON object, once the service answers.")
+    ] = False,
+) -> None:
+    """
+    Run a service, until Ctrl-C or SIGTERM.
+
+    The first start makes the account 'owner' and prints its API key and a password for the dashboard, this once.
+    A port that can't be had is exit status 2. Without a certificate it speaks plain http: for other machines name
+    one, or put a proxy with TLS before it.
+    """
+    options, settings = configured(
+        store=store,
+        host=host,
+        port=port,
+        workers=workers,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        base_path=base_path,
+        config=config,
+        log_json=log_json,
+        access_log=access_log,
+    )
+    _run(options, settings, _print_object if as_json else _print_lines)
+
+
+class _Start(NamedTuple):
+    """What is told at a start; the secrets only at the first."""
+
+    address: str
+    file: Path | None
+    api_key: str | None
+    password: str | None
+
+    @property
+    def here(self) -> str:
+        """The address as a program on this machine can name it: 'all addresses' is none."""
+        return self.address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+
+    @property
+    def dashboard(self) -> str:
+        """Where the owner signs in."""
+        return f"{self.here}/admin.html"
+
+
+def _run(options: Options, settings: Settings, tell: Callable[[_Start], None]) -> None:
+    import cloudstore_mapping.web.serve  # noqa: F401 - before a store is made: it says which extra is missing
+    from cloudstore_mapping.web.listening import listen
+    from cloudstore_mapping.web.logs import logging_as
+    from cloudstore_mapping.web.tls import check_certificate
+
+    with as_usage():
+        check_certificate(options)
+    file = file_of_store(options.store)
+    if file is None and options.workers > 1:
+        raise UsageError("A store in memory is one process's; start it with one worker, or name a file.")
+    with open_file(file, settings) as service, logging_as(as_json=options.log_json, access=options.access_log):
+        with as_usage():
+            listener = listen(options.host, options.port)
+        with listener:
+            if options.workers == 1:
+                _run_here(listener, service, file, options, tell)
+                return
+            service.close()
+            _run_workers(listener, file, options, settings, tell)
+
+
+def _run_here(
+    listener: Any, service: Service, file: Path | None, options: Options, tell: Callable[[_Start], None]
+) -> None:
+    from cloudstore_mapping.web.serve import run_on
+
+    failures: list[Exception] = []
+
+    def announce(address: str) -> None:
+        try:
+            tell(_start(service, address, file))
+        except Exception as error:  # noqa: BLE001 - uvicorn would log it with its traceback
+            failures.append(error)
+            signal.raise_signal(signal.SIGTERM)
+
+    run_on(listener, service, options, file=file, on_ready=announce)
+    if failures:
+        raise failures[0]
+
+
+def _run_workers(
+    listener: Any, file: Path | None, options: Options, settings: Settings, tell: Callable[[_Start], None]
+) -> None:
+    from cloudstore_mapping.web.workers import run_workers
+
+    def announce(address: str) -> None:
+        with open_file(file, settings) as service:
+            start = _start(service, address, file)
+        tell(start)
+
+    with as_usage():
+        run_workers(listener, Path(str(file)), options, settings, on_ready=announce)
+
+
+def _start(service: Service, address: str, file: Path | None) -> _Start:
+    # Only now is it certain that somebody sees the secrets. Nobody waits meanwhile: no key opens anything yet.
+    if service.accounts.any():
+        return _Start(address, file, None, None)
+    api_key = service.accounts.create(OWNER)
+    return _Start(address, file, api_key, service.owners.reset_password(OWNER))
+
+
+def _print_object(start: _Start) -> None:
+    account = None if start.api_key is None else OWNER
+    show_json(
+        {
+            "address": start.address,
+            "store": None if start.file is None else str(start.file),
+            "account": account,
+            "api_key": start.api_key,
+            "dashboard": start.dashboard,
+            "user": account,
+            "password": start.password,
+        }
+    )
+
+
+def _print_lines(start: _Start) -> None:
+    where = "in memory, and gone with it" if start.file is None else f"in {start.file}"
+    show(f"The service answers at {start.address}, until Ctrl-C.\nIts data is {where}.")
+    if start.api_key is None:
+        return
+    option = "" if is_loopback(urlsplit(start.here).hostname or "") or "https:" in start.here else ", insecure=True"
+    show(f"The account {OWNER!r} is made; its API key, shown only now:\n    {start.api_key}\nA program says:")
+    show(f'    cm.open("{start.here.replace("://", f"://{start.api_key}@")}"{option})')
+    show(f"The dashboard is {start.dashboard}\nSign in there as {OWNER!r} with this password, to be changed there:")
+    show(f"    {start.password}")

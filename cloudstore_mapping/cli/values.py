@@ -1,0 +1,51 @@
+"""The values that are handed to a command: JSON as an argument, from standard input, or from a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from msgspec import MsgspecError
+
+from cloudstore_mapping.cli.frame import UsageError
+from cloudstore_mapping.client.codec import dump
+from cloudstore_mapping.errors import BadValueError
+from cloudstore_mapping.wire import decode_value
+
+
+def read(source: str) -> Any:
+    """Return the value that `source` says, names or stands for; `UsageError` for what is no JSON."""
+    if source == "-":
+        name, text = "Standard input", sys.stdin.buffer.read()
+    elif source.startswith("@"):
+        try:
+            name, text = source[1:], Path(source[1:]).read_bytes()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{source[1:]!r} can't be read: {getattr(error, 'strerror', error)}.") from error
+    else:
+        name, text = "The value", source.encode("utf-8", "surrogateescape")
+    return parse(name, text)
+
+
+def parse(name: str, text: bytes) -> Any:
+    """Return the value that `text` is as JSON; `UsageError` that says where it isn't, calling it `name`."""
+    try:
+        return decode_value(text)
+    except (MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{name} is not JSON: {_where(text, error)}.") from error
+
+
+def _where(text: bytes, refusal: Exception) -> str:
+    """Return what Python's own parser, which counts lines, or the codec, which names the part, says to `text`."""
+    try:
+        dump(json.loads(text.decode()))
+    except json.JSONDecodeError as error:
+        hint = "" if error.pos or not text.strip() else "; a text is written with its quotes, '\"text\"'"
+        return f"{error.msg}, line {error.lineno}, column {error.colno}{hint}"
+    except (BadValueError, UnicodeDecodeError) as error:
+        return str(error).rstrip(".")
+    except (ValueError, RecursionError):  # an integer of more digits than Python takes; brackets without end
+        return str(refusal)
+    return str(refusal)

@@ -1,0 +1,112 @@
+"""What the environment and a file say of settings, checked one by one: an error names the one that is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, NamedTuple, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from cloudstore_mapping.service.sizes import EXAMPLES, parse_size
+
+#: What the environment's variables begin with; the rest is the setting's name in upper case.
+PREFIX: Final = "CLOUDSTORE_SERVICE_"
+#: The variable that names the file.
+FILE_VARIABLE: Final = f"{PREFIX}CONFIG"
+#: What `msgspec.Meta.extra` of a setting says that is a size in bytes.
+BYTES: Final = {"unit": "bytes"}
+
+
+class _Said(NamedTuple):
+    """A value, the place where it stands, and whether it is text that may mean a number."""
+
+    place: str
+    value: object
+    is_text: bool
+
+
+def load(
+    kinds: tuple[type, ...], environ: Mapping[str, str], given: Mapping[str, object] | None = None
+) -> dict[str, Any]:
+    """
+    Return the checked values of those fields of the dataclasses `kinds` that somebody gave, by the field's name.
+
+    What is `given` on a command line, None meaning that it isn't, wins over the environment, and that over the TOML
+    file which the environment's ``CLOUDSTORE_SERVICE_CONFIG``, or a given ``config``, names. Raises `ValueError` with
+    one sentence that names the option, variable or file, and says what is allowed; `OSError` for a file that can't
+    be read.
+    """
+    options = {name: value for name, value in (given or {}).items() if value is not None}
+    types = {name: type_ for kind in kinds for name, type_ in get_type_hints(kind, include_extras=True).items()}
+    file = options.pop("config", None) or environ.get(FILE_VARIABLE)
+    said = {} if file is None else dict(_of_file(Path(str(file)), types))
+    said |= dict(_of_environment(environ, types))
+    said |= {name: _Said(f"--{name.replace('_', '-')}", value, False) for name, value in options.items()}
+    return {name: _checked(said_, types[name]) for name, said_ in said.items()}
+
+
+def _of_file(file: Path, types: Mapping[str, Any]) -> Iterator[tuple[str, _Said]]:
+    try:
+        values = tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise type(error)(f"{file} can't be read ({error.strerror}); name the file of settings again.") from error
+    except ValueError as error:  # no TOML, or no UTF-8
+        raise ValueError(f"{file} is no TOML file: {error}.") from error
+    for name, value in values.items():
+        if name not in types:
+            raise ValueError(f"{file}: there is no setting {name!r}; {_meant(name, types)}")
+        yield name, _Said(f"{file}: {name}", value, False)
+
+
+def _of_environment(environ: Mapping[str, str], types: Mapping[str, Any]) -> Iterator[tuple[str, _Said]]:
+    for variable, value in environ.items():
+        if not variable.startswith(PREFIX) or variable == FILE_VARIABLE:
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in types or variable != variable.upper():
+            advice = _meant(name, types, lambda name: PREFIX + name.upper())
+            raise ValueError(f"The environment's {variable} is no setting; {advice}")
+        yield name, _Said(f"The environment's {variable}", value, True)
+
+
+def _meant(name: str, known: Iterable[str], shown: Callable[[str], str] = str) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {shown(close[0])}?" if close else "take it out."
+
+
+def _checked(said: _Said, type_: Any) -> Any:
+    value = said.value
+    try:
+        if isinstance(value, str) and _is_size(type_):
+            value = parse_size(value)
+        converted = msgspec.convert(value, type_, strict=not said.is_text)
+    except (msgspec.ValidationError, ValueError):
+        converted = math.nan
+    if isinstance(converted, float) and not math.isfinite(converted):
+        raise ValueError(f"{said.place} is {said.value!r}, but has to be {_described(type_)}.")
+    return converted
+
+
+def _is_size(type_: Any) -> bool:
+    return any(isinstance(part, msgspec.Meta) and part.extra == BYTES for part in get_args(type_))
+
+
+def _described(type_: Any) -> str:
+    plain, *metas = get_args(type_) if get_origin(type_) is Annotated else (type_,)
+    meta = metas[0] if metas else msgspec.Meta()
+    if meta.description:
+        return str(meta.description)
+    if plain is bool:
+        return "true or false"
+    if _is_size(type_):
+        return f"a size above 0, such as {EXAMPLES}"
+    if plain not in (int, float):
+        return "a text"
+    number = "a whole number" if plain is int else "a number"
+    if meta.le is not None:
+        return f"{number} from {meta.ge} to {meta.le}"
+    return f"{number} above {meta.gt}" if meta.gt is not None else number

@@ -1,0 +1,214 @@
+"""Owners: how they sign in to the dashboard, how long that lasts, and how their passwords change."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from cloudstore_mapping.errors import BadValueError, LockedError, TooOftenError, TransportError
+from cloudstore_mapping.service.accounts import COMMAND_LINE
+from cloudstore_mapping.service.limits import Tries
+from cloudstore_mapping.service.passwords import Question
+from cloudstore_mapping.service.storage.records import OwnerPassword
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.service.accounts import Accounts
+    from cloudstore_mapping.service.limits import Clock
+    from cloudstore_mapping.service.passwords import Passwords
+    from cloudstore_mapping.service.storage.base import Storage, Transaction
+    from cloudstore_mapping.service.storage.records import Account
+
+#: Seconds after which somebody who does nothing is signed out, and after which everybody is.
+IDLE_END: Final = 30 * 60.0
+ABSOLUTE_END: Final = 12 * 3600.0
+#: Seconds between two writes of when a session was used.
+TOUCH_INTERVAL: Final = 60.0
+#: Refused sign-ins of one account that are remembered in an hour, so that guesses don't push out all other events.
+REFUSALS_AN_HOUR: Final = 20
+
+#: Bytes of the shortest password that an owner may choose; the longest is `Settings.max_password_bytes`.
+MIN_PASSWORD_BYTES: Final = 8
+
+TOKEN_BYTES: Final = 32
+# A one-time password is read from a screen: no characters that look like others, in four groups; 80 random bits.
+_ONE_TIME_ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"
+_ONE_TIME_GROUPS: Final = 4
+_GROUP_LENGTH: Final = 4
+
+_WRONG: Final = "The user name or the password is wrong; try again."
+
+
+@dataclass(frozen=True)
+class SignedIn:
+    """An owner who is signed in; `must_change` says that the password was given away, and has to be changed first."""
+
+    account: Account
+    must_change: bool
+    token_hash: bytes = field(repr=False)
+
+
+class Owners:
+    """
+    Lets owners in, out, and change their passwords; threads may share it, and each call waits for the storage.
+
+    Of a session's token, which only the browser has, no more than its SHA-256 is stored.
+    """
+
+    def __init__(self, storage: Storage, clock: Clock, accounts: Accounts, passwords: Passwords) -> None:
+        self._storage = storage
+        self._now = clock.wall
+        self._accounts = accounts
+        self._passwords = passwords
+        self._refusals = Tries(REFUSALS_AN_HOUR, 3600.0, clock.monotonic)
+        self._dummy: str | None = None
+        self._lock = threading.Lock()
+
+    def sign_in(self, name: str, password: str, address: str, *, instead_of: str = "") -> str:
+        """
+        Return the token of a new session, which ends the one with the token `instead_of`.
+
+        A user that isn't there, one that nobody may sign in as and a wrong password are the same `LockedError`, after
+        the same work; after too many of them from one address it is `TooOftenError`.
+        """
+        with self._storage.read() as transaction:
+            account = transaction.account_named(name)
+            stored = None if account is None else transaction.owner_password(account.id).hash
+        try:
+            self._prove(name, password, stored, address)
+        except LockedError:
+            if account is not None:
+                self._record_refusal(account, address)
+            raise LockedError(_WRONG) from None
+        token = secrets.token_urlsafe(TOKEN_BYTES)
+
+        def work(transaction: Transaction) -> None:
+            found = transaction.account_named(name)
+            if found is None or transaction.owner_password(found.id).hash != stored:
+                raise LockedError(_WRONG)  # changed while it was hashed
+            now = self._now()
+            transaction.forget_sessions(now - ABSOLUTE_END, now - IDLE_END)
+            transaction.end_session(_hash(instead_of))
+            transaction.add_session(_hash(token), found.id, now)
+            self._accounts.record(transaction, found, "signed in", "", address)
+
+        self._storage.submit(work).result()
+        return token
+
+    def session(self, token: str) -> SignedIn | None:
+        """Return who is signed in with this token, None where nobody is, or no longer."""
+        hash_ = _hash(token)
+        now = self._now()
+        with self._storage.read() as transaction:
+            session = transaction.session(hash_)
+            account = None if session is None else transaction.account(session.account_id)
+            if session is None or account is None:
+                return None
+            must_change = transaction.owner_password(account.id).must_change
+        # Either way round, so that a clock which is set back makes no session last longer.
+        if abs(now - session.created_at) >= ABSOLUTE_END or abs(now - session.used_at) >= IDLE_END:
+            return None
+        if abs(now - session.used_at) >= TOUCH_INTERVAL:
+            with suppress(TransportError):  # a store that takes no writes can be looked at all the same
+                self._storage.submit(lambda transaction: transaction.touch_session(hash_, now)).result()
+        return SignedIn(account, must_change, hash_)
+
+    def sign_out(self, signed_in: SignedIn, *, origin: str) -> None:
+        """End the session."""
+
+        def work(transaction: Transaction) -> None:
+            transaction.end_session(signed_in.token_hash)
+            self._accounts.record(transaction, signed_in.account, "signed out", "", origin)
+
+        self._storage.submit(work).result()
+
+    def change_password(self, signed_in: SignedIn, old: str, new: str, address: str) -> None:
+        """
+        Make `new` the owner's password, and end all other sessions.
+
+        Raises `LockedError` where the old one is wrong, slowed as `sign_in` is, and `BadValueError` where the new one
+        is too short or the old one.
+        """
+        account = signed_in.account
+        with self._storage.read() as transaction:
+            stored = transaction.owner_password(account.id).hash
+        try:
+            self._prove(account.name, old, stored, address)
+        except LockedError:
+            raise LockedError("The old password is wrong; nothing was changed.") from None
+        if len(new.encode()) < MIN_PASSWORD_BYTES:
+            raise BadValueError(f"The new password is too short; take one of at least {MIN_PASSWORD_BYTES} characters.")
+        if new == old:
+            raise BadValueError("The new password is the old one; take another.")
+        hash_ = self._passwords.hash(new)
+
+        def work(transaction: Transaction) -> None:
+            if transaction.owner_password(account.id).hash != stored:
+                raise LockedError("The password was changed meanwhile; sign in again.")
+            transaction.set_owner_password(account.id, OwnerPassword(hash_, must_change=False))
+            transaction.end_sessions(account.id, but=signed_in.token_hash)
+            self._accounts.record(transaction, account, "password changed", "", address)
+
+        self._storage.submit(work).result()
+
+    def reset_password(self, name: str, *, origin: str = COMMAND_LINE) -> str:
+        """
+        Return a new one-time password for the account, to be changed at the first sign-in; all its sessions end.
+
+        An account that isn't there is `BadNameError`.
+        """
+        groups = ("".join(map(secrets.choice, [_ONE_TIME_ALPHABET] * _GROUP_LENGTH)) for _ in range(_ONE_TIME_GROUPS))
+        password = "-".join(groups)
+        hash_ = self._passwords.hash(password)
+
+        def work(transaction: Transaction) -> None:
+            account = self._accounts.owner(transaction, name)
+            transaction.set_owner_password(account.id, OwnerPassword(hash_, must_change=True))
+            transaction.end_sessions(account.id)
+            self._accounts.record(transaction, account, "one-time password made", "", origin)
+
+        self._storage.submit(work).result()
+        return password
+
+    def record(self, account: Account, action: str, subjects: Iterable[str], origin: str) -> None:
+        """Remember in the account's list of events what its owner did to these files."""
+
+        def work(transaction: Transaction) -> None:
+            for subject in subjects:
+                self._accounts.record(transaction, account, action, subject, origin)
+
+        self._storage.submit(work).result()
+
+    def _prove(self, name: str, password: str, stored: str | None, address: str) -> None:
+        dummy = self._dummy_hash()
+        if not password:
+            raise LockedError(_WRONG)
+        self._passwords.check_length(password)
+        question = Question(("owner", name[:65]), password, (dummy if stored is None else stored,))
+        self._passwords.prove(question, address).result()
+        if stored is None:
+            raise LockedError(_WRONG)
+
+    def _dummy_hash(self) -> str:
+        """Return a hash that no password fits, for it takes as long to find that out as with a user's."""
+        with self._lock:
+            if self._dummy is None:
+                self._dummy = self._passwords.hash(secrets.token_urlsafe(TOKEN_BYTES))
+        assert self._dummy is not None  # noqa: S101 - only of an empty password there is no hash
+        return self._dummy
+
+    def _record_refusal(self, account: Account, address: str) -> None:
+        # Without waiting for it: how long a refusal takes must not tell whether there is such a user.
+        with suppress(TooOftenError, TransportError):
+            self._refusals.begin(account.id)
+            self._storage.submit(
+                lambda transaction: self._accounts.record(transaction, account, "sign-in refused", "", address)
+            )
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

@@ -1,0 +1,25 @@
+"""The socket that a service listens on, and the address that this makes."""
+
+from __future__ import annotations
+
+import socket
+
+from cloudstore_mapping.web.options import Options
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens there; `OSError` with a sentence where none can."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise type(error)(
+            f"The service can't listen on {host}, port {port} ({error.strerror}); "
+            "end the program that has the port, or choose another one."
+        ) from error
+
+
+def address_of(listener: socket.socket, options: Options) -> str:
+    """Return the address that a service on this socket answers at."""
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    scheme = "http" if options.tls_cert is None else "https"
+    return f"{scheme}://{host}:{listener.getsockname()[1]}{options.base_path.rstrip('/')}"

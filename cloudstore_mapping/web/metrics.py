@@ -1,0 +1,158 @@
+"""What a service counts of its work, cheaply, and tells Prometheus, for all of its processes together."""
+
+from __future__ import annotations
+
+import platform
+import time
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from cloudstore_mapping._version import __version__
+from cloudstore_mapping.errors import REPLY_ERRORS
+from cloudstore_mapping.messages import Operation
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+METRICS_PATH: Final = "/metrics"
+CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+
+#: What requests are counted by; `OTHER` is also what was refused before it was read what it asks for.
+OTHER: Final = "other"
+OPERATIONS: Final = (*(operation.value for operation in Operation), "upload", "media", "dashboard", "health", OTHER)
+#: How they ended: all well, an error by its name, and where there is no name the status, or no reply at all.
+OK: Final = "ok"
+GONE: Final = "Gone"
+OUTCOMES: Final = (OK, *REPLY_ERRORS, "Http4xx", "Http5xx", GONE)
+#: Upper bounds of the histogram's buckets, in seconds.
+BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+# A process's row of numbers: counts of requests, then buckets and sums by operation, then single ones.
+_OUTCOME: Final = {name: number for number, name in enumerate(OUTCOMES)}
+_OPERATION: Final = {name: number for number, name in enumerate(OPERATIONS)}
+_BUCKETS: Final = len(OPERATIONS) * len(OUTCOMES)
+_SUMS: Final = _BUCKETS + len(OPERATIONS) * (len(BOUNDS) + 1)
+BYTES_IN: Final = _SUMS + len(OPERATIONS)
+BYTES_OUT: Final = BYTES_IN + 1
+CONNECTIONS: Final = BYTES_IN + 2
+_STARTED_AT: Final = BYTES_IN + 3
+_STARTS: Final = BYTES_IN + 4
+ROW: Final = BYTES_IN + 5
+
+
+def new_rows(processes: int) -> memoryview[Any]:
+    """Return the numbers of so many processes, all zero."""
+    return memoryview(array("d", bytes(8 * ROW * processes)))
+
+
+class Metrics:
+    """
+    The counters of process number `own` among those whose `rows` these are.
+
+    A process writes its own row only, on one thread, so nothing is locked; `rows` may be memory that they share.
+    """
+
+    def __init__(self, rows: memoryview[Any], own: int = 0) -> None:
+        self._rows = rows
+        self.row = cast("MutableSequence[float]", rows[own * ROW : (own + 1) * ROW])
+
+    def start(self) -> None:
+        """Remember that the process began to answer."""
+        self.row[_STARTED_AT] = time.time()
+        self.row[_STARTS] += 1
+        self.row[CONNECTIONS] = 0
+
+    def count(self, operation: str, outcome: str | None, seconds: float, bytes_out: int) -> None:
+        """Count a request that was answered; `outcome` is the error's name, None where there is none."""
+        row = self.row
+        which = _OPERATION[operation]
+        row[which * len(OUTCOMES) + (_OUTCOME[outcome] if outcome else 0)] += 1
+        row[_BUCKETS + which * (len(BOUNDS) + 1) + bisect_left(BOUNDS, seconds)] += 1
+        row[_SUMS + which] += seconds
+        row[BYTES_OUT] += bytes_out
+
+    def text(self, store_bytes: Callable[[], int]) -> bytes:
+        """Return all numbers, of all processes together, as Prometheus reads them."""
+        from prometheus_client import CollectorRegistry, generate_latest
+
+        registry = CollectorRegistry()
+        registry.register(_Collector(self._rows, store_bytes))
+        return generate_latest(registry)
+
+
+class _Collector:
+    def __init__(self, rows: memoryview[Any], store_bytes: Callable[[], int]) -> None:
+        each = [rows[start : start + ROW] for start in range(0, len(rows), ROW)]
+        self._sums = [sum(column) for column in zip(*each, strict=True)]
+        self._started_at = min((row[_STARTED_AT] for row in each if row[_STARTED_AT]), default=0.0)
+        self._store_bytes = store_bytes
+
+    def describe(self) -> Sequence[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        sums = self._sums
+        yield self._requests()
+        yield self._durations()
+        yield CounterMetricFamily(
+            "cloudstore_received_bytes", "Bytes that came in, headers included.", value=sums[BYTES_IN]
+        )
+        yield CounterMetricFamily("cloudstore_sent_bytes", "Bytes of the bodies of replies.", value=sums[BYTES_OUT])
+        yield GaugeMetricFamily("cloudstore_connections", "Open connections.", value=sums[CONNECTIONS])
+        yield CounterMetricFamily(
+            "cloudstore_worker_starts", "How often a process began to answer.", value=sums[_STARTS]
+        )
+        yield GaugeMetricFamily("cloudstore_store_bytes", "Size of the store's files.", value=self._store_bytes())
+        yield GaugeMetricFamily(
+            "cloudstore_start_time_seconds", "When the oldest process began, since 1970.", value=self._started_at
+        )
+        info = GaugeMetricFamily("cloudstore_build_info", "Versions.", labels=["version", "python"])
+        info.add_metric([__version__, platform.python_version()], 1)
+        yield info
+
+    def _requests(self) -> Metric:
+        from prometheus_client.core import CounterMetricFamily
+
+        family = CounterMetricFamily(
+            "cloudstore_requests",
+            "Requests by what they asked for and how they ended.",
+            labels=["operation", "outcome"],
+        )
+        for number, operation in enumerate(OPERATIONS):
+            start = number * len(OUTCOMES)
+            for outcome, count in zip(OUTCOMES, self._sums[start : start + len(OUTCOMES)], strict=True):
+                if count or outcome == OK:
+                    family.add_metric([operation, outcome], count)
+        return family
+
+    def _durations(self) -> Metric:
+        from prometheus_client.core import HistogramMetricFamily
+
+        family = HistogramMetricFamily(
+            "cloudstore_request_seconds", "How long requests took from their headers on.", labels=["operation"]
+        )
+        for number, operation in enumerate(OPERATIONS):
+            start = _BUCKETS + number * (len(BOUNDS) + 1)
+            total = 0.0
+            buckets = []
+            counts = self._sums[start : start + len(BOUNDS) + 1]
+            for bound, count in zip([*map(str, BOUNDS), "+Inf"], counts, strict=True):
+                total += count
+                buckets.append((bound, total))
+            family.add_metric([operation], buckets, self._sums[_SUMS + number])
+        return family
+
+
+def store_size(file: Path | None) -> int:
+    """Return the bytes of the store's file and its log."""
+    size = 0
+    for end in ("", "-wal") if file is not None else ():
+        with suppress(OSError):
+            size += Path(f"{file}{end}").stat().st_size
+    return size

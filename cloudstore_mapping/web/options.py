@@ -1,0 +1,42 @@
+"""How a service is put on a socket: one frozen set of options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """
+    Where a service listens, and how; `configuration.load` reads them from the environment and a file.
+
+    What the service itself allows is in `Settings`.
+    """
+
+    store: str = "sqlite:///cloudstore-service.db"
+    """Where the data is kept: a path, or sqlite:///path."""
+    host: str = "127.0.0.1"
+    """The address to listen on; 127.0.0.1 is this machine only, 0.0.0.0 all of its addresses."""
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8787
+    """The port to listen on; 0 takes any free one."""
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    """Processes that answer requests."""
+    tls_cert: str | None = None
+    """A file with the certificate and those between it and its authority (PEM); the service then speaks https."""
+    tls_key: str | None = None
+    """The file with the certificate's private key (PEM, without a passphrase)."""
+    base_path: Annotated[
+        str, Meta(pattern=r"^(/[A-Za-z0-9._~-]+)*/?$", description="a path such as /cloudstore, or / for none")
+    ] = "/cloudstore"
+    """What the paths of all requests begin with."""
+    trusted_proxies: Annotated[
+        str, Meta(pattern=r"^[0-9A-Fa-f.:/, ]*$", description="IP addresses or networks, separated by commas")
+    ] = ""
+    """Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, separated by commas."""
+    log_json: bool = False
+    """Whether the log is a JSON object a line."""
+    access_log: bool = False
+    """Whether every request is logged."""

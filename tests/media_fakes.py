@@ -1,0 +1,89 @@
+"""What tests of media files share: an upload in one call, and a look at what the storage holds of it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.storage.records import Account, Media
+from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
+from cloudstore_mapping.service.uploads import Upload
+from cloudstore_mapping.wire import decode_value
+
+#: How often it is looked for something that happens on the writer's thread; a look takes its turn there.
+LOOKS = 10_000
+
+
+class Rows(NamedTuple):
+    """How many rows the tables of media have: nothing is left where all are 0."""
+
+    media: int
+    blobs: int
+    chunks: int
+
+
+def rows(storage: Storage) -> Rows:
+    """Return what there is."""
+
+    def count(transaction: Transaction) -> Rows:
+        session = cast("SQLiteSession", transaction)
+        return Rows(*[session.connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in FIELDS])
+
+    return storage.submit(count).result()
+
+
+FIELDS = Rows._fields
+
+
+def comes_to(storage: Storage, *wanted: int) -> bool:
+    """Whether it comes to these rows, once all is swept that can be."""
+    return any(rows(storage) == wanted for _ in range(LOOKS))
+
+
+class Uploader:
+    """Uploads to the account "owner" of a service, which this makes."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.storage = service._storage
+        self.api_key = service.accounts.create("owner")
+
+    @property
+    def account(self) -> Account:
+        """The account, as it is now."""
+        return self.service.accounts.named("owner")
+
+    def begin(self, name: str = "photo.png", content_type: str = "image/png", **who: Any) -> Upload:
+        """Begin an upload, by the account's API key where nobody else does it."""
+        if "owner" not in who:
+            who.setdefault("api_key", self.api_key)
+        return self.service.media.begin(name=name, content_type=content_type, **who)
+
+    def upload(self, data: bytes = b"data", *begun: str, **who: Any) -> Any:
+        """Upload a file in one piece, and return what the reply says of it."""
+        upload = self.begin(*begun, **who)
+        try:
+            write(upload, data)
+            return decode_value(upload.finish().data)  # type: ignore[arg-type]  # there always is some
+        except BaseException:
+            upload.abort()
+            raise
+
+    def find(self, facts: Any) -> Media | None:
+        """Return what is at the address that a reply told."""
+        found = self.service.media.find(facts["folder"], facts["id"])
+        return None if found is None else found[1]
+
+    def content(self, facts: Any) -> bytes:
+        """Return the bytes of a file that is there."""
+        media = self.find(facts)
+        assert media is not None
+        return b"".join(self.service.media.chunks(media))
+
+
+def write(upload: Upload, data: bytes) -> None:
+    """Write, and wait where that is asked for."""
+    waiting = upload.write(data)
+    if waiting is not None:
+        waiting.result()

@@ -1,0 +1,284 @@
+"""A download goes on where it broke off, is whole or not there, and writes nowhere else."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+import cloudstore_mapping as cm
+from cloudstore_mapping.client.client import Client
+from cloudstore_mapping.client.downloads import Download, Target
+from cloudstore_mapping.client.saving import LONGEST_NAME, harmless
+from cloudstore_mapping.client.transport import HTTPTransport
+from tests.vendor import Fault, Vendor
+
+LINK = "/files/a/b.bin"
+DATA = b"0123456789"
+
+
+def part(start: int, stop: int, tag: str = '"one"', data: bytes = DATA, **headers: str) -> Fault:
+    """Return an answer that has a part of the data from a byte on, and breaks off before another."""
+    status = 206 if start else 200
+    if start:
+        headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+    return Fault(status, data[start:stop], {"Content-Length": str(len(data) - start), "ETag": tag, **headers})
+
+
+@pytest.fixture
+def slept() -> list[float]:
+    """Return how long was waited."""
+    return []
+
+
+@pytest.fixture
+def get(vendor: Vendor, session: requests.Session | None, slept: list[float]) -> Callable[..., bytes]:
+    """Return a function that downloads what the faults of `vendor` are, on connections of either kind."""
+
+    def get(*faults: Fault, file: Any = None, retries: int = 3, progress: Any = None) -> bytes:
+        vendor.faults = deque(faults)
+        file = io.BytesIO() if file is None else file
+        transport = HTTPTransport(vendor.address, session=session)
+        with Client(transport, "secret", retries=retries, sleep=slept.append) as client:
+            Download(client, LINK, Target(file), progress).run()
+        assert not vendor.faults
+        return bytes(file.getvalue())
+
+    return get
+
+
+def ranges(vendor: Vendor) -> list[tuple[str | None, str | None]]:
+    """Return which parts were asked for, and of which content."""
+    return [(request.headers.get("Range"), request.headers.get("If-Range")) for request in vendor.requests]
+
+
+def test_it_goes_on_where_it_broke_off(get: Callable[..., bytes], vendor: Vendor, slept: list[float]) -> None:
+    """A connection that breaks costs a request for the rest, under the condition that the file is the same."""
+    assert get(part(0, 4), part(4, 7), part(7, 10)) == DATA
+    assert ranges(vendor) == [(None, None), ("bytes=4-", '"one"'), ("bytes=7-", '"one"')]
+    assert len(slept) == 2
+
+
+def test_a_file_that_changed_meanwhile(get: Callable[..., bytes], vendor: Vendor) -> None:
+    """Where the file is another one by now, it is got from its beginning, and nothing of the old one stays."""
+    assert get(part(0, 7), part(0, 3, '"two"', b"new"), file=io.BytesIO()) == b"new"
+    assert get(part(0, 7), part(7, 10, '"two"'), part(0, 10, '"two"')) == DATA
+    assert ranges(vendor)[-1] == (None, None)
+
+
+def test_what_stood_in_the_file_before_stays(get: Callable[..., bytes]) -> None:
+    """A file is written from where it stands, also when the download has to begin again."""
+    file = io.BytesIO(b"before")
+    file.seek(0, os.SEEK_END)
+    assert get(part(0, 7), part(0, 3, '"two"', b"new"), file=file) == b"beforenew"
+
+
+@pytest.mark.parametrize("tag", ['W/"weak"', ""])
+def test_without_a_tag_that_says_enough(get: Callable[..., bytes], vendor: Vendor, tag: str) -> None:
+    """A service that doesn't say whether the bytes are the same is asked for all of them again."""
+    headers = {"Content-Length": "10", **({"ETag": tag} if tag else {})}
+    assert get(Fault(200, DATA[:4], headers), Fault(200, DATA, headers)) == DATA
+    assert ranges(vendor) == [(None, None), (None, None)]
+
+
+def test_a_stream_can_not_begin_again(get: Callable[..., bytes]) -> None:
+    """Into what can't go back, a file that changed meanwhile is an error, and never two files' mixture."""
+    stream = _Stream()
+    with pytest.raises(cm.ProtocolError, match="changed"):
+        get(part(0, 7), part(0, 3, '"two"', b"new"), file=stream)
+    assert stream.getvalue() == DATA[:7]
+
+
+class _Stream(io.BytesIO):
+    """A file like a pipe."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def test_retries_come_to_an_end(get: Callable[..., bytes], slept: list[float]) -> None:
+    """A download that breaks off more often than the client retries is `TransportError`."""
+    with pytest.raises(cm.TransportError):
+        get(part(0, 4), part(4, 5), retries=1)
+    assert len(slept) == 1
+
+
+def test_an_answer_of_another_part(get: Callable[..., bytes]) -> None:
+    """A part that nobody asked for is not written where it doesn't belong."""
+    assert get(part(5, 10), part(0, 10)) == DATA
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (Fault(404, b"<h1>Not Found</h1>"), cm.NoFileError),
+        (Fault(410), cm.NoFileError),
+        (Fault(404, b'{"error": "NoPath", "message": "There is no file here."}'), cm.NoFileError),
+        (Fault(429, b'{"error": "DailyLimit", "message": "Enough for today."}'), cm.DailyLimitError),
+        (Fault(429, b'{"error": "TooOften", "message": "Slower."}', {"Retry-After": "7"}), cm.TooOftenError),
+        (Fault(200, b'{"error": "Disabled", "message": "Off."}', {"X": "a file that says so"}), None),
+        (Fault(401, b""), cm.ProtocolError),
+        (Fault(302, b"", {"Location": "http://127.0.0.1:1/"}), cm.ProtocolError),
+        (Fault(500, b"{"), cm.ProtocolError),
+    ],
+)
+def test_refusals(get: Callable[..., bytes], answer: Fault, error: type[Exception] | None) -> None:
+    """What is refused is the error that the answer names, else that of its status; no redirect is followed."""
+    if error is None:
+        assert get(answer) == answer.body
+        return
+    with pytest.raises(error):
+        get(answer)
+
+
+def test_a_service_that_is_busy_is_asked_again(get: Callable[..., bytes], slept: list[float]) -> None:
+    """After `Unavailable` it is tried again, a little later."""
+    assert get(Fault(503, b""), part(0, 10)) == DATA
+    assert len(slept) == 1
+
+
+def test_no_key_is_sent(get: Callable[..., bytes], vendor: Vendor) -> None:
+    """A download carries no API key: its link is all that it needs."""
+    get(part(0, 10))
+    assert "secret" not in repr(vendor.requests)
+    assert vendor.requests[0].method == "GET"
+
+
+def test_progress(get: Callable[..., bytes]) -> None:
+    """Progress is told of the whole file, and goes on where it broke off."""
+    told: list[tuple[int, int]] = []
+    get(part(0, 4), part(4, 10), progress=lambda done, total: told.append((done, total)))
+    assert told == [(0, 10), (4, 10), (10, 10)]
+
+
+@pytest.fixture
+def store(vendor: Vendor) -> cm.CloudStoreMapping[Any]:
+    """Return a store that tries once."""
+    return cm.CloudStoreMapping(Vendor.api_key, vendor.address, retries=0)
+
+
+def named(name: str, data: bytes = DATA) -> Fault:
+    """Return an answer with a whole file that is called so."""
+    return Fault(200, data, {"Content-Disposition": f"attachment; filename*=UTF-8''{name}"})
+
+
+def test_a_path_is_replaced_when_it_is_whole(store: cm.CloudStoreMapping[Any], vendor: Vendor, tmp_path: Path) -> None:
+    """What is there stays until the download is whole, and nothing else is left beside it."""
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"before")
+    path.chmod(0o600)
+    vendor.faults.append(part(0, 4))
+    with pytest.raises(cm.TransportError):
+        store.download(LINK, path)
+    assert path.read_bytes() == b"before"
+    vendor.faults.append(part(0, 10))
+    assert store.download(LINK, str(path)) == path
+    assert path.read_bytes() == DATA
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_file_is_like_any_other(store: cm.CloudStoreMapping[Any], vendor: Vendor, tmp_path: Path) -> None:
+    """A new file has the rights of any that the user makes, and a link goes on leading where it led."""
+    (tmp_path / "like").touch()
+    (tmp_path / "link").symlink_to("target")
+    for name in ("new", "link"):
+        vendor.faults.append(part(0, 10))
+        store.download(LINK, tmp_path / name)
+    assert (tmp_path / "link").is_symlink()
+    for name in ("new", "target"):
+        assert (tmp_path / name).read_bytes() == DATA
+        assert (tmp_path / name).stat().st_mode == (tmp_path / "like").stat().st_mode
+
+
+def test_a_file_may_be_kept(store: cm.CloudStoreMapping[Any], vendor: Vendor, tmp_path: Path) -> None:
+    """Without `overwrite` what is there, a link to nowhere too, is `FileExistsError` before anything is sent."""
+    (tmp_path / "file").write_bytes(b"mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(FileExistsError):
+            store.download(LINK, tmp_path / name, overwrite=False)
+    assert vendor.requests == []
+    vendor.faults.append(named("file"))
+    with pytest.raises(FileExistsError):
+        store.download(LINK, tmp_path, overwrite=False)
+    assert (tmp_path / "file").read_bytes() == b"mine"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_gets_it_under_its_own_name(store: cm.CloudStoreMapping[Any], vendor: Vendor, tmp_path: Path) -> None:
+    """In a folder the file has its own name, without its folders; where nobody says one, that of its link."""
+    vendor.faults += [named("..%2F..%2Fa%20b.png"), part(0, 10)]
+    assert store.download(LINK, tmp_path) == tmp_path / "a b.png"
+    assert store.download(LINK, tmp_path) == tmp_path / "b.bin"
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {DATA}
+
+
+def test_a_link_in_a_folder_is_not_followed(store: cm.CloudStoreMapping[Any], vendor: Vendor, tmp_path: Path) -> None:
+    """A file whose name the service chose never writes through a link of that name."""
+    (tmp_path / "mine").write_bytes(b"mine")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").symlink_to("../mine")
+    vendor.faults.append(named("a"))
+    store.download(LINK, folder)
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+    assert (folder / "a").read_bytes() == DATA
+
+
+def test_a_device_is_written_to(store: cm.CloudStoreMapping[Any], vendor: Vendor) -> None:
+    """A device stays one: it is written to, and not replaced."""
+    vendor.faults.append(part(0, 10))
+    store.download(LINK, os.devnull, overwrite=True)
+    assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
+
+
+def test_no_place_for_it(store: cm.CloudStoreMapping[Any], vendor: Vendor, tmp_path: Path) -> None:
+    """A folder that isn't there, or one of the file's own name, is the system's error."""
+    with pytest.raises(FileNotFoundError):
+        store.download(LINK, tmp_path / "absent" / "a")
+    (tmp_path / "a").mkdir()
+    vendor.faults.append(named("a"))
+    with pytest.raises(IsADirectoryError):
+        store.download(LINK, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.png", "a.png"),
+        ("é 😀.png", "é 😀.png"),
+        ("/etc/passwd", "passwd"),
+        ("..\\..\\a.exe", "a.exe"),
+        ("..", "download"),
+        ("a/", "download"),
+        ("", "download"),
+        (" . .bashrc", "bashrc"),
+        (".\u202e.hidden", "hidden"),
+        ("a\x00b\x1b[31m\n.png", "ab[31m.png"),
+        ("a\u202egnp.exe", "agnp.exe"),
+        ("\ud800a", "a"),
+        ("-rf", "-rf"),
+        ("name.", "name."),
+    ],
+)
+def test_harmless_names(name: str, expected: str) -> None:
+    """Of a name from elsewhere stays what is visible, in this folder and not hidden."""
+    assert harmless(name) == expected
+
+
+@pytest.mark.parametrize("name", ["é" * 600 + ".png", "a." + "é" * 600, "😀" * 300])
+def test_long_names(name: str) -> None:
+    """A name that no file system takes is cut, before its ending if that is short."""
+    cut = harmless(name)
+    assert len(cut.encode()) <= LONGEST_NAME
+    assert re.fullmatch(r"é+\.png|a\.é+|😀+", cut)

@@ -1,0 +1,145 @@
+"""What the pages in `docs/` show is what happens."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from cloudstore_mapping.service import settings
+from cloudstore_mapping.service.configuration import load
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.web import options
+from cloudstore_mapping.web.serve import background
+
+DOCS = Path(__file__).parent.parent / "docs"
+SERVED = "http://127.0.0.1:8787/cloudstore"
+#: What is different each time: versions, the two numbers of a media file's link, and times.
+RANDOM = re.compile(r'(?<=version": ")[\w-]{12}|(?<=version":")[\w-]{12}|[0-9a-f]{32}|\b1[0-9]{9}\.[0-9]+')
+#: A line that ends with a backslash, or is followed by one that is indented, goes on.
+COMMAND = re.compile(r"^\$ ((?:.*\\\n|.*\n(?= {6}))*.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the page's code blocks in this language."""
+    text = (DOCS / page).read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def filled_in(text: str, real: dict[str, str]) -> str:
+    """Return the page's text with the real ones of what is different each time."""
+    return RANDOM.sub(lambda match: real.get(match[0], match[0]), text)
+
+
+def learn(shown: str, output: str, real: dict[str, str]) -> None:
+    """Remember what stands in the output for each of the page's versions, numbers and times."""
+    if RANDOM.sub("…", shown) == RANDOM.sub("…", output):
+        real.update(zip(RANDOM.findall(shown), RANDOM.findall(output), strict=True))
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the page is about the program curl, which isn't there")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the page's commands are a shell's")
+def test_curl_alone_can_drive_the_whole_wire(tmp_path: Path) -> None:
+    """Every command of the page prints what the page shows, and what it shows twice is the same both times."""
+    file = tmp_path / "service.db"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "CLOUDSTORE_SERVICE_STORE": str(file), "PATH": path}
+    ran = 0
+    real: dict[str, str] = {}
+    with Service(SQLiteStorage(file)) as service, background(service) as address:
+        for command, shown in COMMAND.findall("".join(blocks("curl.md", "console"))):
+            done = subprocess.run(
+                ["bash", "-c", filled_in(command, real).replace(SERVED, address)],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            output = done.stdout.rstrip("\n")
+            learn(shown.rstrip("\n"), output, real)
+            assert (output, done.stderr) == (filled_in(shown, real).rstrip("\n"), ""), command
+            ran += 1
+    assert ran == 35
+
+
+def test_curl_shows_every_request() -> None:
+    """Each operation, extension and path of the wire is on the page."""
+    text = (DOCS / "curl.md").read_text("utf-8")
+    for said in (
+        *("/store/save", "/store/load", "/store/batch", "/upload-2", "/files/"),
+        *('"options": "merge"', '"options": "delete"', '"options": "list"', '"options": "stat"'),
+        *('"password"', '"if_version"', '"if_not_version"', '"atomic"', '"after"', '"match"', '"request"', '"brief"'),
+    ):
+        assert said in text, said
+
+
+def settings_table() -> str:
+    """Return the table of all settings, made of their dataclasses."""
+    rows = ["| setting | default | what |", "|---|---|---|"]
+    for module, kind in ((options, options.Options), (settings, settings.Settings)):
+        defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+        tree = ast.parse(Path(str(module.__file__)).read_text("utf-8"))
+        body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == kind.__name__)
+        for field, documented in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(documented, ast.Expr):
+                assert isinstance(field.target, ast.Name)
+                told = " ".join(str(ast.literal_eval(documented.value)).split())
+                rows.append(
+                    f"| `{field.target.id}` | {_default(field.target.id, defaults.pop(field.target.id))} | {told} |"
+                )
+        assert not defaults, "a setting without a sentence"
+    return "\n".join(rows)
+
+
+def _default(name: str, default: object) -> str:
+    if default is None or default == "":
+        return "none"
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    if name.endswith("_bytes"):
+        assert isinstance(default, int)
+        for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+            if default % factor == 0:
+                return f"{default // factor} {unit}"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def test_the_table_of_settings() -> None:
+    """The page lists every setting with its default and its meaning, as the code has them."""
+    table = re.search(r"^\| setting .*?(?=\n\n)", (DOCS / "operation.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    assert table is not None
+    assert table[0] == settings_table()
+
+
+def test_the_file_of_settings(tmp_path: Path) -> None:
+    """The file that the page shows can be loaded."""
+    (text,) = blocks("operation.md", "toml")
+    file = tmp_path / "cloudstore.toml"
+    file.write_text(text)
+    loaded = load((options.Options, settings.Settings), {}, {"config": str(file)})
+    assert loaded.keys() == tomllib.loads(text).keys()
+    assert loaded["max_media_bytes"] == 500 * 2**20
+
+
+def test_the_pieces_work_together() -> None:
+    """Unit and proxies name the address, the paths and the files that the service's own defaults and settings have."""
+    (unit,) = blocks("operation.md", "ini")
+    (nginx,) = blocks("operation.md", "nginx")
+    (caddy,) = blocks("operation.md", "caddyfile")
+    here = f"{options.Options.host}:{options.Options.port}"
+    assert "cloudstore serve --config /etc/cloudstore.toml" in unit
+    for proxy in (nginx, caddy):
+        assert here in proxy
+        assert f"{options.Options.base_path}/metrics" in proxy
+    assert "proxy_request_buffering off" in nginx

@@ -1,0 +1,108 @@
+"""What nobody has any more is swept in small steps, and nobody waits for all of them."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future
+
+import pytest
+
+from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.sweeping import ABANDONED_AFTER, CHUNKS_AT_ONCE, Sweeper
+from tests.media_fakes import comes_to, rows
+from tests.service_fakes import Held, ManualClock
+
+
+@pytest.fixture
+def sweeper(storage: Storage, clock: ManualClock) -> Sweeper:
+    """Return what sweeps a storage."""
+    return Sweeper(storage, clock)
+
+
+def leave(storage: Storage, account: int, chunks: int, at: float) -> None:
+    """Leave a blob that an upload of this time did not come further with."""
+
+    def work(transaction: Transaction) -> None:
+        blob = transaction.add_blob(account, at)
+        for number in range(chunks):
+            transaction.add_chunk(blob, number, b"x", at)
+
+    storage.submit(work).result()
+
+
+def test_work_passes_between_the_steps(storage: Storage, account: int, sweeper: Sweeper) -> None:
+    """A write that comes during a sweep waits for one step of it, not for all."""
+    leave(storage, account, 10 * CHUNKS_AT_ONCE, at=1.0)
+    held = Held(storage)
+    sweeper.begin()
+    passing = storage.submit(lambda transaction: [transaction.chunk(1, number) for number in range(100)])
+    held.go.set()
+    assert len([chunk for chunk in passing.result() if chunk is not None]) == 9 * CHUNKS_AT_ONCE
+    assert comes_to(storage, 0, 0, 0)
+
+
+def test_only_what_stood_still_for_an_hour(
+    storage: Storage, account: int, sweeper: Sweeper, clock: ManualClock
+) -> None:
+    """An upload of any process may be on its way; after an hour without a chunk there is none."""
+    leave(storage, account, 5, at=clock.seconds)
+    clock.advance(ABANDONED_AFTER)
+    sweeper.begin()
+    assert rows(storage) == (0, 1, 5)
+    clock.advance(1)
+    sweeper.begin()
+    assert comes_to(storage, 0, 0, 0)
+
+
+def test_what_comes_during_a_sweep_is_swept_as_well(storage: Storage, account: int, sweeper: Sweeper) -> None:
+    """A begin while it runs makes it look once more."""
+    leave(storage, account, 1, at=1.0)
+    held = Held(storage)
+    sweeper.begin()
+    for _ in range(3):
+        sweeper.begin()
+    late: Future[int] = storage.submit(lambda transaction: transaction.add_blob(account, 1.0))
+    held.go.set()
+    late.result()
+    assert comes_to(storage, 0, 0, 0)
+
+
+def test_a_sweep_that_fails_is_told_and_begun_again(
+    storage: Storage,
+    account: int,
+    sweeper: Sweeper,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is one line in the log, breaks nothing, and the next one does it all."""
+    leave(storage, account, 9, at=1.0)
+
+    def full(*_: object) -> bool:
+        raise UnavailableError("The store's disk is full.")
+
+    with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
+        patch.setattr(storage._session, "sweep", full)  # type: ignore[attr-defined]
+        sweeper.begin()
+        rows(storage)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Bytes that no media file has could not be taken away: The store's disk is full."
+    ]
+    assert rows(storage) == (0, 1, 9)
+    sweeper.begin()
+    assert comes_to(storage, 0, 0, 0)
+
+
+def test_a_closed_one_begins_no_further_step(
+    storage: Storage, account: int, sweeper: Sweeper, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A service that ends doesn't wait for all to be swept; the next one goes on with it."""
+    leave(storage, account, 10 * CHUNKS_AT_ONCE, at=1.0)
+    held = Held(storage)
+    sweeper.begin()
+    sweeper.close()
+    held.go.set()
+    assert rows(storage) == (0, 1, 9 * CHUNKS_AT_ONCE)
+    sweeper.begin()
+    assert rows(storage) == (0, 1, 9 * CHUNKS_AT_ONCE)
+    assert not caplog.records

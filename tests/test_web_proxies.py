@@ -1,0 +1,30 @@
+"""Who asks is whoever connects, unless that is a proxy which is trusted to say for whom."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.serving import serving, told
+
+
+@pytest.mark.parametrize(
+    ("trusted", "address"),
+    [
+        ("", "127.0.0.1"),
+        ("127.0.0.1", "203.0.113.7"),
+        ("10.1.1.1, 127.0.0.0/8", "203.0.113.7"),
+        ("10.1.1.1", "127.0.0.1"),
+    ],
+)
+def test_the_address_of_a_request(trusted: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """X-Forwarded-For counts only where it comes from a trusted proxy; else anybody could be anybody."""
+    monkeypatch.setenv("CLOUDSTORE_SERVICE_TRUSTED_PROXIES", trusted)
+    log: list[str] = []
+    with serving("--json", "--access-log", "--log-json", "--store", str(tmp_path / "service.db"), log=log) as process:
+        url = f"{told(process)['address']}/health"
+        assert requests.get(url, headers={"X-Forwarded-For": "203.0.113.7"}, timeout=20).ok
+    assert [json.loads(line)["address"] for line in log] == [address]

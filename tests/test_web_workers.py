@@ -1,0 +1,96 @@
+"""Several processes answer on one socket, one that dies is replaced, and all end together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from subprocess import PIPE, Popen
+
+import pytest
+import requests
+
+import cloudstore_mapping as cm
+from cloudstore_mapping.service.settings import Settings
+from cloudstore_mapping.web.listening import listen
+from cloudstore_mapping.web.options import Options
+from cloudstore_mapping.web.workers import run_workers
+from tests.serving import serving, told
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found as Linux shows them")
+
+
+def children(process: Popen[str]) -> set[int]:
+    """Return the workers of a service, by their process ids."""
+    found = set()
+    for task in Path(f"/proc/{process.pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.add(int(child))
+    return found
+
+
+def number(text: str, name: str) -> float:
+    """Return the value of a metric."""
+    return next(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
+
+
+def test_workers_are_one_service(tmp_path: Path) -> None:
+    """Two processes answer for one store, /metrics adds up over both, and SIGTERM ends them all cleanly."""
+    with serving("--workers", "2", "--json", "--store", str(tmp_path / "service.db")) as process:
+        first = told(process)
+        location = first["address"].replace("://", f"://{first['api_key']}@")
+        workers = children(process)
+        assert len(workers) == 2
+
+        def use(key: str) -> bool:
+            with cm.open(location) as store:
+                store[key] = key
+                return bool(store[key] == key)
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(use, map(str, range(40))))
+        texts = [requests.get(f"{first['address']}/metrics", timeout=20).text for _ in range(4)]
+        for text in texts:
+            assert number(text, 'cloudstore_requests_total{operation="save",outcome="ok"}') == 40
+            assert number(text, 'cloudstore_request_seconds_count{operation="load"}') == 40
+            assert number(text, "cloudstore_worker_starts_total") == 2
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
+    """A process that is killed is replaced, which the log says, and the service goes on answering."""
+    log: list[str] = []
+    with serving("--workers", "2", "--json", "--log-json", "--store", str(tmp_path / "s.db"), log=log) as process:
+        address = told(process)["address"]
+        before = children(process)
+        os.kill(min(before), signal.SIGKILL)
+        while number(requests.get(f"{address}/metrics", timeout=20).text, "cloudstore_worker_starts_total") < 3:
+            pass
+        assert len(children(process) - before) == 1
+    (line,) = map(json.loads, log)
+    assert line["level"] == "warning"
+    assert f"Process {min(before)} of the service ended (exit code -9)" in line["message"]
+
+
+def test_workers_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    """Where the first process is killed, the others end too: nothing answers any more."""
+    command = [sys.executable, "-m", "cloudstore_mapping", "serve", "--port", "0", "--workers", "2", "--json"]
+    with Popen([*command, "--store", str(tmp_path / "s.db")], stdout=PIPE, stderr=PIPE, text=True) as process:
+        address = told(process)["address"]
+        workers = children(process)
+        process.kill()
+        assert process.communicate() == ("", "")  # their standard error is closed only when they end
+    assert len(workers) == 2
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{address}/health", timeout=20)
+
+
+def test_a_store_that_can_not_be_opened_any_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What keeps the processes from starting is raised, and none of them is left."""
+    with listen("127.0.0.1", 0) as listener, pytest.raises(FileNotFoundError, match="There is no folder"):
+        run_workers(listener, tmp_path / "absent" / "s.db", Options(workers=2), Settings())
+    assert not caplog.records
