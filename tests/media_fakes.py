@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
 from cloudstore_mapping.service.service import Service
@@ -10,7 +11,10 @@ from cloudstore_mapping.service.storage.records import Account, Media
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
 from cloudstore_mapping.service.uploads import Upload
 from cloudstore_mapping.wire import decode_value
+from tests.raw_http import Answer, Connection
 
+UPLOAD = "/upload-2"
+BOUNDARY = "----boundary"
 #: How often it is looked for something that happens on the writer's thread; a look takes its turn there.
 LOOKS = 10_000
 
@@ -87,3 +91,40 @@ def write(upload: Upload, data: bytes) -> None:
     waiting = upload.write(data)
     if waiting is not None:
         waiting.result()
+
+
+def field(name: str, value: str) -> bytes:
+    """Return a form's field."""
+    return f'Content-Disposition: form-data; name="{name}"\r\n\r\n{value}'.encode()
+
+
+def file_part(data: bytes, *, name: str = "photo.png", part: str = "file", content_type: str = "image/png") -> bytes:
+    """Return a form's file."""
+    head = f'Content-Disposition: form-data; name="{part}"; filename="{name}"\r\nContent-Type: {content_type}\r\n\r\n'
+    return head.encode() + data
+
+
+def form(*parts: bytes) -> tuple[bytes, str]:
+    """Return the body of a form, and the header that says so."""
+    body = b"".join(f"--{BOUNDARY}\r\n".encode() + part + b"\r\n" for part in parts) + f"--{BOUNDARY}--\r\n".encode()
+    return body, f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
+
+
+class Posted:
+    """Somebody who uploads over HTTP, to a service at an address."""
+
+    def __init__(self, uploader: Uploader, address: str) -> None:
+        self.uploader = uploader
+        self.address = address
+
+    def answer(self, body: bytes, header: str, path: str = UPLOAD) -> Answer:
+        """Return the answer to a body with a header."""
+        with Connection(self.address) as connection:
+            connection.start(path, f"{header}Content-Length: {len(body)}\r\n")
+            with suppress(ConnectionError):  # it may have been answered before it was sent
+                connection.send(body)
+            return connection.answer()
+
+    def post(self, *parts: bytes) -> Any:
+        """Return the reply to a form of these parts."""
+        return self.answer(*form(*parts)).json

@@ -218,8 +218,9 @@ def test_what_fails_at_the_start_is_raised() -> None:
 
 
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without uvicorn the error says which extra to install."""
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "cloudstore_mapping.web.serve")
-    with pytest.raises(UnsupportedError, match=r"pip install 'cloudstore-mapping\[server\]'"):
+    """Without what the extra brings the error says what is missing, and which extra to install."""
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    for name in ("cloudstore_mapping.web", "cloudstore_mapping.web.serve"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UnsupportedError, match=r"needs jinja2; pip install 'cloudstore-mapping\[server\]'"):
         importlib.import_module("cloudstore_mapping.web.serve")

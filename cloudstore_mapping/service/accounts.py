@@ -212,7 +212,9 @@ class Accounts:
         if account is None:
             raise BadKeyError("The service doesn't know this API key; look it up in the dashboard.")
         if account.disabled:
-            raise DisabledError("The account is switched off; its owner can switch it on.")
+            raise DisabledError(
+                "The account is switched off; whoever runs the service can switch it on: `cloudstore account enable`."
+            )
         return account
 
 

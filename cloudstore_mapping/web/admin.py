@@ -27,7 +27,6 @@ from cloudstore_mapping.web.admin_http import (
     MAX_FORM_BYTES,
     ForbiddenError,
     Form,
-    Turns,
     address_of,
     check_origin,
     check_token,
@@ -40,6 +39,7 @@ from cloudstore_mapping.web.admin_http import (
 from cloudstore_mapping.web.admin_pages import STATIC, Pages, Visit, static
 from cloudstore_mapping.web.admin_place import Place
 from cloudstore_mapping.web.admin_uploads import AdminUpload
+from cloudstore_mapping.web.http import Turns
 from cloudstore_mapping.web.kinds import disposition
 from cloudstore_mapping.wire import Request as WireRequest
 

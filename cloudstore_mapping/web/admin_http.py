@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 
-from cloudstore_mapping.errors import ProtocolError, TooBigError, UnavailableError
+from cloudstore_mapping.errors import ProtocolError, TooBigError
 from cloudstore_mapping.web.http import Application, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
@@ -51,29 +51,6 @@ _HEADERS: Final[Mapping[str, str]] = {
 _COOKIE: Final = "cloudstore-session"
 # Browsers take a cookie of such a name from the very host only, and only over https.
 _SECURE_COOKIE: Final = f"__Host-{_COOKIE}"
-
-
-class Turns:
-    """
-    Has work done on threads, so much of it at once, while so much more may wait.
-
-    The threads are those that all else needs too, and what hashes a password may keep one of them for long.
-    """
-
-    def __init__(self, at_once: int, waiting: int) -> None:
-        self._semaphore = asyncio.Semaphore(at_once)
-        self._free = at_once + waiting
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """Return what the work returns, once it had its turn; `UnavailableError` where too much of it waits."""
-        if not self._free:
-            raise UnavailableError("The service is busy; try again.", retry_after=1.0)
-        self._free -= 1
-        try:
-            async with self._semaphore:
-                return await asyncio.to_thread(work)
-        finally:
-            self._free += 1
 
 
 class ForbiddenError(Exception):

@@ -10,8 +10,8 @@ from starlette.requests import Request
 
 from cloudstore_mapping.errors import ProtocolError
 from cloudstore_mapping.web.admin_http import ForbiddenError, check_origin, check_token, token_of
-from cloudstore_mapping.web.http import CLOSE, Message, Receive, RefusedError, Scope, Send, answer
-from cloudstore_mapping.web.upload import take_upload
+from cloudstore_mapping.web.http import CLOSE, Message, Receive, RefusedError, Scope, Send, Turns, answer
+from cloudstore_mapping.web.upload import AT_ONCE, WAITING, take_upload
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
@@ -26,6 +26,7 @@ class AdminUpload:
     def __init__(self, service: Service, page: str) -> None:
         self._service = service
         self._page = page
+        self._turns = Turns(AT_ONCE, WAITING)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an upload; a browser without scripts is sent back to the page."""
@@ -65,7 +66,7 @@ class AdminUpload:
                 name=form.filename, content_type=form.content_type, address=address, owner=signed_in.account
             )
 
-        return await take_upload(scope, receive, self._service.settings, begin, needs="token")
+        return await take_upload(scope, receive, self._service.settings, begin, self._turns, needs="token")
 
 
 def _refused(error: ForbiddenError) -> RefusedError:

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final, TypeAlias, TypeVar
 
-from cloudstore_mapping.errors import CloudStoreError, ProtocolError
+from cloudstore_mapping.errors import CloudStoreError, ProtocolError, UnavailableError
 from cloudstore_mapping.wire import EXTENSIONS, EXTENSIONS_HEADER, Reply, encode_reply, failure
 
 T = TypeVar("T")
@@ -108,6 +108,29 @@ class Deadline:
             self._late.add(task)
             task.cancel()
         self._loop = None
+
+
+class Turns:
+    """
+    Has work done on threads, so much of it at once, while so much more may wait.
+
+    The threads are those that all else needs too, and what hashes a password may keep one of them for long.
+    """
+
+    def __init__(self, at_once: int, waiting: int) -> None:
+        self._semaphore = asyncio.Semaphore(at_once)
+        self._free = at_once + waiting
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Return what the work returns, once it had its turn; `UnavailableError` where too much of it waits."""
+        if not self._free:
+            raise UnavailableError("The service is busy; try again.", retry_after=1.0)
+        self._free -= 1
+        try:
+            async with self._semaphore:
+                return await asyncio.to_thread(work)
+        finally:
+            self._free += 1
 
 
 def check_method(method: str, allowed: tuple[str, ...]) -> None:

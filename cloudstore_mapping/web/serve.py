@@ -12,20 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from cloudstore_mapping.errors import UnsupportedError
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
 from cloudstore_mapping.web.app import make_app
 from cloudstore_mapping.web.listening import address_of, listen
 from cloudstore_mapping.web.metrics import BYTES_IN, CONNECTIONS, Metrics, new_rows, store_size
 from cloudstore_mapping.web.observing import Observed
 from cloudstore_mapping.web.options import Options
-
-try:
-    import uvicorn
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-except ImportError as missing:
-    raise UnsupportedError(
-        "Serving over HTTP needs uvicorn with httptools; pip install 'cloudstore-mapping[server]'."
-    ) from missing
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service

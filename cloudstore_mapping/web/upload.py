@@ -19,6 +19,7 @@ from cloudstore_mapping.web.http import (
     RefusedError,
     Scope,
     Send,
+    Turns,
     answer,
     check_method,
     outcome,
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 #: Has an upload begun, from the form's fields that have come: `LockedError` may mean that the password is yet to come.
 Begin = Callable[[UploadForm, str], "Upload"]
 
+#: Uploads that wait at a time for the storage, or for a password to be hashed: on threads that downloads need too. And
+#: those that wait for that.
+AT_ONCE: Final = 3
+WAITING: Final = 256
 #: Bytes of the form around the file.
 AROUND: Final = 2**17
 #: Bytes that are held in memory of a file whose form says only after it whose it is; more lie in a temporary file.
@@ -55,19 +60,23 @@ def make_upload(service: Service, path: str) -> Application:
             address=address,
         )
 
+    turns = Turns(AT_ONCE, WAITING)
+
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         async def work(scope: Scope, receive: Receive) -> Reply:
             if scope["path"] != path:
                 raise RefusedError(ProtocolError(f"There is nothing here; upload to {path}.", error="NoPath"))
             check_method(scope["method"], ("POST",))
-            return await take_upload(scope, receive, service.settings, begin, needs="key")
+            return await take_upload(scope, receive, service.settings, begin, turns, needs="key")
 
         await answer(scope, receive, send, work, service.settings.body_timeout)
 
     return application
 
 
-async def take_upload(scope: Scope, receive: Receive, settings: Settings, begin: Begin, *, needs: str) -> Reply:
+async def take_upload(
+    scope: Scope, receive: Receive, settings: Settings, begin: Begin, turns: Turns, *, needs: str
+) -> Reply:
     """
     Read the upload in a request's body, and return the reply to it; what isn't whole in the end is taken away.
 
@@ -82,7 +91,7 @@ async def take_upload(scope: Scope, receive: Receive, settings: Settings, begin:
         form = UploadForm(headers.get(b"content-type", b"").decode("latin-1"))
         _check_body(int(headers.get(b"content-length", 0)), settings)
         client = scope["client"]
-        taking = _Taking(form, settings, partial(begin, form, client[0] if client else ""), needs)
+        taking = _Taking(form, settings, partial(begin, form, client[0] if client else ""), turns, needs)
         return await taking.take(receive)
     except CloudStoreError as error:
         if taking is not None and taking.is_read:
@@ -93,10 +102,13 @@ async def take_upload(scope: Scope, receive: Receive, settings: Settings, begin:
 class _Taking:
     """An upload while its form comes in."""
 
-    def __init__(self, form: UploadForm, settings: Settings, begin: Callable[[], Upload], needs: str) -> None:
+    def __init__(
+        self, form: UploadForm, settings: Settings, begin: Callable[[], Upload], turns: Turns, needs: str
+    ) -> None:
         self._form = form
         self._settings = settings
         self._begin = begin
+        self._turns = turns
         self._needs = needs
         self._upload: Upload | None = None
         self._locked: LockedError | None = None
@@ -108,9 +120,9 @@ class _Taking:
             try:
                 await self._read(receive, spool)
                 if self._upload is None:
-                    self._upload = await asyncio.to_thread(self._begin)
+                    self._upload = await self._turns.run(self._begin)
                     await self._spooled(spool, self._upload)
-                return await asyncio.to_thread(self._upload.finish)
+                return await self._turns.run(self._upload.finish)
             except BaseException:
                 if self._upload is not None:
                     self._upload.abort()
@@ -142,7 +154,7 @@ class _Taking:
         may_begin = self._locked is None and self._needs in self._form.fields and self._form.has_file
         if self._upload is None and may_begin and not spool.tell():
             try:
-                self._upload = await asyncio.to_thread(self._begin)
+                self._upload = await self._turns.run(self._begin)
             except LockedError as error:
                 if "password" in self._form.fields:
                     raise
