@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cloudstore_mapping.cli import accounts, data, files, media, passwords, serve, tour
+from cloudstore_mapping.cli import accounts, data, files, keeping, media, passwords, serve, tour
 from cloudstore_mapping.cli.frame import Commands
 
 app = typer.Typer(
@@ -24,3 +24,4 @@ media.register(app)
 serve.register(app)
 accounts.register(app)
 passwords.register(app)
+keeping.register(app)
