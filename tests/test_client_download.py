@@ -105,9 +105,28 @@ class _Stream(io.BytesIO):
 
 
 def test_retries_come_to_an_end(get: Callable[..., bytes], slept: list[float]) -> None:
-    """A download that breaks off more often than the client retries is `TransportError`."""
+    """A download that breaks off without a byte more as often as the client retries is `TransportError`."""
     with pytest.raises(cm.TransportError):
-        get(part(0, 4), part(4, 5), retries=1)
+        get(part(0, 4), part(4, 4), retries=1)
+    assert len(slept) == 1
+
+
+def test_a_download_that_goes_on_is_not_given_up(get: Callable[..., bytes], slept: list[float]) -> None:
+    """However often it breaks off, it is gone on with as long as each try brings something."""
+    assert get(*(part(start, start + 1) for start in range(9)), part(9, 10), retries=1) == DATA
+    assert len(slept) == 9
+
+
+@pytest.mark.parametrize(("status", "error"), [(429, "TooOften"), (503, "Unavailable")])
+def test_the_wait_that_the_service_asks_for(
+    get: Callable[..., bytes], slept: list[float], status: int, error: str
+) -> None:
+    """`Retry-After` is honoured; a longer one than a client ever waits is raised at once."""
+    body = b'{"error": "%s", "message": "Later."}' % error.encode()
+    assert get(Fault(status, body, {"Retry-After": "7"}), part(0, 10)) == DATA
+    assert slept == [7.0]
+    with pytest.raises((cm.TooOftenError, cm.UnavailableError)):
+        get(Fault(status, body, {"Retry-After": "100"}))
     assert len(slept) == 1
 
 
@@ -123,7 +142,7 @@ def test_an_answer_of_another_part(get: Callable[..., bytes]) -> None:
         (Fault(410), cm.NoFileError),
         (Fault(404, b'{"error": "NoPath", "message": "There is no file here."}'), cm.NoFileError),
         (Fault(429, b'{"error": "DailyLimit", "message": "Enough for today."}'), cm.DailyLimitError),
-        (Fault(429, b'{"error": "TooOften", "message": "Slower."}', {"Retry-After": "7"}), cm.TooOftenError),
+        (Fault(429, b'{"error": "TooOften", "message": "Slower."}', {"Retry-After": "70"}), cm.TooOftenError),
         (Fault(200, b'{"error": "Disabled", "message": "Off."}', {"X": "a file that says so"}), None),
         (Fault(401, b""), cm.ProtocolError),
         (Fault(302, b"", {"Location": "http://127.0.0.1:1/"}), cm.ProtocolError),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import mimetypes
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +17,7 @@ from cloudstore_mapping.links import extension
 from cloudstore_mapping.service.limits import DAY
 from cloudstore_mapping.service.media import link
 from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.uploads import CHUNK_BYTES
 from tests.media_fakes import Uploader, comes_to
 from tests.service_fakes import ManualClock
@@ -195,19 +199,37 @@ def test_a_file_is_used_as_often_as_its_account_allows(uploader: Uploader, clock
     assert files.rest_of_day() == DAY
 
 
-def test_many_at_once_don_t_pass_the_limit(uploader: Uploader) -> None:
-    """However many threads use a file, it is used just as often as it may."""
-    media = uploader.find(uploader.upload())
-    assert media is not None
-    uploader.service.accounts.set_limits("owner", max_daily_accesses=50)
-    account = uploader.account
-    used = []
+def test_many_at_once_don_t_pass_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of threads that use a file only one at a time is between what is asked and what is counted."""
+    with Service(SQLiteStorage(tmp_path / "store.db")) as service:  # in memory readers take turns anyway
+        uploader = Uploader(service)
+        media = uploader.find(uploader.upload())
+        assert media is not None
+        service.accounts.set_limits("owner", max_daily_accesses=100)
+        account, admit, count = uploader.account, service.usage.admit, service.usage.count
+        between: list[int] = []
+        seen: list[int] = []
 
-    def use(number: int) -> None:
-        with suppress(DailyLimitError):
-            uploader.service.media.use(account, media)
-            used.append(number)
+        def admitting(*asked: Any) -> None:
+            admit(*asked)
+            between.append(1)
+            seen.append(len(between))
 
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(use, range(200)))
-    assert len(used) == 50
+        def counting(*used: Any) -> None:
+            count(*used)
+            between.pop()
+
+        def use(_: int) -> None:
+            with suppress(DailyLimitError):
+                service.media.use(account, media)
+
+        monkeypatch.setattr(service.usage, "admit", admitting)
+        monkeypatch.setattr(service.usage, "count", counting)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)  # so that threads come between whatever is no single step
+        try:
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(use, range(200)))
+        finally:
+            sys.setswitchinterval(interval)
+        assert seen == [1] * 100

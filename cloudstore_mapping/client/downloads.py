@@ -7,7 +7,8 @@ from contextlib import ExitStack, closing
 from typing import IO, TYPE_CHECKING
 
 from cloudstore_mapping.client.progress import Progress, reporting
-from cloudstore_mapping.errors import ProtocolError, TimedOutError, TransportError
+from cloudstore_mapping.client.sender import MAX_WAIT
+from cloudstore_mapping.errors import ProtocolError, TimedOutError, TooOftenError, TransportError
 
 if TYPE_CHECKING:
     from cloudstore_mapping.client.client import Client
@@ -41,7 +42,7 @@ class Target:
 
 class Download:
     """
-    One media file, got from `link` in as many requests as it takes and the client's retries allow.
+    One media file, got from `link` in as many requests as it takes: the client's retries are those without a byte more.
 
     `named` is called before the first byte is written, with what the file is called, None where nobody says.
     """
@@ -64,14 +65,20 @@ class Download:
 
     def run(self) -> None:
         """Get the whole file; raises what `Client.fetch` raises once it is not tried again."""
+        waits = self._client.waits()
         with ExitStack() as stack:
-            for wait in self._client.waits():
+            while True:
+                before = self._target.size
                 try:
                     self._go_on(stack)
-                except (TransportError, TimedOutError):
-                    if wait is None:
+                except (TransportError, TimedOutError, TooOftenError) as error:
+                    if self._target.size > before:
+                        waits = self._client.waits()  # it goes on, however often it breaks
+                    wait = next(waits)
+                    asked = getattr(error, "retry_after", None) or 0.0
+                    if wait is None or asked > MAX_WAIT:
                         raise
-                    self._client.wait(wait)
+                    self._client.wait(max(wait, asked))
                 else:
                     return
 

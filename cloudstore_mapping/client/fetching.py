@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote
 
 from cloudstore_mapping.client.failures import translated
+from cloudstore_mapping.client.pacing import parse_retry_after
 from cloudstore_mapping.client.replies import PIECE, joined
 from cloudstore_mapping.errors import ProtocolError
 from cloudstore_mapping.wire import Reply, decode_reply, encode_value
@@ -104,7 +105,7 @@ def received(
 
 
 def _refusal(raw: BaseHTTPResponse, body: bytes) -> Reply:
-    beside: dict[str, Any] = {"status": raw.status}
+    beside: dict[str, Any] = {"status": raw.status, "retry_after": parse_retry_after(raw.headers)}
     try:
         reply = decode_reply(body, **beside)
     except ProtocolError:

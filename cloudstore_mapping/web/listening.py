@@ -12,8 +12,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
+        why = (error.strerror or str(error)).partition(" (while")[0]  # where to is said anyway
         raise type(error)(
-            f"The service can't listen on {host}, port {port} ({error.strerror}); "
+            f"The service can't listen on {host}, port {port} ({why}); "
             "end the program that has the port, or choose another one."
         ) from error
 

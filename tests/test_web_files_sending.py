@@ -1,0 +1,102 @@
+"""A media file is sent piece by piece, as fast as its client takes it, and no longer than it is there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.uploads import CHUNK_BYTES
+from cloudstore_mapping.web.files import make_files
+from tests.media_fakes import Uploader, comes_to
+
+
+class Client:
+    """Somebody who fetches a file of so many chunks from the application itself, one message at a time."""
+
+    def __init__(self, service: Service, chunks: int) -> None:
+        self.uploader = Uploader(service)
+        self.facts = self.uploader.upload(b"x" * chunks * CHUNK_BYTES)
+        self.messages: list[Any] = []
+        self.leaves = asyncio.Event()
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks came."""
+        return sum(bool(message.get("body")) for message in self.messages)
+
+    def fetch(self, then: Callable[[], Awaitable[object]]) -> None:
+        """Fetch the file, and do something after each message that comes."""
+
+        async def receive() -> Any:
+            await self.leaves.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            self.messages.append(message)
+            await then()
+
+        async def fetch() -> None:
+            path = f"/files/{self.facts['folder']}/{self.facts['id']}.png"
+            await make_files(self.uploader.service, "/files/")(
+                {"type": "http", "method": "GET", "path": path, "headers": []}, receive, send
+            )
+
+        asyncio.run(fetch())
+
+
+def test_a_client_that_leaves_is_sent_no_more(service: Service) -> None:
+    """The rest of a large file isn't even read for somebody who has gone."""
+    client = Client(service, 100)
+
+    async def leave() -> None:
+        if client.chunks == 3:
+            client.leaves.set()
+            await asyncio.sleep(0)
+
+    client.fetch(leave)
+    assert 3 <= client.chunks <= 5
+
+
+def test_a_slow_client_is_waited_for(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk is read when the one before was taken: a slow client costs neither a thread nor memory."""
+    client = Client(service, 5)
+    read: list[int] = []
+    chunks = service.media.chunks
+
+    def counted(*part: Any) -> Iterator[bytes]:
+        for piece in chunks(*part):
+            read.append(len(piece))
+            yield piece
+
+    async def slowly() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert sum(read) <= client.chunks * CHUNK_BYTES + 16  # and the beginning, to see what it is
+
+    monkeypatch.setattr(service.media, "chunks", counted)
+    client.fetch(slowly)
+    assert client.chunks == 5
+    assert not client.messages[-1].get("more_body")
+
+
+def test_a_file_that_is_replaced_on_its_way(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    """It ends before its length, so that no client takes it for whole; the owner's log has a line, no traceback."""
+    client = Client(service, 10)
+
+    async def replace() -> None:
+        if client.chunks == 2:
+            await asyncio.to_thread(client.uploader.upload, b"new")
+            assert await asyncio.to_thread(comes_to, client.uploader.storage, 1, 1, 1)
+
+    with caplog.at_level(logging.WARNING):
+        client.fetch(replace)
+    assert client.chunks == 2
+    assert client.messages[-1]["more_body"]
+    (record,) = caplog.records
+    assert record.exc_info is None
+    assert client.facts["id"] not in record.getMessage()
