@@ -13,11 +13,11 @@ from cloudstore_mapping.client.callbacks import CloudStore
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from tests.mapping_fixtures import connect, counted, make_store, store
+from tests.mapping_fixtures import connect, counted, http_service, make_store, store
 from tests.service_fakes import Asker, FakeHasher, ManualClock
 from tests.vendor import Vendor, serve_vendor
 
-__all__ = ["connect", "counted", "make_store", "store"]  # fixtures for all, defined beside
+__all__ = ["connect", "counted", "http_service", "make_store", "store"]  # fixtures for all, defined beside
 
 #: How a new, empty storage of each engine is made; a test of what all have in common runs on each of them.
 ENGINES: dict[str, Callable[[Path], Storage]] = {

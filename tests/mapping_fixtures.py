@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +25,14 @@ Connect = Callable[[], tuple[Transport, str]]
 MakeStore = Callable[..., CloudStoreMapping[Any]]
 
 
+@pytest.fixture(scope="session")
+def http_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, str]]:
+    """Return a running service, one for all tests, and its address; each test has an account of its own there."""
+    file = tmp_path_factory.mktemp("served") / "service.db"
+    with Service(SQLiteStorage(file)) as service, background(service) as address:
+        yield service, address
+
+
 @pytest.fixture(params=["memory", "file", "http", "vendor"])
 def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Connect]:
     """Ways to an empty account: embedded in memory, in a file, over HTTP, and on a service without extensions."""
@@ -35,9 +44,8 @@ def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Connect]
             stack.callback(transport.close)
             yield lambda: (_Unclosed(transport), api_key)
         elif request.param == "http":
-            service = stack.enter_context(Service(SQLiteStorage(tmp_path / "service.db")))
-            api_key = service.accounts.create("tests")
-            address = stack.enter_context(background(service))
+            service, address = request.getfixturevalue("http_service")
+            api_key = service.accounts.create(secrets.token_hex(8))
             yield lambda: (HTTPTransport(address), api_key)
         else:
             vendor = stack.enter_context(serve_vendor())

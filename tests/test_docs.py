@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import doctest
 import os
 import re
 import shutil
@@ -143,3 +144,11 @@ def test_the_pieces_work_together() -> None:
         assert here in proxy
         assert f"{options.Options.base_path}/metrics" in proxy
     assert "proxy_request_buffering off" in nginx
+
+
+def test_the_page_about_shelve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line of Python on the page gives what the page shows."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CLOUDSTORE_SECRET", raising=False)
+    failed, tried = doctest.testfile(str(DOCS / "shelve.md"), module_relative=False, encoding="utf-8")
+    assert (failed, tried > 5) == (0, True)

@@ -36,6 +36,8 @@ def logging_as(*, as_json: bool, access: bool, stream: TextIO | None = None) -> 
     root.addHandler(handler)
     before = requests.level
     requests.setLevel(logging.INFO if access else logging.WARNING)
+    # It warns of each form that can't be read, which anybody can send as often as they like.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     try:
         yield
     finally:
