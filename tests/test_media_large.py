@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import re
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -196,7 +197,7 @@ def test_a_server_that_ends_in_an_upload_leaves_nothing_for_long(server: Server)
 
     with sending(server, 2**30, bytes(3 * 2**20)):
         until(lambda: server.rows("chunks") > 0)
-        subprocess.run(["kill", "-9", str(server.pid)], check=True)
+        os.kill(server.pid, signal.SIGKILL)
     clock = ManualClock()
     for later, left in ((0.0, 1), (ABANDONED_AFTER + 60, 0)):
         with closing(sqlite3.connect(server.file)) as connection:
