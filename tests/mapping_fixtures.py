@@ -25,9 +25,9 @@ Connect = Callable[[], tuple[Transport, str]]
 MakeStore = Callable[..., CloudStoreMapping[Any]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def http_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, str]]:
-    """Return a running service, one for all tests, and its address; each test has an account of its own there."""
+    """Return a running service, one for all tests of a file, and its address; each test has its own account there."""
     file = tmp_path_factory.mktemp("served") / "service.db"
     with Service(SQLiteStorage(file)) as service, background(service) as address:
         yield service, address
