@@ -12,7 +12,7 @@ from cloudstore_mapping.service.storage.records import Account, Media
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
 from tests.service_fakes import Asker, FakeHasher, ManualClock
-from tests.visitor import Visitor, named, owner, shown
+from tests.visitor import SAME_SITE, Visitor, named, owner, shown
 
 
 @dataclass
@@ -92,6 +92,25 @@ def test_a_form_of_the_others_session(two: Two) -> None:
         victim.sign_in("victim")
         token = victim.form_token
     assert two.stranger.post("data/delete", name=named("private"), token=token).status_code == 403
+
+
+def test_an_upload_of_the_others_name(two: Two) -> None:
+    """An upload by the page is a file of one's own, though the other has one of that name; the other's token is refused."""
+    two.stranger.get("?panel=media")
+    with Visitor(two.stranger.address) as victim:
+        victim.sign_in("victim")
+        for token, status in ((victim.form_token, 400), (two.stranger.form_token, 200)):
+            answer = two.stranger.session.post(
+                f"{two.stranger.address}/admin/media/upload",
+                data={"token": token, "key": two.program.api_key},
+                files={"file": ("p.png", b"the stranger's", "image/png")},
+                headers=SAME_SITE,
+                timeout=30,
+            )
+            assert answer.status_code == status
+    assert two.service.panels.media(two.victim).rows == [two.media]
+    (own,) = two.service.panels.media(two.service.accounts.named("stranger")).rows
+    assert (own.name, own.size) == ("p.png", 14)
 
 
 def test_a_deleted_accounts_session(two: Two) -> None:
