@@ -95,7 +95,7 @@ def test_a_form_of_the_others_session(two: Two) -> None:
 
 
 def test_an_upload_of_the_others_name(two: Two) -> None:
-    """An upload by the page is a file of one's own, though the other has one of that name; the other's token is refused."""
+    """An upload by the page is one's own, though the other has a file of that name; the other's token is refused."""
     two.stranger.get("?panel=media")
     with Visitor(two.stranger.address) as victim:
         victim.sign_in("victim")
