@@ -185,6 +185,17 @@ def test_sign_out(shown: Dashboard, page: Page) -> None:
     expect(page.get_by_text("apples")).to_have_count(0)
 
 
+def test_the_focus_stays(shown: Dashboard, page: Page) -> None:
+    """A page is finished in the moment it comes, so whoever is quick never types into another field than was meant."""
+    page.evaluate(
+        "() => { window.first = new Promise(resolve => {"
+        " document.addEventListener('htmx:afterSwap', () => setTimeout(() => resolve('a key')));"
+        " document.addEventListener('htmx:afterSettle', () => resolve('the page')); }); }"
+    )
+    page.get_by_role("button", name="Sign out").click()
+    assert page.evaluate("first") == "the page"
+
+
 def test_a_session_that_ended(shown: Dashboard, page: Page) -> None:
     """Where the session has ended, any part of the page that is asked for becomes the sign-in."""
     shown.service.owners.reset_password("owner")
