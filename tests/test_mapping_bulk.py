@@ -10,6 +10,10 @@ import pytest
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.errors import BulkError, TransportError
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.settings import Settings
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.web.serve import background
 from cloudstore_mapping.wire import Batch, Reply, Request, Upload
 from tests.vendor import Vendor
 
@@ -44,6 +48,25 @@ def test_several_at_once(vendor: Vendor) -> None:
     with CloudStoreMapping[Any](vendor.api_key, transport=transport, max_workers=4) as store:
         assert list(store.values()) == list(range(8))
     assert transport.most == 4
+
+
+DEEP: Any = 0
+for _ in range(150):
+    DEEP = [DEEP]
+
+
+def test_a_value_that_no_service_takes() -> None:
+    """A value for which a service refuses a batch unread fails alone: all others are saved, each with its own value."""
+    values = {str(number): number for number in range(900)}
+    for settings in (Settings(), Settings(max_body_bytes=200_000)):
+        with Service(SQLiteStorage(None), settings) as service, background(service) as address:
+            key = service.accounts.create("owner")
+            with CloudStoreMapping[Any](key, transport=HTTPTransport(address)) as store:
+                with pytest.raises(BulkError) as caught:
+                    store.update({**values, "deep": DEEP, "large": "x" * 200_000, "more": 1})
+                expected = {"deep", "large"} if settings.max_body_bytes == 200_000 else {"deep"}
+                assert set(caught.value.failed) == expected
+                assert store.copy().keys() == values.keys() | ({"more", "large"} - expected)
 
 
 def test_a_paced_service_gets_one_at_a_time(vendor: Vendor) -> None:

@@ -13,7 +13,14 @@ from typing import Final, TypeVar
 from cloudstore_mapping.client.cache import Found
 from cloudstore_mapping.client.files import Change, Files
 from cloudstore_mapping.client.progress import Progress, reporting
-from cloudstore_mapping.errors import BulkError, CloudStoreError, NoFileError, TransportError
+from cloudstore_mapping.errors import (
+    BadValueError,
+    BulkError,
+    CloudStoreError,
+    NoFileError,
+    TooBigError,
+    TransportError,
+)
 from cloudstore_mapping.wire import MAX_BATCH
 
 A = TypeVar("A")
@@ -104,7 +111,7 @@ def write_many(
     """
     failed: dict[str, CloudStoreError] = {}
     with reporting(progress, len(changes)) as report:
-        for done, (key, error) in enumerate(_write(files, workers, changes), 1):
+        for done, (key, error) in enumerate(attempts(files, workers, changes), 1):
             report(done)
             if error is not None and not (absent_is_done and isinstance(error, NoFileError)):
                 failed.setdefault(key, error)
@@ -121,7 +128,8 @@ def write_many(
     ) from first
 
 
-def _write(files: Files, workers: Workers, changes: Sequence[Change]) -> Iterator[tuple[str, Outcome]]:
+def attempts(files: Files, workers: Workers, changes: Sequence[Change]) -> Iterator[tuple[str, Outcome]]:
+    """Yield each key with what went wrong with its change, None for nothing; those of one key in their order."""
     begun = 0
     if not files.supports("batch") and len(changes) > 1:
         # The first answer tells whether the service takes batches.
@@ -135,31 +143,38 @@ def _write(files: Files, workers: Workers, changes: Sequence[Change]) -> Iterato
 
 def _write_batches(files: Files, changes: Sequence[Change]) -> Iterator[tuple[str, Outcome]]:
     lost: CloudStoreError | None = None
-    for chunk in _chunks(changes):
-        errors: Sequence[Outcome] = [lost] * len(chunk)
-        if lost is None and len(chunk) == 1:
-            errors = [_outcome(files.change, chunk[0])]
-        elif lost is None:
-            try:
-                errors = files.change_batch(chunk)
-            except CloudStoreError as error:
-                errors = [error] * len(chunk)
+    for chunk in in_batches(changes, lambda change: len(change.request.value or b"")):
+        errors: Sequence[Outcome] = [lost] * len(chunk) if lost is not None else _write_batch(files, chunk)
         lost = lost or _loss(errors[0])
         yield from ((change.key, error) for change, error in zip(chunk, errors, strict=True))
 
 
-def _chunks(changes: Sequence[Change]) -> Iterator[list[Change]]:
-    chunk: list[Change] = []
+def _write_batch(files: Files, chunk: Sequence[Change]) -> Sequence[Outcome]:
+    if len(chunk) == 1:
+        return [_outcome(files.change, chunk[0])]
+    try:
+        return files.change_batch(chunk)
+    except (BadValueError, TooBigError):
+        # One of the values is why all of the batch was refused, unread; in halves it is soon by itself.
+        middle = len(chunk) // 2
+        return [*_write_batch(files, chunk[:middle]), *_write_batch(files, chunk[middle:])]
+    except CloudStoreError as error:
+        return [error] * len(chunk)
+
+
+def in_batches(items: Iterable[A], size_of: Callable[[A], int]) -> Iterator[list[A]]:
+    """Yield the items in lists, each of them not too many, and not too many bytes, for one batch."""
+    batch: list[A] = []
     size = 0
-    for change in changes:
-        length = len(change.request.value or b"")
-        if chunk and (len(chunk) == MAX_BATCH or size + length > MAX_BATCH_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(change)
+    for item in items:
+        length = size_of(item)
+        if batch and (len(batch) == MAX_BATCH or size + length > MAX_BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
         size += length
-    if chunk:
-        yield chunk
+    if batch:
+        yield batch
 
 
 def _write_singly(files: Files, workers: Workers, changes: Sequence[Change]) -> Iterator[tuple[str, Outcome]]:
