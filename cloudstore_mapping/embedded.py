@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Final
+from typing import Any, Final
 
 from cloudstore_mapping.client.fetching import Fetched, refused
 from cloudstore_mapping.client.multipart import check_type, pieces_of
@@ -13,6 +13,7 @@ from cloudstore_mapping.links import FILES_PATH
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.service.uploads import described
 from cloudstore_mapping.wire import (
     EXTENSIONS,
     Batch,
@@ -71,6 +72,7 @@ class InProcessTransport:
             name=request.name,
             content_type=request.content_type,
             password=request.password,
+            only_new=request.only_new,
         )
         try:
             for piece in pieces_of(request.data):
@@ -124,6 +126,19 @@ class FileTransport(InProcessTransport):
         """Begin to get a media file; see `fetching.MediaTransport.fetch`."""
         self._open_anew()
         return super().fetch(link, start, tag)
+
+    def media_files(self) -> list[dict[str, Any]]:
+        """Return of all media files, by name, what the answer to an upload says."""
+        self._open_anew()
+        account = self._service.accounts.named(LOCAL_ACCOUNT)
+        files: list[dict[str, Any]] = []
+        after: str | None = None
+        while True:
+            page = self._service.panels.media(account, after=after)
+            files += [described(account, media) for media in page.rows]
+            if page.next is None:
+                return files
+            after = page.next
 
     def _open_anew(self) -> None:
         if self._process == os.getpid() or self._path is None:

@@ -128,13 +128,18 @@ class Batch(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Upload(msgspec.Struct, kw_only=True, frozen=True):
-    """A media file on its way to the service, sent as a multipart form: `data` is its bytes, or a binary file."""
+    """
+    A media file on its way to the service, sent as a multipart form: `data` is its bytes, or a binary file.
+
+    `only_new`: store it only if there is no media file of this name, which belongs to the extensions.
+    """
 
     api_key: str
     name: str
     content_type: str
     data: bytes | IO[bytes]
     password: str | None = None
+    only_new: bool = False
 
     def __repr__(self) -> str:
         return f"<Upload of {self.name!r} as {self.content_type}>"

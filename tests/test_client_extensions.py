@@ -229,6 +229,7 @@ UNSUPPORTED: dict[str, tuple[str, Callable[[Client], object]]] = {
     "save where nothing is": ("version", lambda client: client.save("a", Raw(b"1"), if_version=None)),
     "delete": ("version", lambda client: client.delete("a", if_version="v1")),
     "in a batch": ("version", lambda client: client.batch([Request(name="a", value=Raw(b"1"), if_version="v1")])),
+    "upload of only a new file": ("version", lambda client: client.upload("a", b"", "a/b", only_new=True)),
     "stat": ("stat", lambda client: client.stat("a")),
     "batch": ("batch", lambda client: client.batch([Request(name="a")])),
     "empty batch": ("batch", lambda client: client.batch([])),

@@ -18,7 +18,7 @@ from cloudstore_mapping.errors import (
     UnavailableError,
 )
 from cloudstore_mapping.wire import Reply, Request, encode_replies, success
-from tests.scripted import DONE, NO_FILE, Outcome, Script, told
+from tests.scripted import ALL, DONE, NO_FILE, Outcome, Script, told
 
 ONCE = frozenset({"once", "batch", "version"})
 WITHOUT = ONCE - {"once"}
@@ -96,6 +96,15 @@ def test_uploads_have_none() -> None:
     client, script = told(ONCE, slow())
     with pytest.raises(OutcomeUnknownError):
         client.upload("a", b"", "a/b")
+    assert len(script.requests) == 1
+
+
+@pytest.mark.parametrize("first", [lost(), GATEWAY])
+def test_uploads_of_only_a_new_file(first: Outcome) -> None:
+    """One that nobody may replace is not sent again once it may be done: its second time would find the first one's."""
+    client, script = told(ALL, first)
+    with pytest.raises(OutcomeUnknownError if first is not GATEWAY else UnavailableError):
+        client.upload("a", b"", "a/b", only_new=True)
     assert len(script.requests) == 1
 
 

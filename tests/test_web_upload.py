@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import pytest
 import requests
 
+from cloudstore_mapping.errors import ChangedError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.uploads import CHUNK_BYTES
 from cloudstore_mapping.web.serve import background
-from tests.media_fakes import UPLOAD, Posted, Uploader, comes_to, field, file_part, form, rows
+from tests.media_fakes import UPLOAD, Posted, Uploader, comes_to, field, file_part, form, rows, write
 from tests.raw_http import Connection, chunk
 from tests.service_fakes import PATIENCE, FakeHasher
 
@@ -98,6 +100,41 @@ def test_a_locked_file_that_is_too_large_to_wait(posted: Posted) -> None:
     assert reply["error"] == "Locked"
     reply = posted.post(field("key", uploader.api_key), field("password", "secret"), file)
     assert reply["error"] is None
+
+
+def test_only_a_new_file(posted: Posted) -> None:
+    """With an empty `if_version` nothing is replaced: the reply is `Changed`, with the digest of what is there."""
+    key, condition = field("key", posted.uploader.api_key), field("if_version", "")
+    first = posted.post(key, condition, file_part(b"first"))
+    second = posted.post(condition, key, file_part(b"second"))
+    assert (first["error"], second["error"]) == (None, "Changed")
+    assert second["version"] == hashlib.sha256(b"first").hexdigest()
+    assert posted.uploader.content(first["data"]) == b"first"
+    assert comes_to(posted.uploader.storage, 1, 1, 1)
+    assert posted.post(key, file_part(b"third"))["error"] is None
+    assert posted.uploader.content(first["data"]) == b"third"
+
+
+def test_only_a_new_file_of_two_at_once(posted: Posted) -> None:
+    """Of two uploads of one name that both found it free, the one that ends first is stored."""
+    uploads = [posted.uploader.begin(only_new=True) for _ in range(2)]
+    for number, upload in enumerate(uploads):
+        write(upload, str(number).encode())
+    assert uploads[1].finish().error is None
+    with pytest.raises(ChangedError):
+        uploads[0].finish()
+    uploads[0].abort()
+    assert comes_to(posted.uploader.storage, 1, 1, 1)
+
+
+@pytest.mark.parametrize(("value", "comes_late"), [("", True), ("null", False), ("a version", False)])
+def test_a_condition_that_can_t_be_held(posted: Posted, value: str, comes_late: bool) -> None:
+    """One that names a version, or stands behind the file, is refused, and nothing is stored."""
+    parts = [field("if_version", value), file_part(b"data")]
+    reply = posted.post(field("key", posted.uploader.api_key), *(parts[::-1] if comes_late else parts))
+    assert reply["error"] == "BadRequest"
+    assert "'if_version' has to be empty, and to stand before the file" in reply["message"]
+    assert comes_to(posted.uploader.storage, 0, 0, 0)
 
 
 def test_other_fields_are_let_be(posted: Posted) -> None:

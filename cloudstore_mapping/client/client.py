@@ -98,10 +98,30 @@ class Client(Sender):
         return described(self._ask(Request(api_key=self._api_key, name=name, options="stat"), key))
 
     def upload(
-        self, name: str, data: bytes | IO[bytes], content_type: str, password: str | None = None
+        self,
+        name: str,
+        data: bytes | IO[bytes],
+        content_type: str,
+        password: str | None = None,
+        *,
+        only_new: bool = False,
     ) -> dict[str, Any]:
-        """Store a media file; return its ``name``, ``folder``, ``id``, ``mimetype`` and ``size``."""
-        upload = Upload(api_key=self._api_key, name=name, content_type=content_type, data=data, password=password)
+        """
+        Store a media file; return its ``name``, ``folder``, ``id``, ``mimetype`` and ``size``.
+
+        With `only_new` only if there is none of this name: else `ChangedError`, and `UnsupportedError` where the
+        service has no versions.
+        """
+        if only_new:
+            self._need("version")
+        upload = Upload(
+            api_key=self._api_key,
+            name=name,
+            content_type=content_type,
+            data=data,
+            password=password,
+            only_new=only_new,
+        )
         return described(self._ask(upload, None))
 
     def list(self, filter: str = "", *, prefix: bool = False) -> Names:  # noqa: A002 - the documentation's name

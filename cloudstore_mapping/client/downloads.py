@@ -12,6 +12,7 @@ from cloudstore_mapping.errors import ProtocolError, TimedOutError, TooOftenErro
 
 if TYPE_CHECKING:
     from cloudstore_mapping.client.client import Client
+    from cloudstore_mapping.client.fetching import Fetched
 
 
 class Target:
@@ -44,7 +45,7 @@ class Download:
     """
     One media file, got from `link` in as many requests as it takes: the client's retries are those without a byte more.
 
-    `named` is called before the first byte is written, with what the file is called, None where nobody says.
+    `told` is called before the first byte is written, with what the service says of the file.
     """
 
     def __init__(
@@ -53,13 +54,13 @@ class Download:
         link: str,
         target: Target,
         progress: Progress = None,
-        named: Callable[[str | None], object] = lambda _: None,
+        told: Callable[[Fetched], object] = lambda _: None,
     ) -> None:
         self._client = client
         self._link = link
         self._target = target
         self._progress = progress
-        self._named = named
+        self._told = told
         self._report: Callable[[int], object] | None = None
         self._tag: str | None = None
 
@@ -90,7 +91,7 @@ class Download:
             if self._target.size != fetched.start:
                 raise TransportError("The file changed while it was downloaded; try again.", sent=True)
             if self._target.size == 0:
-                self._named(fetched.name)
+                self._told(fetched)
             if self._report is None and fetched.size is not None:
                 self._report = stack.enter_context(reporting(self._progress, fetched.size))
             for piece in fetched.pieces:

@@ -96,6 +96,18 @@ class MediaStore(Store[V]):
             finally:
                 if own is not None:
                     own.close()
+        return self._described(facts)
+
+    def media_files(self) -> list[Media]:
+        """
+        Return all media files of an embedded store, by name.
+
+        `UnsupportedError` for a service: it tells nobody, for whoever knows a link has the file.
+        """
+        self._check_open()
+        return [self._described(facts) for facts in self._client.media_files()]
+
+    def _described(self, facts: dict[str, Any]) -> Media:
         try:
             name, folder, number, kind, size = (facts[field] for field in ("name", "folder", "id", "mimetype", "size"))
             return Media(name, folder, number, kind, size, self._address + media_link(folder, number, name, kind))
@@ -154,7 +166,7 @@ class MediaStore(Store[V]):
         saving = Saving(to, overwrite=overwrite)
         with saving as file:
             own_name = link.rpartition("/")[2]
-            Download(self._client, link, Target(file), shown, lambda name: saving.name(name or own_name)).run()
+            Download(self._client, link, Target(file), shown, lambda told: saving.name(told.name or own_name)).run()
         return saving.path
 
     def _link(self, url: str) -> str:

@@ -43,7 +43,8 @@ class Form:
         boundary = secrets.token_hex(16)
         self.content_type = f"multipart/form-data; boundary={boundary}"
         part = f'"file"; filename="{upload.name.translate(_ESCAPES)}"\r\nContent-Type: {upload.content_type}'
-        fields = (('"key"', upload.api_key), ('"password"', upload.password or ""), (part, ""))
+        condition = (('"if_version"', ""),) if upload.only_new else ()
+        fields = (('"key"', upload.api_key), ('"password"', upload.password or ""), *condition, (part, ""))
         try:
             self._head = "\r\n".join(
                 f"--{boundary}\r\nContent-Disposition: form-data; name={name}\r\n\r\n{value}" for name, value in fields

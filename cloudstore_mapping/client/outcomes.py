@@ -70,7 +70,9 @@ def _has_id(request: Sendable) -> bool:
 
 def _bears_repeating(request: Sendable) -> bool:
     """Whether a second time does what the first one did: not if its condition looks at what the first one left."""
-    if isinstance(request, Upload) or request.once is not UNSET or not is_write(request):
+    if isinstance(request, Upload):
+        return not request.only_new
+    if request.once is not UNSET or not is_write(request):
         return True
     return isinstance(request, Request) and request.if_version is UNSET
 

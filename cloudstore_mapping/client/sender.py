@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
@@ -178,6 +178,14 @@ class Sender:
         if fetched.refusal is not None:
             raise_for(fetched.refusal, None)
         return fetched
+
+    def media_files(self) -> list[dict[str, Any]]:
+        """Return what an upload's answer says, of all media files; `UnsupportedError` where they can't be listed."""
+        listing = getattr(self._transport, "media_files", None)
+        if listing is None:
+            raise UnsupportedError("A service doesn't list media files; their links are what upload returned.")
+        files: list[dict[str, Any]] = listing()
+        return files
 
     def waits(self) -> Iterator[float | None]:
         """Yield the seconds to wait after each attempt that failed, and None after the last one."""

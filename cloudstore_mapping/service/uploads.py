@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from cloudstore_mapping.errors import (
     BadKeyError,
     BadValueError,
+    ChangedError,
     TooBigError,
     TransportError,
     UnavailableError,
@@ -49,7 +50,11 @@ UNKNOWN_TYPE: Final = "application/octet-stream"
 
 @dataclass(frozen=True)
 class Sender:
-    """Who uploads what: with an API key and perhaps a password, or as the account's owner, who is signed in."""
+    """
+    Who uploads what: with an API key and perhaps a password, or as the account's owner, who is signed in.
+
+    `only_new` asks for no other file of this name to be replaced.
+    """
 
     name: str
     content_type: str
@@ -57,6 +62,7 @@ class Sender:
     password: str | None = field(repr=False)
     address: str
     owner: Account | None
+    only_new: bool
 
 
 class Uploads:
@@ -84,7 +90,7 @@ class Uploads:
         Return where the file's bytes go; waits for the storage, and where there is a password for its hashing.
 
         Raises what refuses the upload whatever its bytes are: `BadKeyError`, `DisabledError`, `TooOftenError`,
-        `BadNameError`, `LockedError`, `TooManyFilesError`.
+        `BadNameError`, `LockedError`, `ChangedError`, `TooManyFilesError`.
         """
         if self._closed:
             raise UnavailableError("The service is closed; try again later.", retry_after=1.0)
@@ -139,8 +145,7 @@ class Uploads:
             raise _abandoned()
         if sender.owner is not None:
             self._accounts.record(transaction, account, "media file uploaded", sender.name, sender.address)
-        facts = {"name": media.name, "folder": account.folder, "id": media.id, "mimetype": media.mimetype, "size": size}
-        return success("File Uploaded", encode_value(facts))
+        return success("File Uploaded", encode_value(described(account, media)))
 
     def _account(self, transaction: Transaction, sender: Sender) -> Account:
         if sender.owner is None:
@@ -157,6 +162,12 @@ class Uploads:
             own = None if before is None else before.edit_password
             subject = (account.id, "media") if own is None else (account.id, "media", sender.name)
             self._passwords.require(sender.password, (own or account.media_password,), subject)
+        if before is not None and sender.only_new:
+            raise ChangedError(
+                "There is a media file of this name already, and it was asked for none; give another name.",
+                version=before.digest,
+                key=sender.name,
+            )
         if before is None:
             check_room(transaction, account, sender.name)
         room = min(self.settings.max_media_bytes, account.limits.max_media_bytes or sys.maxsize)
@@ -232,6 +243,17 @@ class Upload:
             return transaction.add_chunk(self._blob, number, chunk, self._uploads.clock.wall())
 
         self._in_flight.append(self._uploads.storage.submit(work))
+
+
+def described(account: Account, media: Media) -> dict[str, str | int]:
+    """Return what the answer to an upload says of the file."""
+    return {
+        "name": media.name,
+        "folder": account.folder,
+        "id": media.id,
+        "mimetype": media.mimetype,
+        "size": media.size,
+    }
 
 
 def _abandoned() -> UnavailableError:

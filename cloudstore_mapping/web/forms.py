@@ -13,6 +13,8 @@ from cloudstore_mapping.errors import ProtocolError
 #: Parts that a form may have, and bytes that each of its fields may take.
 MAX_PARTS: Final = 16
 MAX_FIELD_BYTES: Final = 4096
+#: The field that asks for no file to be replaced, by being there, empty.
+CONDITION: Final = "if_version"
 #: Bytes that the value of a part's header may take: a file's name of a thousand bytes, escaped, and what is around it.
 MAX_HEADER_BYTES: Final = 8192
 
@@ -113,6 +115,8 @@ class UploadForm:
     def _end_part(self) -> None:
         if not self._in_file:
             self.fields[self._field] = _text(bytes(self._value), f"the field {self._field[:20]!r}")
+            if self._field == CONDITION and (self._value or self.has_file):
+                raise _bad(f"its field {CONDITION!r} has to be empty, and to stand before the file")
         self._in_file = False
 
     def _end(self) -> None:

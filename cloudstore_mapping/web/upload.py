@@ -9,7 +9,7 @@ from functools import partial
 from typing import IO, TYPE_CHECKING, Final
 
 from cloudstore_mapping.errors import CloudStoreError, LockedError, ProtocolError, TooBigError
-from cloudstore_mapping.web.forms import UploadForm
+from cloudstore_mapping.web.forms import CONDITION, UploadForm
 from cloudstore_mapping.web.http import (
     CLOSE,
     Application,
@@ -58,6 +58,7 @@ def make_upload(service: Service, path: str) -> Application:
             content_type=form.content_type,
             password=None if password in _NO_PASSWORD else password,
             address=address,
+            only_new=CONDITION in form.fields,
         )
 
     turns = Turns(AT_ONCE, WAITING)
