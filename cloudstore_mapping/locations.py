@@ -92,6 +92,12 @@ class EmbeddedMapping(CloudStoreMapping[V]):
             transport.close()
             raise
 
+    def _identity(self) -> tuple[str, ...]:
+        return super()._identity() if self._path is None else (self._path,)  # its API key is another each time
+
+    def _file(self) -> Path | None:
+        return None if self._path is None else Path(self._path)
+
     def __reduce__(self) -> tuple[Any, ...]:
         if self._path is None:
             raise TypeError("A store in memory can't be pickled: it is gone with its process.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cloudstore_mapping.cli import accounts, data, files, keeping, media, passwords, serve, tour
+from cloudstore_mapping.cli import accounts, data, files, keeping, media, passwords, serve, tour, transfer
 from cloudstore_mapping.cli.frame import Commands
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ tour.register(app)
 data.register(app)
 files.register(app)
 media.register(app)
+transfer.register(app)
 serve.register(app)
 accounts.register(app)
 passwords.register(app)

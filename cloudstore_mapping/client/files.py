@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from msgspec import UNSET, Raw, UnsetType
 
@@ -211,9 +211,10 @@ class Files:
             )
             keep(Found(None))
 
-    def saving(self, key: str, value: Raw) -> Change:
-        """Return the change that makes this the key's value."""
-        return Change(key, Request(name=self.name(key), value=value, password=self._edit_password(key)))
+    def saving(self, key: str, value: Raw, if_version: UnsetType | None = UNSET) -> Change:
+        """Return the change that makes this the key's value; with `if_version` of None only if it is absent."""
+        password = self._edit_password(key)
+        return Change(key, Request(name=self.name(key), value=value, password=password, if_version=if_version))
 
     def merging(self, key: str, value: Raw) -> Change:
         """Return the change that merges the value into the key's."""
@@ -227,12 +228,13 @@ class Files:
 
     def change(self, change: Change) -> None:
         """Make one change with a request of its own."""
-        operation = change.request.operation
-        if operation is Operation.DELETE:
-            self.delete(change.key)
+        key, request = change
+        if request.operation is Operation.DELETE:
+            self.delete(key)
+        elif request.operation is Operation.MERGE:
+            self.merge(key, cast("Raw", request.value))
         else:
-            assert change.request.value is not UNSET  # noqa: S101 - `saving` and `merging` give one
-            (self.merge if operation is Operation.MERGE else self.save)(change.key, change.request.value)
+            self.save(key, cast("Raw", request.value), request.if_version)
 
     def change_batch(self, changes: Sequence[Change]) -> list[CloudStoreError | None]:
         """Make all changes with one request, in their order; return what went wrong with each."""

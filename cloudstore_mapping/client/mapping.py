@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any, Self, TypeVar, overload
 
 from msgspec import UNSET
@@ -274,6 +275,12 @@ class StoreView(CloudStoreMapping[V]):
 
     def _check_open(self) -> None:
         self._store._check_open()  # noqa: SLF001 - a store as well
+
+    def _identity(self) -> tuple[str, ...]:
+        return (*self._store._identity(), self._prefix)  # noqa: SLF001 - a store as well
+
+    def _file(self) -> Path | None:
+        return self._store._file()  # noqa: SLF001 - a store as well
 
 
 def _pairs(other: Any) -> Iterable[tuple[Any, Any]]:

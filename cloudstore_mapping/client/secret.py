@@ -22,18 +22,21 @@ _NEW_BYTES: Final = 32
 _END: Final = ".secret"
 
 
-def secrets_of(given: Secret | None, file: Path | None) -> list[bytes]:
+def secrets_of(given: Secret | None, file: Path | None, *, makes: bool = True) -> list[bytes]:
     """
     Return the secrets of a shelf, the one that signs first: those that are given, else the environment's.
 
     Where neither says one, they are those in the file beside the store's `file`, which is made, readable by its owner
-    only, where it isn't there. A store without a file has none then. Raises `BadValueError` for one that is too short.
+    only, where it isn't there and this `makes` it. Else, and for a store without a file, there is none then. Raises
+    `BadValueError` for one that is too short.
     """
     if given is not None:
         return _checked([given] if isinstance(given, str | bytes) else given)
     if VARIABLE in os.environ:
         return _checked(os.environ[VARIABLE].splitlines())
-    return [] if file is None else _checked(_beside(file).splitlines())
+    if file is None or not (makes or _place(file).exists()):
+        return []
+    return _checked(_beside(file).splitlines())
 
 
 def new_secret() -> bytes:
@@ -48,8 +51,12 @@ def _checked(given: Sequence[str | bytes]) -> list[bytes]:
     return found
 
 
+def _place(file: Path) -> Path:
+    return file.with_name(file.name + _END)
+
+
 def _beside(file: Path) -> bytes:
-    path = file.with_name(file.name + _END)
+    path = _place(file)
     with suppress(FileNotFoundError):
         return path.read_bytes()
     # Written whole under another name first: another process may read it at any moment.

@@ -1,0 +1,144 @@
+"""The commands that carry data in and out: import, export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Literal, TypeAlias
+
+import typer
+
+from cloudstore_mapping.cli.asking import asked
+from cloudstore_mapping.cli.data import AsJSON, AskPassword, At, Insecure
+from cloudstore_mapping.cli.frame import UsageError, report, status_of
+from cloudstore_mapping.cli.output import show, show_json
+from cloudstore_mapping.cli.places import open_store
+from cloudstore_mapping.errors import BulkError, CloudStoreError
+
+FormatOption: TypeAlias = Annotated[
+    Literal["json", "jsonl", "dbm", "shelve", "store"] | None,
+    typer.Option(
+        "--format",
+        help="One JSON object; JSON Lines, each with key and value; a dbm file of JSON; a shelf of the standard "
+        "library's; or another location. Without it the file's name says which.",
+    ),
+]
+Overwrite: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+DryRun: TypeAlias = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command("import")(import_)
+    app.command()(export)
+
+
+def import_(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file, or another location.")],
+    format_: FormatOption = None,
+    overwrite: Overwrite = False,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Load a shelf, which runs what is in its pickles: only one of your own."),
+    ] = False,
+    dry_run: DryRun = False,
+    at: At = None,
+    password: AskPassword = False,
+    insecure: Insecure = False,
+    as_json: AsJSON = False,
+) -> None:
+    """
+    Write all keys of a file into a store, and the media files in the folder FILE.media.
+
+    What is there already is left as it is. An import that was interrupted goes on when it is begun again. Each key that
+    can't be read or written is a line on stderr, and the others go on.
+    """
+    from cloudstore_mapping.transfer import import_store
+
+    with open_store(at, password=asked(password), insecure=insecure) as store, _failing(file, as_json):
+        done = import_store(
+            store, file, format=format_, overwrite=overwrite, trust=trust, dry_run=dry_run, progress=True
+        )
+    if as_json:
+        show_json({"dry_run": dry_run, **done._asdict()})
+        return
+    verb = "Would import" if dry_run else "Imported"
+    show(f"{verb} {_keys(done.written)} and {_media(len(done.media))}.")
+    if done.skipped or done.media_skipped:
+        show(_left(done.skipped, f" and {_media(done.media_skipped)}", dry_run))
+
+
+def export(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file to make, or another location.")],
+    format_: FormatOption = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    at: At = None,
+    password: AskPassword = False,
+    insecure: Insecure = False,
+    as_json: AsJSON = False,
+) -> None:
+    """
+    Write all keys of a store into a file, and its media files into the folder FILE.media.
+
+    FILE is there once it is whole. An export that was interrupted goes on when it is begun again, with what is in
+    FILE.part. A service lists no media files: of one, those are taken whose addresses stand in the values. Each key
+    that can't be read is a line on stderr, and the others go on.
+    """
+    from cloudstore_mapping.transfer import export_store
+
+    with open_store(at, password=asked(password), insecure=insecure) as store, _failing(file, as_json):
+        done = export_store(store, file, format=format_, overwrite=overwrite, dry_run=dry_run, progress=True)
+    if as_json:
+        show_json({"dry_run": dry_run, **done._asdict()})
+        return
+    verb = "Would export" if dry_run else "Exported"
+    media = "what media files their values name" if done.media is None else _media(done.media)
+    show(f"{verb} {_keys(done.keys)} and {media}.")
+    if done.before:
+        show(f"{_keys(done.before)} of these had been read by an export that was interrupted.")
+    if done.skipped:
+        show(_left(done.skipped, "", dry_run))
+    for address in done.missing:
+        show(f"A value names {address}, which leads nowhere.")
+
+
+@contextmanager
+def _failing(file: str, as_json: bool) -> Iterator[None]:
+    """Print what went wrong with single keys, and turn what is wrong with the file into `UsageError`."""
+    try:
+        yield
+    except BulkError as error:
+        failures = [failure for failure in error.failed.values() if isinstance(failure, CloudStoreError)]
+        for failure in failures:
+            report(failure, as_json=as_json)
+        raise typer.Exit(max(map(status_of, failures))) from error
+    except CloudStoreError as error:
+        if isinstance(error, ValueError):
+            raise UsageError(_as_options(str(error))) from error
+        raise
+    except FileExistsError as error:
+        raise UsageError(f"{error.filename!r} exists already; --overwrite replaces it.") from error
+    except OSError as error:
+        raise UsageError(f"{error.filename or file!r} can't be used: {error.strerror}.") from error
+    except ValueError as error:
+        raise UsageError(_as_options(str(error))) from error
+
+
+def _as_options(sentence: str) -> str:
+    for name in ("trust", "overwrite", "insecure"):
+        sentence = sentence.replace(f"{name}=True", f"--{name}")
+    return sentence
+
+
+def _left(keys: int, media: str, dry_run: bool) -> str:
+    left = "would be" if dry_run else "were"
+    return f"{_keys(keys)}{media} {left} left as they are there; --overwrite replaces what differs."
+
+
+def _keys(count: int) -> str:
+    return f"{count:,} key{'' if count == 1 else 's'}"
+
+
+def _media(count: int) -> str:
+    return f"{count:,} media file{'' if count == 1 else 's'}"

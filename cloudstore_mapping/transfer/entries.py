@@ -1,0 +1,75 @@
+"""What is carried: keys with their values as JSON, and what may be wrong with one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+import msgspec
+
+from cloudstore_mapping.client import codec
+from cloudstore_mapping.errors import (
+    BadNameError,
+    BadValueError,
+    BulkError,
+    CloudStoreError,
+    DailyLimitError,
+    LockedError,
+    TooBigError,
+    TooManyFilesError,
+)
+from cloudstore_mapping.wire import decode_value
+
+# What is wrong with one key, and says nothing of the next one.
+_OWN: Final = (BadNameError, BadValueError, DailyLimitError, LockedError, TooBigError, TooManyFilesError)
+
+
+class Entry(NamedTuple):
+    """A key and its value, JSON in UTF-8 without line ends, or what is wrong with it."""
+
+    key: str
+    value: bytes | CloudStoreError
+
+    @property
+    def size(self) -> int:
+        """The bytes of the value."""
+        return len(self.value) if isinstance(self.value, bytes) else 0
+
+
+class Failures:
+    """What went wrong with single keys; the work goes on, and `check` raises it in the end."""
+
+    def __init__(self) -> None:
+        self._failed: dict[str, CloudStoreError] = {}
+
+    def add(self, key: str, error: CloudStoreError) -> None:
+        """Note what is wrong with a key; an error that is about more than that is raised at once."""
+        if not isinstance(error, _OWN):
+            raise error
+        self._failed.setdefault(key, error)
+
+    def check(self, succeeded: Iterable[str], what: str) -> None:
+        """Raise `BulkError` where anything went wrong."""
+        if self._failed:
+            first = next(iter(self._failed.values()))
+            raise BulkError(
+                f"{len(self._failed)} could not be {what}, all others are; see `.failed`. The first: {first}",
+                succeeded=list(succeeded),
+                failed=self._failed,
+            ) from first
+
+
+def checked(key: str, text: bytes) -> Entry:
+    """Return the entry of a value that stands somewhere as JSON, its numbers as they are written there."""
+    try:
+        codec.dump(decode_value(text))
+        return Entry(key, msgspec.json.format(text, indent=-1))
+    except (BadValueError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return Entry(key, about(key, error))
+
+
+def about(key: str, error: Exception) -> BadValueError:
+    """Return what is wrong with a value as an error of its key."""
+    failed = BadValueError(f"The value of {key!r} can't be stored: {str(error).rstrip('.')}.", key=key)
+    failed.__cause__ = error
+    return failed

@@ -1,0 +1,198 @@
+"""From a store into a file: many keys at a time, on disk as soon as they are read, and gone on with after any end."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from cloudstore_mapping.client.envelopes import Envelopes
+from cloudstore_mapping.client.progress import Progress, reporting
+from cloudstore_mapping.client.raw import RawStore
+from cloudstore_mapping.client.saving import Saving
+from cloudstore_mapping.client.secret import Secret, secrets_of
+from cloudstore_mapping.errors import BadValueError, NoFileError, UnsupportedError
+from cloudstore_mapping.transfer import dbmfiles
+from cloudstore_mapping.transfer.entries import Failures
+from cloudstore_mapping.transfer.formats import Format, format_of_target
+from cloudstore_mapping.transfer.importing import import_store
+from cloudstore_mapping.transfer.journal import Journal
+from cloudstore_mapping.transfer.jsonfiles import write_lines, write_object
+from cloudstore_mapping.transfer.links import Links
+from cloudstore_mapping.transfer.mediafolder import MediaDraft
+from cloudstore_mapping.wire import MAX_BATCH
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.client.mapping import CloudStoreMapping
+
+
+class Exported(NamedTuple):
+    """
+    What an export brought: keys and media files.
+
+    `media` is None where that can't be told without reading the values, in a dry run on a service. `before` counts
+    those of the keys that an earlier export had read which was interrupted, `skipped` the keys that another store had
+    already. `missing` are addresses of media files that stand in values and lead nowhere.
+    """
+
+    keys: int
+    media: int | None
+    before: int = 0
+    skipped: int = 0
+    missing: Sequence[str] = ()
+
+
+def export_store(
+    store: CloudStoreMapping[Any],
+    target: str | os.PathLike[str],
+    *,
+    format: Format | None = None,  # noqa: A002 - as `shutil.make_archive` calls it
+    overwrite: bool = False,
+    dry_run: bool = False,
+    secret: Secret | None = None,
+    progress: Progress = None,
+) -> Exported:
+    """
+    Write all keys and values of a store into a file, and its media files into a folder beside it.
+
+    What was read is kept in ``….part`` until the file is whole, so that an export which was interrupted goes on where
+    it stood when it is begun again. It is not of one moment where others write meanwhile. Media files are those of an
+    embedded store; of a service, which lists none, those whose addresses stand in the values.
+
+    Parameters
+    ----------
+    store
+        The store, or a `view` of a part of it.
+    target
+        A file; or another location that `cloudstore_mapping.open` knows: then see `import_store`.
+    format
+        ``json``, ``jsonl``, ``dbm``, ``shelve`` or ``store``; without it the file's name says which.
+    overwrite
+        Whether a file that is there may be replaced, and in another store a key.
+    dry_run
+        Only say what there is to export.
+    secret
+        Of a shelf whose pickles are to be read for the format ``shelve``; see `cloudstore_mapping.shelve.open`.
+    progress
+        A function of how many keys are read, and of how many; True: a bar.
+
+    Raises
+    ------
+    FileExistsError
+        There is such a file, and it isn't to be replaced.
+    ValueError
+        The name doesn't say the format.
+    UnsupportedError
+        The ``….part`` beside it is another store's export.
+    BulkError
+        Some keys could not be read, of a password for one; all others are in the file.
+    CloudStoreError, OSError
+        What else ended it; begun again, it goes on.
+    """
+    place = os.fspath(target)
+    kind = format_of_target(place, format)
+    if kind == "store":
+        from cloudstore_mapping.locations import open as open_store  # loads what only this needs
+
+        with open_store(place) as other:
+            done = import_store(other, store, overwrite=overwrite, dry_run=dry_run, progress=progress)
+        return Exported(done.written, len(done.media), skipped=done.skipped)
+    return _Export(RawStore(store), Path(place), kind, secret, progress).run(overwrite=overwrite, dry_run=dry_run)
+
+
+class _Export:
+    def __init__(self, store: RawStore, target: Path, kind: Format, secret: Secret | None, progress: Progress) -> None:
+        self._store = store
+        self._target = target
+        self._kind = kind
+        self._secret = secret
+        self._progress = progress
+        self._failures = Failures()
+
+    def run(self, *, overwrite: bool, dry_run: bool) -> Exported:
+        exists = self._target.exists() or (self._kind in ("dbm", "shelve") and dbmfiles.is_dbm(self._target))
+        if exists and not overwrite:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self._target))
+        if self._target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self._target))
+        if dry_run:
+            return Exported(len(self._store.keys()), self._count_media())
+        with self._journal(exists) as journal:
+            if not journal.is_finished:
+                self._read(journal)
+            draft = MediaDraft(self._target)
+            missing = self._read_media(draft, self._media_links(journal.entries()))
+            if not journal.is_finished:
+                journal.finish()
+            draft.finish()
+            self._write(journal, overwrite=overwrite)
+            journal.remove()
+            self._failures.check(journal.keys, "exported")
+            return Exported(len(journal.keys), len(draft), journal.before, missing=tuple(missing))
+
+    def _journal(self, exists: bool) -> Journal:
+        journal = Journal(self._target, self._store.identity)
+        if journal.is_finished and exists:  # of an export that ended between its last two steps, however long ago
+            journal.begin_anew()
+        return journal
+
+    def _read(self, journal: Journal) -> None:
+        keys = self._store.keys()
+        left = [key for key in keys if key not in journal.keys]
+        with reporting(self._progress, len(keys)) as report:
+            for start in range(0, len(left), MAX_BATCH):
+                found: list[tuple[str, bytes]] = []
+                for key, value in self._store.read(left[start : start + MAX_BATCH]):
+                    if isinstance(value, bytes):
+                        found.append((key, bytes(msgspec.json.format(value, indent=-1))))
+                    elif not isinstance(value, NoFileError):  # deleted meanwhile
+                        self._failures.add(key, value)
+                journal.add(found)
+                report(len(keys) - len(left) + min(start + MAX_BATCH, len(left)))
+
+    def _count_media(self) -> int | None:
+        try:
+            return len(self._store.media_files())
+        except UnsupportedError:
+            return None
+
+    def _media_links(self, entries: Iterator[tuple[str, bytes]]) -> list[str]:
+        try:
+            return [media.url for media in self._store.media_files()]
+        except UnsupportedError:
+            links = Links(self._store.address)
+            for _, value in entries:
+                links.look(value)
+            return list(links.found)
+
+    def _read_media(self, draft: MediaDraft, links: list[str]) -> list[str]:
+        missing: list[str] = []
+        for link in links:
+            if link not in draft:
+                try:
+                    draft.add(link, self._store.fetch)
+                except NoFileError:
+                    missing.append(link)
+        return missing
+
+    def _write(self, journal: Journal, *, overwrite: bool) -> None:
+        if self._kind == "dbm":
+            dbmfiles.write(self._target, journal.entries())
+        elif self._kind == "shelve":
+            dbmfiles.write(self._target, self._pickled(journal.entries()))
+        else:
+            write = write_object if self._kind == "json" else write_lines
+            with Saving(self._target, overwrite=overwrite) as file:
+                write(file, journal.entries())
+
+    def _pickled(self, entries: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+        envelopes = Envelopes(secrets_of(self._secret, self._store.file, makes=False))
+        for key, value in entries:
+            try:
+                yield key, dbmfiles.pickled(key, value, envelopes)
+            except BadValueError as error:
+                self._failures.add(key, error)

@@ -1,0 +1,149 @@
+"""An export that is not finished: what was read so far, on disk, so that it goes on after whatever ends it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Final, Self
+
+import msgspec
+
+from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.transfer.jsonfiles import Line, line_of
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+END: Final = ".part"
+
+_encode: Final = msgspec.json.Encoder().encode
+_read_line: Final = msgspec.json.Decoder(Line).decode
+_FINISHED: Final = b'{"finished":true}\n'
+
+
+class _Head(msgspec.Struct):
+    """The first line: which store's data these are, and when the first of them were read."""
+
+    unfinished_export_of: str
+    begun_at: float
+
+
+_BEGINNING: Final = _encode(_Head("", 0.0))[:24]
+
+
+class Journal:
+    """
+    The keys and values of one store that were read so far, a line each, in a file beside the one to be.
+
+    `before` counts the keys that an earlier run had read. Raises `UnsupportedError` for the journal of another store,
+    or a file that is none, and `BlockingIOError` while another export writes it.
+    """
+
+    def __init__(self, target: Path, identity: str) -> None:
+        self.path = target.with_name(target.name + END)
+        self.keys: set[str] = set()
+        self.is_finished = False
+        self._identity = identity
+        self._file: IO[bytes] = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+        try:
+            self._lock()
+            self._begin()
+        except BaseException:
+            self._file.close()
+            raise
+        self.before = len(self.keys)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+
+    def _lock(self) -> None:
+        if fcntl is not None:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BlockingIOError(
+                    errno.EWOULDBLOCK, "another export writes it at this moment", str(self.path)
+                ) from None
+
+    def _begin(self) -> None:
+        first = self._file.readline()
+        if not first.endswith(b"\n"):  # new, or its very first line was cut off
+            if not _BEGINNING.startswith(first[: len(_BEGINNING)]):
+                raise self._foreign()
+            self.begin_anew()
+            return
+        try:
+            head = msgspec.json.decode(first, type=_Head)
+        except msgspec.MsgspecError as error:
+            raise self._foreign() from error
+        if head.unfinished_export_of != self._identity:
+            raise UnsupportedError(
+                f"{self.path} is an unfinished export of another store; delete it to begin anew, or name another file."
+            )
+        self._go_on()
+
+    def begin_anew(self) -> None:
+        """Forget all that was read."""
+        self.keys = set()
+        self.before = 0
+        self.is_finished = False
+        self._file.seek(0)
+        self._file.truncate()
+        self._write(_encode(_Head(self._identity, time.time())) + b"\n")
+
+    def _go_on(self) -> None:
+        end = self._file.tell()
+        for line in iter(self._file.readline, b""):
+            if line == _FINISHED:
+                self.is_finished = True
+                return
+            if not line.endswith(b"\n"):
+                break
+            try:
+                self.keys.add(_read_line(line).key)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                break
+            end = self._file.tell()
+        self._file.seek(end)
+        self._file.truncate()  # what was cut off in the middle
+
+    def _foreign(self) -> UnsupportedError:
+        return UnsupportedError(f"{self.path} is no unfinished export and was left as it is; move it away.")
+
+    def add(self, entries: Sequence[tuple[str, bytes]]) -> None:
+        """Put entries on disk."""
+        self._file.seek(0, os.SEEK_END)
+        self._write(b"".join(line_of(key, value) for key, value in entries))
+        self.keys.update(key for key, _ in entries)
+
+    def finish(self) -> None:
+        """Say that all was read: what is here is only to be brought in its form."""
+        self._file.seek(0, os.SEEK_END)
+        self._write(_FINISHED)
+        self.is_finished = True
+
+    def entries(self) -> Iterator[tuple[str, bytes]]:
+        """Yield all that was read."""
+        self._file.seek(0)
+        self._file.readline()
+        for line in iter(self._file.readline, b""):
+            if line != _FINISHED:
+                found = _read_line(line)
+                yield found.key, bytes(found.value)
+
+    def remove(self) -> None:
+        """Take the journal away: all that is in it is in its place."""
+        self.path.unlink()
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.flush()
+        os.fsync(self._file.fileno())

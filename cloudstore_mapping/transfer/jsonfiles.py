@@ -1,0 +1,162 @@
+"""JSON files, one object of all keys, and JSON Lines, one object a key: read and written without holding the whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, Final, NoReturn, TextIO
+
+import msgspec
+from msgspec import Raw
+
+from cloudstore_mapping.errors import BadValueError
+from cloudstore_mapping.transfer.entries import Entry, checked
+
+#: Characters that are read at once, at least.
+PIECE: Final = 2**16
+#: Characters of the longest value that is looked for an end of.
+LONGEST: Final = 2**30
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Line(msgspec.Struct):
+    """What a line of JSON Lines holds."""
+
+    key: str
+    value: Raw
+
+
+_read_line: Final = msgspec.json.Decoder(Line).decode
+
+
+def read_lines(path: Path) -> Iterator[Entry]:
+    """Yield what the lines hold; `BadValueError` for one that isn't ``{"key": …, "value": …}``."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if not text.strip():
+                continue
+            try:
+                found = _read_line(text)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                raise BadValueError(
+                    f'Line {number} of {path} is no {{"key": …, "value": …}}: {error}; mend it, and import again.'
+                ) from error
+            yield checked(found.key, bytes(found.value))
+
+
+def write_lines(file: IO[bytes], entries: Iterable[tuple[str, bytes]]) -> None:
+    """Write a line for each entry."""
+    for key, value in entries:
+        file.write(line_of(key, value))
+
+
+def line_of(key: str, value: bytes) -> bytes:
+    """Return an entry's line; the value has no line ends."""
+    return b'{"key":%b,"value":%b}\n' % (_encode(key), value)
+
+
+def read_object(path: Path) -> Iterator[Entry]:
+    """Yield what the one object in the file holds; `BadValueError` where it is none, or not whole."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        scanner = _Scanner(path, file)
+        scanner.take("{")
+        if scanner.peek() == "}":
+            scanner.take("}")
+        else:
+            while True:
+                key, _ = scanner.value()
+                if not isinstance(key, str):
+                    scanner.fail("a key is not a text")
+                scanner.take(":")
+                value, text = scanner.value()
+                del value
+                yield checked(key, text.encode("utf-8", "surrogatepass"))
+                if scanner.peek() != ",":
+                    break
+                scanner.take(",")
+            scanner.take("}")
+        if scanner.peek():
+            scanner.fail("something stands behind the object")
+
+
+def write_object(file: IO[bytes], entries: Iterable[tuple[str, bytes]]) -> None:
+    """Write one object, a line a key."""
+    start = b"{\n"
+    for key, value in entries:
+        file.write(b"%b%b: %b" % (start, _encode(key), value))
+        start = b",\n"
+    file.write(b"{}\n" if start == b"{\n" else b"\n}\n")
+
+
+class _Scanner:
+    """Finds one value after another in a text that is read piece by piece."""
+
+    def __init__(self, path: Path, file: TextIO) -> None:
+        self._path = path
+        self._file = file
+        self._text = ""
+        self._at = 0
+        self._passed = 0  # characters before the ones that are held
+        self._decoder = json.JSONDecoder(parse_constant=self._refuse)
+
+    def peek(self) -> str:
+        """Return the next character that is no space, empty at the end."""
+        while True:
+            while self._at < len(self._text):
+                if self._text[self._at] not in " \t\r\n":
+                    return self._text[self._at]
+                self._at += 1
+            if not self._read():
+                return ""
+
+    def take(self, char: str) -> None:
+        """Pass this character."""
+        if self.peek() != char:
+            self.fail(f"{char!r} is missing")
+        self._at += 1
+
+    def value(self) -> tuple[Any, str]:
+        """Pass a value, and return it with its text."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                if len(self._text) > LONGEST or not self._read():
+                    self._at = error.pos
+                    self.fail(error.msg)
+            except (ValueError, RecursionError) as error:  # NaN, more digits than Python takes, brackets without end
+                self.fail(str(error))
+            else:
+                # What ends with what is held may go on behind it: 12 is the beginning of 123.
+                if end < len(self._text) or not self._read():
+                    text = self._text[self._at : end]
+                    self._at = end
+                    return value, text
+
+    def _read(self) -> bool:
+        """Hold more of the file, as much again as is held, so that a long value is looked at only a few times."""
+        held = self._text[self._at :]
+        try:
+            more = self._file.read(max(PIECE, len(held)))
+        except UnicodeDecodeError as error:
+            raise BadValueError(f"{self._path} is not UTF-8 ({error.reason}); write it anew as that.") from error
+        if not more:
+            return False
+        self._passed += self._at
+        self._text = held + more
+        self._at = 0
+        return True
+
+    def fail(self, why: str) -> NoReturn:
+        """Raise what is wrong here."""
+        raise BadValueError(
+            f"{self._path} is not an object of JSON: {why}, at character {self._passed + self._at + 1}; mend it, and "
+            "import again."
+        )
+
+    def _refuse(self, constant: str) -> NoReturn:
+        raise ValueError(f"JSON knows no {constant}")
