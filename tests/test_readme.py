@@ -110,6 +110,6 @@ def test_the_two_commands_are_the_first_shell_blocks() -> None:
     """The first shell block shows the demo, the second runs the tests; each sets up all that it needs."""
     first, second = blocks("sh")[:2]
     assert first.rstrip().endswith(".venv/bin/cloudstore demo")
-    assert second.rstrip().endswith("python -m pytest")
+    assert second.rstrip().endswith("python -m pytest -n auto --dist loadfile")
     assert "-m venv .venv" in first
     assert "-m venv .venv" in second
