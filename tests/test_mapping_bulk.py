@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from cloudstore_mapping.client.bulk import in_batches
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.errors import BulkError, TransportError
@@ -48,6 +50,29 @@ def test_several_at_once(vendor: Vendor) -> None:
     with CloudStoreMapping[Any](vendor.api_key, transport=transport, max_workers=4) as store:
         assert list(store.values()) == list(range(8))
     assert transport.most == 4
+
+
+def test_items_in_batches() -> None:
+    """A batch holds a thousand items and four MiB at most, and none that came seconds after its first one."""
+    assert [len(batch) for batch in in_batches(range(2_500), lambda _: 1)] == [1_000, 1_000, 500]
+    assert [len(batch) for batch in in_batches(range(5), lambda _: 2**21)] == [2, 2, 1]
+    assert [len(batch) for batch in in_batches(range(2), lambda _: 2**23)] == [1, 1]
+    ticks = iter(range(0, 1_000, 2))
+    slow = in_batches(range(5), lambda _: 1, seconds=5.0, clock=lambda: float(next(ticks)))
+    assert [len(batch) for batch in slow] == [2, 3]
+
+
+def test_items_before_an_error() -> None:
+    """What came before the source broke is handed on, and then the error."""
+
+    def items() -> Iterator[int]:
+        yield from range(3)
+        raise TransportError("The connection broke.")
+
+    got: list[list[int]] = []
+    with pytest.raises(TransportError):
+        got.extend(in_batches(items(), lambda _: 1))
+    assert got == [[0, 1, 2]]
 
 
 DEEP: Any = 0

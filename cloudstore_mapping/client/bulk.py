@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -162,17 +163,34 @@ def _write_batch(files: Files, chunk: Sequence[Change]) -> Sequence[Outcome]:
         return [error] * len(chunk)
 
 
-def in_batches(items: Iterable[A], size_of: Callable[[A], int]) -> Iterator[list[A]]:
-    """Yield the items in lists, each of them not too many, and not too many bytes, for one batch."""
+def in_batches(
+    items: Iterable[A],
+    size_of: Callable[[A], int],
+    *,
+    seconds: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[list[A]]:
+    """
+    Yield the items in lists, each of them not too many, and not too many bytes, for one batch.
+
+    Nor does an item wait longer than so many seconds for others to come; and those that came before an error come.
+    """
     batch: list[A] = []
     size = 0
-    for item in items:
-        length = size_of(item)
-        if batch and (len(batch) == MAX_BATCH or size + length > MAX_BATCH_BYTES):
+    began = clock()
+    try:
+        for item in items:
+            length = size_of(item)
+            is_late = seconds is not None and clock() - began > seconds
+            if batch and (len(batch) == MAX_BATCH or size + length > MAX_BATCH_BYTES or is_late):
+                yield batch
+                batch, size, began = [], 0, clock()
+            batch.append(item)
+            size += length
+    except CloudStoreError:
+        if batch:
             yield batch
-            batch, size = [], 0
-        batch.append(item)
-        size += length
+        raise
     if batch:
         yield batch
 

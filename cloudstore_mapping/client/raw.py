@@ -59,24 +59,23 @@ class RawStore:
                 assert outcome.value is not None  # noqa: S101 - an absence is `NoFileError` by now
                 yield key, outcome.value
 
-    def write(self, values: Mapping[str, bytes], *, only_new: bool) -> dict[str, CloudStoreError | None]:
+    def write(self, values: Mapping[str, bytes], *, only_new: bool) -> Iterator[tuple[str, CloudStoreError | None]]:
         """
-        Save all values, and return what went wrong with each; one that is no key is an error as well.
+        Save all values, and yield what went wrong with each; one that is no key is an error as well.
 
         With `only_new` a key that is there already is `ChangedError`, where the service has versions; elsewhere its
         value is replaced.
         """
         files = self._store._files
-        outcomes: dict[str, CloudStoreError | None] = {}
+        condition = None if only_new and files.supports("version") else UNSET
         changes = []
         for key, value in values.items():
             try:
-                changes.append(files.saving(key, Raw(value), None if only_new and files.supports("version") else UNSET))
+                changes.append(files.saving(key, Raw(value), condition))
             except CloudStoreError as error:
-                outcomes[key] = error
+                yield key, error
         self._store._hint.forget()
-        outcomes.update(attempts(files, self._store._workers, changes))
-        return outcomes
+        yield from attempts(files, self._store._workers, changes)
 
     def media_files(self) -> list[Media]:
         """Return all media files of an embedded store; `UnsupportedError` for a service."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -15,6 +15,7 @@ from cloudstore_mapping.errors import (
     CloudStoreError,
     DailyLimitError,
     LockedError,
+    NoFileError,
     TooBigError,
     TooManyFilesError,
 )
@@ -30,10 +31,16 @@ class Entry(NamedTuple):
     key: str
     value: bytes | CloudStoreError
 
-    @property
-    def size(self) -> int:
-        """The bytes of the value."""
+    def size_of(self) -> int:
+        """Return the bytes of the value."""
         return len(self.value) if isinstance(self.value, bytes) else 0
+
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.client.raw import RawStore
+
+#: Seconds that what was read of a slow service waits to be kept.
+PATIENCE: Final = 2.0
 
 
 class Failures:
@@ -57,6 +64,15 @@ class Failures:
                 succeeded=list(succeeded),
                 failed=self._failed,
             ) from first
+
+
+def entries_of(store: RawStore, keys: Sequence[str]) -> Iterator[Entry]:
+    """Yield the entries of a store under these keys, but for those that were deleted meanwhile."""
+    for key, value in store.read(keys):
+        if isinstance(value, bytes):
+            yield Entry(key, msgspec.json.format(value, indent=-1))
+        elif not isinstance(value, NoFileError):
+            yield Entry(key, value)
 
 
 def checked(key: str, text: bytes) -> Entry:

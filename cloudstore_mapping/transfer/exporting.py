@@ -8,23 +8,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import msgspec
-
+from cloudstore_mapping.client.bulk import in_batches
 from cloudstore_mapping.client.envelopes import Envelopes
 from cloudstore_mapping.client.progress import Progress, reporting
 from cloudstore_mapping.client.raw import RawStore
 from cloudstore_mapping.client.saving import Saving
 from cloudstore_mapping.client.secret import Secret, secrets_of
-from cloudstore_mapping.errors import BadValueError, NoFileError, UnsupportedError
+from cloudstore_mapping.errors import BadValueError, CloudStoreError, NoFileError, UnsupportedError
 from cloudstore_mapping.transfer import dbmfiles
-from cloudstore_mapping.transfer.entries import Failures
+from cloudstore_mapping.transfer.entries import PATIENCE, Entry, Failures, entries_of
 from cloudstore_mapping.transfer.formats import Format, format_of_target
 from cloudstore_mapping.transfer.importing import import_store
 from cloudstore_mapping.transfer.journal import Journal
 from cloudstore_mapping.transfer.jsonfiles import write_lines, write_object
 from cloudstore_mapping.transfer.links import Links
 from cloudstore_mapping.transfer.mediafolder import MediaDraft
-from cloudstore_mapping.wire import MAX_BATCH
 
 if TYPE_CHECKING:
     from cloudstore_mapping.client.mapping import CloudStoreMapping
@@ -143,16 +141,15 @@ class _Export:
     def _read(self, journal: Journal) -> None:
         keys = self._store.keys()
         left = [key for key in keys if key not in journal.keys]
+        done = len(keys) - len(left)
         with reporting(self._progress, len(keys)) as report:
-            for start in range(0, len(left), MAX_BATCH):
-                found: list[tuple[str, bytes]] = []
-                for key, value in self._store.read(left[start : start + MAX_BATCH]):
-                    if isinstance(value, bytes):
-                        found.append((key, bytes(msgspec.json.format(value, indent=-1))))
-                    elif not isinstance(value, NoFileError):  # deleted meanwhile
+            for batch in in_batches(entries_of(self._store, left), Entry.size_of, seconds=PATIENCE):
+                journal.add([(key, value) for key, value in batch if isinstance(value, bytes)])
+                for key, value in batch:
+                    if isinstance(value, CloudStoreError):
                         self._failures.add(key, value)
-                journal.add(found)
-                report(len(keys) - len(left) + min(start + MAX_BATCH, len(left)))
+                done += len(batch)
+                report(done)
 
     def _count_media(self) -> int | None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from cloudstore_mapping.client.progress import Progress, reporting
 from cloudstore_mapping.client.raw import RawStore
 from cloudstore_mapping.client.secret import Secret, secrets_of
 from cloudstore_mapping.errors import BadValueError, ChangedError, CloudStoreError, NoFileError, UnsupportedError
-from cloudstore_mapping.transfer.entries import Failures
+from cloudstore_mapping.transfer.entries import PATIENCE, Entry, Failures
 from cloudstore_mapping.transfer.formats import Format, format_of_source
 from cloudstore_mapping.transfer.sources import FileSource, Opens, Source, StoreSource
 
@@ -114,46 +114,52 @@ class _Import:
         there = set(self._target.keys())
         done = 0
         with reporting(progress, total) as report:
-            for chunk in in_batches(source.entries(), lambda entry: entry.size):
+            for batch in in_batches(source.entries(), Entry.size_of, seconds=PATIENCE):
                 values: dict[str, bytes] = {}
-                for key, value in chunk:
+                for key, value in batch:
                     if isinstance(value, CloudStoreError):
                         self._failures.add(key, value)
                     elif key in there and not self._overwrite:
                         self._skipped += 1
                     else:
                         values[key] = value
-                self._write(values, there)
-                done += len(chunk)
+                done += len(batch) - len(values)
+                for _ in self._write(values, there):
+                    done += 1
+                    report(done)
                 report(done)
         media, media_skipped = self._store_media(source.media())
         self._failures.check(self._written, "imported")
         return Imported(len(self._written), self._skipped, media, media_skipped)
 
-    def _write(self, values: dict[str, bytes], there: set[str]) -> None:
+    def _write(self, values: dict[str, bytes], there: set[str]) -> Iterator[str]:
+        """Write the values, and yield each key once it is done with."""
         if self._dry_run:
             self._written |= dict.fromkeys(values)
+            yield from values
             return
         if self._overwrite and self._target.takes_batches:
-            self._leave_equal(values, [key for key in values if key in there])
+            yield from self._leave_equal(values, [key for key in values if key in there])
         # One that comes twice in a file is there by then: the last one counts, as in any JSON.
         again = {key: value for key, value in values.items() if self._overwrite or key in self._written}
         new = {key: value for key, value in values.items() if key not in again}
         for some, only_new in ((new, True), (again, False)):
-            for key, error in self._target.write(some, only_new=only_new).items():
+            for key, error in self._target.write(some, only_new=only_new):
                 if error is None:
                     self._written[key] = None
                 elif isinstance(error, ChangedError):
                     self._skipped += 1
                 else:
                     self._failures.add(key, error)
+                yield key
 
-    def _leave_equal(self, values: dict[str, bytes], keys: list[str]) -> None:
+    def _leave_equal(self, values: dict[str, bytes], keys: list[str]) -> Iterator[str]:
         """Take out what is there as it is: so an import that is begun again writes only what is left to write."""
         for key, stored in self._target.read(keys):
             if isinstance(stored, bytes) and msgspec.json.format(stored, indent=-1) == values[key]:
                 del values[key]
                 self._skipped += 1
+                yield key
 
     def _store_media(self, files: list[tuple[str, Opens]]) -> tuple[dict[str, str], int]:
         stored: dict[str, str] = {}

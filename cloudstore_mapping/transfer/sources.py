@@ -10,18 +10,15 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple
 
-import msgspec
-
 from cloudstore_mapping.client.envelopes import Envelopes
 from cloudstore_mapping.client.raw import RawStore
-from cloudstore_mapping.errors import NoFileError, UnsupportedError
+from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.transfer.dbmfiles import length, read_dbm, read_shelf
-from cloudstore_mapping.transfer.entries import Entry
+from cloudstore_mapping.transfer.entries import Entry, entries_of
 from cloudstore_mapping.transfer.formats import Format
 from cloudstore_mapping.transfer.jsonfiles import read_lines, read_object
 from cloudstore_mapping.transfer.links import Links
 from cloudstore_mapping.transfer.mediafolder import MediaItem, items_of, opened
-from cloudstore_mapping.wire import MAX_BATCH
 
 
 class Content(NamedTuple):
@@ -97,13 +94,10 @@ class StoreSource(Source):
 
     def entries(self) -> Iterator[Entry]:
         """Yield the values of the keys that were counted, but for those that were deleted meanwhile."""
-        for start in range(0, len(self._keys), MAX_BATCH):
-            for key, value in self._store.read(self._keys[start : start + MAX_BATCH]):
-                if isinstance(value, bytes):
-                    self._links.look(value)
-                    yield Entry(key, bytes(msgspec.json.format(value, indent=-1)))
-                elif not isinstance(value, NoFileError):
-                    yield Entry(key, value)
+        for entry in entries_of(self._store, self._keys):
+            if isinstance(entry.value, bytes):
+                self._links.look(entry.value)
+            yield entry
 
     def media(self) -> list[tuple[str, Opens]]:
         """Return the media files, of a service those whose addresses stand in the values that were read."""
