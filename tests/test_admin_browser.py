@@ -98,7 +98,7 @@ def test_media_files(shown: Dashboard, page: Page) -> None:
     page.get_by_role("link", name="dot.png").click()
     preview = page.locator("#preview")
     preview.wait_for()
-    page.wait_for_function("document.getElementById('preview').naturalWidth === 1")
+    expect(preview).to_have_js_property("naturalWidth", 1)
     page.get_by_role("button", name="Copy").click()
     shown.said("Copied.")
     link = page.evaluate("navigator.clipboard.readText()")
