@@ -103,5 +103,5 @@ def dashboard(chromium: Browser, storage: Path | None = None, **options: Any) ->
             yield shown
         finally:
             context.close()
-        assert shown.troubles == []
+        assert shown.troubles == [], shown.troubles
         assert shown.hosts <= {"127.0.0.1"}

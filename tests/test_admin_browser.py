@@ -196,6 +196,19 @@ def test_the_focus_stays(shown: Dashboard, page: Page) -> None:
     assert page.evaluate("first") == "the page"
 
 
+def test_two_clicks(shown: Dashboard, page: Page) -> None:
+    """Of two links that are clicked one after the other the second one's page comes, though the first is answered."""
+    held: list[Route] = []
+    page.route(lambda url: "panel=" in url, lambda route: held.append(route))
+    page.get_by_role("link", name="User info").click()
+    with page.expect_request("**/admin.html?panel=media"):
+        page.get_by_role("link", name="Media files").click()
+    for route in held:
+        route.continue_()
+    page.get_by_role("heading", name="Media files", level=1).wait_for()
+    expect(page.get_by_role("link", name="Media files")).to_have_attribute("aria-current", "page")
+
+
 def test_a_session_that_ended(shown: Dashboard, page: Page) -> None:
     """Where the session has ended, any part of the page that is asked for becomes the sign-in."""
     shown.service.owners.reset_password("owner")

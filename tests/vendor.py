@@ -240,8 +240,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, text)
         self._headers_buffer.extend([b"\r\n", fault.body])  # type: ignore[attr-defined]  # one packet, no delay
         self.flush_headers()
-        if "Content-Length" in fault.headers:  # a wrong one: there is nothing more to come
-            self.close_connection = True
+        if int(fault.headers.get("Content-Length", len(fault.body))) != len(fault.body):
+            self.close_connection = True  # there is nothing more to come
 
 
 def _shut(connection: socket.socket) -> None:

@@ -150,6 +150,18 @@
     });
   }
 
+  // Of two pages that were asked for, the first would come in the place of the link that asked for the second.
+  const overtaken = new WeakSet();
+  let latest = null;
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    if (event.detail.target.id !== "page") return;
+    if (latest) overtaken.add(latest);
+    latest = event.detail.xhr;
+  });
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    if (overtaken.has(event.detail.xhr)) event.detail.shouldSwap = false;
+  });
+
   document.addEventListener("htmx:afterSettle", () => {
     prepare();
     if (document.querySelector("dialog:modal")) return;
