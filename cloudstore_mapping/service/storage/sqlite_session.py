@@ -12,9 +12,9 @@ from typing import Any, Final, Literal
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.base import Transaction
-from cloudstore_mapping.service.storage.sqlite_accounts import SQLiteAccounts
-from cloudstore_mapping.service.storage.sqlite_files import SQLiteFiles
-from cloudstore_mapping.service.storage.sqlite_media import SQLiteAccesses, SQLiteMedia
+from cloudstore_mapping.service.storage.sql_accounts import SQLAccounts
+from cloudstore_mapping.service.storage.sql_files import SQLFiles
+from cloudstore_mapping.service.storage.sql_media import SQLAccesses, SQLMedia
 from cloudstore_mapping.service.storage.writer import Session
 
 _log: Final = logging.getLogger(__name__)
@@ -23,12 +23,17 @@ _log: Final = logging.getLogger(__name__)
 BUSY_TIMEOUT: Final = 30.0
 
 
-class SQLiteSession(SQLiteAccounts, SQLiteFiles, SQLiteMedia, SQLiteAccesses, Transaction, Session):
+class SQLiteSession(SQLAccounts, SQLFiles, SQLMedia, SQLAccesses, Transaction, Session):
     """
     A connection to the database in the file at `path`, or to a new one in memory; for one thread at a time.
 
-    `mode` is ``rwc`` where an absent file may be created, else ``rw``. Raises `sqlite3.Error`.
+    `mode` is ``rwc`` where an absent file may be created, else ``rw``. Raises `sqlite3.Error`. A transaction that
+    writes keeps all others out, so nothing has to be held.
     """
+
+    size = "length(value)"
+    is_blob, is_chunk, chunk_key = "id = ?", "blob_id = ?", "blob_id"
+    blob, blob_of_media = "id", "blob_id"
 
     def __init__(self, path: Path | None, mode: Literal["rw", "rwc"]) -> None:
         # In memory there is one connection only, which readers and the writer take in turn; both are quick.
@@ -109,6 +114,35 @@ class SQLiteSession(SQLiteAccounts, SQLiteFiles, SQLiteMedia, SQLiteAccesses, Tr
                 raise
         except sqlite3.Error as error:
             raise unavailable(error) from error
+
+    def _row(self, query: str, *parameters: Any) -> Any:
+        return self._execute(query, parameters).fetchone()
+
+    def _rows(self, query: str, *parameters: Any) -> list[Any]:
+        return self._execute(query, parameters).fetchall()
+
+    def _do(self, query: str, *parameters: Any) -> None:
+        self._execute(query, parameters)
+
+    def _count(self, query: str, *parameters: Any) -> int:
+        return self._execute(query, parameters).rowcount
+
+    def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:
+        return "instr(name, ?)", (text,)  # for LIKE is neither literal nor case-sensitive
+
+    def _key(self, blob: int) -> tuple[int, ...]:
+        return (blob,)
+
+    def _hold_account(self, account_id: int) -> None:
+        pass
+
+    def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
+        self._execute(
+            "INSERT INTO files (account_id, name, value, version, created_at, updated_at)"
+            " VALUES (?1, ?2, ?3, ?4, ?5, ?5) ON CONFLICT (account_id, name) DO UPDATE SET"
+            " value = excluded.value, version = excluded.version, updated_at = excluded.updated_at",
+            (account_id, name, value, version, now),
+        )
 
     def intact(self) -> bool:
         """Whether the transaction still stands; SQLite undoes all of it when a disk is full, for one."""
