@@ -12,8 +12,10 @@ import requests
 from cloudstore_mapping.client.callbacks import CloudStore
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.postgres import PostgresStorage
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from tests.mapping_fixtures import connect, counted, http_service, make_store, store
+from tests.postgres_server import shared
 from tests.service_fakes import Asker, FakeHasher, ManualClock
 from tests.vendor import Vendor, serve_vendor
 
@@ -23,7 +25,15 @@ __all__ = ["connect", "counted", "http_service", "make_store", "store"]  # fixtu
 ENGINES: dict[str, Callable[[Path], Storage]] = {
     "memory": lambda _: SQLiteStorage(None),
     "sqlite": lambda folder: SQLiteStorage(folder / "store.db"),
+    "postgres": lambda _: PostgresStorage(shared.new_store()),
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_postgres() -> Iterator[None]:
+    """End the PostgreSQL server that tests share, if one asked for it."""
+    yield
+    shared.remove()
 
 
 @pytest.fixture

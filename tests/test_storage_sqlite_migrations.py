@@ -57,7 +57,7 @@ def test_what_the_first_version_stored(first: Path) -> None:
 
 def test_all_schemas_are_numbered() -> None:
     """The steps from nothing to today's schema are numbered from 1 on, without a gap."""
-    names = sorted(file.name for file in SCHEMA.iterdir())
+    names = sorted(file.name for file in SCHEMA.glob("sqlite-*"))
     assert names == [f"sqlite-{number}.sql" for number in range(1, len(names) + 1)]
 
 

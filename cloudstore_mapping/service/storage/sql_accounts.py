@@ -76,7 +76,8 @@ class SQLAccounts(Statements, AccountsTable):
         self._do("UPDATE accounts SET data_password = ?, media_password = ? WHERE id = ?", data, media, account_id)
 
     def next_request_at(self, account_id: int) -> float | None:
-        row = self._row(f"SELECT next_request_at FROM accounts WHERE id = ?{self.account_held}", account_id)
+        query = "SELECT next_request_at FROM accounts WHERE id = ?"
+        row = self._row(query + self.account_held, account_id)
         return None if row is None else row[0]
 
     def set_next_request_at(self, account_id: int, at: float) -> None:
@@ -99,14 +100,12 @@ class SQLAccounts(Statements, AccountsTable):
         self._do("DELETE FROM api_keys WHERE account_id = ? AND hash = ?", account_id, key_hash)
 
     def owner_password(self, account_id: int) -> OwnerPassword:
-        query = f"SELECT owner_password, must_change_password FROM accounts WHERE id = ?{self.account_held}"
-        hash_, must_change = self._row(query, account_id) or (None, False)
+        query = "SELECT owner_password, must_change_password FROM accounts WHERE id = ?"
+        hash_, must_change = self._row(query + self.account_held, account_id) or (None, False)
         return OwnerPassword(hash_, bool(must_change))
 
     def set_owner_password(self, account_id: int, password: OwnerPassword) -> None:
-        self._do(
-            "UPDATE accounts SET owner_password = ?, must_change_password = ? WHERE id = ?", *password, account_id
-        )
+        self._do("UPDATE accounts SET owner_password = ?, must_change_password = ? WHERE id = ?", *password, account_id)
 
     def add_session(self, token_hash: bytes, account_id: int, now: float) -> None:
         self._do(

@@ -74,8 +74,8 @@ class SQLFiles(Statements, FilesTable):
             self._hold_account(account_id)
         most = ALL if enough is None else enough
         (count,) = self._row(
-            "SELECT (SELECT count(*) FROM (SELECT 1 FROM files WHERE account_id = ? LIMIT ?) AS some)"
-            " + (SELECT count(*) FROM (SELECT 1 FROM media WHERE account_id = ? LIMIT ?) AS others)",
+            "SELECT (SELECT count(*) FROM (SELECT 1 FROM files WHERE account_id = ? LIMIT ?) AS data)"
+            " + (SELECT count(*) FROM (SELECT 1 FROM media WHERE account_id = ? LIMIT ?) AS uploads)",
             *(account_id, most) * 2,
         )
         return int(count) if enough is None else min(count, enough)

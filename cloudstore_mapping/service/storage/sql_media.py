@@ -1,4 +1,4 @@
-"""Media files in SQL, and how often files of all kinds were used: the statements of `MediaTable` and `AccessesTable`."""
+"""Media files in SQL, and how often all files were used: the statements of `MediaTable` and `AccessesTable`."""
 
 # ruff: noqa: D102 - what the methods do is said in `tables`
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import Final
 from cloudstore_mapping.service.storage.records import Accesses, Kind, Media, Used
 from cloudstore_mapping.service.storage.statements import Statements
 from cloudstore_mapping.service.storage.tables import AccessesTable, MediaTable
-
 
 _INSERT: Final = (
     "INSERT INTO media (account_id, id, name, mimetype, size, digest, blob_id, edit_password, created_at, updated_at)"
@@ -51,10 +50,8 @@ class SQLMedia(Statements, MediaTable):
         return None if row is None else Media._make(row)
 
     def _selected(self) -> str:
-        return (
-            f"SELECT id, name, mimetype, size, digest, {self.blob_of_media}, edit_password, created_at, updated_at FROM media"  # noqa: S608 - of constants
-            " WHERE account_id = ?"
-        )
+        columns = f"id, name, mimetype, size, digest, {self.blob_of_media}, edit_password, created_at, updated_at"
+        return f"SELECT {columns} FROM media WHERE account_id = ?"  # noqa: S608 - of constants
 
     def describe_media(
         self, account_id: int, containing: str = "", *, after: str | None = None, limit: int

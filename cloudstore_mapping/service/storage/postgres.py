@@ -1,0 +1,104 @@
+"""The engine for many nodes: a PostgreSQL database that all of them share."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+from psycopg_pool import ConnectionPool
+
+from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.storage.postgres_connection import Connection, connect, parameters_of, prepare
+from cloudstore_mapping.service.storage.postgres_errors import unavailable
+from cloudstore_mapping.service.storage.postgres_migrations import has_trigrams, migrate
+from cloudstore_mapping.service.storage.postgres_session import PostgresReader
+from cloudstore_mapping.service.storage.postgres_writer import PostgresWriter
+from cloudstore_mapping.service.storage.writer import GroupWriter
+
+T = TypeVar("T")
+
+#: Connections that read at a time: as many as the threads of a service that may ask for one.
+MAX_READERS: Final = 24
+
+
+class PostgresStorage(Storage):
+    """
+    Keeps all accounts and files in the database at a PostgreSQL `address`, in tables that are made if there are none.
+
+    Any number of processes may use one database, and threads may share the storage, but a forked process has to open
+    it anew. Raises `ValueError` for an address that can't be understood, `UnavailableError` where the database isn't
+    reached, and `UnsupportedError` where its tables aren't ours, or of a newer version.
+    """
+
+    def __init__(self, address: str) -> None:
+        parameters = parameters_of(address)
+        self._closed = False
+        self._process = os.getpid()
+        self._closing = threading.Event()
+        try:
+            with closing(connect(parameters)) as connection:
+                migrate(connection)
+                self._has_trigrams = has_trigrams(connection)
+        except psycopg.Error as error:
+            raise unavailable(error) from error
+        session = PostgresWriter(partial(connect, parameters), has_trigrams=self._has_trigrams, closing=self._closing)
+        self._pool: ConnectionPool[Connection] = ConnectionPool(
+            make_conninfo(**parameters),
+            kwargs={"autocommit": True},
+            configure=prepare,
+            min_size=0,
+            max_size=MAX_READERS,
+            reconnect_timeout=0,
+            num_workers=1,
+            name="cloudstore",
+            open=True,
+        )
+        self._writer = GroupWriter(session, session.close)
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """Return a transaction to read with, on the caller's thread: all it reads is of one moment."""
+        self._check_open()
+        reader = PostgresReader(self._pool, has_trigrams=self._has_trigrams)
+        with reader.open():
+            yield reader
+
+    def submit(self, work: Callable[[Transaction], T]) -> Future[T]:
+        """Run `work` in a writing transaction; the future completes after the commit is on disk."""
+        self._check_open()
+        return self._writer.submit(work)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UnavailableError("The store is closed; open it again.", sent=False, retry_after=1.0)
+        if os.getpid() != self._process:  # neither the writer's thread nor the connections come along
+            raise UnavailableError("The store was opened before a fork; open it in each process.", sent=False)
+
+    def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
+        """Copy all that it holds at this moment into a new file at `path`, which is there only once it is whole."""
+        raise NotImplementedError
+
+    def healthy(self) -> bool:
+        """Whether it can be read."""
+        try:
+            with self.read() as transaction:
+                transaction.has_accounts()
+        except UnavailableError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Finish what was submitted, then let go of all connections."""
+        self._closed = True
+        self._closing.set()
+        self._writer.close()
+        self._pool.close()

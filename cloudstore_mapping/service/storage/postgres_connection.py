@@ -1,0 +1,112 @@
+"""Connections to PostgreSQL: by which address, with which settings, and how Python's values are written."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any, Final, TypeAlias
+
+import psycopg
+from psycopg.adapt import Buffer, Dumper, Loader
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import Format
+from psycopg.types.numeric import Int8BinaryDumper
+
+Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
+Cursor: TypeAlias = psycopg.Cursor[tuple[Any, ...]]
+
+#: What an address means where it doesn't say otherwise. Of several servers the one that can be written to is taken; a
+#: server that is gone without a word is given up after some seconds, before those who wait give up.
+DEFAULTS: Final = {
+    "target_session_attrs": "read-write",
+    "connect_timeout": "5",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+    "application_name": "cloudstore",
+}
+#: Milliseconds that a server lets a transaction stand still whose node is gone; no work of the service's lasts so long.
+IDLE_IN_TRANSACTION: Final = 30_000
+
+# What is set of every connection, in one statement. A commit is answered once it is on disk, whatever is the custom.
+_SETTINGS: Final = (
+    "SELECT set_config('idle_in_transaction_session_timeout', %s, false),"
+    " set_config('client_min_messages', 'error', false), set_config('synchronous_commit',"
+    " CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END,"
+    " false)"
+)
+
+# PostgreSQL's text holds no NUL. So the first six characters are written as one of the first two of the rest and one of
+# three others, none of which stands for itself: the order of texts stays, and so does what is contained in what.
+_LAST_SPECIAL: Final = 5
+_WRITTEN: Final = {code: chr(1 + code // 3) + chr(3 + code % 3) for code in range(_LAST_SPECIAL + 1)}
+_READ: Final = {text: chr(code) for code, text in _WRITTEN.items()}
+_SPECIAL: Final = re.compile(r"[\x00-\x05]")
+_PAIR: Final = re.compile(r"[\x01\x02][\x03-\x05]")
+
+
+@lru_cache(maxsize=1024)
+def sql(query: str) -> str:
+    """Return a statement of ours as psycopg takes it, which has other marks for parameters."""
+    return query.replace("?", "%s")
+
+
+def write_text(text: str) -> str:
+    """Return the text as PostgreSQL can hold it."""
+    return text.translate(_WRITTEN) if _SPECIAL.search(text) else text
+
+
+def read_text(text: str) -> str:
+    """Return the text that `write_text` wrote."""
+    return _PAIR.sub(lambda pair: _READ[pair[0]], text) if _SPECIAL.search(text) else text
+
+
+class _TextDumper(Dumper):
+    """Every text that is sent, with a type that the statement decides."""
+
+    format = Format.BINARY
+
+    def dump(self, obj: str) -> bytes:
+        return write_text(obj).encode()
+
+
+class _TextLoader(Loader):
+    """Every text that comes back."""
+
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> str:
+        return read_text(bytes(data).decode())
+
+
+def parameters_of(address: str) -> dict[str, Any]:
+    """Return how to connect to the database at an address; `ValueError` for one that can't be understood."""
+    try:
+        given = conninfo_to_dict(address)
+    except psycopg.Error as error:
+        # The driver's sentence quotes what it stumbles over, which may be the password.
+        raise ValueError(
+            "The address can't be understood; write postgresql://user@host/database, and what is special in it as %XX."
+        ) from error
+    return {**DEFAULTS, **given}
+
+
+def connect(parameters: dict[str, Any]) -> Connection:
+    """Return a connection of one's own; raises `psycopg.OperationalError`."""
+    connection = psycopg.connect(make_conninfo(**parameters), autocommit=True)
+    try:
+        prepare(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def prepare(connection: Connection) -> None:
+    """Make a new connection what the rest of the engine expects."""
+    adapters = connection.adapters
+    adapters.register_dumper(str, _TextDumper)
+    adapters.register_loader("text", _TextLoader)
+    adapters.register_dumper(int, Int8BinaryDumper)  # else each size of a number would be a statement of its own
+    connection.execute(_SETTINGS, (str(IDLE_IN_TRANSACTION),))

@@ -1,0 +1,140 @@
+"""The statements on a connection to PostgreSQL, and what reads with them, all of one moment."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+import psycopg_pool
+
+from cloudstore_mapping.service.storage.base import Transaction
+from cloudstore_mapping.service.storage.postgres_connection import Connection, Cursor, sql
+from cloudstore_mapping.service.storage.postgres_errors import is_lost, unavailable
+from cloudstore_mapping.service.storage.sql_accounts import SQLAccounts
+from cloudstore_mapping.service.storage.sql_files import SQLFiles
+from cloudstore_mapping.service.storage.sql_media import SQLAccesses, SQLMedia
+
+#: Seconds that a reader waits for a connection, and after which it looks whether a lost server is back.
+PATIENCE: Final = 10.0
+LOOK_EVERY: Final = 0.5
+
+#: A blob is known outside by its account's number and its own in one, so that its account need not be looked up.
+BLOBS: Final = 2**36
+
+#: The fewest characters that a trigram index can look for.
+TRIGRAM: Final = 3
+
+_BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+
+
+class PostgresSession(SQLAccounts, SQLFiles, SQLMedia, SQLAccesses, Transaction):
+    """A connection to PostgreSQL, for one thread at a time; `has_trigrams` says that names are indexed by them."""
+
+    value, size = "convert_to(value, 'UTF8')", "octet_length(value)"
+    is_blob, is_chunk, chunk_key = "account_id = ? AND id = ?", "account_id = ? AND blob_id = ?", "account_id, blob_id"
+    blob, blob_of_media = f"account_id * {BLOBS} + id", f"account_id * {BLOBS} + blob_id"
+
+    def __init__(self, *, has_trigrams: bool) -> None:
+        self._has_trigrams = has_trigrams
+
+    @abstractmethod
+    def _run(self, query: str, parameters: tuple[Any, ...]) -> Cursor:
+        """Return a cursor that has, or will have, the statement's result."""
+
+    def _row(self, query: str, *parameters: Any) -> Any:
+        return self._run(query, parameters).fetchone()
+
+    def _rows(self, query: str, *parameters: Any) -> list[Any]:
+        return self._run(query, parameters).fetchall()
+
+    def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:
+        if self._has_trigrams and len(text) >= TRIGRAM:
+            # What the index finds is looked at once more, for case and all that means something in a pattern.
+            pattern = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+            return "(name LIKE ? AND strpos(name, ?) > 0)", (f"%{pattern}%", text)
+        return "strpos(name, ?) > 0", (text,)
+
+    def _key(self, blob: int) -> tuple[int, ...]:
+        return divmod(blob, BLOBS)
+
+
+class PostgresReader(PostgresSession):
+    """
+    Reads what was committed before its first statement, and nothing of what comes after.
+
+    It takes a connection with the first statement, and opens its transaction together with that, in one round trip.
+    Until then nothing was read, so where the connection turns out to be lost another one is as good.
+    """
+
+    def __init__(self, pool: psycopg_pool.ConnectionPool[Connection], *, has_trigrams: bool) -> None:
+        super().__init__(has_trigrams=has_trigrams)
+        self._pool = pool
+        self._connection: Connection | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Let the block read."""
+        try:
+            try:
+                yield
+            finally:
+                self._end()
+        except psycopg.Error as error:
+            raise unavailable(error) from error
+
+    def _run(self, query: str, parameters: tuple[Any, ...]) -> Cursor:
+        if self._connection is None:
+            return self._begin(query, parameters)
+        return self._connection.execute(sql(query), parameters, binary=True)
+
+    def _begin(self, query: str, parameters: tuple[Any, ...]) -> Cursor:
+        end = time.monotonic() + PATIENCE
+        while True:
+            connection = self._take(end)
+            try:
+                with connection.pipeline():
+                    connection.execute(_BEGIN)
+                    cursor = connection.execute(sql(query), parameters, binary=True)
+            except BaseException as error:
+                connection.close()
+                self._pool.putconn(connection)
+                if not (isinstance(error, psycopg.Error) and is_lost(error)) or time.monotonic() > end:
+                    raise
+            else:
+                self._connection = connection
+                return cursor
+
+    def _take(self, end: float) -> Connection:
+        while True:
+            try:
+                return self._pool.getconn(LOOK_EVERY)
+            except psycopg_pool.PoolTimeout:  # in each wait the pool tries to connect
+                if time.monotonic() > end:
+                    raise
+
+    def _end(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            connection.execute("COMMIT")
+        except psycopg.Error:  # what was read was read; it is not used again
+            connection.close()
+        finally:
+            self._pool.putconn(connection)
+
+    def _do(self, query: str, *parameters: Any) -> None:
+        self._run(query, parameters)
+
+    def _count(self, query: str, *parameters: Any) -> int:
+        return self._run(query, parameters).rowcount
+
+    def _hold_account(self, account_id: int) -> None:
+        pass  # who only reads decides nothing
+
+    def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
+        raise NotImplementedError("A transaction that reads can't write.")

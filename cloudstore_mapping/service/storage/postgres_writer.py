@@ -1,0 +1,352 @@
+"""
+The connection to PostgreSQL that writes, and why several nodes may do so at once.
+
+**What work reads still stands when it writes**, though transactions run at READ COMMITTED, for what a writer reads it
+holds: a file's row (`get`, `stat`, `media`), or the account's where the answer is about many rows (how many files there
+are, how much media takes, when the next request may come) or about the account's own administration. A row that isn't
+there can't be held. So what was found absent is inserted, never replaced: where another node made it meanwhile, its key
+is taken, and the work is undone and done again, now seeing it. The answer of a request with an id is kept in the same
+way, so a request that runs on two nodes at once is done once. Listings are not held: they are of the moment at which
+they were read.
+
+**Groups don't wait for each other.** All work of a group is one transaction, each piece behind a savepoint. The first
+piece waits for what other nodes hold. The others, behind which all that was done before is held, wait a millisecond:
+one that meets another node's lock is undone, which lets go of what it held, and begins the next group. Two nodes that
+each hold what the other wants are so at most two first pieces, of which the server ends one as a deadlock, and that
+piece is put off too.
+
+**Few round trips.** Statements whose result decides nothing are sent without waiting, so a save costs a trip for each
+row that it reads, and the group one for its commit. An error of such a statement may come to light only behind the end
+of its piece of work. Then the whole group is undone and done again with care: each piece is waited for at its end, and
+an error is that of the piece which it belongs to.
+
+**A lost connection** is replaced, and the group done again. Only where it was lost during the commit nobody knows the
+outcome; so each transaction writes a random id into this process's row of `writers`. If it is found there, all was
+done, and what the work returned stands; else it is done again. The row excludes the two from each other: where the
+server is still at the first, looking waits for it. That answer is committed too before it is believed, for the server
+may show what it has not replicated yet. After `PATIENCE` the outcome is an `UnavailableError` whose `sent` says that it
+is unknown.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Final, NoReturn
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from cloudstore_mapping.service.storage.postgres_connection import Connection, Cursor, sql
+from cloudstore_mapping.service.storage.postgres_errors import (
+    NOT_SERIALIZABLE,
+    OVERTAKEN,
+    READ_ONLY,
+    is_lost,
+    unavailable,
+)
+from cloudstore_mapping.service.storage.postgres_session import PostgresSession
+from cloudstore_mapping.service.storage.records import File, FileInfo
+from cloudstore_mapping.service.storage.writer import AgainError, DoneError, PutOffError, Session
+
+#: Seconds for which it is tried to reach the database again, from the moment it was lost.
+PATIENCE: Final = 12.0
+#: Seconds between two tries, which double up to the longest.
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 0.8
+#: How often a transaction is begun anew that others were in the way of.
+MAX_TRIES: Final = 10
+
+#: How long the first piece of work waits for a lock, and the others. The server looks for deadlocks after a second.
+LOCK_WAIT: Final = "2s"
+LATER_WAIT: Final = "1ms"
+
+_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+_MARK: Final = (
+    "INSERT INTO writers (id, last_commit) VALUES (?, ?)"
+    " ON CONFLICT (id) DO UPDATE SET last_commit = excluded.last_commit, at = now()"
+)
+_INSERT: Final = (
+    "INSERT INTO files (account_id, name, value, version, created_at, updated_at)"
+    " VALUES (?, ?, convert_from(?, 'UTF8'), ?, ?, ?)"
+)
+_REPLACING: Final = (
+    " ON CONFLICT (account_id, name) DO UPDATE SET"
+    " value = excluded.value, version = excluded.version, updated_at = excluded.updated_at"
+)
+_UPDATE: Final = (
+    "UPDATE files SET value = convert_from(?, 'UTF8'), version = ?, updated_at = ? WHERE account_id = ? AND name = ?"
+)
+_FORGET: Final = "DELETE FROM writers WHERE at < now() - INTERVAL '1 day'"
+
+
+class PostgresWriter(PostgresSession, Session):
+    """
+    The session that `GroupWriter` writes with; `connect` gives it a connection whenever it has none.
+
+    `closing` ends all waiting for a database that isn't reached.
+    """
+
+    held, account_held, free_held = " FOR UPDATE", " FOR NO KEY UPDATE", " FOR UPDATE SKIP LOCKED"
+    #: A server keeps so many savepoints of a transaction at hand (64); with more, all others' reads become slow.
+    max_group = 60
+
+    def __init__(self, connect: Callable[[], Connection], *, has_trigrams: bool, closing: threading.Event) -> None:
+        super().__init__(has_trigrams=has_trigrams)
+        self._connect = connect
+        self._closing = closing
+        self._connection: Connection | None = None
+        self._around = ExitStack()
+        self._pipeline: psycopg.Pipeline | None = None
+        self._writer = secrets.token_hex(16)
+        self._commit_id = ""
+        #: Whether the server may have committed what isn't known to be committed.
+        self._sent = False
+        self._careful = False
+        self._stands = False
+        self._tries = 0
+        self._lost_at: float | None = None
+        self._savepoints = 0
+        #: Which files the present piece of work found, and which it didn't.
+        self._found: dict[tuple[int, str], bool] = {}
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Begin, then commit, or roll back and say what becomes of it; see `Session.transaction`."""
+        try:
+            self._begin()
+            self._stands = True
+            yield
+            self._commit()
+        except DoneError:
+            self._succeeded()
+            raise
+        except (psycopg.Error, AgainError) as error:
+            self._abandon()
+            self._failed(error if isinstance(error, psycopg.Error) else error.cause)
+        except BaseException:
+            self._abandon()
+            raise
+        else:
+            self._succeeded()
+
+    def _begin(self) -> None:
+        if self._connection is None:
+            self._connection = self._connect()
+        self._pipeline = self._around.enter_context(self._connection.pipeline())
+        self._savepoints = 0
+        self._say(_BEGIN)
+        self._say(f"SET LOCAL lock_timeout = '{LOCK_WAIT}'")
+        if self._sent:
+            self._look()
+        else:
+            self._commit_id = secrets.token_hex(16)
+            self._do(_MARK, self._writer, self._commit_id)
+
+    def _look(self) -> None:
+        """Raise `DoneError` where the transaction before was committed; else this one goes on in its place."""
+        row = self._row("SELECT last_commit FROM writers WHERE id = ? FOR UPDATE", self._writer)
+        self._do(_MARK, self._writer, self._commit_id)
+        if row is not None and row[0] == self._commit_id:
+            self._commit()
+            raise DoneError
+        self._sent = False
+
+    def _commit(self) -> None:
+        self._sent = True
+        try:
+            cursor = self._say("COMMIT")
+            self._leave_pipeline()
+        except psycopg.Error:
+            self._sent = self._is_gone()  # else the server said that it did not
+            raise
+        self._sent = False
+        if cursor.statusmessage != "COMMIT":
+            raise psycopg.OperationalError(f"The transaction ended with {cursor.statusmessage}.")
+
+    def _abandon(self) -> None:
+        """Undo what the transaction did, and leave a connection that is as new, or none."""
+        self._stands = False
+        connection = self._connection
+        if connection is None:
+            return
+        with suppress(psycopg.Error):
+            self._drain()
+            self._leave_pipeline()
+            if connection.info.transaction_status is not TransactionStatus.IDLE:
+                connection.execute("ROLLBACK")
+        if connection.info.transaction_status is not TransactionStatus.IDLE:
+            self._drop()
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+            with suppress(psycopg.Error):
+                self._leave_pipeline()
+
+    def _leave_pipeline(self) -> None:
+        self._pipeline = None
+        self._around.close()
+
+    def _drain(self) -> None:
+        """Wait for what was sent; after an error the server listens again from here on."""
+        if self._pipeline is not None:
+            self._pipeline.sync()
+
+    def _is_gone(self) -> bool:
+        return self._connection is None or self._connection.closed
+
+    def _failed(self, error: psycopg.Error) -> NoReturn:
+        """Pause, and raise `AgainError` where the transaction is worth another try; else what is told outside."""
+        if error.sqlstate == READ_ONLY:
+            self._drop()  # what was the primary is it no longer
+        if self._is_gone() and (error.sqlstate in (None, READ_ONLY) or is_lost(error)):
+            again = self._wait_for_database()
+        else:
+            others = error.sqlstate == NOT_SERIALIZABLE or error.sqlstate in OVERTAKEN
+            again = (not self._careful or others) and self._tries < MAX_TRIES
+            self._careful = True
+            self._tries += 1
+            if again and self._tries > 1:
+                self._pause(FIRST_PAUSE * self._tries)
+        if again:
+            raise AgainError(error) from error
+        sent, self._sent = self._sent, False
+        if sent:  # and a commit that is still under way holds up no later one
+            self._writer = secrets.token_hex(16)
+        self._careful, self._tries = False, 0
+        raise unavailable(error, sent=sent) from error
+
+    def _wait_for_database(self) -> bool:
+        now = time.monotonic()
+        if self._lost_at is None:
+            self._lost_at = now
+        if now - self._lost_at > PATIENCE:
+            return False
+        self._tries += 1
+        self._pause(min(FIRST_PAUSE * 2.0**self._tries, LONGEST_PAUSE))
+        return not self._closing.is_set()
+
+    def _pause(self, seconds: float) -> None:
+        self._closing.wait(seconds * random.uniform(0.5, 1))  # noqa: S311 - not for a secret
+
+    def _succeeded(self) -> None:
+        self._stands = self._careful = False
+        self._tries, self._lost_at = 0, None
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Keep one piece of work apart from the others in the transaction; see `Session.savepoint`."""
+        self._savepoints += 1
+        self._found.clear()
+        name = f"work_{self._savepoints}"
+        try:
+            self._say(f"SAVEPOINT {name}")
+            yield
+            if self._careful:
+                self._drain()
+            self._say(f"RELEASE {name}")
+            self._wait_briefly()
+        except psycopg.Error as error:
+            self._undo(name, error)
+            self._wait_briefly()
+            raise self._put_off(error) from error
+        except BaseException:
+            self._undo(name)
+            self._wait_briefly()
+            raise
+
+    def _undo(self, name: str, error: psycopg.Error | None = None) -> None:
+        """Undo what was done since a savepoint; `AgainError` where an error is not of that piece of work alone."""
+        try:
+            if error is not None or self._careful:
+                with suppress(psycopg.Error):
+                    self._drain()
+            self._say(f"ROLLBACK TO {name}")  # which isn't there if it was an earlier piece that failed
+            self._say(f"RELEASE {name}")
+            if error is not None:
+                self._drain()
+        except psycopg.Error as second:
+            self._stands = False
+            raise AgainError(second if error is None else error) from second
+        if error is not None and error.sqlstate in (NOT_SERIALIZABLE, READ_ONLY):
+            self._stands = False
+            raise AgainError(error) from error
+
+    def _put_off(self, error: psycopg.Error) -> Exception:
+        """Return what a piece of work raises that the server refused, and that was undone."""
+        told = unavailable(error)
+        told.__cause__ = error
+        return PutOffError(told) if error.sqlstate in OVERTAKEN else told
+
+    def _wait_briefly(self) -> None:
+        if self._savepoints == 1:
+            self._say(f"SET LOCAL lock_timeout = '{LATER_WAIT}'")
+
+    def intact(self) -> bool:
+        """Whether the transaction still stands."""
+        return self._stands
+
+    def close(self) -> None:
+        """Let go of the connection, and of the mark in the database."""
+        if self._connection is not None:
+            with suppress(psycopg.Error):
+                self._connection.execute(sql("DELETE FROM writers WHERE id = ?"), (self._writer,))
+                self._connection.execute(_FORGET)
+        self._drop()
+
+    def _say(self, statement: str) -> Cursor:
+        """Send what has no parameters, and is not worth preparing."""
+        return self._live().execute(sql(statement), prepare=False)
+
+    def _live(self) -> Connection:
+        if self._connection is None:
+            raise psycopg.OperationalError("There is no connection.")
+        return self._connection
+
+    def _run(self, query: str, parameters: tuple[Any, ...]) -> Cursor:
+        return self._live().execute(sql(query), parameters, binary=True)
+
+    def _do(self, query: str, *parameters: Any) -> None:
+        self._run(query, parameters)
+
+    def _count(self, query: str, *parameters: Any) -> int:
+        cursor = self._run(query, parameters)
+        self._drain()
+        return cursor.rowcount
+
+    def _hold_account(self, account_id: int) -> None:
+        self._row(f"SELECT 1 FROM accounts WHERE id = ?{self.account_held}", account_id)  # noqa: S608 - of constants
+
+    def get(self, account_id: int, name: str) -> File | None:
+        """Return the file, and hold it."""
+        file = super().get(account_id, name)
+        self._found[account_id, name] = file is not None
+        return file
+
+    def stat(self, account_id: int, name: str) -> FileInfo | None:
+        """Return what can be told of the file, and hold it."""
+        info = super().stat(account_id, name)
+        self._found[account_id, name] = info is not None
+        return info
+
+    def delete(self, account_id: int, name: str) -> bool:
+        """Remove the file."""
+        deleted = super().delete(account_id, name)
+        self._found[account_id, name] = False
+        return deleted
+
+    def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
+        found = self._found.get((account_id, name))
+        if found:
+            self._do(_UPDATE, value, version, now, account_id, name)
+        else:
+            # What was looked for and not found is not replaced: somebody else's would be lost.
+            query = _INSERT if found is False else _INSERT + _REPLACING
+            self._do(query, account_id, name, value, version, now, now)
+        self._found[account_id, name] = True
