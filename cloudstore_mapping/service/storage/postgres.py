@@ -76,7 +76,9 @@ class PostgresStorage(Storage):
                 self._has_trigrams = has_trigrams(connection)
         except psycopg.Error as error:
             raise unavailable(error) from error
-        session = PostgresWriter(partial(connect, parameters), has_trigrams=self._has_trigrams, closing=self._closing)
+        self._session = PostgresWriter(
+            partial(connect, parameters), has_trigrams=self._has_trigrams, closing=self._closing
+        )
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             make_conninfo(**parameters),
             kwargs={"autocommit": True},
@@ -88,7 +90,7 @@ class PostgresStorage(Storage):
             name="cloudstore",
             open=True,
         )
-        self._writer = GroupWriter(session, session.close)
+        self._writer = GroupWriter(self._session, self._session.close)
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
