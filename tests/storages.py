@@ -31,6 +31,6 @@ def location(file: Path | None) -> str:
     return engine.addresses[file]
 
 
-def new_storage(file: Path | None = None) -> Storage:
-    """Return the storage in a file, which is made where there is none yet, or one that nobody else opens."""
-    return place_of(location(file)).open()
+def new_storage(place: Path | str | None = None) -> Storage:
+    """Return the storage in a file or at a location, made where there is none yet; or one that nobody else opens."""
+    return place_of(place if isinstance(place, str) else location(place)).open()

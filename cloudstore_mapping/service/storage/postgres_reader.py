@@ -15,8 +15,7 @@ from cloudstore_mapping.service.storage.postgres_connection import Connection, C
 from cloudstore_mapping.service.storage.postgres_errors import is_lost, unavailable
 from cloudstore_mapping.service.storage.postgres_session import PostgresSession
 
-#: Seconds that a reader waits for a connection, and after which it looks whether a lost server is back.
-PATIENCE: Final = 10.0
+#: Seconds after which it is looked whether a lost server is back.
 LOOK_EVERY: Final = 0.5
 
 _SIZE: Final = (
@@ -34,9 +33,7 @@ class PostgresReader(PostgresSession):
     Until then nothing was read, so where the connection turns out to be lost another one is as good.
     """
 
-    def __init__(
-        self, pool: psycopg_pool.ConnectionPool[Connection], *, has_trigrams: bool, patience: float = PATIENCE
-    ) -> None:
+    def __init__(self, pool: psycopg_pool.ConnectionPool[Connection], *, has_trigrams: bool, patience: float) -> None:
         super().__init__(has_trigrams=has_trigrams)
         self._pool = pool
         self._patience = patience
