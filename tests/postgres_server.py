@@ -139,6 +139,15 @@ class SharedServer:
             self._server.start()
         return self._server
 
+    def database(self, name: str = "postgres") -> str:
+        """Return the address of a database."""
+        return self._running().database(name)
+
+    @property
+    def port(self) -> int:
+        """Where it listens on 127.0.0.1."""
+        return self._running().port
+
     @property
     def socket(self) -> str:
         """Where it listens, as the path of a socket."""

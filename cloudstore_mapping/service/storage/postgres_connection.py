@@ -86,13 +86,14 @@ class _TextLoader(Loader):
 
 def parameters_of(address: str) -> dict[str, Any]:
     """Return how to connect to the database at an address; `ValueError` for one that can't be understood."""
+    # What is stumbled over is not quoted, for it may be the password.
+    unclear = "The address can't be understood; write postgresql://user@host/database, and what is special as %XX."
     try:
         given = conninfo_to_dict(address)
     except psycopg.Error as error:
-        # The driver's sentence quotes what it stumbles over, which may be the password.
-        raise ValueError(
-            "The address can't be understood; write postgresql://user@host/database, and what is special in it as %XX."
-        ) from error
+        raise ValueError(unclear) from error
+    if not all(port.isdecimal() for port in str(given.get("port", "")).split(",") if port):
+        raise ValueError(unclear)  # of an address without a host the password is taken for a port
     return {**DEFAULTS, **given}
 
 
