@@ -12,21 +12,18 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import psycopg
-from psycopg.conninfo import make_conninfo
-from psycopg_pool import ConnectionPool
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.base import Storage, Transaction
 from cloudstore_mapping.service.storage.postgres_connection import (
-    Connection,
     connect,
     label_of,
     parameters_of,
-    prepare,
     without_secrets,
 )
 from cloudstore_mapping.service.storage.postgres_errors import unavailable
 from cloudstore_mapping.service.storage.postgres_migrations import has_trigrams, migrate, schema_of
+from cloudstore_mapping.service.storage.postgres_pool import Pool
 from cloudstore_mapping.service.storage.postgres_reader import PostgresReader
 from cloudstore_mapping.service.storage.postgres_writer import PostgresWriter
 from cloudstore_mapping.service.storage.writer import GroupWriter
@@ -79,23 +76,11 @@ class PostgresStorage(Storage):
                 self._has_trigrams = has_trigrams(connection)
         except psycopg.Error as error:
             raise unavailable(error) from error
+        opened = partial(connect, parameters)
         self._session = PostgresWriter(
-            partial(connect, parameters),
-            has_trigrams=self._has_trigrams,
-            patience=patience,
-            closing=self._closing,
+            opened, has_trigrams=self._has_trigrams, patience=patience, closing=self._closing
         )
-        self._pool: ConnectionPool[Connection] = ConnectionPool(
-            make_conninfo(**parameters),
-            kwargs={"autocommit": True},
-            configure=prepare,
-            min_size=0,
-            max_size=MAX_READERS,
-            reconnect_timeout=0,
-            num_workers=1,
-            name="cloudstore",
-            open=True,
-        )
+        self._pool = Pool(opened, MAX_READERS)
         self._writer = GroupWriter(self._session, self._session.close)
 
     @contextmanager
@@ -108,7 +93,7 @@ class PostgresStorage(Storage):
     def _reading(self, patience: float | None = None) -> Iterator[PostgresReader]:
         self._check_open()
         patience = self._patience if patience is None else patience
-        reader = PostgresReader(self._pool, has_trigrams=self._has_trigrams, patience=patience)
+        reader = PostgresReader(self._pool, has_trigrams=self._has_trigrams, patience=patience, closing=self._closing)
         with reader.open():
             yield reader
 

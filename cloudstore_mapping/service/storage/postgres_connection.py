@@ -115,20 +115,15 @@ def without_secrets(address: str) -> str:
 
 
 def connect(parameters: dict[str, Any]) -> Connection:
-    """Return a connection of one's own; raises `psycopg.OperationalError`."""
+    """Return a new connection, made what the rest of the engine expects; raises `psycopg.OperationalError`."""
     connection = psycopg.connect(make_conninfo(**parameters), autocommit=True)
     try:
-        prepare(connection)
+        adapters = connection.adapters
+        adapters.register_dumper(str, _TextDumper)
+        adapters.register_loader("text", _TextLoader)
+        adapters.register_dumper(int, Int8BinaryDumper)  # else each size of a number would be a statement of its own
+        connection.execute(_SETTINGS, (IDLE_IN_TRANSACTION,))
     except BaseException:
         connection.close()
         raise
     return connection
-
-
-def prepare(connection: Connection) -> None:
-    """Make a new connection what the rest of the engine expects."""
-    adapters = connection.adapters
-    adapters.register_dumper(str, _TextDumper)
-    adapters.register_loader("text", _TextLoader)
-    adapters.register_dumper(int, Int8BinaryDumper)  # else each size of a number would be a statement of its own
-    connection.execute(_SETTINGS, (IDLE_IN_TRANSACTION,))

@@ -6,7 +6,6 @@ import re
 from typing import Final
 
 import psycopg
-import psycopg_pool
 
 from cloudstore_mapping.errors import OutcomeUnknownError, UnavailableError
 
@@ -49,8 +48,6 @@ def unavailable(error: psycopg.Error) -> UnavailableError:
 
     Of the driver's sentence only what a server said is shown, for the rest may quote the address and its password.
     """
-    if isinstance(error, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests):
-        return UnavailableError("The service waits for the database; try again.", retry_after=RETRY_AFTER)
     sentence = _SENTENCES.get(error.sqlstate or "")
     if sentence is None and is_lost(error):
         refusal = _REFUSAL.search(str(error))
