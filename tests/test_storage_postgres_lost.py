@@ -111,6 +111,19 @@ def test_a_commit_that_is_still_under_way(
     assert value(storage, account) == b"+"
 
 
+def test_the_first_commit_of_all_that_is_still_under_way(
+    address: str, account: int, proxy: Proxy, slow_commit: psycopg.Connection
+) -> None:
+    """Whoever looks waits also where the mark that is looked for was never committed before."""
+    with PostgresStorage(shared.by_port(address, proxy.port)) as storage:
+        proxy.cut(COMMIT, Cut.AT)
+        future = storage.submit(partial(append, account=account))
+        wait_for_lock(address, sessions=2)
+        slow_commit.execute("ROLLBACK")
+        assert future.result(PATIENCE) == b"+"
+        assert value(storage, account) == b"+"
+
+
 def test_a_commit_that_the_server_gave_up(
     storage: PostgresStorage, account: int, proxy: Proxy, slow_commit: psycopg.Connection, address: str
 ) -> None:
