@@ -13,22 +13,15 @@ import pytest
 from cloudstore_mapping.errors import OutcomeUnknownError, TransportError, UnavailableError
 from cloudstore_mapping.service.storage.base import Storage, Transaction
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
-from tests.postgres_fixtures import address, wait_for_lock
+from tests.postgres_fixtures import address, proxy, wait_for_lock
 from tests.postgres_proxy import Cut, Proxy
 from tests.postgres_server import shared
 from tests.service_fakes import PATIENCE, Held
 
-__all__ = ["address"]
+__all__ = ["address", "proxy"]
 
 #: The statement, and not the name of an isolation level.
 COMMIT = b"COMMIT\0"
-
-
-@pytest.fixture
-def proxy(no_threads_left: None) -> Iterator[Proxy]:
-    """Return a way to the server that can be cut."""
-    with Proxy(shared.socket) as proxy:
-        yield proxy
 
 
 @pytest.fixture

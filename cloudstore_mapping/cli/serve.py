@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ from cloudstore_mapping.cli.frame import UsageError
 from cloudstore_mapping.cli.output import show, show_json
 from cloudstore_mapping.cli.places import StoreOption, any_place, as_usage, configured, open_at
 from cloudstore_mapping.client.address import is_loopback
+from cloudstore_mapping.errors import BadNameError
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
@@ -158,10 +160,11 @@ def _run_workers(
 
 def _start(service: Service, address: str, place: Place) -> _Start:
     # Only now is it certain that somebody sees the secrets. Nobody waits meanwhile: no key opens anything yet.
-    if service.accounts.any():
-        return _Start(address, place, None, None)
-    api_key = service.accounts.create(OWNER)
-    return _Start(address, place, api_key, service.owners.reset_password(OWNER))
+    if not service.accounts.any():
+        with suppress(BadNameError):  # another service on the same store may make it at the same moment
+            api_key = service.accounts.create(OWNER)
+            return _Start(address, place, api_key, service.owners.reset_password(OWNER))
+    return _Start(address, place, None, None)
 
 
 def _print_object(start: _Start) -> None:
