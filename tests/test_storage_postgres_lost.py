@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -62,6 +63,18 @@ def test_work_is_done_once(storage: PostgresStorage, account: int, proxy: Proxy,
     assert storage.submit(partial(append, account=account)).result(PATIENCE) == b"++"
     assert proxy.cuts == 1
     assert value(storage, account) == b"++"
+
+
+def test_it_is_in_the_log(
+    storage: PostgresStorage, account: int, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever runs a service reads once that the database was lost, and once that it is back."""
+    with caplog.at_level(logging.WARNING):
+        proxy.cut(COMMIT, Cut.AFTER, times=3)
+        storage.submit(partial(append, account=account)).result(PATIENCE)
+    lost, back = (record.getMessage() for record in caplog.records)
+    assert lost.startswith("The connection to the database was lost, and writes wait for another: ")
+    assert back.startswith("The database is reached again, after ")
 
 
 def test_what_a_group_returned_stands(storage: PostgresStorage, account: int, proxy: Proxy) -> None:

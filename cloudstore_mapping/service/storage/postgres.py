@@ -23,7 +23,7 @@ from cloudstore_mapping.service.storage.postgres_connection import (
 )
 from cloudstore_mapping.service.storage.postgres_errors import unavailable
 from cloudstore_mapping.service.storage.postgres_migrations import has_trigrams, migrate, schema_of
-from cloudstore_mapping.service.storage.postgres_pool import Pool
+from cloudstore_mapping.service.storage.postgres_pool import ReaderPool
 from cloudstore_mapping.service.storage.postgres_reader import PostgresReader
 from cloudstore_mapping.service.storage.postgres_writer import PostgresWriter
 from cloudstore_mapping.service.storage.writer import GroupWriter
@@ -80,7 +80,7 @@ class PostgresStorage(Storage):
         self._session = PostgresWriter(
             opened, has_trigrams=self._has_trigrams, patience=patience, closing=self._closing
         )
-        self._pool = Pool(opened, MAX_READERS)
+        self._pool = ReaderPool(opened, MAX_READERS)
         self._writer = GroupWriter(self._session, self._session.close)
 
     @contextmanager

@@ -30,6 +30,7 @@ may show what it has not replicated yet. After `patience` seconds the outcome is
 # ruff: noqa: D102 - what is without a docstring has it in `statements`
 from __future__ import annotations
 
+import logging
 import random
 import secrets
 import threading
@@ -52,6 +53,8 @@ from cloudstore_mapping.service.storage.postgres_errors import (
 )
 from cloudstore_mapping.service.storage.postgres_line import Line
 from cloudstore_mapping.service.storage.writer import AgainError, DoneError, PutOffError, Session
+
+_log: Final = logging.getLogger(__name__)
 
 #: Seconds between two tries, which double up to the longest.
 FIRST_PAUSE: Final = 0.05
@@ -164,7 +167,7 @@ class PostgresWriter(PostgresChanges, Session):
             self._line.drop()  # what was the primary is it no longer
         is_gone = self._line.is_gone and (error.sqlstate in (None, READ_ONLY) or is_lost(error))
         if is_gone or self._sent:
-            again = self._wait_for_database()
+            again = self._wait_for_database(error)
         else:
             others = error.sqlstate == NOT_SERIALIZABLE or error.sqlstate in OVERTAKEN
             again = (not self._careful or others) and self._tries < MAX_TRIES
@@ -180,10 +183,11 @@ class PostgresWriter(PostgresChanges, Session):
             raise outcome_unknown() from error
         raise unavailable(error) from error
 
-    def _wait_for_database(self) -> bool:
+    def _wait_for_database(self, error: psycopg.Error) -> bool:
         now = time.monotonic()
         if self._lost_at is None:
             self._lost_at = now
+            _log.warning("The connection to the database was lost, and writes wait for another: %s", unavailable(error))
         if now - self._lost_at >= self._patience:
             return False
         self._tries += 1
@@ -194,6 +198,8 @@ class PostgresWriter(PostgresChanges, Session):
         self._closing.wait(seconds * random.uniform(0.5, 1))  # noqa: S311 - not for a secret
 
     def _succeeded(self) -> None:
+        if self._lost_at is not None:
+            _log.warning("The database is reached again, after %.1f seconds.", time.monotonic() - self._lost_at)
         self._stands = self._careful = False
         self._tries, self._lost_at = 0, None
 
