@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import requests
@@ -12,9 +15,11 @@ import requests
 from cloudstore_mapping.client.callbacks import CloudStore
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.places import place_of
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from tests.mapping_fixtures import connect, counted, http_service, make_store, store
 from tests.service_fakes import Asker, FakeHasher, ManualClock
+from tests.storages import NO_POSTGRES, end_database, engine, new_database, new_storage
 from tests.vendor import Vendor, serve_vendor
 
 __all__ = ["connect", "counted", "http_service", "make_store", "store"]  # fixtures for all, defined beside
@@ -23,7 +28,54 @@ __all__ = ["connect", "counted", "http_service", "make_store", "store"]  # fixtu
 ENGINES: dict[str, Callable[[Path], Storage]] = {
     "memory": lambda _: SQLiteStorage(None),
     "sqlite": lambda folder: SQLiteStorage(folder / "store.db"),
+    "postgres": lambda _: place_of(new_database()).open(),
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that has the whole suite run on another engine."""
+    parser.addoption(
+        "--engine",
+        choices=("sqlite", "postgres"),
+        default="sqlite",
+        help="what services keep their data in; tests that are about SQLite itself are skipped on another engine",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take note of the engine."""
+    engine.is_postgres = config.getoption("--engine") == "postgres"
+
+
+class _WithoutPostgres(pytest.Module):
+    """A test file that can't even be read where the driver isn't installed."""
+
+    def collect(self) -> NoReturn:
+        """Skip all of it."""
+        pytest.skip(NO_POSTGRES, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """Skip the files of tests that are about PostgreSQL where its driver isn't installed."""
+    needs_it = re.search(r"^(import|from) (psycopg|tests\.postgres_)", module_path.read_text("utf-8"), re.MULTILINE)
+    if needs_it is None or find_spec("psycopg") is not None:
+        return None
+    return _WithoutPostgres.from_parent(parent, path=module_path)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is about SQLite itself where that isn't the engine."""
+    for item in items:
+        marker = item.get_closest_marker("sqlite")
+        if marker is not None and engine.is_postgres:
+            item.add_marker(pytest.mark.skip(reason=f"about SQLite itself: {marker.args[0]}"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_postgres() -> Iterator[None]:
+    """End the PostgreSQL server that tests share, if one asked for it."""
+    yield
+    end_database()
 
 
 @pytest.fixture
@@ -62,7 +114,7 @@ def hasher() -> FakeHasher:
 @pytest.fixture
 def service(clock: ManualClock, hasher: FakeHasher, no_threads_left: None) -> Iterator[Service]:
     """Return a service in memory, without accounts."""
-    with Service(SQLiteStorage(None), clock=clock, hasher=hasher) as service:
+    with Service(new_storage(), clock=clock, hasher=hasher) as service:
         yield service
         hasher.gate.set()  # where a test failed before it came to that
 

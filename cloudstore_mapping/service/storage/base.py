@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
+from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.tables import AccessesTable, AccountsTable, FilesTable, MediaTable
 
 T = TypeVar("T")
+
+
+def check_open(process: int, *, closed: bool) -> None:
+    """Refuse the use of a storage that was `closed`, or opened in another process, which a fork left behind."""
+    if closed:
+        raise UnavailableError("The store is closed; open it again.", sent=False, retry_after=1.0)
+    if os.getpid() != process:  # neither the writer's thread nor connections and locks come along
+        raise UnavailableError("The store was opened before a fork; open it in each process.", sent=False)
 
 
 class Transaction(AccountsTable, FilesTable, MediaTable, AccessesTable):
@@ -26,16 +36,21 @@ class Storage(ABC):
     """
     A store of accounts and files; threads may share it.
 
-    An engine's own errors leave it as `UnavailableError`, with a sentence for the service's owner; so does any use
-    after `close`.
+    An engine's own errors leave it as `UnavailableError`, with a sentence for the service's owner, so does any use
+    after `close`; and as `OutcomeUnknownError` where it can't tell whether a commit was done.
     """
+
+    #: Whether `read` waits for a network, so that it is nothing for a thread on which everybody is answered.
+    waits: ClassVar[bool] = False
+    #: The longest name of a file that it can keep, in UTF-8.
+    max_name_bytes: ClassVar[int] = 2**30
 
     @abstractmethod
     def read(self) -> AbstractContextManager[Transaction]:
         """
         Return a transaction to read with, on the caller's thread: all it reads is of one moment.
 
-        On a disk it never waits for a writer; in memory it may wait for work that is being done.
+        On a disk or beyond a network it never waits for a writer; in memory it may wait for work that is being done.
         """
 
     @abstractmethod
@@ -43,8 +58,9 @@ class Storage(ABC):
         """
         Run `work` in a writing transaction; the future completes after the commit is on disk.
 
-        Writers come one after another, so what `work` reads still stands when it writes. What `work` raises undoes
-        what it wrote, is the future's exception, and touches nobody else's work.
+        What `work` reads still stands when it writes, but for listings: writers come one after another, or else where
+        another process was in the way, `work` is undone and done again. So it leaves nothing behind but what it writes
+        and returns. What `work` raises undoes what it wrote, is the future's exception, and touches nobody else's work.
         """
 
     @abstractmethod
@@ -58,7 +74,11 @@ class Storage(ABC):
 
     @abstractmethod
     def healthy(self) -> bool:
-        """Whether it can be read, and has not given up writing; quick, on any thread."""
+        """Whether it can be read, and has not given up writing; it is soon known."""
+
+    @abstractmethod
+    def size(self) -> int:
+        """Return how many bytes it takes on its disks, 0 in memory."""
 
     @abstractmethod
     def close(self) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
+from cloudstore_mapping.service.storage.schemas import steps as schema_steps
 from cloudstore_mapping.service.storage.sqlite_session import primary_code
 
 #: "CLSD": what `file(1)` and SQLite's own tools know our files by.
@@ -64,7 +64,7 @@ def migrate(connection: sqlite3.Connection, path: Path | None) -> None:
 
     Raises `UnsupportedError`, with the file untouched, where it isn't ours or is of a newer version.
     """
-    steps = _steps()
+    steps = schema_steps("sqlite")
     connection.execute("BEGIN")  # so that all facts are of one moment: another process may be making the file
     version = _version(connection, path, newest=len(steps))
     connection.execute("COMMIT")
@@ -88,7 +88,7 @@ def schema_version(connection: sqlite3.Connection, path: Path) -> int:
 
 def newest() -> int:
     """Return the number of today's schema."""
-    return len(_steps())
+    return len(schema_steps("sqlite"))
 
 
 def _journal_mode(connection: sqlite3.Connection) -> str:
@@ -116,16 +116,6 @@ def _version(connection: sqlite3.Connection, path: Path | None, *, newest: int) 
             f"{path} was written by a newer version of cloudstore-mapping and was left as it is; upgrade, then open it."
         )
     return int(version)
-
-
-def _steps() -> list[str]:
-    folder = resources.files("cloudstore_mapping.service.storage") / "schema"
-    numbered = {
-        int(file.name.removeprefix("sqlite-").removesuffix(".sql")): file.read_text("utf-8")
-        for file in folder.iterdir()
-        if file.name.startswith("sqlite-")
-    }
-    return [numbered[number] for number in range(1, len(numbered) + 1)]
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """A connection to an SQLite database, its transactions and its errors."""
 
+# ruff: noqa: D102 - what is without a docstring has it in `statements`
 from __future__ import annotations
 
 import logging
@@ -11,10 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.base import Transaction
-from cloudstore_mapping.service.storage.sqlite_accounts import SQLiteAccounts
-from cloudstore_mapping.service.storage.sqlite_files import SQLiteFiles
-from cloudstore_mapping.service.storage.sqlite_media import SQLiteAccesses, SQLiteMedia
+from cloudstore_mapping.service.storage.sql import SQLTransaction
 from cloudstore_mapping.service.storage.writer import Session
 
 _log: Final = logging.getLogger(__name__)
@@ -23,14 +21,20 @@ _log: Final = logging.getLogger(__name__)
 BUSY_TIMEOUT: Final = 30.0
 
 
-class SQLiteSession(SQLiteAccounts, SQLiteFiles, SQLiteMedia, SQLiteAccesses, Transaction, Session):
+class SQLiteSession(SQLTransaction, Session):
     """
     A connection to the database in the file at `path`, or to a new one in memory; for one thread at a time.
 
-    `mode` is ``rwc`` where an absent file may be created, else ``rw``. Raises `sqlite3.Error`.
+    `mode` is ``rwc`` where an absent file may be created, ``ro`` where nothing is written, else ``rw``. Raises
+    `sqlite3.Error`. A transaction that writes keeps all others out, so nothing has to be held.
     """
 
-    def __init__(self, path: Path | None, mode: Literal["rw", "rwc"]) -> None:
+    size = "length(value)"
+    is_blob, is_chunk, chunk_key = "id = ?", "blob_id = ?", "blob_id"
+    blob, blob_of_media = "id", "blob_id"
+    new_blob = "INSERT INTO blobs (account_id, touched_at) VALUES (?, ?) RETURNING id"
+
+    def __init__(self, path: Path | None, mode: Literal["ro", "rw", "rwc"]) -> None:
         # In memory there is one connection only, which readers and the writer take in turn; both are quick.
         self._turn: AbstractContextManager[Any] = threading.RLock() if path is None else nullcontext()
         self.connection = sqlite3.connect(
@@ -109,6 +113,41 @@ class SQLiteSession(SQLiteAccounts, SQLiteFiles, SQLiteMedia, SQLiteAccesses, Tr
                 raise
         except sqlite3.Error as error:
             raise unavailable(error) from error
+
+    def row(self, query: str, *parameters: Any) -> Any:
+        return self._execute(query, parameters).fetchone()
+
+    def rows(self, query: str, *parameters: Any) -> list[Any]:
+        return self._execute(query, parameters).fetchall()
+
+    def stream(self, query: str, *parameters: Any) -> Iterator[Any]:
+        for row in self._execute(query, parameters):  # noqa: UP028 - which would close the cursor of a closed database
+            yield row
+
+    def do(self, query: str, *parameters: Any) -> None:
+        self._execute(query, parameters)
+
+    def count(self, query: str, *parameters: Any) -> int:
+        return self._execute(query, parameters).rowcount
+
+    def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:
+        return "instr(name, ?)", (text,)  # for LIKE is neither literal nor case-sensitive
+
+    def _blob(self, blob: int) -> tuple[int, ...]:
+        return (blob,)
+
+    _chunk = _blob
+
+    def _hold_account(self, account_id: int) -> None:
+        pass
+
+    def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
+        self._execute(
+            "INSERT INTO files (account_id, name, value, version, created_at, updated_at)"
+            " VALUES (?1, ?2, ?3, ?4, ?5, ?5) ON CONFLICT (account_id, name) DO UPDATE SET"
+            " value = excluded.value, version = excluded.version, updated_at = excluded.updated_at",
+            (account_id, name, value, version, now),
+        )
 
     def intact(self) -> bool:
         """Whether the transaction still stands; SQLite undoes all of it when a disk is full, for one."""

@@ -8,7 +8,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
@@ -19,15 +19,47 @@ T = TypeVar("T")
 #: Pieces of work in one commit: enough that a sync is shared by many, few enough that the first doesn't wait long.
 MAX_GROUP: Final = 256
 
-_Job = tuple[Callable[[Any], Any], "Future[Any]"]
+#: How often a piece of work is put off that begins its transaction, so that it had the first chance.
+MAX_PUT_OFF: Final = 8
+
+
+class PutOffError(Exception):
+    """A piece of work is undone and has to begin another transaction; `error` says why, if that never helps."""
+
+    def __init__(self, error: UnavailableError) -> None:
+        super().__init__("The work is put off.")
+        self.error = error
+
+
+class AgainError(Exception):
+    """A transaction is undone, because of `cause`, and is worth doing again."""
+
+    def __init__(self, cause: Any) -> None:
+        super().__init__("The transaction has to be done again.")
+        self.cause = cause
+
+
+class DoneError(Exception):
+    """The transaction that was begun to be done again was committed the first time."""
 
 
 class Session(ABC):
-    """A connection that `GroupWriter` writes with, and which it hands to each piece of work."""
+    """
+    A connection that `GroupWriter` writes with, and which it hands to each piece of work.
+
+    On an engine that others write to as well it may have work done again, by `PutOffError` and `AgainError`.
+    """
+
+    #: Pieces of work in one transaction at most.
+    max_group: int = MAX_GROUP
 
     @abstractmethod
     def transaction(self) -> AbstractContextManager[None]:
-        """Begin, then commit, or roll back and raise `UnavailableError` if the engine fails."""
+        """
+        Begin, then commit, or roll back and raise `UnavailableError` if the engine fails.
+
+        After it raised `AgainError` the same work is done in another one, whose beginning may raise `DoneError`.
+        """
 
     @abstractmethod
     def savepoint(self) -> AbstractContextManager[None]:
@@ -36,6 +68,15 @@ class Session(ABC):
     @abstractmethod
     def intact(self) -> bool:
         """Whether the transaction still stands; an engine that fails in the middle may have undone all of it."""
+
+
+class _Job:
+    """A piece of work, whose `future` is told what came of it, and how often it was put off as the first."""
+
+    def __init__(self, work: Callable[[Any], Any], future: Future[Any]) -> None:
+        self.work = work
+        self.future = future
+        self.put_off = 0
 
 
 class GroupWriter:
@@ -64,7 +105,7 @@ class GroupWriter:
         with self._closing:
             if self._closed or not self._thread.is_alive():  # ended with the program, or left behind by a fork
                 raise UnavailableError("The store is closed; open it again.", sent=False, retry_after=1.0)
-            self._jobs.put((work, future))
+            self._jobs.put(_Job(work, future))
         return future
 
     def close(self) -> None:
@@ -88,44 +129,71 @@ def _finish_all() -> None:
 
 
 def _write(session: Session, jobs: SimpleQueue[_Job | None], end: Callable[[], None]) -> None:
+    group: list[_Job] = []
+    goes_on = True
     try:
-        while (job := jobs.get()) is not None:
-            group = [job]
-            last = False
-            try:
-                while len(group) < MAX_GROUP and not last:
-                    if (job := jobs.get_nowait()) is None:
-                        last = True
-                    else:
-                        group.append(job)
-            except Empty:
-                pass
-            _commit(session, [job for job in group if job[1].set_running_or_notify_cancel()])
-            del job, group  # a thread that waits must not keep the last values alive
-            if last:
-                return
+        while goes_on or group:
+            if goes_on:
+                goes_on = _gather(jobs, group, session.max_group)
+            if group:
+                group = _commit(session, group)
     finally:
         end()
 
 
-def _commit(session: Session, group: list[_Job]) -> None:
-    outcomes: list[tuple[Any, BaseException | None]] = []
-    try:
-        with session.transaction():
-            for work, _ in group:
-                try:
-                    with session.savepoint():
-                        result = work(session)
-                except BaseException as error:
-                    if not session.intact():
-                        raise
-                    outcomes.append((None, error))
-                else:
-                    outcomes.append((result, None))
-    except BaseException as error:  # noqa: BLE001 - whatever it was, nobody's work is on disk, and each is told
-        outcomes = [(None, error)] * len(group)
-    for (_, future), (result, raised) in zip(group, outcomes, strict=True):
-        if raised is None:
-            future.set_result(result)
+def _gather(jobs: SimpleQueue[_Job | None], group: list[_Job], most: int) -> bool:
+    """Add the work that waits, for which an empty group waits itself; False after the last of all."""
+    with suppress(Empty):
+        while len(group) < most:
+            if (job := jobs.get(block=not group)) is None:
+                return False
+            if job.future.set_running_or_notify_cancel():
+                group.append(job)
+    return True
+
+
+def _commit(session: Session, group: list[_Job]) -> list[_Job]:
+    """Do a group's work and tell what came of it; return what has to be done in another transaction."""
+    outcomes = _outcomes(session, group)
+    later: list[_Job] = []
+    for number, (job, (result, raised)) in enumerate(zip(group, outcomes, strict=True)):
+        if isinstance(raised, PutOffError):
+            job.put_off += number == 0
+            if job.put_off < MAX_PUT_OFF:
+                later.append(job)
+            else:
+                job.future.set_exception(raised.error)
+        elif raised is None:
+            job.future.set_result(result)
         else:
-            future.set_exception(raised)
+            job.future.set_exception(raised)
+    return later
+
+
+def _outcomes(session: Session, group: list[_Job]) -> list[tuple[Any, BaseException | None]]:
+    outcomes: list[tuple[Any, BaseException | None]] = []
+    while True:
+        done = outcomes if len(outcomes) == len(group) else []
+        outcomes = []
+        try:
+            with session.transaction():
+                outcomes.extend(_outcome(session, job) for job in group)
+        except AgainError:
+            outcomes = outcomes or done
+        except DoneError:
+            return done
+        except BaseException as error:  # noqa: BLE001 - whatever it was, nobody's work is on disk, and each is told
+            return [(None, error)] * len(group)
+        else:
+            return outcomes
+
+
+def _outcome(session: Session, job: _Job) -> tuple[Any, BaseException | None]:
+    try:
+        with session.savepoint():
+            result = job.work(session)
+    except BaseException as error:
+        if not session.intact():
+            raise
+        return None, error
+    return result, None

@@ -1,0 +1,131 @@
+"""The engine for many nodes: a PostgreSQL database that all of them share."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import psycopg
+
+from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.storage.base import Storage, Transaction, check_open
+from cloudstore_mapping.service.storage.postgres_connection import (
+    connect,
+    label_of,
+    parameters_of,
+    without_secrets,
+)
+from cloudstore_mapping.service.storage.postgres_errors import unavailable
+from cloudstore_mapping.service.storage.postgres_migrations import has_trigrams, migrate, schema_of
+from cloudstore_mapping.service.storage.postgres_pool import ReaderPool
+from cloudstore_mapping.service.storage.postgres_reader import PostgresReader
+from cloudstore_mapping.service.storage.postgres_writer import PostgresWriter
+from cloudstore_mapping.service.storage.writer import GroupWriter
+
+__all__ = ["PostgresStorage", "label_of", "schema_number", "without_secrets"]
+
+T = TypeVar("T")
+
+#: Connections that read at a time: as many as the threads of a service that may ask for one.
+MAX_READERS: Final = 24
+#: A key of an index takes 2,704 bytes, and a character that is written as two takes one in a name.
+MAX_NAME_BYTES: Final = 1300
+#: Seconds for which a lost database is waited for: enough for another server to take over, and less than clients wait.
+PATIENCE: Final = 12.0
+#: Seconds after which a database that isn't reached is not healthy.
+HEALTH_PATIENCE: Final = 1.0
+
+
+def schema_number(address: str) -> int:
+    """Return the number of the schema that a database has, 0 for none; raises as `PostgresStorage` does."""
+    try:
+        with closing(connect(parameters_of(address))) as connection:
+            return schema_of(connection).version
+    except psycopg.Error as error:
+        raise unavailable(error) from error
+
+
+class PostgresStorage(Storage):
+    """
+    Keeps all accounts and files in the database at a PostgreSQL `address`, in tables that are made if there are none.
+
+    Any number of processes may use one database, and threads may share the storage, but a forked process has to open
+    it anew. Raises `ValueError` for an address that can't be understood, `UnavailableError` where the database isn't
+    reached, and `UnsupportedError` where its tables aren't ours, or of a newer version. A database that is `to_fill` is
+    a store only after `end_filling`. A database that is lost later is waited for `patience` seconds.
+    """
+
+    waits = True
+    max_name_bytes = MAX_NAME_BYTES
+
+    def __init__(self, address: str, *, to_fill: bool = False, patience: float = PATIENCE) -> None:
+        parameters = parameters_of(address)
+        self._patience = patience
+        self._closed = False
+        self._process = os.getpid()
+        self._closing = threading.Event()
+        try:
+            with closing(connect(parameters)) as connection:
+                migrate(connection, to_fill=to_fill)
+                self._has_trigrams = has_trigrams(connection)
+        except psycopg.Error as error:
+            raise unavailable(error) from error
+        opened = partial(connect, parameters)
+        self._session = PostgresWriter(
+            opened, has_trigrams=self._has_trigrams, patience=patience, closing=self._closing
+        )
+        self._pool = ReaderPool(opened, MAX_READERS)
+        self._writer = GroupWriter(self._session, self._session.close)
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """Return a transaction to read with, on the caller's thread: all it reads is of one moment."""
+        with self._reading() as reader:
+            yield reader
+
+    @contextmanager
+    def _reading(self, patience: float | None = None) -> Iterator[PostgresReader]:
+        check_open(self._process, closed=self._closed)
+        patience = self._patience if patience is None else patience
+        reader = PostgresReader(self._pool, has_trigrams=self._has_trigrams, patience=patience, closing=self._closing)
+        with reader.open():
+            yield reader
+
+    def submit(self, work: Callable[[Transaction], T]) -> Future[T]:
+        """Run `work` in a writing transaction; the future completes after the commit is on disk."""
+        check_open(self._process, closed=self._closed)
+        return self._writer.submit(work)
+
+    def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
+        """Copy all that it holds at this moment into a new SQLite file, which is there only once it is whole."""
+        from cloudstore_mapping.service.storage.sqlite_filling import copy_to_file
+
+        with self._reading() as reader:
+            copy_to_file(reader, path, report)
+
+    def healthy(self) -> bool:
+        """Whether it can be read; known in some seconds."""
+        try:
+            with self._reading(min(HEALTH_PATIENCE, self._patience)) as reader:
+                reader.has_accounts()
+        except UnavailableError:
+            return False
+        return True
+
+    def size(self) -> int:
+        """Return how many bytes the tables and their indexes take."""
+        with self._reading() as reader:
+            return reader.size_of_tables()
+
+    def close(self) -> None:
+        """Finish what was submitted, then let go of all connections."""
+        self._closed = True
+        self._closing.set()
+        self._writer.close()
+        self._pool.close()

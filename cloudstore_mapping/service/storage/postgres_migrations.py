@@ -1,0 +1,114 @@
+"""How a PostgreSQL database becomes ours, and how an older one of ours becomes today's."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+import psycopg
+
+from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.service.storage.postgres_connection import Connection
+from cloudstore_mapping.service.storage.schemas import steps
+
+#: What nodes that start at once take in turn before they change a table: "CLSD", as SQLite's files begin with.
+LOCK: Final = 0x434C5344
+
+_VERSION: Final = "SELECT version, unfinished FROM cloudstore"
+_OTHERS: Final = "SELECT count(*) FROM information_schema.tables WHERE table_schema = current_schema()"
+_IS_OURS: Final = f"{_OTHERS} AND table_name = 'cloudstore'"
+_INDEX: Final = "SELECT count(*) FROM pg_indexes WHERE schemaname = current_schema() AND indexname = 'files_by_trigram'"
+
+# Finds what contains a text without reading all names of an account, where the server has what that takes. The account
+# comes first here too, for which GIN needs the second extension.
+_TRIGRAMS: Final = (
+    "CREATE EXTENSION IF NOT EXISTS pg_trgm",
+    "CREATE EXTENSION IF NOT EXISTS btree_gin",
+    "CREATE INDEX files_by_trigram ON files USING gin (account_id, name gin_trgm_ops)",
+)
+
+
+class Schema(NamedTuple):
+    """The number of a database's schema, 0 for none, and whether what was being copied into it is not all there."""
+
+    version: int
+    unfinished: bool = False
+
+
+def schema_of(connection: Connection) -> Schema:
+    """Return what schema the database has; `UnsupportedError` where its tables aren't ours, or of a newer version."""
+    with connection.transaction():
+        return _schema(connection)
+
+
+def newest() -> int:
+    """Return the number of today's schema."""
+    return len(steps("postgres"))
+
+
+def migrate(connection: Connection, *, to_fill: bool = False) -> None:
+    """
+    Bring the database to the newest schema, making an empty one ours; nodes that start at once do it in turn.
+
+    Raises `UnsupportedError`, with the database untouched, where it isn't ours, can't hold any text, is of a newer
+    version, or was never filled to the end; one that is `to_fill` now has to be empty, and is marked.
+    """
+    wanted = steps("postgres")
+    schema = schema_of(connection)
+    if schema.version < len(wanted):
+        with connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+            schema = _schema(connection)  # asked again: another node may have done it meanwhile
+            for number in range(schema.version, len(wanted)):
+                connection.execute(wanted[number])
+            if schema.version == 0:
+                connection.execute("CREATE TABLE cloudstore (version BIGINT NOT NULL, unfinished BOOLEAN NOT NULL)")
+                connection.execute("INSERT INTO cloudstore VALUES (0, FALSE)")
+                _index(connection)
+            connection.execute("UPDATE cloudstore SET version = %s", (len(wanted),))
+    if to_fill:
+        if _number(connection, "SELECT count(*) FROM accounts"):
+            raise UnsupportedError("There is a store in the database already; choose an empty one.")
+        connection.execute("UPDATE cloudstore SET unfinished = TRUE")
+    elif schema.unfinished:
+        raise UnsupportedError(
+            "The database holds a part of a store that was being copied into it; do that again with"
+            " `cloudstore migrate-store`, or empty it."
+        )
+
+
+def has_trigrams(connection: Connection) -> bool:
+    """Whether names are indexed by what they contain."""
+    return _number(connection, _INDEX) > 0
+
+
+def _index(connection: Connection) -> None:
+    # A server without the extensions, or one on which this user may not make them, does without.
+    with suppress(psycopg.Error), connection.transaction():
+        for statement in _TRIGRAMS:
+            connection.execute(statement)
+
+
+def _schema(connection: Connection) -> Schema:
+    encoding = connection.execute("SHOW server_encoding").fetchone()
+    if encoding is not None and encoding[0] != "UTF8":
+        raise UnsupportedError("The database can't hold every text; make one with ENCODING 'UTF8'.")
+    if not _number(connection, _IS_OURS):
+        if _number(connection, _OTHERS):
+            raise UnsupportedError(
+                "The database holds another program's tables and was left as it is; make an empty one for the store."
+            )
+        return Schema(0)
+    row = connection.execute(_VERSION).fetchone()
+    schema = Schema(0) if row is None else Schema(*row)
+    if schema.version > newest():
+        raise UnsupportedError(
+            "The database was written by a newer version of cloudstore-mapping and was left as it is; upgrade, then "
+            "open it."
+        )
+    return schema
+
+
+def _number(connection: Connection, query: str) -> int:
+    row = connection.execute(query).fetchone()
+    return 0 if row is None else int(row[0])
