@@ -172,7 +172,7 @@ class TransportError(CloudStoreError, ConnectionError):
 
 
 class OutcomeUnknownError(TransportError):
-    """A write was sent and no reply came: it may have been done, or not."""
+    """A write was sent and no reply came, or the service itself can't tell: it may have been done, or not."""
 
     def __init__(self, message: str, *, sent: bool = True, **facts: Any) -> None:
         super().__init__(message, sent=sent, **facts)
@@ -245,4 +245,5 @@ REPLY_ERRORS: Final[Mapping[str, tuple[int, type[CloudStoreError]]]] = {
     "TooOften": (429, TooOftenError),
     "ServerError": (500, ProtocolError),
     "Unavailable": (503, UnavailableError),
+    "OutcomeUnknown": (504, OutcomeUnknownError),
 }

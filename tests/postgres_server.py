@@ -123,6 +123,13 @@ class SharedServer:
 
     def new_store(self) -> str:
         """Return the address of an empty place for a store: a schema of its own in one database."""
+        address = self._running().database()
+        schema = f"store_{next(self._schemas)}"
+        with psycopg.connect(address, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+        return f"{address}&options=-csearch_path%3D{schema}"
+
+    def _running(self) -> PostgresServer:
         if self._server is None:
             programs = bundled()
             if programs is None:
@@ -130,10 +137,17 @@ class SharedServer:
             self._server = PostgresServer(programs, **QUICK, max_connections="400")
             self._server.make()
             self._server.start()
-        schema = f"store_{next(self._schemas)}"
-        with psycopg.connect(self._server.database(), autocommit=True) as connection:
-            connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
-        return f"{self._server.database()}&options=-csearch_path%3D{schema}"
+        return self._server
+
+    @property
+    def socket(self) -> str:
+        """Where it listens, as the path of a socket."""
+        return f"{self._running().folder}/.s.PGSQL.{self._running().port}"
+
+    def by_port(self, address: str, port: int) -> str:
+        """Return the address of the same store, over a port of 127.0.0.1."""
+        server = self._running()
+        return address.replace(f"host={server.folder}", "host=127.0.0.1").replace(f"={server.port}&", f"={port}&")
 
     def remove(self) -> None:
         """End it, if it was started."""

@@ -44,6 +44,7 @@ STATUSES = {
     "TooOften": 429,
     "ServerError": 500,
     "Unavailable": 503,
+    "OutcomeUnknown": 504,
 }
 
 

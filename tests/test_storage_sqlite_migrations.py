@@ -13,6 +13,7 @@ import pytest
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.migrations import APPLICATION_ID
 from cloudstore_mapping.service.storage.records import Limits
+from cloudstore_mapping.service.storage.schemas import steps
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from tests.service_fakes import Asker, FakeHasher
 
@@ -57,8 +58,11 @@ def test_what_the_first_version_stored(first: Path) -> None:
 
 def test_all_schemas_are_numbered() -> None:
     """The steps from nothing to today's schema are numbered from 1 on, without a gap."""
-    names = sorted(file.name for file in SCHEMA.glob("sqlite-*"))
-    assert names == [f"sqlite-{number}.sql" for number in range(1, len(names) + 1)]
+    names = {file.name for file in SCHEMA.iterdir()}
+    numbered = {
+        f"{engine}-{number}.sql" for engine in ("postgres", "sqlite") for number in range(1, 1 + len(steps(engine)))
+    }
+    assert names == numbered
 
 
 def test_a_step_that_fails_changes_nothing(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:

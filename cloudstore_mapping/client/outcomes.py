@@ -54,8 +54,10 @@ def may_be_repeated(request: Sendable, outcome: Outcome) -> bool:
 def may_be_done(outcome: Outcome) -> bool:
     """Whether the service may have done what was asked, so far as the outcome says."""
     if isinstance(outcome, Reply):
-        # A gateway's word for a service that didn't answer it; but too many requests are turned away unread.
-        return outcome.error == "Http error" and outcome.status != HTTPStatus.TOO_MANY_REQUESTS
+        # A gateway's word for a service that didn't answer it; but too many requests are turned away unread. Or the
+        # service's own, which lost its database.
+        unread = outcome.status == HTTPStatus.TOO_MANY_REQUESTS
+        return outcome.error == "OutcomeUnknown" or (outcome.error == "Http error" and not unread)
     return outcome.sent
 
 

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.errors import OutcomeUnknownError, TransportError
 from cloudstore_mapping.service.limits import check_daily, day_of
 from cloudstore_mapping.service.storage.records import Accesses, Used
 
@@ -103,7 +103,11 @@ class Usage:
         return stored
 
     def flush(self) -> None:
-        """Store what was counted so far; `UnavailableError` where that fails, and it is kept for the next time."""
+        """
+        Store what was counted so far; `UnavailableError` where that fails, and it is kept for the next time.
+
+        Where the outcome is unknown it is not counted again: a limit must not be reached by what was used once.
+        """
         with self._flushing:
             with self._lock:
                 self._wake.clear()
@@ -122,6 +126,8 @@ class Usage:
 
             try:
                 totals = self._storage.submit(work).result()
+            except OutcomeUnknownError:
+                raise
             except BaseException:
                 with self._lock:
                     for key, count in counts.items():
@@ -141,7 +147,7 @@ class Usage:
                 return
             try:
                 self.flush()
-            except UnavailableError as error:
+            except TransportError as error:
                 self._wake.set()  # tried again in a second
                 _log.warning("How often files were used could not be stored: %s", error)
 
@@ -153,7 +159,7 @@ class Usage:
             self._thread.join()
         try:
             self.flush()
-        except UnavailableError as error:
+        except TransportError as error:
             _log.warning("How often files were used could not be stored: %s", error)
 
 

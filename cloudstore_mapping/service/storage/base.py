@@ -26,8 +26,8 @@ class Storage(ABC):
     """
     A store of accounts and files; threads may share it.
 
-    An engine's own errors leave it as `UnavailableError`, with a sentence for the service's owner; so does any use
-    after `close`.
+    An engine's own errors leave it as `UnavailableError`, with a sentence for the service's owner, so does any use
+    after `close`; and as `OutcomeUnknownError` where it can't tell whether a commit was done.
     """
 
     @abstractmethod

@@ -26,15 +26,17 @@ DEFAULTS: Final = {
     "tcp_user_timeout": "10000",
     "application_name": "cloudstore",
 }
-#: Milliseconds that a server lets a transaction stand still whose node is gone; no work of the service's lasts so long.
-IDLE_IN_TRANSACTION: Final = 30_000
+#: What a server lets a transaction stand still whose node is gone without a word, which nobody else can end. It is more
+#: than any work of the service takes between two statements, and less than a writer waits.
+IDLE_IN_TRANSACTION: Final = "10s"
 
-# What is set of every connection, in one statement. A commit is answered once it is on disk, whatever is the custom.
+# What is set of every connection where the server has a setting that does harm: a transaction of nobody holds for ever
+# what it holds, or a commit is answered before it is on disk.
 _SETTINGS: Final = (
-    "SELECT set_config('idle_in_transaction_session_timeout', %s, false),"
-    " set_config('client_min_messages', 'error', false), set_config('synchronous_commit',"
-    " CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END,"
-    " false)"
+    "SELECT set_config(name, better, FALSE) FROM (VALUES ('synchronous_commit', 'off', 'on'),"
+    " ('idle_in_transaction_session_timeout', '0', %s), ('tcp_keepalives_idle', '7200', '10'),"
+    " ('tcp_keepalives_interval', '75', '5'), ('tcp_keepalives_count', '9', '3')) AS settings (name, harmful, better)"
+    " WHERE current_setting(name, TRUE) = harmful"
 )
 
 # PostgreSQL's text holds no NUL. So the first six characters are written as one of the first two of the rest and one of
@@ -109,4 +111,4 @@ def prepare(connection: Connection) -> None:
     adapters.register_dumper(str, _TextDumper)
     adapters.register_loader("text", _TextLoader)
     adapters.register_dumper(int, Int8BinaryDumper)  # else each size of a number would be a statement of its own
-    connection.execute(_SETTINGS, (str(IDLE_IN_TRANSACTION),))
+    connection.execute(_SETTINGS, (IDLE_IN_TRANSACTION,))

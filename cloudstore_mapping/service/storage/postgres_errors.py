@@ -7,7 +7,7 @@ from typing import Final
 import psycopg
 import psycopg_pool
 
-from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.errors import OutcomeUnknownError, UnavailableError
 
 #: Seconds after which somebody who was told that the store is unavailable may try again.
 RETRY_AFTER: Final = 1.0
@@ -37,14 +37,17 @@ _UNKNOWN: Final = (
 )
 
 
-def unavailable(error: psycopg.Error, *, sent: bool = False) -> UnavailableError:
+def outcome_unknown() -> OutcomeUnknownError:
+    """Return what is told outside where the connection was lost during a commit, and not had again in time."""
+    return OutcomeUnknownError(_UNKNOWN, error="OutcomeUnknown")
+
+
+def unavailable(error: psycopg.Error) -> UnavailableError:
     """
-    Return what an error of psycopg is called outside; `sent` says that what was to be written may be.
+    Return what an error of psycopg is called outside.
 
     The driver's own sentence is shown only of what a server said, for another may quote the address and its password.
     """
-    if sent:
-        return UnavailableError(_UNKNOWN, sent=True, retry_after=RETRY_AFTER)
     if isinstance(error, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests):
         return UnavailableError("The service waits for the database; try again.", retry_after=RETRY_AFTER)
     code = error.sqlstate or ""

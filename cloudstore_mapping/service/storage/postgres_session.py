@@ -43,7 +43,7 @@ class PostgresSession(SQLAccounts, SQLFiles, SQLMedia, SQLAccesses, Transaction)
 
     @abstractmethod
     def _run(self, query: str, parameters: tuple[Any, ...]) -> Cursor:
-        """Return a cursor that has, or will have, the statement's result."""
+        """Return a cursor that has the statement's result."""
 
     def _row(self, query: str, *parameters: Any) -> Any:
         return self._run(query, parameters).fetchone()

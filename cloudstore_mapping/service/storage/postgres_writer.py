@@ -24,8 +24,7 @@ an error is that of the piece which it belongs to.
 outcome; so each transaction writes a random id into this process's row of `writers`. If it is found there, all was
 done, and what the work returned stands; else it is done again. The row excludes the two from each other: where the
 server is still at the first, looking waits for it. That answer is committed too before it is believed, for the server
-may show what it has not replicated yet. After `PATIENCE` the outcome is an `UnavailableError` whose `sent` says that it
-is unknown.
+may show what it has not replicated yet. After `PATIENCE` the outcome is an `OutcomeUnknownError`.
 """
 
 from __future__ import annotations
@@ -47,6 +46,7 @@ from cloudstore_mapping.service.storage.postgres_errors import (
     OVERTAKEN,
     READ_ONLY,
     is_lost,
+    outcome_unknown,
     unavailable,
 )
 from cloudstore_mapping.service.storage.postgres_session import PostgresSession
@@ -144,6 +144,8 @@ class PostgresWriter(PostgresSession, Session):
         if self._sent:
             self._look()
         else:
+            if self._lost_at is not None:
+                self._writer = secrets.token_hex(16)  # the row may still be held by the one that was lost
             self._commit_id = secrets.token_hex(16)
             self._do(_MARK, self._writer, self._commit_id)
 
@@ -205,7 +207,8 @@ class PostgresWriter(PostgresSession, Session):
         """Pause, and raise `AgainError` where the transaction is worth another try; else what is told outside."""
         if error.sqlstate == READ_ONLY:
             self._drop()  # what was the primary is it no longer
-        if self._is_gone() and (error.sqlstate in (None, READ_ONLY) or is_lost(error)):
+        is_gone = self._is_gone() and (error.sqlstate in (None, READ_ONLY) or is_lost(error))
+        if is_gone or self._sent:
             again = self._wait_for_database()
         else:
             others = error.sqlstate == NOT_SERIALIZABLE or error.sqlstate in OVERTAKEN
@@ -216,11 +219,11 @@ class PostgresWriter(PostgresSession, Session):
                 self._pause(FIRST_PAUSE * self._tries)
         if again:
             raise AgainError(error) from error
-        sent, self._sent = self._sent, False
-        if sent:  # and a commit that is still under way holds up no later one
-            self._writer = secrets.token_hex(16)
         self._careful, self._tries = False, 0
-        raise unavailable(error, sent=sent) from error
+        if self._sent:
+            self._sent = False
+            raise outcome_unknown() from error
+        raise unavailable(error) from error
 
     def _wait_for_database(self) -> bool:
         now = time.monotonic()
@@ -310,15 +313,16 @@ class PostgresWriter(PostgresSession, Session):
         return self._connection
 
     def _run(self, query: str, parameters: tuple[Any, ...]) -> Cursor:
-        return self._live().execute(sql(query), parameters, binary=True)
+        cursor = self._live().execute(sql(query), parameters, binary=True)
+        # To the end of all that was sent: only then the server knows that it is its client's turn, and for how long.
+        self._drain()
+        return cursor
 
     def _do(self, query: str, *parameters: Any) -> None:
-        self._run(query, parameters)
+        self._live().execute(sql(query), parameters, binary=True)
 
     def _count(self, query: str, *parameters: Any) -> int:
-        cursor = self._run(query, parameters)
-        self._drain()
-        return cursor.rowcount
+        return self._run(query, parameters).rowcount
 
     def _hold_account(self, account_id: int) -> None:
         self._row(f"SELECT 1 FROM accounts WHERE id = ?{self.account_held}", account_id)  # noqa: S608 - of constants

@@ -20,7 +20,7 @@ T = TypeVar("T")
 MAX_GROUP: Final = 256
 
 #: How often a piece of work is put off that begins its transaction, so that it had the first chance.
-MAX_PUT_OFF: Final = 5
+MAX_PUT_OFF: Final = 8
 
 
 class PutOffError(Exception):
