@@ -64,6 +64,22 @@ class PostgresServer:
         command = [self._programs / name, *arguments]
         return subprocess.run(command, check=check, cwd=self.folder, stdout=subprocess.DEVNULL, **_as_user()).returncode
 
+    def shell(self, script: str, **environment: str) -> str:
+        """Run a script that finds PostgreSQL's programs, this server and its files, and return what it prints."""
+        found = {"PGDATA": str(self.data), "PGHOST": str(self.folder), "PGPORT": str(self.port), "PGUSER": "postgres"}
+        path = f"{self._programs}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=self.folder,
+            env={**found, **environment, "PATH": path},
+            capture_output=True,
+            text=True,
+            **_as_user(),
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{script}\n{done.stderr}")
+        return str(done.stdout)
+
     def make(self) -> None:
         """Make the files of a new server."""
         options = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--username=postgres", "--no-sync"]
