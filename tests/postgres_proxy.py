@@ -14,7 +14,7 @@ _SYNC: Final = b"S\0\0\0\4"
 
 
 class Cut(enum.Enum):
-    """When a connection is cut that sends a text: before the server gets it, at once after that, or after its answer."""
+    """When a connection is cut that sends a text: before the server gets it, at once after, or after its answer."""
 
     BEFORE = enum.auto()
     AT = enum.auto()

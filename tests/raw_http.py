@@ -34,6 +34,7 @@ class FakeService:
         self.values: dict[str, Raw] = {}
         self.addresses: set[str] = set()
         self.reply: Reply | Exception | None = None
+        self.waits = False
         self.is_healthy = True
         self.closed = False
         self.may_write = threading.Event()
@@ -50,6 +51,10 @@ class FakeService:
         answer: Future[Reply] = Future()
         answer.set_result(self.reply or self._load(request))
         return answer
+
+    def store_bytes(self) -> int:
+        """Return how many bytes its storage takes."""
+        return 0
 
     def _save(self, request: Request) -> Reply:
         self.may_write.wait()

@@ -159,7 +159,7 @@ def test_what_is_asked_about_an_account_is_asked_in_turn(
 
 
 def test_others_of_an_account_don_t_wait(here: PostgresStorage, there: PostgresStorage, account: int) -> None:
-    """While a node changes one file, or asks how many there are, others read all and write what they don't ask about."""
+    """While a node changes a file, or asks how many there are, others read all, and write all else."""
     put(here, account, "one", "two")
     half_way = Halfway()
 
@@ -197,7 +197,7 @@ def test_one_that_has_to_wait_holds_up_no_others(here: PostgresStorage, there: P
 
 
 def test_groups_in_opposite_orders_end(here: PostgresStorage, there: PostgresStorage, account: int) -> None:
-    """Groups, and pieces of work that change many files, lose nothing where two nodes take the same in opposite order."""
+    """Groups, and work that changes many files, lose nothing where two nodes take the same in opposite order."""
     names = [f"{number:02}" for number in range(20)]
     put(here, account, *names)
     futures: list[Future[None]] = []

@@ -139,7 +139,7 @@ def _run_here(
             failures.append(error)
             signal.raise_signal(signal.SIGTERM)
 
-    run_on(listener, service, options, file=file, on_ready=announce)
+    run_on(listener, service, options, on_ready=announce)
     if failures:
         raise failures[0]
 

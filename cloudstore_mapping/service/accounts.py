@@ -152,7 +152,7 @@ class Accounts:
         dropped: list[ApiKey] = []
 
         def work(transaction: Transaction, account: Account) -> None:
-            dropped.extend(transaction.keys(account.id)[:-1])
+            dropped[:] = transaction.keys(account.id)[:-1]
             for old in dropped:
                 transaction.remove_key(account.id, old.hash)
 

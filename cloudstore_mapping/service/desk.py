@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import UNSET
 
-from cloudstore_mapping.errors import BadKeyError, CloudStoreError, ProtocolError
+from cloudstore_mapping.errors import BadKeyError, CloudStoreError, ProtocolError, UnavailableError
 from cloudstore_mapping.service.answers import MAX_LOADED, Answers
 from cloudstore_mapping.service.batch import BatchWork, UndoneError
 from cloudstore_mapping.service.limits import check_turn, take_turn
@@ -34,6 +34,9 @@ _log: Final = logging.getLogger(__name__)
 #: Listings that are read at once, and that wait; a scan may be long, so it never runs on the caller's thread.
 SCAN_THREADS: Final = 4
 SCANS_WAITING: Final = 1000
+#: The same of all requests, where the storage is beyond a network: nobody's thread waits for that but these.
+READ_THREADS: Final = 8
+READS_WAITING: Final = 1000
 
 _QUICK: Final = frozenset({Operation.LOAD, Operation.STAT})
 
@@ -42,7 +45,8 @@ class _Asked:
     """
     A request on its way through the service, and who asked it; of a batch also which passwords were refused.
 
-    `owner` is the account of somebody who is signed in; `admitted` says that the account's pace lets it pass.
+    `owner` is the account of somebody who is signed in; `admitted` says that the account's pace lets it pass; `caller`
+    is for whom the last try was made.
     """
 
     def __init__(self, request: Request | Batch, address: str, owner: Account | None) -> None:
@@ -51,6 +55,7 @@ class _Asked:
         self.owner = owner
         self.admitted = owner is not None
         self.refused: dict[Question, CloudStoreError] = {}
+        self.caller: Caller | None = None
         self.answer: Future[Reply] = Future()
         self.answer.set_running_or_notify_cancel()
 
@@ -76,6 +81,7 @@ class Desk:
         self._rules = Rules(settings, clock, passwords, usage)
         self._answers = Answers(clock)
         self._scans = Pool(SCAN_THREADS, SCANS_WAITING, "cloudstore-scan")
+        self._reads = Pool(READ_THREADS, READS_WAITING, "cloudstore-read") if storage.waits else None
 
     def submit(self, request: Request | Batch, address: str, owner: Account | None) -> Future[Reply]:
         """Begin to answer a request; see `Service.submit`."""
@@ -84,10 +90,21 @@ class Desk:
         return asked.answer
 
     def close(self) -> None:
-        """Finish the listings that were begun."""
+        """Finish what was begun on threads of its own."""
+        if self._reads is not None:
+            self._reads.close()
         self._scans.close()
 
     def _advance(self, asked: _Asked) -> None:
+        if self._reads is None:
+            self._proceed(asked)
+            return
+        try:
+            self._reads.submit(self._proceed, asked)
+        except UnavailableError as error:
+            self._settle(error, asked)
+
+    def _proceed(self, asked: _Asked) -> None:
         try:
             begun = self._begin(asked)
         except Exception as error:  # noqa: BLE001 - every failure becomes a reply
@@ -106,6 +123,7 @@ class Desk:
             self._settle(error, asked)
 
     def _settle(self, error: BaseException, asked: _Asked) -> None:
+        self._take_back(asked)
         if isinstance(error, UnprovenError):
             self._prove(iter(error.questions), asked)
         elif isinstance(error, UndoneError):
@@ -204,12 +222,19 @@ class Desk:
 
     def _answer(self, transaction: Transaction, caller: Caller, asked: _Asked, max_loaded: int = sys.maxsize) -> Reply:
         request = asked.request
+        self._take_back(asked)  # a storage may have work done again that came to nothing
+        asked.caller = caller
         try:
             if not isinstance(request, Batch):
                 return self._rules.answer(transaction, caller, request)
             max_bytes = min(self._settings.max_batch_reply_bytes, max_loaded)
             return BatchWork(self._rules, self._answers, request, asked.refused, max_bytes).do(transaction, caller)
         except BaseException:
-            while caller.used:
-                self._usage.count(caller.account.id, "data", caller.used.pop(), -1)
+            self._take_back(asked)
             raise
+
+    def _take_back(self, asked: _Asked) -> None:
+        """Count no longer what a try of the request counted as accesses."""
+        caller, asked.caller = asked.caller, None
+        while caller is not None and caller.used:
+            self._usage.count(caller.account.id, "data", caller.used.pop(), -1)

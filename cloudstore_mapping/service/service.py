@@ -35,7 +35,8 @@ class Service:
     """
     Answers requests on the accounts and files of a storage, which it closes in the end.
 
-    Threads may share it. A small read is answered on the caller's thread; a write is answered after its commit.
+    Threads may share it. A small read is answered on the caller's thread, unless its storage `waits` for a network; a
+    write is answered after its commit.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Service:
         self.settings = Settings() if settings is None else settings
         self._clock = Clock() if clock is None else clock
         self._storage = storage
+        self.waits = storage.waits
         self.accounts = Accounts(storage, self._clock)
         self._passwords = Passwords(self.settings, self._clock, Argon2Hasher() if hasher is None else hasher)
         self._closed = False
@@ -135,8 +137,12 @@ class Service:
         self._storage.submit(work).result()
 
     def healthy(self) -> bool:
-        """Whether its storage can be read, and has not given up writing; quick, on any thread."""
+        """Whether its storage can be read, and has not given up writing; it is soon known."""
         return self._storage.healthy()
+
+    def store_bytes(self) -> int:
+        """Return how many bytes its storage takes."""
+        return self._storage.size()
 
     def close(self) -> None:
         """

@@ -103,7 +103,9 @@ class _App:
             if scope["path"] != self._health_path:
                 raise RefusedError(ProtocolError(self._no_path, error="NoPath"))
             check_method(method, ("GET", "HEAD"))
-            return _HEALTHY if self._service.healthy() else _UNHEALTHY
+            waits = self._service.waits
+            healthy = await asyncio.to_thread(self._service.healthy) if waits else self._service.healthy()
+            return _HEALTHY if healthy else _UNHEALTHY
         check_method(method, ("POST",))
         headers = dict(scope["headers"])
         _check_type(headers.get(b"content-type", b""), headers.get(b"content-encoding", b"identity"))

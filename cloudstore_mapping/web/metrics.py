@@ -8,11 +8,10 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from cloudstore_mapping._version import __version__
-from cloudstore_mapping.errors import REPLY_ERRORS
+from cloudstore_mapping.errors import REPLY_ERRORS, UnavailableError
 from cloudstore_mapping.messages import Operation
 
 if TYPE_CHECKING:
@@ -108,7 +107,8 @@ class _Collector:
         yield CounterMetricFamily(
             "cloudstore_worker_starts", "How often a process began to answer.", value=sums[_STARTS]
         )
-        yield GaugeMetricFamily("cloudstore_store_bytes", "Size of the store's files.", value=self._store_bytes())
+        with suppress(UnavailableError):  # the other numbers say why
+            yield GaugeMetricFamily("cloudstore_store_bytes", "Size of the store.", value=self._store_bytes())
         yield GaugeMetricFamily(
             "cloudstore_start_time_seconds", "When the oldest process began, since 1970.", value=self._started_at
         )
@@ -147,12 +147,3 @@ class _Collector:
                 buckets.append((bound, total))
             family.add_metric([operation], buckets, self._sums[_SUMS + number])
         return family
-
-
-def store_size(file: Path | None) -> int:
-    """Return the bytes of the store's file and its log."""
-    size = 0
-    for end in ("", "-wal") if file is not None else ():
-        with suppress(OSError):
-            size += Path(f"{file}{end}").stat().st_size
-    return size

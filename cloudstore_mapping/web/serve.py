@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import uvicorn
@@ -17,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from cloudstore_mapping.web.app import make_app
 from cloudstore_mapping.web.listening import address_of, listen
-from cloudstore_mapping.web.metrics import BYTES_IN, CONNECTIONS, Metrics, new_rows, store_size
+from cloudstore_mapping.web.metrics import BYTES_IN, CONNECTIONS, Metrics, new_rows
 from cloudstore_mapping.web.observing import Observed
 from cloudstore_mapping.web.options import Options
 
@@ -63,11 +62,10 @@ def run_on(
     options: Options,
     *,
     metrics: Metrics | None = None,
-    file: Path | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve on a socket that listens already; as `run`. `file` is the store's, for `metrics` to tell its size."""
-    server = _Server(service, listener, options, on_ready, metrics, file)
+    """Serve on a socket that listens already; as `run`."""
+    server = _Server(service, listener, options, on_ready, metrics)
     # uvicorn hands the signal that ended it on to the handlers of before; these have nothing more to do.
     owns_signals = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.signal(number, server.handle_exit) for number in _SIGNALS if owns_signals}
@@ -119,7 +117,6 @@ class _Server(uvicorn.Server):
         options: Options,
         on_ready: Callable[[str], None] | None,
         metrics: Metrics | None = None,
-        file: Path | None = None,
     ) -> None:
         class Protocol(_Protocol):
             settings = service.settings
@@ -131,7 +128,7 @@ class _Server(uvicorn.Server):
                     make_app(service, base_path=options.base_path),
                     Protocol.numbers,
                     options.base_path,
-                    lambda: store_size(file),
+                    service.store_bytes,
                     seconds=service.settings.body_timeout,
                     logs=options.access_log,
                 ),

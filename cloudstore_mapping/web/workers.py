@@ -164,7 +164,7 @@ def _work(
             says.send(error)
             return
         metrics = Metrics(memoryview(rows).cast("B").cast("d"), number)
-        run_on(listener, service, options, metrics=metrics, file=file, on_ready=lambda _: says.send(None))
+        run_on(listener, service, options, metrics=metrics, on_ready=lambda _: says.send(None))
 
 
 def _end_with_parent() -> None:

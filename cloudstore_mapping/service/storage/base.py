@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 from cloudstore_mapping.service.storage.tables import AccessesTable, AccountsTable, FilesTable, MediaTable
 
@@ -30,12 +30,15 @@ class Storage(ABC):
     after `close`; and as `OutcomeUnknownError` where it can't tell whether a commit was done.
     """
 
+    #: Whether `read` waits for a network, so that it is nothing for a thread on which everybody is answered.
+    waits: ClassVar[bool] = False
+
     @abstractmethod
     def read(self) -> AbstractContextManager[Transaction]:
         """
         Return a transaction to read with, on the caller's thread: all it reads is of one moment.
 
-        On a disk it never waits for a writer; in memory it may wait for work that is being done.
+        On a disk or beyond a network it never waits for a writer; in memory it may wait for work that is being done.
         """
 
     @abstractmethod
@@ -43,8 +46,9 @@ class Storage(ABC):
         """
         Run `work` in a writing transaction; the future completes after the commit is on disk.
 
-        Writers come one after another, so what `work` reads still stands when it writes. What `work` raises undoes
-        what it wrote, is the future's exception, and touches nobody else's work.
+        What `work` reads still stands when it writes, but for listings: writers come one after another, or else where
+        another process was in the way, `work` is undone and done again. So it leaves nothing behind but what it writes
+        and returns. What `work` raises undoes what it wrote, is the future's exception, and touches nobody else's work.
         """
 
     @abstractmethod
@@ -58,7 +62,11 @@ class Storage(ABC):
 
     @abstractmethod
     def healthy(self) -> bool:
-        """Whether it can be read, and has not given up writing; quick, on any thread."""
+        """Whether it can be read, and has not given up writing; it is soon known."""
+
+    @abstractmethod
+    def size(self) -> int:
+        """Return how many bytes it takes on its disks, 0 in memory."""
 
     @abstractmethod
     def close(self) -> None:

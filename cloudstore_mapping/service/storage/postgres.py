@@ -20,7 +20,7 @@ from cloudstore_mapping.service.storage.base import Storage, Transaction
 from cloudstore_mapping.service.storage.postgres_connection import Connection, connect, parameters_of, prepare
 from cloudstore_mapping.service.storage.postgres_errors import unavailable
 from cloudstore_mapping.service.storage.postgres_migrations import has_trigrams, migrate
-from cloudstore_mapping.service.storage.postgres_session import PostgresReader
+from cloudstore_mapping.service.storage.postgres_session import PATIENCE, PostgresReader
 from cloudstore_mapping.service.storage.postgres_writer import PostgresWriter
 from cloudstore_mapping.service.storage.writer import GroupWriter
 
@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 #: Connections that read at a time: as many as the threads of a service that may ask for one.
 MAX_READERS: Final = 24
+#: Seconds after which a database that isn't reached is not healthy.
+HEALTH_PATIENCE: Final = 1.0
 
 
 class PostgresStorage(Storage):
@@ -38,6 +40,8 @@ class PostgresStorage(Storage):
     it anew. Raises `ValueError` for an address that can't be understood, `UnavailableError` where the database isn't
     reached, and `UnsupportedError` where its tables aren't ours, or of a newer version.
     """
+
+    waits = True
 
     def __init__(self, address: str) -> None:
         parameters = parameters_of(address)
@@ -67,8 +71,13 @@ class PostgresStorage(Storage):
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         """Return a transaction to read with, on the caller's thread: all it reads is of one moment."""
+        with self._reading() as reader:
+            yield reader
+
+    @contextmanager
+    def _reading(self, patience: float = PATIENCE) -> Iterator[PostgresReader]:
         self._check_open()
-        reader = PostgresReader(self._pool, has_trigrams=self._has_trigrams)
+        reader = PostgresReader(self._pool, has_trigrams=self._has_trigrams, patience=patience)
         with reader.open():
             yield reader
 
@@ -88,13 +97,18 @@ class PostgresStorage(Storage):
         raise NotImplementedError
 
     def healthy(self) -> bool:
-        """Whether it can be read."""
+        """Whether it can be read; known in some seconds."""
         try:
-            with self.read() as transaction:
-                transaction.has_accounts()
+            with self._reading(HEALTH_PATIENCE) as reader:
+                reader.has_accounts()
         except UnavailableError:
             return False
         return True
+
+    def size(self) -> int:
+        """Return how many bytes the tables and their indexes take."""
+        with self._reading() as reader:
+            return reader.size_of_tables()
 
     def close(self) -> None:
         """Finish what was submitted, then let go of all connections."""

@@ -28,6 +28,10 @@ BLOBS: Final = 2**36
 #: The fewest characters that a trigram index can look for.
 TRIGRAM: Final = 3
 
+_SIZE: Final = (
+    "SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class"
+    " WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'"
+)
 _BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
@@ -70,9 +74,12 @@ class PostgresReader(PostgresSession):
     Until then nothing was read, so where the connection turns out to be lost another one is as good.
     """
 
-    def __init__(self, pool: psycopg_pool.ConnectionPool[Connection], *, has_trigrams: bool) -> None:
+    def __init__(
+        self, pool: psycopg_pool.ConnectionPool[Connection], *, has_trigrams: bool, patience: float = PATIENCE
+    ) -> None:
         super().__init__(has_trigrams=has_trigrams)
         self._pool = pool
+        self._patience = patience
         self._connection: Connection | None = None
 
     @contextmanager
@@ -92,7 +99,7 @@ class PostgresReader(PostgresSession):
         return self._connection.execute(sql(query), parameters, binary=True)
 
     def _begin(self, query: str, parameters: tuple[Any, ...]) -> Cursor:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + self._patience
         while True:
             connection = self._take(end)
             try:
@@ -126,6 +133,10 @@ class PostgresReader(PostgresSession):
             connection.close()
         finally:
             self._pool.putconn(connection)
+
+    def size_of_tables(self) -> int:
+        """Return how many bytes all tables and their indexes take."""
+        return int(self._row(_SIZE)[0])
 
     def _do(self, query: str, *parameters: Any) -> None:
         self._run(query, parameters)

@@ -94,13 +94,21 @@ class SQLiteStorage(Storage):
             back_up(session.connection, path, report)
 
     def healthy(self) -> bool:
-        """Whether it can be read, and has not given up writing; quick, on any thread."""
+        """Whether it can be read, and has not given up writing."""
         try:
             with self.read() as transaction:
                 transaction.has_accounts()
         except UnavailableError:
             return False
         return self._session.failure is None
+
+    def size(self) -> int:
+        """Return how many bytes the file and its log take, 0 in memory."""
+        size = 0
+        for end in ("", "-wal") if self._path is not None else ():
+            with suppress(FileNotFoundError):
+                size += Path(f"{self._path}{end}").stat().st_size
+        return size
 
     def close(self) -> None:
         """Finish what was submitted, then let go of all connections."""
