@@ -6,17 +6,20 @@ import secrets
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import cloudstore_mapping as cm
 from benchmarks.messages import Counts, Way, counted
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
 from cloudstore_mapping.web.serve import background
 from cloudstore_mapping.wire import Request, encode_value
+
+T = TypeVar("T")
 
 #: How often each is done before it is counted, so that its statements are prepared, and how often then.
 WARM_UP: Final = 10
@@ -50,13 +53,27 @@ REQUESTS: Final[dict[str, Callable[[Store, int], object]]] = {
 }
 
 
+class Watched(PostgresStorage):
+    """A storage that tells of each piece of work when it waits for its commit."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.waiting = threading.Semaphore(0)
+
+    def submit(self, work: Callable[[Transaction], T]) -> Future[T]:
+        """Run `work` in a writing transaction."""
+        future = super().submit(work)
+        self.waiting.release()
+        return future
+
+
 def rows(address: str) -> Iterator[tuple[str, Counts]]:
     """Yield what each request costs on the average, of an account without limits in a database that was empty."""
     # How often files are used is written once a second, so it is no single request's cost.
     settings = Settings(count_accesses=False)
     with (
         counted(address) as (counted_address, way),
-        PostgresStorage(counted_address) as storage,
+        Watched(counted_address) as storage,
         Service(storage, settings) as service,
         background(service) as server,
     ):
@@ -74,7 +91,7 @@ def rows(address: str) -> Iterator[tuple[str, Counts]]:
         yield f"`store[k] = v`, {TOGETHER} at once, each", _together(service, storage, api_key, way)
 
 
-def _together(service: Service, storage: Storage, api_key: str, way: Way) -> Counts:
+def _together(service: Service, storage: Watched, api_key: str, way: Way) -> Counts:
     """Return what a save costs of those that come while what was before them is written."""
     before = way.counts
     for _ in range(TIMES):
@@ -93,7 +110,11 @@ def _together(service: Service, storage: Storage, api_key: str, way: Way) -> Cou
         ]
         are_waiting = threading.Event()
         storage.submit(partial(_wait, are_waiting))
+        while storage.waiting.acquire(blocking=False):
+            pass
         replies = [service.submit(save) for save in saves]
+        for _ in saves:
+            storage.waiting.acquire()
         are_waiting.set()
         for reply in replies:
             reply.result()

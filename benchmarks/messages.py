@@ -6,8 +6,8 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from typing import Final, NamedTuple
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -36,16 +36,24 @@ class Way:
         self.counts = Counts()
         self._host = host
         self._port = port
+        self._ends: dict[asyncio.Future[Any], asyncio.StreamWriter] = {}
 
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Pass a connection on to the server."""
+        """Pass a connection on to the server, until one of the two ends it."""
         if self._host.startswith("/"):
             opening = asyncio.open_unix_connection(f"{self._host}/.s.PGSQL.{self._port}")
         else:
             opening = asyncio.open_connection(self._host, self._port)
         answers, server = await opening
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            await asyncio.gather(self._pass(reader, server), self._pass_back(answers, writer))
+        passing = asyncio.gather(self._pass(reader, server), self._pass_back(answers, writer), return_exceptions=True)
+        self._ends[passing] = server
+        await passing
+
+    async def close(self) -> None:
+        """End all connections."""
+        for server in self._ends.values():
+            server.close()
+        await asyncio.gather(*self._ends)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         kind = b""  # the first message, which says who connects, has none
@@ -83,6 +91,8 @@ def counted(address: str) -> Iterator[tuple[str, Way]]:
         async with await asyncio.start_server(way.take, "127.0.0.1", 0) as server:
             begun.set_result((server.sockets[0].getsockname()[1], asyncio.get_running_loop(), ending))
             await ending.wait()
+            server.close()
+            await way.close()
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),), name="counting-way")
     thread.start()

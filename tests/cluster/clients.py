@@ -16,6 +16,8 @@ import cloudstore_mapping as cm
 from cloudstore_mapping.testing.linearizability import Call, History
 
 CLIENTS: Final = 16
+#: Seconds until something has to have come of what they do.
+PATIENCE: Final = 60.0
 COUNTERS: Final = tuple(f"counter {number}" for number in range(12))
 DOCUMENTS: Final = tuple(f"document {number}" for number in range(12))
 
@@ -37,6 +39,13 @@ class Clients:
     """
     Programs that have a store open at the same location, each with connections of its own.
 
+    Parameters
+    ----------
+    location
+        Where the store is.
+    hasty
+        How many of them don't repeat a request that failed.
+
     Attributes
     ----------
     histories
@@ -45,8 +54,9 @@ class Clients:
         What came of each call, in that order.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, *, hasty: int = 0) -> None:
         self._location = location
+        self._hasty = hasty
         self.histories = {key: History() for key in COUNTERS + DOCUMENTS}
         self.told: list[Told] = []
         self._changed = threading.Condition()
@@ -65,27 +75,32 @@ class Clients:
         for each in self._running:
             each.result()
 
-    def wait(self, successes: int, seconds: float = 60.0) -> None:
+    def wait_for_successes(self, count: int) -> None:
         """Wait until each of them was told so many more times that a call is done."""
+        self._wait(lambda told: told.error is None, count, CLIENTS)
+
+    def wait_for_errors(self, clients: int) -> None:
+        """Wait until so many more of them were told that a call failed."""
+        self._wait(lambda told: told.error is not None, 1, clients)
+
+    def _wait(self, is_one: Callable[[Told], bool], count: int, clients: int) -> None:
         begun = len(self.told)
-
-        def is_done() -> bool:
-            done = Counter(told.client for told in self.told[begun:] if told.error is None)
-            return len(done) == CLIENTS and min(done.values()) >= successes
-
-        end = time.monotonic() + seconds
-        with self._changed:
-            while not is_done():
-                for each in self._running:
-                    if each.done():
-                        each.result()
-                if time.monotonic() > end:
-                    raise TimeoutError(f"{Counter(told.client for told in self.told[begun:] if told.error is None)}")
+        end = time.monotonic() + PATIENCE
+        while True:
+            with self._changed:
+                were_told = Counter(told.client for told in self.told[begun:] if is_one(told))
+                if sum(times >= count for times in were_told.values()) >= clients:
+                    return
                 self._changed.wait(1.0)
+            for each in self._running:
+                if each.done():
+                    each.result()
+            if time.monotonic() > end:
+                raise TimeoutError(f"Only these clients went on: {were_told}.")
 
     def _work(self, client: int) -> None:
         dice = random.Random(client)
-        with cm.open(self._location) as store:
+        with cm.open(self._location, retries=0 if client < self._hasty else 3) as store:
             len(store)  # with the first answer it learns that the service does a repeated write once
             for number in count():
                 if self._ending.is_set():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from textwrap import dedent
 from typing import Final
 
 PAGE: Final = Path(__file__).parent.parent.parent / "docs" / "scaling.md"
@@ -11,9 +12,9 @@ PAGE: Final = Path(__file__).parent.parent.parent / "docs" / "scaling.md"
 
 def block(language: str, holding: str) -> str:
     """Return the page's one code block in this language that holds a text."""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(rf"^ *```{language}\n(.*?)^ *```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     (found,) = (block for block in blocks if holding in block)
-    return str(found)
+    return dedent(found)
 
 
 def replaced(text: str, by: dict[str, str]) -> str:
