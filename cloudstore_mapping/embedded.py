@@ -12,7 +12,7 @@ from cloudstore_mapping.errors import CloudStoreError, NoFileError
 from cloudstore_mapping.links import FILES_PATH
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.service.storage.places import MEMORY, Place, place_of
 from cloudstore_mapping.wire import (
     EXTENSIONS,
     Batch,
@@ -29,8 +29,8 @@ from cloudstore_mapping.wire import (
 #: The account that holds the files of a store which is opened without a service.
 LOCAL_ACCOUNT: Final = "local"
 
-#: Who opens the file owns the machine's memory anyway: keys and values may be longer than a service on a network takes.
-#: Together they stay below the billion bytes that SQLite takes in a row.
+#: Who opens the store owns the machine's memory anyway: keys and values may be longer than a service on a network
+#: takes. Together they stay below the billion bytes that SQLite takes in a row.
 #: And nobody asks how often files were used, which would write where a program only reads.
 LOCAL_SETTINGS: Final = Settings(
     max_name_bytes=2**20,
@@ -101,12 +101,12 @@ class InProcessTransport:
         self._service.close()
 
 
-class FileTransport(InProcessTransport):
-    """Sends requests to the store in the file at `path`, with a service of its own in every process after a fork."""
+class StoreTransport(InProcessTransport):
+    """Sends requests to the store at a place, with a service of its own in every process after a fork."""
 
-    def __init__(self, path: str | os.PathLike[str] | None) -> None:
-        super().__init__(Service(SQLiteStorage(path), LOCAL_SETTINGS))
-        self._path = path
+    def __init__(self, place: Place) -> None:
+        super().__init__(Service(place.open(), LOCAL_SETTINGS))
+        self._place = place
         self._process = os.getpid()
         self._lock = threading.Lock()
         try:
@@ -126,12 +126,12 @@ class FileTransport(InProcessTransport):
         return super().fetch(link, start, tag)
 
     def _open_anew(self) -> None:
-        if self._process == os.getpid() or self._path is None:
+        if self._process == os.getpid() or self._place.is_memory:
             return
         with self._lock:
             if self._process != os.getpid():
                 _of_parents.append(self._service)
-                self._service = Service(SQLiteStorage(self._path), LOCAL_SETTINGS)
+                self._service = Service(self._place.open(), LOCAL_SETTINGS)
                 self._service.accounts.grant(LOCAL_ACCOUNT, self.api_key)
                 self._process = os.getpid()
 
@@ -140,7 +140,7 @@ class FileTransport(InProcessTransport):
 _of_parents: Final[list[Service]] = []
 
 
-def open_service(path: str | os.PathLike[str] | None) -> tuple[InProcessTransport, str]:
-    """Return a way to the store in the file at `path` (None: in memory), and an API key that opens it meanwhile."""
-    transport = FileTransport(path)
+def open_service(location: str | os.PathLike[str] | None) -> tuple[InProcessTransport, str]:
+    """Return a way to the store at a location (None: in memory), and an API key that opens it meanwhile."""
+    transport = StoreTransport(place_of(MEMORY if location is None else os.fspath(location)))
     return transport, transport.api_key

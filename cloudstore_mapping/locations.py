@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from cloudstore_mapping.client.address import parse_address
 from cloudstore_mapping.client.mapping import CloudStoreMapping
+from cloudstore_mapping.service.storage.places import place_of, scheme_of
 
 V = TypeVar("V")
 
-MEMORY: Final = "memory:"
 _SERVICES: Final = ("http", "https")
 DEFAULT_FILE: Final = "cloudstore.db"
-_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: C:\ is a drive
-# A path like this would make a file with a secret for its name.
-_KEY_WITHOUT_SCHEME: Final = re.compile(r"[A-Za-z0-9._~-]{16,}@[^/]")
 
 
 def open(location: str | os.PathLike[str] | None = None, **options: Any) -> CloudStoreMapping[Any]:  # noqa: A001
@@ -29,70 +25,53 @@ def open(location: str | os.PathLike[str] | None = None, **options: Any) -> Clou
     ----------
     location
         ``https://API_KEY@host/path``, a service; a path or ``sqlite:///path``, one SQLite file, created if it is
-        absent; ``memory:``, gone with the process; None, what the environment's ``CLOUDSTORE_URL`` says, else
-        ``cloudstore.db`` in the working directory.
+        absent; ``postgresql://user:password@host/database``, a PostgreSQL database, whose tables are made if they are
+        absent (with the extra ``postgres``); ``memory:``, gone with the process; None, what the environment's
+        ``CLOUDSTORE_URL`` says, else ``cloudstore.db`` in the working directory.
     options
-        Those of `CloudStoreMapping`; what concerns only a network is without effect on a file.
+        Those of `CloudStoreMapping`; what concerns only a service over HTTP is without effect on others.
 
     Raises
     ------
     ValueError
         The location can't be understood, or is plain http to another machine without ``insecure=True``.
     UnsupportedError
-        The file isn't a store of ours, and was left as it is.
+        The file or database isn't a store of ours, and was left as it is; or what it takes isn't installed.
+    UnavailableError
+        The database isn't reached.
     OSError
         The file can't be opened or made.
     """
     if location is None:
         location = os.environ.get("CLOUDSTORE_URL") or DEFAULT_FILE
     location = os.fspath(location)
-    if _scheme(location) in _SERVICES:
+    if scheme_of(location) in _SERVICES:
         api_key, server = parse_address(location, insecure=options.get("insecure", False))
         return CloudStoreMapping(api_key, server, **options)
-    return EmbeddedMapping(None if location == MEMORY else file_of(location), location, **options)
+    return EmbeddedMapping(location, **options)
 
 
 def store_file(location: str) -> Path | None:
     """Return the file that `open` keeps the store at a location in; None where it keeps it in none."""
-    if location == MEMORY or _scheme(location) in _SERVICES:
-        return None
-    return Path(file_of(location)).absolute()
-
-
-def file_of(location: str) -> str:
-    """Return the path that a path or ``sqlite:///path`` means; `ValueError` for what means none."""
-    scheme = _scheme(location)
-    if scheme == "sqlite":
-        location = location.partition("://")[2].removeprefix("/")
-    elif scheme is not None:
-        raise ValueError(f"No store can be at {scheme}://; give an https:// address, a path, or sqlite:///path.")
-    elif _KEY_WITHOUT_SCHEME.match(location):
-        raise ValueError("The location looks like an API key and a host; begin it with https://.")
-    if not location:
-        raise ValueError("The location is empty; give an https:// address, a path, or sqlite:///path.")
-    return location
-
-
-def _scheme(location: str) -> str | None:
-    match = _SCHEME.match(location)
-    return None if match is None else match[1].lower()
+    return None if scheme_of(location) in _SERVICES else place_of(location).file
 
 
 class EmbeddedMapping(CloudStoreMapping[V]):
-    """The mapping over a service in this process, which keeps its data in the file `path`, or with None in memory."""
+    """The mapping over a service in this process, which keeps its data at a location that is no service's."""
 
-    def __init__(self, path: str | None, label: str, **options: Any) -> None:
-        from cloudstore_mapping.embedded import open_service  # loads SQLite, which a program on a network never needs
+    def __init__(self, location: str, **options: Any) -> None:
+        from cloudstore_mapping.embedded import StoreTransport  # the service, which a program on a network never needs
 
-        self._path = None if path is None else str(Path(path).absolute())
-        transport, api_key = open_service(self._path)
+        self._place = place_of(location)
+        transport = StoreTransport(self._place)
+        label = location if self._place.address is None else self._place.label
         try:
-            super().__init__(api_key, label, **{**options, "transport": transport})
+            super().__init__(transport.api_key, label, **{**options, "transport": transport})
         except BaseException:
             transport.close()
             raise
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._path is None:
+        if self._place.is_memory:
             raise TypeError("A store in memory can't be pickled: it is gone with its process.")
-        return partial(open, **self._options), (self._path,)
+        return partial(open, **self._options), (self._place.location(secrets="pickle_secrets" in self._options),)

@@ -8,8 +8,9 @@ from typing import Any, Final
 from cloudstore_mapping.client.envelopes import Envelopes
 from cloudstore_mapping.client.secret import Secret, new_secret, secrets_of
 from cloudstore_mapping.client.shelf import Shelf
-from cloudstore_mapping.locations import MEMORY, store_file
 from cloudstore_mapping.locations import open as open_store
+from cloudstore_mapping.locations import store_file
+from cloudstore_mapping.service.storage.places import MEMORY
 
 __all__ = ["Shelf", "open"]
 

@@ -14,9 +14,9 @@ import pytest
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
 from tests.service_fakes import FakeHasher
+from tests.storages import new_storage
 from tests.visitor import PASSWORD, owner
 
 CHROMIUM: Final = shutil.which("chromium")
@@ -91,7 +91,7 @@ def chromium() -> Iterator[Browser]:
 def dashboard(chromium: Browser, storage: Path | None = None, **options: Any) -> Iterator[Dashboard]:
     """Serve a new service with an account "owner" while the block runs, and check that the pages had no trouble."""
     with (
-        Service(SQLiteStorage(storage), hasher=FakeHasher()) as service,
+        Service(new_storage(storage), hasher=FakeHasher()) as service,
         background(service) as address,
     ):
         key = owner(service)

@@ -17,6 +17,7 @@ from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from tests.mapping_fixtures import connect, counted, http_service, make_store, store
 from tests.postgres_server import shared
 from tests.service_fakes import Asker, FakeHasher, ManualClock
+from tests.storages import engine, new_storage
 from tests.vendor import Vendor, serve_vendor
 
 __all__ = ["connect", "counted", "http_service", "make_store", "store"]  # fixtures for all, defined beside
@@ -27,6 +28,29 @@ ENGINES: dict[str, Callable[[Path], Storage]] = {
     "sqlite": lambda folder: SQLiteStorage(folder / "store.db"),
     "postgres": lambda _: PostgresStorage(shared.new_store()),
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that has the whole suite run on another engine."""
+    parser.addoption(
+        "--engine",
+        choices=("sqlite", "postgres"),
+        default="sqlite",
+        help="what services keep their data in; tests that are about SQLite itself are skipped on another engine",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take note of the engine."""
+    engine.is_postgres = config.getoption("--engine") == "postgres"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is about SQLite itself where that isn't the engine."""
+    for item in items:
+        marker = item.get_closest_marker("sqlite")
+        if marker is not None and engine.is_postgres:
+            item.add_marker(pytest.mark.skip(reason=f"about SQLite itself: {marker.args[0]}"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,7 +96,7 @@ def hasher() -> FakeHasher:
 @pytest.fixture
 def service(clock: ManualClock, hasher: FakeHasher, no_threads_left: None) -> Iterator[Service]:
     """Return a service in memory, without accounts."""
-    with Service(SQLiteStorage(None), clock=clock, hasher=hasher) as service:
+    with Service(new_storage(), clock=clock, hasher=hasher) as service:
         yield service
         hasher.gate.set()  # where a test failed before it came to that
 

@@ -14,9 +14,9 @@ from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.transport import HTTPTransport, Transport
 from cloudstore_mapping.embedded import InProcessTransport, open_service
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
 from tests.counting import CountingTransport
+from tests.storages import location, new_storage
 from tests.vendor import serve_vendor
 
 #: A way to a service with its API key, made anew at each call; all of a kind reach the same account.
@@ -29,7 +29,7 @@ MakeStore = Callable[..., CloudStoreMapping[Any]]
 def http_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, str]]:
     """Return a running service, one for all tests of a file, and its address; each test has its own account there."""
     file = tmp_path_factory.mktemp("served") / "service.db"
-    with Service(SQLiteStorage(file)) as service, background(service) as address:
+    with Service(new_storage(file)) as service, background(service) as address:
         yield service, address
 
 
@@ -38,9 +38,9 @@ def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Connect]
     """Ways to an empty account: embedded in memory, in a file, over HTTP, and on a service without extensions."""
     with ExitStack() as stack:
         if request.param == "file":
-            yield lambda: open_service(tmp_path / "store.db")
+            yield lambda: open_service(location(tmp_path / "store.db"))
         elif request.param == "memory":
-            transport, api_key = open_service(None)
+            transport, api_key = open_service(location(None))
             stack.callback(transport.close)
             yield lambda: (_Unclosed(transport), api_key)
         elif request.param == "http":

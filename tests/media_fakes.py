@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import Storage, Transaction
 from cloudstore_mapping.service.storage.records import Account, Media
-from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
+from cloudstore_mapping.service.storage.sql import SQLTransaction
 from cloudstore_mapping.service.uploads import Upload
 from cloudstore_mapping.wire import decode_value
 from tests.raw_http import Answer, Connection
@@ -31,8 +31,8 @@ def rows(storage: Storage) -> Rows:
     """Return what there is."""
 
     def count(transaction: Transaction) -> Rows:
-        session = cast("SQLiteSession", transaction)
-        return Rows(*[session.connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in FIELDS])
+        session = cast("SQLTransaction", transaction)
+        return Rows(*[session.row(f"SELECT count(*) FROM {table}")[0] for table in FIELDS])
 
     return storage.submit(count).result()
 

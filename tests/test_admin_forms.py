@@ -9,12 +9,12 @@ import pytest
 
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.admin import SIGN_INS_AT_ONCE, WAITING
 from cloudstore_mapping.web.serve import background
 from tests.admin_fixtures import api_key, guest
 from tests.raw_http import Connection
 from tests.service_fakes import PATIENCE, FakeHasher
+from tests.storages import new_storage
 from tests.visitor import PASSWORD, SAME_SITE, Visitor, shown
 
 __all__ = ["api_key", "guest"]  # fixtures, defined beside
@@ -151,7 +151,7 @@ def test_hostile_forms(guest: Visitor) -> None:
 def test_a_form_that_doesnt_end(hasher: FakeHasher) -> None:
     """A form that stops in the middle is refused after the time that a body may take, and costs others nothing."""
     settings = Settings(body_timeout=0.2)
-    with Service(SQLiteStorage(None), settings, hasher=hasher) as service, background(service) as address:
+    with Service(new_storage(), settings, hasher=hasher) as service, background(service) as address:
         kind = f"Content-Type: {FORM}\r\nSec-Fetch-Site: same-origin\r\nContent-Length: 100\r\n"
         with Connection(address) as slow, Visitor(address) as guest:
             slow.start("/admin/sign-in", kind, b"user=")

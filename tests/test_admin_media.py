@@ -12,9 +12,9 @@ import requests
 
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.records import Media
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
 from tests.service_fakes import FakeHasher, ManualClock
+from tests.storages import new_storage
 from tests.visitor import SAME_SITE, Visitor, owner, shown
 
 PNG = b"\x89PNG\r\n\x1a\n and more"
@@ -49,7 +49,7 @@ class Keeper(Visitor):
 def keeper(clock: ManualClock, hasher: FakeHasher, no_threads_left: None) -> Iterator[Keeper]:
     """Return an owner who is signed in."""
     with (
-        Service(SQLiteStorage(None), clock=clock, hasher=hasher) as service,
+        Service(new_storage(), clock=clock, hasher=hasher) as service,
         background(service) as address,
         Keeper(address, service, owner(service)) as keeper,
     ):

@@ -9,9 +9,9 @@ import pytest
 
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.records import Account, Media
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
 from tests.service_fakes import Asker, FakeHasher, ManualClock
+from tests.storages import new_storage
 from tests.visitor import SAME_SITE, Visitor, named, owner, shown
 
 
@@ -29,7 +29,7 @@ class Two:
 @pytest.fixture
 def two(clock: ManualClock, hasher: FakeHasher, no_threads_left: None) -> Iterator[Two]:
     """Return two owners."""
-    with Service(SQLiteStorage(None), clock=clock, hasher=hasher) as service, background(service) as address:
+    with Service(new_storage(), clock=clock, hasher=hasher) as service, background(service) as address:
         program = Asker(service, owner(service, "victim"))
         owner(service, "stranger")
         victim = service.accounts.named("victim")

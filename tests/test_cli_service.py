@@ -108,7 +108,7 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["serve"], ["account", "create", "name"], ["account", "list"]])
-@pytest.mark.parametrize("store", ["", "sqlite://", "postgresql://host/db", "no/such/folder/service.db", "other.txt"])
+@pytest.mark.parametrize("store", ["", "sqlite://", "mysql://host/db", "no/such/folder/service.db", "other.txt"])
 def test_a_store_that_can_not_be(
     arguments: list[str], store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,6 @@ from msgspec.structs import replace
 from cloudstore_mapping.embedded import LOCAL_ACCOUNT, LOCAL_SETTINGS, InProcessTransport, open_service
 from cloudstore_mapping.links import media_link
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.wire import (
     Batch,
     Reply,
@@ -29,12 +28,13 @@ from cloudstore_mapping.wire import (
     encode_request,
 )
 from tests.service_fakes import Asker
+from tests.storages import new_storage
 
 
 @pytest.fixture
 def service(no_threads_left: None) -> Iterator[Service]:
     """Return a service in memory."""
-    with Service(SQLiteStorage(None)) as service:
+    with Service(new_storage()) as service:
         yield service
 
 

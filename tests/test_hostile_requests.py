@@ -11,8 +11,8 @@ import requests
 
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
+from tests.storages import new_storage
 
 KEY = "ZFA5mAkxjVznvSsXOUxE"
 
@@ -22,7 +22,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real service with one file, which has a password."""
     settings = Settings(max_value_bytes=150_000, max_body_bytes=300_000)
     file: Path = tmp_path_factory.mktemp("hostile") / "service.db"
-    with Service(SQLiteStorage(file), settings) as service, background(service) as address:
+    with Service(new_storage(file), settings) as service, background(service) as address:
         service.accounts.create("owner", KEY)
         post(address, save("locked", "1"))
         service.set_passwords("owner", "locked", edit="right")

@@ -13,8 +13,8 @@ from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.embedded import InProcessTransport
 from cloudstore_mapping.errors import BulkError, CloudStoreError, NoFileError, TransportError
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.wire import Batch, Reply, Request, Upload
+from tests.storages import new_storage
 
 TTL = 10.0
 MISSING = "missing"
@@ -51,7 +51,7 @@ class CacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000.0
-        self.service = Service(SQLiteStorage(None))
+        self.service = Service(new_storage())
         api_key = self.service.accounts.create("tests")
         self.truth = CloudStoreMapping[Any](api_key, transport=LossyTransport(self.service))
         self.networks = [LossyTransport(self.service) for _ in range(2)]

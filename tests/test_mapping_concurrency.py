@@ -12,9 +12,9 @@ from typing import Any
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.locations import open as open_store
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
 from tests.mapping_fixtures import MakeStore
+from tests.storages import new_storage
 
 TIMES = 1000
 
@@ -85,7 +85,7 @@ def check(store: CloudStoreMapping[Any]) -> None:
 
 def test_two_processes_over_http(tmp_path: Path) -> None:
     """Two programs that merge 1,000 times each into one key of a service lose nothing."""
-    with Service(SQLiteStorage(tmp_path / "s.db")) as service, background(service) as address:
+    with Service(new_storage(tmp_path / "s.db")) as service, background(service) as address:
         location = address.replace("://", f"://{service.accounts.create('tests')}@")
         run_programs(location)
         check(open_store(location))

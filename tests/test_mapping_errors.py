@@ -22,9 +22,9 @@ from cloudstore_mapping.errors import (
 )
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.wire import encode_value
 from tests.mapping_fixtures import Connect, MakeStore
+from tests.storages import new_storage
 
 Store = CloudStoreMapping[Any]
 
@@ -33,7 +33,7 @@ Store = CloudStoreMapping[Any]
 def service() -> Iterator[Service]:
     """A small service with the account "tests"."""
     settings = Settings(max_value_bytes=1000, max_name_bytes=100)
-    with Service(SQLiteStorage(None), settings) as service:
+    with Service(new_storage(), settings) as service:
         yield service
 
 
@@ -172,7 +172,7 @@ def test_a_session_of_the_users_stays_open(tmp_path: Path) -> None:
 
     from cloudstore_mapping.web.serve import background
 
-    with Service(SQLiteStorage(tmp_path / "s.db")) as service, background(service) as address:
+    with Service(new_storage(tmp_path / "s.db")) as service, background(service) as address:
         seen: list[str] = []
         session = requests.Session()
         session.hooks["response"].append(lambda response, *args, **kwargs: seen.append(response.url))

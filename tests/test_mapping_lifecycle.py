@@ -11,9 +11,9 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
 from tests.mapping_fixtures import Connect, MakeStore
+from tests.storages import new_storage
 
 SECRETS = ("swordfish", "tuna")
 
@@ -38,7 +38,7 @@ def test_pickling_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_pickling_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """API key and passwords stay behind; who unpickles it needs the environment to have the key."""
-    with Service(SQLiteStorage(tmp_path / "s.db")) as service, background(service) as address:
+    with Service(new_storage(tmp_path / "s.db")) as service, background(service) as address:
         api_key = service.accounts.create("tests")
         location = address.replace("://", f"://{api_key}@")
         with cm.open(location, password="swordfish", passwords={"key": "tuna"}, retries=1) as store:
@@ -64,7 +64,7 @@ def test_pickling_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_pickling_with_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it was asked for, secrets come along."""
     monkeypatch.delenv("CLOUDSTORE_URL", raising=False)
-    with Service(SQLiteStorage(tmp_path / "s.db")) as service, background(service) as address:
+    with Service(new_storage(tmp_path / "s.db")) as service, background(service) as address:
         location = address.replace("://", f"://{service.accounts.create('tests')}@")
         with cm.open(location, pickle_secrets=True, password="swordfish") as store:
             store["key"] = 1

@@ -15,10 +15,10 @@ import cloudstore_mapping as cm
 from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.embedded import InProcessTransport
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.uploads import CHUNK_BYTES
 from cloudstore_mapping.web.serve import background
 from tests.mapping_fixtures import MakeStore
+from tests.storages import new_storage
 
 PNG = b"\x89PNG\r\n\x1a\n\0\xff"
 Store = cm.CloudStoreMapping[Any]
@@ -110,7 +110,7 @@ def test_a_bad_type(store: Store, kind: str) -> None:
 @pytest.fixture(params=["http", "embedded"])
 def ours(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Service, Callable[..., Store]]]:
     """A service of ours, and a function that opens stores on an account of it."""
-    with Service(SQLiteStorage(tmp_path / "service.db")) as service, background(service) as address:
+    with Service(new_storage(tmp_path / "service.db")) as service, background(service) as address:
         key = service.accounts.create("owner")
         over_http = request.param == "http"
 

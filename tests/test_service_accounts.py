@@ -12,8 +12,8 @@ import pytest
 from cloudstore_mapping.errors import BadKeyError, BadNameError, DisabledError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import Storage
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from tests.service_fakes import Asker
+from tests.storages import new_storage
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_find_tells_why_not(service: Service, storage: Storage) -> None:
 
 def test_keys_are_not_in_the_file(tmp_path: Path) -> None:
     """Whoever reads the file finds the SHA-256 of a key, and no key."""
-    with Service(SQLiteStorage(tmp_path / "store.db")) as service:
+    with Service(new_storage(tmp_path / "store.db")) as service:
         key = service.accounts.create("owner")
         Asker(service, key).save("name", 1)
     content = (tmp_path / "store.db").read_bytes()

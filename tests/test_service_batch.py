@@ -15,9 +15,9 @@ from msgspec import UNSET
 from cloudstore_mapping.embedded import InProcessTransport
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.wire import Batch, Reply, Request, decode_replies, decode_value, encode_value
 from tests.service_fakes import PATIENCE, Asker, FakeHasher, Held, ManualClock
+from tests.storages import new_storage
 
 
 def item(name: str, operation: Any = None, **fields: Any) -> Request:
@@ -90,7 +90,7 @@ def test_an_atomic_batch(service: Service, ask: Asker) -> None:
 
 def test_a_batch_of_reads_does_not_wait_for_the_writer(tmp_path: Path, no_threads_left: None) -> None:
     """Reads alone are answered while a writer is busy, but not on the caller's thread."""
-    storage = SQLiteStorage(tmp_path / "store.db")
+    storage = new_storage(tmp_path / "store.db")
     with Service(storage) as service:
         ask = Asker(service, service.accounts.create("owner"))
         ask.save("a", 1)
@@ -213,7 +213,7 @@ JSON = st.recursive(
 @settings(deadline=None)
 def test_merges_in_a_batch(merges: list[tuple[str, Any]]) -> None:
     """A batch of merges leaves and answers what the same merges one by one do."""
-    with Service(SQLiteStorage(None)) as service:
+    with Service(new_storage()) as service:
         ask, other = (Asker(service, service.accounts.create(name)) for name in ("owner", "other"))
         single = [other.merge(name, value).error for name, value in merges]
         batch = ask_batch(service, ask, *(item(name, "merge", value=value) for name, value in merges))
@@ -224,7 +224,7 @@ def test_merges_in_a_batch(merges: list[tuple[str, Any]]) -> None:
 
 def test_values_too_large_for_one_reply(clock: ManualClock) -> None:
     """Once the values of a batch fill a reply, further loads are refused, and can be asked for alone."""
-    with Service(SQLiteStorage(None), Settings(max_batch_reply_bytes=250), clock) as service:
+    with Service(new_storage(), Settings(max_batch_reply_bytes=250), clock) as service:
         ask = Asker(service, service.accounts.create("owner"))
         for name in "abc":
             ask.save(name, "x" * 100)
@@ -237,7 +237,7 @@ def test_values_too_large_for_one_reply(clock: ManualClock) -> None:
 
 def test_lists_too_large_for_one_reply(clock: ManualClock) -> None:
     """Listings fill a reply as values do."""
-    with Service(SQLiteStorage(None), Settings(max_batch_reply_bytes=250), clock) as service:
+    with Service(new_storage(), Settings(max_batch_reply_bytes=250), clock) as service:
         ask = Asker(service, service.accounts.create("owner"))
         ask.save("n" * 100, 1)
         assert errors(ask_batch(service, ask, *[item("", "list")] * 4)) == [None, None, "TooBig", "TooBig"]
@@ -274,6 +274,6 @@ def test_an_atomic_batch_of_reads(service: Service, ask: Asker) -> None:
 
 def test_a_batch_that_the_service_is_closed_to() -> None:
     """A closed service answers a batch as any other request."""
-    service = Service(SQLiteStorage(None))
+    service = Service(new_storage())
     service.close()
     assert service.handle(Batch(api_key="k", requests=[item("a")])).error == "Unavailable"

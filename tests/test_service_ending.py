@@ -11,9 +11,9 @@ import pytest
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import Storage
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.wire import Operation
 from tests.service_fakes import PATIENCE, Asker, FakeHasher, Held
+from tests.storages import new_storage
 
 
 def test_a_closed_service_is_unavailable(service: Service, ask: Asker) -> None:
@@ -42,7 +42,7 @@ def test_a_closed_storage_is_unavailable(storage: Storage) -> None:
 
 def test_closing_answers_what_was_submitted(tmp_path: Path, hasher: FakeHasher, no_threads_left: None) -> None:
     """Requests that wait for the writer or for the hashing of their password are done when `close` returns."""
-    storage = SQLiteStorage(tmp_path / "store.db")
+    storage = new_storage(tmp_path / "store.db")
     with Service(storage, hasher=hasher) as service:
         ask = Asker(service, service.accounts.create("owner"))
         ask.save("locked", 1)
@@ -64,7 +64,7 @@ def test_a_password_that_comes_up_too_late_is_unavailable(
     tmp_path: Path, hasher: FakeHasher, no_threads_left: None
 ) -> None:
     """A write that only needs its hashing when the service closes is `Unavailable`, and no fault in the log."""
-    storage = SQLiteStorage(tmp_path / "store.db")
+    storage = new_storage(tmp_path / "store.db")
     with Service(storage, hasher=hasher) as service:
         ask = Asker(service, service.accounts.create("owner"))
         ask.save("locked", 1)
@@ -88,7 +88,7 @@ class BrokenHasher(FakeHasher):
 
 def test_an_unexpected_exception_is_a_server_error(caplog: pytest.LogCaptureFixture, no_threads_left: None) -> None:
     """What nobody foresaw is `ServerError` without its reason, which the log holds, and neither tells a secret."""
-    with Service(SQLiteStorage(None), hasher=BrokenHasher()) as service, caplog.at_level(logging.DEBUG):
+    with Service(new_storage(), hasher=BrokenHasher()) as service, caplog.at_level(logging.DEBUG):
         ask = Asker(service, service.accounts.create("owner"))
         ask.save("name", "the value")
         service.set_passwords("owner", "name", edit="hunter2", view="hunter2")

@@ -12,10 +12,10 @@ from msgspec import UNSET
 
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.names import after_prefix
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
 from cloudstore_mapping.wire import Reply, Request, decode_value, encode_value
 from tests.service_fakes import Asker, ManualClock
+from tests.storages import new_storage
 
 
 def send(service: Service, ask: Asker, operation: str | None, name: str, **fields: Any) -> Reply:
@@ -84,7 +84,7 @@ def test_if_not_version(service: Service, ask: Asker) -> None:
 
 def test_two_threads_comparing_versions() -> None:
     """Increments that are saved only on the version they were read at lose nothing."""
-    with Service(SQLiteStorage(None)) as service:
+    with Service(new_storage()) as service:
         ask = Asker(service, service.accounts.create("owner"))
         ask.save("count", 0)
 

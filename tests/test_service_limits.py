@@ -10,9 +10,9 @@ from msgspec.structs import replace
 from cloudstore_mapping.errors import BadNameError, BadValueError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.records import Limits
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, encode_value
 from tests.service_fakes import Asker, ManualClock
+from tests.storages import new_storage
 
 
 def limit(service: Service, **limits: float | None) -> None:
@@ -150,8 +150,8 @@ def test_a_batch_is_one_request(service: Service, ask: Asker) -> None:
 def test_the_pace_is_one_for_all_processes(tmp_path: Path, clock: ManualClock) -> None:
     """What one service let pass the other knows at once."""
     with (
-        Service(SQLiteStorage(tmp_path / "s.db"), clock=clock) as here,
-        Service(SQLiteStorage(tmp_path / "s.db"), clock=clock) as there,
+        Service(new_storage(tmp_path / "s.db"), clock=clock) as here,
+        Service(new_storage(tmp_path / "s.db"), clock=clock) as there,
     ):
         key = here.accounts.create("owner", plan="basic")
         assert Asker(here, key).list().error is None

@@ -17,10 +17,10 @@ from cloudstore_mapping.links import extension
 from cloudstore_mapping.service.limits import DAY
 from cloudstore_mapping.service.media import link
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.uploads import CHUNK_BYTES
 from tests.media_fakes import Uploader, comes_to
 from tests.service_fakes import ManualClock
+from tests.storages import new_storage
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_a_file_is_used_as_often_as_its_account_allows(uploader: Uploader, clock
 
 def test_many_at_once_don_t_pass_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of threads that use a file only one at a time is between what is asked and what is counted."""
-    with Service(SQLiteStorage(tmp_path / "store.db")) as service:  # in memory readers take turns anyway
+    with Service(new_storage(tmp_path / "store.db")) as service:  # in memory readers take turns anyway
         uploader = Uploader(service)
         media = uploader.find(uploader.upload())
         assert media is not None

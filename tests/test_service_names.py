@@ -8,9 +8,9 @@ import pytest
 
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.wire import decode_value
 from tests.service_fakes import Asker
+from tests.storages import new_storage
 
 KEPT = [
     "../../etc/passwd",
@@ -58,7 +58,7 @@ def test_any_text_is_a_filter(ask: Asker, containing: str) -> None:
 
 def test_a_value_over_the_limit(no_threads_left: None) -> None:
     """A value of the limit's size is taken, one byte more is `TooBig`, and what was there stays."""
-    with Service(SQLiteStorage(None), Settings(max_value_bytes=10)) as service:
+    with Service(new_storage(), Settings(max_value_bytes=10)) as service:
         ask = Asker(service, service.accounts.create("owner"))
         assert ask.save("name", "x" * 8).error is None
         reply = ask.save("name", "x" * 9)
@@ -69,7 +69,7 @@ def test_a_value_over_the_limit(no_threads_left: None) -> None:
 
 def test_a_merged_value_over_the_limit(no_threads_left: None) -> None:
     """A merge whose result is over the limit is `TooBig`, though each part is not, and what was there stays."""
-    with Service(SQLiteStorage(None), Settings(max_value_bytes=10)) as service:
+    with Service(new_storage(), Settings(max_value_bytes=10)) as service:
         ask = Asker(service, service.accounts.create("owner"))
         assert ask.merge("name", {"a": 1}).error is None
         assert ask.merge("name", {"b": 1}).error == "TooBig"

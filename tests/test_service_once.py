@@ -10,9 +10,9 @@ from msgspec import UNSET, Raw
 
 from cloudstore_mapping.service.answers import FORGET_AT_ONCE, FORGET_EVERY, MAX_LOADED, REMEMBERED_FOR
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.wire import Batch, Reply, Request, decode_replies, decode_value, encode_value
 from tests.service_fakes import Asker, ManualClock
+from tests.storages import new_storage
 
 
 def once(service: Service, ask: Asker, operation: Any, name: str, request: str, **fields: Any) -> Reply:
@@ -97,10 +97,10 @@ def test_a_write_without_an_id_leaves_nothing(service: Service, ask: Asker) -> N
 
 def test_answers_outlive_a_restart(tmp_path: Path) -> None:
     """A request is done once also where the service was started anew between its attempts."""
-    with Service(SQLiteStorage(tmp_path / "s.db")) as service:
+    with Service(new_storage(tmp_path / "s.db")) as service:
         api_key = service.accounts.create("owner")
         once(service, Asker(service, api_key), None, "name", "r1", value=1)
-    with Service(SQLiteStorage(tmp_path / "s.db")) as service:
+    with Service(new_storage(tmp_path / "s.db")) as service:
         ask = Asker(service, api_key)
         ask.save("name", 2)
         once(service, ask, None, "name", "r1", value=1)

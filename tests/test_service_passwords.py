@@ -11,9 +11,9 @@ from cloudstore_mapping.errors import BadNameError, NoFileError, ProtocolError, 
 from cloudstore_mapping.service.hashing import Argon2Hasher
 from cloudstore_mapping.service.passwords import REMEMBERED_FOR
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.wire import decode_value
 from tests.service_fakes import PATIENCE, Asker, FakeHasher, ManualClock
+from tests.storages import new_storage
 
 
 def outcomes(ask: Asker, password: str | None) -> dict[str, str | None]:
@@ -157,7 +157,7 @@ def test_a_revoked_password_is_refused_at_once(service: Service, ask: Asker) -> 
 def test_a_revoked_password_is_refused_by_every_service(tmp_path: Path, hasher: FakeHasher) -> None:
     """A change that another service on the same storage makes is in force here as well."""
     path = tmp_path / "store.db"
-    with Service(SQLiteStorage(path), hasher=hasher) as here, Service(SQLiteStorage(path), hasher=hasher) as there:
+    with Service(new_storage(path), hasher=hasher) as here, Service(new_storage(path), hasher=hasher) as there:
         ask = Asker(here, here.accounts.create("owner"))
         ask.save("name", 1)
         there.set_passwords("owner", "name", edit="old")
@@ -209,7 +209,7 @@ def test_passwords_of_nothing(service: Service, ask: Asker, account: str, name: 
 
 def test_passwords_are_hashed_with_argon2id(tmp_path: Path) -> None:
     """What is stored is argon2id with the parameters that OWASP's cheat sheet puts first, salted anew each time."""
-    with Service(SQLiteStorage(tmp_path / "store.db")) as service:
+    with Service(new_storage(tmp_path / "store.db")) as service:
         ask = Asker(service, service.accounts.create("owner"))
         ask.save("name", 1)
         service.set_passwords("owner", "name", edit="hunter2", view="hunter2")

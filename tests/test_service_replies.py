@@ -12,9 +12,9 @@ from msgspec import UNSET, Raw
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.base import Storage
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.wire import Reply, Request, decode_value
 from tests.service_fakes import PATIENCE, Asker, FakeHasher, Held, ManualClock
+from tests.storages import new_storage
 
 VALUES: list[Any] = [None, True, False, 0, -1, 2**70, 1.5, "", "text", "\0", "😀", [], [[]], {}, {"": None}, {"a": [2]}]
 
@@ -173,7 +173,7 @@ def test_the_order_of_the_rules(storage: Storage, clock: ManualClock, hasher: Fa
 
 def test_who_is_refused_doesn_t_wait_for_others(tmp_path: Path, no_threads_left: None) -> None:
     """A write that must fail by its key or name is answered at once, whatever the writer is busy with."""
-    storage = SQLiteStorage(tmp_path / "store.db")
+    storage = new_storage(tmp_path / "store.db")
     with Service(storage) as service:
         ask = Asker(service, service.accounts.create("owner"))
         held = Held(storage)
@@ -184,7 +184,7 @@ def test_who_is_refused_doesn_t_wait_for_others(tmp_path: Path, no_threads_left:
 
 def test_rules_hold_in_the_transaction_that_writes(tmp_path: Path, no_threads_left: None) -> None:
     """An account that is switched off while its write waits for its turn is `Disabled`, and nothing is written."""
-    storage = SQLiteStorage(tmp_path / "store.db")
+    storage = new_storage(tmp_path / "store.db")
     with Service(storage) as service:
         ask = Asker(service, service.accounts.create("owner"))
         held = Held(storage)

@@ -20,23 +20,24 @@ def sweeper(storage: Storage, clock: ManualClock) -> Sweeper:
     return Sweeper(storage, clock)
 
 
-def leave(storage: Storage, account: int, chunks: int, at: float) -> None:
+def leave(storage: Storage, account: int, chunks: int, at: float) -> int:
     """Leave a blob that an upload of this time did not come further with."""
 
-    def work(transaction: Transaction) -> None:
+    def work(transaction: Transaction) -> int:
         blob = transaction.add_blob(account, at)
         for number in range(chunks):
             transaction.add_chunk(blob, number, b"x", at)
+        return blob
 
-    storage.submit(work).result()
+    return storage.submit(work).result()
 
 
 def test_work_passes_between_the_steps(storage: Storage, account: int, sweeper: Sweeper) -> None:
     """A write that comes during a sweep waits for one step of it, not for all."""
-    leave(storage, account, 10 * CHUNKS_AT_ONCE, at=1.0)
+    blob = leave(storage, account, 10 * CHUNKS_AT_ONCE, at=1.0)
     held = Held(storage)
     sweeper.begin()
-    passing = storage.submit(lambda transaction: [transaction.chunk(1, number) for number in range(100)])
+    passing = storage.submit(lambda transaction: [transaction.chunk(blob, number) for number in range(100)])
     held.go.set()
     assert len([chunk for chunk in passing.result() if chunk is not None]) == 9 * CHUNKS_AT_ONCE
     assert comes_to(storage, 0, 0, 0)

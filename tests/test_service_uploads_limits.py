@@ -7,10 +7,10 @@ import pytest
 from cloudstore_mapping.errors import LockedError, ProtocolError, TooBigError, TooManyFilesError, TooOftenError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.uploads import CHUNK_BYTES
 from tests.media_fakes import Uploader, comes_to, write
 from tests.service_fakes import Asker, FakeHasher, ManualClock
+from tests.storages import new_storage
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_all_files_of_an_account_together(uploader: Uploader) -> None:
 
 def test_a_file_of_a_service_with_a_limit(clock: ManualClock) -> None:
     """A service's own limit holds for accounts without one as well, and for such that may more."""
-    with Service(SQLiteStorage(None), Settings(max_media_bytes=5), clock) as service:
+    with Service(new_storage(), Settings(max_media_bytes=5), clock) as service:
         uploader = Uploader(service)
         for limit in (None, 10):
             service.accounts.set_limits("owner", max_media_bytes=limit)

@@ -14,10 +14,10 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.records import Accesses, Account, Limits
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.usage import Usage
 from cloudstore_mapping.wire import Batch
 from tests.service_fakes import PATIENCE, Asker, Held, ManualClock
+from tests.storages import new_storage
 
 MIDNIGHT = 1_700_006_400.0
 TODAY = int(MIDNIGHT) // DAY
@@ -168,7 +168,7 @@ def test_a_clock_that_is_set_back_resets_nothing(
 
 def test_what_other_processes_counted_adds_up(tmp_path: Path, clock: ManualClock) -> None:
     """Two processes on one file store the sum of both, and each refuses what both have used up together."""
-    with SQLiteStorage(tmp_path / "s.db") as one, SQLiteStorage(tmp_path / "s.db") as two:
+    with new_storage(tmp_path / "s.db") as one, new_storage(tmp_path / "s.db") as two:
         account = one.submit(lambda transaction: transaction.add_account("owner", 1.0)).result()
         account = account._replace(limits=Limits(max_daily_accesses=5))
         one.submit(lambda transaction: transaction.put(account.id, "name", b"1", 1.0)).result()
@@ -209,7 +209,7 @@ def _full(_: object) -> None:
 
 def test_counts_that_come_during_a_flush(tmp_path: Path, clock: ManualClock) -> None:
     """An access while others are being stored is neither lost nor counted twice."""
-    with SQLiteStorage(tmp_path / "s.db") as storage, ThreadPoolExecutor(1) as pool:
+    with new_storage(tmp_path / "s.db") as storage, ThreadPoolExecutor(1) as pool:
         account = storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result()
         account = account._replace(limits=Limits(max_daily_accesses=3))
         storage.submit(lambda transaction: transaction.put(account.id, "name", b"1", 1.0)).result()
@@ -231,7 +231,7 @@ def test_counts_that_come_during_a_flush(tmp_path: Path, clock: ManualClock) -> 
 
 def test_a_deleted_file_leaves_no_count(clock: ManualClock) -> None:
     """What was counted of a file goes with it, unless its account has a limit that a new file would begin anew."""
-    with Service(SQLiteStorage(None), clock=clock) as service:
+    with Service(new_storage(), clock=clock) as service:
         ask = Asker(service, service.accounts.create("owner"))
         for limit, left in ((None, False), (10, True)):
             service.accounts.set_limits("owner", max_daily_accesses=limit)
@@ -244,7 +244,7 @@ def test_a_deleted_file_leaves_no_count(clock: ManualClock) -> None:
 
 def test_refused_work_is_not_counted(clock: ManualClock) -> None:
     """Only what was done is counted: neither refused requests nor those of a batch that was undone."""
-    with Service(SQLiteStorage(None), Settings(max_value_bytes=10), clock) as service:
+    with Service(new_storage(), Settings(max_value_bytes=10), clock) as service:
         ask = Asker(service, service.accounts.create("owner"))
         ask.save("name", 1)
         assert ask.save("name", "x" * 20).error == "TooBig"
@@ -262,7 +262,7 @@ def test_refused_work_is_not_counted(clock: ManualClock) -> None:
 
 def test_a_service_that_does_not_count(clock: ManualClock) -> None:
     """The service in a user's own file never writes for a read."""
-    with Service(SQLiteStorage(None), Settings(count_accesses=False), clock) as service:
+    with Service(new_storage(), Settings(count_accesses=False), clock) as service:
         ask = Asker(service, service.accounts.create("owner"))
         ask.save("name", 1)
         ask.load("name")

@@ -16,8 +16,8 @@ import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
 from cloudstore_mapping.errors import BadValueError, BulkError, UnavailableError
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
+from tests.storages import new_storage
 from tests.vendor import serve_vendor
 
 SECRET = "a secret of the tests"
@@ -36,7 +36,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
         if request.param == "file":
             location = str(tmp_path / "shelf")
         elif request.param == "http":
-            service = stack.enter_context(Service(SQLiteStorage(None)))
+            service = stack.enter_context(Service(new_storage()))
             address = stack.enter_context(background(service))
             location = address.replace("://", f"://{service.accounts.create('owner')}@")
         else:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
+from tests.storages import new_storage
 
 PROGRAMS = Path(__file__).parent / "programs"
 ROOT = PROGRAMS.parent.parent
@@ -42,7 +42,7 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         if request.param == "file":
             yield str(tmp_path / "shelf.db")
         else:
-            service = stack.enter_context(Service(SQLiteStorage(None)))
+            service = stack.enter_context(Service(new_storage()))
             address = stack.enter_context(background(service))
             yield address.replace("://", f"://{service.accounts.create('owner')}@")
 

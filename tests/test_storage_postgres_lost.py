@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from cloudstore_mapping.errors import OutcomeUnknownError, TransportError, UnavailableError
-from cloudstore_mapping.service.storage import postgres_session, postgres_writer
+from cloudstore_mapping.service.storage import postgres_reader, postgres_writer
 from cloudstore_mapping.service.storage.base import Storage, Transaction
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
 from tests.postgres_fixtures import address, wait_for_lock
@@ -132,7 +132,7 @@ def test_a_commit_that_the_server_gave_up(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a storage give up a lost database at once."""
     monkeypatch.setattr(postgres_writer, "PATIENCE", -1.0)
-    monkeypatch.setattr(postgres_session, "PATIENCE", -1.0)
+    monkeypatch.setattr(postgres_reader, "PATIENCE", -1.0)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -13,9 +13,9 @@ from cloudstore_mapping.client.client import Client, Loaded
 from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.errors import ChangedError, NoFileError, TransportError
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
 from cloudstore_mapping.wire import EXTENSIONS, Batch, Request, Upload, decode_replies
+from tests.storages import new_storage
 from tests.vendor import Fault, Vendor
 
 KEY = "S3cretKey"
@@ -92,7 +92,7 @@ def test_a_batch_over_http(transport: HTTPTransport, vendor: Vendor) -> None:
 
 def test_our_service_has_all(tmp_path: Path) -> None:
     """Our own service names all extensions, in errors as well, and a client that has seen them uses them."""
-    with Service(SQLiteStorage(tmp_path / "service.db")) as service, background(service) as address:
+    with Service(new_storage(tmp_path / "service.db")) as service, background(service) as address:
         api_key = service.accounts.create("tests")
         with Client(HTTPTransport(address), api_key) as client:
             with pytest.raises(NoFileError):

@@ -9,8 +9,8 @@ import pytest
 import requests
 
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
+from tests.storages import new_storage
 
 
 class Owner:
@@ -64,7 +64,7 @@ class Owner:
 @pytest.fixture
 def owners() -> Iterator[tuple[Owner, Owner]]:
     """Return two owners, of whom the second tries to get at what the first one has."""
-    with Service(SQLiteStorage(None)) as service, background(service) as address:
+    with Service(new_storage()) as service, background(service) as address:
         one, two = Owner(service, address, "ann"), Owner(service, address, "bob")
         with one.session, two.session:
             yield one, two

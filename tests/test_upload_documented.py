@@ -13,8 +13,8 @@ import requests
 
 from cloudstore_mapping.client.callbacks import CloudStore
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
+from tests.storages import new_storage
 
 PICTURE = b"\xff\xd8\xff\xe0 jazz"
 
@@ -22,7 +22,7 @@ PICTURE = b"\xff\xd8\xff\xe0 jazz"
 @pytest.fixture
 def service(no_threads_left: None) -> Iterator[Service]:
     """Return a service in memory."""
-    with Service(SQLiteStorage(None)) as service:
+    with Service(new_storage()) as service:
         yield service
 
 

@@ -10,8 +10,8 @@ import pytest
 import requests
 
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
+from tests.storages import new_storage
 
 
 class VendorsPythonClient:
@@ -54,7 +54,7 @@ class VendorsPythonClient:
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
     """A service in a file, which overrides the one in memory."""
-    with Service(SQLiteStorage(tmp_path / "service.db")) as service:
+    with Service(new_storage(tmp_path / "service.db")) as service:
         yield service
 
 

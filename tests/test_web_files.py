@@ -9,11 +9,11 @@ import requests
 
 from cloudstore_mapping.service.media import link
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.uploads import CHUNK_BYTES
 from cloudstore_mapping.web.serve import background
 from tests.media_fakes import Uploader
 from tests.service_fakes import PATIENCE, ManualClock
+from tests.storages import new_storage
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4
 
@@ -35,7 +35,7 @@ class Files:
 @pytest.fixture
 def files(clock: ManualClock, no_threads_left: None) -> Iterator[Files]:
     """Return the media files of an account that has none."""
-    with Service(SQLiteStorage(None), clock=clock) as service:
+    with Service(new_storage(), clock=clock) as service:
         uploader = Uploader(service)
         with background(service) as address:
             yield Files(uploader, address)

@@ -9,9 +9,9 @@ import pytest
 import requests
 
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
 from tests.service_fakes import ManualClock
+from tests.storages import new_storage
 
 
 class Basic:
@@ -39,7 +39,7 @@ class Basic:
 def basic(clock: ManualClock) -> Iterator[Basic]:
     """Return a client of an account on the plan."""
     clock.seconds = 1_700_006_400.0  # midnight, so that 300 requests at their pace are of one day
-    with Service(SQLiteStorage(None), clock=clock) as service, background(service) as address:
+    with Service(new_storage(), clock=clock) as service, background(service) as address:
         client = Basic(address, service.accounts.create("small", plan="basic"), clock)
         with client.session:
             yield client

@@ -11,12 +11,12 @@ import requests
 
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.uploads import CHUNK_BYTES
 from cloudstore_mapping.web.serve import background
 from tests.media_fakes import UPLOAD, Posted, Uploader, comes_to, field, file_part, form, rows
 from tests.raw_http import Connection, chunk
 from tests.service_fakes import PATIENCE, FakeHasher
+from tests.storages import new_storage
 
 #: Bytes that wait for the form's fields at most.
 MAX_BODY = 2**20
@@ -25,7 +25,7 @@ MAX_BODY = 2**20
 @pytest.fixture
 def posted(hasher: FakeHasher) -> Iterator[Posted]:
     """Return somebody with an account who uploads over HTTP."""
-    with Service(SQLiteStorage(None), Settings(max_body_bytes=MAX_BODY), hasher=hasher) as service:
+    with Service(new_storage(), Settings(max_body_bytes=MAX_BODY), hasher=hasher) as service:
         uploader = Uploader(service)
         with background(service) as address:
             yield Posted(uploader, address)

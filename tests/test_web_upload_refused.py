@@ -10,7 +10,6 @@ import requests
 
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.uploads import CHUNK_BYTES, Upload
 from cloudstore_mapping.web.forms import UploadForm
 from cloudstore_mapping.web.http import Message, RefusedError, Turns
@@ -20,6 +19,7 @@ from cloudstore_mapping.wire import decode_value
 from tests.media_fakes import BOUNDARY, UPLOAD, Posted, Uploader, comes_to, field, file_part, form, rows
 from tests.raw_http import Connection, chunk
 from tests.service_fakes import PATIENCE
+from tests.storages import new_storage
 
 #: What a file may take, and one whose form says only after it whose it is.
 MAX_MEDIA = 4 * 2**20
@@ -30,7 +30,7 @@ MAX_BODY = 2**20
 def posted() -> Iterator[Posted]:
     """Return somebody with an account who uploads over HTTP."""
     settings = Settings(max_media_bytes=MAX_MEDIA, max_body_bytes=MAX_BODY)
-    with Service(SQLiteStorage(None), settings) as service:
+    with Service(new_storage(), settings) as service:
         uploader = Uploader(service)
         with background(service) as address:
             yield Posted(uploader, address)
@@ -152,7 +152,7 @@ def test_a_cut_connection(posted: Posted, how: str, key_first: bool) -> None:
 
 def test_one_that_drips() -> None:
     """An upload slower than the lowest rate is ended with a sentence, and leaves nothing."""
-    with Service(SQLiteStorage(None), Settings(body_timeout=0.2, min_upload_rate=1e9)) as service:
+    with Service(new_storage(), Settings(body_timeout=0.2, min_upload_rate=1e9)) as service:
         uploader = Uploader(service)
         body, header = form(field("key", uploader.api_key), file_part(b"x" * 2 * CHUNK_BYTES))
         with background(service) as address, Connection(address) as connection:

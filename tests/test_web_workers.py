@@ -15,6 +15,7 @@ import requests
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.service.settings import Settings
+from cloudstore_mapping.service.storage.places import place_of
 from cloudstore_mapping.web.listening import listen
 from cloudstore_mapping.web.options import Options
 from cloudstore_mapping.web.workers import run_workers
@@ -92,5 +93,5 @@ def test_workers_end_with_the_one_that_started_them(tmp_path: Path) -> None:
 def test_a_store_that_can_not_be_opened_any_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What keeps the processes from starting is raised, and none of them is left."""
     with listen("127.0.0.1", 0) as listener, pytest.raises(FileNotFoundError, match="There is no folder"):
-        run_workers(listener, tmp_path / "absent" / "s.db", Options(workers=2), Settings())
+        run_workers(listener, place_of(str(tmp_path / "absent" / "s.db")), Options(workers=2), Settings())
     assert not caplog.records

@@ -1,4 +1,4 @@
-"""The commands that keep a store safe: backup, restore, check, migrate."""
+"""The commands that keep a store safe: backup, restore, check, migrate, migrate-store."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cloudstore_mapping.cli.accounts import AsJSON
 from cloudstore_mapping.cli.frame import Status, UsageError
 from cloudstore_mapping.cli.output import show, show_json
-from cloudstore_mapping.cli.places import StoreOption, as_usage, configured, file_of_store, open_file
+from cloudstore_mapping.cli.places import StoreOption, as_usage, configured, kept_place
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.service.storage.places import Place
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +25,7 @@ def register(app: typer.Typer) -> None:
     app.command()(restore)
     app.command()(check)
     app.command()(migrate)
+    app.command()(migrate_store)
 
 
 def backup(
@@ -36,10 +40,8 @@ def backup(
 
     The copy is checked, and is there only once it is whole. It holds all accounts, files and media.
     """
-    from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-
     source = _existing(store)
-    with as_usage(), SQLiteStorage(source) as storage, _bar() as report:
+    with as_usage(), source.open() as storage, _bar() as report:
         storage.back_up(file.absolute(), report)
     _show({"backup": str(file.absolute()), "bytes": file.stat().st_size}, f"{source} is copied to {file}.", as_json)
 
@@ -54,12 +56,14 @@ def restore(
 
     The backup is checked first, to the last byte.
     """
-    from cloudstore_mapping.service.storage.sqlite_backup import restore as restore_store
+    from cloudstore_mapping.service.storage.keeping import restore as restore_store
 
-    target = _file(store)
+    target = _place(store)
     with as_usage(), _bar() as report:
         restore_store(file.absolute(), target, report)
-    _show({"store": str(target), "bytes": target.stat().st_size}, f"{file} is restored to {target}.", as_json)
+    with target.open() as storage:
+        size = storage.size()
+    _show({"store": str(target), "bytes": size}, f"{file} is restored to {target}.", as_json)
 
 
 def check(store: StoreOption = None, as_json: AsJSON = False) -> None:
@@ -68,7 +72,7 @@ def check(store: StoreOption = None, as_json: AsJSON = False) -> None:
 
     Exit status 1 where something is not what it should be: each fault is a line.
     """
-    from cloudstore_mapping.service.storage.sqlite_check import check as check_store
+    from cloudstore_mapping.service.storage.keeping import check as check_store
 
     source = _existing(store)
     with as_usage(), _bar() as report:
@@ -96,35 +100,55 @@ def migrate(
 
     All steps are one transaction: either all of them are done, or none.
     """
-    from cloudstore_mapping.service.storage.migrations import newest
-    from cloudstore_mapping.service.storage.sqlite_backup import verify
+    from cloudstore_mapping.service.storage.keeping import schemas
 
     source = _existing(store)
     with as_usage():
-        before = verify(source)
-    after = newest()
-    if not dry_run:
-        _, settings = configured(store=store)
-        open_file(source, settings).close()
+        before, after = schemas(source)
+        if not dry_run:
+            source.open().close()
     said = f"{source} has schema {before}, the newest there is."
     if before != after:
         said = f"{source} {'would go' if dry_run else 'went'} from schema {before} to {after}."
     _show({"store": str(source), "schema": before, "newest": after, "dry_run": dry_run}, said, as_json)
 
 
-def _file(store: str | None) -> Path:
+def migrate_store(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="The store: a path, or postgresql://…")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="Where to copy it: a new file, or postgresql://…")],
+    as_json: AsJSON = False,
+) -> None:
+    """
+    Copy a store to another engine, as it is at one moment: from a file to PostgreSQL, or back.
+
+    All accounts, keys, passwords, limits, files, media, counts and events come over, and are compared in the end. Only
+    who is signed in has to sign in again. Start the service on TO when it is done: what is written to FROM meanwhile
+    stays there. One that was interrupted leaves nothing, and can be begun again.
+    """
+    from cloudstore_mapping.service.storage.keeping import migrate_store as migrate
+
+    places = _there(kept_place(source)), kept_place(target)
+    with as_usage(), _bar() as report:
+        copied = migrate(*places, report)
+    rows = {name: each.rows for name, each in copied.items()}
+    told = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in rows.items())
+    facts: dict[str, object] = {"from": str(places[0]), "to": str(places[1]), "rows": rows}
+    _show(facts, f"{places[0]} is copied to {places[1]}: {told}.", as_json)
+
+
+def _place(store: str | None) -> Place:
     options, _ = configured(store=store)
-    file = file_of_store(options.store)
-    if file is None:
-        raise UsageError("A store in memory is gone with its service; name the file of one.")
-    return file
+    return kept_place(options.store)
 
 
-def _existing(store: str | None) -> Path:
-    file = _file(store)
-    if not file.is_file():
-        raise UsageError(f"There is no store {file}; look at its name.")
-    return file
+def _existing(store: str | None) -> Place:
+    return _there(_place(store))
+
+
+def _there(place: Place) -> Place:
+    if not place.exists():
+        raise UsageError(f"There is no store {place}; look at its name.")
+    return place
 
 
 def _show(facts: dict[str, object], line: str, as_json: bool) -> None:

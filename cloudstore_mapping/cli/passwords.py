@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +10,7 @@ import typer
 from cloudstore_mapping.cli.asking import ask_new
 from cloudstore_mapping.cli.data import AsJSON
 from cloudstore_mapping.cli.frame import UsageError, report, status_of
-from cloudstore_mapping.cli.places import StoreOption, as_usage, open_file, open_service
+from cloudstore_mapping.cli.places import StoreOption, kept_place, open_at, open_service
 from cloudstore_mapping.errors import CloudStoreError
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def passwd(
     ] = False,
     at: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="The file of an embedded store, as `open()` makes it, in a service's place."),
+        typer.Option(metavar="LOCATION", help="An embedded store, as `open()` makes it, in a service's place."),
     ] = None,
     store: StoreOption = None,
     as_json: AsJSON = False,
@@ -94,13 +93,11 @@ def _parted(names: list[str], at: str | None, *, default: bool) -> tuple[str, li
 
 def _embedded(location: str) -> Service:
     from cloudstore_mapping.embedded import LOCAL_SETTINGS
-    from cloudstore_mapping.locations import file_of
 
-    with as_usage():
-        file = Path(file_of(location)).absolute()
-    if not file.is_file():
-        raise UsageError(f"There is no file {file}; passwords are set on one that is there.")
-    return open_file(file, LOCAL_SETTINGS)
+    place = kept_place(location)
+    if not place.exists():
+        raise UsageError(f"There is no store {place}; passwords are set on one that is there.")
+    return open_at(place, LOCAL_SETTINGS)
 
 
 def _setter(service: Service, account: str) -> _Set:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import typer
@@ -19,19 +18,19 @@ if TYPE_CHECKING:
     from cloudstore_mapping.client.mapping import CloudStoreMapping
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.settings import Settings
+    from cloudstore_mapping.service.storage.places import Place
     from cloudstore_mapping.web.options import Options
 
 _BEFORE_AT: Final = re.compile(r"[^/\s]*@")
-#: A store that is gone with the service.
-MEMORY: Final = "memory:"
 
 StoreOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
         "--store",
         metavar="URL",
-        help="Where the service keeps its data: a path, or sqlite:///path. Without it: the environment's "
-        "CLOUDSTORE_SERVICE_STORE, else sqlite:///cloudstore-service.db.",
+        help="Where the service keeps its data: a path, sqlite:///path, or postgresql://user@host/database. Without "
+        "it: the environment's CLOUDSTORE_SERVICE_STORE, where a password is best kept, else "
+        "sqlite:///cloudstore-service.db.",
     ),
 ]
 
@@ -48,32 +47,37 @@ def open_service(store: str | None, *, makes: bool = False) -> Service:
     """
     Return the service on the store that is given or set; `UsageError` where that can't be understood or opened.
 
-    Where there is no file it is `UsageError` too, unless it `makes` one.
+    Where there is none it is `UsageError` too, unless it `makes` one.
     """
     options, settings = configured(store=store)
-    file = file_of_store(options.store)
-    if file is None:
-        raise UsageError("A store in memory is gone with its service; name the file of one.")
-    if not makes and not file.exists():
-        raise UsageError(f"There is no store {file}; `cloudstore serve --store` makes one.")
-    return open_file(file, settings)
+    place = kept_place(options.store)
+    if not makes and not place.exists():
+        raise UsageError(f"There is no store {place}; `cloudstore serve --store` makes one.")
+    return open_at(place, settings)
 
 
-def open_file(file: Path | None, settings: Settings) -> Service:
-    """Return the service on a file, None meaning memory; `UsageError` where it can't be opened."""
+def open_at(place: Place, settings: Settings) -> Service:
+    """Return the service on the store at a place; `UsageError` where it can't be opened."""
     from cloudstore_mapping.service.service import Service
-    from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 
     with as_usage():
-        return Service(SQLiteStorage(file), settings)
+        return Service(place.open(), settings)
 
 
-def file_of_store(store: str) -> Path | None:
-    """Return the file of a store, None for one in memory; `UsageError` where that can't be understood."""
-    from cloudstore_mapping.locations import file_of
+def any_place(store: str) -> Place:
+    """Return where a store is; `UsageError` where that can't be understood."""
+    from cloudstore_mapping.service.storage.places import place_of
 
     with as_usage():
-        return None if store == MEMORY else Path(file_of(store)).absolute()
+        return place_of(store)
+
+
+def kept_place(store: str) -> Place:
+    """Return where a store is that outlasts its process; `UsageError` for one in memory too."""
+    place = any_place(store)
+    if place.is_memory:
+        raise UsageError("A store in memory is gone with its service; name a file or a database.")
+    return place
 
 
 def configured(**given: object) -> tuple[Options, Settings]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -12,12 +11,13 @@ import typer
 
 from cloudstore_mapping.cli.frame import UsageError
 from cloudstore_mapping.cli.output import show, show_json
-from cloudstore_mapping.cli.places import StoreOption, as_usage, configured, file_of_store, open_file
+from cloudstore_mapping.cli.places import StoreOption, any_place, as_usage, configured, open_at
 from cloudstore_mapping.client.address import is_loopback
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.settings import Settings
+    from cloudstore_mapping.service.storage.places import Place
     from cloudstore_mapping.web.options import Options
 
 #: The account that a service which has none makes for whoever starts it.
@@ -88,7 +88,7 @@ class _Start(NamedTuple):
     """What is told at a start; the secrets only at the first."""
 
     address: str
-    file: Path | None
+    place: Place
     api_key: str | None
     password: str | None
 
@@ -111,30 +111,28 @@ def _run(options: Options, settings: Settings, tell: Callable[[_Start], None]) -
 
     with as_usage():
         check_certificate(options)
-    file = file_of_store(options.store)
-    if file is None and options.workers > 1:
+    place = any_place(options.store)
+    if place.is_memory and options.workers > 1:
         raise UsageError("A store in memory is one process's; start it with one worker, or name a file.")
-    with open_file(file, settings) as service, logging_as(as_json=options.log_json, access=options.access_log):
+    with open_at(place, settings) as service, logging_as(as_json=options.log_json, access=options.access_log):
         with as_usage():
             listener = listen(options.host, options.port)
         with listener:
             if options.workers == 1:
-                _run_here(listener, service, file, options, tell)
+                _run_here(listener, service, place, options, tell)
                 return
             service.close()
-            _run_workers(listener, file, options, settings, tell)
+            _run_workers(listener, place, options, settings, tell)
 
 
-def _run_here(
-    listener: Any, service: Service, file: Path | None, options: Options, tell: Callable[[_Start], None]
-) -> None:
+def _run_here(listener: Any, service: Service, place: Place, options: Options, tell: Callable[[_Start], None]) -> None:
     from cloudstore_mapping.web.serve import run_on
 
     failures: list[Exception] = []
 
     def announce(address: str) -> None:
         try:
-            tell(_start(service, address, file))
+            tell(_start(service, address, place))
         except Exception as error:  # noqa: BLE001 - uvicorn would log it with its traceback
             failures.append(error)
             signal.raise_signal(signal.SIGTERM)
@@ -145,25 +143,25 @@ def _run_here(
 
 
 def _run_workers(
-    listener: Any, file: Path | None, options: Options, settings: Settings, tell: Callable[[_Start], None]
+    listener: Any, place: Place, options: Options, settings: Settings, tell: Callable[[_Start], None]
 ) -> None:
     from cloudstore_mapping.web.workers import run_workers
 
     def announce(address: str) -> None:
-        with open_file(file, settings) as service:
-            start = _start(service, address, file)
+        with open_at(place, settings) as service:
+            start = _start(service, address, place)
         tell(start)
 
     with as_usage():
-        run_workers(listener, Path(str(file)), options, settings, on_ready=announce)
+        run_workers(listener, place, options, settings, on_ready=announce)
 
 
-def _start(service: Service, address: str, file: Path | None) -> _Start:
+def _start(service: Service, address: str, place: Place) -> _Start:
     # Only now is it certain that somebody sees the secrets. Nobody waits meanwhile: no key opens anything yet.
     if service.accounts.any():
-        return _Start(address, file, None, None)
+        return _Start(address, place, None, None)
     api_key = service.accounts.create(OWNER)
-    return _Start(address, file, api_key, service.owners.reset_password(OWNER))
+    return _Start(address, place, api_key, service.owners.reset_password(OWNER))
 
 
 def _print_object(start: _Start) -> None:
@@ -171,7 +169,7 @@ def _print_object(start: _Start) -> None:
     show_json(
         {
             "address": start.address,
-            "store": None if start.file is None else str(start.file),
+            "store": None if start.place.is_memory else str(start.place),
             "account": account,
             "api_key": start.api_key,
             "dashboard": start.dashboard,
@@ -182,7 +180,7 @@ def _print_object(start: _Start) -> None:
 
 
 def _print_lines(start: _Start) -> None:
-    where = "in memory, and gone with it" if start.file is None else f"in {start.file}"
+    where = "in memory, and gone with it" if start.place.is_memory else f"in {start.place}"
     show(f"The service answers at {start.address}, until Ctrl-C.\nIts data is {where}.")
     if start.api_key is None:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Final, Self
 
 from cloudstore_mapping.errors import NoFileError, UnavailableError
@@ -46,7 +47,8 @@ class Service:
         clock: Clock | None = None,
         hasher: Hasher | None = None,
     ) -> None:
-        self.settings = Settings() if settings is None else settings
+        settings = Settings() if settings is None else settings
+        self.settings = replace(settings, max_name_bytes=min(settings.max_name_bytes, storage.max_name_bytes))
         self._clock = Clock() if clock is None else clock
         self._storage = storage
         self.waits = storage.waits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from msgspec import Meta
@@ -16,8 +16,8 @@ class Options:
     What the service itself allows is in `Settings`.
     """
 
-    store: str = "sqlite:///cloudstore-service.db"
-    """Where the data is kept: a path, or sqlite:///path."""
+    store: str = field(default="sqlite:///cloudstore-service.db", repr=False)  # an address may hold a password
+    """Where the data is kept: a path, sqlite:///path, or postgresql://user@host/database."""
     host: str = "127.0.0.1"
     """The address to listen on; 127.0.0.1 is this machine only, 0.0.0.0 all of its addresses."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 8787

@@ -12,13 +12,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Final
 
 from cloudstore_mapping.errors import CloudStoreError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.service.storage.places import Place
 from cloudstore_mapping.web.listening import address_of
 from cloudstore_mapping.web.logs import logging_as
 from cloudstore_mapping.web.metrics import ROW, Metrics
@@ -39,20 +38,20 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 def run_workers(
     listener: socket.socket,
-    file: Path,
+    place: Place,
     options: Options,
     settings: Settings,
     *,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """
-    Serve the store in `file` by ``options.workers`` processes until SIGTERM or SIGINT; only on the main thread.
+    Serve the store at `place` by ``options.workers`` processes until SIGTERM or SIGINT; only on the main thread.
 
     `on_ready` is called with the service's address once all of them answer. What keeps a process from starting is
     raised, when the others have ended.
     """
     rows = _context.RawArray("d", ROW * options.workers)
-    workers = _Workers([(number, listener, file, options, settings, rows) for number in range(options.workers)])
+    workers = _Workers([(number, listener, place, options, settings, rows) for number in range(options.workers)])
     handlers = {number: signal.signal(number, workers.end) for number in _SIGNALS}
     try:
         workers.run(lambda: on_ready and on_ready(address_of(listener, options)))
@@ -149,7 +148,7 @@ class _Workers:
 def _work(
     number: int,
     listener: socket.socket,
-    file: Path,
+    place: Place,
     options: Options,
     settings: Settings,
     rows: Any,
@@ -159,7 +158,7 @@ def _work(
     threading.Thread(target=_end_with_parent, name="cloudstore-parent", daemon=True).start()
     with logging_as(as_json=options.log_json, access=options.access_log):
         try:
-            service = Service(SQLiteStorage(file), settings)
+            service = Service(place.open(), settings)
         except (CloudStoreError, OSError) as error:
             says.send(error)
             return

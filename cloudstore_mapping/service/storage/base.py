@@ -32,6 +32,8 @@ class Storage(ABC):
 
     #: Whether `read` waits for a network, so that it is nothing for a thread on which everybody is answered.
     waits: ClassVar[bool] = False
+    #: The longest name of a file that it can keep, in UTF-8.
+    max_name_bytes: ClassVar[int] = 2**30
 
     @abstractmethod
     def read(self) -> AbstractContextManager[Transaction]:

@@ -17,19 +17,39 @@ from psycopg_pool import ConnectionPool
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.base import Storage, Transaction
-from cloudstore_mapping.service.storage.postgres_connection import Connection, connect, parameters_of, prepare
+from cloudstore_mapping.service.storage.postgres_connection import (
+    Connection,
+    connect,
+    label_of,
+    parameters_of,
+    prepare,
+    without_secrets,
+)
 from cloudstore_mapping.service.storage.postgres_errors import unavailable
-from cloudstore_mapping.service.storage.postgres_migrations import has_trigrams, migrate
-from cloudstore_mapping.service.storage.postgres_session import PATIENCE, PostgresReader
+from cloudstore_mapping.service.storage.postgres_migrations import has_trigrams, migrate, schema_of
+from cloudstore_mapping.service.storage.postgres_reader import PATIENCE, PostgresReader
 from cloudstore_mapping.service.storage.postgres_writer import PostgresWriter
 from cloudstore_mapping.service.storage.writer import GroupWriter
+
+__all__ = ["PostgresStorage", "label_of", "schema_number", "without_secrets"]
 
 T = TypeVar("T")
 
 #: Connections that read at a time: as many as the threads of a service that may ask for one.
 MAX_READERS: Final = 24
+#: A key of an index takes 2,704 bytes, and a character that is written as two takes one in a name.
+MAX_NAME_BYTES: Final = 1300
 #: Seconds after which a database that isn't reached is not healthy.
 HEALTH_PATIENCE: Final = 1.0
+
+
+def schema_number(address: str) -> int:
+    """Return the number of the schema that a database has, 0 for none; raises as `PostgresStorage` does."""
+    try:
+        with closing(connect(parameters_of(address))) as connection:
+            return schema_of(connection).version
+    except psycopg.Error as error:
+        raise unavailable(error) from error
 
 
 class PostgresStorage(Storage):
@@ -38,23 +58,27 @@ class PostgresStorage(Storage):
 
     Any number of processes may use one database, and threads may share the storage, but a forked process has to open
     it anew. Raises `ValueError` for an address that can't be understood, `UnavailableError` where the database isn't
-    reached, and `UnsupportedError` where its tables aren't ours, or of a newer version.
+    reached, and `UnsupportedError` where its tables aren't ours, or of a newer version. A database that is `to_fill` is
+    a store only after `end_filling`.
     """
 
     waits = True
+    max_name_bytes = MAX_NAME_BYTES
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, to_fill: bool = False) -> None:
         parameters = parameters_of(address)
         self._closed = False
         self._process = os.getpid()
         self._closing = threading.Event()
         try:
             with closing(connect(parameters)) as connection:
-                migrate(connection)
+                migrate(connection, to_fill=to_fill)
                 self._has_trigrams = has_trigrams(connection)
         except psycopg.Error as error:
             raise unavailable(error) from error
-        session = PostgresWriter(partial(connect, parameters), has_trigrams=self._has_trigrams, closing=self._closing)
+        self._session = PostgresWriter(
+            partial(connect, parameters), has_trigrams=self._has_trigrams, closing=self._closing
+        )
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             make_conninfo(**parameters),
             kwargs={"autocommit": True},
@@ -66,7 +90,7 @@ class PostgresStorage(Storage):
             name="cloudstore",
             open=True,
         )
-        self._writer = GroupWriter(session, session.close)
+        self._writer = GroupWriter(self._session, self._session.close)
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -93,8 +117,11 @@ class PostgresStorage(Storage):
             raise UnavailableError("The store was opened before a fork; open it in each process.", sent=False)
 
     def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
-        """Copy all that it holds at this moment into a new file at `path`, which is there only once it is whole."""
-        raise NotImplementedError
+        """Copy all that it holds at this moment into a new SQLite file, which is there only once it is whole."""
+        from cloudstore_mapping.service.storage.sqlite_filling import copy_to_file
+
+        with self._reading() as reader:
+            copy_to_file(reader, path, report)
 
     def healthy(self) -> bool:
         """Whether it can be read; known in some seconds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
+from urllib.parse import quote, urlencode
 
 import psycopg
 from psycopg.adapt import Buffer, Dumper, Loader
@@ -26,6 +27,7 @@ DEFAULTS: Final = {
     "tcp_user_timeout": "10000",
     "application_name": "cloudstore",
 }
+_SECRETS: Final = frozenset({"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
 #: What a server lets a transaction stand still whose node is gone without a word, which nobody else can end. It is more
 #: than any work of the service takes between two statements, and less than a writer waits.
 IDLE_IN_TRANSACTION: Final = "10s"
@@ -92,6 +94,23 @@ def parameters_of(address: str) -> dict[str, Any]:
             "The address can't be understood; write postgresql://user@host/database, and what is special in it as %XX."
         ) from error
     return {**DEFAULTS, **given}
+
+
+def label_of(address: str) -> str:
+    """Return what of an address may be shown: never its password; `ValueError` for one that can't be understood."""
+    given = parameters_of(address)
+    hosts, ports = str(given.get("host", "")).split(","), str(given.get("port", "")).split(",")
+    if len(ports) < len(hosts):
+        ports = ports * len(hosts)
+    servers = ",".join(host + (f":{port}" if port else "") for host, port in zip(hosts, ports, strict=False))
+    user = f"{given['user']}@" if "user" in given else ""
+    return f"postgresql://{user}{servers}/{given.get('dbname', '')}"
+
+
+def without_secrets(address: str) -> str:
+    """Return the address without its password, which the environment may hold on the other side."""
+    given = {name: value for name, value in conninfo_to_dict(address).items() if name not in _SECRETS}
+    return f"postgresql:///?{urlencode(given, quote_via=quote)}"
 
 
 def connect(parameters: dict[str, Any]) -> Connection:

@@ -46,12 +46,12 @@ def newest() -> int:
     return len(steps("postgres"))
 
 
-def migrate(connection: Connection) -> None:
+def migrate(connection: Connection, *, to_fill: bool = False) -> None:
     """
     Bring the database to the newest schema, making an empty one ours; nodes that start at once do it in turn.
 
     Raises `UnsupportedError`, with the database untouched, where it isn't ours, can't hold any text, is of a newer
-    version, or was never filled to the end.
+    version, or was never filled to the end; one that is `to_fill` now has to be empty, and is marked.
     """
     wanted = steps("postgres")
     schema = schema_of(connection)
@@ -66,7 +66,11 @@ def migrate(connection: Connection) -> None:
                 connection.execute("INSERT INTO cloudstore VALUES (0, FALSE)")
                 _index(connection)
             connection.execute("UPDATE cloudstore SET version = %s", (len(wanted),))
-    if schema.unfinished:
+    if to_fill:
+        if _number(connection, "SELECT count(*) FROM accounts"):
+            raise UnsupportedError("There is a store in the database already; choose an empty one.")
+        connection.execute("UPDATE cloudstore SET unfinished = TRUE")
+    elif schema.unfinished:
         raise UnsupportedError(
             "The database holds a part of a store that was being copied into it; do that again with"
             " `cloudstore migrate-store`, or empty it."

@@ -1,33 +1,30 @@
-"""The statements on a connection to PostgreSQL, and what reads with them, all of one moment."""
+"""What is PostgreSQL's own in the statements that all engines share."""
 
+# ruff: noqa: D102 - what is without a docstring has it in `statements`
 from __future__ import annotations
 
-import time
+import itertools
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
-import psycopg
-import psycopg_pool
-
-from cloudstore_mapping.service.storage.base import Transaction
-from cloudstore_mapping.service.storage.postgres_connection import Connection, Cursor, sql
-from cloudstore_mapping.service.storage.postgres_errors import is_lost, unavailable
-from cloudstore_mapping.service.storage.sql_accounts import SQLAccounts
-from cloudstore_mapping.service.storage.sql_files import SQLFiles
-from cloudstore_mapping.service.storage.sql_media import SQLAccesses, SQLMedia
+from cloudstore_mapping.service.storage.postgres_connection import Cursor
+from cloudstore_mapping.service.storage.sql import SQLTransaction
 
 #: Seconds that a reader waits for a connection, and after which it looks whether a lost server is back.
 PATIENCE: Final = 10.0
 LOOK_EVERY: Final = 0.5
 
-#: A blob is known outside by its account's number and its own in one, so that its account need not be looked up.
+#: What an account has of numbers of blobs: a blob is known outside by its account's number and its own in one.
 BLOBS: Final = 2**36
 
 #: The fewest characters that a trigram index can look for.
 TRIGRAM: Final = 3
 
+#: Rows of a stream that are held in memory: few, for some may be large.
+FETCHED: Final = 20
+
+_cursors: Final = itertools.count(1)
 _SIZE: Final = (
     "SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class"
     " WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'"
@@ -35,12 +32,21 @@ _SIZE: Final = (
 _BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
-class PostgresSession(SQLAccounts, SQLFiles, SQLMedia, SQLAccesses, Transaction):
+_NEW_BLOB: Final = f"""
+    INSERT INTO blobs (account_id, touched_at, id) SELECT account, touched, account * {BLOBS} + nextval('blob_numbers')
+    FROM (VALUES (?, ?)) AS new (account, touched) RETURNING id
+"""  # noqa: S608 - of constants
+
+
+class PostgresSession(SQLTransaction):
     """A connection to PostgreSQL, for one thread at a time; `has_trigrams` says that names are indexed by them."""
 
-    value, size = "convert_to(value, 'UTF8')", "octet_length(value)"
-    is_blob, is_chunk, chunk_key = "account_id = ? AND id = ?", "account_id = ? AND blob_id = ?", "account_id, blob_id"
-    blob, blob_of_media = f"account_id * {BLOBS} + id", f"account_id * {BLOBS} + blob_id"
+    value, value_given, size = "convert_to(value, 'UTF8')", "convert_from(?, 'UTF8')", "octet_length(value)"
+    is_blob, is_chunk = "account_id = ? AND id IN (?, ?)", "account_id = ? AND blob_id IN (?, ?)"
+    chunk_key = "account_id, blob_id"
+    blob = f"CASE WHEN id < {BLOBS} THEN account_id * {BLOBS} + id ELSE id END"
+    blob_of_media = f"CASE WHEN blob_id < {BLOBS} THEN account_id * {BLOBS} + blob_id ELSE blob_id END"
+    new_blob = _NEW_BLOB
 
     def __init__(self, *, has_trigrams: bool) -> None:
         self._has_trigrams = has_trigrams
@@ -49,11 +55,19 @@ class PostgresSession(SQLAccounts, SQLFiles, SQLMedia, SQLAccesses, Transaction)
     def _run(self, query: str, parameters: tuple[Any, ...]) -> Cursor:
         """Return a cursor that has the statement's result."""
 
-    def _row(self, query: str, *parameters: Any) -> Any:
+    def row(self, query: str, *parameters: Any) -> Any:
         return self._run(query, parameters).fetchone()
 
-    def _rows(self, query: str, *parameters: Any) -> list[Any]:
+    def rows(self, query: str, *parameters: Any) -> list[Any]:
         return self._run(query, parameters).fetchall()
+
+    def stream(self, query: str, *parameters: Any) -> Iterator[Any]:
+        """Yield all rows one by one; no other statement may be run before the last of them."""
+        cursor = f"cursor_{next(_cursors)}"
+        self.do(f"DECLARE {cursor} NO SCROLL CURSOR FOR {query}", *parameters)
+        while rows := self.rows(f"FETCH {FETCHED} FROM {cursor}"):
+            yield from rows
+        self.do(f"CLOSE {cursor}")
 
     def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:
         if self._has_trigrams and len(text) >= TRIGRAM:
@@ -62,90 +76,9 @@ class PostgresSession(SQLAccounts, SQLFiles, SQLMedia, SQLAccesses, Transaction)
             return "(name LIKE ? AND strpos(name, ?) > 0)", (f"%{pattern}%", text)
         return "strpos(name, ?) > 0", (text,)
 
-    def _key(self, blob: int) -> tuple[int, ...]:
-        return divmod(blob, BLOBS)
+    def _blob(self, blob: int) -> tuple[int, ...]:
+        account, number = divmod(blob, BLOBS)
+        return account, number, blob
 
-
-class PostgresReader(PostgresSession):
-    """
-    Reads what was committed before its first statement, and nothing of what comes after.
-
-    It takes a connection with the first statement, and opens its transaction together with that, in one round trip.
-    Until then nothing was read, so where the connection turns out to be lost another one is as good.
-    """
-
-    def __init__(
-        self, pool: psycopg_pool.ConnectionPool[Connection], *, has_trigrams: bool, patience: float = PATIENCE
-    ) -> None:
-        super().__init__(has_trigrams=has_trigrams)
-        self._pool = pool
-        self._patience = patience
-        self._connection: Connection | None = None
-
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        """Let the block read."""
-        try:
-            try:
-                yield
-            finally:
-                self._end()
-        except psycopg.Error as error:
-            raise unavailable(error) from error
-
-    def _run(self, query: str, parameters: tuple[Any, ...]) -> Cursor:
-        if self._connection is None:
-            return self._begin(query, parameters)
-        return self._connection.execute(sql(query), parameters, binary=True)
-
-    def _begin(self, query: str, parameters: tuple[Any, ...]) -> Cursor:
-        end = time.monotonic() + self._patience
-        while True:
-            connection = self._take(end)
-            try:
-                with connection.pipeline():
-                    connection.execute(_BEGIN)
-                    cursor = connection.execute(sql(query), parameters, binary=True)
-            except BaseException as error:
-                connection.close()
-                self._pool.putconn(connection)
-                if not (isinstance(error, psycopg.Error) and is_lost(error)) or time.monotonic() > end:
-                    raise
-            else:
-                self._connection = connection
-                return cursor
-
-    def _take(self, end: float) -> Connection:
-        while True:
-            try:
-                return self._pool.getconn(LOOK_EVERY)
-            except psycopg_pool.PoolTimeout:  # in each wait the pool tries to connect
-                if time.monotonic() > end:
-                    raise
-
-    def _end(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        try:
-            connection.execute("COMMIT")
-        except psycopg.Error:  # what was read was read; it is not used again
-            connection.close()
-        finally:
-            self._pool.putconn(connection)
-
-    def size_of_tables(self) -> int:
-        """Return how many bytes all tables and their indexes take."""
-        return int(self._row(_SIZE)[0])
-
-    def _do(self, query: str, *parameters: Any) -> None:
-        self._run(query, parameters)
-
-    def _count(self, query: str, *parameters: Any) -> int:
-        return self._run(query, parameters).rowcount
-
-    def _hold_account(self, account_id: int) -> None:
-        pass  # who only reads decides nothing
-
-    def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
-        raise NotImplementedError("A transaction that reads can't write.")
+    def _chunk(self, blob: int) -> tuple[int, ...]:
+        return blob // BLOBS, blob

@@ -27,6 +27,7 @@ server is still at the first, looking waits for it. That answer is committed too
 may show what it has not replicated yet. After `PATIENCE` the outcome is an `OutcomeUnknownError`.
 """
 
+# ruff: noqa: D102 - what is without a docstring has it in `statements`
 from __future__ import annotations
 
 import random
@@ -40,6 +41,7 @@ from typing import Any, Final, NoReturn
 import psycopg
 from psycopg.pq import TransactionStatus
 
+from cloudstore_mapping.service.storage.postgres_changes import PostgresChanges
 from cloudstore_mapping.service.storage.postgres_connection import Connection, Cursor, sql
 from cloudstore_mapping.service.storage.postgres_errors import (
     NOT_SERIALIZABLE,
@@ -49,8 +51,6 @@ from cloudstore_mapping.service.storage.postgres_errors import (
     outcome_unknown,
     unavailable,
 )
-from cloudstore_mapping.service.storage.postgres_session import PostgresSession
-from cloudstore_mapping.service.storage.records import File, FileInfo
 from cloudstore_mapping.service.storage.writer import AgainError, DoneError, PutOffError, Session
 
 #: Seconds for which it is tried to reach the database again, from the moment it was lost.
@@ -70,28 +70,16 @@ _MARK: Final = (
     "INSERT INTO writers (id, last_commit) VALUES (?, ?)"
     " ON CONFLICT (id) DO UPDATE SET last_commit = excluded.last_commit, at = now()"
 )
-_INSERT: Final = (
-    "INSERT INTO files (account_id, name, value, version, created_at, updated_at)"
-    " VALUES (?, ?, convert_from(?, 'UTF8'), ?, ?, ?)"
-)
-_REPLACING: Final = (
-    " ON CONFLICT (account_id, name) DO UPDATE SET"
-    " value = excluded.value, version = excluded.version, updated_at = excluded.updated_at"
-)
-_UPDATE: Final = (
-    "UPDATE files SET value = convert_from(?, 'UTF8'), version = ?, updated_at = ? WHERE account_id = ? AND name = ?"
-)
 _FORGET: Final = "DELETE FROM writers WHERE at < now() - INTERVAL '1 day'"
 
 
-class PostgresWriter(PostgresSession, Session):
+class PostgresWriter(PostgresChanges, Session):
     """
     The session that `GroupWriter` writes with; `connect` gives it a connection whenever it has none.
 
     `closing` ends all waiting for a database that isn't reached.
     """
 
-    held, account_held, free_held = " FOR UPDATE", " FOR NO KEY UPDATE", " FOR UPDATE SKIP LOCKED"
     #: A server keeps so many savepoints of a transaction at hand (64); with more, all others' reads become slow.
     max_group = 60
 
@@ -111,8 +99,6 @@ class PostgresWriter(PostgresSession, Session):
         self._tries = 0
         self._lost_at: float | None = None
         self._savepoints = 0
-        #: Which files the present piece of work found, and which it didn't.
-        self._found: dict[tuple[int, str], bool] = {}
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -147,12 +133,12 @@ class PostgresWriter(PostgresSession, Session):
             if self._lost_at is not None:
                 self._writer = secrets.token_hex(16)  # the row may still be held by the one that was lost
             self._commit_id = secrets.token_hex(16)
-            self._do(_MARK, self._writer, self._commit_id)
+            self.do(_MARK, self._writer, self._commit_id)
 
     def _look(self) -> None:
         """Raise `DoneError` where the transaction before was committed; else this one goes on in its place."""
-        row = self._row("SELECT last_commit FROM writers WHERE id = ? FOR UPDATE", self._writer)
-        self._do(_MARK, self._writer, self._commit_id)
+        row = self.row("SELECT last_commit FROM writers WHERE id = ? FOR UPDATE", self._writer)
+        self.do(_MARK, self._writer, self._commit_id)
         if row is not None and row[0] == self._commit_id:
             self._commit()
             raise DoneError
@@ -246,7 +232,7 @@ class PostgresWriter(PostgresSession, Session):
     def savepoint(self) -> Iterator[None]:
         """Keep one piece of work apart from the others in the transaction; see `Session.savepoint`."""
         self._savepoints += 1
-        self._found.clear()
+        self.begin_work()
         name = f"work_{self._savepoints}"
         try:
             self._say(f"SAVEPOINT {name}")
@@ -318,39 +304,8 @@ class PostgresWriter(PostgresSession, Session):
         self._drain()
         return cursor
 
-    def _do(self, query: str, *parameters: Any) -> None:
+    def do(self, query: str, *parameters: Any) -> None:
         self._live().execute(sql(query), parameters, binary=True)
 
-    def _count(self, query: str, *parameters: Any) -> int:
+    def count(self, query: str, *parameters: Any) -> int:
         return self._run(query, parameters).rowcount
-
-    def _hold_account(self, account_id: int) -> None:
-        self._row(f"SELECT 1 FROM accounts WHERE id = ?{self.account_held}", account_id)  # noqa: S608 - of constants
-
-    def get(self, account_id: int, name: str) -> File | None:
-        """Return the file, and hold it."""
-        file = super().get(account_id, name)
-        self._found[account_id, name] = file is not None
-        return file
-
-    def stat(self, account_id: int, name: str) -> FileInfo | None:
-        """Return what can be told of the file, and hold it."""
-        info = super().stat(account_id, name)
-        self._found[account_id, name] = info is not None
-        return info
-
-    def delete(self, account_id: int, name: str) -> bool:
-        """Remove the file."""
-        deleted = super().delete(account_id, name)
-        self._found[account_id, name] = False
-        return deleted
-
-    def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
-        found = self._found.get((account_id, name))
-        if found:
-            self._do(_UPDATE, value, version, now, account_id, name)
-        else:
-            # What was looked for and not found is not replaced: somebody else's would be lost.
-            query = _INSERT if found is False else _INSERT + _REPLACING
-            self._do(query, account_id, name, value, version, now, now)
-        self._found[account_id, name] = True

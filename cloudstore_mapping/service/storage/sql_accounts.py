@@ -40,31 +40,31 @@ class SQLAccounts(Statements, AccountsTable):
         return self._account(f"{_ACCOUNT} WHERE folder = ?", folder)
 
     def _account(self, query: str, parameter: int | bytes | str) -> Account | None:
-        row = self._row(query, parameter)
+        row = self.row(query, parameter)
         return None if row is None else _account(row)
 
     def accounts(self) -> list[Account]:
-        return [_account(row) for row in self._rows(f"{_ACCOUNT} ORDER BY name")]
+        return [_account(row) for row in self.rows(f"{_ACCOUNT} ORDER BY name")]
 
     def has_accounts(self) -> bool:
-        return self._row("SELECT 1 FROM accounts LIMIT 1") is not None
+        return self.row("SELECT 1 FROM accounts LIMIT 1") is not None
 
     def add_account(self, name: str, now: float) -> Account:
         folder = secrets.token_hex(FOLDER_BYTES)
-        row = self._row(
+        row = self.row(
             "INSERT INTO accounts (name, created_at, folder) VALUES (?, ?, ?) RETURNING id", name, now, folder
         )
         return Account(row[0], name, disabled=False, folder=folder)
 
     def delete_account(self, account_id: int) -> None:
-        self._do("DELETE FROM accounts WHERE id = ?", account_id)
-        self._do("UPDATE blobs SET kept = FALSE, touched_at = 0 WHERE account_id = ?", account_id)
+        self.do("DELETE FROM accounts WHERE id = ?", account_id)
+        self.do("UPDATE blobs SET kept = FALSE, touched_at = 0 WHERE account_id = ?", account_id)
 
     def set_disabled(self, account_id: int, disabled: bool) -> None:
-        self._do("UPDATE accounts SET disabled = ? WHERE id = ?", disabled, account_id)
+        self.do("UPDATE accounts SET disabled = ? WHERE id = ?", disabled, account_id)
 
     def set_limits(self, account_id: int, plan: str, limits: Limits) -> None:
-        self._do(
+        self.do(
             "UPDATE accounts SET plan = ?, max_files = ?, max_file_bytes = ?, max_daily_accesses = ?,"
             " min_interval = ?, max_media_bytes = ?, max_total_bytes = ? WHERE id = ?",
             plan,
@@ -73,18 +73,18 @@ class SQLAccounts(Statements, AccountsTable):
         )
 
     def set_default_passwords(self, account_id: int, *, data: str | None, media: str | None) -> None:
-        self._do("UPDATE accounts SET data_password = ?, media_password = ? WHERE id = ?", data, media, account_id)
+        self.do("UPDATE accounts SET data_password = ?, media_password = ? WHERE id = ?", data, media, account_id)
 
     def next_request_at(self, account_id: int) -> float | None:
         query = "SELECT next_request_at FROM accounts WHERE id = ?"
-        row = self._row(query + self.account_held, account_id)
+        row = self.row(query + self.account_held, account_id)
         return None if row is None else row[0]
 
     def set_next_request_at(self, account_id: int, at: float) -> None:
-        self._do("UPDATE accounts SET next_request_at = ? WHERE id = ?", at, account_id)
+        self.do("UPDATE accounts SET next_request_at = ? WHERE id = ?", at, account_id)
 
     def add_key(self, account_id: int, key_hash: bytes, hint: str, now: float) -> None:
-        self._do(
+        self.do(
             "INSERT INTO api_keys (hash, account_id, created_at, hint) VALUES (?, ?, ?, ?)",
             key_hash,
             account_id,
@@ -94,21 +94,21 @@ class SQLAccounts(Statements, AccountsTable):
 
     def keys(self, account_id: int) -> list[ApiKey]:
         query = "SELECT hash, hint, created_at FROM api_keys WHERE account_id = ? ORDER BY created_at, hash"
-        return [ApiKey._make(row) for row in self._rows(query, account_id)]
+        return [ApiKey._make(row) for row in self.rows(query, account_id)]
 
     def remove_key(self, account_id: int, key_hash: bytes) -> None:
-        self._do("DELETE FROM api_keys WHERE account_id = ? AND hash = ?", account_id, key_hash)
+        self.do("DELETE FROM api_keys WHERE account_id = ? AND hash = ?", account_id, key_hash)
 
     def owner_password(self, account_id: int) -> OwnerPassword:
         query = "SELECT owner_password, must_change_password FROM accounts WHERE id = ?"
-        hash_, must_change = self._row(query + self.account_held, account_id) or (None, False)
+        hash_, must_change = self.row(query + self.account_held, account_id) or (None, False)
         return OwnerPassword(hash_, bool(must_change))
 
     def set_owner_password(self, account_id: int, password: OwnerPassword) -> None:
-        self._do("UPDATE accounts SET owner_password = ?, must_change_password = ? WHERE id = ?", *password, account_id)
+        self.do("UPDATE accounts SET owner_password = ?, must_change_password = ? WHERE id = ?", *password, account_id)
 
     def add_session(self, token_hash: bytes, account_id: int, now: float) -> None:
-        self._do(
+        self.do(
             "INSERT INTO sessions (hash, account_id, created_at, used_at) VALUES (?, ?, ?, ?)",
             token_hash,
             account_id,
@@ -117,26 +117,26 @@ class SQLAccounts(Statements, AccountsTable):
         )
 
     def session(self, token_hash: bytes) -> Session | None:
-        row = self._row("SELECT account_id, created_at, used_at FROM sessions WHERE hash = ?", token_hash)
+        row = self.row("SELECT account_id, created_at, used_at FROM sessions WHERE hash = ?", token_hash)
         return None if row is None else Session._make(row)
 
     def touch_session(self, token_hash: bytes, now: float) -> None:
-        self._do("UPDATE sessions SET used_at = ? WHERE hash = ?", now, token_hash)
+        self.do("UPDATE sessions SET used_at = ? WHERE hash = ?", now, token_hash)
 
     def end_session(self, token_hash: bytes) -> None:
-        self._do("DELETE FROM sessions WHERE hash = ?", token_hash)
+        self.do("DELETE FROM sessions WHERE hash = ?", token_hash)
 
     def end_sessions(self, account_id: int, but: bytes | None = None) -> None:
-        self._do("DELETE FROM sessions WHERE account_id = ? AND hash <> ?", account_id, b"" if but is None else but)
+        self.do("DELETE FROM sessions WHERE account_id = ? AND hash <> ?", account_id, b"" if but is None else but)
 
     def forget_sessions(self, created_before: float, used_before: float) -> None:
-        self._do("DELETE FROM sessions WHERE created_at < ? OR used_at < ?", created_before, used_before)
+        self.do("DELETE FROM sessions WHERE created_at < ? OR used_at < ?", created_before, used_before)
 
     def add_event(self, account_id: int, event: Event, keep: int) -> None:
-        self._do(
+        self.do(
             "INSERT INTO events (account_id, at, action, subject, origin) VALUES (?, ?, ?, ?, ?)", account_id, *event
         )
-        self._do(
+        self.do(
             "DELETE FROM events WHERE account_id = ? AND id <= (SELECT id FROM events WHERE account_id = ?"
             " ORDER BY id DESC LIMIT 1 OFFSET ?)",
             account_id,
@@ -146,7 +146,7 @@ class SQLAccounts(Statements, AccountsTable):
 
     def events(self, account_id: int, limit: int) -> list[Event]:
         query = "SELECT at, action, subject, origin FROM events WHERE account_id = ? ORDER BY id DESC LIMIT ?"
-        return [Event._make(row) for row in self._rows(query, account_id, limit)]
+        return [Event._make(row) for row in self.rows(query, account_id, limit)]
 
 
 def _account(row: Any) -> Account:

@@ -19,15 +19,15 @@ class SQLFiles(Statements, FilesTable):
 
     def get(self, account_id: int, name: str) -> File | None:
         columns = f"{self.value}, edit_password, view_password, version"
-        row = self._row(f"SELECT {columns} {_ONE}{self.held}", account_id, name)
+        row = self.row(f"SELECT {columns} {_ONE}{self.held}", account_id, name)
         return None if row is None else File._make(row)
 
     def stat(self, account_id: int, name: str) -> FileInfo | None:
-        row = self._row(f"SELECT {self.size}, {_INFO} {_ONE}{self.held}", account_id, name)
+        row = self.row(f"SELECT {self.size}, {_INFO} {_ONE}{self.held}", account_id, name)
         return None if row is None else FileInfo._make(row)
 
     def delete(self, account_id: int, name: str) -> bool:
-        return self._count(f"DELETE {_ONE}", account_id, name) > 0
+        return self.count(f"DELETE {_ONE}", account_id, name) > 0
 
     def names(
         self,
@@ -63,17 +63,17 @@ class SQLFiles(Statements, FilesTable):
             conditions.append(contains)
             parameters += texts
         query = f"SELECT {columns} FROM files WHERE {' AND '.join(conditions)} ORDER BY name LIMIT ?"  # noqa: S608 - of constants
-        return self._rows(query, *parameters, ALL if limit is None else limit)
+        return self.rows(query, *parameters, ALL if limit is None else limit)
 
     def largest(self, account_id: int, limit: int) -> list[tuple[str, int]]:
         query = f"SELECT name, {self.size} FROM files WHERE account_id = ? ORDER BY 2 DESC, name LIMIT ?"  # noqa: S608 - of constants
-        return self._rows(query, account_id, limit)
+        return self.rows(query, account_id, limit)
 
     def count_files(self, account_id: int, enough: int | None = None) -> int:
         if enough is not None:
             self._hold_account(account_id)
         most = ALL if enough is None else enough
-        (count,) = self._row(
+        (count,) = self.row(
             "SELECT (SELECT count(*) FROM (SELECT 1 FROM files WHERE account_id = ? LIMIT ?) AS data)"
             " + (SELECT count(*) FROM (SELECT 1 FROM media WHERE account_id = ? LIMIT ?) AS uploads)",
             *(account_id, most) * 2,
@@ -82,14 +82,14 @@ class SQLFiles(Statements, FilesTable):
 
     def set_passwords(self, account_id: int, name: str, *, edit: str | None, view: str | None) -> bool:
         query = "UPDATE files SET edit_password = ?, view_password = ? WHERE account_id = ? AND name = ?"
-        return self._count(query, edit, view, account_id, name) > 0
+        return self.count(query, edit, view, account_id, name) > 0
 
     def answer(self, account_id: int, request: str) -> bytes | None:
-        row = self._row("SELECT reply FROM answers WHERE account_id = ? AND request = ?", account_id, request)
+        row = self.row("SELECT reply FROM answers WHERE account_id = ? AND request = ?", account_id, request)
         return None if row is None else bytes(row[0])
 
     def keep_answer(self, account_id: int, request: str, reply: bytes, now: float) -> None:
-        self._do(
+        self.do(
             "INSERT INTO answers (account_id, request, reply, answered_at) VALUES (?, ?, ?, ?)",
             *(account_id, request, reply, now),
         )
@@ -97,5 +97,5 @@ class SQLFiles(Statements, FilesTable):
     def forget_answers(self, before: float, limit: int) -> None:
         query = "SELECT account_id, request FROM answers WHERE answered_at < ? ORDER BY answered_at LIMIT ?"
         # One by one, for SQLite would look for a list of keys through all of an account's.
-        for row in self._rows(query + self.free_held, before, limit):
-            self._do("DELETE FROM answers WHERE account_id = ? AND request = ?", *row)
+        for row in self.rows(query + self.free_held, before, limit):
+            self.do("DELETE FROM answers WHERE account_id = ? AND request = ?", *row)

@@ -46,7 +46,7 @@ class SQLMedia(Statements, MediaTable):
         return self._media("name = ?", account_id, name)
 
     def _media(self, condition: str, account_id: int, value: str) -> Media | None:
-        row = self._row(f"{self._selected()} AND {condition}{self.held}", account_id, value)
+        row = self.row(f"{self._selected()} AND {condition}{self.held}", account_id, value)
         return None if row is None else Media._make(row)
 
     def _selected(self) -> str:
@@ -59,28 +59,27 @@ class SQLMedia(Statements, MediaTable):
         start = "" if after is None else after + "\0"
         contains, texts = self._containing(containing) if containing else ("TRUE", ())
         query = f"{self._selected()} AND name >= ? AND {contains} ORDER BY name LIMIT ?"
-        return [Media._make(row) for row in self._rows(query, account_id, start, *texts, limit)]
+        return [Media._make(row) for row in self.rows(query, account_id, start, *texts, limit)]
 
     def largest_media(self, account_id: int, limit: int) -> list[tuple[str, int]]:
-        return self._rows(
+        return self.rows(
             "SELECT name, size FROM media WHERE account_id = ? ORDER BY size DESC, name LIMIT ?", account_id, limit
         )
 
     def media_bytes(self, account_id: int) -> int:
         self._hold_account(account_id)
-        return int(self._row("SELECT coalesce(sum(size), 0) FROM media WHERE account_id = ?", account_id)[0])
+        return int(self.row("SELECT coalesce(sum(size), 0) FROM media WHERE account_id = ?", account_id)[0])
 
     def put_media(self, account_id: int, media: Media) -> bool:
         if not self._keep_blob(media.blob):
             return False
-        number = self._key(media.blob)[-1]
         before = self.media(account_id, media.id)
         if before is None:
-            self._do(_INSERT, account_id, *media._replace(blob=number))
+            self.do(_INSERT, account_id, *media)
         else:
             self._leave_blob(before.blob)
-            facts = (media.name, media.mimetype, media.size, media.digest, number, media.edit_password)
-            self._do(_UPDATE, *facts, media.updated_at, account_id, media.id)
+            facts = (media.name, media.mimetype, media.size, media.digest, media.blob, media.edit_password)
+            self.do(_UPDATE, *facts, media.updated_at, account_id, media.id)
         return True
 
     def delete_media(self, account_id: int, media_id: str) -> bool:
@@ -88,53 +87,52 @@ class SQLMedia(Statements, MediaTable):
         if before is None:
             return False
         self._leave_blob(before.blob)
-        self._do("DELETE FROM media WHERE account_id = ? AND id = ?", account_id, media_id)
+        self.do("DELETE FROM media WHERE account_id = ? AND id = ?", account_id, media_id)
         return True
 
     def set_media_password(self, account_id: int, media_id: str, edit: str | None) -> bool:
         query = "UPDATE media SET edit_password = ? WHERE account_id = ? AND id = ?"
-        return self._count(query, edit, account_id, media_id) > 0
+        return self.count(query, edit, account_id, media_id) > 0
 
     def add_blob(self, account_id: int, now: float) -> int:
-        query = f"INSERT INTO blobs (account_id, touched_at) VALUES (?, ?) RETURNING {self.blob}"  # noqa: S608 - of constants
-        return int(self._row(query, account_id, now)[0])
+        return int(self.row(self.new_blob, account_id, now)[0])
 
     def add_chunk(self, blob: int, number: int, data: bytes, now: float) -> bool:
-        key = self._key(blob)
         touching = f"UPDATE blobs SET touched_at = ? WHERE {self.is_blob} AND NOT kept AND touched_at > 0"  # noqa: S608 - of constants
-        if not self._count(touching, now, *key):
+        if not self.count(touching, now, *self._blob(blob)):
             return False
-        marks = ", ".join("?" * (len(key) + 2))
-        self._do(f"INSERT INTO chunks ({self.chunk_key}, number, data) VALUES ({marks})", *key, number, data)  # noqa: S608 - of constants
+        values = (*self._chunk(blob), number, data)
+        marks = ", ".join("?" * len(values))
+        self.do(f"INSERT INTO chunks ({self.chunk_key}, number, data) VALUES ({marks})", *values)  # noqa: S608 - of constants
         return True
 
     def chunk(self, blob: int, number: int) -> bytes | None:
         query = f"SELECT data FROM chunks WHERE {self.is_chunk} AND number = ?"  # noqa: S608 - of constants
-        row = self._row(query, *self._key(blob), number)
+        row = self.row(query, *self._blob(blob), number)
         return None if row is None else bytes(row[0])
 
     def drop_blob(self, blob: int) -> None:
-        self._do(f"UPDATE blobs SET touched_at = 0 WHERE {self.is_blob} AND NOT kept", *self._key(blob))  # noqa: S608 - of constants
+        self.do(f"UPDATE blobs SET touched_at = 0 WHERE {self.is_blob} AND NOT kept", *self._blob(blob))  # noqa: S608 - of constants
 
     def _keep_blob(self, blob: int) -> bool:
         keeping = f"UPDATE blobs SET kept = TRUE WHERE {self.is_blob} AND NOT kept AND touched_at > 0"  # noqa: S608 - of constants
-        return self._count(keeping, *self._key(blob)) > 0
+        return self.count(keeping, *self._blob(blob)) > 0
 
     def _leave_blob(self, blob: int) -> None:
-        self._do(f"UPDATE blobs SET kept = FALSE, touched_at = 0 WHERE {self.is_blob}", *self._key(blob))  # noqa: S608 - of constants
+        self.do(f"UPDATE blobs SET kept = FALSE, touched_at = 0 WHERE {self.is_blob}", *self._blob(blob))  # noqa: S608 - of constants
 
     def sweep(self, before: float, chunks: int) -> bool:
         oldest = f"SELECT {self.blob} FROM blobs WHERE NOT kept AND touched_at < ? ORDER BY touched_at LIMIT 1"  # noqa: S608 - of constants
-        row = self._row(oldest + self.free_held, before)
+        row = self.row(oldest + self.free_held, before)
         if row is None:
             return False
-        key = self._key(row[0])
+        key = self._blob(row[0])
         # Whoever still writes to it is told so from now on: a file must not come out with a hole.
-        self._do(f"UPDATE blobs SET touched_at = 0 WHERE {self.is_blob}", *key)  # noqa: S608 - of constants
+        self.do(f"UPDATE blobs SET touched_at = 0 WHERE {self.is_blob}", *key)  # noqa: S608 - of constants
         of_blob = f"FROM chunks WHERE {self.is_chunk}"
         last = f"SELECT number {of_blob} ORDER BY number DESC LIMIT ?"
-        if self._count(f"DELETE {of_blob} AND number IN ({last})", *key, *key, chunks) < chunks:
-            self._do(f"DELETE FROM blobs WHERE {self.is_blob}", *key)  # noqa: S608 - of constants
+        if self.count(f"DELETE {of_blob} AND number IN ({last})", *key, *key, chunks) < chunks:
+            self.do(f"DELETE FROM blobs WHERE {self.is_blob}", *key)  # noqa: S608 - of constants
         return True
 
 
@@ -143,7 +141,7 @@ class SQLAccesses(Statements, AccessesTable):
 
     def accesses(self, account_id: int, kind: Kind, name: str) -> Accesses | None:
         query = "SELECT day, count, last_at FROM accesses WHERE account_id = ? AND kind = ? AND name = ?"
-        row = self._row(query, account_id, kind, name)
+        row = self.row(query, account_id, kind, name)
         return None if row is None else Accesses._make(row)
 
     def add_accesses(self, used: Sequence[Used]) -> None:
@@ -151,15 +149,15 @@ class SQLAccesses(Statements, AccessesTable):
         for each in sorted(used):  # in one order, so that of two who add to the same files neither waits for the other
             account_id, kind, name = each[:3]
             file = (account_id, kind, name)
-            self._do(_ADD_ACCESSES, *each, *file, kind, account_id, name, kind, account_id, name)
+            self.do(_ADD_ACCESSES, *each, *file, kind, account_id, name, kind, account_id, name)
             days[account_id, each.day] += each.times
         for (account_id, day), times in sorted(days.items()):
-            self._do(_ADD_DAY, account_id, day, times, account_id)
+            self.do(_ADD_DAY, account_id, day, times, account_id)
 
     def forget_accesses(self, account_id: int, kind: Kind, name: str) -> None:
-        self._do("DELETE FROM accesses WHERE account_id = ? AND kind = ? AND name = ?", account_id, kind, name)
+        self.do("DELETE FROM accesses WHERE account_id = ? AND kind = ? AND name = ?", account_id, kind, name)
 
     def days(self, account_id: int, since: int) -> list[tuple[int, int]]:
-        return self._rows(
+        return self.rows(
             "SELECT day, count FROM days WHERE account_id = ? AND day >= ? ORDER BY day", account_id, since
         )

@@ -28,7 +28,7 @@ def back_up(source: sqlite3.Connection, path: Path, report: Report) -> None:
     The connection must be in a read transaction: so all pages are of one moment, whoever writes meanwhile. Raises
     `FileExistsError` where there is a file already, and `UnavailableError` where SQLite fails.
     """
-    with _drafted(path) as draft:
+    with drafted(path) as draft:
         try:
             with closing(sqlite3.connect(draft)) as target:
                 source.backup(
@@ -36,11 +36,15 @@ def back_up(source: sqlite3.Connection, path: Path, report: Report) -> None:
                     pages=PAGES_AT_ONCE,
                     progress=lambda _, remaining, total: report(total - remaining, total),
                 )
-                # So that it is one file, without a log beside it that could be left behind.
-                target.execute("PRAGMA journal_mode = DELETE")
+                make_one_file(target)
             verify(draft)
         except sqlite3.Error as error:
             raise unavailable(error) from error
+
+
+def make_one_file(connection: sqlite3.Connection) -> None:
+    """Leave no log beside a database's file, which could be left behind."""
+    connection.execute("PRAGMA journal_mode = DELETE")
 
 
 def restore(path: Path, store: Path, report: Report) -> None:
@@ -85,7 +89,7 @@ def verify(path: Path) -> int:
 
 
 @contextmanager
-def _drafted(path: Path) -> Iterator[Path]:
+def drafted(path: Path) -> Iterator[Path]:
     """Give the block the name of a file that becomes `path` if all goes well, on disk, and that is gone if not."""
     _refuse_existing(path)
     if not path.parent.is_dir():

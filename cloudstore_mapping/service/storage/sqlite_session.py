@@ -1,5 +1,6 @@
 """A connection to an SQLite database, its transactions and its errors."""
 
+# ruff: noqa: D102 - what is without a docstring has it in `statements`
 from __future__ import annotations
 
 import logging
@@ -11,10 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.base import Transaction
-from cloudstore_mapping.service.storage.sql_accounts import SQLAccounts
-from cloudstore_mapping.service.storage.sql_files import SQLFiles
-from cloudstore_mapping.service.storage.sql_media import SQLAccesses, SQLMedia
+from cloudstore_mapping.service.storage.sql import SQLTransaction
 from cloudstore_mapping.service.storage.writer import Session
 
 _log: Final = logging.getLogger(__name__)
@@ -23,19 +21,20 @@ _log: Final = logging.getLogger(__name__)
 BUSY_TIMEOUT: Final = 30.0
 
 
-class SQLiteSession(SQLAccounts, SQLFiles, SQLMedia, SQLAccesses, Transaction, Session):
+class SQLiteSession(SQLTransaction, Session):
     """
     A connection to the database in the file at `path`, or to a new one in memory; for one thread at a time.
 
-    `mode` is ``rwc`` where an absent file may be created, else ``rw``. Raises `sqlite3.Error`. A transaction that
-    writes keeps all others out, so nothing has to be held.
+    `mode` is ``rwc`` where an absent file may be created, ``ro`` where nothing is written, else ``rw``. Raises
+    `sqlite3.Error`. A transaction that writes keeps all others out, so nothing has to be held.
     """
 
     size = "length(value)"
     is_blob, is_chunk, chunk_key = "id = ?", "blob_id = ?", "blob_id"
     blob, blob_of_media = "id", "blob_id"
+    new_blob = "INSERT INTO blobs (account_id, touched_at) VALUES (?, ?) RETURNING id"
 
-    def __init__(self, path: Path | None, mode: Literal["rw", "rwc"]) -> None:
+    def __init__(self, path: Path | None, mode: Literal["ro", "rw", "rwc"]) -> None:
         # In memory there is one connection only, which readers and the writer take in turn; both are quick.
         self._turn: AbstractContextManager[Any] = threading.RLock() if path is None else nullcontext()
         self.connection = sqlite3.connect(
@@ -115,23 +114,28 @@ class SQLiteSession(SQLAccounts, SQLFiles, SQLMedia, SQLAccesses, Transaction, S
         except sqlite3.Error as error:
             raise unavailable(error) from error
 
-    def _row(self, query: str, *parameters: Any) -> Any:
+    def row(self, query: str, *parameters: Any) -> Any:
         return self._execute(query, parameters).fetchone()
 
-    def _rows(self, query: str, *parameters: Any) -> list[Any]:
+    def rows(self, query: str, *parameters: Any) -> list[Any]:
         return self._execute(query, parameters).fetchall()
 
-    def _do(self, query: str, *parameters: Any) -> None:
+    def stream(self, query: str, *parameters: Any) -> Iterator[Any]:
+        yield from self._execute(query, parameters)
+
+    def do(self, query: str, *parameters: Any) -> None:
         self._execute(query, parameters)
 
-    def _count(self, query: str, *parameters: Any) -> int:
+    def count(self, query: str, *parameters: Any) -> int:
         return self._execute(query, parameters).rowcount
 
     def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:
         return "instr(name, ?)", (text,)  # for LIKE is neither literal nor case-sensitive
 
-    def _key(self, blob: int) -> tuple[int, ...]:
+    def _blob(self, blob: int) -> tuple[int, ...]:
         return (blob,)
+
+    _chunk = _blob
 
     def _hold_account(self, account_id: int) -> None:
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar, Final
 
 #: The largest limit of rows: none, for engines don't agree on how to say that.
@@ -17,20 +18,30 @@ class Statements(ABC):
     held: ClassVar[str] = ""
     account_held: ClassVar[str] = ""
     free_held: ClassVar[str] = ""
-    #: The value of a data file as it was given, and how many bytes that is.
+    #: The value of a data file as it was given, a mark for one that is given, and how many bytes it has.
     value: ClassVar[str] = "value"
+    value_given: ClassVar[str] = "?"
     size: ClassVar[str]
-    #: The condition that a row is a blob's, and that it is one of its chunks'; the columns that say so there.
+    #: The condition that a row is a blob's, and that it is one of its chunks'.
     is_blob: ClassVar[str]
     is_chunk: ClassVar[str]
+    #: The columns of a chunk that say of which blob it is.
     chunk_key: ClassVar[str]
-    #: What a blob is known by outside, in a row of blobs and in one of media files.
+    #: What a blob is known by outside, in a row of blobs and in one of media files, and what makes a new one.
     blob: ClassVar[str]
     blob_of_media: ClassVar[str]
+    new_blob: ClassVar[str]
 
     @abstractmethod
-    def _key(self, blob: int) -> tuple[int, ...]:
+    def _blob(self, blob: int) -> tuple[int, ...]:
         """Return the parameters of `is_blob` and `is_chunk`, by what the blob is known by outside."""
+
+    @abstractmethod
+    def _chunk(self, blob: int) -> tuple[int, ...]:
+        """Return the values of `chunk_key` for a blob that is new here."""
+
+    def end_filling(self) -> None:  # noqa: B027 - an engine may have nothing to do
+        """Make what was copied in row by row a store: what is made later is numbered behind it."""
 
     @abstractmethod
     def _hold_account(self, account_id: int) -> None:
@@ -41,17 +52,21 @@ class Statements(ABC):
         """Return the condition that a name contains the text as it stands, and its parameters."""
 
     @abstractmethod
-    def _row(self, query: str, *parameters: Any) -> Any:
+    def row(self, query: str, *parameters: Any) -> Any:
         """Return the first row, None where there is none."""
 
     @abstractmethod
-    def _rows(self, query: str, *parameters: Any) -> list[Any]:
+    def rows(self, query: str, *parameters: Any) -> list[Any]:
         """Return all rows."""
 
     @abstractmethod
-    def _do(self, query: str, *parameters: Any) -> None:
+    def stream(self, query: str, *parameters: Any) -> Iterator[Any]:
+        """Yield all rows one by one; no other statement may be run before the last of them."""
+
+    @abstractmethod
+    def do(self, query: str, *parameters: Any) -> None:
         """Have the statement done, without waiting for it where that costs time."""
 
     @abstractmethod
-    def _count(self, query: str, *parameters: Any) -> int:
+    def count(self, query: str, *parameters: Any) -> int:
         """Have the statement done, and return how many rows it changed."""

@@ -1,0 +1,81 @@
+"""What keeps a store safe, whatever its engine: copies, checks, and moving to another engine."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import cast
+
+from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.service.storage.checking import Findings, look
+from cloudstore_mapping.service.storage.copying import Copied, Report, copy_store
+from cloudstore_mapping.service.storage.places import Place
+from cloudstore_mapping.service.storage.sql import SQLTransaction
+
+
+def schemas(place: Place) -> tuple[int, int]:
+    """Return the number of the schema that a store which is there has, and that of the newest one."""
+    if place.file is not None:
+        from cloudstore_mapping.service.storage.migrations import newest
+        from cloudstore_mapping.service.storage.sqlite_backup import verify
+
+        return verify(place.file), newest()
+    from cloudstore_mapping.service.storage.postgres_migrations import newest as newest_of_postgres
+
+    return place.schema(), newest_of_postgres()
+
+
+def check(place: Place, report: Report) -> Findings:
+    """Return what is found in a store, as it is at one moment; it may be in use."""
+    if place.file is not None:
+        from cloudstore_mapping.service.storage.sqlite_check import check as check_file
+
+        return check_file(place.file, report)
+    schema = place.schema()
+    with place.open() as storage, storage.read() as transaction:
+        return look(cast("SQLTransaction", transaction), schema, report)
+
+
+def restore(backup: Path, place: Place, report: Report) -> None:
+    """
+    Make a backup a store again at a place where there is none; the backup is checked first, to the last byte.
+
+    Raises `UnsupportedError` where it isn't one of ours, is damaged or of a newer version, or where the database holds
+    a store already; `FileExistsError` where the file is there; `FileNotFoundError` where there is no backup.
+    """
+    from cloudstore_mapping.service.storage.migrations import newest
+    from cloudstore_mapping.service.storage.sqlite_backup import restore as restore_file
+    from cloudstore_mapping.service.storage.sqlite_backup import verify
+    from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
+
+    if place.file is not None:
+        restore_file(backup, place.file, report)
+        return
+    if not backup.is_file():
+        raise FileNotFoundError(f"There is no backup {backup}; look at its name.")
+    if verify(backup) < newest():
+        raise UnsupportedError(
+            f"{backup} is of an older version; restore it to a file, then copy that with `cloudstore migrate-store`."
+        )
+    with closing(SQLiteSession(backup, "ro")) as session, session.snapshot():
+        _fill(session, place, report)
+
+
+def migrate_store(source: Place, target: Place, report: Report) -> dict[str, Copied]:
+    """
+    Copy all that a store holds at one moment to a place where there is none yet, and return what was copied.
+
+    Who is signed in isn't copied, nor what is being uploaded. Raises `UnsupportedError` or `FileExistsError` where
+    there is a store already.
+    """
+    with source.open() as storage, storage.read() as transaction:
+        return _fill(cast("SQLTransaction", transaction), target, report)
+
+
+def _fill(source: SQLTransaction, target: Place, report: Report) -> dict[str, Copied]:
+    if target.file is not None:
+        from cloudstore_mapping.service.storage.sqlite_filling import copy_to_file
+
+        return copy_to_file(source, target.file, report)
+    with target.open(to_fill=True) as storage:
+        return copy_store(source, storage, report)

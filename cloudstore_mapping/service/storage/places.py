@@ -1,0 +1,103 @@
+"""Where a store's data is: what a location means, and the engine that opens it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from cloudstore_mapping.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from cloudstore_mapping.service.storage.base import Storage
+
+MEMORY: Final = "memory:"
+POSTGRES: Final = frozenset({"postgresql", "postgres"})
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: C:\ is a drive
+# A path like this would make a file with a secret for its name.
+_KEY_WITHOUT_SCHEME: Final = re.compile(r"[A-Za-z0-9._~-]{16,}@[^/]")
+_EXAMPLES: Final = "give an https:// address, a path, sqlite:///path, or postgresql://user@host/database"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file, the address of a PostgreSQL database, or with neither the memory of one process; `str` may be shown."""
+
+    label: str
+    file: Path | None = None
+    address: str | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return self.label
+
+    @property
+    def is_memory(self) -> bool:
+        """Whether it is gone with its process."""
+        return self.file is None and self.address is None
+
+    def location(self, *, secrets: bool) -> str:
+        """Return what `place_of` takes for this place, which is not memory, with the password of an address or not."""
+        if self.address is None:
+            return str(self.file)
+        return self.address if secrets else str(_postgres().without_secrets(self.address))
+
+    def exists(self) -> bool:
+        """Whether there is a store already; raises `UnavailableError` where a database isn't reached."""
+        if self.address is not None:
+            return self.schema() > 0
+        return self.file is not None and self.file.exists()
+
+    def schema(self) -> int:
+        """Return the number of the schema that a database has, 0 for none; raises as `exists` does."""
+        return int(_postgres().schema_number(self.address))
+
+    def open(self, *, to_fill: bool = False) -> Storage:
+        """
+        Open the storage, which is made where there is none; raises what its engine raises.
+
+        One of a database that is `to_fill` by copying has to be empty, and is nothing else until `end_filling`.
+        """
+        if self.address is not None:
+            storage: Storage = _postgres().PostgresStorage(self.address, to_fill=to_fill)
+            return storage
+        from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+
+        return SQLiteStorage(self.file)
+
+
+def place_of(location: str) -> Place:
+    """Return the place that ``memory:``, a path, ``sqlite:///path`` or ``postgresql://…`` means; else `ValueError`."""
+    if location == MEMORY:
+        return Place("memory")
+    scheme = scheme_of(location)
+    if scheme in POSTGRES:
+        return Place(_postgres().label_of(location), address=location)
+    if scheme == "sqlite":
+        location = location.partition("://")[2].removeprefix("/")
+    elif scheme is not None:
+        raise ValueError(f"No store can be at {scheme}://; {_EXAMPLES}.")
+    elif _KEY_WITHOUT_SCHEME.match(location):
+        raise ValueError("The location looks like an API key and a host; begin it with https://.")
+    if not location:
+        raise ValueError(f"The location is empty; {_EXAMPLES}.")
+    path = Path(location).absolute()
+    return Place(str(path), file=path)
+
+
+def scheme_of(location: str) -> str | None:
+    """Return what stands before the ``://`` of an address, None of what is none."""
+    match = _SCHEME.match(location)
+    return None if match is None else match[1].lower()
+
+
+def _postgres() -> ModuleType:
+    try:
+        from cloudstore_mapping.service.storage import postgres  # loads a driver, which is of an extra
+    except ImportError as error:
+        raise UnsupportedError(
+            "PostgreSQL needs the extra 'postgres': pip install 'cloudstore-mapping[postgres]'."
+        ) from error
+    return postgres

@@ -1,0 +1,31 @@
+"""A new SQLite store that is filled row by row from a store of any engine."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from cloudstore_mapping.service.storage.copying import Copied, Report, copy_store
+from cloudstore_mapping.service.storage.sql import SQLTransaction
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.service.storage.sqlite_backup import drafted, make_one_file, verify
+from cloudstore_mapping.service.storage.sqlite_session import unavailable
+
+
+def copy_to_file(source: SQLTransaction, path: Path, report: Report) -> dict[str, Copied]:
+    """
+    Copy what `source` sees into a new file at `path`, which is there only once it is whole; see `copy_store`.
+
+    Raises `FileExistsError` where there is a file already.
+    """
+    with drafted(path) as draft:
+        with SQLiteStorage(draft) as storage:
+            copied = copy_store(source, storage, report)
+        try:
+            with closing(sqlite3.connect(draft)) as connection:
+                make_one_file(connection)
+        except sqlite3.Error as error:
+            raise unavailable(error) from error
+        verify(draft)
+    return copied
