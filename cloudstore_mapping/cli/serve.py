@@ -13,6 +13,7 @@ from cloudstore_mapping.cli.frame import UsageError
 from cloudstore_mapping.cli.output import show, show_json
 from cloudstore_mapping.cli.places import StoreOption, any_place, as_usage, configured, open_at
 from cloudstore_mapping.client.address import is_loopback
+from cloudstore_mapping.errors import BadNameError
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
@@ -160,7 +161,10 @@ def _start(service: Service, address: str, place: Place) -> _Start:
     # Only now is it certain that somebody sees the secrets. Nobody waits meanwhile: no key opens anything yet.
     if service.accounts.any():
         return _Start(address, place, None, None)
-    api_key = service.accounts.create(OWNER)
+    try:
+        api_key = service.accounts.create(OWNER)
+    except BadNameError:  # another node that starts just now was the first
+        return _Start(address, place, None, None)
     return _Start(address, place, api_key, service.owners.reset_password(OWNER))
 
 
