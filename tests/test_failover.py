@@ -19,7 +19,7 @@ from cloudstore_mapping.testing.linearizability import ABSENT, check_linearizabl
 from tests.cluster.balancer import MISSING, balanced, haproxy
 from tests.cluster.clients import CLIENTS, COUNTERS, Clients, acknowledged, read_at_last
 from tests.cluster.databases import DatabaseServer, pair, store_on
-from tests.cluster.nodes import Node, nodes
+from tests.cluster.nodes import Node, first_key, nodes
 from tests.postgres_server import MISSING as NO_POSTGRES
 from tests.postgres_server import bundled
 
@@ -48,7 +48,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         one, two = stack.enter_context(pair(programs))
         running = stack.enter_context(nodes(store_on(one, two), 3, tmp_path))
         address = stack.enter_context(balanced([node.listens_at for node in running], tmp_path))
-        yield Cluster(one, two, running, f"http://{running[0].api_key}@{address}/cloudstore")
+        yield Cluster(one, two, running, f"http://{first_key(running)}@{address}/cloudstore")
 
 
 def check(clients: Clients, location: str) -> None:

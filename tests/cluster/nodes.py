@@ -6,36 +6,43 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-COMMAND = (sys.executable, "-m", "cloudstore_mapping", "serve")
 #: Seconds that a node may take to end; a service has 10 for those that it accepted.
 PATIENCE = 30.0
 
 
 class Node:
-    """A process of `cloudstore serve`, whose log goes to a file."""
+    """
+    A process of `cloudstore serve`, whose log goes to a file.
 
-    def __init__(self, store: str, log: Path, *arguments: str) -> None:
-        self.log = log
+    Attributes
+    ----------
+    address
+        Where it answers.
+    api_key
+        The key of the account that one node makes on an empty store, None of the others.
+    """
+
+    def __init__(self, store: str, log: Path) -> None:
+        self.address = ""
+        self.api_key: str | None = None
+        self._log = log
+        command = [sys.executable, "-m", "cloudstore_mapping", "serve", "--port", "0", "--json", "--store", store]
         with log.open("ab") as errors:
-            self._process = subprocess.Popen(
-                [*COMMAND, "--port", "0", "--json", "--store", store, *arguments],
-                stdout=subprocess.PIPE,
-                stderr=errors,
-            )
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+
+    def wait(self) -> None:
+        """Wait until it answers."""
         assert self._process.stdout is not None
         told = self._process.stdout.readline()
         if not told:
-            self.end()
-            raise RuntimeError(log.read_text())
+            raise RuntimeError(self._log.read_text())
         facts = json.loads(told)
-        self.address: str = facts["address"]
-        #: The key of the account that the first node on an empty store makes, None of the others.
-        self.api_key: str | None = facts["api_key"]
+        self.address, self.api_key = facts["address"], facts["api_key"]
 
     @property
     def listens_at(self) -> str:
@@ -59,11 +66,18 @@ class Node:
 
 @contextmanager
 def nodes(store: str, count: int, folder: Path) -> Iterator[list[Node]]:
-    """Run so many nodes on a store, the first of which makes it ours; in the end none of them is left."""
+    """Run so many nodes on a store, started at once; in the end none of them is left."""
     with ExitStack() as stack:
         running: list[Node] = []
         for number in range(count):
-            node = Node(store, folder / f"node-{number + 1}.log")
-            stack.callback(node.end)
-            running.append(node)
+            running.append(Node(store, folder / f"node-{number + 1}.log"))
+            stack.callback(running[-1].end)
+        for node in running:
+            node.wait()
         yield running
+
+
+def first_key(running: Sequence[Node]) -> str:
+    """Return the key of the account that one of them made."""
+    (key,) = (node.api_key for node in running if node.api_key is not None)
+    return key
