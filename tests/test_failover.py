@@ -17,7 +17,7 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping.testing.linearizability import ABSENT, check_linearizable, register_step
 from tests.cluster.balancer import MISSING, balanced, haproxy
-from tests.cluster.clients import CLIENTS, COUNTERS, Clients, acknowledged, read_at_last
+from tests.cluster.clients import CLIENTS, COUNTERS, Clients, acknowledged, read_at_last, slowest
 from tests.cluster.databases import DatabaseServer, pair, store_on
 from tests.cluster.nodes import Node, first_key, nodes
 from tests.postgres_server import MISSING as NO_POSTGRES
@@ -78,6 +78,7 @@ def test_nothing_acknowledged_is_lost(
         lost_at = time.monotonic()
         one.crash()
         two.promote()
+        promoted_at = time.monotonic()
         clients.wait_for_successes(SUCCESSES)
         killed_at = time.monotonic()
         cluster.nodes[1].end(signal.SIGKILL)
@@ -91,8 +92,11 @@ def test_nothing_acknowledged_is_lost(
     outage = {
         "calls": len(clients.told),
         "errors": clients.errors(),
-        "primary": clients.longest_silence(lost_at, killed_at),
-        "node": clients.longest_silence(killed_at, again_at),
+        "promotion": promoted_at - lost_at,
+        "nothing done, primary lost": clients.longest_silence(lost_at, killed_at),
+        "longest call, primary lost": slowest(clients.histories, lost_at, killed_at),
+        "nothing done, node lost": clients.longest_silence(killed_at, again_at),
+        "longest call, node lost": slowest(clients.histories, killed_at, again_at),
     }
     request.config.cache.set("cloudstore/outage", outage)
     with capsys.disabled():

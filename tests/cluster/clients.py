@@ -145,6 +145,15 @@ class Clients:
         return found
 
 
+def slowest(histories: dict[str, History], after: float, before: float) -> dict[str, float]:
+    """Return for each operation how long its longest call took, of those that overlap what is between two times."""
+    found: dict[str, float] = {}
+    for call in (call for history in histories.values() for call in history.calls):
+        if call.returned is not None and call.returned > after and call.called < before:
+            found[call.operation] = max(found.get(call.operation, 0.0), call.returned - call.called)
+    return found
+
+
 def read_at_last(store: cm.CloudStoreMapping[Any], histories: dict[str, History]) -> None:
     """Let one more client load every key, so that what was acknowledged has to be there."""
     for key, history in histories.items():
