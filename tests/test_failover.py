@@ -130,7 +130,7 @@ def test_writes_wait_for_a_standby(cluster: Cluster) -> None:
     """While there is no standby loads go on, and a write is acknowledged only once there is one again."""
     with cm.open(cluster.location) as store, cm.open(cluster.location) as reader:
         store["key"] = "before"
-        cluster.two.end(signal.SIGKILL)
+        cluster.two.crash()
         with ThreadPoolExecutor(1) as pool:
             saving = pool.submit(store.__setitem__, "key", "after")
             cluster.one.wait_until("count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep'")

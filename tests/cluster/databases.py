@@ -61,18 +61,31 @@ class DatabaseServer(PostgresServer):
 
     def crash(self) -> None:
         """
-        Kill all its processes at one moment with -9, as if its machine lost its power.
+        Kill all its processes at one moment with -9, as if its machine lost its power, and wait until they are gone.
 
         Those that outlived the first one by a millisecond could show what no standby has.
         """
         process, self._process = self._process, None
         assert process is not None
-        os.kill(process.pid, signal.SIGSTOP)
+        memory = (self.data / "postmaster.pid").read_text().split()[-2]
+        os.kill(process.pid, signal.SIGSTOP)  # so that it begins no other one
         children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
         for with_signal in (signal.SIGSTOP, signal.SIGKILL):
             for pid in (*children, process.pid):
                 os.kill(pid, with_signal)
+        end = time.monotonic() + PATIENCE
         process.wait(PATIENCE)
+        while any(map(_is_running, children)):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        self.shell(f"ipcrm -m {memory}")  # which outlives them
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
