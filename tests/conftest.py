@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import requests
@@ -12,12 +14,11 @@ import requests
 from cloudstore_mapping.client.callbacks import CloudStore
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import Storage
-from cloudstore_mapping.service.storage.postgres import PostgresStorage
+from cloudstore_mapping.service.storage.places import place_of
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from tests.mapping_fixtures import connect, counted, http_service, make_store, store
-from tests.postgres_server import shared
 from tests.service_fakes import Asker, FakeHasher, ManualClock
-from tests.storages import engine, new_storage
+from tests.storages import NO_POSTGRES, end_database, engine, new_database, new_storage
 from tests.vendor import Vendor, serve_vendor
 
 __all__ = ["connect", "counted", "http_service", "make_store", "store"]  # fixtures for all, defined beside
@@ -26,7 +27,7 @@ __all__ = ["connect", "counted", "http_service", "make_store", "store"]  # fixtu
 ENGINES: dict[str, Callable[[Path], Storage]] = {
     "memory": lambda _: SQLiteStorage(None),
     "sqlite": lambda folder: SQLiteStorage(folder / "store.db"),
-    "postgres": lambda _: PostgresStorage(shared.new_store()),
+    "postgres": lambda _: place_of(new_database()).open(),
 }
 
 
@@ -45,6 +46,21 @@ def pytest_configure(config: pytest.Config) -> None:
     engine.is_postgres = config.getoption("--engine") == "postgres"
 
 
+class _WithoutPostgres(pytest.Module):
+    """A test file that can't even be read where the driver isn't installed."""
+
+    def collect(self) -> NoReturn:
+        """Skip all of it."""
+        pytest.skip(NO_POSTGRES, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """Skip the files of tests that are about PostgreSQL where its driver isn't installed."""
+    if find_spec("psycopg") is not None or "from tests.postgres_" not in module_path.read_text("utf-8"):
+        return None
+    return _WithoutPostgres.from_parent(parent, path=module_path)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what is about SQLite itself where that isn't the engine."""
     for item in items:
@@ -57,7 +73,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def end_postgres() -> Iterator[None]:
     """End the PostgreSQL server that tests share, if one asked for it."""
     yield
-    shared.remove()
+    end_database()
 
 
 @pytest.fixture

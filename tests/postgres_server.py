@@ -18,6 +18,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tests.storages import NO_POSTGRES
+
 #: Who a server runs as that root starts: PostgreSQL refuses to run as root.
 UNPRIVILEGED: Final = "nobody"
 #: Seconds until a server answers, or has ended, on a machine that has much else to do.
@@ -149,11 +151,20 @@ class SharedServer:
         if self._server is None:
             programs = bundled()
             if programs is None:
-                pytest.skip(MISSING)
+                pytest.skip(NO_POSTGRES)
             self._server = PostgresServer(programs, **QUICK, max_connections="400")
             self._server.make()
             self._server.start()
         return self._server
+
+    def database(self, name: str = "postgres") -> str:
+        """Return the address of a database."""
+        return self._running().database(name)
+
+    @property
+    def port(self) -> int:
+        """Where it listens on 127.0.0.1."""
+        return self._running().port
 
     @property
     def socket(self) -> str:
@@ -170,8 +181,5 @@ class SharedServer:
         if self._server is not None:
             self._server.remove()
 
-
-#: What a run without PostgreSQL says.
-MISSING: Final = "needs PostgreSQL: pip install --editable '.[dev]' brings it"
 
 shared: Final = SharedServer()

@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
+from tests.storages import location, new_storage
 from tests.test_cli_terminal import on_terminal
 
 OWN_KEY = "an-owner.s_own~key"
@@ -26,31 +26,31 @@ def run(*arguments: str, stdin: str = "") -> Result:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
+def store(tmp_path: Path) -> str:
     """The store of a service with the account bob, whose API key is `OWN_KEY`."""
-    file = tmp_path / "service.db"
-    with Service(SQLiteStorage(file)) as service:
+    store = location(tmp_path / "service.db")
+    with Service(new_storage(store)) as service:
         service.accounts.create("bob", OWN_KEY)
-    return file
+    return store
 
 
-def account(store: Path, *arguments: str) -> str:
+def account(store: str, *arguments: str) -> str:
     """Run a command on accounts that goes well, and return what it prints."""
-    result = run("account", *arguments, "--store", str(store))
+    result = run("account", *arguments, "--store", store)
     assert (result.exit_code, result.stderr) == (0, "")
     return result.stdout
 
 
-def shown(store: Path, name: str = "bob") -> Any:
+def shown(store: str, name: str = "bob") -> Any:
     """Return what `account show --json` prints."""
     return json.loads(account(store, "show", name, "--json"))
 
 
 def test_an_account_of_a_running_service(tmp_path: Path) -> None:
     """`account create` prints the API key alone, and a service that runs knows it at once."""
-    file = tmp_path / "service.db"
-    with Service(SQLiteStorage(file)) as service, background(service) as address:
-        result = run("account", "create", "bob", "--store", f"sqlite:///{file}")
+    store_ = location(tmp_path / "service.db")
+    with Service(new_storage(store_)) as service, background(service) as address:
+        result = run("account", "create", "bob", "--store", store_)
         assert (result.exit_code, result.stderr) == (0, "")
         assert re.fullmatch(r"[A-Za-z0-9]{32}\n", result.stdout)
         with cm.open(address.replace("://", f"://{result.stdout.strip()}@")) as store:
@@ -84,7 +84,7 @@ def test_a_name_or_key_that_is_taken(tmp_path: Path) -> None:
 
 def test_an_account_on_a_plan_with_a_password(tmp_path: Path) -> None:
     """--plan gives the plan's limits, --password a one-time password on a second line."""
-    store = tmp_path / "service.db"
+    store = location(tmp_path / "service.db")
     key, password = account(store, "create", "bob", "--plan", "basic", "--password").splitlines()
     assert (len(key), len(password) > 10) == (32, True)
     facts = shown(store)
@@ -97,11 +97,11 @@ def test_an_account_on_a_plan_with_a_password(tmp_path: Path) -> None:
         "total-bytes": None,
     }
     assert [made["begins"] for made in facts["keys"]] == [key[:4]]
-    with Service(SQLiteStorage(store)) as service:
+    with Service(new_storage(store)) as service:
         assert service.owners.sign_in("bob", password, "127.0.0.1")
 
 
-def test_list_and_show_for_people(store: Path) -> None:
+def test_list_and_show_for_people(store: str) -> None:
     """`list` prints a line an account, `show` one a fact; neither shows more of a key than its beginning."""
     account(store, "create", "al", "--plan", "basic")
     account(store, "disable", "al")
@@ -112,7 +112,7 @@ def test_list_and_show_for_people(store: Path) -> None:
     assert OWN_KEY not in text
 
 
-def test_list_for_a_program_is_pinned(store: Path) -> None:
+def test_list_for_a_program_is_pinned(store: str) -> None:
     """`list --json` prints one array of objects."""
     assert account(store, "list", "--json") == '[{"account":"bob","plan":"unlimited","disabled":false}]\n'
 
@@ -132,7 +132,7 @@ def test_list_for_a_program_is_pinned(store: Path) -> None:
         (["plan=basic"], "daily-accesses", 300),
     ],
 )
-def test_set(store: Path, limits: list[str], name: str, value: object) -> None:
+def test_set(store: str, limits: list[str], name: str, value: object) -> None:
     """`set` changes limits, a plan first; sizes may have a unit, and `unlimited` is none."""
     assert account(store, "set", "bob", *limits) == ""
     assert shown(store)["limits"][name] == value
@@ -141,16 +141,16 @@ def test_set(store: Path, limits: list[str], name: str, value: object) -> None:
 @pytest.mark.parametrize(
     "limit", ["files", "files=", "files=0", "files=-1", "files=1.5", "file-bytes=3XB", "interval=nan", "pace=1", "=1"]
 )
-def test_set_of_what_is_no_limit(store: Path, limit: str) -> None:
+def test_set_of_what_is_no_limit(store: str, limit: str) -> None:
     """What sets no limit is exit status 2 and one line, and nothing is changed, not even by what stands beside it."""
-    result = run("account", "set", "bob", "plan=basic", limit, "--store", str(store))
+    result = run("account", "set", "bob", "plan=basic", limit, "--store", store)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert shown(store)["plan"] == "unlimited"
 
 
-def test_a_plan_that_is_none(store: Path) -> None:
+def test_a_plan_that_is_none(store: str) -> None:
     """A plan that there isn't is exit status 1, and the line names those that there are."""
-    result = run("account", "set", "bob", "plan=gold", "--store", str(store))
+    result = run("account", "set", "bob", "plan=gold", "--store", store)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "basic" in result.stderr
 
@@ -160,9 +160,9 @@ def opened(address: str, key: str) -> cm.CloudStoreMapping[Any]:
     return cm.open(address.replace("://", f"://{key}@"))
 
 
-def test_disable_and_enable(store: Path) -> None:
+def test_disable_and_enable(store: str) -> None:
     """An account that is switched off is refused by a service that runs, until it is on again."""
-    with Service(SQLiteStorage(store)) as service, background(service) as address, opened(address, OWN_KEY) as mapping:
+    with Service(new_storage(store)) as service, background(service) as address, opened(address, OWN_KEY) as mapping:
         mapping["key"] = 1
         account(store, "disable", "bob")
         with pytest.raises(cm.DisabledError):
@@ -171,16 +171,16 @@ def test_disable_and_enable(store: Path) -> None:
         assert mapping["key"] == 1
 
 
-def opens(store: Path, key: str) -> bool:
+def opens(store: str, key: str) -> bool:
     """Whether the API key opens an account."""
-    with Service(SQLiteStorage(store)) as service, background(service) as address, opened(address, key) as mapping:
+    with Service(new_storage(store)) as service, background(service) as address, opened(address, key) as mapping:
         try:
             return list(mapping) == []
         except cm.BadKeyError:
             return False
 
 
-def test_keys_are_rotated_in_two_steps(store: Path) -> None:
+def test_keys_are_rotated_in_two_steps(store: str) -> None:
     """`rotate-key` prints a key that works beside the old one; with --drop-old it makes none and ends the old one."""
     key = account(store, "rotate-key", "bob").strip()
     assert (opens(store, key), opens(store, OWN_KEY)) == (True, True)
@@ -188,18 +188,18 @@ def test_keys_are_rotated_in_two_steps(store: Path) -> None:
     assert (opens(store, key), opens(store, OWN_KEY)) == (True, False)
 
 
-def test_reset_password(store: Path) -> None:
+def test_reset_password(store: str) -> None:
     """`reset-password` prints a password that the owner can sign in with, alone or as JSON."""
     password = account(store, "reset-password", "bob").strip()
-    with Service(SQLiteStorage(store)) as service:
+    with Service(new_storage(store)) as service:
         assert service.owners.sign_in("bob", password, "127.0.0.1")
     facts = json.loads(account(store, "reset-password", "bob", "--json"))
     assert (facts["account"], facts["password"] != password) == ("bob", True)
 
 
-def test_delete_asks_first(store: Path) -> None:
+def test_delete_asks_first(store: str) -> None:
     """`delete` without --yes changes nothing where nobody can be asked; with it the account is gone."""
-    result = run("account", "delete", "bob", "--store", str(store), stdin="bob\n")
+    result = run("account", "delete", "bob", "--store", store, stdin="bob\n")
     assert (result.exit_code, result.stderr.count("\n"), "--yes" in result.stderr) == (2, 1, True)
     assert not opens(store, "0" * 32)
     assert opens(store, OWN_KEY)
@@ -207,9 +207,9 @@ def test_delete_asks_first(store: Path) -> None:
     assert account(store, "list") == ""
 
 
-def test_delete_on_a_terminal_wants_the_name(store: Path) -> None:
+def test_delete_on_a_terminal_wants_the_name(store: str) -> None:
     """On a terminal `delete` asks for the account's name, and anything else changes nothing."""
-    arguments = ["account", "delete", "bob", "--store", str(store)]
+    arguments = ["account", "delete", "bob", "--store", store]
     assert on_terminal(*arguments, answers={b"Type its name: ": b"yes\n"})[0] == 2
     assert opens(store, OWN_KEY)
     assert on_terminal(*arguments, answers={b"Type its name: ": b"bob\n"})[0] == 0
@@ -217,9 +217,9 @@ def test_delete_on_a_terminal_wants_the_name(store: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["show", "disable", "enable", "rotate-key", "reset-password", "delete"])
-def test_an_account_that_is_not_there(store: Path, command: str) -> None:
+def test_an_account_that_is_not_there(store: str, command: str) -> None:
     """A command on an account that there isn't is exit status 1 and one line."""
-    result = run("account", command, "eve", "--store", str(store))
+    result = run("account", command, "eve", "--store", store)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
     assert "'eve'" in result.stderr
 
@@ -231,7 +231,7 @@ def test_a_store_that_is_not_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_environment_names_the_store(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_names_the_store(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without --store it is CLOUDSTORE_SERVICE_STORE, as for `serve`."""
     monkeypatch.setenv("CLOUDSTORE_SERVICE_STORE", str(store))
     assert run("account", "list").stdout == "bob  unlimited\n"

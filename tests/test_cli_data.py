@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
+from tests.storages import new_storage
 
 Run = Callable[..., Result]
 
@@ -25,7 +25,7 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "embedded":
         yield str(tmp_path / "store.db")
         return
-    with Service(SQLiteStorage(tmp_path / "service.db")) as service, background(service) as address:
+    with Service(new_storage(tmp_path / "service.db")) as service, background(service) as address:
         yield address.replace("://", f"://{service.accounts.create('tests')}@")
 
 
@@ -217,7 +217,7 @@ def test_the_environment_says_where_the_store_is(tmp_path: Path, monkeypatch: py
 @pytest.fixture
 def locked(tmp_path: Path) -> Iterator[str]:
     """The address of a store whose key `list` has the edit password `édit` and the view password `view`."""
-    with Service(SQLiteStorage(tmp_path / "service.db")) as service, background(service) as address:
+    with Service(new_storage(tmp_path / "service.db")) as service, background(service) as address:
         location = address.replace("://", f"://{service.accounts.create('tests')}@")
         with cm.open(location) as store:
             store["list"] = {}

@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
+from tests import storages
 from tests.test_cli_terminal import on_terminal
 from tests.vendor import Vendor
 
@@ -23,12 +23,12 @@ from tests.vendor import Vendor
 @pytest.fixture(params=["embedded", "service"])
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Where a store is whose key `list` is locked for viewing and editing, and `plain` is not."""
-    file = tmp_path / "service.db"
-    with Service(SQLiteStorage(file)) as service, background(service) as address:
+    file = storages.location(tmp_path / "service.db")
+    with Service(storages.new_storage(file)) as service, background(service) as address:
         if request.param == "service":
             location = address.replace("://", f"://{service.accounts.create('local')}@")
         else:
-            location = str(file)
+            location = file
         with cm.open(location) as store:
             store.update({"list": {"Apples": 8}, "plain": {"é": [1, 2]}})
         service.set_passwords("local", "list", edit="pie", view="glass")

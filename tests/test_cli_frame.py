@@ -19,8 +19,8 @@ from cloudstore_mapping.cli import app
 from cloudstore_mapping.cli.frame import UsageError, status_of
 from cloudstore_mapping.client import sender
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
+from tests.storages import new_storage
 
 COMMAND = [sys.executable, "-m", "cloudstore_mapping"]
 SECRET = "Sup3rS3cretSup3rS3cret"  # an API key's form
@@ -150,7 +150,7 @@ def test_insecure_allows_plain_http(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
     """The address of a service, without an API key."""
-    with Service(SQLiteStorage(tmp_path / "service.db")) as service, background(service) as address:
+    with Service(new_storage(tmp_path / "service.db")) as service, background(service) as address:
         yield address
 
 

@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
+from tests.storages import new_storage
 from tests.test_cli_terminal import on_terminal
 
 PNG = b"\x89PNG\r\n\x1a\n\0\xff"
@@ -36,7 +36,7 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "embedded":
         yield str(tmp_path / "store.db")
         return
-    with Service(SQLiteStorage(tmp_path / "service.db")) as service, background(service) as address:
+    with Service(new_storage(tmp_path / "service.db")) as service, background(service) as address:
         yield address.replace("://", f"://{service.accounts.create('tests')}@")
 
 
@@ -146,7 +146,7 @@ def test_links_that_lead_nowhere(run: Run, folder: Path) -> None:
 @pytest.fixture
 def served(tmp_path: Path, folder: Path) -> Iterator[tuple[Service, str, str]]:
     """Return a service, its address with the key, and the link of a picture."""
-    with Service(SQLiteStorage(tmp_path / "service.db")) as service, background(service) as address:
+    with Service(new_storage(tmp_path / "service.db")) as service, background(service) as address:
         location = address.replace("://", f"://{service.accounts.create('tests')}@")
         with cm.open(location) as store:
             yield service, location, store.upload(folder / "jazz3.png", "a.png").url

@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
+from tests.storages import location, new_storage
 from tests.test_cli_terminal import on_terminal
 
 OWN_KEY = "an-owner.s_own~key"
@@ -25,10 +25,10 @@ def run(*arguments: str, stdin: str = "") -> Result:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(tmp_path: Path) -> str:
     """An embedded store with three keys."""
-    file = tmp_path / "store.db"
-    with cm.open(str(file)) as store:
+    file = location(tmp_path / "store.db")
+    with cm.open(file) as store:
         store.update({"list": 1, "a/b": 2, "plain": 3})
     return file
 
@@ -36,13 +36,13 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[tuple[str, str]]:
     """The file of a service that runs, with bob's three keys and a picture; and bob's location."""
-    file = tmp_path / "service.db"
-    with Service(SQLiteStorage(file)) as service, background(service) as address:
-        location = address.replace("://", f"://{service.accounts.create('bob', OWN_KEY)}@")
-        with cm.open(location) as store:
+    file = location(tmp_path / "service.db")
+    with Service(new_storage(file)) as service, background(service) as address:
+        theirs = address.replace("://", f"://{service.accounts.create('bob', OWN_KEY)}@")
+        with cm.open(theirs) as store:
             store.update({"list": 1, "a/b": 2, "plain": 3})
             store.upload(b"picture", name="pic.txt", type="text/plain")
-        yield str(file), location
+        yield file, theirs
 
 
 def is_locked(location: str, key: str, *, password: str | None = None) -> bool:
@@ -66,29 +66,29 @@ def test_an_edit_password_in_a_service(service: tuple[str, str]) -> None:
     assert [is_locked(location, key) for key in ("list", "a/b")] == [False, True]
 
 
-def test_passwords_of_an_embedded_store(file: Path) -> None:
+def test_passwords_of_an_embedded_store(file: str) -> None:
     """With --at all arguments are keys; both passwords may be set at once, and one be cleared."""
-    at = ["--at", str(file)]
+    at = ["--at", file]
     assert run("passwd", *at, "list", "a/b", "--edit", "--view", stdin="pie\nglass\n").output == ""
-    assert is_locked(str(file), "list", password="glass")
-    assert not is_locked(str(file), "a/b", password="pie")
-    with cm.open(str(file), password="glass") as store:
+    assert is_locked(file, "list", password="glass")
+    assert not is_locked(file, "a/b", password="pie")
+    with cm.open(file, password="glass") as store:
         assert store["list"] == 1
     assert run("passwd", *at, "list", "--edit", "--clear").output == ""
-    assert not is_locked(str(file), "list")
-    with cm.open(str(file)) as store, pytest.raises(cm.LockedError):
+    assert not is_locked(file, "list")
+    with cm.open(file) as store, pytest.raises(cm.LockedError):
         store["list"]
     assert run("passwd", *at, "list", "--clear").output == ""
-    with cm.open(str(file)) as store:
+    with cm.open(file) as store:
         assert store["list"] == 0
 
 
-def test_all_keys_are_tried(file: Path) -> None:
+def test_all_keys_are_tried(file: str) -> None:
     """A key that isn't there is a line on stderr and exit status 1, and the others are locked all the same."""
-    result = run("passwd", "--at", str(file), "x", "list", "y", "--edit", "--json", stdin="pie\n")
+    result = run("passwd", "--at", file, "x", "list", "y", "--edit", "--json", stdin="pie\n")
     assert (result.exit_code, result.stdout) == (1, "")
     assert [json.loads(line)["key"] for line in result.stderr.splitlines()] == ["x", "y"]
-    assert is_locked(str(file), "list")
+    assert is_locked(file, "list")
 
 
 def test_a_default_password(service: tuple[str, str]) -> None:
@@ -124,14 +124,14 @@ def test_passwords_of_media(service: tuple[str, str], names: list[str]) -> None:
         (["list", "--edit", "--store", "x"], "one of them"),
     ],
 )
-def test_usage(file: Path, arguments: list[str], says: str) -> None:
+def test_usage(file: str, arguments: list[str], says: str) -> None:
     """What can't be meant is exit status 2 and one line, before a password is asked for."""
-    result = run("passwd", "--at", str(file), *arguments)
+    result = run("passwd", "--at", file, *arguments)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert says in result.stderr
 
 
-def test_who_is_not_there(file: Path, service: tuple[str, str], tmp_path: Path) -> None:
+def test_who_is_not_there(file: str, service: tuple[str, str], tmp_path: Path) -> None:
     """No account is exit status 1, no name or no file 2, and nothing is made."""
     absent = tmp_path / "absent.db"
     for arguments, status in (
@@ -146,19 +146,19 @@ def test_who_is_not_there(file: Path, service: tuple[str, str], tmp_path: Path) 
     assert not absent.exists()
 
 
-def test_an_empty_password(file: Path) -> None:
+def test_an_empty_password(file: str) -> None:
     """An empty password is exit status 2, for --clear is what takes one away."""
-    result = run("passwd", "--at", str(file), "list", "--edit", stdin="\n")
+    result = run("passwd", "--at", file, "list", "--edit", stdin="\n")
     assert (result.exit_code, "--clear" in result.stderr) == (2, True)
-    assert not is_locked(str(file), "list")
+    assert not is_locked(file, "list")
 
 
-def test_a_terminal_asks_twice(file: Path) -> None:
+def test_a_terminal_asks_twice(file: str) -> None:
     """On a terminal a password is asked for twice, without echo, and a slip changes nothing."""
-    arguments = ["passwd", "--at", str(file), "list", "--edit"]
+    arguments = ["passwd", "--at", file, "list", "--edit"]
     status, shown = on_terminal(*arguments, answers={b"word: ": b"pie\n", b"again: ": b"pi\n"})
     assert (status, shown.count("\n"), "not the same" in shown, "pie" in shown) == (2, 3, True, False)
-    assert not is_locked(str(file), "list")
+    assert not is_locked(file, "list")
     status, shown = on_terminal(*arguments, answers={b"word: ": b"pie\n", b"again: ": b"pie\n"})
     assert (status, shown) == (0, "Edit password: \nEdit password again: \n")
-    assert is_locked(str(file), "list")
+    assert is_locked(file, "list")

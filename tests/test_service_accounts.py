@@ -108,6 +108,7 @@ def test_find_tells_why_not(service: Service, storage: Storage) -> None:
             found(service, storage, opens)
 
 
+@pytest.mark.sqlite("reads its file")
 def test_keys_are_not_in_the_file(tmp_path: Path) -> None:
     """Whoever reads the file finds the SHA-256 of a key, and no key."""
     with Service(new_storage(tmp_path / "store.db")) as service:

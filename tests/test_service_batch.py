@@ -123,6 +123,7 @@ def test_passwords_in_a_batch(service: Service, ask: Asker, hasher: FakeHasher) 
     assert ask.value("count") == [1]
 
 
+@pytest.mark.sqlite("counts its statements")
 def test_passwords_of_a_batch_are_proved_together(service: Service, ask: Asker, hasher: FakeHasher) -> None:
     """However many passwords a batch has, it begins anew but once, and each is hashed but once."""
     names = [str(number) for number in range(30)]

@@ -84,6 +84,7 @@ def test_more_is_forgotten_than_remembered() -> None:
     assert FORGET_AT_ONCE > FORGET_EVERY
 
 
+@pytest.mark.sqlite("counts its statements")
 def test_a_write_without_an_id_leaves_nothing(service: Service, ask: Asker) -> None:
     """Only those who ask for it pay for it."""
     asked: list[str] = []

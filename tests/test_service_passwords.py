@@ -207,6 +207,7 @@ def test_passwords_of_nothing(service: Service, ask: Asker, account: str, name: 
     assert ask.save("name", 2).error is None
 
 
+@pytest.mark.sqlite("reads its file")
 def test_passwords_are_hashed_with_argon2id(tmp_path: Path) -> None:
     """What is stored is argon2id with the parameters that OWASP's cheat sheet puts first, salted anew each time."""
     with Service(new_storage(tmp_path / "store.db")) as service:

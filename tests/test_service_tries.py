@@ -91,6 +91,7 @@ def test_a_right_password_hides_no_guesses(service: Service, locked: Asker) -> N
     assert guess(locked, 2) == ["Locked", "TooOften"]
 
 
+@pytest.mark.sqlite("requests are begun in their order where no network is waited for")
 def test_tries_that_come_at_once_are_counted_before_they_are_hashed(locked: Asker, hasher: FakeHasher) -> None:
     """Of many guesses at the same moment five are hashed, and the others don't wait for these to fail."""
     hasher.gate.clear()
@@ -122,6 +123,7 @@ def busy(service: Service, locked: Asker, hasher: FakeHasher) -> list[Future[Rep
     return [service.submit(locked.request(None, str(number), "right")) for number in range(ROOM)]
 
 
+@pytest.mark.sqlite("requests are begun in their order where no network is waited for")
 def test_a_full_queue_is_unavailable(locked: Asker, hasher: FakeHasher, busy: list[Future[Reply]]) -> None:
     """Where too many passwords wait the next is `Unavailable`, and who waits is answered."""
     reply = locked.load("name", "right")
@@ -132,6 +134,7 @@ def test_a_full_queue_is_unavailable(locked: Asker, hasher: FakeHasher, busy: li
     assert locked.load("name", "right").error is None
 
 
+@pytest.mark.sqlite("requests are begun in their order where no network is waited for")
 def test_others_go_on_while_the_queue_is_full(locked: Asker, hasher: FakeHasher, busy: list[Future[Reply]]) -> None:
     """Every request without a password is answered while passwords wait."""
     assert locked.save("open", 1).error is None
@@ -144,6 +147,7 @@ def test_others_go_on_while_the_queue_is_full(locked: Asker, hasher: FakeHasher,
     hasher.gate.set()
 
 
+@pytest.mark.sqlite("requests are begun in their order where no network is waited for")
 def test_a_full_queue_hides_no_guesses(locked: Asker, hasher: FakeHasher, busy: list[Future[Reply]]) -> None:
     """A try for which there was no room doesn't count, and doesn't make those before it forgotten."""
     hasher.gate.set()

@@ -11,7 +11,6 @@ import psycopg
 import pytest
 
 from cloudstore_mapping.errors import OutcomeUnknownError, TransportError, UnavailableError
-from cloudstore_mapping.service.storage import postgres_reader, postgres_writer
 from cloudstore_mapping.service.storage.base import Storage, Transaction
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
 from tests.postgres_fixtures import address, wait_for_lock
@@ -128,31 +127,23 @@ def test_a_commit_that_the_server_gave_up(
     assert value(storage, account) == b"+"
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a storage give up a lost database at once."""
-    monkeypatch.setattr(postgres_writer, "PATIENCE", -1.0)
-    monkeypatch.setattr(postgres_reader, "PATIENCE", -1.0)
-
-
-@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(("text", "told"), [(b"SAVEPOINT", UnavailableError), (COMMIT, OutcomeUnknownError)])
-def test_a_database_that_stays_away(
-    storage: PostgresStorage, account: int, proxy: Proxy, text: bytes, told: type[TransportError]
-) -> None:
+def test_a_database_that_stays_away(address: str, proxy: Proxy, text: bytes, told: type[TransportError]) -> None:
     """What is not reached in time is unavailable; only where a commit was sent the outcome is unknown."""
-    proxy.cut(text, Cut.BEFORE)
-    proxy.closed = True
-    error = storage.submit(partial(append, account=account)).exception(PATIENCE)
-    assert type(error) is told
-    proxy.cut_all()
-    with pytest.raises(UnavailableError, match=r"not reached|waits for"):
-        value(storage, account)
-    assert not storage.healthy()
-    proxy.closed = False
-    assert storage.submit(partial(append, account=account)).result(PATIENCE) == b"+"
-    assert storage.healthy()
-    assert value(storage, account) == b"+"
+    with PostgresStorage(shared.by_port(address, proxy.port), patience=0.0) as storage:
+        account = storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result(PATIENCE).id
+        proxy.cut(text, Cut.BEFORE)
+        proxy.closed = True
+        error = storage.submit(partial(append, account=account)).exception(PATIENCE)
+        assert type(error) is told
+        proxy.cut_all()
+        with pytest.raises(UnavailableError, match="not reached"):
+            value(storage, account)
+        assert not storage.healthy()
+        proxy.closed = False
+        assert storage.submit(partial(append, account=account)).result(PATIENCE) == b"+"
+        assert storage.healthy()
+        assert value(storage, account) == b"+"
 
 
 def test_readers_begin_again(storage: PostgresStorage, account: int, proxy: Proxy) -> None:

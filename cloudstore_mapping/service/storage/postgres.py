@@ -12,22 +12,19 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import psycopg
-from psycopg.conninfo import make_conninfo
-from psycopg_pool import ConnectionPool
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.base import Storage, Transaction
 from cloudstore_mapping.service.storage.postgres_connection import (
-    Connection,
     connect,
     label_of,
     parameters_of,
-    prepare,
     without_secrets,
 )
 from cloudstore_mapping.service.storage.postgres_errors import unavailable
 from cloudstore_mapping.service.storage.postgres_migrations import has_trigrams, migrate, schema_of
-from cloudstore_mapping.service.storage.postgres_reader import PATIENCE, PostgresReader
+from cloudstore_mapping.service.storage.postgres_pool import Pool
+from cloudstore_mapping.service.storage.postgres_reader import PostgresReader
 from cloudstore_mapping.service.storage.postgres_writer import PostgresWriter
 from cloudstore_mapping.service.storage.writer import GroupWriter
 
@@ -39,6 +36,8 @@ T = TypeVar("T")
 MAX_READERS: Final = 24
 #: A key of an index takes 2,704 bytes, and a character that is written as two takes one in a name.
 MAX_NAME_BYTES: Final = 1300
+#: Seconds for which a lost database is waited for: enough for another server to take over, and less than clients wait.
+PATIENCE: Final = 12.0
 #: Seconds after which a database that isn't reached is not healthy.
 HEALTH_PATIENCE: Final = 1.0
 
@@ -59,14 +58,15 @@ class PostgresStorage(Storage):
     Any number of processes may use one database, and threads may share the storage, but a forked process has to open
     it anew. Raises `ValueError` for an address that can't be understood, `UnavailableError` where the database isn't
     reached, and `UnsupportedError` where its tables aren't ours, or of a newer version. A database that is `to_fill` is
-    a store only after `end_filling`.
+    a store only after `end_filling`. A database that is lost later is waited for `patience` seconds.
     """
 
     waits = True
     max_name_bytes = MAX_NAME_BYTES
 
-    def __init__(self, address: str, *, to_fill: bool = False) -> None:
+    def __init__(self, address: str, *, to_fill: bool = False, patience: float = PATIENCE) -> None:
         parameters = parameters_of(address)
+        self._patience = patience
         self._closed = False
         self._process = os.getpid()
         self._closing = threading.Event()
@@ -76,20 +76,11 @@ class PostgresStorage(Storage):
                 self._has_trigrams = has_trigrams(connection)
         except psycopg.Error as error:
             raise unavailable(error) from error
+        opened = partial(connect, parameters)
         self._session = PostgresWriter(
-            partial(connect, parameters), has_trigrams=self._has_trigrams, closing=self._closing
+            opened, has_trigrams=self._has_trigrams, patience=patience, closing=self._closing
         )
-        self._pool: ConnectionPool[Connection] = ConnectionPool(
-            make_conninfo(**parameters),
-            kwargs={"autocommit": True},
-            configure=prepare,
-            min_size=0,
-            max_size=MAX_READERS,
-            reconnect_timeout=0,
-            num_workers=1,
-            name="cloudstore",
-            open=True,
-        )
+        self._pool = Pool(opened, MAX_READERS)
         self._writer = GroupWriter(self._session, self._session.close)
 
     @contextmanager
@@ -99,9 +90,10 @@ class PostgresStorage(Storage):
             yield reader
 
     @contextmanager
-    def _reading(self, patience: float = PATIENCE) -> Iterator[PostgresReader]:
+    def _reading(self, patience: float | None = None) -> Iterator[PostgresReader]:
         self._check_open()
-        reader = PostgresReader(self._pool, has_trigrams=self._has_trigrams, patience=patience)
+        patience = self._patience if patience is None else patience
+        reader = PostgresReader(self._pool, has_trigrams=self._has_trigrams, patience=patience, closing=self._closing)
         with reader.open():
             yield reader
 
@@ -126,7 +118,7 @@ class PostgresStorage(Storage):
     def healthy(self) -> bool:
         """Whether it can be read; known in some seconds."""
         try:
-            with self._reading(HEALTH_PATIENCE) as reader:
+            with self._reading(min(HEALTH_PATIENCE, self._patience)) as reader:
                 reader.has_accounts()
         except UnavailableError:
             return False

@@ -86,13 +86,14 @@ class _TextLoader(Loader):
 
 def parameters_of(address: str) -> dict[str, Any]:
     """Return how to connect to the database at an address; `ValueError` for one that can't be understood."""
+    # What is stumbled over is not quoted, for it may be the password.
+    unclear = "The address can't be understood; write postgresql://user@host/database, and what is special as %XX."
     try:
         given = conninfo_to_dict(address)
     except psycopg.Error as error:
-        # The driver's sentence quotes what it stumbles over, which may be the password.
-        raise ValueError(
-            "The address can't be understood; write postgresql://user@host/database, and what is special in it as %XX."
-        ) from error
+        raise ValueError(unclear) from error
+    if not all(port.isdecimal() for port in str(given.get("port", "")).split(",") if port):
+        raise ValueError(unclear)  # of an address without a host the password is taken for a port
     return {**DEFAULTS, **given}
 
 
@@ -114,20 +115,15 @@ def without_secrets(address: str) -> str:
 
 
 def connect(parameters: dict[str, Any]) -> Connection:
-    """Return a connection of one's own; raises `psycopg.OperationalError`."""
+    """Return a new connection, made what the rest of the engine expects; raises `psycopg.OperationalError`."""
     connection = psycopg.connect(make_conninfo(**parameters), autocommit=True)
     try:
-        prepare(connection)
+        adapters = connection.adapters
+        adapters.register_dumper(str, _TextDumper)
+        adapters.register_loader("text", _TextLoader)
+        adapters.register_dumper(int, Int8BinaryDumper)  # else each size of a number would be a statement of its own
+        connection.execute(_SETTINGS, (IDLE_IN_TRANSACTION,))
     except BaseException:
         connection.close()
         raise
     return connection
-
-
-def prepare(connection: Connection) -> None:
-    """Make a new connection what the rest of the engine expects."""
-    adapters = connection.adapters
-    adapters.register_dumper(str, _TextDumper)
-    adapters.register_loader("text", _TextLoader)
-    adapters.register_dumper(int, Int8BinaryDumper)  # else each size of a number would be a statement of its own
-    connection.execute(_SETTINGS, (IDLE_IN_TRANSACTION,))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import psycopg
-import psycopg_pool
 
 from cloudstore_mapping.errors import OutcomeUnknownError, UnavailableError
 
@@ -21,16 +21,16 @@ NOT_SERIALIZABLE: Final = "40001"
 READ_ONLY: Final = "25006"
 
 _SENTENCES: Final = {
-    "28": "The database refuses the store's user; look at the name and password in its address.",
-    "3D": "There is no such database; make it, or look at the store's address.",
     "42501": "The store's user may not do this in the database; make it the owner of the tables.",
     "53100": "The database's disk is full; free some space, then try again.",
-    "53300": "The database takes no more connections; try again, or raise its max_connections.",
     "55P03": "Another process holds what is to be written; try again.",
     "40P01": "Others write the same all the time; try again.",
     NOT_SERIALIZABLE: "Others write the same all the time; try again.",
     READ_ONLY: "The database can't be written to; name all its servers in the store's address, or wait for a new one.",
 }
+# What a server says that was reached, but takes no connection. The rest of such an error may quote the address.
+_REFUSAL: Final = re.compile(r"FATAL: +(.+)")
+_LOOK: Final = "look at the store's address, or try again."
 _NOT_REACHED: Final = "The database is not reached; look whether it runs, and at the store's address."
 _UNKNOWN: Final = (
     "The database was lost while it stored this, and is not reached again: it may be stored or not; look, or try again."
@@ -46,14 +46,12 @@ def unavailable(error: psycopg.Error) -> UnavailableError:
     """
     Return what an error of psycopg is called outside.
 
-    The driver's own sentence is shown only of what a server said, for another may quote the address and its password.
+    Of the driver's sentence only what a server said is shown, for the rest may quote the address and its password.
     """
-    if isinstance(error, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests):
-        return UnavailableError("The service waits for the database; try again.", retry_after=RETRY_AFTER)
-    code = error.sqlstate or ""
-    sentence = _SENTENCES.get(code) or _SENTENCES.get(code[:2])
+    sentence = _SENTENCES.get(error.sqlstate or "")
     if sentence is None and is_lost(error):
-        sentence = _NOT_REACHED
+        refusal = _REFUSAL.search(str(error))
+        sentence = _NOT_REACHED if refusal is None else f"The database takes no connection ({refusal[1]}); {_LOOK}"
     if sentence is None:
         sentence = f"The database failed: {error.diag.message_primary or type(error).__name__}."
     return UnavailableError(sentence, retry_after=RETRY_AFTER)

@@ -3,21 +3,25 @@
 # ruff: noqa: D102 - what is without a docstring has it in `statements`
 from __future__ import annotations
 
+import random
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
 import psycopg
-import psycopg_pool
 
 from cloudstore_mapping.service.storage.postgres_connection import Connection, Cursor, sql
 from cloudstore_mapping.service.storage.postgres_errors import is_lost, unavailable
+from cloudstore_mapping.service.storage.postgres_pool import Pool
 from cloudstore_mapping.service.storage.postgres_session import PostgresSession
 
-#: Seconds that a reader waits for a connection, and after which it looks whether a lost server is back.
-PATIENCE: Final = 10.0
-LOOK_EVERY: Final = 0.5
+#: Seconds between two tries to reach a lost server, which double up to the longest.
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 0.8
+#: Seconds that a connection is waited for which others have, however impatient one is.
+LEAST_WAIT: Final = 1.0
 
 _SIZE: Final = (
     "SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class"
@@ -31,15 +35,15 @@ class PostgresReader(PostgresSession):
     Reads what was committed before its first statement, and nothing of what comes after.
 
     It takes a connection with the first statement, and opens its transaction together with that, in one round trip.
-    Until then nothing was read, so where the connection turns out to be lost another one is as good.
+    Until then nothing was read, so where the connection turns out to be lost another one is as good, for which it looks
+    for `patience` seconds, and no longer once `closing` is set.
     """
 
-    def __init__(
-        self, pool: psycopg_pool.ConnectionPool[Connection], *, has_trigrams: bool, patience: float = PATIENCE
-    ) -> None:
+    def __init__(self, pool: Pool, *, has_trigrams: bool, patience: float, closing: threading.Event) -> None:
         super().__init__(has_trigrams=has_trigrams)
         self._pool = pool
         self._patience = patience
+        self._closing = closing
         self._connection: Connection | None = None
 
     @contextmanager
@@ -60,28 +64,33 @@ class PostgresReader(PostgresSession):
 
     def _begin(self, query: str, parameters: tuple[Any, ...]) -> Cursor:
         end = time.monotonic() + self._patience
+        pause = FIRST_PAUSE
         while True:
-            connection = self._take(end)
             try:
-                with connection.pipeline():
-                    connection.execute(_BEGIN)
-                    cursor = connection.execute(sql(query), parameters, binary=True)
-            except BaseException as error:
-                connection.close()
-                self._pool.putconn(connection)
-                if not (isinstance(error, psycopg.Error) and is_lost(error)) or time.monotonic() > end:
+                return self._try_to_begin(query, parameters)
+            except psycopg.Error as error:
+                if not is_lost(error) or self._closing.is_set() or time.monotonic() >= end:
                     raise
-            else:
-                self._connection = connection
-                return cursor
+            self._pool.drop_idle()
+            self._closing.wait(pause * random.uniform(0.5, 1))  # noqa: S311 - not for a secret
+            pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _take(self, end: float) -> Connection:
-        while True:
-            try:
-                return self._pool.getconn(LOOK_EVERY)
-            except psycopg_pool.PoolTimeout:  # in each wait the pool tries to connect
-                if time.monotonic() > end:
-                    raise
+    def _try_to_begin(self, query: str, parameters: tuple[Any, ...]) -> Cursor:
+        connection = self._pool.take(max(self._patience, LEAST_WAIT))
+        pipeline = ExitStack()
+        try:
+            pipeline.enter_context(connection.pipeline())
+            connection.execute(_BEGIN)
+            cursor = connection.execute(sql(query), parameters, binary=True)
+            pipeline.close()
+        except BaseException:
+            connection.close()
+            with suppress(psycopg.Error):
+                pipeline.close()
+            self._pool.give_back(connection)
+            raise
+        self._connection = connection
+        return cursor
 
     def _end(self) -> None:
         connection, self._connection = self._connection, None
@@ -92,7 +101,7 @@ class PostgresReader(PostgresSession):
         except psycopg.Error:  # what was read was read; it is not used again
             connection.close()
         finally:
-            self._pool.putconn(connection)
+            self._pool.give_back(connection)
 
     def size_of_tables(self) -> int:
         """Return how many bytes all tables and their indexes take."""

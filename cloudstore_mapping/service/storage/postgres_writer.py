@@ -24,7 +24,7 @@ an error is that of the piece which it belongs to.
 outcome; so each transaction writes a random id into this process's row of `writers`. If it is found there, all was
 done, and what the work returned stands; else it is done again. The row excludes the two from each other: where the
 server is still at the first, looking waits for it. That answer is committed too before it is believed, for the server
-may show what it has not replicated yet. After `PATIENCE` the outcome is an `OutcomeUnknownError`.
+may show what it has not replicated yet. After `patience` seconds the outcome is an `OutcomeUnknownError`.
 """
 
 # ruff: noqa: D102 - what is without a docstring has it in `statements`
@@ -53,8 +53,6 @@ from cloudstore_mapping.service.storage.postgres_errors import (
 )
 from cloudstore_mapping.service.storage.writer import AgainError, DoneError, PutOffError, Session
 
-#: Seconds for which it is tried to reach the database again, from the moment it was lost.
-PATIENCE: Final = 12.0
 #: Seconds between two tries, which double up to the longest.
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 0.8
@@ -77,15 +75,18 @@ class PostgresWriter(PostgresChanges, Session):
     """
     The session that `GroupWriter` writes with; `connect` gives it a connection whenever it has none.
 
-    `closing` ends all waiting for a database that isn't reached.
+    One that was lost is waited for `patience` seconds, and no longer once `closing` is set.
     """
 
     #: A server keeps so many savepoints of a transaction at hand (64); with more, all others' reads become slow.
     max_group = 60
 
-    def __init__(self, connect: Callable[[], Connection], *, has_trigrams: bool, closing: threading.Event) -> None:
+    def __init__(
+        self, connect: Callable[[], Connection], *, has_trigrams: bool, patience: float, closing: threading.Event
+    ) -> None:
         super().__init__(has_trigrams=has_trigrams)
         self._connect = connect
+        self._patience = patience
         self._closing = closing
         self._connection: Connection | None = None
         self._around = ExitStack()
@@ -215,7 +216,7 @@ class PostgresWriter(PostgresChanges, Session):
         now = time.monotonic()
         if self._lost_at is None:
             self._lost_at = now
-        if now - self._lost_at > PATIENCE:
+        if now - self._lost_at > self._patience:
             return False
         self._tries += 1
         self._pause(min(FIRST_PAUSE * 2.0**self._tries, LONGEST_PAUSE))

@@ -121,7 +121,8 @@ class SQLiteSession(SQLTransaction, Session):
         return self._execute(query, parameters).fetchall()
 
     def stream(self, query: str, *parameters: Any) -> Iterator[Any]:
-        yield from self._execute(query, parameters)
+        for row in self._execute(query, parameters):  # noqa: UP028 - which would close the cursor of a closed database
+            yield row
 
     def do(self, query: str, *parameters: Any) -> None:
         self._execute(query, parameters)
