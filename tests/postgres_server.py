@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import tempfile
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +26,8 @@ from tests.storages import NO_POSTGRES
 UNPRIVILEGED: Final = "nobody"
 #: Seconds until a server answers, or has ended, on a machine that has much else to do.
 PATIENCE: Final = 60.0
+#: Where a server may listen: no system takes one of these for a connection that goes out, while the server is down.
+PORTS: Final = range(10_000, 32_000)
 #: What makes tests quick, and loses nothing as long as the machine runs.
 QUICK: Final = {"fsync": "off", "full_page_writes": "off"}
 
@@ -127,9 +131,11 @@ def _reachable(programs: Path, folder: Path) -> Path:
 
 
 def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 class SharedServer:

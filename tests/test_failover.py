@@ -20,8 +20,8 @@ from tests.cluster.balancer import MISSING, balanced, haproxy
 from tests.cluster.clients import CLIENTS, COUNTERS, Clients, acknowledged, read_at_last, slowest
 from tests.cluster.databases import DatabaseServer, pair, store_on
 from tests.cluster.nodes import Node, first_key, nodes
-from tests.postgres_server import MISSING as NO_POSTGRES
 from tests.postgres_server import bundled
+from tests.storages import NO_POSTGRES
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(haproxy() is None, reason=MISSING)]
 
