@@ -13,6 +13,7 @@ import pytest
 
 from cloudstore_mapping.service.storage.base import Storage, Transaction
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
+from tests.postgres_proxy import Proxy
 from tests.postgres_server import shared
 from tests.service_fakes import PATIENCE
 
@@ -37,6 +38,13 @@ def there(address: str, here: PostgresStorage) -> Iterator[PostgresStorage]:
     """Return the other one."""
     with PostgresStorage(address) as storage:
         yield storage
+
+
+@pytest.fixture
+def proxy(no_threads_left: None) -> Iterator[Proxy]:
+    """Return a way to the server that can be cut."""
+    with Proxy(shared.socket) as proxy:
+        yield proxy
 
 
 class Halfway:

@@ -70,6 +70,17 @@ def test_the_first_start(address: str) -> None:
         assert float(size[1]) > 0
 
 
+def test_two_first_starts_at_once(address: str) -> None:
+    """Of two services that start on one empty database at the same moment one makes the owner, and both answer."""
+    with serving("--json", "--store", address) as one, serving("--json", "--store", address) as two:
+        starts = [told(process) for process in (one, two)]
+        (key,) = (start["api_key"] for start in starts if start["api_key"] is not None)
+        for start in starts:
+            with cm.open(start["address"].replace("://", f"://{key}@")) as store:
+                store.merge("starts", {start["address"]: 1})
+                assert start["address"] in store["starts"]
+
+
 def test_two_services_that_merge_into_one_key(store: str) -> None:
     """Two services on one database, each with a program that merges 1,000 times into the same key, lose nothing."""
     with serving("--json", "--store", store) as one, serving("--json", "--store", store) as two:

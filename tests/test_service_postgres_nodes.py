@@ -36,6 +36,15 @@ def askers(nodes: list[Service]) -> list[Asker]:
     return [Asker(node, key) for node in nodes]
 
 
+def times(nodes: list[Service], name: str) -> int:
+    """Return how often the owner's file was used at all nodes together."""
+    for node in nodes:
+        node.usage.flush()
+    file = nodes[0].panels.data_file(nodes[0].accounts.named("owner"), name)
+    assert file is not None
+    return file.use.times
+
+
 def at_once(askers: list[Asker], ask: str, *arguments: object) -> list[Reply]:
     """Ask all nodes the same many times at once, and return the replies."""
     starting = threading.Barrier(THREADS)
@@ -107,11 +116,12 @@ def test_an_owner_who_signs_in(nodes: list[Service], askers: list[Asker]) -> Non
     assert here.owners.session(token) is None
 
 
-def test_merges_at_once(askers: list[Asker]) -> None:
-    """Merges of two nodes into one file at once are all in it in the end."""
+def test_merges_at_once(nodes: list[Service], askers: list[Asker]) -> None:
+    """Merges of two nodes into one file at once are all in it in the end, and each is counted once."""
     with ThreadPoolExecutor(THREADS) as pool:
         replies = list(pool.map(lambda number: askers[number % 2].merge("list", {str(number): number}), range(100)))
     assert {reply.error for reply in replies} == {None}
+    assert times(nodes, "list") == 100
     assert askers[0].value("list") == {str(number): number for number in range(100)}
 
 
@@ -152,11 +162,7 @@ def test_accesses_add_up(nodes: list[Service], askers: list[Asker]) -> None:
     for _ in range(3):
         for asker in askers:
             asker.value("list")
-    for node in nodes:
-        node.usage.flush()
-    file = nodes[1].panels.data_file(nodes[1].accounts.named("owner"), "list")
-    assert file is not None
-    assert file.use.times == 7
+    assert times(nodes, "list") == 7
 
 
 def test_nobody_waits_on_the_callers_thread(nodes: list[Service], askers: list[Asker], address: str) -> None:

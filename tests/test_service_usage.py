@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from cloudstore_mapping.errors import DailyLimitError, UnavailableError
+from cloudstore_mapping.errors import DailyLimitError, OutcomeUnknownError, UnavailableError
 from cloudstore_mapping.service.limits import DAY
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.base import Storage, Transaction
 from cloudstore_mapping.service.storage.records import Accesses, Account, Limits
 from cloudstore_mapping.service.usage import Usage
 from cloudstore_mapping.wire import Batch
@@ -205,6 +205,25 @@ def test_what_could_not_be_stored_is_kept(
 
 def _full(_: object) -> None:
     raise UnavailableError("The store's disk is full.")
+
+
+def test_what_may_be_stored_is_not_counted_again(
+    usage: Usage, storage: Storage, owner: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts of which nobody knows whether they are stored are not stored a second time."""
+
+    def lost_behind_the_commit(work: Callable[[Transaction], object]) -> None:
+        submit(work).result()
+        raise OutcomeUnknownError("It may be stored or not.")
+
+    use(usage, storage, owner, 2)
+    submit = storage.submit
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "submit", lost_behind_the_commit)
+        with pytest.raises(OutcomeUnknownError):
+            usage.flush()
+    usage.flush()
+    assert stored(storage, owner) == Accesses(TODAY, 2, MIDNIGHT)
 
 
 def test_counts_that_come_during_a_flush(tmp_path: Path, clock: ManualClock) -> None:

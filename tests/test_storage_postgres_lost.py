@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -13,22 +14,15 @@ import pytest
 from cloudstore_mapping.errors import OutcomeUnknownError, TransportError, UnavailableError
 from cloudstore_mapping.service.storage.base import Storage, Transaction
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
-from tests.postgres_fixtures import address, wait_for_lock
+from tests.postgres_fixtures import address, proxy, wait_for_lock
 from tests.postgres_proxy import Cut, Proxy
 from tests.postgres_server import shared
 from tests.service_fakes import PATIENCE, Held
 
-__all__ = ["address"]
+__all__ = ["address", "proxy"]
 
 #: The statement, and not the name of an isolation level.
 COMMIT = b"COMMIT\0"
-
-
-@pytest.fixture
-def proxy(no_threads_left: None) -> Iterator[Proxy]:
-    """Return a way to the server that can be cut."""
-    with Proxy(shared.socket) as proxy:
-        yield proxy
 
 
 @pytest.fixture
@@ -71,6 +65,18 @@ def test_work_is_done_once(storage: PostgresStorage, account: int, proxy: Proxy,
     assert value(storage, account) == b"++"
 
 
+def test_it_is_in_the_log(
+    storage: PostgresStorage, account: int, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever runs a service reads once that the database was lost, and once that it is back."""
+    with caplog.at_level(logging.WARNING):
+        proxy.cut(COMMIT, Cut.AFTER, times=3)
+        storage.submit(partial(append, account=account)).result(PATIENCE)
+    lost, back = (record.getMessage() for record in caplog.records)
+    assert lost.startswith("The connection to the database was lost, and writes wait for another: ")
+    assert back.startswith("The database is reached again, after ")
+
+
 def test_what_a_group_returned_stands(storage: PostgresStorage, account: int, proxy: Proxy) -> None:
     """Where a commit turns out to be done, each piece of work is answered with what it returned then."""
     held = Held(storage)
@@ -109,6 +115,19 @@ def test_a_commit_that_is_still_under_way(
     slow_commit.execute("ROLLBACK")
     assert future.result(PATIENCE) == b"+"
     assert value(storage, account) == b"+"
+
+
+def test_the_first_commit_of_all_that_is_still_under_way(
+    address: str, account: int, proxy: Proxy, slow_commit: psycopg.Connection
+) -> None:
+    """Whoever looks waits also where the mark that is looked for was never committed before."""
+    with PostgresStorage(shared.by_port(address, proxy.port)) as storage:
+        proxy.cut(COMMIT, Cut.AT)
+        future = storage.submit(partial(append, account=account))
+        wait_for_lock(address, sessions=2)
+        slow_commit.execute("ROLLBACK")
+        assert future.result(PATIENCE) == b"+"
+        assert value(storage, account) == b"+"
 
 
 def test_a_commit_that_the_server_gave_up(

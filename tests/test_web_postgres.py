@@ -13,20 +13,13 @@ import cloudstore_mapping as cm
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
 from cloudstore_mapping.web.serve import background
-from tests.postgres_fixtures import address, wait_for_lock
+from tests.postgres_fixtures import address, proxy, wait_for_lock
 from tests.postgres_proxy import Proxy
 from tests.postgres_server import shared
 
-__all__ = ["address"]
+__all__ = ["address", "proxy"]
 
 OWN_KEY = "an-owner.s_own~key"
-
-
-@pytest.fixture
-def proxy(no_threads_left: None) -> Iterator[Proxy]:
-    """Return a way to the server that can be cut."""
-    with Proxy(shared.socket) as proxy:
-        yield proxy
 
 
 @pytest.fixture

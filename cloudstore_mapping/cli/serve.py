@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -159,13 +160,11 @@ def _run_workers(
 
 def _start(service: Service, address: str, place: Place) -> _Start:
     # Only now is it certain that somebody sees the secrets. Nobody waits meanwhile: no key opens anything yet.
-    if service.accounts.any():
-        return _Start(address, place, None, None)
-    try:
-        api_key = service.accounts.create(OWNER)
-    except BadNameError:  # another node that starts just now was the first
-        return _Start(address, place, None, None)
-    return _Start(address, place, api_key, service.owners.reset_password(OWNER))
+    if not service.accounts.any():
+        with suppress(BadNameError):  # another service on the same store may make it at the same moment
+            api_key = service.accounts.create(OWNER)
+            return _Start(address, place, api_key, service.owners.reset_password(OWNER))
+    return _Start(address, place, None, None)
 
 
 def _print_object(start: _Start) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -9,9 +10,18 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar, Self, TypeVar
 
+from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.tables import AccessesTable, AccountsTable, FilesTable, MediaTable
 
 T = TypeVar("T")
+
+
+def check_open(process: int, *, closed: bool) -> None:
+    """Refuse the use of a storage that was `closed`, or opened in another process, which a fork left behind."""
+    if closed:
+        raise UnavailableError("The store is closed; open it again.", sent=False, retry_after=1.0)
+    if os.getpid() != process:  # neither the writer's thread nor connections and locks come along
+        raise UnavailableError("The store was opened before a fork; open it in each process.", sent=False)
 
 
 class Transaction(AccountsTable, FilesTable, MediaTable, AccessesTable):

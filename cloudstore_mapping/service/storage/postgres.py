@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 import psycopg
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.storage.base import Storage, Transaction, check_open
 from cloudstore_mapping.service.storage.postgres_connection import (
     connect,
     label_of,
@@ -23,7 +23,7 @@ from cloudstore_mapping.service.storage.postgres_connection import (
 )
 from cloudstore_mapping.service.storage.postgres_errors import unavailable
 from cloudstore_mapping.service.storage.postgres_migrations import has_trigrams, migrate, schema_of
-from cloudstore_mapping.service.storage.postgres_pool import Pool
+from cloudstore_mapping.service.storage.postgres_pool import ReaderPool
 from cloudstore_mapping.service.storage.postgres_reader import PostgresReader
 from cloudstore_mapping.service.storage.postgres_writer import PostgresWriter
 from cloudstore_mapping.service.storage.writer import GroupWriter
@@ -80,7 +80,7 @@ class PostgresStorage(Storage):
         self._session = PostgresWriter(
             opened, has_trigrams=self._has_trigrams, patience=patience, closing=self._closing
         )
-        self._pool = Pool(opened, MAX_READERS)
+        self._pool = ReaderPool(opened, MAX_READERS)
         self._writer = GroupWriter(self._session, self._session.close)
 
     @contextmanager
@@ -91,7 +91,7 @@ class PostgresStorage(Storage):
 
     @contextmanager
     def _reading(self, patience: float | None = None) -> Iterator[PostgresReader]:
-        self._check_open()
+        check_open(self._process, closed=self._closed)
         patience = self._patience if patience is None else patience
         reader = PostgresReader(self._pool, has_trigrams=self._has_trigrams, patience=patience, closing=self._closing)
         with reader.open():
@@ -99,14 +99,8 @@ class PostgresStorage(Storage):
 
     def submit(self, work: Callable[[Transaction], T]) -> Future[T]:
         """Run `work` in a writing transaction; the future completes after the commit is on disk."""
-        self._check_open()
+        check_open(self._process, closed=self._closed)
         return self._writer.submit(work)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise UnavailableError("The store is closed; open it again.", sent=False, retry_after=1.0)
-        if os.getpid() != self._process:  # neither the writer's thread nor the connections come along
-            raise UnavailableError("The store was opened before a fork; open it in each process.", sent=False)
 
     def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
         """Copy all that it holds at this moment into a new SQLite file, which is there only once it is whole."""

@@ -23,7 +23,7 @@ from cloudstore_mapping.service.storage.postgres_errors import RETRY_AFTER
 IDLE_FOR: Final = 60.0
 
 
-class Pool:
+class ReaderPool:
     """At most so many connections that `connect` makes, handed out one by one; threads may share it."""
 
     def __init__(self, connect: Callable[[], Connection], most: int) -> None:

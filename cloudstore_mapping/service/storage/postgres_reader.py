@@ -14,7 +14,7 @@ import psycopg
 
 from cloudstore_mapping.service.storage.postgres_connection import Connection, Cursor, sql
 from cloudstore_mapping.service.storage.postgres_errors import is_lost, unavailable
-from cloudstore_mapping.service.storage.postgres_pool import Pool
+from cloudstore_mapping.service.storage.postgres_pool import ReaderPool
 from cloudstore_mapping.service.storage.postgres_session import PostgresSession
 
 #: Seconds between two tries to reach a lost server, which double up to the longest.
@@ -39,7 +39,7 @@ class PostgresReader(PostgresSession):
     for `patience` seconds, and no longer once `closing` is set.
     """
 
-    def __init__(self, pool: Pool, *, has_trigrams: bool, patience: float, closing: threading.Event) -> None:
+    def __init__(self, pool: ReaderPool, *, has_trigrams: bool, patience: float, closing: threading.Event) -> None:
         super().__init__(has_trigrams=has_trigrams)
         self._pool = pool
         self._patience = patience

@@ -30,19 +30,19 @@ may show what it has not replicated yet. After `patience` seconds the outcome is
 # ruff: noqa: D102 - what is without a docstring has it in `statements`
 from __future__ import annotations
 
+import logging
 import random
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NoReturn
 
 import psycopg
-from psycopg.pq import TransactionStatus
 
 from cloudstore_mapping.service.storage.postgres_changes import PostgresChanges
-from cloudstore_mapping.service.storage.postgres_connection import Connection, Cursor, sql
+from cloudstore_mapping.service.storage.postgres_connection import Connection, Cursor
 from cloudstore_mapping.service.storage.postgres_errors import (
     NOT_SERIALIZABLE,
     OVERTAKEN,
@@ -51,7 +51,10 @@ from cloudstore_mapping.service.storage.postgres_errors import (
     outcome_unknown,
     unavailable,
 )
+from cloudstore_mapping.service.storage.postgres_line import Line
 from cloudstore_mapping.service.storage.writer import AgainError, DoneError, PutOffError, Session
+
+_log: Final = logging.getLogger(__name__)
 
 #: Seconds between two tries, which double up to the longest.
 FIRST_PAUSE: Final = 0.05
@@ -63,11 +66,14 @@ MAX_TRIES: Final = 10
 LOCK_WAIT: Final = "2s"
 LATER_WAIT: Final = "1ms"
 
-_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _MARK: Final = (
     "INSERT INTO writers (id, last_commit) VALUES (?, ?)"
     " ON CONFLICT (id) DO UPDATE SET last_commit = excluded.last_commit, at = now()"
 )
+_CLAIM: Final = "INSERT INTO writers (id, last_commit) VALUES (?, '') ON CONFLICT (id) DO NOTHING"
+_LAST: Final = "SELECT last_commit FROM writers WHERE id = ? FOR UPDATE"
+_LEAVE: Final = "DELETE FROM writers WHERE id = ?"
 _FORGET: Final = "DELETE FROM writers WHERE at < now() - INTERVAL '1 day'"
 
 
@@ -85,12 +91,9 @@ class PostgresWriter(PostgresChanges, Session):
         self, connect: Callable[[], Connection], *, has_trigrams: bool, patience: float, closing: threading.Event
     ) -> None:
         super().__init__(has_trigrams=has_trigrams)
-        self._connect = connect
+        self._line = Line(connect)
         self._patience = patience
         self._closing = closing
-        self._connection: Connection | None = None
-        self._around = ExitStack()
-        self._pipeline: psycopg.Pipeline | None = None
         self._writer = secrets.token_hex(16)
         self._commit_id = ""
         #: Whether the server may have committed what isn't known to be committed.
@@ -122,12 +125,10 @@ class PostgresWriter(PostgresChanges, Session):
             self._succeeded()
 
     def _begin(self) -> None:
-        if self._connection is None:
-            self._connection = self._connect()
-        self._pipeline = self._around.enter_context(self._connection.pipeline())
+        self._line.open()
         self._savepoints = 0
-        self._say(_BEGIN)
-        self._say(f"SET LOCAL lock_timeout = '{LOCK_WAIT}'")
+        self._line.send(_BEGIN)
+        self._line.send(f"SET LOCAL lock_timeout = '{LOCK_WAIT}'")
         if self._sent:
             self._look()
         else:
@@ -138,9 +139,10 @@ class PostgresWriter(PostgresChanges, Session):
 
     def _look(self) -> None:
         """Raise `DoneError` where the transaction before was committed; else this one goes on in its place."""
-        row = self.row("SELECT last_commit FROM writers WHERE id = ? FOR UPDATE", self._writer)
+        self.do(_CLAIM, self._writer)  # which waits for who is still about to make the row
+        (found,) = self.row(_LAST, self._writer)
         self.do(_MARK, self._writer, self._commit_id)
-        if row is not None and row[0] == self._commit_id:
+        if found == self._commit_id:
             self._commit()
             raise DoneError
         self._sent = False
@@ -148,55 +150,24 @@ class PostgresWriter(PostgresChanges, Session):
     def _commit(self) -> None:
         self._sent = True
         try:
-            cursor = self._say("COMMIT")
-            self._leave_pipeline()
-        except psycopg.Error:
-            self._sent = self._is_gone()  # else the server said that it did not
+            self._line.commit()
+        except psycopg.Error as error:
+            # Of other errors the server says that it did not; but one that is told to end may have, before it did.
+            self._sent = self._line.is_gone or is_lost(error)
             raise
         self._sent = False
-        if cursor.statusmessage != "COMMIT":
-            raise psycopg.OperationalError(f"The transaction ended with {cursor.statusmessage}.")
 
     def _abandon(self) -> None:
-        """Undo what the transaction did, and leave a connection that is as new, or none."""
         self._stands = False
-        connection = self._connection
-        if connection is None:
-            return
-        with suppress(psycopg.Error):
-            self._drain()
-            self._leave_pipeline()
-            if connection.info.transaction_status is not TransactionStatus.IDLE:
-                connection.execute("ROLLBACK")
-        if connection.info.transaction_status is not TransactionStatus.IDLE:
-            self._drop()
-
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-            with suppress(psycopg.Error):
-                self._leave_pipeline()
-
-    def _leave_pipeline(self) -> None:
-        self._pipeline = None
-        self._around.close()
-
-    def _drain(self) -> None:
-        """Wait for what was sent; after an error the server listens again from here on."""
-        if self._pipeline is not None:
-            self._pipeline.sync()
-
-    def _is_gone(self) -> bool:
-        return self._connection is None or self._connection.closed
+        self._line.reset()
 
     def _failed(self, error: psycopg.Error) -> NoReturn:
         """Pause, and raise `AgainError` where the transaction is worth another try; else what is told outside."""
         if error.sqlstate == READ_ONLY:
-            self._drop()  # what was the primary is it no longer
-        is_gone = self._is_gone() and (error.sqlstate in (None, READ_ONLY) or is_lost(error))
+            self._line.drop()  # what was the primary is it no longer
+        is_gone = self._line.is_gone and (error.sqlstate in (None, READ_ONLY) or is_lost(error))
         if is_gone or self._sent:
-            again = self._wait_for_database()
+            again = self._wait_for_database(error)
         else:
             others = error.sqlstate == NOT_SERIALIZABLE or error.sqlstate in OVERTAKEN
             again = (not self._careful or others) and self._tries < MAX_TRIES
@@ -212,20 +183,23 @@ class PostgresWriter(PostgresChanges, Session):
             raise outcome_unknown() from error
         raise unavailable(error) from error
 
-    def _wait_for_database(self) -> bool:
+    def _wait_for_database(self, error: psycopg.Error) -> bool:
         now = time.monotonic()
         if self._lost_at is None:
             self._lost_at = now
-        if now - self._lost_at > self._patience:
+            _log.warning("The connection to the database was lost, and writes wait for another: %s", unavailable(error))
+        if now - self._lost_at >= self._patience:
             return False
         self._tries += 1
-        self._pause(min(FIRST_PAUSE * 2.0**self._tries, LONGEST_PAUSE))
+        self._pause(min(FIRST_PAUSE * 2 ** min(self._tries, 9), LONGEST_PAUSE))
         return not self._closing.is_set()
 
     def _pause(self, seconds: float) -> None:
         self._closing.wait(seconds * random.uniform(0.5, 1))  # noqa: S311 - not for a secret
 
     def _succeeded(self) -> None:
+        if self._lost_at is not None:
+            _log.warning("The database is reached again, after %.1f seconds.", time.monotonic() - self._lost_at)
         self._stands = self._careful = False
         self._tries, self._lost_at = 0, None
 
@@ -236,16 +210,16 @@ class PostgresWriter(PostgresChanges, Session):
         self.begin_work()
         name = f"work_{self._savepoints}"
         try:
-            self._say(f"SAVEPOINT {name}")
+            self._line.send(f"SAVEPOINT {name}")
             yield
             if self._careful:
-                self._drain()
-            self._say(f"RELEASE {name}")
+                self._line.drain()
+            self._line.send(f"RELEASE {name}")
             self._wait_briefly()
         except psycopg.Error as error:
             self._undo(name, error)
             self._wait_briefly()
-            raise self._put_off(error) from error
+            raise _refused(error) from error
         except BaseException:
             self._undo(name)
             self._wait_briefly()
@@ -256,11 +230,11 @@ class PostgresWriter(PostgresChanges, Session):
         try:
             if error is not None or self._careful:
                 with suppress(psycopg.Error):
-                    self._drain()
-            self._say(f"ROLLBACK TO {name}")  # which isn't there if it was an earlier piece that failed
-            self._say(f"RELEASE {name}")
+                    self._line.drain()
+            self._line.send(f"ROLLBACK TO {name}")  # which isn't there if it was an earlier piece that failed
+            self._line.send(f"RELEASE {name}")
             if error is not None:
-                self._drain()
+                self._line.drain()
         except psycopg.Error as second:
             self._stands = False
             raise AgainError(second if error is None else error) from second
@@ -268,15 +242,9 @@ class PostgresWriter(PostgresChanges, Session):
             self._stands = False
             raise AgainError(error) from error
 
-    def _put_off(self, error: psycopg.Error) -> Exception:
-        """Return what a piece of work raises that the server refused, and that was undone."""
-        told = unavailable(error)
-        told.__cause__ = error
-        return PutOffError(told) if error.sqlstate in OVERTAKEN else told
-
     def _wait_briefly(self) -> None:
         if self._savepoints == 1:
-            self._say(f"SET LOCAL lock_timeout = '{LATER_WAIT}'")
+            self._line.send(f"SET LOCAL lock_timeout = '{LATER_WAIT}'")
 
     def intact(self) -> bool:
         """Whether the transaction still stands."""
@@ -284,29 +252,31 @@ class PostgresWriter(PostgresChanges, Session):
 
     def close(self) -> None:
         """Let go of the connection, and of the mark in the database."""
-        if self._connection is not None:
+        if not self._line.is_gone:
             with suppress(psycopg.Error):
-                self._connection.execute(sql("DELETE FROM writers WHERE id = ?"), (self._writer,))
-                self._connection.execute(_FORGET)
-        self._drop()
-
-    def _say(self, statement: str) -> Cursor:
-        """Send what has no parameters, and is not worth preparing."""
-        return self._live().execute(sql(statement), prepare=False)
-
-    def _live(self) -> Connection:
-        if self._connection is None:
-            raise psycopg.OperationalError("There is no connection.")
-        return self._connection
+                self._line.open()
+                self._line.send(
+                    "SET synchronous_commit = off"
+                )  # nobody waits for this, nor should the end of a service
+                self.do(_LEAVE, self._writer)
+                self.do(_FORGET)
+                self._line.drain()
+        self._line.drop()
 
     def _run(self, query: str, parameters: tuple[Any, ...]) -> Cursor:
-        cursor = self._live().execute(sql(query), parameters, binary=True)
-        # To the end of all that was sent: only then the server knows that it is its client's turn, and for how long.
-        self._drain()
+        cursor = self._line.send(query, parameters)
+        self._line.drain()
         return cursor
 
     def do(self, query: str, *parameters: Any) -> None:
-        self._live().execute(sql(query), parameters, binary=True)
+        self._line.send(query, parameters)
 
     def count(self, query: str, *parameters: Any) -> int:
         return self._run(query, parameters).rowcount
+
+
+def _refused(error: psycopg.Error) -> Exception:
+    """Return what a piece of work raises that the server refused, and that was undone."""
+    told = unavailable(error)
+    told.__cause__ = error
+    return PutOffError(told) if error.sqlstate in OVERTAKEN else told

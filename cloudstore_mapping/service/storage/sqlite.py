@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
-from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.storage.base import Storage, Transaction, check_open
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, migrate
 from cloudstore_mapping.service.storage.sqlite_backup import back_up
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession, primary_code, unavailable
@@ -45,7 +45,7 @@ class SQLiteStorage(Storage):
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         """Return a transaction to read with, on the caller's thread: all it reads is of one moment."""
-        self._check_open()
+        check_open(self._process, closed=self._closed)
         session = self._session if self._path is None else self._reader(self._path)
         try:
             with session.snapshot():
@@ -69,18 +69,12 @@ class SQLiteStorage(Storage):
 
     def submit(self, work: Callable[[Transaction], T]) -> Future[T]:
         """Run `work` in a writing transaction; the future completes after the commit is on disk."""
-        self._check_open()
+        check_open(self._process, closed=self._closed)
         return self._writer.submit(work)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise UnavailableError("The store is closed; open it again.", sent=False, retry_after=1.0)
-        if os.getpid() != self._process:  # neither the writer's thread nor SQLite's locks come along
-            raise UnavailableError("The store was opened before a fork; open it in each process.", sent=False)
 
     def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
         """Copy all that it holds at this moment into a new file at `path`, which is there only once it is whole."""
-        self._check_open()
+        check_open(self._process, closed=self._closed)
         if self._path is None:
             with self._session.snapshot():
                 back_up(self._session.connection, path, report)
