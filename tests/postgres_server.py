@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import tempfile
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +26,8 @@ from tests.storages import NO_POSTGRES
 UNPRIVILEGED: Final = "nobody"
 #: Seconds until a server answers, or has ended, on a machine that has much else to do.
 PATIENCE: Final = 60.0
+#: Where a server may listen: no system takes one of these for a connection that goes out, while the server is down.
+PORTS: Final = range(10_000, 32_000)
 #: What makes tests quick, and loses nothing as long as the machine runs.
 QUICK: Final = {"fsync": "off", "full_page_writes": "off"}
 
@@ -65,6 +69,22 @@ class PostgresServer:
         """Run one of PostgreSQL's programs to its end, as the server's user, and return its exit status."""
         command = [self._programs / name, *arguments]
         return subprocess.run(command, check=check, cwd=self.folder, stdout=subprocess.DEVNULL, **_as_user()).returncode
+
+    def shell(self, script: str, **environment: str) -> str:
+        """Run a script that finds PostgreSQL's programs, this server and its files, and return what it prints."""
+        found = {"PGDATA": str(self.data), "PGHOST": str(self.folder), "PGPORT": str(self.port), "PGUSER": "postgres"}
+        path = f"{self._programs}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=self.folder,
+            env={**found, **environment, "PATH": path},
+            capture_output=True,
+            text=True,
+            **_as_user(),
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{script}\n{done.stderr}")
+        return str(done.stdout)
 
     def make(self) -> None:
         """Make the files of a new server."""
@@ -111,9 +131,11 @@ def _reachable(programs: Path, folder: Path) -> Path:
 
 
 def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 class SharedServer:

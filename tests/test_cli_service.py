@@ -10,7 +10,8 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,11 @@ from typer.testing import CliRunner, Result
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
+from cloudstore_mapping.cli.serve import OWNER, _start
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage import sqlite_session
+from cloudstore_mapping.service.storage.base import Transaction
+from cloudstore_mapping.service.storage.places import place_of
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from tests.serving import lines, serving
 
@@ -49,6 +53,27 @@ def test_the_first_start_prints_all_that_a_program_needs(tmp_path: Path) -> None
             assert dict(store) == {"Shopping_List": {"Apples": 8}}
         process.send_signal(signal.SIGINT)
         assert process.communicate()[0] == ""
+
+
+class Overtaken(SQLiteStorage):
+    """A storage in which another process makes the first start's account when this one has seen that there is none."""
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """Return a transaction to read with."""
+        with super().read() as transaction:
+            yield transaction
+            was_empty = not transaction.has_accounts()
+        if was_empty:
+            self.submit(lambda transaction: transaction.add_account(OWNER, 1.0)).result()
+
+
+def test_first_starts_at_once() -> None:
+    """Of nodes that start at once on an empty store one makes the account and tells its secrets, the others go on."""
+    with Service(Overtaken(None)) as service:
+        start = _start(service, "http://127.0.0.1:8787/cloudstore", place_of("memory:"))
+        assert service.accounts.any()
+    assert (start.api_key, start.password) == (None, None)
 
 
 def test_the_line_for_a_program_can_be_used(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,7 +15,7 @@ from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.places import Place, place_of
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
 from cloudstore_mapping.service.storage.postgres_connection import parameters_of, read_text, write_text
-from cloudstore_mapping.service.storage.postgres_migrations import newest
+from cloudstore_mapping.service.storage.postgres_migrations import migrate, newest, schema_of
 from tests.postgres_fixtures import address
 from tests.postgres_server import shared
 
@@ -55,6 +56,29 @@ def test_nodes_that_start_at_once(address: str) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert all(pool.map(work, range(6)))
+
+
+class Overtaken(psycopg.Connection[tuple[Any, ...]]):
+    """A connection of a node that another one overtakes: when this has asked what tables there are, they are made."""
+
+    overtaken_at = ""
+
+    def execute(self, query: Any, *arguments: Any, **options: Any) -> psycopg.Cursor[tuple[Any, ...]]:
+        """Run a statement."""
+        cursor = super().execute(query, *arguments, **options)
+        if self.overtaken_at and "information_schema" in query:
+            address, self.overtaken_at = self.overtaken_at, ""
+            PostgresStorage(address).close()
+        return cursor
+
+
+def test_a_node_that_is_overtaken(address: str) -> None:
+    """Where another node makes the tables while this one looks for any, they are not taken for another program's."""
+    with Overtaken.connect(address, autocommit=True) as connection:
+        connection.overtaken_at = address
+        migrate(connection)
+        assert connection.overtaken_at == ""
+        assert schema_of(connection).version == newest()
 
 
 def test_another_programs_tables(address: str) -> None:

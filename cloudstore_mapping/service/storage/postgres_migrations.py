@@ -15,8 +15,11 @@ from cloudstore_mapping.service.storage.schemas import steps
 LOCK: Final = 0x434C5344
 
 _VERSION: Final = "SELECT version, unfinished FROM cloudstore"
-_OTHERS: Final = "SELECT count(*) FROM information_schema.tables WHERE table_schema = current_schema()"
-_IS_OURS: Final = f"{_OTHERS} AND table_name = 'cloudstore'"
+# In one statement: between two of them another node may make the tables.
+_TABLES: Final = (
+    "SELECT count(*), count(*) FILTER (WHERE table_name = 'cloudstore') FROM information_schema.tables"
+    " WHERE table_schema = current_schema()"
+)
 _INDEX: Final = "SELECT count(*) FROM pg_indexes WHERE schemaname = current_schema() AND indexname = 'files_by_trigram'"
 
 # Finds what contains a text without reading all names of an account, where the server has what that takes. The account
@@ -93,8 +96,9 @@ def _schema(connection: Connection) -> Schema:
     encoding = connection.execute("SHOW server_encoding").fetchone()
     if encoding is not None and encoding[0] != "UTF8":
         raise UnsupportedError("The database can't hold every text; make one with ENCODING 'UTF8'.")
-    if not _number(connection, _IS_OURS):
-        if _number(connection, _OTHERS):
+    tables, ours = connection.execute(_TABLES).fetchone() or (0, 0)
+    if not ours:
+        if tables:
             raise UnsupportedError(
                 "The database holds another program's tables and was left as it is; make an empty one for the store."
             )
