@@ -15,8 +15,8 @@ from cloudstore_mapping.client.transport import HTTPTransport, Transport
 from cloudstore_mapping.embedded import InProcessTransport, open_service
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.testing.transports import CountingTransport
 from cloudstore_mapping.web.serve import background
-from tests.counting import CountingTransport
 from tests.vendor import serve_vendor
 
 #: A way to a service with its API key, made anew at each call; all of a kind reach the same account.

@@ -17,8 +17,8 @@ import pytest
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.testing.transports import CountingTransport
 from cloudstore_mapping.web.serve import background
-from tests.counting import CountingTransport
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 SERVED = "http://API_KEY@127.0.0.1:8787/cloudstore"
