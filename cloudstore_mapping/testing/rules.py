@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, ClassVar, Final
 
 import hypothesis.strategies as st
@@ -44,8 +43,8 @@ class Rules(RuleBasedStateMachine):
         self.handles = ["m"]
         self.program.do("$m = factory()")
         if self.functions["handles"] is not None:
+            self.program.do("$m = handles(m)", "other")
             self.handles.append("other")
-            self.program.do("other = handles($m)")
 
     def teardown(self) -> None:
         """Compare all that is there, and close what can be closed."""
@@ -54,9 +53,8 @@ class Rules(RuleBasedStateMachine):
                 self.program.same("dict($m.items())", name)
                 self.program.same("len($m)", name)
         finally:
-            for name in self.handles:
-                with suppress(AttributeError):
-                    self.program.mapping(name).close()
+            for name in self.handles if self.has("close") else ():
+                self.program.mapping(name).close()
 
     @property
     def model(self) -> dict[Any, Any]:

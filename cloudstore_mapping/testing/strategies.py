@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import hypothesis.strategies as st
@@ -23,6 +24,7 @@ _numbers: Final[st.SearchStrategy[JSON]] = (
 _names: Final = st.sampled_from(["a", "b", "c", "", "0", "1", "a.b", "$ref", "length", "__proto__", "_data", "é"])
 
 
+@cache
 def json_values(*, max_leaves: int = 6) -> st.SearchStrategy[Any]:
     """Return JSON values of all kinds; often empty or false ones, and such as are equal to one of another type."""
     return st.recursive(
@@ -32,6 +34,7 @@ def json_values(*, max_leaves: int = 6) -> st.SearchStrategy[Any]:
     )
 
 
+@cache
 def documents(*, max_leaves: int = 6) -> st.SearchStrategy[dict[str, Any]]:
     """Return JSON objects, whose names they often share."""
     return st.dictionaries(_names, json_values(max_leaves=max_leaves), max_size=4)
@@ -81,6 +84,7 @@ KINDS: Final[Mapping[str, Callable[[int], st.SearchStrategy[str]]]] = {
 }
 
 
+@cache
 def keys(*, longest: int = 250) -> st.SearchStrategy[str]:
     """Return text that stores are known to break on, each of `KINDS` as often as the others; none longer than this."""
     return st.one_of([kind(longest) for kind in KINDS.values()])
