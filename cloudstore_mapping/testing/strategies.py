@@ -49,8 +49,8 @@ def patches(document: Any) -> st.SearchStrategy[Any]:
     """
     if isinstance(document, dict) and document:
         inner = st.fixed_dictionaries({}, optional={name: patches(part) for name, part in document.items()})
-        new = st.dictionaries(_names, json_values(max_leaves=3), max_size=1)
-        return st.builds(lambda added, changed: {**added, **changed}, new, inner) | _other_than(dict)
+        new = st.dictionaries(_names.filter(lambda name: name not in document), json_values(max_leaves=3), max_size=1)
+        return st.builds(lambda changed, added: {**changed, **added}, inner, new) | _other_than(dict)
     if isinstance(document, list) and document:
         by_position = st.tuples(*map(patches, document)).flatmap(
             lambda parts: st.integers(0, len(parts)).map(lambda length: list(parts[:length]))
@@ -72,9 +72,10 @@ KINDS: Final[Mapping[str, Callable[[int], st.SearchStrategy[str]]]] = {
     "slash": lambda _: st.sampled_from(["/", "a/b", "a/", "/a", "..", ".", "../a", "a\\b", "C:a"]),
     "percent": lambda _: st.sampled_from(["%", "%%", "100%", "%s", "%zz"]),
     "looks escaped": lambda _: st.sampled_from(["%2C", "%2c", "%252C", "%00", "a%20b", "&amp;", "\\n", "\\u0041", "+"]),
-    "control": lambda _: st.sampled_from(["\0", "a\0b", "a\nb", "\r\n", "\t", "\x7f", "\ufeff"]),
+    "NUL": lambda _: st.sampled_from(["\0", "a\0b"]),
+    "control": lambda _: st.sampled_from(["a\nb", "\r\n", "\t", "\x7f", "\ufeff"]),
     "space": lambda _: st.sampled_from([" ", "a ", " a", "\u00a0"]),
-    "twins": lambda _: st.sampled_from(["é", "e\u0301", "\u212b", "A\u030a", "\ufb01", "fi", "ß", "ss", "\u0130"]),
+    "twins": lambda _: st.sampled_from(["é", "e\u0301", "\u212b", "A\u030a", "\ufb01", "fi"]),
     "astral": lambda _: st.sampled_from(["😀", "😀a", "\U0010ffff", "\uffff", "👩\u200d🚀"]),
     "prefixes": lambda _: st.integers(1, 6).map(lambda length: "prefix"[:length]),
     "looks like another type": lambda _: st.sampled_from(["1", "0", "1.0", "None", "True", "null", "[]", "b'a'"]),

@@ -91,8 +91,12 @@ def while_iterating(iterated: str, change: str) -> str:
 
 
 #: The ways of a value into a mapping, and out of it.
-WAYS_IN: Final = ("$m[$key] = value", "$m.update({$key: value})", "$m.update([($key, value)])")
-WAYS_IN_WHERE_ABSENT: Final = ("$m.setdefault($key, value)",)
+WAYS_IN: Final = (
+    "$m[$key] = value",
+    "$m.update({$key: value})",
+    "$m.update([($key, value)])",
+    "$m.pop($key, None)\n$m.setdefault($key, value)",
+)
 WAYS_OUT: Final = (
     "$m[$key]",
     "$m.get($key)",
