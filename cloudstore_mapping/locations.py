@@ -72,10 +72,11 @@ class EmbeddedMapping(CloudStoreMapping[V]):
             raise
 
     def _identity(self) -> tuple[str, ...]:
-        return super()._identity() if self._path is None else (self._path,)  # its API key is another each time
+        # Its API key is another each time.
+        return super()._identity() if self._place.is_memory else (self._place.location(secrets=False),)
 
     def _file(self) -> Path | None:
-        return None if self._path is None else Path(self._path)
+        return self._place.file
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._place.is_memory:

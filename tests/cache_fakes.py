@@ -1,4 +1,4 @@
-"""What stands around a cache in its tests: a clock, fetches, and a cache to start from."""
+"""What stands around a cache in its tests: fetches, and a cache to start from."""
 
 from __future__ import annotations
 
@@ -9,33 +9,24 @@ from typing import Any
 import pytest
 
 from cloudstore_mapping.client.cache import Cache, Found
+from cloudstore_mapping.testing.clocks import FrozenClock
 
 FOUND = Found(b"value", "v1")
 
 
-class Clock:
-    """Time that only the test moves."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
+def clock() -> FrozenClock:
     """A clock that stands still."""
-    return Clock()
+    return FrozenClock()
 
 
 @pytest.fixture
-def cache(clock: Clock) -> Cache[bytes]:
+def cache(clock: FrozenClock) -> Cache[bytes]:
     """A cache of 10 seconds, three slots and 100 bytes."""
     return make(clock)
 
 
-def make(clock: Clock, **options: Any) -> Cache[bytes]:
+def make(clock: FrozenClock, **options: Any) -> Cache[bytes]:
     """Return a cache with other options."""
     return Cache(**{"ttl": 10.0, "entries": 3, "max_bytes": 100, "size": len, "clock": clock, **options})
 

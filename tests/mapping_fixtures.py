@@ -14,8 +14,8 @@ from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.transport import HTTPTransport, Transport
 from cloudstore_mapping.embedded import InProcessTransport, open_service
 from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.testing.transports import CountingTransport
 from cloudstore_mapping.web.serve import background
-from tests.counting import CountingTransport
 from tests.storages import location, new_storage
 from tests.vendor import serve_vendor
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cloudstore_mapping.client.cache import Cache, Found, Unchanged
-from tests.cache_fakes import FOUND, Clock, Fetch, cache, clock, make, never
+from cloudstore_mapping.testing.clocks import FrozenClock
+from tests.cache_fakes import FOUND, Fetch, cache, clock, make, never
 
 __all__ = ["cache", "clock"]  # fixtures
 
@@ -17,7 +18,7 @@ def test_a_value_is_fetched_once(cache: Cache[bytes]) -> None:
     assert (len(fetch.given), cache.hits, cache.misses) == (1, 1, 1)
 
 
-def test_time_to_live(cache: Cache[bytes], clock: Clock) -> None:
+def test_time_to_live(cache: Cache[bytes], clock: FrozenClock) -> None:
     """After its time a value is fetched again, and the fetch is given what ran out."""
     cache.read("k", Fetch())
     clock.now += 9.9
@@ -28,7 +29,7 @@ def test_time_to_live(cache: Cache[bytes], clock: Clock) -> None:
     assert again.given == [FOUND]
 
 
-def test_the_time_counts_from_when_the_read_began(cache: Cache[bytes], clock: Clock) -> None:
+def test_the_time_counts_from_when_the_read_began(cache: Cache[bytes], clock: FrozenClock) -> None:
     """A slow read's value is as old as its request."""
 
     def slow(before: object) -> Found[bytes]:
@@ -42,7 +43,7 @@ def test_the_time_counts_from_when_the_read_began(cache: Cache[bytes], clock: Cl
     assert len(fetch.given) == 1
 
 
-def test_revalidation(cache: Cache[bytes], clock: Clock) -> None:
+def test_revalidation(cache: Cache[bytes], clock: FrozenClock) -> None:
     """A fetch may say that what ran out still stands: then it is kept for another time."""
     cache.read("k", Fetch())
     clock.now += 11
@@ -50,7 +51,7 @@ def test_revalidation(cache: Cache[bytes], clock: Clock) -> None:
     assert cache.read("k", never) == FOUND
 
 
-def test_absence(clock: Clock) -> None:
+def test_absence(clock: FrozenClock) -> None:
     """That nothing is there is kept only where a time is set for it, in the same slot."""
     cache = make(clock)
     fetch = Fetch(Found(None))
@@ -65,7 +66,7 @@ def test_absence(clock: Clock) -> None:
     assert cache.read("k", never) == FOUND
 
 
-def test_a_failed_fetch_keeps_nothing(cache: Cache[bytes], clock: Clock) -> None:
+def test_a_failed_fetch_keeps_nothing(cache: Cache[bytes], clock: FrozenClock) -> None:
     """An error goes to who asked, and what was kept before is no longer trusted."""
     cache.read("k", Fetch())
     clock.now += 11
@@ -76,7 +77,7 @@ def test_a_failed_fetch_keeps_nothing(cache: Cache[bytes], clock: Clock) -> None
     assert fetch.given == [None]
 
 
-def test_bounds(clock: Clock) -> None:
+def test_bounds(clock: FrozenClock) -> None:
     """Slots and bytes are bounded, the least recently used goes first, and evictions are counted."""
     cache = make(clock)
     for key in "abc":
@@ -100,7 +101,7 @@ def test_bounds(clock: Clock) -> None:
         ("max_bytes", 0),
     ],
 )
-def test_bad_options(clock: Clock, option: str, value: object) -> None:
+def test_bad_options(clock: FrozenClock, option: str, value: object) -> None:
     """A time or a bound that keeps nothing, or for ever, is refused."""
     with pytest.raises(ValueError, match="above 0"):
         make(clock, **{option: value})

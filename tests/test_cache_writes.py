@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cloudstore_mapping.client.cache import Cache, Found
-from tests.cache_fakes import FOUND, Clock, Fetch, SlowFetch, cache, clock, never
+from cloudstore_mapping.testing.clocks import FrozenClock
+from tests.cache_fakes import FOUND, Fetch, SlowFetch, cache, clock, never
 
 __all__ = ["cache", "clock"]  # fixtures
 
@@ -37,7 +38,7 @@ def test_a_read_that_began_during_a_write_never_fills(cache: Cache[bytes]) -> No
     assert cache.peek("k") is None
 
 
-def test_a_write_keeps_what_it_left(cache: Cache[bytes], clock: Clock) -> None:
+def test_a_write_keeps_what_it_left(cache: Cache[bytes], clock: FrozenClock) -> None:
     """What a write is known to have left is kept, from when it began."""
     with cache.write("k") as write:
         clock.now += 4
@@ -49,7 +50,7 @@ def test_a_write_keeps_what_it_left(cache: Cache[bytes], clock: Clock) -> None:
     assert len(fetch.given) == 1
 
 
-def test_an_amendment_lives_no_longer(cache: Cache[bytes], clock: Clock) -> None:
+def test_an_amendment_lives_no_longer(cache: Cache[bytes], clock: FrozenClock) -> None:
     """What a write makes of what was kept is no newer than that was; of nothing it makes nothing."""
     cache.read("k", Fetch())
     clock.now += 9
@@ -166,7 +167,7 @@ def test_other_keys_go_on_meanwhile(cache: Cache[bytes]) -> None:
         reading.result()
 
 
-def test_offers(cache: Cache[bytes], clock: Clock) -> None:
+def test_offers(cache: Cache[bytes], clock: FrozenClock) -> None:
     """What was read beside the cache is kept from its mark on, unless anything was written since."""
     mark = cache.mark()
     clock.now += 4

@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
+from tests.storages import new_storage
 from tests.test_cli_terminal import on_terminal
 
 
@@ -76,7 +76,7 @@ def test_a_dry_run() -> None:
 
 def test_another_location() -> None:
     """Data go to and come from another store, over HTTP too."""
-    with Service(SQLiteStorage(None)) as service, background(service) as address:
+    with Service(new_storage()) as service, background(service) as address:
         url = address.replace("://", f"://{service.accounts.create('owner')}@")
         assert said(run("export", url)) == (0, "Exported 2 keys and 1 media file.\n", "")
         left = "2 keys were left as they are there; --overwrite replaces what differs.\n"

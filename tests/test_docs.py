@@ -22,6 +22,7 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web import options
 from cloudstore_mapping.web.serve import background
+from tests.few_tries import FEW_TRIES
 
 DOCS = Path(__file__).parent.parent / "docs"
 SERVED = "http://127.0.0.1:8787/cloudstore"
@@ -153,3 +154,18 @@ def test_pages_of_python(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("CLOUDSTORE_SECRET", raising=False)
     failed, tried = doctest.testfile(str(DOCS / page), module_relative=False, encoding="utf-8")
     assert (failed, tried >= 5) == (0, True)
+
+
+def test_the_page_about_testing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line of Python on the page gives what the page shows, and its test files pass."""
+    monkeypatch.chdir(tmp_path)
+    failed, tried = doctest.testfile(str(DOCS / "testing.md"), module_relative=False, encoding="utf-8")
+    assert (failed, tried > 20) == (0, True)
+    files = [block for block in blocks("testing.md", "python") if re.search("^(def test_|Test)", block, re.MULTILINE)]
+    assert len(files) == 2
+    for number, text in enumerate(files):
+        (tmp_path / f"test_{number}.py").write_text(text)
+    (tmp_path / "conftest.py").write_text(FEW_TRIES)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "3 passed" in done.stdout, done.stdout + done.stderr

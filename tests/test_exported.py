@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 import cloudstore_mapping
-from cloudstore_mapping import errors
+from cloudstore_mapping import errors, testing
 
 
 def test_every_error_is_exported() -> None:
@@ -32,3 +32,15 @@ def test_public_names_have_docstrings() -> None:
         for member, method in vars(value).items() if inspect.isclass(value) else ():
             if member[0] != "_" and callable(method):
                 assert inspect.getdoc(method), f"{name}.{member}"
+
+
+def test_names_of_the_test_kit() -> None:
+    """`__all__` of the kit names what it has, and each says what it is."""
+    for name in testing.__all__:
+        value = getattr(testing, name)
+        assert inspect.getdoc(value), name
+        for member, method in vars(value).items() if inspect.isclass(value) else ():
+            if member[0] != "_" and callable(method):
+                assert inspect.getdoc(method), f"{name}.{member}"
+    public = {name for name, value in vars(testing).items() if name[0] != "_" and not inspect.ismodule(value)}
+    assert public - {"find_spec", "UnsupportedError"} == set(testing.__all__) - {"faults", "strategies"}

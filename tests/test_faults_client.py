@@ -11,8 +11,9 @@ from msgspec import Raw
 
 from cloudstore_mapping.client.client import Client, Loaded
 from cloudstore_mapping.errors import CloudStoreError, NoFileError, TimedOutError
+from cloudstore_mapping.testing.faults import FaultyTransport, lost, refused, stuck, twice
 from cloudstore_mapping.wire import Request, decode_value, encode_value
-from tests.faults import DONE, TABLE, Error, FaultyTransport, lost, refused, stuck, twice, way
+from tests.faults import DONE, TABLE, Error, way
 from tests.vendor import Vendor, serve_vendor
 
 BEFORE: dict[str, Any] = {"a": {"x": 1}, "b": [2]}

@@ -12,7 +12,9 @@ import pytest
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.outcomes import is_write
 from cloudstore_mapping.errors import BulkError, CloudStoreError
-from tests.faults import DONE, TABLE, Delayed, Error, FaultyTransport, Row, way
+from cloudstore_mapping.testing.clocks import FrozenClock
+from cloudstore_mapping.testing.faults import Delayed, FaultyTransport
+from tests.faults import DONE, TABLE, Error, Row, way
 from tests.vendor import Vendor, serve_vendor
 
 Store = CloudStoreMapping[Any]
@@ -37,8 +39,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 def opened(kind: str, vendor: Vendor, **options: Any) -> tuple[Store, FaultyTransport]:
     """Return a store that holds `BEFORE` and knows what its service can, and the way that faults lie on."""
     transport, api_key = way(kind, vendor)
-    store = Store(api_key, transport=transport, max_workers=1, clock=lambda: 0.0, **options)
-    store._client._sleep = lambda _: None
+    store = Store(api_key, transport=transport, max_workers=1, clock=FrozenClock(), **options)
     store["a"] = BEFORE["a"]
     store["b"] = BEFORE["b"]
     transport.break_with([])

@@ -11,9 +11,10 @@ from msgspec.structs import asdict
 
 from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TimedOutError, TooOftenError, TransportError
+from cloudstore_mapping.testing import faults
+from cloudstore_mapping.testing.faults import SIGN_IN_PAGE, Delayed, Fault, FaultyTransport, answered, turned_away
 from cloudstore_mapping.wire import Reply, Request, Upload
-from tests import faults, vendor
-from tests.faults import SIGN_IN_PAGE, Delayed, Fault, FaultyTransport, answered, turned_away
+from tests import vendor
 from tests.vendor import Vendor, serve_vendor
 
 LOAD = Request(api_key=Vendor.api_key, name="a")

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from cloudstore_mapping.client.mapping import CloudStoreMapping
-from tests.counting import CountingTransport
+from cloudstore_mapping.testing.transports import CountingTransport
 from tests.mapping_fixtures import Connect
 
 Store = CloudStoreMapping[Any]

@@ -14,9 +14,9 @@ from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.errors import BulkError, TransportError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
 from cloudstore_mapping.wire import Batch, Reply, Request, Upload
+from tests.storages import new_storage
 from tests.vendor import Vendor
 
 
@@ -84,7 +84,7 @@ def test_a_value_that_no_service_takes() -> None:
     """A value for which a service refuses a batch unread fails alone: all others are saved, each with its own value."""
     values = {str(number): number for number in range(900)}
     for settings in (Settings(), Settings(max_body_bytes=200_000)):
-        with Service(SQLiteStorage(None), settings) as service, background(service) as address:
+        with Service(new_storage(), settings) as service, background(service) as address:
             key = service.accounts.create("owner")
             with CloudStoreMapping[Any](key, transport=HTTPTransport(address)) as store:
                 with pytest.raises(BulkError) as caught:

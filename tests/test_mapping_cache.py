@@ -9,9 +9,9 @@ import pytest
 
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.transport import Transport
+from cloudstore_mapping.testing.clocks import FrozenClock
+from cloudstore_mapping.testing.transports import CountingTransport
 from cloudstore_mapping.wire import Batch, Reply, Request, Upload
-from tests.cache_fakes import Clock
-from tests.counting import CountingTransport
 from tests.mapping_fixtures import Connect, MakeStore
 
 Store = CloudStoreMapping[Any]
@@ -32,9 +32,9 @@ class Recording(CountingTransport):
 
 
 @pytest.fixture
-def clock() -> Clock:
+def clock() -> FrozenClock:
     """A clock that stands still."""
-    return Clock()
+    return FrozenClock()
 
 
 @pytest.fixture
@@ -51,12 +51,12 @@ def other(make_store: MakeStore) -> Store:
     return make_store()
 
 
-def cached(network: Recording, clock: Clock, **options: Any) -> Store:
+def cached(network: Recording, clock: FrozenClock, **options: Any) -> Store:
     """Return a store that keeps what it reads for 10 seconds."""
     return CloudStoreMapping(network.api_key, transport=network, cache_ttl=10.0, clock=clock, **options)
 
 
-def test_reads_within_the_time(network: Recording, clock: Clock, other: Store) -> None:
+def test_reads_within_the_time(network: Recording, clock: FrozenClock, other: Store) -> None:
     """What was read or saved is read again without asking, until its time is over; others' changes are seen then."""
     store = cached(network, clock)
     store["key"] = {"a": 1}
@@ -72,7 +72,7 @@ def test_reads_within_the_time(network: Recording, clock: Clock, other: Store) -
     assert network.take() == {"load": 1}
 
 
-def test_own_writes_are_seen_at_once(network: Recording, clock: Clock) -> None:
+def test_own_writes_are_seen_at_once(network: Recording, clock: FrozenClock) -> None:
     """A save, a merge and a delete are seen by the next read, in the listing as well."""
     store = cached(network, clock)
     assert list(store) == []
@@ -88,7 +88,7 @@ def test_own_writes_are_seen_at_once(network: Recording, clock: Clock) -> None:
     assert "key" not in store
 
 
-def test_the_listing_is_kept(network: Recording, clock: Clock, other: Store) -> None:
+def test_the_listing_is_kept(network: Recording, clock: FrozenClock, other: Store) -> None:
     """It is asked for once; saving a listed key and deleting one leave it known, saving a new one does not."""
     store = cached(network, clock)
     store.update({"a": 1, "b": 2, "c": 3})
@@ -111,7 +111,7 @@ def test_the_listing_is_kept(network: Recording, clock: Clock, other: Store) -> 
 
 
 @pytest.mark.parametrize("connect", ["memory", "http"], indirect=True)
-def test_what_still_stands_is_not_sent_again(network: Recording, clock: Clock) -> None:
+def test_what_still_stands_is_not_sent_again(network: Recording, clock: FrozenClock) -> None:
     """Where the service has versions, what ran out is asked about, and its value comes only if it changed."""
     store = cached(network, clock)
     store["key"] = "value"
@@ -125,7 +125,7 @@ def test_what_still_stands_is_not_sent_again(network: Recording, clock: Clock) -
     assert len(network.replies) == 1
 
 
-def test_what_is_read_from_the_cache_is_fresh(network: Recording, clock: Clock) -> None:
+def test_what_is_read_from_the_cache_is_fresh(network: Recording, clock: FrozenClock) -> None:
     """Changing what was read doesn't change what is kept."""
     store = cached(network, clock)
     store["key"] = [1]
@@ -134,7 +134,7 @@ def test_what_is_read_from_the_cache_is_fresh(network: Recording, clock: Clock) 
     assert store.stats.hits == 2
 
 
-def test_a_save_while_another_thread_deletes(network: Recording, clock: Clock) -> None:
+def test_a_save_while_another_thread_deletes(network: Recording, clock: FrozenClock) -> None:
     """A key that is deleted while it is saved is listed afterwards if the save came last."""
     store = cached(network, clock)
     store["key"] = 1
@@ -151,7 +151,7 @@ def test_a_save_while_another_thread_deletes(network: Recording, clock: Clock) -
     assert store["key"] == 2
 
 
-def test_forgetting(network: Recording, clock: Clock, other: Store) -> None:
+def test_forgetting(network: Recording, clock: FrozenClock, other: Store) -> None:
     """`cache_invalidate` forgets one key, `cache_clear` everything."""
     store = cached(network, clock)
     store.update({"a": 1, "b": 2})
@@ -163,7 +163,7 @@ def test_forgetting(network: Recording, clock: Clock, other: Store) -> None:
     assert dict(store) == {"a": 10, "b": 20}
 
 
-def test_absent_keys(network: Recording, clock: Clock, other: Store) -> None:
+def test_absent_keys(network: Recording, clock: FrozenClock, other: Store) -> None:
     """That a key is absent is kept only if a time was set for it."""
     for options, seen in (({}, 1), ({"cache_absent_ttl": 10.0}, None)):
         other.clear()
@@ -176,7 +176,7 @@ def test_absent_keys(network: Recording, clock: Clock, other: Store) -> None:
     assert store["key"] == 1
 
 
-def test_views_share_the_cache(network: Recording, clock: Clock) -> None:
+def test_views_share_the_cache(network: Recording, clock: FrozenClock) -> None:
     """What a view writes its store sees, and the other way round."""
     store = cached(network, clock)
     view = store.view("a/")
@@ -190,7 +190,7 @@ def test_views_share_the_cache(network: Recording, clock: Clock) -> None:
     assert list(store) == list(view) == []
 
 
-def test_bounds(network: Recording, clock: Clock) -> None:
+def test_bounds(network: Recording, clock: FrozenClock) -> None:
     """No more values are kept than was said, and `stats` counts those that were given up."""
     store = cached(network, clock, cache_size=2)
     for key in "abc":

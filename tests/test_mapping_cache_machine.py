@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any
 
 import hypothesis.strategies as st
 from hypothesis import settings
@@ -11,9 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.embedded import InProcessTransport
-from cloudstore_mapping.errors import BulkError, CloudStoreError, NoFileError, TransportError
+from cloudstore_mapping.errors import BulkError, CloudStoreError, NoFileError
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.wire import Batch, Reply, Request, Upload
+from cloudstore_mapping.testing.faults import FaultyTransport, lost, refused
 from tests.storages import new_storage
 
 TTL = 10.0
@@ -24,25 +24,8 @@ values = st.one_of(st.none(), st.integers(0, 3), st.dictionaries(st.sampled_from
 clients = st.integers(0, 1)
 
 
-class LossyTransport:
-    """Loses the next request on its way there, or its reply on the way back."""
-
-    def __init__(self, service: Service) -> None:
-        self._inner = InProcessTransport(service)
-        self.loss: Literal["request", "reply"] | None = None
-
-    def send(self, request: Request | Batch | Upload) -> Reply:
-        """Send, unless it is lost."""
-        loss, self.loss = self.loss, None
-        if loss == "request":
-            raise TransportError("Lost.", sent=False)
-        reply = self._inner.send(request)
-        if loss == "reply":
-            raise TransportError("Lost.", sent=True)
-        return reply
-
-    def close(self) -> None:
-        """Leave the service to the machine."""
+#: What becomes of a request: it is lost on its way there, or its reply on the way back.
+LOSSES = {"request": refused, "reply": lost}
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -53,8 +36,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.now = 1000.0
         self.service = Service(new_storage())
         api_key = self.service.accounts.create("tests")
-        self.truth = CloudStoreMapping[Any](api_key, transport=LossyTransport(self.service))
-        self.networks = [LossyTransport(self.service) for _ in range(2)]
+        self.truth = CloudStoreMapping[Any](api_key, transport=InProcessTransport(self.service))
+        self.networks = [FaultyTransport(InProcessTransport(self.service)) for _ in range(2)]
         self.stores = [
             CloudStoreMapping[Any](
                 api_key,
@@ -99,10 +82,10 @@ class CacheMachine(RuleBasedStateMachine):
         assert recent
         return recent
 
-    @rule(client=clients, loss=st.sampled_from(["request", "reply"]))
-    def lose(self, client: int, loss: Literal["request", "reply"]) -> None:
+    @rule(client=clients, loss=st.sampled_from(sorted(LOSSES)))
+    def lose(self, client: int, loss: str) -> None:
         """The client's next request or reply is lost."""
-        self.networks[client].loss = loss
+        self.networks[client].break_with([LOSSES[loss]])
 
     @rule(seconds=st.sampled_from([1.0, 4.0, 9.0, 11.0]))
     def wait(self, seconds: float) -> None:
@@ -204,7 +187,7 @@ class CacheMachine(RuleBasedStateMachine):
         """After `cache_clear` only what stands is read."""
         store = self.stores[client]
         store.cache_clear()
-        self.networks[client].loss = None
+        self.networks[client].break_with([])
         assert dict(store) == self.history[-1][1]
 
 

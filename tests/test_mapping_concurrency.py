@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
+import pickle
+import random
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.locations import open as open_store
 from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.testing import (
+    ABSENT,
+    Call,
+    FaultyTransport,
+    FrozenClock,
+    assert_linearizable,
+    check_linearizable,
+    register_step,
+)
+from cloudstore_mapping.testing.faults import lost, refused, slow
 from cloudstore_mapping.web.serve import background
-from tests.mapping_fixtures import MakeStore
+from tests.mapping_fixtures import Connect, MakeStore
 from tests.storages import new_storage
 
 TIMES = 1000
+
+#: What a program does to the key "one", and what came of it, for the history of all of them.
+RECORDING_PROGRAM = """
+import pickle, random, sys
+import cloudstore_mapping as cm
+from cloudstore_mapping.testing import History, strategies
+location, mine = sys.argv[1:]
+dice, history = random.Random(mine), History()
+with cm.open(location) as store:
+    print(flush=True)
+    sys.stdin.readline()
+    for number in range(60):
+        name = dice.choice(["save", "load", "load", "contains", "merge", "delete", "pop", "setdefault", "increment"])
+        value = 1 if name == "increment" else {mine: number} if name in ("save", "merge", "setdefault") else None
+        operation = strategies.Operation(name, "one", value)
+        with history.call(int(mine), name, value) as call:
+            call.result = operation.perform(store)
+sys.stdout.buffer.write(pickle.dumps(history.calls))
+"""
 
 PROGRAM = f"""
 import sys
@@ -109,3 +143,77 @@ def test_many_threads_saving(make_store: MakeStore) -> None:
 
     together(*(lambda mine=mine: work(mine) for mine in range(8)))
     assert len(store) == 8 * 50
+
+
+#: All that a store does to one key at once, where the service knows versions.
+ATOMIC = ["save", "load", "load", "contains", "merge", "delete", "pop", "setdefault", "increment"]
+
+
+@pytest.mark.parametrize("connect", ["memory", "file", "http"], indirect=True)
+@pytest.mark.parametrize("seed", range(3))
+def test_threads_at_one_key(make_store: MakeStore, seed: int) -> None:
+    """Whatever threads do to one key, with a store each, can have happened one after the other."""
+    stores = [make_store() for _ in range(6)]
+    assert_linearizable(stores, operations=ATOMIC, seed=seed)
+
+
+@pytest.mark.parametrize("connect", ["vendor"], indirect=True)
+def test_threads_at_one_key_of_the_vendor(make_store: MakeStore) -> None:
+    """At a service without versions single requests fit together."""
+    stores = [make_store() for _ in range(6)]
+    assert_linearizable(stores, operations=["save", "load", "load", "merge", "delete"])
+
+
+@pytest.mark.parametrize("connect", ["http"], indirect=True)
+def test_threads_at_one_key_with_faults(connect: Connect) -> None:
+    """What was lost on the way was done once or not at all, whatever others did meanwhile."""
+    stores = []
+    with ExitStack() as stack:
+        for number in range(4):
+            inner, api_key = connect()
+            way = FaultyTransport(inner)
+            dice = random.Random(number)
+            way.break_with(dice.choices([lost, refused, slow, FaultyTransport.pass_on], k=200))
+            store = CloudStoreMapping[Any](api_key, transport=way, retries=1, clock=FrozenClock())
+            stores.append(stack.enter_context(store))
+        assert_linearizable(stores, calls=20, operations=["save", "load", "load", "increment"])
+
+
+def recorded_by_programs(location: str) -> list[Call]:
+    """Return what three programs did to one key at once."""
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-c", RECORDING_PROGRAM, location, str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for number in range(3)
+    ]
+    calls: list[Call] = []
+    for program in programs:
+        assert program.stdout is not None
+        program.stdout.readline()  # it is ready
+    for program in programs:
+        assert program.stdin is not None
+        program.stdin.write(b"\n")
+        program.stdin.flush()
+    for program in programs:
+        output, _ = program.communicate()
+        assert program.returncode == 0
+        calls += pickle.loads(output)
+    return calls
+
+
+def test_programs_at_one_key_of_a_file(tmp_path: Path) -> None:
+    """Whatever programs do to one key of a file at once can have happened one after the other."""
+    calls = recorded_by_programs(str(tmp_path / "store.db"))
+    assert len(calls) == 180
+    check_linearizable(calls, register_step, ABSENT)
+
+
+def test_programs_at_one_key_of_a_service(http_service: tuple[Service, str]) -> None:
+    """So can what they do over HTTP."""
+    service, address = http_service
+    calls = recorded_by_programs(address.replace("://", f"://{service.accounts.create('programs')}@"))
+    assert len(calls) == 180
+    check_linearizable(calls, register_step, ABSENT)

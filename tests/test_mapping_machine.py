@@ -1,248 +1,195 @@
-"""Random operations on a store and on a `dict`, compared after each."""
+"""Whatever is done to a store, it holds what a `dict` would: the test kit's machine on each way to have one."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import itertools
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import run_state_machine_as_test
 
+from cloudstore_mapping import shelve
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.transport import HTTPTransport
-from cloudstore_mapping.embedded import InProcessTransport
-from cloudstore_mapping.errors import BadMergeError, BulkError
-from cloudstore_mapping.locations import open as open_store
+from cloudstore_mapping.embedded import open_service
 from cloudstore_mapping.merge import merge
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.testing import FaultyTransport, FrozenClock, mapping_machine, strategies
+from tests.mapping_fixtures import Connect
+from tests.vendor import serve_vendor
 
-keys = st.one_of(
-    st.sampled_from(["", " ", "a", "a,b", "a/b", "..", "%", "%2C", "é", "e\u0301", "\0", "😀"]),
-    st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=8),
-)
-finite = st.floats(allow_nan=False, allow_infinity=False)
-scalars = st.one_of(st.none(), st.booleans(), st.integers(), finite, st.text())
-values = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab01"), inner, max_size=3),
-    max_leaves=6,
-)
+Store = CloudStoreMapping[Any]
+
+SMALL = settings(max_examples=8, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(SMALL, max_examples=400, stateful_step_count=60)
 
 
-class StoreMachine(RuleBasedStateMachine):
-    """Drives a store beside a `dict`; a subclass says where the store is."""
+class _Opened(NamedTuple):
+    store: Store
+    connect: Connect
+    transport: FaultyTransport
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.model: dict[str, Any] = {}
-        self.stack = ExitStack()
-        self.store = self.begin()
 
-    known = Bundle("known")
+class Stores:
+    """Stores at places of one kind, over ways on which faults may be put; `place` makes a new place."""
 
-    def begin(self) -> CloudStoreMapping[Any]:
+    def __init__(self, place: Callable[[], Connect], **options: Any) -> None:
+        self._place = place
+        self._options = options
+        self._opened: dict[int, _Opened] = {}
+
+    def new(self) -> Store:
         """Return an empty store."""
-        raise NotImplementedError
+        return self._open(self._place())
 
-    def teardown(self) -> None:
-        """Close what was opened."""
-        self.store.close()
-        self.stack.close()
+    def another(self, store: Store) -> Store:
+        """Return one more store at the place of the one."""
+        return self._open(self._opened[id(store)].connect)
 
-    @initialize(target=known, key=keys)
-    def first_key(self, key: str) -> str:
-        """Make sure that rules find a key."""
-        return key
+    def reopened(self, store: Store) -> Store:
+        """Close a store, and return a new one at its place."""
+        store.close()
+        return self.another(store)
 
-    @rule(target=known, key=keys, value=values)
-    def save(self, key: str, value: Any) -> str:
-        """Save under any key."""
-        self.store[key] = self.model[key] = value
-        return key
+    def failing(self, store: Store) -> AbstractContextManager[None]:
+        """Let nothing reach the service within the block."""
+        return self._opened[id(store)].transport.broken()
 
-    @rule(key=known, value=values)
-    def overwrite(self, key: str, value: Any) -> None:
-        """Save under a key that was used."""
-        self.store[key] = self.model[key] = value
-
-    @rule(key=known)
-    def read(self, key: str) -> None:
-        """Read in every way."""
-        assert (key in self.store) == (key in self.model)
-        assert self.store.get(key, "default") == self.model.get(key, "default")
-        if key in self.model:
-            assert self.store[key] == self.model[key]
-            assert type(self.store[key]) is type(self.model[key])
-        else:
-            with pytest.raises(KeyError):
-                self.store[key]
-
-    @rule(key=known)
-    def delete(self, key: str) -> None:
-        """Delete, where it is there."""
-        if key in self.model:
-            del self.store[key], self.model[key]
-        else:
-            with pytest.raises(KeyError):
-                del self.store[key]
-
-    @rule(key=known)
-    def pop(self, key: str) -> None:
-        """Take out."""
-        assert self.store.pop(key, "default") == self.model.pop(key, "default")
-
-    @rule(key=known, value=values)
-    def setdefault(self, key: str, value: Any) -> None:
-        """Save only where nothing is."""
-        assert self.store.setdefault(key, value) == self.model.setdefault(key, value)
-
-    @rule(target=known, key=keys, value=values)
-    def merge(self, key: str, value: Any) -> str:
-        """Merge into one key."""
-        try:
-            merged = merge(self.model.get(key), value)
-        except BadMergeError:
-            with pytest.raises(BadMergeError):
-                self.store.merge(key, value)
-        else:
-            self.store.merge(key, value)
-            self.model[key] = merged
-        return key
-
-    @rule(other=st.dictionaries(keys, values, max_size=3))
-    def merge_many(self, other: dict[str, Any]) -> None:
-        """Merge with `|` and with `|=`."""
-        merged, refused = dict(self.model), False
-        for key, value in other.items():
-            try:
-                merged[key] = merge(self.model.get(key), value)
-            except BadMergeError:
-                refused = True
-        if refused:
-            with pytest.raises((BadMergeError, BulkError)):
-                self.store |= other
-        else:
-            assert self.store | other == merged
-            self.store |= other
-        self.model = merged
-
-    @rule(other=st.dictionaries(keys, values, max_size=3))
-    def update(self, other: dict[str, Any]) -> None:
-        """Replace many."""
-        self.store.update(other)
-        self.model.update(other)
-
-    @rule()
-    def popitem(self) -> None:
-        """Take out the last listed."""
-        if self.model:
-            key, value = self.store.popitem()
-            assert self.model.pop(key) == value
-        else:
-            with pytest.raises(KeyError):
-                self.store.popitem()
-
-    @rule()
-    def clear(self) -> None:
-        """Delete everything."""
-        self.store.clear()
-        self.model.clear()
-
-    @rule(other=st.sets(keys, max_size=3))
-    def views(self, other: set[str]) -> None:
-        """Do set operations on the keys."""
-        assert self.store.keys() & other == self.model.keys() & other
-        assert self.store.keys() ^ other == self.model.keys() ^ other
-        assert (self.store.keys() >= other) == (self.model.keys() >= other)
-        assert self.store.keys() == self.model.keys()
-
-    @invariant()
-    def same(self) -> None:
-        """The store holds what the dictionary holds."""
-        assert dict(self.store.items()) == self.model
-        assert len(self.store) == len(self.model)
-        assert self.store == self.model
-        assert bool(self.store) == bool(self.model)
+    def _open(self, connect: Connect) -> Store:
+        inner, api_key = connect()
+        transport = FaultyTransport(inner)
+        store = Store(api_key, transport=transport, clock=FrozenClock(), **self._options)
+        self._opened[id(store)] = _Opened(store, connect, transport)
+        return store
 
 
-class MemoryMachine(StoreMachine):
-    """In memory."""
-
-    def begin(self) -> CloudStoreMapping[Any]:
-        """Return an empty store."""
-        return open_store("memory:")
+def in_memory() -> Connect:
+    """Return a way to a new store in memory."""
+    return lambda: open_service(None)
 
 
-class FileMachine(StoreMachine):
-    """In a file, which is closed and opened again now and then."""
+def files(folder: Path) -> Callable[[], Connect]:
+    """Return what gives ways to new stores in files."""
+    numbers = itertools.count()
 
-    def begin(self) -> CloudStoreMapping[Any]:
-        """Return an empty store."""
-        self.path = Path(self.stack.enter_context(TemporaryDirectory())) / "store.db"
-        return open_store(self.path)
+    def place() -> Connect:
+        path = folder / f"{next(numbers)}.db"
+        return lambda: open_service(path)
 
-    @rule()
-    def reopen(self) -> None:
-        """Close, and open again."""
-        self.store.close()
-        self.store = open_store(self.path)
+    return place
 
 
-SMALL = settings(max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.fixture
+def over_http(http_service: tuple[Service, str]) -> Callable[[], Connect]:
+    """Return what gives ways to new accounts of a service."""
+    service, address = http_service
+
+    def place() -> Connect:
+        api_key = service.accounts.create(secrets.token_hex(8))
+        return lambda: (HTTPTransport(address), api_key)
+
+    return place
 
 
-def test_a_store_in_memory_is_a_dict() -> None:
-    """Whatever is done to it, a store in memory holds what a `dict` would."""
-    run_state_machine_as_test(MemoryMachine, settings=SMALL)
+@pytest.fixture
+def at_the_vendor() -> Iterator[Callable[[], Connect]]:
+    """Return what gives ways to a service without extensions, emptied each time."""
+    with serve_vendor() as vendor:
+
+        def place() -> Connect:
+            vendor.files.clear()
+            return lambda: (HTTPTransport(vendor.address), vendor.api_key)
+
+        yield place
 
 
-def test_a_store_in_a_file_is_a_dict() -> None:
-    """Whatever is done to it, a store in a file holds what a `dict` would, also when it is opened again."""
-    run_state_machine_as_test(FileMachine, settings=SMALL)
+@pytest.fixture(params=[SMALL, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
+def tries(request: pytest.FixtureRequest) -> settings:
+    """Return how often to try: few times, and many times where there is time."""
+    chosen: settings = request.param
+    return chosen
 
 
-def test_a_store_over_http_is_a_dict() -> None:
-    """Whatever is done to it, a store over HTTP holds what a `dict` would."""
-    with Service(SQLiteStorage(None)) as service, background(service) as address:
-
-        class HTTPMachine(StoreMachine):
-            accounts = 0
-
-            def begin(self) -> CloudStoreMapping[Any]:
-                HTTPMachine.accounts += 1
-                api_key = service.accounts.create(f"account {HTTPMachine.accounts}")
-                return CloudStoreMapping(api_key, transport=HTTPTransport(address))
-
-        run_state_machine_as_test(HTTPMachine, settings=SMALL)
+def run(stores: Stores, tries: settings, **parameters: Any) -> None:
+    """Try stores with the machine."""
+    machine = mapping_machine(stores.new, merge=merge, failing=stores.failing, **parameters)
+    run_state_machine_as_test(machine, settings=tries)
 
 
-def test_the_machine_finds_faults() -> None:
-    """A store that loses empty objects is caught, so the machine does look."""
-    with Service(SQLiteStorage(None)) as service:
-
-        class Forgetful(CloudStoreMapping[Any]):
-            def __setitem__(self, key: str, value: Any) -> None:
-                if value != {}:
-                    super().__setitem__(key, value)
-
-        class ForgetfulMachine(StoreMachine):
-            def begin(self) -> CloudStoreMapping[Any]:
-                store = Forgetful(service.accounts.grant("tests"), transport=_Kept(service))
-                store.clear()
-                return store
-
-        with pytest.raises(AssertionError):
-            run_state_machine_as_test(
-                ForgetfulMachine, settings=settings(SMALL, max_examples=200, database=None, report_multiple_bugs=False)
-            )
+def test_in_memory(tries: settings) -> None:
+    """A store in memory holds what a `dict` would."""
+    run(Stores(in_memory), tries)
 
 
-class _Kept(InProcessTransport):
-    def close(self) -> None:
-        """Leave the service to the test."""
+def test_with_a_cache(tries: settings) -> None:
+    """So does one with a cache, which keeps what is read, saved, listed and found absent."""
+    run(Stores(in_memory, cache_ttl=60, cache_absent_ttl=60), tries)
+
+
+def test_with_a_small_cache(tries: settings) -> None:
+    """So does one whose cache has to let go of values all the time."""
+    run(Stores(in_memory, cache_ttl=60, cache_absent_ttl=60, cache_size=2), tries)
+
+
+def test_in_a_file(tmp_path: Path, tries: settings) -> None:
+    """So does one in a file, also when it is opened again."""
+    stores = Stores(files(tmp_path))
+    run(stores, tries, reopen=stores.reopened)
+
+
+def test_two_on_one_file(tmp_path: Path, tries: settings) -> None:
+    """So do two stores on one file, each of which sees what the other does."""
+    stores = Stores(files(tmp_path))
+    run(stores, tries, handles=stores.another, reopen=stores.reopened)
+
+
+def test_over_http(over_http: Callable[[], Connect], tries: settings) -> None:
+    """So do two over HTTP, of one account."""
+    stores = Stores(over_http)
+    run(stores, tries, handles=stores.another, reopen=stores.reopened)
+
+
+def test_over_http_with_a_cache(over_http: Callable[[], Connect], tries: settings) -> None:
+    """So does one over HTTP with a cache."""
+    stores = Stores(over_http, cache_ttl=60, cache_absent_ttl=60)
+    run(stores, tries, reopen=stores.reopened)
+
+
+def test_at_the_vendor(at_the_vendor: Callable[[], Connect], tries: settings) -> None:
+    """So do two at a service that has no extensions."""
+    stores = Stores(at_the_vendor)
+    run(stores, tries, handles=stores.another, reopen=stores.reopened)
+
+
+def test_a_part_of_a_store(tries: settings) -> None:
+    """So does the part of a store that begins with a prefix, beside what is not of it."""
+    numbers = itertools.count()
+    with Stores(in_memory).new() as store:
+        store.update({"": 0, "/": 0, "0": 0, "a/": 0})
+        machine = mapping_machine(lambda: store.view(f"{next(numbers)}/,"), merge=merge)
+        run_state_machine_as_test(machine, settings=tries)
+
+
+def test_shelves(tmp_path: Path, tries: settings) -> None:
+    """So does a shelf in a file, with whatever can be pickled."""
+    numbers = itertools.count()
+    paths: dict[int, Path] = {}
+
+    def opened(path: Path) -> Any:
+        shelf = shelve.open(path)
+        paths[id(shelf)] = path
+        return shelf
+
+    def reopened(shelf: Any) -> Any:
+        shelf.close()
+        return opened(paths[id(shelf)])
+
+    values = strategies.json_values() | st.sets(st.integers()) | st.binary() | st.tuples(st.integers(), st.booleans())
+    machine = mapping_machine(lambda: opened(tmp_path / str(next(numbers))), values=values, reopen=reopened)
+    run_state_machine_as_test(machine, settings=tries)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cloudstore_mapping.client.mapping import CloudStoreMapping
-from tests.counting import CountingTransport
+from cloudstore_mapping.testing.transports import CountingTransport
 from tests.mapping_fixtures import MakeStore
 from tests.test_mapping_concurrency import together
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, find, given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cloudstore_mapping.errors import BadMergeError
 from cloudstore_mapping.merge import JSON, merge, path_text
+from cloudstore_mapping.testing import assert_merge_laws, find_counterexample
 
 # 260 cases [stored, value, result] that lodash 4.18 gave; null as stored is an absent file as well.
 VECTORS: list[tuple[JSON, JSON, JSON]] = json.loads(Path(__file__).with_name("merge-vectors.json").read_text("utf-8"))
@@ -57,13 +56,6 @@ def by_the_table(stored: Any, value: Any) -> Any:
             raise BadMergeError("not an index")
         return [by_the_table(part, value[str(i)]) if str(i) in value else part for i, part in enumerate(stored)]
     return value
-
-
-def mutable_parts(value: JSON) -> set[int]:
-    """Return the identities of all containers in `value`."""
-    if not isinstance(value, dict | list):
-        return set()
-    return {id(value)}.union(*map(mutable_parts, value.values() if isinstance(value, dict) else value))
 
 
 def test_all_vectors_are_there() -> None:
@@ -220,39 +212,9 @@ def test_table(stored: JSON, value: JSON) -> None:
         assert text(merge(stored, value)) == text(expected)
 
 
-@given(values, values)
-def test_idempotent(stored: JSON, value: JSON) -> None:
-    """The same merge once more changes nothing."""
-    once = merged(stored, value)
-    assert text(merge(once, value)) == text(once)
-
-
-@given(values)
-def test_onto_absent(value: JSON) -> None:
-    """A merge into an absent key leaves the value."""
-    assert text(merge(None, value)) == text(value)
-
-
-@given(values)
-def test_onto_itself(value: JSON) -> None:
-    """A value merged into itself leaves it."""
-    assert text(merge(value, value)) == text(value)
-
-
-@given(values, values)
-def test_arguments_stay(stored: JSON, value: JSON) -> None:
-    """Neither argument is changed, not even by a merge that fails."""
-    before = copy.deepcopy((stored, value))
-    with contextlib.suppress(BadMergeError):
-        merge(stored, value)
-    assert text([stored, value]) == text(list(before))
-
-
-@given(values, values)
-def test_result_is_fresh(stored: JSON, value: JSON) -> None:
-    """The result shares no mutable part with either argument, at any depth."""
-    result = merged(stored, value)
-    assert mutable_parts(result).isdisjoint(mutable_parts(stored) | mutable_parts(value))
+def test_laws() -> None:
+    """Merging again changes nothing, and leaves both arguments alone; the other laws of the test kit hold as well."""
+    assert_merge_laws(merge, values=values, refuses=(BadMergeError,))
 
 
 @given(values, values)
@@ -278,15 +240,10 @@ def test_not_associative() -> None:
 
 def test_not_associative_found() -> None:
     """A counterexample to associativity is not rare: a search finds one."""
-    small: st.SearchStrategy[JSON] = st.recursive(
-        st.integers(0, 1), lambda inner: st.dictionaries(st.sampled_from("pq"), inner, max_size=2), max_leaves=3
-    )
-    a, b, c = find(
-        st.tuples(small, small, small), lambda t: merge(merge(t[0], t[1]), t[2]) != merge(t[0], merge(*t[1:]))
-    )
-    assert isinstance(a, dict)
-    assert not isinstance(b, dict)
-    assert isinstance(c, dict)
+    found = find_counterexample("associative", merge, refuses=(BadMergeError,))
+    assert found is not None
+    a, b, c = found
+    assert merge(merge(a, b), c) != merge(a, merge(b, c))
 
 
 @pytest.mark.parametrize(

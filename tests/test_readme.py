@@ -17,8 +17,9 @@ import pytest
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.testing.transports import CountingTransport
 from cloudstore_mapping.web.serve import background
-from tests.counting import CountingTransport
+from tests.few_tries import FEW_TRIES
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 SERVED = "http://API_KEY@127.0.0.1:8787/cloudstore"
@@ -51,6 +52,18 @@ def test_the_python_examples(served: tuple[str, str]) -> None:
     complaints: list[str] = []
     doctest.DocTestRunner(optionflags=flags).run(examples, out=complaints.append)
     assert not complaints, "".join(complaints)
+
+
+def test_the_users_test_file(tmp_path: Path) -> None:
+    """The test file of ten lines passes as it stands."""
+    (text,) = [block for block in blocks("python") if block.startswith("# test_mine.py\n")]
+    lines = [line for line in text.splitlines()[1:] if line]
+    assert len(lines) == 7
+    (tmp_path / "test_mine.py").write_text(text)
+    (tmp_path / "conftest.py").write_text(FEW_TRIES)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_command_line_examples(served: tuple[str, str]) -> None:

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.errors import BadValueError, BulkError, CloudStoreError
+from cloudstore_mapping.testing.strategies import json_values, keys
 from cloudstore_mapping.transfer import Format, export_store, import_store
 from tests.mapping_fixtures import MakeStore
-from tests.test_mapping_machine import keys, values
 
 #: What is hard for one format or another.
 VALUES: dict[str, Any] = {
@@ -45,7 +45,7 @@ def test_there_and_back(kind: Format, make_store: MakeStore, tmp_path: Path) -> 
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.dictionaries(keys, values, max_size=5), kind=st.sampled_from(["json", "jsonl", "dbm"]))
+@given(content=st.dictionaries(keys(), json_values(), max_size=5), kind=st.sampled_from(["json", "jsonl", "dbm"]))
 def test_whatever_it_is(content: dict[str, Any], kind: Format, tmp_path: Path) -> None:
     """Any keys and values are the same behind a file."""
     file = tmp_path / "exported"

@@ -18,11 +18,11 @@ from cloudstore_mapping.client.raw import RawStore
 from cloudstore_mapping.embedded import open_service
 from cloudstore_mapping.errors import TransportError, UnsupportedError
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.testing.faults import FaultyTransport, refused
 from cloudstore_mapping.transfer import export_store, import_store
 from cloudstore_mapping.transfer.journal import Journal
 from cloudstore_mapping.web.serve import background
-from tests.faults import FaultyTransport, refused
+from tests.storages import new_storage
 
 CONTENT = {f"key {number:04}": {"number": number} for number in range(3_500)}
 
@@ -157,7 +157,7 @@ def test_two_exports_at_once(tmp_path: Path) -> None:
 
 def test_what_can_t_be_read(tmp_path: Path) -> None:
     """A key that is locked is an error in the end; the file holds all others."""
-    with Service(SQLiteStorage(None)) as service, background(service) as address:
+    with Service(new_storage()) as service, background(service) as address:
         key = service.accounts.create("owner")
         service_url = address.replace("://", f"://{key}@")
         with cm.open(service_url) as store:
@@ -193,7 +193,7 @@ def there_and_back(count: int, folder: Path) -> None:
     batches = count // 1_000
     media = {f"picture {number}.bin": bytes([number]) * 100_000 * number for number in range(5)}
     content: dict[str, Any] = {f"users/{number}": {"number": number, "text": "é" * 40} for number in range(count)}
-    with Service(SQLiteStorage(folder / "service.db")) as service, background(service) as address:
+    with Service(new_storage(folder / "service.db")) as service, background(service) as address:
         here, there = (address.replace("://", f"://{service.accounts.create(name)}@") for name in ("here", "there"))
         with cm.open(here) as store:
             links = {name: store.upload(data, name).url for name, data in media.items()}

@@ -14,10 +14,10 @@ import cloudstore_mapping as cm
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.errors import BulkError, UnsupportedError
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.transfer import export_store, import_store
 from cloudstore_mapping.web.serve import background
 from tests.mapping_fixtures import MakeStore
+from tests.storages import new_storage
 from tests.vendor import Vendor
 
 CONTENT = {"a": 1, "b/c": [None, "é"], "d": {}}
@@ -27,7 +27,7 @@ PICTURES = {"one.png": b"\x89PNG\r\n\x1a\n", "../two": b"", 'three;"\n.txt': b"x
 @pytest.fixture
 def url() -> Iterator[str]:
     """Return the address of a service with an empty account."""
-    with Service(SQLiteStorage(None)) as service, background(service) as address:
+    with Service(new_storage()) as service, background(service) as address:
         yield address.replace("://", f"://{service.accounts.create('owner')}@")
 
 

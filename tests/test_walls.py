@@ -74,6 +74,28 @@ def test_nothing_needs_the_command_line() -> None:
     assert {module for module in users if not is_within(module, f"{ROOT}.cli")} <= {f"{ROOT}.__main__"}
 
 
+def test_nothing_needs_the_test_kit() -> None:
+    """No other part of the package imports the kit, which may import all of them but the command line."""
+    users = {module for module in MODULES for name in ours(module) if is_within(name, f"{ROOT}.testing")}
+    assert all(is_within(module, f"{ROOT}.testing") for module in users)
+
+
+def test_the_kit_needs_hypothesis_alone() -> None:
+    """The kit imports nothing that the base install and hypothesis don't bring, and pytest nowhere."""
+    kit = [module for module in MODULES if is_within(module, f"{ROOT}.testing")]
+    found = {source.partition(".")[0] for module in kit for source, _ in imports(module)}
+    assert found - sys.stdlib_module_names == {ROOT, "hypothesis"}
+
+
+def test_the_kit_serves_only_on_demand() -> None:
+    """Importing the kit loads no web framework: a service is loaded by the fixture that runs one."""
+    program = f"import sys, {ROOT}.testing.service; print(*sys.modules.keys() & {set(HEAVY) - {'sqlite3'}!r})"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=PACKAGE.parent, check=True, capture_output=True, text=True
+    )
+    assert ran.stdout.split() == []
+
+
 @pytest.mark.parametrize("module", LOWEST)
 def test_lowest_modules(module: str) -> None:
     """Errors import nothing of ours, the wire nothing but errors and its own parts, the merge nothing but errors."""

@@ -64,7 +64,8 @@ class CloudStoreMapping(BeyondDict[V], MutableMapping[str, V]):
         Let API key and passwords come along when the store is pickled; else the one who unpickles it has to have
         ``CLOUDSTORE_URL`` set to its address.
     clock
-        Monotonic seconds, by which the cache and the pace go; for tests.
+        Monotonic seconds, by which the cache and the pace go; for tests. One that has a method `sleep` is also waited
+        on: see `testing.FrozenClock`.
     transport
         Another way to a service than HTTP; the store closes it at the end.
 

@@ -109,7 +109,13 @@ class Store(Generic[V]):
         self._address: str = getattr(transport, "server", "")
         self._media_password = media_password
         self._client = Client(
-            transport, api_key, retries=retries, min_interval=min_interval or 0.0, pacer=pacer, clock=clock
+            transport,
+            api_key,
+            retries=retries,
+            min_interval=min_interval or 0.0,
+            pacer=pacer,
+            clock=clock,
+            sleep=getattr(clock, "sleep", time.sleep),
         )
         self._files = Files(self._client, Passwords(passwords, password), self._cache, listing)
         self._progress = progress

@@ -81,7 +81,7 @@ class History:
     def __init__(
         self,
         *,
-        answers: tuple[type[Exception], ...] = (KeyError, BadMergeError),
+        answers: tuple[type[Exception], ...] = (KeyError, TypeError, BadMergeError),
         unknown: tuple[type[Exception], ...] = (TransportError, TimedOutError),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

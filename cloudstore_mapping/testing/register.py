@@ -90,8 +90,9 @@ def _wants(call: Call) -> Any:
         return ABSENT
     if call.operation in ("load", "pop"):
         return (call.result,)
-    if call.operation == "increment" and isinstance(call.result, int | float) and call.result != call.argument:
-        return (call.result - call.argument,)
+    if call.operation == "increment" and type(call.result) is type(call.argument) is int:
+        before: int = call.result - call.argument
+        return (before,) if before not in (0, 1) else None  # these are an absent key and True as well
     return None
 
 

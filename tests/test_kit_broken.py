@@ -1,0 +1,87 @@
+"""What the machine catches: each of twelve mappings with one fault, and no sound one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+
+from cloudstore_mapping.merge import merge
+from cloudstore_mapping.testing import mapping_machine
+from tests.broken_mappings import (
+    BROKEN,
+    Cached,
+    LosesEmptyObjects,
+    Sound,
+    StaleAfterDelete,
+)
+
+#: The same tries each time, so what is found once is found always.
+TRIES = settings(
+    max_examples=200,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    report_multiple_bugs=False,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
+SHRUNK = settings(TRIES, phases=[Phase.generate, Phase.shrink])
+
+
+def machine(kind: Callable[[], Sound]) -> type[RuleBasedStateMachine]:
+    """Return the machine for one of the mappings here."""
+    return mapping_machine(kind, merge=merge, failing=Sound.failing)
+
+
+def caught(kind: type[Sound], tries: settings) -> tuple[Exception, str]:
+    """Return the failure that is found, and the program that it has as a note."""
+    with pytest.raises(Exception) as failure:  # noqa: PT011 - whatever a fault leads to
+        run_state_machine_as_test(machine(kind), settings=tries)
+    (note,) = [note for note in failure.value.__notes__ if note.startswith("As a program:")]
+    return failure.value, note.removeprefix("As a program:")
+
+
+def check(kind: type[Sound], failure: Exception, program: str) -> None:
+    """Check that a program fails on a mapping as it failed in the machine, and not on a sound one."""
+    names: dict[str, Any] = {"factory": kind, "failing": Sound.failing}
+    with pytest.raises(type(failure)):
+        exec(program, dict(names))
+    exec(program, {**names, "factory": Sound})
+
+
+def test_there_are_twelve() -> None:
+    """Twelve mappings have one fault each."""
+    assert len(set(BROKEN)) == 12
+
+
+@pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.__name__)
+def test_each_fault_is_caught(kind: type[Sound]) -> None:
+    """Every fault is found within 200 examples, with a program that fails in the same way when it is pasted."""
+    check(kind, *caught(kind, TRIES))
+
+
+@pytest.mark.parametrize("kind", [LosesEmptyObjects, StaleAfterDelete])
+def test_short_programs(kind: type[Sound]) -> None:
+    """What is found shrinks to a program of a few lines."""
+    failure, shrunk = caught(kind, SHRUNK)
+    assert len(shrunk.strip().splitlines()) <= 8
+    check(kind, failure, shrunk)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.__name__)
+def test_every_program_is_short(kind: type[Sound]) -> None:
+    """Each fault shrinks to a dozen lines."""
+    failure, shrunk = caught(kind, SHRUNK)
+    assert len(shrunk.strip().splitlines()) <= 12
+    check(kind, failure, shrunk)
+
+
+@pytest.mark.parametrize("kind", [Sound, Cached])
+def test_a_sound_mapping_passes(kind: type[Sound]) -> None:
+    """A mapping without a fault passes."""
+    run_state_machine_as_test(machine(kind), settings=settings(TRIES, max_examples=25))
