@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -56,7 +57,8 @@ class _WithoutPostgres(pytest.Module):
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     """Skip the files of tests that are about PostgreSQL where its driver isn't installed."""
-    if find_spec("psycopg") is not None or "from tests.postgres_" not in module_path.read_text("utf-8"):
+    needs_it = re.search(r"^(import|from) (psycopg|tests\.postgres_)", module_path.read_text("utf-8"), re.MULTILINE)
+    if needs_it is None or find_spec("psycopg") is not None:
         return None
     return _WithoutPostgres.from_parent(parent, path=module_path)
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
+import psycopg
 from psycopg.pq import TransactionStatus
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.postgres_connection import Connection
-from cloudstore_mapping.service.storage.postgres_errors import RETRY_AFTER
+from cloudstore_mapping.service.storage.postgres_errors import RETRY_AFTER, is_lost
 
 #: Seconds after which a connection that nobody needed is closed.
 IDLE_FOR: Final = 60.0
@@ -32,9 +34,41 @@ class ReaderPool:
         #: Those that nobody has, and since when; the one that was used last is used next.
         self._idle: deque[tuple[Connection, float]] = deque()
         self._closed = False
+        #: Since when the server isn't reached, and the last reason.
+        self._lost: tuple[float, psycopg.Error] | None = None
+        self._trying = threading.Lock()
+
+    @contextmanager
+    def attempt(self, patience: float) -> Iterator[None]:
+        """
+        Let the block try to reach the server, and take note of what comes of it.
+
+        Once the server has been lost for longer than `patience` only one tries at a time, for that may take seconds;
+        the others are told at once what the last one was.
+        """
+        lost = self._lost if self.is_given_up(patience) else None
+        if lost is not None and not self._trying.acquire(blocking=False):
+            raise psycopg.OperationalError(str(lost[1]))
+        try:
+            yield
+        except psycopg.Error as error:
+            if is_lost(error):
+                self._lost = (time.monotonic() if self._lost is None else self._lost[0], error)
+                self._close_idle(float("inf"))  # where one was lost the others are too, as a rule
+            raise
+        else:
+            self._lost = None
+        finally:
+            if lost is not None:
+                self._trying.release()
+
+    def is_given_up(self, patience: float) -> bool:
+        """Whether the server has been lost for so many seconds."""
+        lost = self._lost
+        return lost is not None and time.monotonic() - lost[0] >= patience
 
     def take(self, seconds: float) -> Connection:
-        """Return a connection, for which it is waited so long where too many have one; `psycopg.Error` for none."""
+        """Return a connection, for which it is waited so long where others have all; raises `psycopg.Error`."""
         if not self._places.acquire(timeout=seconds):
             raise UnavailableError("The service waits for its database; try again.", retry_after=RETRY_AFTER)
         try:
@@ -56,14 +90,10 @@ class ReaderPool:
         # Looked at only now, so that none is left behind whenever `close` comes.
         self._close_idle(float("inf") if self._closed else time.monotonic() - IDLE_FOR)
 
-    def drop_idle(self) -> None:
-        """Close all that nobody has: where one was lost the others are too, as a rule."""
-        self._close_idle(float("inf"))
-
     def close(self) -> None:
         """Close all connections; those that somebody has, once they are given back."""
         self._closed = True
-        self.drop_idle()
+        self._close_idle(float("inf"))
 
     def _close_idle(self, since: float) -> None:
         while True:

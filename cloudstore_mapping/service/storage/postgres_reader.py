@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
@@ -63,15 +62,14 @@ class PostgresReader(PostgresSession):
         return self._connection.execute(sql(query), parameters, binary=True)
 
     def _begin(self, query: str, parameters: tuple[Any, ...]) -> Cursor:
-        end = time.monotonic() + self._patience
         pause = FIRST_PAUSE
         while True:
             try:
-                return self._try_to_begin(query, parameters)
+                with self._pool.attempt(self._patience):
+                    return self._try_to_begin(query, parameters)
             except psycopg.Error as error:
-                if not is_lost(error) or self._closing.is_set() or time.monotonic() >= end:
+                if not is_lost(error) or self._closing.is_set() or self._pool.is_given_up(self._patience):
                     raise
-            self._pool.drop_idle()
             self._closing.wait(pause * random.uniform(0.5, 1))  # noqa: S311 - not for a secret
             pause = min(2 * pause, LONGEST_PAUSE)
 
