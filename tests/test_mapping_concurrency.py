@@ -6,8 +6,6 @@ import pickle
 import random
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from cloudstore_mapping.testing import (
     check_linearizable,
     register_step,
 )
+from cloudstore_mapping.testing.concurrency import together
 from cloudstore_mapping.testing.faults import lost, refused, slow
 from cloudstore_mapping.web.serve import background
 from tests.mapping_fixtures import Connect, MakeStore
@@ -65,25 +64,6 @@ with cm.open(location) as store:
 def everything(*writers: str) -> dict[str, Any]:
     """Return what is there after each of the writers has merged `TIMES` times."""
     return {writer: {str(number): number for number in range(TIMES)} for writer in writers}
-
-
-def together(*acts: Callable[[], object]) -> None:
-    """Run the acts at once, each in a thread, and raise what any of them raises."""
-    errors: list[BaseException] = []
-
-    def run(act: Callable[[], object]) -> None:
-        try:
-            act()
-        except BaseException as error:  # noqa: BLE001
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(act,)) for act in acts]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 def test_two_threads_merging_into_one_key(make_store: MakeStore) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from cloudstore_mapping.client.mapping import CloudStoreMapping
+from cloudstore_mapping.testing.concurrency import together
 from cloudstore_mapping.testing.transports import CountingTransport
 from tests.mapping_fixtures import MakeStore
-from tests.test_mapping_concurrency import together
 
 
 @pytest.mark.parametrize("connect", ["http"], indirect=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from cloudstore_mapping.testing.histories import History
@@ -13,6 +14,25 @@ from cloudstore_mapping.testing.strategies import PERFORMED, Operation
 
 #: What any mapping does at once, whoever else does something meanwhile.
 SINGLE: Final = ("save", "load", "load", "contains", "delete")
+
+
+def together(*acts: Callable[[], object]) -> None:
+    """Run functions at once, each in a thread, and raise what any of them raises."""
+    errors: list[BaseException] = []
+
+    def run(act: Callable[[], object]) -> None:
+        try:
+            act()
+        except BaseException as error:  # noqa: BLE001 - raised where the threads are awaited
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(act,)) for act in acts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def assert_linearizable(
@@ -49,27 +69,17 @@ def assert_linearizable(
         No order of the calls explains all results.
     """
     recorded = History() if history is None else history
-    errors: list[BaseException] = []
     start = threading.Barrier(len(mappings))
 
     def work(client: int, mapping: MutableMapping[str, Any]) -> None:
         dice = random.Random(f"{seed} {client}")  # noqa: S311 - not for a secret
-        try:
-            start.wait()
-            for number in range(calls):
-                operation = _drawn(dice, operations, key, client, number)
-                with recorded.call(client, operation.operation, operation.argument) as call:
-                    call.result = operation.perform(mapping)
-        except BaseException as error:  # noqa: BLE001 - raised where the threads are awaited
-            errors.append(error)
+        start.wait()
+        for number in range(calls):
+            operation = _drawn(dice, operations, key, client, number)
+            with recorded.call(client, operation.operation, operation.argument) as call:
+                call.result = operation.perform(mapping)
 
-    threads = [threading.Thread(target=work, args=each) for each in enumerate(mappings)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    together(*(partial(work, *each) for each in enumerate(mappings)))
     check_linearizable(recorded.calls, register_step, ABSENT)
     return recorded
 

@@ -21,7 +21,7 @@ _IMPORTS: Final = {
 }
 _FILE: Final = "<program>"
 #: A character that comes very often.
-_RUN: Final = re.compile(r"(.?)((.)\3{40,})", re.DOTALL)
+_RUN: Final = re.compile(r"(.??)((.)\3{40,})", re.DOTALL)
 
 
 class Program:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, ClassVar, Final
 
 import hypothesis.strategies as st
@@ -114,6 +114,12 @@ class Rules(RuleBasedStateMachine):
     def view(self, on: str, some: set[Any], view: str) -> None:
         """Do what sets do with the view of the keys."""
         self.program.same(view, on, some=some)
+
+    @rule(on=handle, other=st.dictionaries(known, values, max_size=3), view=st.sampled_from(templates.VIEWS_OF_ITEMS))
+    def view_of_items(self, on: str, other: dict[Any, Any], view: str) -> None:
+        """Do what sets do with the view of the pairs, where a set can hold them."""
+        if all(isinstance(value, Hashable) for value in (*self.model.values(), *other.values())):
+            self.program.same(view, on, some=set(other.items()))
 
     @rule(on=handle, key=known)
     def delete(self, on: str, key: Any) -> None:

@@ -58,6 +58,12 @@ VIEWS: Final = (
     "$m.keys().isdisjoint($some)",
     "$m.keys() == $m.keys()",
 )
+#: The same of pairs, all of which have to be such as a set can hold.
+VIEWS_OF_ITEMS: Final = (
+    *(f"set($m.items() {operator} $some)" for operator in "&|-^"),
+    *(f"set($some {operator} $m.items())" for operator in "&|-^"),
+    *(f"$m.items() {operator} $some" for operator in ("==", "!=", "<=", "<", ">=", ">")),
+)
 UPDATES: Final = (
     "$m.update($other)",
     "$m.update($pairs)",
