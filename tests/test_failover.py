@@ -114,6 +114,7 @@ def test_what_only_the_primary_had_was_never_acknowledged(cluster: Cluster) -> N
     clients = Clients(cluster.location, hasty=CLIENTS // 2)
     with clients.running():
         clients.wait_for_successes(SUCCESSES)
+        clients.goes_on.clear()
         two.crash()
         written = one.ask("SELECT pg_current_wal_flush_lsn()")
         one.wait_until(f"pg_current_wal_flush_lsn() > '{written}'")
@@ -121,6 +122,7 @@ def test_what_only_the_primary_had_was_never_acknowledged(cluster: Cluster) -> N
         clients.wait_for_errors(CLIENTS // 2)
         two.start()
         two.promote()
+        clients.goes_on.set()
         clients.wait_for_successes(SUCCESSES)
     assert clients.errors().keys() <= {"UnavailableError", "OutcomeUnknownError"}
     check(clients, cluster.location)

@@ -52,6 +52,8 @@ class Clients:
         What they did with each key.
     told
         What came of each call, in that order.
+    goes_on
+        Whoever is told that a call failed does nothing more until this is set, as it is at first.
     """
 
     def __init__(self, location: str, *, hasty: int = 0) -> None:
@@ -59,6 +61,8 @@ class Clients:
         self._hasty = hasty
         self.histories = {key: History() for key in COUNTERS + DOCUMENTS}
         self.told: list[Told] = []
+        self.goes_on = threading.Event()
+        self.goes_on.set()
         self._changed = threading.Condition()
         self._ending = threading.Event()
         self._running: list[Future[None]] = []
@@ -72,6 +76,7 @@ class Clients:
                 yield
             finally:
                 self._ending.set()
+                self.goes_on.set()
         for each in self._running:
             each.result()
 
@@ -126,6 +131,8 @@ class Clients:
                 error = type(raised)
                 raise
         self._tell(Told(client, operation, time.monotonic(), error))
+        if error is not None:
+            self.goes_on.wait()
 
     def _tell(self, told: Told) -> None:
         with self._changed:
