@@ -166,6 +166,7 @@ def test_a_revoked_password_is_refused_by_every_service(tmp_path: Path, hasher: 
         assert ask.save("name", 3, "old").error == "Locked"
 
 
+@pytest.mark.sqlite("requests are begun in their order where no network is waited for")
 @pytest.mark.parametrize(("new", "error"), [("new", "Locked"), ("old", None), (None, None)])
 def test_a_password_that_changes_while_it_is_hashed(
     service: Service, ask: Asker, hasher: FakeHasher, new: str | None, error: str | None

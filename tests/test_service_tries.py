@@ -104,6 +104,7 @@ def test_tries_that_come_at_once_are_counted_before_they_are_hashed(locked: Aske
     assert hasher.checks == 10  # each against the view password and the edit password
 
 
+@pytest.mark.sqlite("requests are begun in their order where no network is waited for")
 def test_many_with_the_right_password_at_once(locked: Asker, hasher: FakeHasher) -> None:
     """Twenty requests with the right password that come before it is known are hashed once, and all are answered."""
     hasher.gate.clear()
