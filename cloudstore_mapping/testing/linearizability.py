@@ -30,7 +30,11 @@ _SHOWN: Final = 5
 
 
 class NotLinearizableError(AssertionError):
-    """No order of the calls explains all results; `call` is the first, by the time it returned, that none explains."""
+    """
+    No order of the calls explains all results.
+
+    `call` is the first one, by the time it returned, that can't be explained together with those before it.
+    """
 
     def __init__(self, message: str, call: Call) -> None:
         super().__init__(message)
@@ -86,7 +90,10 @@ def check_linearizable(
     before = Order(True, [])
     while high - low > 1:
         middle = (low + high) // 2
-        found = search(_known_by(ends[: middle + 1], ordered))
+        try:
+            found = search(_known_by(ends[: middle + 1], ordered))
+        except UndecidedError:
+            break  # that there is none up to `high` is certain
         if found.is_complete:
             low, before = middle, found
         else:

@@ -157,7 +157,7 @@ class _Compiled(NamedTuple):
 def _compiled(source: str) -> _Compiled:
     with suppress(SyntaxError):
         return _Compiled(compile(source, _FILE, "eval"), False)
-    return _Compiled(compile(source, _FILE, "exec"), True)
+    return _Compiled(compile(source, _FILE, "exec", optimize=0), True)  # assertions hold under -O as well
 
 
 @lru_cache(maxsize=1000)
