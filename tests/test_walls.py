@@ -34,7 +34,7 @@ LOWEST: dict[str, set[str]] = {
     f"{ROOT}.wire": {f"{ROOT}.errors", f"{ROOT}.jsontext", f"{ROOT}.messages"},
     f"{ROOT}.merge": {f"{ROOT}.errors"},
 }
-HEAVY = ["psycopg", "sqlite3", "uvicorn", "starlette", "typer", "rich", "argon2", "requests"]
+HEAVY = ["psycopg", "sqlite3", "uvicorn", "starlette", "typer", "rich", "argon2", "requests", "urllib3", "email"]
 
 
 def imports(module: str) -> Iterator[tuple[str, str]]:

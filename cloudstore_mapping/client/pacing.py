@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 
 class Pacer:
@@ -63,6 +62,8 @@ def parse_retry_after(headers: Mapping[str, str], now: Callable[[], datetime] = 
 
 
 def _parse_date(text: str) -> datetime | None:
+    from email.utils import parsedate_to_datetime  # takes a tenth of this package's import, and is hardly ever needed
+
     try:
         moment = parsedate_to_datetime(text)
     except (ValueError, OverflowError):

@@ -147,9 +147,10 @@ class Sender:
         latest = self._clock() + MAX_AGE
         while True:
             outcome = self._attempt(request, is_repetition)
+            if tries_left == 0 or not may_be_repeated(request, outcome):
+                return concluded(request, outcome, maybe_done, key)
             wait = max(backoff * random.uniform(0.5, 1), wait_asked(outcome))  # noqa: S311 - not for a secret
-            is_late = wait > wait_left or self._clock() + wait > latest
-            if is_late or tries_left == 0 or not may_be_repeated(request, outcome):
+            if wait > wait_left or self._clock() + wait > latest:
                 return concluded(request, outcome, maybe_done, key)
             maybe_done = maybe_done or may_be_done(outcome)
             is_repetition = True

@@ -41,6 +41,7 @@ JSON_TYPE: Final = "application/json; charset=UTF-8"
 
 USER_AGENT: Final = f"cloudstore-mapping/{__version__}"
 
+_EXTENSIONS: Final = EXTENSIONS_HEADER.lower().encode()
 #: Connections that are kept open; more may be in use at once.
 _POOL: Final = 32
 
@@ -198,6 +199,8 @@ class _Line:
         from requests.adapters import HTTPAdapter
         from urllib3.util import Timeout
 
+        from cloudstore_mapping.client.connections import QUICK
+
         self.process = os.getpid()
         self._server = server
         self._timeout = Timeout(connect=timeout[0], read=timeout[1])
@@ -211,22 +214,26 @@ class _Line:
             prepared, verify, self._proxies, cert
         )
         self._adapter.cert_verify(self._pool, server, verify, cert)  # type: ignore[no-untyped-call]  # it says CA files
+        self._pool.ConnectionCls = QUICK.get(self._pool.ConnectionCls, self._pool.ConnectionCls)
         self._targets: dict[str, str] = {}
+        self._headers = {
+            "Host": urlsplit(prepared.url or server).netloc,
+            "User-Agent": USER_AGENT,
+            "Accept-Encoding": "gzip, deflate",
+        }
 
     def close(self) -> None:
         self._pool.close()  # the adapter lets go of its pools, but closes none that is still known to somebody
         self._adapter.close()
 
     def post(self, path: str, content_type: str, body: bytes | Form, max_reply: int) -> tuple[Response, str]:
-        headers = {
-            "User-Agent": USER_AGENT,
-            "Accept-Encoding": "gzip, deflate",
-            "Content-Type": content_type,
-        }
+        from cloudstore_mapping.client.connections import Answer
+
+        headers = {**self._headers, "Content-Type": content_type}
         length = len(body) if isinstance(body, bytes) else body.len
         if length is not None:
             headers["Content-Length"] = str(length)
-        raw = self._pool.urlopen(
+        raw: Any = self._pool.urlopen(
             "POST",
             self._target(path),
             body=body,
@@ -239,16 +246,22 @@ class _Line:
             preload_content=False,
             decode_content=False,
         )
-        with raw:
-            content = joined(pieces(raw, max_reply), max_reply)
+        if isinstance(raw, Answer):
+            raw.release()
+            content = joined((raw.content,), max_reply)
+            extensions = raw.headers.get(_EXTENSIONS, b"").decode("latin-1")
+        else:
+            with raw:
+                content = joined(pieces(raw, max_reply), max_reply)
+            extensions = raw.headers.get(EXTENSIONS_HEADER, "")
 
         def build() -> Response:
             import requests
 
             prepared = requests.Request("POST", self._server + path, headers=headers, data=body).prepare()
-            return self._adapter.build_response(prepared, raw)
+            return self._adapter.build_response(prepared, raw.full() if isinstance(raw, Answer) else raw)
 
-        return _response_class()(raw.status, content, build), raw.headers.get(EXTENSIONS_HEADER, "")
+        return _response_class()(raw.status, content, build), extensions
 
     def get(self, link: str, headers: dict[str, str]) -> BaseHTTPResponse:
         import requests

@@ -1,0 +1,172 @@
+"""Our connections: a request is one piece, and an answer the same however it comes."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from cloudstore_mapping.client.connections import COPIED, QUICK, plain_answer
+from cloudstore_mapping.client.transport import HTTPTransport
+from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TransportError
+from cloudstore_mapping.wire import Request
+
+BODY = b'{"error":null,"message":"ok","data":[1,2]}'
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(BODY)
+PLAIN = HEAD + b"CloudStore-Extensions: brief\r\nSet-Cookie: a=b\r\n\r\n" + BODY
+LOAD = Request(api_key="S3cretKey", name="name")
+
+
+class FakeSocket:
+    """Notes what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def settimeout(self, _: float | None) -> None:
+        """Do nothing."""
+
+    def sendall(self, data: bytes) -> None:
+        """Note a piece."""
+        self.sent.append(data)
+
+
+def test_a_request_is_one_piece() -> None:
+    """Head and body of a small request leave together; a large body is not copied for that."""
+    connection = QUICK[HTTPConnection]("127.0.0.1", 1)
+    for body in (b"{}", b"x" * (COPIED + 1)):
+        connection.sock = sent = FakeSocket()
+        connection.request("POST", "/path", body, {"Host": "h", "Content-Length": str(len(body))})
+        head = b"POST /path HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body)
+        assert b"".join(sent.sent) == head + body
+        assert len(sent.sent) == (1 if len(body) <= COPIED else 2)
+    connection.sock = None
+
+
+def test_every_kind_has_a_quick_one() -> None:
+    """There is a quick kind of connection for plain HTTP and for TLS, which still is of that kind."""
+    assert all(issubclass(quick, kind) for kind, quick in QUICK.items())
+    assert set(QUICK) == {HTTPConnection, HTTPSConnection}
+
+
+def test_a_plain_answer_is_taken_apart() -> None:
+    """Status, headers and content of a plain answer are there, and all that `urllib3` knows of it on demand."""
+    answer = plain_answer(PLAIN)
+    assert answer is not None
+    assert (answer.status, answer.content) == (200, BODY)
+    assert answer.headers[b"cloudstore-extensions"] == b"brief"
+    full = answer.full()
+    assert (full.status, full.reason, full.headers["set-cookie"], full.read()) == (200, "OK", "a=b", BODY)
+
+
+NOT_PLAIN = {
+    "nothing": b"",
+    "no end of the head": HEAD,
+    "cut": PLAIN[:-1],
+    "more than it says": PLAIN + b" ",
+    "HTTP/1.0": PLAIN.replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "another protocol": b"SSH-2.0-OpenSSH\r\n\r\n",
+    "no length": PLAIN.replace(b"Content-Length", b"Content-Width"),
+    "two lengths": PLAIN.replace(b"\r\n\r\n", b"\r\nContent-Length: %d\r\n\r\n" % len(BODY)),
+    "a length that is none": PLAIN.replace(b"Content-Length: ", b"Content-Length: +"),
+    "chunks": PLAIN.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n"),
+    "packed": PLAIN.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n"),
+    "a header of two lines": PLAIN.replace(b"\r\n\r\n", b"\r\nX: y\r\n z\r\n\r\n"),
+    "closing": PLAIN.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+    "on its way": b"HTTP/1.1 100 Continue\r\nContent-Length: 0\r\n\r\n",
+    "without a body": b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n",
+    "no status": PLAIN.replace(b" 200 ", b" OK "),
+}
+
+
+@pytest.mark.parametrize("what", NOT_PLAIN)
+def test_what_is_not_plain_is_left_alone(what: str) -> None:
+    """Whatever is more, or less, than a whole answer of a given length is for `http.client` to read."""
+    assert plain_answer(NOT_PLAIN[what]) is None
+
+
+@contextmanager
+def answering(*pieces: bytes, closes: bool = False) -> Iterator[str]:
+    """Answer each request with these pieces, sent one by one, and then perhaps hang up; gives the address."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = 0
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            for piece in pieces:
+                self.wfile.write(piece)
+            self.close_connection = closes
+
+        def setup(self) -> None:
+            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            super().setup()
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = False
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/cloudstore"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+LARGE = b'{"error":null,"message":"%b"}' % (b"x" * 300_000)
+WAYS: dict[str, tuple[tuple[bytes, ...], bool]] = {
+    "plain": ((PLAIN,), False),
+    "head, then body": (tuple(PLAIN.partition(b"\r\n\r\n")), False),
+    "byte by byte": (tuple(PLAIN[place : place + 1] for place in range(len(PLAIN))), False),
+    "in chunks": ((CHUNKED,), False),
+    "after a 100": ((b"HTTP/1.1 100 Continue\r\n\r\n", PLAIN), False),
+    "until the end": ((b"HTTP/1.1 200 OK\r\n\r\n", BODY), True),
+    "of HTTP/1.0": ((PLAIN.replace(b"HTTP/1.1", b"HTTP/1.0"),), True),
+    "closing": ((NOT_PLAIN["closing"],), True),
+    "hanging up after a plain one": ((PLAIN,), True),
+    "large": ((b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(LARGE) + LARGE,), False),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_answer_is_the_same_however_it_comes(way: str) -> None:
+    """One request after the other is answered with all that was sent, in whatever form and pieces it came."""
+    pieces, closes = WAYS[way]
+    with answering(*pieces, closes=closes) as address:
+        transport = HTTPTransport(address)
+        try:
+            for _ in range(3):
+                reply = transport.send(LOAD)
+                assert reply.response.content == (LARGE if way == "large" else BODY)
+                assert reply.error is None
+        finally:
+            transport.close()
+
+
+BROKEN: dict[str, tuple[tuple[bytes, ...], type[CloudStoreError]]] = {
+    "nothing": ((), TransportError),
+    "half a head": ((HEAD,), TransportError),
+    "half a body": ((PLAIN[:-5],), TransportError),
+    "no HTTP": ((b"SSH-2.0-OpenSSH\r\n",), TransportError),
+    "a page": ((b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>",), ProtocolError),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_breaks_off_is_an_error(what: str) -> None:
+    """An answer that isn't whole, or is none, is its error, and leaves no connection behind."""
+    pieces, error = BROKEN[what]
+    with answering(*pieces, closes=True) as address:
+        transport = HTTPTransport(address)
+        try:
+            with pytest.raises(error):
+                transport.send(LOAD)
+        finally:
+            transport.close()
