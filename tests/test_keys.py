@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from cloudstore_mapping.client.keys import key_of, name_of
+from cloudstore_mapping.client.keys import are_ordinary, key_of, name_of
 from cloudstore_mapping.errors import BadNameError
 
 BREAKING = {*map(chr, range(0x20)), "\x7f", ",", "/", "\\"}
@@ -165,3 +165,13 @@ def test_str_subclass() -> None:
     for key, name in [(Fruit.APPLE, "apple%2Cred"), (Loud("apple"), "apple"), (Loud(""), "%")]:
         assert name_of(key) == name
         assert type(name_of(key)) is str
+
+
+@given(st.lists(texts, max_size=5))
+def test_ordinary_names_are_their_own_keys(names: list[str]) -> None:
+    """Names that are told of all at once to be ordinary are each the name of itself, and plain words are."""
+    if are_ordinary(names):
+        assert [key_of(name) for name in names] == names == [name_of(name) for name in names]
+    words = [f"word {number} ü" for number in range(len(names))]
+    assert are_ordinary(words)
+    assert not are_ordinary([*words, "100%", *words])

@@ -12,7 +12,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.client.cache import Cache, Found, Unchanged
 from cloudstore_mapping.client.client import Client
-from cloudstore_mapping.client.keys import key_of, name_of
+from cloudstore_mapping.client.keys import are_ordinary, key_of, name_of
 from cloudstore_mapping.client.passwords import Passwords
 from cloudstore_mapping.errors import CloudStoreError, LockedError, NoFileError, TooBigError
 from cloudstore_mapping.wire import Operation, Request
@@ -85,11 +85,13 @@ class Files:
 
     def _matching(self, text: str, *, prefix: bool) -> list[str]:
         """Ask for the part of the text that names hold as it is, and choose among what comes."""
+        if prefix and not text:
+            return list(self._known(self._client.list(), whole=True))
         pieces = _LITERAL.findall(text)
         if prefix:
             beginning = _LITERAL.match(text)
             names = self._client.list(beginning[0], prefix=True) if beginning else self._client.list()
-            return [key[len(text) :] for key in self._known(names, whole=not text) if key.startswith(text)]
+            return [key[len(text) :] for key in self._known(names, whole=False) if key.startswith(text)]
         names = self._client.list(max(pieces, key=len, default=""))
         return [key for key in self._known(names, whole=not pieces) if text in key]
 
@@ -100,6 +102,8 @@ class Files:
         """Return the keys of these names, and remember which of them are foreign."""
         keys: dict[str, None] = {}
         foreign: dict[str, str] = {}
+        if are_ordinary(names):
+            keys, names = dict.fromkeys(names), []
         for name in names:
             key = key_of(name)
             if name == name_of(key):
