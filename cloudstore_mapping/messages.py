@@ -38,6 +38,9 @@ class Operation(enum.Enum):
     STAT = "stat"
     BATCH = "batch"
 
+    # By identity, as they are compared: that of `Enum` is written in Python, and every request asks for it thrice.
+    __hash__ = object.__hash__
+
     @property
     def writes(self) -> bool:
         """Whether it changes what is stored."""

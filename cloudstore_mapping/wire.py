@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.errors import REPLY_ERRORS, BadValueError, ChangedError, CloudStoreError, ProtocolError
-from cloudstore_mapping.jsontext import LONG_NUMBER, decode_value, encode_value, is_deeper
+from cloudstore_mapping.jsontext import decode_value, encode_value, is_deeper, may_hold_long_number
 from cloudstore_mapping.messages import (
     BATCH_PATH,
     DEFAULT_MAX_DEPTH,
@@ -97,34 +97,39 @@ def decode_request(path: str, body: bytes, *, max_depth: int = DEFAULT_MAX_DEPTH
         batch = _decode_batch(body) if path == BATCH_PATH else None
         requests = [_decode_request(body)] if batch is None else batch.requests
         for request in requests:
-            if request.value is not UNSET and LONG_NUMBER.search(request.value):
+            if request.value is not UNSET and may_hold_long_number(bytes(request.value)):
                 decode_value(request.value)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         if "Integer value out of range" in str(error):
             raise BadValueError("The value holds an integer of more than 4,300 digits; store it as text.") from error
         raise _bad_request(str(error)) from error
     if batch is not None:
-        return msgspec.structs.replace(batch, requests=[_checked_item(batch, *item) for item in enumerate(requests)])
+        _complete_items(batch)
+        return batch
     if not requests[0].api_key:
         raise _bad_request("Object missing required field `key`")
-    return _checked(path, requests[0], "$")
+    return _checked(path, requests[0])
 
 
-def _checked_item(batch: Batch, number: int, request: Request) -> Request:
-    place = f"$.requests[{number}]"
-    if request.api_key not in ("", batch.api_key):
-        raise _bad_request(f"`{place}.key` is another account's; a batch is one account's")
-    # Which path it would have been posted to follows from what it holds, save for a save without a value.
-    return _checked(request.path, msgspec.structs.replace(request, api_key=batch.api_key), place)
+def _complete_items(batch: Batch) -> None:
+    for number, request in enumerate(batch.requests):
+        if request.api_key not in ("", batch.api_key):
+            raise _bad_request(f"`$.requests[{number}].key` is another account's; a batch is one account's")
+        # Which path it would have been posted to follows from what it holds: without a value and options it is a load.
+        if request.options == "merge" and request.value is UNSET:
+            raise _bad_request(f"`$.requests[{number}].value` is missing")
+        msgspec.structs.force_setattr(request, "api_key", batch.api_key)  # nobody else has seen it yet
 
 
-def _checked(path: str, request: Request, place: str) -> Request:
+def _checked(path: str, request: Request) -> Request:
     if path == LOAD_PATH and request.options is None:
+        if request.value is UNSET:
+            return request
         return msgspec.structs.replace(request, value=UNSET)  # a load is a load, whatever else it carries
     if request.options is not None and path != request.path:
-        raise _bad_request(f"`{place}.options` belongs to {request.path}")
+        raise _bad_request(f"`$.options` belongs to {request.path}")
     if request.options in (None, "merge") and request.value is UNSET:
-        raise _bad_request(f"`{place}.value` is missing")
+        raise _bad_request("`$.value` is missing")
     return request
 
 

@@ -74,20 +74,22 @@ class BatchWork:
         return success("", encode_replies(replies))
 
     def _answer(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
-        answer = partial(self._sized, transaction, caller, request)
         try:
             if request.once is not UNSET and request.operation.writes:
+                answer = partial(self._sized, transaction, caller, request)
                 return self._answers.once(transaction, caller.account.id, request.once, answer)
-            return answer()
+            return self._sized(transaction, caller, request)
         except CloudStoreError as error:
             return failure(error)
 
     def _sized(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
-        large = request.operation in _LARGE
-        if not (large and self._full):
+        if request.operation not in _LARGE:
+            return self._rules.answer(transaction, caller, request)
+        if not self._full:
             reply = self._rules.answer(transaction, caller, request)
-            if not large or len(reply.content) <= self._left:
-                self._left -= len(reply.content) if large else 0
+            size = len(reply.content)
+            if size <= self._left:
+                self._left -= size
                 return reply
             self._full = True
         raise TooBigError("What the batch asks for is too large for one reply; ask for less at once.")
