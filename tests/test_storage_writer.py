@@ -158,3 +158,56 @@ def test_values_are_not_kept_alive(writer: Writer) -> None:
     writer.submit(lambda _, value=value: None).result(PATIENCE)  # type: ignore[misc]  # bound early
     del value
     assert dropped.wait(PATIENCE)
+
+
+def test_work_is_done_by_who_waits_for_it(session: FakeSession, writer: Writer) -> None:
+    """Where nobody writes, `run` does the work on the caller's thread at once, in a transaction of its own."""
+    future = writer.run(lambda _: threading.current_thread())
+    assert future.done()
+    assert future.result() is threading.current_thread()
+    assert session.commits == [1]
+    failed = writer.run(lambda _: 1 / 0)
+    assert isinstance(failed.exception(0), ZeroDivisionError)
+
+
+def test_work_waits_for_who_came_first(session: FakeSession, writer: Writer) -> None:
+    """While other work is being done or waits, `run` hands its own to the thread, which does it after that."""
+    begun, go = threading.Event(), threading.Event()
+    first = writer.submit(lambda _: (begun.set(), go.wait(PATIENCE)))  # type: ignore[func-returns-value]  # None
+    assert begun.wait(PATIENCE)
+    second = writer.run(lambda _: threading.current_thread())
+    assert not second.done()
+    go.set()
+    assert second.result(PATIENCE) is not threading.current_thread()
+    assert first.done()
+
+
+def test_others_wait_for_work_on_a_caller_s_thread(session: FakeSession, writer: Writer) -> None:
+    """What is submitted while `run` works is done after it, never within its transaction."""
+    submitted: list[Future[Any]] = []
+
+    def work(_: Any) -> None:
+        submitted.append(writer.submit(lambda _: len(session.commits)))
+
+    writer.run(work).result(0)
+    assert submitted[0].result(PATIENCE) == 1
+
+
+def test_nothing_is_run_after_the_end(session: FakeSession, writer: Writer) -> None:
+    """Once it is closed `run` refuses work, as `submit` does."""
+    writer.close()
+    with pytest.raises(UnavailableError):
+        writer.run(lambda _: None)
+    assert session.commits == []
+
+
+def test_an_interrupt_is_the_caller_s(session: FakeSession, writer: Writer) -> None:
+    """Ctrl-C during work on the caller's thread undoes the work, and is raised there as it always is."""
+
+    def interrupt(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        writer.run(interrupt)
+    assert writer.run(lambda _: 1).result(0) == 1
+    assert session.commits == [0, 1]

@@ -63,6 +63,10 @@ class Storage(ABC):
         and returns. What `work` raises undoes what it wrote, is the future's exception, and touches nobody else's work.
         """
 
+    def run(self, work: Callable[[Transaction], T]) -> Future[T]:
+        """Do as `submit` for a caller who waits for nothing else, so that it may be done on the caller's thread."""
+        return self.submit(work)
+
     @abstractmethod
     def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
         """

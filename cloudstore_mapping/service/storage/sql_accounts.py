@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import secrets
+from functools import lru_cache
 from typing import Any, Final
 
 from cloudstore_mapping.service.storage.records import Account, ApiKey, Event, Limits, OwnerPassword, Session
@@ -17,6 +18,8 @@ _ACCOUNT: Final = (
     "SELECT id, name, disabled, plan, folder, data_password, media_password, max_files, max_file_bytes,"
     " max_daily_accesses, min_interval, max_media_bytes, max_total_bytes FROM accounts"
 )
+_BY_ID: Final = f"{_ACCOUNT} WHERE id = ?"
+_BY_KEY: Final = f"{_ACCOUNT} WHERE id = (SELECT account_id FROM api_keys WHERE hash = ?)"  # noqa: S608 - of constants
 
 
 class SQLAccounts(Statements, AccountsTable):
@@ -27,11 +30,10 @@ class SQLAccounts(Statements, AccountsTable):
     """
 
     def account(self, account_id: int) -> Account | None:
-        return self._account(f"{_ACCOUNT} WHERE id = ?", account_id)
+        return self._account(_BY_ID, account_id)
 
     def account_of_key(self, key_hash: bytes) -> Account | None:
-        key = "(SELECT account_id FROM api_keys WHERE hash = ?)"
-        return self._account(f"{_ACCOUNT} WHERE id = {key}", key_hash)
+        return self._account(_BY_KEY, key_hash)
 
     def account_named(self, name: str) -> Account | None:
         return self._account(f"{_ACCOUNT} WHERE name = ?{self.account_held}", name)
@@ -149,6 +151,7 @@ class SQLAccounts(Statements, AccountsTable):
         return [Event._make(row) for row in self.rows(query, account_id, limit)]
 
 
+@lru_cache(maxsize=1024)
 def _account(row: Any) -> Account:
     number, name, disabled, plan, folder, data_password, media_password, *limits = row
     return Account(number, name, bool(disabled), plan, Limits(*limits), folder, data_password, media_password)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -15,7 +15,7 @@ from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.base import Storage, Transaction, check_open
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, migrate
 from cloudstore_mapping.service.storage.sqlite_backup import back_up
-from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession, primary_code, unavailable
+from cloudstore_mapping.service.storage.sqlite_session import Reading, SQLiteSession, primary_code, unavailable
 from cloudstore_mapping.service.storage.writer import GroupWriter
 
 T = TypeVar("T")
@@ -42,20 +42,18 @@ class SQLiteStorage(Storage):
         self._process = os.getpid()
         self._writer = GroupWriter(self._session, partial(_let_go, self._session, self._idle))
 
-    @contextmanager
-    def read(self) -> Iterator[Transaction]:
+    def read(self) -> AbstractContextManager[Transaction]:
         """Return a transaction to read with, on the caller's thread: all it reads is of one moment."""
         check_open(self._process, closed=self._closed)
-        session = self._session if self._path is None else self._reader(self._path)
-        try:
-            with session.snapshot():
-                yield session
-        finally:
-            if session is not self._session:
-                self._idle.append(session)
-                # Looked at only now, so that none is left behind whenever `close` comes.
-                if self._closed or len(self._idle) > MAX_IDLE:
-                    _close_one(self._idle)
+        if self._path is None:
+            return self._session.snapshot()
+        return Reading(self._reader(self._path), self._give_back)
+
+    def _give_back(self, session: SQLiteSession) -> None:
+        self._idle.append(session)
+        # Looked at only now, so that none is left behind whenever `close` comes.
+        if self._closed or len(self._idle) > MAX_IDLE:
+            _close_one(self._idle)
 
     def _reader(self, path: Path) -> SQLiteSession:
         try:
@@ -71,6 +69,11 @@ class SQLiteStorage(Storage):
         """Run `work` in a writing transaction; the future completes after the commit is on disk."""
         check_open(self._process, closed=self._closed)
         return self._writer.submit(work)
+
+    def run(self, work: Callable[[Transaction], T]) -> Future[T]:
+        """Do as `submit`, on the caller's thread where nobody else writes."""
+        check_open(self._process, closed=self._closed)
+        return self._writer.run(work)
 
     def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
         """Copy all that it holds at this moment into a new file at `path`, which is there only once it is whole."""

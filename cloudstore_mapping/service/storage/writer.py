@@ -87,12 +87,14 @@ class GroupWriter:
     """
 
     def __init__(self, session: Session, end: Callable[[], None]) -> None:
+        self._session = session
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._turn = threading.Lock()
         self._closing = threading.Lock()
         self._closed = False
         # A daemon, so that a program that forgets to close can end; it holds no reference to this object.
         self._thread = threading.Thread(
-            target=_write, args=(session, self._jobs, end), name="cloudstore-writer", daemon=True
+            target=_write, args=(session, self._jobs, self._turn, end), name="cloudstore-writer", daemon=True
         )
         self._thread.start()
         _writing[self._thread] = self._jobs
@@ -106,6 +108,25 @@ class GroupWriter:
             if self._closed or not self._thread.is_alive():  # ended with the program, or left behind by a fork
                 raise UnavailableError("The store is closed; open it again.", sent=False, retry_after=1.0)
             self._jobs.put(_Job(work, future))
+        return future
+
+    def run(self, work: Callable[[Any], T]) -> Future[T]:
+        """
+        Have `work(session)` done as `submit` does, for a caller who only waits: here and now where no other work waits.
+
+        Handing it to the thread and waiting for that takes longer than the work.
+        """
+        if self._turn.locked():
+            return self.submit(work)
+        with self._turn:  # which an interrupt can't leave behind, unlike one that is only tried for
+            if self._closed or not self._thread.is_alive() or not self._jobs.empty():
+                return self.submit(work)
+            future: Future[T] = Future()
+            for job in _commit(self._session, [_Job(work, future)]):
+                self._jobs.put(job)
+        error = future.exception() if future.done() else None
+        if error is not None and not isinstance(error, Exception):
+            raise error  # an interrupt is the caller's, whatever was being done
         return future
 
     def close(self) -> None:
@@ -128,7 +149,7 @@ def _finish_all() -> None:
         thread.join()
 
 
-def _write(session: Session, jobs: SimpleQueue[_Job | None], end: Callable[[], None]) -> None:
+def _write(session: Session, jobs: SimpleQueue[_Job | None], turn: threading.Lock, end: Callable[[], None]) -> None:
     group: list[_Job] = []
     goes_on = True
     try:
@@ -136,9 +157,11 @@ def _write(session: Session, jobs: SimpleQueue[_Job | None], end: Callable[[], N
             if goes_on:
                 goes_on = _gather(jobs, group, session.max_group)
             if group:
-                group = _commit(session, group)
+                with turn:
+                    group = _commit(session, group)
     finally:
-        end()
+        with turn:
+            end()
 
 
 def _gather(jobs: SimpleQueue[_Job | None], group: list[_Job], most: int) -> bool:
