@@ -41,16 +41,14 @@ class FakeService:
         self.may_write.set()
         self._writer = ThreadPoolExecutor(1)
 
-    def submit(self, request: Request, *, address: str = "") -> Future[Reply]:
-        """Begin to answer a request."""
+    def answer(self, request: Request, *, address: str = "") -> Reply | Future[Reply]:
+        """Answer a request, or begin to."""
         self.addresses.add(address)
         if isinstance(self.reply, Exception):
             raise self.reply
         if request.operation is Operation.SAVE:
             return self._writer.submit(self._save, request)
-        answer: Future[Reply] = Future()
-        answer.set_result(self.reply or self._load(request))
-        return answer
+        return self.reply or self._load(request)
 
     def store_bytes(self) -> int:
         """Return how many bytes its storage takes."""

@@ -25,6 +25,9 @@ MAX_EVENTS: Final = 1000
 #: What a limit has to be below: the integers that every engine can store.
 MAX_LIMIT: Final = 2**63
 
+#: API keys that are remembered for having opened an account.
+MAX_LATELY: Final = 1024
+
 KEY_LENGTH: Final = 32
 #: Characters of a key that may be shown later.
 HINT_LENGTH: Final = 4
@@ -47,6 +50,7 @@ class Accounts:
         self._storage = storage
         self._clock = clock
         self._granted: dict[bytes, int] = {}
+        self._lately: set[str] = set()
 
     def create(
         self, name: str, api_key: str | None = None, *, plan: str = DEFAULT_PLAN, origin: str = COMMAND_LINE
@@ -204,11 +208,27 @@ class Accounts:
         with self._storage.read() as transaction:
             return transaction.has_accounts()
 
+    def opened_lately(self, api_key: str) -> bool:
+        """Whether the key opened an account without a pace: its writes may be looked at when it is their turn."""
+        return api_key in self._lately
+
+    def remember(self, api_key: str) -> None:
+        """Say that the key opens an account without a pace."""
+        if len(self._lately) >= MAX_LATELY:
+            self._lately.clear()
+        self._lately.add(api_key)
+
+    def forget(self, api_key: str) -> None:
+        """Say that it does no longer."""
+        self._lately.discard(api_key)
+
     def find(self, transaction: Transaction, api_key: str) -> Account:
         """Return the account that the key opens; `BadKeyError` where it opens none, `DisabledError` where it is off."""
         key_hash = _hash(api_key)
         granted = self._granted.get(key_hash)
         account = transaction.account_of_key(key_hash) if granted is None else transaction.account(granted)
+        if account is None or account.disabled:
+            self.forget(api_key)
         if account is None:
             raise BadKeyError("The service doesn't know this API key; look it up in the dashboard.")
         if account.disabled:

@@ -45,19 +45,27 @@ class _Asked:
     """
     A request on its way through the service, and who asked it; of a batch also which passwords were refused.
 
-    `owner` is the account of somebody who is signed in; `admitted` says that the account's pace lets it pass; `caller`
-    is for whom the last try was made.
+    `owner` is the account of somebody who is signed in; `waits` says that the caller does nothing until it is answered;
+    `admitted` says that the account's pace lets it pass; `caller` is for whom the last try was made.
     """
 
-    def __init__(self, request: Request | Batch, address: str, owner: Account | None) -> None:
+    def __init__(self, request: Request | Batch, address: str, owner: Account | None, waits: bool) -> None:
         self.request = request
         self.address = address
         self.owner = owner
+        self.waits = waits
         self.admitted = owner is not None
         self.refused: dict[Question, CloudStoreError] = {}
         self.caller: Caller | None = None
-        self.answer: Future[Reply] = Future()
-        self.answer.set_running_or_notify_cancel()
+        self.answer: Future[Reply]
+
+
+class _UnadmittedError(Exception):
+    """A write was not looked at before it was its turn, and now its account has a pace."""
+
+    def __init__(self, account: Account) -> None:
+        super().__init__("The account's pace is to be kept.")
+        self.account = account
 
 
 class Desk:
@@ -83,11 +91,32 @@ class Desk:
         self._scans = Pool(SCAN_THREADS, SCANS_WAITING, "cloudstore-scan")
         self._reads = Pool(READ_THREADS, READS_WAITING, "cloudstore-read") if storage.waits else None
 
-    def submit(self, request: Request | Batch, address: str, owner: Account | None) -> Future[Reply]:
-        """Begin to answer a request; see `Service.submit`."""
-        asked = _Asked(request, address, owner)
+    def submit(
+        self, request: Request | Batch, address: str, owner: Account | None, *, waits: bool = False
+    ) -> Reply | Future[Reply]:
+        """Answer a request if that takes no waiting, else begin to; see `Service.submit`."""
+        asked = _Asked(request, address, owner, waits)
+        if self._reads is None and isinstance(request, Request) and request.operation in _QUICK:
+            reply = self._answer_at_once(asked)
+            if reply is not None:
+                return reply
+        asked.answer = Future()
+        asked.answer.set_running_or_notify_cancel()
         self._advance(asked)
         return asked.answer
+
+    def _answer_at_once(self, asked: _Asked) -> Reply | None:
+        """Answer a small read, without what a future costs; None where it waits for a turn, a password or a repair."""
+        try:
+            with self._storage.read() as transaction:
+                caller = self._caller(transaction, asked)
+                if caller.account.limits.min_interval and not asked.admitted:
+                    return None
+                return self._answer(transaction, caller, asked)
+        except CloudStoreError as error:
+            return failure(error)
+        except Exception:  # noqa: BLE001 - what it means is told when it is raised again
+            return None
 
     def close(self) -> None:
         """Finish what was begun on threads of its own."""
@@ -124,7 +153,10 @@ class Desk:
 
     def _settle(self, error: BaseException, asked: _Asked) -> None:
         self._take_back(asked)
-        if isinstance(error, UnprovenError):
+        if isinstance(error, _UnadmittedError):
+            self._accounts.forget(asked.request.api_key)
+            self._in_turn(asked, error.account)
+        elif isinstance(error, UnprovenError):
             self._prove(iter(error.questions), asked)
         elif isinstance(error, UndoneError):
             asked.answer.set_result(error.reply)
@@ -172,6 +204,10 @@ class Desk:
     def _begin(self, asked: _Asked) -> Reply | Future[Reply] | None:
         """Answer the request, or have it answered; None where it goes on by itself, when it is its account's turn."""
         request = asked.request
+        writes = request.writes if isinstance(request, Batch) else request.operation.writes
+        write = self._storage.run if asked.waits else self._storage.submit
+        if writes and self._accounts.opened_lately(request.api_key):
+            return write(partial(self._write, asked))
         with self._storage.read() as transaction:
             caller = self._caller(transaction, asked)  # who is refused never stands in a queue
             if not asked.admitted and caller.account.limits.min_interval:
@@ -182,8 +218,10 @@ class Desk:
                 return self._answer(transaction, caller, asked)
             if isinstance(request, Request) and request.operation.writes:
                 self._rules.check_name(request.name)
-        if request.writes if isinstance(request, Batch) else request.operation.writes:
-            return self._storage.submit(partial(self._write, asked))
+        if writes:
+            if asked.owner is None and not caller.account.limits.min_interval:
+                self._accounts.remember(request.api_key)
+            return write(partial(self._write, asked))
         return self._scans.submit(self._scan, asked, caller)
 
     def _caller(self, transaction: Transaction, asked: _Asked) -> Caller:
@@ -213,6 +251,8 @@ class Desk:
 
     def _write(self, asked: _Asked, transaction: Transaction) -> Reply:
         caller = self._caller(transaction, asked)
+        if caller.account.limits.min_interval and not asked.admitted:
+            raise _UnadmittedError(caller.account)
         once = asked.request.once
         if once is UNSET:
             return self._answer(transaction, caller, asked)

@@ -24,6 +24,8 @@ from cloudstore_mapping.wire import Operation, Reply, Request, decode_value, enc
 #: Names in one page, however many were asked for.
 MAX_PAGE: Final = 10_000
 
+_EMPTY: Final = encode_value("")
+
 
 @dataclass
 class Caller:
@@ -62,9 +64,10 @@ class Rules:
 
     def answer(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         """Do what a request of this caller asks for."""
-        if request.operation is not Operation.LIST:
+        operation = request.operation
+        if operation is not Operation.LIST:
             self.check_name(request.name)
-        return self._rules[request.operation](transaction, caller, request)
+        return self._rules[operation](transaction, caller, request)
 
     def check_name(self, name: str) -> None:
         """Raise `BadNameError` for what can't be a file's name."""
@@ -83,7 +86,7 @@ class Rules:
         self._check_view(caller, request, file)
         self._access(transaction, caller, request.name)
         value = Raw(file.value)
-        return success("" if request.brief is True else value, value, version=file.version)
+        return Reply(message=_EMPTY if request.brief is True else value, data=value, version=file.version)
 
     def _stat(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         info = transaction.stat(caller.account.id, request.name)

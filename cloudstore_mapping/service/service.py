@@ -63,7 +63,10 @@ class Service:
 
     def handle(self, request: Request | Batch, *, address: str = "") -> Reply:
         """Return the answer to a request, whatever it is; see `submit`."""
-        return self.submit(request, address=address).result()
+        if self._closed:
+            return _closed()
+        answer = self._desk.submit(request, address, None, waits=True)
+        return answer if isinstance(answer, Reply) else answer.result()
 
     def submit(self, request: Request | Batch, *, address: str = "", owner: Account | None = None) -> Future[Reply]:
         """
@@ -73,10 +76,19 @@ class Service:
         the future run on threads that others wait for: they should be short. With `owner` it is that account's owner
         who asks, signed in: instead of by an API key, and limited by no pace, password or daily number of accesses.
         """
+        answer = self.answer(request, address=address, owner=owner)
+        if not isinstance(answer, Reply):
+            return answer
+        answered: Future[Reply] = Future()
+        answered.set_result(answer)
+        return answered
+
+    def answer(
+        self, request: Request | Batch, *, address: str = "", owner: Account | None = None
+    ) -> Reply | Future[Reply]:
+        """Return what `submit` does, or the reply itself where it is there at once, as that to a small read is."""
         if self._closed:
-            closed: Future[Reply] = Future()
-            closed.set_result(failure(UnavailableError("The service is closed; try again later.", retry_after=1.0)))
-            return closed
+            return _closed()
         return self._desk.submit(request, address, owner)
 
     def set_passwords(
@@ -164,3 +176,7 @@ class Service:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _closed() -> Reply:
+    return failure(UnavailableError("The service is closed; try again later.", retry_after=1.0))

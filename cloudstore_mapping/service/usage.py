@@ -32,6 +32,12 @@ class _Count:
     times: int
     last_at: float
 
+    def add(self, times: int, at: float) -> None:
+        """Count more of them."""
+        self.times += times
+        if at > self.last_at:
+            self.last_at = at
+
 
 class Usage:
     """
@@ -81,13 +87,17 @@ class Usage:
         with self._lock:
             total = self._totals.get(file)
             day = day_of(now) if total is None else max(total.day, day_of(now))
-            _add(self._waiting, (file, day), _Count(day, times, now))
+            if (count := self._waiting.get((file, day))) is None:
+                self._waiting[file, day] = _Count(day, times, now)
+            else:
+                count.add(times, now)
             if total is not None and total.day == day:
                 total.times += times
             if self._thread is None and not self._closed.is_set():
                 self._thread = threading.Thread(target=self._run, name="cloudstore-usage", daemon=True)
                 self._thread.start()
-        self._wake.set()
+        if not self._wake.is_set():  # waking costs more than looking
+            self._wake.set()
 
     def used(self, transaction: Transaction, account_id: int, kind: Kind, name: str) -> Accesses | None:
         """Return how often a file was used on the last day that it was, with what isn't stored yet."""
@@ -168,5 +178,4 @@ def _add(counts: dict[tuple[_File, int], _Count], key: tuple[_File, int], more: 
     if count is None:
         counts[key] = more
     else:
-        count.times += more.times
-        count.last_at = max(count.last_at, more.last_at)
+        count.add(more.times, more.last_at)

@@ -15,6 +15,7 @@ from cloudstore_mapping.web.http import (
     CLOSE,
     END,
     PREFLIGHT,
+    WHOLE,
     Application,
     Deadline,
     DisconnectedError,
@@ -111,7 +112,10 @@ class _App:
         _check_type(headers.get(b"content-type", b""), headers.get(b"content-encoding", b"identity"))
         if int(headers.get(b"content-length", 0)) > self._max_body:
             raise self._too_big()
-        body = await self._read(receive)
+        whole = scope.get("extensions", {}).get(WHOLE)
+        body = await self._read(receive) if whole is None else bytes(whole["body"])
+        if len(body) > self._max_body:
+            raise self._too_big()
         if len(body) <= LARGE_BODY:
             request = decode_request(path, body, max_depth=self._max_depth)
         else:
@@ -119,8 +123,8 @@ class _App:
             request = await asyncio.get_running_loop().run_in_executor(None, decode)
         scope["operation"] = request.operation.value
         client = scope["client"]
-        future = self._service.submit(request, address=client[0] if client else "")
-        return future.result() if future.done() else await outcome(future)
+        reply = self._service.answer(request, address=client[0] if client else "")
+        return reply if isinstance(reply, Reply) else await outcome(reply)
 
     async def _read(self, receive: Receive) -> bytes:
         body = bytearray()

@@ -33,6 +33,11 @@ _HEADERS: Final[tuple[Header, ...]] = (
     (b"access-control-expose-headers", b"CloudStore-Extensions, Retry-After"),
     (EXTENSIONS_HEADER.lower().encode(), ", ".join(EXTENSIONS).encode()),
 )
+#: An extension of ASGI, for a request whose body is there before it is looked at: under this name its scope holds
+#: ``body``, and the reply may be one message of ``status``, ``head`` and ``body``. Two messages are two writes, each of
+#: which may wake the client.
+WHOLE: Final = "cloudstore.response.whole"
+_HEAD: Final = b"".join(name + b": " + value + b"\r\n" for name, value in _HEADERS) + b"content-length: "
 PREFLIGHT: Final[Message] = {
     "type": "http.response.start",
     "status": 204,
@@ -181,6 +186,10 @@ async def answer(
         _log.exception("A request to %s failed.", scope["path"])
         reply = FAILED
     scope["outcome"] = reply.error
+    if WHOLE in scope.get("extensions", ()) and reply.retry_after is None:
+        body = encode_reply(reply)
+        await send({"type": WHOLE, "status": reply.status, "head": b"%b%d" % (_HEAD, len(body)), "body": body})
+        return
     await send_reply(send, reply)
 
 

@@ -57,10 +57,9 @@ class Observed:
 
         async def observe(message: Message) -> None:
             nonlocal status, bytes_out
-            if message["type"] == "http.response.start":
+            if "status" in message:
                 status = message["status"]
-            else:
-                bytes_out += len(message.get("body", b""))
+            bytes_out += len(message.get("body", b""))
             await send(message)
 
         try:

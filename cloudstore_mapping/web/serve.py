@@ -6,15 +6,16 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from cloudstore_mapping.web.app import make_app
+from cloudstore_mapping.web.http import WHOLE
 from cloudstore_mapping.web.listening import address_of, listen
 from cloudstore_mapping.web.metrics import BYTES_IN, CONNECTIONS, Metrics, new_rows
 from cloudstore_mapping.web.observing import Observed
@@ -201,13 +202,37 @@ class _Protocol(HttpToolsProtocol):
         self.app = self._answer
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        request: RequestResponseCycle = send.__self__
+        if not request.more_body and scope["method"] == "POST":
+            scope["extensions"] = {WHOLE: {"body": request.body}}
+
+        async def answer(message: Any) -> None:
+            if message["type"] != WHOLE:
+                await send(message)
+                return
+            if self.flow.write_paused and not request.disconnected:
+                await self.flow.drain()
+            if not request.disconnected:
+                self._write_whole(request, message["status"], message["head"], message["body"])
+
         try:
-            await self._application(scope, receive, send)
+            await self._application(scope, receive, answer)
         except RuntimeError:
             # Of pipelined requests uvicorn tells only the last that the client has gone; the first writes, and may not.
             if not self.transport.is_closing():
                 raise
-            send.__self__.disconnected = True
+            request.disconnected = True
+
+    def _write_whole(self, request: RequestResponseCycle, status: int, head: bytes, body: bytes) -> None:
+        request.response_started = request.response_complete = True
+        lines = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
+        if not request.keep_alive:
+            lines += b"connection: close\r\n"
+        self.transport.write(b"%b%b%b\r\n\r\n%b" % (STATUS_LINE[status], lines, head, body))
+        request.message_event.set()
+        if not request.keep_alive:
+            self.transport.close()
+        request.on_response()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -235,12 +260,15 @@ class _Protocol(HttpToolsProtocol):
             self._expect_headers()
             if self._received > MAX_HEADER_BYTES and not self.transport.is_closing():
                 self.send_400_response("The headers are too long.")
-        elif self._received > MAX_HEADER_BYTES + 2 * self._largest_body(request.scope["headers"]):
-            self.transport.close()  # more than any body in its chunks takes: trailers, or one that was refused long ago
+        elif self._received > MAX_HEADER_BYTES:
+            self._limit_body(request)
 
-    def _largest_body(self, headers: Iterable[tuple[bytes, bytes]]) -> int:
+    def _limit_body(self, request: RequestResponseCycle) -> None:
+        headers = request.scope["headers"]
         is_upload = any(name == b"content-type" and value.startswith(b"multipart/") for name, value in headers)
-        return self.settings.max_media_bytes if is_upload else self.settings.max_body_bytes
+        largest = self.settings.max_media_bytes if is_upload else self.settings.max_body_bytes
+        if self._received > MAX_HEADER_BYTES + 2 * largest:
+            self.transport.close()  # more than any body in its chunks takes: trailers, or one that was refused long ago
 
     def pause_writing(self) -> None:
         super().pause_writing()
