@@ -1,1 +1,1 @@
-"""What it costs, measured: each module is a program, `python -m benchmarks.NAME`."""
+"""What it costs, measured: all of it by `python -m benchmarks`; some modules are programs of their own as well."""

@@ -48,7 +48,7 @@ def name_of(number: int) -> str:
 
 def saved(size: int) -> Work:
     """Return what saves a value that no compression makes much smaller."""
-    dice = random.Random(size)  # noqa: S311 - not for a secret
+    dice = random.Random(size)
 
     def save(transaction: Transaction, account: int, number: int) -> None:
         transaction.put(account, name_of(number), b'"%s"' % dice.randbytes(size // 2 - 1).hex().encode(), 1.0)
@@ -77,7 +77,7 @@ def bytes_each(storage: Storage, size: Callable[[], int], files: int) -> Iterato
         if work is not used:  # the last ones that were saved
             account = storage.submit(partial(_account, name=label)).result()
         numbers = list(range(count))
-        random.Random(0).shuffle(numbers)  # noqa: S311 - not for a secret
+        random.Random(0).shuffle(numbers)
         before = size()
         for start in range(0, count, TOGETHER):
             some = numbers[start : start + TOGETHER]
@@ -138,4 +138,4 @@ def table(address: str, files: int) -> Iterator[str]:
 
 if __name__ == "__main__":
     for line in table(sys.argv[1], FILES):
-        print(line)  # noqa: T201
+        print(line)

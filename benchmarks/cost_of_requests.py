@@ -135,4 +135,4 @@ def table(address: str) -> Iterator[str]:
 
 if __name__ == "__main__":
     for line in table(sys.argv[1]):
-        print(line)  # noqa: T201
+        print(line)

@@ -28,7 +28,7 @@ def peak_of_items(store: cm.CloudStoreMapping[object]) -> tuple[int, int]:
 
 def main() -> None:
     """Print a line for each size."""
-    print(f"{'keys':>8} {'values, MiB':>12} {'peak beyond the keys, MiB':>26}")  # noqa: T201
+    print(f"{'keys':>8} {'values, MiB':>12} {'peak beyond the keys, MiB':>26}")
     with (
         TemporaryDirectory() as folder,
         Service(SQLiteStorage(Path(folder) / "service.db")) as service,
@@ -39,7 +39,7 @@ def main() -> None:
             with cm.open(location, timeout=(5, 300)) as store:
                 store.update({f"key {number}": {"text": "x" * VALUE_BYTES} for number in range(size)})
                 count, peak = peak_of_items(store)
-            print(f"{count:>8,} {size * VALUE_BYTES / 2**20:>12.1f} {peak / 2**20:>26.1f}")  # noqa: T201
+            print(f"{count:>8,} {size * VALUE_BYTES / 2**20:>12.1f} {peak / 2**20:>26.1f}")
 
 
 if __name__ == "__main__":

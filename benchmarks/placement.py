@@ -62,7 +62,7 @@ class Accounts:
 
 
 def _hashes(of: str, count: int) -> list[float]:
-    dice = random.Random(of)  # noqa: S311 - not for a secret
+    dice = random.Random(of)
     return [dice.random() for _ in range(count)]
 
 
@@ -178,4 +178,4 @@ def table(accounts: int, files: int, shards: int) -> Iterator[str]:
 
 if __name__ == "__main__":
     for line in table(ACCOUNTS, FILES, SHARDS):
-        print(line)  # noqa: T201
+        print(line)

@@ -1,0 +1,10 @@
+"""`cloudstore serve` with a commit for every save: what a group's commit is compared with."""
+
+from __future__ import annotations
+
+from cloudstore_mapping.__main__ import main
+from cloudstore_mapping.service.storage import writer
+
+if __name__ == "__main__":
+    writer.MAX_GROUP = 1  # type: ignore[misc]  # the one thing that is to be different
+    main()
