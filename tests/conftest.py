@@ -33,18 +33,29 @@ ENGINES: dict[str, Callable[[Path], Storage]] = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that has the whole suite run on another engine."""
+    """Add the options that have the whole suite run on another engine, and trials at their full length."""
     parser.addoption(
         "--engine",
         choices=("sqlite", "postgres"),
         default="sqlite",
         help="what services keep their data in; tests that are about SQLite itself are skipped on another engine",
     )
+    parser.addoption(
+        "--at-length",
+        action="store_true",
+        help="trials (crashes, histories, fuzzing, load) run as long as for the figures in docs/reliability.md",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Take note of the engine."""
     engine.is_postgres = config.getoption("--engine") == "postgres"
+
+
+@pytest.fixture(scope="session")
+def at_length(pytestconfig: pytest.Config) -> bool:
+    """Tell whether a trial runs at its full length, instead of for a minute."""
+    return bool(pytestconfig.getoption("--at-length"))
 
 
 class _WithoutPostgres(pytest.Module):
