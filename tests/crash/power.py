@@ -57,19 +57,24 @@ class _Inode:
 
 
 def cuts(
-    log: Sequence[Event], ways: Sequence[str] = WAYS, *, before: Mapping[str, bytes] | None = None, seed: int = 0
+    log: Sequence[Event],
+    ways: Sequence[str] = WAYS,
+    *,
+    every: int = 1,
+    before: Mapping[str, bytes] | None = None,
+    seed: int = 0,
 ) -> Iterator[Cut]:
     """
-    Yield what may be left if the power is cut before each event, and after the last one, in each of the ways.
+    Yield what may be left if the power is cut after the last event, or before it, in each of the ways.
 
-    `before` are the files that there were at first.
+    That is before `every` so many events, counted from the end. `before` are the files that there were at first.
     """
     names = {name: _Inode(content) for name, content in (before or {}).items()}
     on_disk = dict(names)
     pending: list[tuple[str, _Inode | None]] = []
     told = 0
     for place in range(len(log) + 1):
-        for way in ways:
+        for way in ways if (len(log) - place) % every == 0 else ():
             dice = random.Random(f"{seed} {place} {way}")
             yield Cut(place, way, _left(on_disk, pending, way, dice), told)
         match log[place] if place < len(log) else None:
