@@ -47,7 +47,7 @@ def seen_in_memory(way: Callable[[Transport], Callable[[], Transport]], seed: ob
     try:
         opens = way(inner)
         workload = Workload([lambda: CloudStoreMapping(api_key, "memory:", transport=opens())] * 8, f"seed {seed}", 8)
-        workload.run(100)
+        workload.run(150)
         with CloudStoreMapping[object](api_key, "memory:", transport=Shared(inner)) as store:
             workload.check(store)
     finally:

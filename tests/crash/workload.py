@@ -63,6 +63,7 @@ class Workload:
         self._name = name
         self._done = 0
         self._changed = threading.Condition()
+        self._start = threading.Barrier(len(opens))
         self._ending = threading.Event()
         self._running: list[Future[None]] = []
 
@@ -121,6 +122,7 @@ class Workload:
         keys = list(self.histories)
         with self._opens[client]() as store:
             _ = keys[0] in store  # with the first answer it learns what the service can do
+            self._start.wait(PATIENCE)
             for number in numbers:
                 if self._ending.is_set():
                     return
