@@ -146,7 +146,7 @@ def test_a_disk_that_fails_once_in_a_long_program(
     for seed in range(4 if at_length else 1):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        stride = (1 if kind is Synced else 10) if at_length else (30 if kind is Synced else 500)
+        stride = (1 if kind is Synced else 40) if at_length else (30 if kind is Synced else 500)
         tried.update(try_all(folder, kind, code, stride=stride, count=150, seed=seed))
     assert set(tried) <= {said, None}
     with capsys.disabled():
