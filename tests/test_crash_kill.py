@@ -6,8 +6,9 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,7 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.service.storage.sqlite_check import check
-from tests.cluster.nodes import Node
+from tests.cluster.nodes import Node, nodes
 from tests.crash.script import contents, states
 from tests.crash.workload import Workload
 from tests.ports import free_port
@@ -59,10 +60,6 @@ class Service:
         """End it as it should be."""
         assert self._node.end() == 0
 
-    def open(self) -> cm.CloudStoreMapping[object]:
-        """Return a client's store."""
-        return cm.open(self.location)
-
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
@@ -74,17 +71,30 @@ def service(tmp_path: Path) -> Iterator[Service]:
     assert (tmp_path / "service.log").read_text() == ""
 
 
-def test_a_killed_service(service: Service, at_length: bool, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(params=["alone", "beside another"])
+def locations(request: pytest.FixtureRequest, service: Service, tmp_path: Path) -> Iterator[list[str]]:
+    """Return the ways to its store: itself, and perhaps another process on the same file, which is not killed."""
+    with nodes(str(service.file), 1 if request.param == "beside another" else 0, tmp_path) as others:
+        key = service.location.partition("://")[2].partition("@")[0]
+        yield [service.location, *(other.location(key) for other in others)]
+    assert all(log.read_text() == "" for log in tmp_path.glob("node-*.log"))
+
+
+def test_a_killed_service(
+    service: Service, locations: Sequence[str], at_length: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     """
     Clients of a service that is killed over and over, and go on when it is back, see nothing that can't be.
 
     What they did with each key is explained by an order of their calls, of which only those without an answer may be
-    missing; a request that is repeated after the service is back is done once.
+    missing; a request that is repeated after the service is back is done once. Nor do those of another process on the
+    same file see anything of it.
     """
     dice = random.Random(9)
     calls = unknown = kills = 0
-    for lot in range(40 if at_length else 3):
-        workload = Workload([service.open] * CLIENTS, f"lot {lot}", KEYS)
+    opens = [partial(cm.open, locations[client % len(locations)]) for client in range(CLIENTS)]
+    for lot in range(20 if at_length else 2):
+        workload = Workload(opens, f"lot {lot}", KEYS)
         with workload.running():
             for _ in range(KILLS):
                 workload.wait_for_calls(dice.randint(1, CALLS))
@@ -92,7 +102,7 @@ def test_a_killed_service(service: Service, at_length: bool, capsys: pytest.Capt
                 assert check(service.file).faults == []
             workload.wait_for_calls(1)
         calls, unknown, kills = calls + workload.calls, unknown + workload.unknown, kills + KILLS
-        with service.open() as store:
+        with cm.open(service.location) as store:
             workload.check(store)
     with capsys.disabled():
         sys.stdout.write(f"\n{kills} times killed during {calls} calls, {unknown} without an answer, nothing lost\n")
