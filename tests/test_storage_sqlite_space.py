@@ -41,7 +41,20 @@ def test_what_fits(tmp_path: Path, total: int, free: int, log: int, unused: int,
         (tmp_path / "store.db-wal").write_bytes(bytes(log))
     space = Space(tmp_path / "store.db", lambda _: Usage(total, free))
     if fits:
-        space.check(size, lambda: unused)
+        space.take(size, lambda: unused)
     else:
         with pytest.raises(UnavailableError, match=r"^The store's disk is full; free some space, then try again\.$"):
-            space.check(size, lambda: unused)
+            space.take(size, lambda: unused)
+
+
+def test_what_fits_together(tmp_path: Path) -> None:
+    """All that one transaction takes fits, and the disk is looked at once in each."""
+    disks = iter([Usage(GIB, LOG + 20), Usage(GIB, LOG + 2)])
+    space = Space(tmp_path / "store.db", lambda _: next(disks))
+    for _ in range(10):
+        space.take(1, lambda: 0)
+    with pytest.raises(UnavailableError):
+        space.take(1, lambda: 0)
+    space.begin()
+    space.take(1, lambda: 0)
+    assert list(disks) == []

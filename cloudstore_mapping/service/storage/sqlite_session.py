@@ -80,6 +80,8 @@ class SQLiteSession(SQLTransaction, Session):
         with self._turn:
             if self.failure is not None:
                 raise unavailable(self.failure) from self.failure
+            if self._space is not None:
+                self._space.begin()
             try:
                 if self.connection.in_transaction:  # an interrupt came before the last one was undone
                     self._execute("ROLLBACK")
@@ -149,7 +151,7 @@ class SQLiteSession(SQLTransaction, Session):
 
     def _make_sure_of_space(self, size: int) -> None:
         if self._space is not None:
-            self._space.check(size, self._unused)
+            self._space.take(size, self._unused)
 
     def _unused(self) -> int:
         (pages,), (size,) = self.row("PRAGMA freelist_count"), self.row("PRAGMA page_size")

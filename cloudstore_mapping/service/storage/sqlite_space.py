@@ -30,28 +30,43 @@ class Disk(Protocol):
 
 
 class Space:
-    """The disk that the SQLite file at `path` is on; `look` tells of the disk of a folder."""
+    """
+    The disk that the SQLite file at `path` is on, for one transaction after another; `look` tells of a folder's disk.
+
+    It is looked at once in a transaction, for that takes as long as a tenth of a small write.
+    """
 
     def __init__(self, path: Path, look: Callable[[str], Disk] = shutil.disk_usage) -> None:
         self._look = look
         self._folder = str(path.parent)
         self._log = Path(f"{path}-wal")
+        self.begin()
 
-    def check(self, size: int, unused: Callable[[], int]) -> None:
-        """
-        Raise `UnavailableError` if so many bytes more would take what is kept.
+    def begin(self) -> None:
+        """Begin a transaction."""
+        self._taken = 0
+        self._disk: Disk | None = None
 
-        `unused` returns how many bytes of the file itself are free. They are written twice: to the log, then to the
-        file.
+    def take(self, size: int, unused: Callable[[], int]) -> None:
         """
-        disk = self._look(self._folder)
-        if disk.free >= 2 * size + 2 * LOG or disk.total == 0:  # some file systems don't tell
-            return
+        Take so many bytes; `UnavailableError` if they and those before would take what is kept.
+
+        `unused` returns how many bytes of the file itself are free. All is written twice: to the log, then to the file.
+        """
+        if self._disk is None:
+            self._disk = self._look(self._folder)
+        disk = self._disk
+        needed = 2 * (self._taken + size)
+        if disk.free < needed + 2 * LOG and disk.total > 0:  # some file systems don't tell
+            needed += self._kept(disk)
+            if disk.free < needed and disk.free + unused() < needed:
+                raise UnavailableError(FULL, retry_after=1.0)
+        self._taken += size
+
+    def _kept(self, disk: Disk) -> int:
+        # What is in the log may have to be added to the file before the log is written from its beginning again.
         try:
             log = self._log.stat().st_size
         except FileNotFoundError:
             log = 0
-        # What is in the log may have to be added to the file before the log is written from its beginning again.
-        kept = min(max(log, LOG), disk.total // PART)
-        if disk.free < 2 * size + kept and disk.free + unused() < 2 * size + kept:
-            raise UnavailableError(FULL, retry_after=1.0)
+        return min(max(log, LOG), disk.total // PART)
