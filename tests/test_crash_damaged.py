@@ -12,7 +12,10 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.service.storage.sqlite_check import check
+from tests.crash.memory import tmp_path
 from tests.crash.script import Contents, contents, steps
+
+__all__ = ["tmp_path"]  # a fixture: a folder in memory
 
 pytestmark = pytest.mark.sqlite("the store is a file")
 

@@ -15,10 +15,14 @@ import requests
 import cloudstore_mapping as cm
 from cloudstore_mapping.service.storage.sqlite_check import check
 from cloudstore_mapping.testing.service import running_service
-from tests.crash.disk import Disk, Event, Synced, Written, watched
+from tests.crash.disk import Disk, Event, Synced, Written
+from tests.crash.layer import watched
+from tests.crash.memory import tmp_path
 from tests.crash.power import cuts
 from tests.crash.script import Contents, contents, states, steps
 from tests.service_fakes import PATIENCE
+
+__all__ = ["tmp_path"]  # a fixture: a folder in memory
 
 pytestmark = pytest.mark.sqlite("SQLite's disk fails")
 

@@ -10,12 +10,14 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.service.storage.sqlite_check import check
-from tests.crash.disk import Event, Synced, watched
+from tests.crash.disk import Event, Synced
+from tests.crash.layer import watched
+from tests.crash.memory import tmp_path
 from tests.crash.power import WAYS, Cut, cuts
 from tests.crash.script import Contents, contents, states, steps
 from tests.test_storage_sqlite_migrations import first
 
-__all__ = ["first"]  # a file that the first version wrote, a fixture
+__all__ = ["first", "tmp_path"]  # fixtures: a file that the first version wrote, and a folder in memory
 
 pytestmark = pytest.mark.sqlite("it is told what is done to files")
 
