@@ -107,6 +107,21 @@ def test_another_kind_of_file_is_refused(path: Path, content: bytes) -> None:
     refused(path, f"{path} is no CloudStore file and was left as it is")
 
 
+@pytest.mark.parametrize(("pages", "is_taken"), [(0, True), (1, False)])
+def test_a_file_that_a_crash_left_half_made(path: Path, pages: int, is_taken: bool) -> None:
+    """What was written of a file that was empty is undone, as its journal says; no other journal helps."""
+    path.write_bytes(bytes(8192))
+    header = bytes.fromhex("d9d505f920a163d7") + b"".join(
+        number.to_bytes(4, "big") for number in (0, 7, pages, 512, 4096)
+    )
+    Path(f"{path}-journal").write_bytes(header.ljust(512, b"\0"))
+    if is_taken:
+        with SQLiteStorage(path) as storage:
+            assert storage.healthy()
+    else:
+        refused(path, f"{path} is no CloudStore file and was left as it is")
+
+
 @pytest.mark.parametrize("statement", ["CREATE TABLE t (x)", "PRAGMA application_id = 7", "PRAGMA user_version = 1"])
 def test_another_program_s_database_is_refused(path: Path, statement: str) -> None:
     """An SQLite file that isn't ours is left byte for byte as it was."""
