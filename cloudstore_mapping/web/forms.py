@@ -42,6 +42,7 @@ class UploadForm:
         self.has_ended = False
         self.filename = ""
         self.content_type = ""
+        self._has_begun = False
         self._pieces: list[bytes] = []
         self._parts = 0
         self._in_file = False
@@ -69,6 +70,10 @@ class UploadForm:
 
     def feed(self, data: bytes) -> None:
         """Read the next bytes of the body."""
+        if not self._has_begun:
+            # The parser skips whatever follows a line's end before the form, but only as far as one piece goes.
+            data = data.lstrip(b"\r\n")
+            self._has_begun = bool(data)
         try:
             self._parser.write(data)
         except MultipartParseError as error:
