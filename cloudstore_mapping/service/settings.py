@@ -46,4 +46,6 @@ class Settings:
     password_tries: Count = 5
     """Wrong passwords for one file from one address before it has to wait."""
     password_window: Seconds = 300.0
-    """How long a wrong password counts."""
+    """How long a wrong password or API key counts."""
+    key_tries: Count = 50
+    """Different wrong API keys from one address before it has to wait."""
