@@ -21,7 +21,7 @@ from msgspec import Raw
 
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.web import serve
+from cloudstore_mapping.web import protocol, serve
 from tests.raw_http import JSON, Connection, FakeService, body
 
 # A program that serves until it is told to end; a line on its standard input lets the writes go on.
@@ -92,7 +92,7 @@ def test_a_body_that_never_ends_holds_no_server(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A client in the middle of a body is waited for a while when the server ends, then left."""
-    monkeypatch.setattr(serve, "GRACE", 0.05)
+    monkeypatch.setattr(protocol, "GRACE", 0.05)
     service = FakeService(Settings(body_timeout=600))
     with service.served() as address:
         connection = Connection(address)
@@ -104,7 +104,7 @@ def test_a_body_that_never_ends_holds_no_server(
 
 def test_a_body_that_is_arriving_is_still_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request whose body arrives whole after the server was told to end is answered, however long that takes."""
-    monkeypatch.setattr(serve, "GRACE", 1)
+    monkeypatch.setattr(protocol, "GRACE", 1)
     service = FakeService()
     service.may_write.clear()
     data = body(value=1)

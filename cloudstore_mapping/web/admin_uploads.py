@@ -32,6 +32,8 @@ class AdminUpload:
         """Answer an upload; a browser without scripts is sent back to the page."""
         wants_page = "text/html" in Request(scope).headers.get("accept", "")
         taken: list[Reply] = []
+        if wants_page:
+            scope["extensions"] = {}  # no reply in one message, for its headers are added to
 
         async def take(scope: Scope, receive: Receive) -> Reply:
             taken.append(await self._take(scope, receive))
