@@ -39,6 +39,8 @@ class Settings:
     """How long a body may take to arrive."""
     min_upload_rate: Annotated[float, Meta(gt=0)] = 1024.0
     """Bytes a second that an upload has to bring on the whole, once it has taken longer than a body may."""
+    max_connections_per_address: Count = 500
+    """Connections that one address may have at a time, but for this machine's own and those of trusted proxies."""
     max_password_bytes: Size = 1024
     """The longest password that is hashed."""
     count_accesses: bool = True
