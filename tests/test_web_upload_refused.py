@@ -79,6 +79,7 @@ FORMS: dict[str, tuple[Callable[[Posted], tuple[bytes, str]], int, str]] = {
     "the end cut off": (lambda p: (whole(p)[0][:-20], MULTIPART), 400, "BadRequest"),
     "another boundary": (lambda p: (whole(p)[0], f"{MULTIPART.strip()}x\r\n"), 400, "BadRequest"),
     "no boundary": (lambda p: (whole(p)[0], "Content-Type: multipart/form-data\r\n"), 415, "BadType"),
+    "a boundary of 300": (lambda p: (whole(p)[0], f"{MULTIPART.strip()}{'x' * 300}\r\n"), 400, "BadRequest"),
     "JSON": (lambda p: (whole(p)[0], "Content-Type: application/json\r\n"), 415, "BadType"),
     "no type": (lambda p: (whole(p)[0], ""), 415, "BadType"),
     "a plain form": (lambda _: (b"key=x", "Content-Type: application/x-www-form-urlencoded\r\n"), 415, "BadType"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from cloudstore_mapping.errors import ProtocolError
@@ -65,7 +65,7 @@ class UploadForm:
                 },
                 max_header_size=MAX_HEADER_BYTES,
             )
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise _bad(str(error)) from error
 
     def feed(self, data: bytes) -> None:
@@ -76,7 +76,7 @@ class UploadForm:
             self._has_begun = bool(data)
         try:
             self._parser.write(data)
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise _bad(str(error)) from error
 
     def take(self) -> list[bytes]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final, NamedTuple
 
 from cloudstore_mapping.errors import ProtocolError
 from cloudstore_mapping.web.forms import MAX_FIELD_BYTES, MAX_PARTS, UploadForm
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # which has a line for each refusal
 
 _TYPE: Final = "multipart/form-data; boundary=b"
 
