@@ -38,6 +38,7 @@ __all__ = [
     "Batch",
     "Operation",
     "Reply",
+    "ReplyBody",
     "Request",
     "Upload",
     "decode_replies",
@@ -54,9 +55,11 @@ __all__ = [
 ]
 
 
-class _ReplyBody(msgspec.Struct):
+class ReplyBody(msgspec.Struct):
+    """A reply's JSON object."""
+
     error: str | None
-    message: Raw = Raw(b'""')
+    message: Raw = msgspec.field(default_factory=lambda: Raw(b'""'))  # which a schema leaves out
     data: Raw | UnsetType = UNSET
     version: str | UnsetType | None = UNSET
     next: str | UnsetType | None = UNSET
@@ -66,8 +69,8 @@ class _ReplyBody(msgspec.Struct):
 _encode = msgspec.json.Encoder().encode
 _decode_request = msgspec.json.Decoder(Request).decode
 _decode_batch = msgspec.json.Decoder(Batch).decode
-_decode_reply = msgspec.json.Decoder(_ReplyBody).decode
-_decode_replies = msgspec.json.Decoder(list[_ReplyBody]).decode
+_decode_reply = msgspec.json.Decoder(ReplyBody).decode
+_decode_replies = msgspec.json.Decoder(list[ReplyBody]).decode
 
 
 def encode_request(request: Request | Batch) -> bytes:
@@ -176,11 +179,11 @@ def decode_reply(
     return _reply_of(fields, status=status, retry_after=retry_after, extensions=extensions, response=response)
 
 
-def _body_of(reply: Reply) -> _ReplyBody:
-    return _ReplyBody(reply.error, reply.message, reply.data, reply.version, reply.next, reply.unchanged)
+def _body_of(reply: Reply) -> ReplyBody:
+    return ReplyBody(reply.error, reply.message, reply.data, reply.version, reply.next, reply.unchanged)
 
 
-def _reply_of(body: _ReplyBody, **beside: Any) -> Reply:
+def _reply_of(body: ReplyBody, **beside: Any) -> Reply:
     return Reply(
         error=body.error,
         message=body.message,

@@ -107,11 +107,13 @@ class Answer:
 class Connection:
     """A socket to the service at an address, closed at the end of its block; a reply that never comes is an error."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, source: str = "") -> None:
         where = urlsplit(address)
         assert where.hostname is not None
         self.base = where.path
-        self.socket = socket.create_connection((where.hostname, where.port or 80), timeout=20)
+        self.socket = socket.create_connection(
+            (where.hostname, where.port or 80), timeout=20, source_address=(source, 0) if source else None
+        )
         self._file = self.socket.makefile("rb")
 
     def __enter__(self) -> Self:

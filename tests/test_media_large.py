@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 import signal
 import socket
 import sqlite3
@@ -22,6 +21,7 @@ import pytest
 
 import cloudstore_mapping as cm
 from tests.service_fakes import PATIENCE, ManualClock
+from tests.serving import memory
 
 GIBIBYTE = 2**30
 #: What the service may take in memory at its peak, in bytes, and what the client may take beside what it had.
@@ -38,13 +38,6 @@ service = Service(SQLiteStorage(sys.argv[1]))
 key = service.accounts.create("owner")
 run(service, port=0, on_ready=lambda address: print(address, key, flush=True))
 """
-
-
-def memory(pid: int, field: str) -> int:
-    """Return how much memory a process has (``VmRSS``) or had at most (``VmHWM``), in bytes."""
-    match = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert match is not None
-    return int(match[1]) * 1024
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -26,7 +26,7 @@ def service(storage: Storage) -> Iterator[Service]:
 def found(service: Service, storage: Storage, api_key: str) -> str:
     """Return the name of the account that the key opens."""
     with storage.read() as transaction:
-        return service.accounts.find(transaction, api_key).name
+        return service.accounts.find(transaction, api_key, "").name
 
 
 def test_a_new_service_has_no_accounts(service: Service) -> None:

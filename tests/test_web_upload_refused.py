@@ -79,6 +79,7 @@ FORMS: dict[str, tuple[Callable[[Posted], tuple[bytes, str]], int, str]] = {
     "the end cut off": (lambda p: (whole(p)[0][:-20], MULTIPART), 400, "BadRequest"),
     "another boundary": (lambda p: (whole(p)[0], f"{MULTIPART.strip()}x\r\n"), 400, "BadRequest"),
     "no boundary": (lambda p: (whole(p)[0], "Content-Type: multipart/form-data\r\n"), 415, "BadType"),
+    "a boundary of 300": (lambda p: (whole(p)[0], f"{MULTIPART.strip()}{'x' * 300}\r\n"), 400, "BadRequest"),
     "JSON": (lambda p: (whole(p)[0], "Content-Type: application/json\r\n"), 415, "BadType"),
     "no type": (lambda p: (whole(p)[0], ""), 415, "BadType"),
     "a plain form": (lambda _: (b"key=x", "Content-Type: application/x-www-form-urlencoded\r\n"), 415, "BadType"),
@@ -207,3 +208,15 @@ def test_the_lowest_rate(posted: Posted, piece: int, arrives: bool) -> None:
             runner.run(taking)
     assert "slow" in str(caught.value.error)
     assert comes_to(posted.uploader.storage, 0, 0, 0)
+
+
+@pytest.mark.parametrize("piece", [1, 6, 1000])
+def test_text_before_the_form(posted: Posted, piece: int) -> None:
+    """What stands before a form's first boundary, but for line ends, is refused in whatever pieces it comes."""
+    body, header = form(key(posted), file_part(b"data"))
+    for before, status in ((b"\r\n\n", 200), (b"\r\ntext-\r\n", 400), (b"text\r\n", 400)):
+        whole = before + body
+        with Connection(posted.address) as connection:
+            connection.start(UPLOAD, f"{header}Transfer-Encoding: chunked\r\n")
+            connection.send(b"".join(chunk(whole[at : at + piece]) for at in range(0, len(whole), piece)) + chunk(b""))
+            assert connection.answer().status == status

@@ -14,6 +14,7 @@ from cloudstore_mapping.service.plans import DEFAULT_PLAN, OWN_PLAN, PLANS
 from cloudstore_mapping.service.storage.records import Event, Limits
 
 if TYPE_CHECKING:
+    from cloudstore_mapping.service.guesses import Guesses
     from cloudstore_mapping.service.limits import Clock
     from cloudstore_mapping.service.storage.base import Storage, Transaction
     from cloudstore_mapping.service.storage.records import Account, ApiKey
@@ -46,9 +47,10 @@ class Accounts:
     isn't there is `BadNameError`.
     """
 
-    def __init__(self, storage: Storage, clock: Clock) -> None:
+    def __init__(self, storage: Storage, clock: Clock, guesses: Guesses) -> None:
         self._storage = storage
         self._clock = clock
+        self._guesses = guesses
         self._granted: dict[bytes, int] = {}
         self._lately: set[str] = set()
 
@@ -222,15 +224,21 @@ class Accounts:
         """Say that it does no longer."""
         self._lately.discard(api_key)
 
-    def find(self, transaction: Transaction, api_key: str) -> Account:
-        """Return the account that the key opens; `BadKeyError` where it opens none, `DisabledError` where it is off."""
+    def find(self, transaction: Transaction, api_key: str, address: str) -> Account:
+        """
+        Return the account that the key opens, for who asks from `address`.
+
+        Raises `BadKeyError` where it opens none, `TooOftenError` where too many such came from there, and
+        `DisabledError` where the account is off.
+        """
         key_hash = _hash(api_key)
         granted = self._granted.get(key_hash)
         account = transaction.account_of_key(key_hash) if granted is None else transaction.account(granted)
         if account is None or account.disabled:
             self.forget(api_key)
         if account is None:
-            raise BadKeyError("The service doesn't know this API key; look it up in the dashboard.")
+            self._guesses.wrong(key_hash, address)
+        self._guesses.right(key_hash, address)
         if account.disabled:
             raise DisabledError(
                 "The account is switched off; whoever runs the service can switch it on: `cloudstore account enable`."

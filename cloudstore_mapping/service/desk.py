@@ -226,7 +226,7 @@ class Desk:
 
     def _caller(self, transaction: Transaction, asked: _Asked) -> Caller:
         if asked.owner is None:
-            return Caller(self._accounts.find(transaction, asked.request.api_key))
+            return Caller(self._accounts.find(transaction, asked.request.api_key, asked.address))
         account = transaction.account(asked.owner.id)
         if account is None:
             raise BadKeyError("The account is there no longer.")

@@ -86,8 +86,9 @@ def check_turn(transaction: Transaction, account: Account, now: float) -> None:
 class Tries:
     """Counts failed tries of each subject, and refuses the next one after `tries` of them within `window` seconds."""
 
-    def __init__(self, tries: int, window: float, monotonic: Callable[[], float]) -> None:
+    def __init__(self, tries: int, window: float, monotonic: Callable[[], float], of_what: str = "passwords") -> None:
         self._tries = tries
+        self._of_what = of_what
         self._window = window
         self._now = monotonic
         self._failures: LRUCache[Hashable, deque[float]] = LRUCache(MAX_WATCHED)
@@ -102,15 +103,25 @@ class Tries:
         now = self._now()
         with self._lock:
             times = self._failures.setdefault(subject, deque())
-            while times and times[0] <= now - self._window:
-                times.popleft()
-            if len(times) >= self._tries:
-                wait = times[0] + self._window - now
-                raise TooOftenError(
-                    f"Too many wrong passwords; try again in {math.ceil(wait)} seconds.", retry_after=wait
-                )
+            self._check(times, now)
             times.append(now)
         return now
+
+    def check(self, subject: Hashable) -> None:
+        """Raise `TooOftenError` where there were too many, and count nothing."""
+        with self._lock:
+            times = self._failures.get(subject)
+            if times is not None:
+                self._check(times, self._now())
+
+    def _check(self, times: deque[float], now: float) -> None:
+        while times and times[0] <= now - self._window:
+            times.popleft()
+        if len(times) >= self._tries:
+            wait = times[0] + self._window - now
+            raise TooOftenError(
+                f"Too many wrong {self._of_what}; try again in {math.ceil(wait)} seconds.", retry_after=wait
+            )
 
     def take_back(self, subject: Hashable, begun: float) -> None:
         """Count this one try no longer; the subject's others stand, so a right password hides no guesses at another."""

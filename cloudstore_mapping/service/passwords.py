@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from cachetools import TTLCache
 
 from cloudstore_mapping.errors import LockedError, ProtocolError
+from cloudstore_mapping.service.guesses import network_of
 from cloudstore_mapping.service.limits import Tries
 from cloudstore_mapping.service.pool import Pool
 
@@ -97,7 +98,7 @@ class Passwords:
         The future, or the call itself, raises `LockedError` for a wrong one, `TooOftenError` where too many for this
         file came from this address, and `UnavailableError` where too many wait already.
         """
-        subject = (question.file, address)
+        subject = (question.file, network_of(address))
         with self._lock:
             if (proof := self._proofs.get((question, address))) is not None:
                 return proof

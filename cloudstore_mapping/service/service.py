@@ -10,6 +10,7 @@ from typing import Final, Self
 from cloudstore_mapping.errors import NoFileError, UnavailableError
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
 from cloudstore_mapping.service.desk import Desk
+from cloudstore_mapping.service.guesses import Guesses
 from cloudstore_mapping.service.hashing import Argon2Hasher, Hasher
 from cloudstore_mapping.service.limits import Clock
 from cloudstore_mapping.service.media import MediaFiles
@@ -52,7 +53,8 @@ class Service:
         self._clock = Clock() if clock is None else clock
         self._storage = storage
         self.waits = storage.waits
-        self.accounts = Accounts(storage, self._clock)
+        guesses = Guesses(self.settings.key_tries, self.settings.password_window, self._clock.monotonic)
+        self.accounts = Accounts(storage, self._clock, guesses)
         self._passwords = Passwords(self.settings, self._clock, Argon2Hasher() if hasher is None else hasher)
         self._closed = False
         self.usage = Usage(storage, self._clock, enabled=self.settings.count_accesses)

@@ -39,6 +39,8 @@ class Settings:
     """How long a body may take to arrive."""
     min_upload_rate: Annotated[float, Meta(gt=0)] = 1024.0
     """Bytes a second that an upload has to bring on the whole, once it has taken longer than a body may."""
+    max_connections_per_address: Count = 500
+    """Connections that one address may have at a time, but for this machine's own and those of trusted proxies."""
     max_password_bytes: Size = 1024
     """The longest password that is hashed."""
     count_accesses: bool = True
@@ -46,4 +48,6 @@ class Settings:
     password_tries: Count = 5
     """Wrong passwords for one file from one address before it has to wait."""
     password_window: Seconds = 300.0
-    """How long a wrong password counts."""
+    """How long a wrong password or API key counts."""
+    key_tries: Count = 50
+    """Different wrong API keys from one address before it has to wait."""

@@ -149,7 +149,7 @@ class Uploads:
 
     def _account(self, transaction: Transaction, sender: Sender) -> Account:
         if sender.owner is None:
-            return self._accounts.find(transaction, sender.api_key)
+            return self._accounts.find(transaction, sender.api_key, sender.address)
         account = transaction.account(sender.owner.id)
         if account is None:
             raise BadKeyError("The account is there no longer.")

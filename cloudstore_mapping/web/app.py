@@ -27,6 +27,7 @@ from cloudstore_mapping.web.http import (
     check_method,
     outcome,
 )
+from cloudstore_mapping.web.openapi import OPENAPI_PATH, make_description
 from cloudstore_mapping.web.upload import make_upload
 from cloudstore_mapping.wire import (
     BATCH_PATH,
@@ -66,6 +67,7 @@ def _mounts(service: Service, base: str) -> Mapping[str, Application]:
     return {
         base + UPLOAD_PATH: make_upload(service, base + UPLOAD_PATH),
         base + FILES_PATH: make_files(service, base + FILES_PATH),
+        base + OPENAPI_PATH: make_description(base, base + OPENAPI_PATH, service.settings.body_timeout),
         f"{base}/admin": make_admin(service, base),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from cloudstore_mapping.errors import ProtocolError
@@ -42,6 +42,7 @@ class UploadForm:
         self.has_ended = False
         self.filename = ""
         self.content_type = ""
+        self._has_begun = False
         self._pieces: list[bytes] = []
         self._parts = 0
         self._in_file = False
@@ -64,14 +65,18 @@ class UploadForm:
                 },
                 max_header_size=MAX_HEADER_BYTES,
             )
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise _bad(str(error)) from error
 
     def feed(self, data: bytes) -> None:
         """Read the next bytes of the body."""
+        if not self._has_begun:
+            # The parser skips whatever follows a line's end before the form, but only as far as one piece goes.
+            data = data.lstrip(b"\r\n")
+            self._has_begun = bool(data)
         try:
             self._parser.write(data)
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise _bad(str(error)) from error
 
     def take(self) -> list[bytes]:

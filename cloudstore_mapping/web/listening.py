@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 from cloudstore_mapping.web.options import Options
 
@@ -24,3 +25,12 @@ def address_of(listener: socket.socket, options: Options) -> str:
     host = f"[{options.host}]" if ":" in options.host else options.host
     scheme = "http" if options.tls_cert is None else "https"
     return f"{scheme}://{host}:{listener.getsockname()[1]}{options.base_path.rstrip('/')}"
+
+
+def allow_many_connections() -> None:
+    """Let this process have as many files open, of which a connection is one, as the system lets it."""
+    with suppress(ImportError, ValueError, OSError):  # there is no such limit, or it can't be lifted
+        import resource  # Unix has it
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

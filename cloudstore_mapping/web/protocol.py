@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from cloudstore_mapping.web.crowding import Crowd, refusal
 from cloudstore_mapping.web.http import WHOLE
 from cloudstore_mapping.web.metrics import BYTES_IN, CONNECTIONS, Metrics
 
@@ -29,7 +30,9 @@ class HTTPProtocol(HttpToolsProtocol):
 
     settings: ClassVar[Settings]
     numbers: ClassVar[Metrics]
+    crowd: ClassVar[Crowd]
 
+    _has_place = False
     _request: RequestResponseCycle | None = None
     _received = 0
     _header_timer: asyncio.TimerHandle | None = None
@@ -77,17 +80,30 @@ class HTTPProtocol(HttpToolsProtocol):
         """Begin to wait for the first headers."""
         super().connection_made(transport)
         self.numbers.row[CONNECTIONS] = len(self.connections)
+        self._has_place = self.crowd.comes(self._address)
+        if not self._has_place:
+            transport.write(refusal(self.settings.max_connections_per_address))
+            transport.close()
+            return
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing more."""
         super().connection_lost(exc)
         self.numbers.row[CONNECTIONS] = len(self.connections)
+        if self._has_place:
+            self.crowd.goes(self._address)
         self._stop_header_timer()
         self._stop_reply_timer()
 
+    @property
+    def _address(self) -> str:
+        return self.client[0] if self.client else ""
+
     def data_received(self, data: bytes) -> None:
         """Take what came, up to the limits."""
+        if not self._has_place:
+            return
         self.numbers.row[BYTES_IN] += len(data)
         super().data_received(data)
         request: RequestResponseCycle | None = self.cycle

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 
 from cloudstore_mapping.web.app import make_app
-from cloudstore_mapping.web.listening import address_of, listen
+from cloudstore_mapping.web.crowding import Crowd
+from cloudstore_mapping.web.listening import address_of, allow_many_connections, listen
 from cloudstore_mapping.web.metrics import Metrics, new_rows
 from cloudstore_mapping.web.observing import Observed
 from cloudstore_mapping.web.options import Options
@@ -63,6 +64,7 @@ def run_on(
     server = _Server(service, listener, options, on_ready, metrics)
     # uvicorn hands the signal that ended it on to the handlers of before; these have nothing more to do.
     owns_signals = threading.current_thread() is threading.main_thread()
+    allow_many_connections()
     handlers = {number: signal.signal(number, server.handle_exit) for number in _SIGNALS if owns_signals}
     try:
         server.run(sockets=[listener])
@@ -116,6 +118,7 @@ class _Server(uvicorn.Server):
         class Protocol(HTTPProtocol):
             settings = service.settings
             numbers = Metrics(new_rows(1)) if metrics is None else metrics
+            crowd = Crowd(service.settings.max_connections_per_address, options.trusted_proxies)
 
         super().__init__(
             uvicorn.Config(

@@ -1,0 +1,187 @@
+"""The wire described for programs: an OpenAPI document, made of the messages that the service reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from cloudstore_mapping._version import __version__
+from cloudstore_mapping.errors import REPLY_ERRORS, ProtocolError
+from cloudstore_mapping.links import FILES_PATH
+from cloudstore_mapping.web.http import (
+    ANY_ORIGIN,
+    END,
+    Application,
+    Receive,
+    RefusedError,
+    Scope,
+    Send,
+    answer,
+    check_method,
+)
+from cloudstore_mapping.wire import (
+    BATCH_PATH,
+    EXTENSIONS,
+    EXTENSIONS_HEADER,
+    LOAD_PATH,
+    SAVE_PATH,
+    UPLOAD_PATH,
+    Batch,
+    Reply,
+    ReplyBody,
+    Request,
+)
+
+OPENAPI_PATH: Final = "/openapi.json"
+
+Schema: TypeAlias = dict[str, Any]
+
+_SCHEMAS: Final = "#/components/schemas/"
+_READ: Final = ("GET", "HEAD")
+_OF_JSON: Final = "application/json"
+_NUMBER: Final[Schema] = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
+
+# What the paths ask for beyond the messages, which are one for all of them.
+_WITH_KEY: Final[Schema] = {"required": ["key"], "properties": {"key": {"minLength": 1}}}
+_DELETES: Final[Schema] = {"properties": {"options": {"const": "delete"}}, "required": ["options"]}
+_WITH_VALUE: Final[Schema] = {"anyOf": [{"required": ["value"]}, _DELETES]}
+_IN_BATCH: Final[Schema] = {
+    "properties": {"key": {"const": "", "description": "Left out: the batch's own stands for all of them."}},
+    "anyOf": [{"required": ["value"]}, {"properties": {"options": {"enum": [None, "delete", "list", "stat"]}}}],
+}
+_FORM: Final[Schema] = {
+    "type": "object",
+    "properties": {
+        "key": {"type": "string", "minLength": 1},
+        "password": {"type": "string"},
+        "if_version": {"const": "", "description": "Before the file: replace none of this name."},
+        "file": {"type": "string", "format": "binary", "description": "With its filename and content type."},
+    },
+    "required": ["key", "file"],
+}
+
+
+def description(base_path: str) -> Schema:
+    """Return the description of a service under this path; its dashboard, which is for people, is not in it."""
+    _, schemas = msgspec.json.schema_components((Request, Batch, ReplyBody), ref_template=f"{_SCHEMAS}{{name}}")
+    saved = _of("Request", _WITH_KEY, _options(None, "merge", "delete"), _WITH_VALUE)
+    loaded = _of("Request", _WITH_KEY, _options(None, "list", "stat"))
+    batch = _of("Batch", {"properties": {"requests": {"items": _IN_BATCH}}})
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "CloudStore", "version": __version__},
+        "servers": [{"url": base_path or "/"}],
+        "paths": {
+            SAVE_PATH: {"post": _posted("save", "Save, merge or delete a file.", _OF_JSON, saved)},
+            LOAD_PATH: {"post": _posted("load", "Load a value, list names, or describe a file.", _OF_JSON, loaded)},
+            BATCH_PATH: {"post": _posted("batch", "Send many of these as one.", _OF_JSON, batch)},
+            UPLOAD_PATH: {"post": _posted("upload", "Store a media file.", "multipart/form-data", _FORM)},
+            f"{FILES_PATH}{{folder}}/{{file}}": _read("media", "Get a media file, or a part of it.", _media()),
+            "/health": _read("health", "Tell whether the store can be read.", _replies((200, 405, 503))),
+            "/metrics": _read("metrics", "Tell Prometheus what was counted.", _as("text/plain")),
+            OPENAPI_PATH: _read("openapi", "Get this description.", _as(_OF_JSON)),
+        },
+        "components": {"schemas": schemas},
+    }
+
+
+def make_description(base_path: str, path: str, seconds: float) -> Application:
+    """Return the ASGI application that shows the description, at this path alone."""
+    body = msgspec.json.encode(description(base_path))
+    headers = [(b"content-type", _OF_JSON.encode()), (b"content-length", b"%d" % len(body)), ANY_ORIGIN]
+
+    async def refuse(scope: Scope, _: Receive) -> Reply:
+        if scope["path"] == path:
+            check_method(scope["method"], _READ)
+        raise RefusedError(ProtocolError(f"There is nothing here; the description is at {path}.", error="NoPath"))
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != path or scope["method"] not in _READ:
+            await answer(scope, receive, send, refuse, seconds)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send(END if scope["method"] == "HEAD" else {"type": "http.response.body", "body": body})
+
+    return application
+
+
+def _of(name: str, *more: Schema) -> Schema:
+    return {"allOf": [{"$ref": _SCHEMAS + name}, *more]}
+
+
+def _options(*names: str | None) -> Schema:
+    return {"properties": {"options": {"enum": list(names)}}}
+
+
+def _posted(name: str, summary: str, content_type: str, schema: Schema) -> Schema:
+    return {
+        "operationId": name,
+        "summary": summary,
+        "requestBody": {"required": True, "content": {content_type: {"schema": schema}}},
+        "responses": _replies(status for status, _ in REPLY_ERRORS.values()),
+    }
+
+
+def _read(name: str, summary: str, responses: Schema) -> Schema:
+    parameters = [
+        {"name": "folder", "in": "path", "required": True, "schema": _NUMBER},
+        {"name": "file", "in": "path", "required": True, "schema": {"type": "string"}},
+        {"name": "Range", "in": "header", "schema": {"type": "string"}},
+    ]
+    return {
+        "parameters": parameters if name == "media" else [],
+        "get": {"operationId": name, "summary": summary, "responses": responses},
+        "head": {
+            "operationId": f"{name}-head",
+            "summary": f"{summary.removesuffix('.')}: the headers alone.",
+            "responses": {status: {**response, "content": {}} for status, response in responses.items()},
+        },
+    }
+
+
+def _replies(statuses: Iterable[int]) -> Schema:
+    """Return the replies of these statuses, each with the errors that travel under it."""
+    return {str(status): _reply(status) for status in sorted(set(statuses))}
+
+
+def _reply(status: int) -> Schema:
+    errors: list[str | None] = [name for name, (its, _) in REPLY_ERRORS.items() if its == status]
+    if status == HTTPStatus.OK:
+        errors.insert(0, None)
+    headers: Schema = {
+        EXTENSIONS_HEADER: {"schema": {"type": "string"}, "description": f"What it can: {', '.join(EXTENSIONS)}."}
+    }
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        headers["Retry-After"] = {"schema": {"type": "integer"}, "description": "In seconds."}
+    return {
+        "description": "All is well, or `error` says what is not."
+        if status == HTTPStatus.OK
+        else ", ".join(filter(None, errors)),
+        "headers": headers,
+        "content": {_OF_JSON: {"schema": _of("ReplyBody", {"properties": {"error": {"enum": errors}}})}},
+    }
+
+
+def _media() -> Schema:
+    file: Schema = {"content": {"*/*": {}}}
+    return {
+        "200": {"description": "The file.", **file},
+        "206": {"description": "The part of it that was asked for.", **file},
+        **{
+            str(status.value): {"description": status.phrase}
+            for status in (
+                HTTPStatus.NOT_MODIFIED,
+                HTTPStatus.PRECONDITION_FAILED,
+                HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+            )
+        },
+        **_replies((404, 405, 503)),
+        "429": {**_reply(429), "content": {_OF_JSON: {"schema": _of("ReplyBody")}}},
+    }
+
+
+def _as(content_type: str) -> Schema:
+    return {"200": {"description": "It.", "content": {content_type: {}}}, **_replies((405,))}

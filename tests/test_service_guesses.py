@@ -1,0 +1,125 @@
+"""Guesses at API keys are slowed by the address that they come from, and nobody else is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cloudstore_mapping.errors import BadKeyError, TooOftenError
+from cloudstore_mapping.service import guesses, limits
+from cloudstore_mapping.service.guesses import Guesses, network_of
+from cloudstore_mapping.service.limits import Tries
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.settings import Settings
+from tests.service_fakes import Asker, ManualClock
+
+TRIES = Settings().key_tries
+HERE = "192.0.2.1"
+
+
+@pytest.fixture
+def stranger(service: Service, ask: Asker) -> Asker:
+    """Return somebody at the owner's service who has no key yet; the owner hasn't used the own one from there."""
+    return Asker(service, "", HERE)
+
+
+def guess(stranger: Asker, times: int, first: int = 0) -> list[str | None]:
+    """Return the errors of tries with so many different keys, by all kinds of requests in turn."""
+    kinds: list[Any] = [lambda: stranger.load("a"), lambda: stranger.save("a", 1), lambda: stranger.list()]
+    errors = []
+    for number in range(first, first + times):
+        stranger.api_key = f"guess-number-{number:05}"
+        errors.append(kinds[number % 3]().error)
+    return errors
+
+
+def test_too_many_wrong_keys(stranger: Asker, ask: Asker, clock: ManualClock) -> None:
+    """After so many wrong keys the next is `TooOften`, right or wrong, until the first of them counts no longer."""
+    assert guess(stranger, TRIES) == ["BadKey"] * TRIES
+    clock.advance(100)
+    assert guess(stranger, 3, TRIES) == ["TooOften"] * 3
+    stranger.api_key = ask.api_key
+    for reply in (stranger.load("a"), stranger.save("a", 1), stranger.list()):
+        assert (reply.error, reply.status, reply.retry_after) == ("TooOften", 429, 200)
+        assert reply.sentence == "Too many wrong API keys; try again in 200 seconds."
+    clock.advance(200)
+    assert stranger.save("a", 1).error is None
+
+
+def test_uploads_are_guesses_as_well(service: Service, stranger: Asker, ask: Asker) -> None:
+    """A key that is tried by an upload counts, and waits, as any other."""
+    guess(stranger, TRIES)
+    with pytest.raises(TooOftenError):
+        service.media.begin(api_key=ask.api_key, name="a.png", content_type="image/png", address=HERE)
+
+
+def test_others_are_not_slowed(service: Service, stranger: Asker, ask: Asker) -> None:
+    """What is guessed at one address slows no other."""
+    guess(stranger, TRIES + 1)
+    ask.address = "192.0.2.2"
+    assert ask.save("a", 1).error is None
+
+
+def test_who_was_there_before_goes_on(stranger: Asker, ask: Asker) -> None:
+    """A key that opened its account from an address goes on doing so, whatever is guessed there."""
+    ask.address = HERE
+    assert ask.save("a", 1).error is None
+    guess(stranger, TRIES + 1)
+    assert ask.load("a").error is None
+    assert ask.save("a", 2).error is None
+
+
+def test_one_wrong_key_is_a_mistake(stranger: Asker, ask: Asker) -> None:
+    """A program that sends one wrong key again and again is told so each time, and keeps nobody else out."""
+    stranger.api_key = "wrong-but-always-this"
+    assert {stranger.load("a").error for _ in range(3 * TRIES)} == {"BadKey"}
+    ask.address = HERE
+    assert ask.save("a", 1).error is None
+
+
+def test_in_the_own_process_nothing_is_counted(service: Service, ask: Asker) -> None:
+    """Who asks without an address is the program that the service is in."""
+    assert guess(Asker(service, ""), TRIES + 1) == ["BadKey"] * (TRIES + 1)
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, clock: ManualClock) -> None:
+    """However many addresses guess, or have right keys, and at whatever, only so many are remembered."""
+    monkeypatch.setattr(guesses, "MAX_KNOWN", 100)
+    counted = Guesses(5, 300, clock.monotonic)
+    tries = Tries(5, 300, clock.monotonic)
+    for number in range(limits.MAX_WATCHED + 100):
+        tries.begin(number)
+        counted.right(b"key", f"address {number}")
+        with pytest.raises(BadKeyError):
+            counted.wrong(b"key", f"address {number}")
+    assert len(tries._failures) == len(counted._tries._failures) == len(counted._counted) == limits.MAX_WATCHED
+    assert len(counted._known) <= 100
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("not:an:address", "not:an:address"),
+        ("", ""),
+    ],
+)
+def test_one_client_of_ipv6_has_a_network(address: str, network: str) -> None:
+    """All addresses of a /64 are one, for a single client has them all; one of IPv4 is its own."""
+    assert network_of(address) == network
+
+
+def test_passwords_are_slowed_by_network_as_well(service: Service, ask: Asker) -> None:
+    """Wrong passwords from any addresses of one IPv6 network are counted together."""
+    ask.save("name", 1)
+    service.set_passwords("owner", "name", edit="right")
+    errors = []
+    for number in range(6):
+        ask.address = f"2001:db8::{number:x}"
+        errors.append(ask.save("name", 2, f"wrong {number}").error)
+    assert errors == ["Locked"] * 5 + ["TooOften"]

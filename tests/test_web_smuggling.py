@@ -1,0 +1,116 @@
+"""A request whose end two programs could see at different places is refused, so that none hides in another's body."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from cloudstore_mapping.service.settings import Settings
+from tests.raw_http import Connection, FakeService, body, chunk
+
+HEAD = b"POST /cloudstore/store/save HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+PLAIN = body("plain", value=1)
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+CHUNKS = chunk(PLAIN) + chunk(b"")
+
+
+def length(data: bytes) -> bytes:
+    """Return the header that tells how long `data` is."""
+    return b"Content-Length: %d\r\n" % len(data)
+
+
+def post(headers: bytes, data: bytes) -> bytes:
+    """Return a request of these headers and this body."""
+    return HEAD + headers + b"\r\n" + data
+
+
+HIDDEN = post(length(body("smuggled", value=1)), body("smuggled", value=1))
+#: What follows the beginning of a request; for whoever reads it otherwise a request stands in it.
+REFUSED = {
+    "a length and chunks": post(length(PLAIN + HIDDEN) + CHUNKED, CHUNKS),
+    "chunks and a length": post(CHUNKED + length(PLAIN), CHUNKS),
+    "two lengths": post(length(PLAIN + HIDDEN) + length(PLAIN), PLAIN),
+    "two equal lengths": post(length(PLAIN) * 2, PLAIN),
+    "a list of lengths": post(b"Content-Length: %d, %d\r\n" % (len(PLAIN), len(PLAIN + HIDDEN)), PLAIN),
+    "a length with a sign": post(b"Content-Length: +%d\r\n" % len(PLAIN), PLAIN),
+    "a negative length": post(b"Content-Length: -1\r\n", PLAIN),
+    "a hexadecimal length": post(b"Content-Length: 0x%x\r\n" % len(PLAIN), PLAIN),
+    "a length past all numbers": post(b"Content-Length: 99999999999999999999999\r\n", PLAIN),
+    "a length with a space": post(b"Content-Length: 1 0\r\n", PLAIN),
+    "a length with a NUL": post(b"Content-Length\0: 3\r\n" + length(PLAIN), PLAIN),
+    "a space before a colon": post(length(PLAIN) + b"Transfer-Encoding : chunked\r\n", PLAIN),
+    "an unknown coding": post(b"Transfer-Encoding: xchunked\r\n", CHUNKS),
+    "chunked, but not last": post(b"Transfer-Encoding: chunked, identity\r\n", CHUNKS),
+    "identity": post(b"Transfer-Encoding: identity\r\n" + length(PLAIN), PLAIN),
+    "a control character": post(b"Transfer-Encoding: \x0bchunked\r\n", CHUNKS),
+    "two codings": post(CHUNKED + b"Transfer-Encoding: x\r\n", CHUNKS),
+    "a folded header": post(b"X: y\r\n " + length(PLAIN), PLAIN),
+    "line feeds alone": post(length(PLAIN), b"").replace(b"\r\n", b"\n") + PLAIN,
+    "a carriage return alone": post(b"X: y\r" + length(PLAIN + HIDDEN) + length(PLAIN), PLAIN),
+    "NUL in a header": post(b"X: a\0b\r\n" + length(PLAIN), PLAIN),
+    "a chunk with a sign": post(CHUNKED, b"+" + CHUNKS),
+    "a chunk with 0x": post(CHUNKED, b"0x" + CHUNKS),
+    "a negative chunk": post(CHUNKED, b"-1\r\n" + CHUNKS),
+    "a chunk past all numbers": post(CHUNKED, b"f" * 17 + b"\r\n" + PLAIN),
+    "chunks between line feeds": post(CHUNKED, CHUNKS.replace(b"\r\n", b"\n")),
+    "a chunk that is longer": post(CHUNKED, CHUNKS.replace(b"\r\n0", b"xx0")),
+    "a line feed in an extension": post(CHUNKED, CHUNKS.replace(b"\r\n", b";a\n\r\n", 1)),
+    "a tunnel": b"CONNECT other:1 HTTP/1.1\r\nHost: test\r\n\r\n",
+}
+#: What is taken, and has one end only.
+TAKEN = {
+    "a body that means nothing": b"GET /cloudstore/health HTTP/1.1\r\nHost: test\r\n" + length(HIDDEN) + b"\r\n",
+    "another protocol": b"GET /cloudstore/health HTTP/1.1\r\nHost: test\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+    b"Upgrade: h2c\r\nHTTP2-Settings: AA\r\n" + length(HIDDEN) + b"\r\n",
+    "chunks in HTTP/1.0": post(CHUNKED, CHUNKS).replace(b"HTTP/1.1", b"HTTP/1.0"),
+}
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[FakeService, str]]:
+    """Yield a service, and its address."""
+    service = FakeService(Settings(body_timeout=5))
+    with service.served() as address:
+        yield service, address
+
+
+def sent(served: tuple[FakeService, str], data: bytes) -> tuple[bytes, set[str]]:
+    """Send bytes to the service until they end; return what it answered, and the names of what was stored."""
+    service, address = served
+    service.values.clear()
+    with Connection(address) as connection:
+        connection.send(data)
+        connection.socket.shutdown(socket.SHUT_WR)
+        answer = connection.rest()
+    with Connection(address) as connection:  # what is stored now was asked for after all that came before
+        connection.post("/store/save", body("last", value=1))
+        assert connection.answer().status == 200
+    return answer, set(service.values) - {"last"}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_ambiguous_is_refused(served: tuple[FakeService, str], case: str) -> None:
+    """It is answered 400, the connection ends, and neither it nor what may hide in it is done."""
+    answer, stored = sent(served, REFUSED[case] + HIDDEN)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert not stored
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_what_is_taken_hides_nothing(served: tuple[FakeService, str], case: str) -> None:
+    """What has one end only is answered, and what stands in its body, or after its connection's end, is not done."""
+    _, stored = sent(served, TAKEN[case] + HIDDEN)
+    assert "smuggled" not in stored
+
+
+def test_requests_one_after_the_other_are_no_trick(served: tuple[FakeService, str]) -> None:
+    """The same two requests with lengths that are right are both done."""
+    service, address = served
+    service.values.clear()
+    with Connection(address) as connection:
+        connection.send(post(length(PLAIN), PLAIN) + HIDDEN)
+        assert [connection.answer().status for _ in range(2)] == [200, 200]
+    assert {"plain", "smuggled"} == set(service.values)
