@@ -15,7 +15,7 @@ import requests
 import cloudstore_mapping as cm
 from cloudstore_mapping.service.storage.sqlite_check import check
 from cloudstore_mapping.testing.service import running_service
-from tests.crash.disk import Disk, Event, Synced, Written
+from tests.crash.disk import Disk, Event, Synced, Told, Written
 from tests.crash.layer import watched
 from tests.crash.memory import tmp_path
 from tests.crash.power import cuts
@@ -95,7 +95,7 @@ def try_all(
         with watched(here) as disk:
             with cm.open(here / NAME, retries=0) as store:
                 said = run_until(store, disk, Once(kind, place, code), count, seed)
-                told = max((each.count for each in disk.log if hasattr(each, "count")), default=0)
+                told = max((each.count for each in disk.log if isinstance(each, Told)), default=0)
                 assert contents(store) == expected[told], (place, told)
                 if said == FULL:
                     store["later"] = 1

@@ -158,6 +158,12 @@ def test_a_truncated_file_is_refused(ours: Path, size: int) -> None:
     refused(ours, f"{ours} is damaged and was left as it is")
 
 
+def test_a_schema_that_is_no_text_is_refused(ours: Path) -> None:
+    """A file whose tables are described in what isn't UTF-8, so that SQLite's own error isn't either, is left alone."""
+    ours.write_bytes(ours.read_bytes().replace(b"mimetype TEXT NOT NULL", b"mimetype TEXT NOT \xceULL", 1))
+    refused(ours, f"{ours} is damaged and was left as it is")
+
+
 def test_a_damaged_schema_is_refused(ours: Path) -> None:
     """A file of ours whose first page was overwritten behind its header is left as it was."""
     content = bytearray(ours.read_bytes())
