@@ -65,7 +65,11 @@ def test_each_pin_has_its_hashes() -> None:
 @pytest.mark.parametrize(
     ("found", "status", "says"),
     [
-        (json.dumps({"dependencies": [{"name": "a", "version": "1", "vulns": []}]}), 0, "Packages looked up: 1; known faults in them: 0."),
+        (
+            json.dumps({"dependencies": [{"name": "a", "version": "1", "vulns": []}]}),
+            0,
+            "Packages looked up: 1; known faults in them: 0.",
+        ),
         (
             json.dumps(
                 {"dependencies": [{"name": "a", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}]}]}
