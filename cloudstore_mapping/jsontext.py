@@ -29,6 +29,8 @@ _NUMBERS: Final = bytes(
 )
 _LONG: Final = b"0" * 200
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'"[]{}'))
+# Brackets that are looked at before it is asked whether there were too many.
+_AT_ONCE: Final = 1024
 _STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
@@ -43,4 +45,10 @@ def is_deeper(body: bytes, depth: int) -> bool:
     structure = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NOT_STRUCTURE)
     # Two quotes side by side are an empty string, or join two strings: without them no bracket changes sides.
     brackets = b"".join(structure.replace(b'""', b"").split(b'"')[::2])
-    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > depth
+    reached = 0
+    for start in range(0, len(brackets), _AT_ONCE):  # a flood of brackets is known as one by its beginning
+        levels = [*accumulate(map(_STEPS.__getitem__, brackets[start : start + _AT_ONCE]), initial=reached)]
+        if max(levels) > depth:
+            return True
+        reached = levels[-1]
+    return False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from concurrent.futures import Future
 
 import pytest
@@ -164,3 +166,19 @@ def test_a_full_queue_hides_no_guesses(locked: Asker, hasher: FakeHasher, busy: 
     for future in waiting:
         future.result(PATIENCE)
     assert guess(locked, 2) == ["Locked", "TooOften"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+def test_hashing_steps_back(locked: Asker, hasher: FakeHasher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever hashes lets all other threads go before, so that a flood of passwords doesn't take the processor."""
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    priorities = []
+
+    def fits(stored: str, password: str) -> bool:
+        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return False
+
+    monkeypatch.setattr(hasher, "fits", fits)
+    assert guess(locked, 1) == ["Locked"]
+    assert priorities == [19]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before

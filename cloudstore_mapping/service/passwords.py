@@ -64,7 +64,7 @@ class Passwords:
         self._proofs: dict[Hashable, Future[None]] = {}
         self._lock = threading.Lock()
         threads = os.cpu_count() or 1
-        self._pool = Pool(threads, threads * QUEUE_PER_THREAD, "cloudstore-hashing")
+        self._pool = Pool(threads, threads * QUEUE_PER_THREAD, "cloudstore-hashing", steps_back=True)
 
     def hash(self, password: str | None) -> str | None:
         """Return the hash to store, on the caller's thread; None for no password, which an empty one is as well."""

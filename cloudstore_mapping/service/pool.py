@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
 from cloudstore_mapping.errors import UnavailableError
@@ -14,10 +17,16 @@ T = TypeVar("T")
 
 
 class Pool:
-    """Runs work on as many as `threads` threads, while as many as `waiting` more pieces of it wait."""
+    """
+    Runs work on as many as `threads` threads, while as many as `waiting` more pieces of it wait.
 
-    def __init__(self, threads: int, waiting: int, name: str) -> None:
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    Where it `steps_back`, all other threads of the machine come before its own.
+    """
+
+    def __init__(self, threads: int, waiting: int, name: str, *, steps_back: bool = False) -> None:
+        self._executor = ThreadPoolExecutor(
+            threads, thread_name_prefix=name, initializer=_step_back if steps_back else None
+        )
         self._places = threading.BoundedSemaphore(threads + waiting)
 
     def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -35,3 +44,9 @@ class Pool:
     def close(self) -> None:
         """Finish what was submitted, and end the threads; not from one of them."""
         self._executor.shutdown()
+
+
+def _step_back() -> None:
+    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
