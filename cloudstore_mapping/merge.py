@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, TypeAlias
 
 from cloudstore_mapping.errors import BadMergeError
@@ -34,19 +34,22 @@ def merge(stored: JSON, value: JSON) -> JSON:
     if not _mergeable(stored, value):
         return _copied(value)
     result = _copied(stored)
-    # No recursion: what a service took at its depth limit must not depend on the stack that is left here.
-    todo: list[tuple[Any, Any, tuple[str | int, ...]]] = [(result, value, ())]
-    while todo:
-        into, source, path = todo.pop()
-        if isinstance(source, list):
-            into += [None] * (len(source) - len(into))
-        for name, part in _parts(source):
+    _lengthen(result, value)
+    # No recursion: what a service took at its depth limit must not depend on the stack that is left here. Nor is all
+    # that is yet to be merged held at once: a list of a million empty ones would take a hundred times its JSON.
+    steps: list[tuple[Any, Iterator[tuple[Any, Any]], tuple[str | int, ...]]] = [(result, _parts(value), ())]
+    while steps:
+        into, parts, path = steps[-1]
+        for name, part in parts:
             place = name if isinstance(into, dict) else _index(into, name, path)
             present = into.get(place) if isinstance(into, dict) else into[place]
             if _mergeable(present, part):
-                todo.append((present, part, (*path, name)))
-            else:
-                into[place] = _copied(part)
+                _lengthen(present, part)
+                steps.append((present, _parts(part), (*path, name)))
+                break
+            into[place] = _copied(part)
+        else:
+            steps.pop()
     return result
 
 
@@ -62,8 +65,13 @@ def _mergeable(stored: JSON, value: JSON) -> bool:
     return isinstance(stored, dict | list) and isinstance(value, dict if isinstance(stored, dict) else dict | list)
 
 
-def _parts(container: Any) -> Iterable[tuple[Any, Any]]:
-    return container.items() if isinstance(container, dict) else enumerate(container)
+def _lengthen(into: Any, source: Any) -> None:
+    if isinstance(source, list):
+        into += [None] * (len(source) - len(into))
+
+
+def _parts(container: Any) -> Iterator[tuple[Any, Any]]:
+    return iter(container.items()) if isinstance(container, dict) else enumerate(container)
 
 
 def _index(array: list[JSON], name: str | int, path: tuple[str | int, ...]) -> int:
@@ -78,12 +86,18 @@ def _index(array: list[JSON], name: str | int, path: tuple[str | int, ...]) -> i
 
 
 def _copied(value: JSON) -> JSON:
-    top: list[JSON] = [value]
-    todo: list[Any] = [top]
-    while todo:
-        container = todo.pop()
-        for place, part in _parts(container):
+    if not isinstance(value, dict | list):
+        return value
+    result = value.copy()
+    steps: list[tuple[Any, Iterator[tuple[Any, Any]]]] = [(result, _parts(value))]
+    while steps:
+        container, parts = steps[-1]
+        for place, part in parts:
             if isinstance(part, dict | list):
-                container[place] = part.copy()  # the size stays, so the iteration goes on undisturbed
-                todo.append(container[place])
-    return top[0]
+                container[place] = part.copy()
+                if part:
+                    steps.append((container[place], _parts(part)))
+                    break
+        else:
+            steps.pop()
+    return result
