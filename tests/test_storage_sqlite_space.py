@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_space import LOG, Space
 
 GIB = 2**30
@@ -58,3 +59,18 @@ def test_what_fits_together(tmp_path: Path) -> None:
     space.begin()
     space.take(1, lambda: 0)
     assert list(disks) == []
+
+
+def test_the_log_gives_back_what_it_took(tmp_path: Path) -> None:
+    """After a large write the write-ahead log is as small again as it is after many small ones."""
+    log = tmp_path / "store.db-wal"
+    with SQLiteStorage(tmp_path / "store.db") as storage:
+        account = storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result().id
+
+        def put(name: str, value: bytes) -> None:
+            storage.submit(lambda transaction: transaction.put(account, name, value, 1.0)).result()
+
+        put("large", bytes(4 * LOG))
+        assert log.stat().st_size > 4 * LOG
+        put("small", b"1")
+        assert log.stat().st_size <= LOG

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.service.storage.sql import SQLTransaction
-from cloudstore_mapping.service.storage.sqlite_space import FULL, Space
+from cloudstore_mapping.service.storage.sqlite_space import FULL, LOG, Space
 from cloudstore_mapping.service.storage.writer import Session
 
 _log: Final = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class SQLiteSession(SQLTransaction, Session):
         try:
             self._execute("PRAGMA foreign_keys = ON")
             self._execute("PRAGMA synchronous = FULL")
+            self._execute(f"PRAGMA journal_size_limit = {LOG}")  # what a large write made of it is given back
         except BaseException:
             self.close()
             raise
