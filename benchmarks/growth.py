@@ -38,7 +38,7 @@ class Series:
     name: str
     title: str
     x_title: str
-    xs: Sequence[int]
+    xs: Sequence[float]
     lines: dict[str, list[float]]
 
 

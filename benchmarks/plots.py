@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from benchmarks.growth import Series
 
 
-def drawn(series: Series, folder: Path) -> Path:
-    """Draw a series on logarithmic axes into an SVG file, and return it."""
+def drawn(series: Series, folder: Path, *, xscale: str = "log", marker: str = "o") -> Path:
+    """Draw a series into an SVG file, up a logarithmic axis and, unless told otherwise, along one; return it."""
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -23,8 +23,8 @@ def drawn(series: Series, folder: Path) -> Path:
     with mpl.rc_context({"svg.hashsalt": series.name, "svg.fonttype": "none"}):
         figure, axes = plt.subplots(figsize=(7, 4))
         for name, values in series.lines.items():
-            axes.plot(series.xs, values, marker="o", label=name)
-        axes.set(xscale="log", yscale="log", title=series.title, xlabel=series.x_title)
+            axes.plot(series.xs, values, marker=marker, label=name)
+        axes.set(xscale=xscale, yscale="log", title=series.title, xlabel=series.x_title)
         axes.grid(visible=True, which="both", alpha=0.25)
         axes.legend()
         figure.tight_layout()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,14 +17,13 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tests.ports import free_port
 from tests.storages import NO_POSTGRES
 
 #: Who a server runs as that root starts: PostgreSQL refuses to run as root.
 UNPRIVILEGED: Final = "nobody"
 #: Seconds until a server answers, or has ended, on a machine that has much else to do.
 PATIENCE: Final = 60.0
-#: Where a server may listen: no system takes one of these for a connection that goes out, while the server is down.
-PORTS: Final = range(10_000, 32_000)
 #: What makes tests quick, and loses nothing as long as the machine runs.
 QUICK: Final = {"fsync": "off", "full_page_writes": "off"}
 
@@ -53,7 +49,7 @@ class PostgresServer:
     def __init__(self, programs: Path, **settings: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="cloudstore-pg-"))  # short, as the path of a socket has to be
         self.data = self.folder / "data"
-        self.port = _free_port()
+        self.port = free_port()
         self.settings = settings
         self._programs = programs
         self._process: subprocess.Popen[bytes] | None = None
@@ -128,14 +124,6 @@ def _reachable(programs: Path, folder: Path) -> Path:
         return programs
     shutil.copytree(programs.parent, folder / "programs", symlinks=True)
     return folder / "programs" / programs.name
-
-
-def _free_port() -> int:
-    while True:
-        port = random.choice(PORTS)
-        with socket.socket() as listener, suppress(OSError):
-            listener.bind(("127.0.0.1", port))
-            return port
 
 
 class SharedServer:

@@ -17,11 +17,12 @@ PATIENCE = 30.0
 
 
 class ManualClock(Clock):
-    """A clock that stands still until `advance`."""
+    """A clock that stands still until `advance`; it was set forward by `ahead` seconds."""
 
     def __init__(self) -> None:
-        super().__init__(wall=lambda: self.seconds, monotonic=lambda: self.seconds)
+        super().__init__(wall=lambda: self.seconds + self.ahead, monotonic=lambda: self.seconds)
         self.seconds = 1_700_000_000.0
+        self.ahead = 0.0
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""

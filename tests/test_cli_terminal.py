@@ -76,7 +76,12 @@ def test_ctrl_c_ends_a_command_quietly() -> None:
     """Ctrl-C is exit status 130 without a word."""
     ours, theirs = os.openpty()
     with subprocess.Popen(
-        [*COMMAND, "get", "key", "--password"], stdin=theirs, stderr=subprocess.PIPE, start_new_session=True
+        [*COMMAND, "get", "key", "--password"],
+        stdin=theirs,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        # Whoever runs the tests in the background may have it ignored, which a process takes from its parent.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
         assert process.stderr.read(len("Password: ")) == b"Password: "

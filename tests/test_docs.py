@@ -27,7 +27,7 @@ from tests.few_tries import FEW_TRIES
 DOCS = Path(__file__).parent.parent / "docs"
 SERVED = "http://127.0.0.1:8787/cloudstore"
 #: What is different each time: versions, the two numbers of a media file's link, and times.
-RANDOM = re.compile(r'(?<=version": ")[\w-]{12}|(?<=version":")[\w-]{12}|[0-9a-f]{32}|\b1[0-9]{9}\.[0-9]+')
+RANDOM = re.compile(r'(?<=version": ")[\w-]{20}|(?<=version":")[\w-]{20}|[0-9a-f]{32}|\b1[0-9]{9}\.[0-9]+')
 #: A line that ends with a backslash, or is followed by one that is indented, goes on.
 COMMAND = re.compile(r"^\$ ((?:.*\\\n|.*\n(?= {6}))*.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 

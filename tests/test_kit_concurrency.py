@@ -27,6 +27,14 @@ class Sound(UserDict[str, Any]):
         with self.lock:
             return super().__getitem__(key)
 
+    def __setitem__(self, key: str, value: Any) -> None:
+        with self.lock:
+            super().__setitem__(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        with self.lock:
+            super().__delitem__(key)
+
     def pop(self, key: str, *default: Any) -> Any:
         """Take out."""
         with self.lock:

@@ -186,4 +186,4 @@ def test_types_count() -> None:
             super().__setitem__(key, int(value) if isinstance(value, bool) else value)
 
     text = failure_of(mapping_machine(Loose, values=st.booleans(), copies=False))
-    assert "assert same(" in text
+    assert "assert same(" in text or "popitem() gave" in text

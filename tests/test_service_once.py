@@ -73,6 +73,25 @@ def test_answers_are_remembered_for_a_while(service: Service, ask: Asker, clock:
     assert ask.value("name") == 1
 
 
+@pytest.mark.parametrize("ahead", [86_400.0, -86_400.0])
+def test_answers_are_remembered_when_the_clock_is_set(
+    service: Service, ask: Asker, clock: ManualClock, ahead: float
+) -> None:
+    """A clock that somebody sets makes nothing be forgotten early, nor for ever."""
+    once(service, ask, None, "name", "r1", value=1)
+    clock.ahead = ahead
+    write_many(service, ask, "soon")
+    clock.advance(600)
+    write_many(service, ask, "later")
+    ask.save("name", 2)
+    once(service, ask, None, "name", "r1", value=1)
+    assert ask.value("name") == 2
+    clock.advance(REMEMBERED_FOR + 86_400)
+    write_many(service, ask, "late")
+    once(service, ask, None, "name", "r1", value=1)
+    assert ask.value("name") == 1
+
+
 def write_many(service: Service, ask: Asker, request: str) -> None:
     """Write with so many ids that old ones are looked for."""
     for number in range(FORGET_EVERY):

@@ -107,6 +107,21 @@ def test_another_kind_of_file_is_refused(path: Path, content: bytes) -> None:
     refused(path, f"{path} is no CloudStore file and was left as it is")
 
 
+@pytest.mark.parametrize(("pages", "is_taken"), [(0, True), (1, False)])
+def test_a_file_that_a_crash_left_half_made(path: Path, pages: int, is_taken: bool) -> None:
+    """What was written of a file that was empty is undone, as its journal says; no other journal helps."""
+    path.write_bytes(bytes(8192))
+    header = bytes.fromhex("d9d505f920a163d7") + b"".join(
+        number.to_bytes(4, "big") for number in (0, 7, pages, 512, 4096)
+    )
+    Path(f"{path}-journal").write_bytes(header.ljust(512, b"\0"))
+    if is_taken:
+        with SQLiteStorage(path) as storage:
+            assert storage.healthy()
+    else:
+        refused(path, f"{path} is no CloudStore file and was left as it is")
+
+
 @pytest.mark.parametrize("statement", ["CREATE TABLE t (x)", "PRAGMA application_id = 7", "PRAGMA user_version = 1"])
 def test_another_program_s_database_is_refused(path: Path, statement: str) -> None:
     """An SQLite file that isn't ours is left byte for byte as it was."""
@@ -140,6 +155,12 @@ def test_a_truncated_file_is_refused(ours: Path, size: int) -> None:
     """A file of ours whose end is missing is left as it was."""
     content = ours.read_bytes()
     ours.write_bytes(content[:size])
+    refused(ours, f"{ours} is damaged and was left as it is")
+
+
+def test_a_schema_that_is_no_text_is_refused(ours: Path) -> None:
+    """A file whose tables are described in what isn't UTF-8, so that SQLite's own error isn't either, is left alone."""
+    ours.write_bytes(ours.read_bytes().replace(b"mimetype TEXT NOT NULL", b"mimetype TEXT NOT \xceULL", 1))
     refused(ours, f"{ours} is damaged and was left as it is")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Final
 
 from cloudstore_mapping.client.progress import Progress, reporting
 from cloudstore_mapping.client.sender import MAX_WAIT
@@ -15,12 +17,16 @@ if TYPE_CHECKING:
     from cloudstore_mapping.client.fetching import Fetched
 
 
+_DIGEST: Final = re.compile(r'"?([0-9a-f]{64})"?')
+
+
 class Target:
     """A binary file that a download is written to, from where it stands."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._start: int | None = None
+        self._digest = hashlib.sha256()
         self.size = 0
 
     def write(self, piece: bytes) -> None:
@@ -28,6 +34,7 @@ class Target:
         if self._start is None and self._file.seekable():
             self._start = self._file.tell()
         self._file.write(piece)
+        self._digest.update(piece)
         self.size += len(piece)
 
     def restart(self) -> None:
@@ -38,7 +45,13 @@ class Target:
             raise ProtocolError("The file changed while it was downloaded; download it again.")
         self._file.seek(self._start)
         self._file.truncate()
+        self._digest = hashlib.sha256()
         self.size = 0
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of what was written, in hexadecimal digits."""
+        return self._digest.hexdigest()
 
 
 class Download:
@@ -100,3 +113,12 @@ class Download:
                     self._report(self._target.size)
             if fetched.size is not None and self._target.size != fetched.size:
                 raise TransportError("The download broke off before its end; try again.", sent=True)
+            if self._promised(fetched) not in (None, self._target.digest):
+                raise ProtocolError("What came is not what was uploaded; upload the file again.")
+
+    def _promised(self, fetched: Fetched) -> str | None:
+        """Return the SHA-256 that the file has to have, None where the service isn't known to tell it in its tag."""
+        if fetched.tag is None or "version" not in self._client.extensions:
+            return None
+        found = _DIGEST.fullmatch(fetched.tag)
+        return None if found is None else found[1]

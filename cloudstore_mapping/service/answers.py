@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
@@ -14,6 +15,8 @@ from cloudstore_mapping.wire import Reply, decode_reply, encode_reply, failure
 
 #: Seconds for which an answer is remembered at least.
 REMEMBERED_FOR: Final = 900.0
+#: Seconds by which the wall clock gets ahead of the monotonic one only if somebody set it.
+JUMP: Final = 60.0
 #: Answers that are remembered between two looks for older ones, and how many of those are then forgotten: more than
 #: came in between, so that there is never much to forget and never more than was remembered at the busiest time.
 FORGET_EVERY: Final = 64
@@ -28,6 +31,8 @@ class Answers:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._remembered = itertools.count(1)
+        self._ahead = clock.wall() - clock.monotonic()
+        self._forgets_from = -math.inf
 
     def once(self, transaction: Transaction, account_id: int, request: str, work: Callable[[], Reply]) -> Reply:
         """
@@ -46,6 +51,14 @@ class Answers:
                 raise
         now = self._clock.wall()
         transaction.keep_answer(account_id, request, encode_reply(reply), now)
-        if next(self._remembered) % FORGET_EVERY == 0:
+        if next(self._remembered) % FORGET_EVERY == 0 and self._may_forget(now):
             transaction.forget_answers(now - REMEMBERED_FOR, FORGET_AT_ONCE)
         return reply
+
+    def _may_forget(self, wall: float) -> bool:
+        """Whether what seems old is; after the clock was set forward an answer of just now seems so for a while."""
+        monotonic = self._clock.monotonic()
+        before, self._ahead = self._ahead, wall - monotonic
+        if self._ahead > before + JUMP:
+            self._forgets_from = monotonic + REMEMBERED_FOR
+        return monotonic >= self._forgets_from

@@ -17,7 +17,7 @@ PATIENCE = 30.0
 
 class Node:
     """
-    A process of `cloudstore serve`, whose log goes to a file.
+    A process of `cloudstore serve` on a port, 0 meaning any, whose log goes to a file.
 
     Attributes
     ----------
@@ -27,11 +27,12 @@ class Node:
         The key of the account that one node makes on an empty store, None of the others.
     """
 
-    def __init__(self, store: str, log: Path) -> None:
+    def __init__(self, store: str, log: Path, port: int = 0) -> None:
         self.address = ""
         self.api_key: str | None = None
         self._log = log
-        command = [sys.executable, "-m", "cloudstore_mapping", "serve", "--port", "0", "--json", "--store", store]
+        command = [sys.executable, "-m", "cloudstore_mapping", "serve", "--json", "--store", store]
+        command += ["--port", str(port)]
         with log.open("ab") as errors:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
 

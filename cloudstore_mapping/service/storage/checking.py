@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Final
 
 from cloudstore_mapping.jsontext import decode_value
+from cloudstore_mapping.service.storage.seals import is_whole
 from cloudstore_mapping.service.storage.sql import SQLTransaction
 
 #: Media files whose facts are read at a time.
@@ -69,14 +70,15 @@ def _count(session: SQLTransaction, findings: Findings, *, has_media: bool) -> N
 
 
 def _values(session: SQLTransaction) -> Iterator[str | None]:
-    query = f"SELECT a.name, f.name, {session.value} FROM files f JOIN accounts a ON a.id = account_id"  # noqa: S608 - of constants
-    for account, name, value in session.stream(query):
+    query = f"SELECT a.name, f.name, version, {session.value} FROM files f JOIN accounts a ON a.id = account_id"  # noqa: S608 - of constants
+    for account, name, version, value in session.stream(query):
         try:
             decode_value(bytes(value))
         except (ValueError, RecursionError):
             yield f"The file {name!r} of {account!r} is no JSON; save it again."
-        else:
-            yield None
+            continue
+        fault = f"The file {name!r} of {account!r} is not what was saved; save it again."
+        yield None if is_whole(version, name, value) else fault
 
 
 def _media(session: SQLTransaction) -> Iterator[str | None]:

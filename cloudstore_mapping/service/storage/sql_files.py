@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.names import after_prefix
 from cloudstore_mapping.service.storage.records import File, FileInfo
+from cloudstore_mapping.service.storage.seals import is_whole
 from cloudstore_mapping.service.storage.statements import ALL, Statements
 from cloudstore_mapping.service.storage.tables import FilesTable
 
@@ -20,7 +22,12 @@ class SQLFiles(Statements, FilesTable):
     def get(self, account_id: int, name: str) -> File | None:
         columns = f"{self.value}, edit_password, view_password, version"
         row = self.row(f"SELECT {columns} {_ONE}{self.held}", account_id, name)
-        return None if row is None else File._make(row)
+        if row is None:
+            return None
+        file = File._make(row)
+        if not is_whole(file.version, name, file.value):
+            raise UnavailableError(f"The value of {name!r} is damaged; save it again, or restore a backup.", key=name)
+        return file
 
     def stat(self, account_id: int, name: str) -> FileInfo | None:
         row = self.row(f"SELECT {self.size}, {_INFO} {_ONE}{self.held}", account_id, name)

@@ -124,6 +124,8 @@ def _open(path: Path | None) -> SQLiteSession:
         except BaseException:
             session.close()
             raise
+    except UnicodeDecodeError as error:
+        raise damaged(path or Path()) from error
     except sqlite3.Error as error:
         code = primary_code(error)
         if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.service.storage.sql import SQLTransaction
+from cloudstore_mapping.service.storage.sqlite_space import FULL, LOG, Space
 from cloudstore_mapping.service.storage.writer import Session
 
 _log: Final = logging.getLogger(__name__)
@@ -46,12 +47,14 @@ class SQLiteSession(SQLTransaction, Session):
             isolation_level=None,
             check_same_thread=False,
         )
+        self._space = None if path is None else Space(path)
         #: What made a commit fail for good.
         self.failure: sqlite3.Error | None = None
         self._execute = self.connection.execute
         try:
             self._execute("PRAGMA foreign_keys = ON")
             self._execute("PRAGMA synchronous = FULL")
+            self._execute(f"PRAGMA journal_size_limit = {LOG}")  # what a large write made of it is given back
         except BaseException:
             self.close()
             raise
@@ -78,6 +81,8 @@ class SQLiteSession(SQLTransaction, Session):
         with self._turn:
             if self.failure is not None:
                 raise unavailable(self.failure) from self.failure
+            if self._space is not None:
+                self._space.begin()
             try:
                 if self.connection.in_transaction:  # an interrupt came before the last one was undone
                     self._execute("ROLLBACK")
@@ -145,7 +150,20 @@ class SQLiteSession(SQLTransaction, Session):
     def _hold_account(self, account_id: int) -> None:
         pass
 
+    def _make_sure_of_space(self, size: int) -> None:
+        if self._space is not None:
+            self._space.take(size, self._unused)
+
+    def _unused(self) -> int:
+        (pages,), (size,) = self.row("PRAGMA freelist_count"), self.row("PRAGMA page_size")
+        return int(pages * size)
+
+    def add_chunk(self, blob: int, number: int, data: bytes, now: float) -> bool:
+        self._make_sure_of_space(len(data))
+        return super().add_chunk(blob, number, data, now)
+
     def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
+        self._make_sure_of_space(len(value))
         self._execute(
             "INSERT INTO files (account_id, name, value, version, created_at, updated_at)"
             " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (account_id, name) DO UPDATE SET"
@@ -199,7 +217,7 @@ class Reading(AbstractContextManager[Transaction]):
 _SENTENCES: Final = {
     sqlite3.SQLITE_BUSY: "Another process holds the store; try again.",
     sqlite3.SQLITE_CANTOPEN: "The store's file can't be opened any more; look whether it was moved.",
-    sqlite3.SQLITE_FULL: "The store's disk is full; free some space, then try again.",
+    sqlite3.SQLITE_FULL: FULL,
     sqlite3.SQLITE_READONLY: "The store can't be written to; look at the permissions of its file and folder.",
     sqlite3.SQLITE_CORRUPT: "The store's file is damaged; restore a backup of it.",
     sqlite3.SQLITE_NOTADB: "The store's file is damaged; restore a backup of it.",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Final
 
 from cloudstore_mapping.service.storage.records import (
     Accesses,
@@ -21,9 +19,7 @@ from cloudstore_mapping.service.storage.records import (
     Session,
     Used,
 )
-
-#: Random bytes of a version: two of one file are never the same.
-VERSION_BYTES: Final = 9
+from cloudstore_mapping.service.storage.seals import sealed
 
 
 class AccountsTable(ABC):
@@ -147,7 +143,7 @@ class FilesTable(ABC):
 
     def put(self, account_id: int, name: str, value: bytes, now: float) -> str:
         """Make this the file's value, keeping its passwords, and return its new version."""
-        version = secrets.token_urlsafe(VERSION_BYTES)
+        version = sealed(name, value)
         self._put(account_id, name, value, version, now)
         return version
 

@@ -1,0 +1,31 @@
+"""Versions of data files, which also tell whether a value is the one that was stored under its name."""
+
+from __future__ import annotations
+
+import secrets
+import zlib
+from typing import Final
+
+#: Random bytes of a version: two of one file are never the same.
+RANDOM_BYTES: Final = 9
+
+#: Characters of the random part, and of the checksum behind it.
+_RANDOM: Final = 12
+_SUM: Final = 8
+
+
+def sealed(name: str, value: bytes) -> str:
+    """Return a new version for a value that is to be stored under a name."""
+    random = secrets.token_urlsafe(RANDOM_BYTES)
+    return random + _checksum(random, name, value)
+
+
+def is_whole(version: str, name: str, value: bytes) -> bool:
+    """Whether a value, its name and its version are what was stored; older versions, which are shorter, don't tell."""
+    random, checksum = version[:_RANDOM], version[_RANDOM:]
+    return len(checksum) != _SUM or checksum == _checksum(random, name, value)
+
+
+def _checksum(random: str, name: str, value: bytes) -> str:
+    # Against disks, not against people: whoever can change a value in the store can change its version.
+    return f"{zlib.crc32(value, zlib.crc32(f'{random}{name}'.encode())):08x}"

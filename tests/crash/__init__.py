@@ -1,0 +1,1 @@
+"""What breaks the machine under a store: kills, power cuts, full and failing disks, damaged files, lost messages."""

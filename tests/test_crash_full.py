@@ -1,0 +1,93 @@
+"""A disk that is really full: writes are refused with a sentence, reads and deletes go on, and so do writes later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+import cloudstore_mapping as cm
+from cloudstore_mapping.service.storage.sqlite_check import check
+from tests.cluster.nodes import first_key, nodes
+from tests.crash.small_disk import small_disk
+
+pytestmark = pytest.mark.sqlite("the store is a file")
+
+SIZE: Final = 12 * 2**20
+FULL: Final = r"The store's disk is full; free some space, then try again\.$"
+
+Store = cm.CloudStoreMapping[Any]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder on a disk that is soon full."""
+    with small_disk(tmp_path / "disk", SIZE) as folder:
+        yield folder
+
+
+@pytest.fixture
+def store(disk: Path, tmp_path: Path) -> Iterator[Store]:
+    """Return a store at a service on that disk, which is whole in the end."""
+    with nodes(str(disk / "store.db"), 1, tmp_path) as (node,):
+        with cm.open(node.location(first_key([node])), retries=0) as store:
+            yield store
+        assert check(disk / "store.db").faults == []
+    assert check(disk / "store.db").faults == []
+
+
+def fill(write: Callable[[str], object]) -> list[str]:
+    """Write under one name after another until the disk is full, and return the names."""
+    names: list[str] = []
+
+    def write_on() -> None:
+        for number in count():
+            write(f"{number:06}")
+            names.append(f"{number:06}")
+
+    with pytest.raises(cm.UnavailableError, match=FULL) as caught:
+        write_on()
+    assert caught.value.status == 503
+    assert names
+    return names
+
+
+@pytest.mark.parametrize("size", [10_000, 100_000, 1_500_000])
+def test_a_store_that_fills_its_disk(store: Store, disk: Path, size: int) -> None:
+    """On a disk that the store itself has filled all is read, and deleted; then as much is written as before."""
+    for _ in range(2):
+        names = fill(lambda name: store.__setitem__(name, name * (size // 6)))
+        for name in names[:: max(1, len(names) // 20)]:
+            assert store[name] == name * (size // 6)
+        assert len(store) == len(names)
+        for name in names:
+            del store[name]
+        assert len(store) == 0
+
+
+def test_media_files_that_fill_a_disk(store: Store, disk: Path) -> None:
+    """An upload that finds no room is refused, and leaves no file; those that are there are still read."""
+    found = {}
+
+    def upload(name: str) -> None:
+        found[name] = store.upload(name.encode() * 20_000, name)
+
+    names = fill(upload)
+    assert check(disk / "store.db").media == len(names)
+    assert {name: store.download(found[name]) for name in names} == {name: name.encode() * 20_000 for name in names}
+
+
+def test_a_disk_that_others_fill(store: Store, disk: Path) -> None:
+    """On a disk that others have filled to the last byte writes are refused; once they make room all goes on."""
+    store["key"] = "before"
+    with pytest.raises(OSError, match="No space left"):
+        (disk / "other").write_bytes(bytes(SIZE))
+    with pytest.raises(cm.UnavailableError, match=FULL):
+        store["key"] = "after"
+    assert store["key"] == "before"
+    (disk / "other").unlink()
+    store["key"] = "after"
+    assert store["key"] == "after"

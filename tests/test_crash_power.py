@@ -1,0 +1,104 @@
+"""Power cuts in simulation: whatever of the unsynced is left, a store holds what was answered, and nothing by half."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+import cloudstore_mapping as cm
+from cloudstore_mapping.service.storage.sqlite_check import check
+from tests.crash.disk import Event, Synced
+from tests.crash.layer import watched
+from tests.crash.memory import tmp_path
+from tests.crash.power import WAYS, Cut, cuts
+from tests.crash.script import Contents, contents, states, steps
+from tests.test_storage_sqlite_migrations import first
+
+__all__ = ["first", "tmp_path"]  # fixtures: a file that the first version wrote, and a folder in memory
+
+pytestmark = pytest.mark.sqlite("it is told what is done to files")
+
+NAME = "store.db"
+
+
+def logged(folder: Path, count: int, seed: int) -> list[Event]:
+    """Return what is done to the disk from the making of a store to its closing, with steps of a program between."""
+    folder.mkdir()
+    with watched(folder) as disk, cm.open(folder / NAME) as store:
+        for number, step in enumerate(steps(store, count, seed), 1):
+            step()
+            disk.tell(number)
+    return disk.log
+
+
+def lost(each: Iterator[Cut], expected: Sequence[Contents], folder: Path) -> Iterator[str]:
+    """Yield a sentence for each cut after which a store isn't as the last answered step left it, or the one after."""
+    folder.mkdir()
+    for number, cut in enumerate(each):
+        cut.leave(folder)
+        if number % 2:  # what it holds after a crash means nothing
+            (folder / f"{NAME}-shm").write_bytes(bytes([number % 256]) * 2**15)
+        with cm.open(folder / NAME) as store:
+            if contents(store) not in expected[cut.told : cut.told + 2]:
+                yield f"After the cut at {cut.place} ({cut.way}) it isn't what {cut.told} steps left."
+        if number % 10 == 0:
+            assert check(folder / NAME).faults == []
+
+
+def test_power_cuts(tmp_path: Path) -> None:
+    """After a power cut a store holds what was answered, and what was under way is whole or not there."""
+    log = logged(tmp_path / "before", 12, 1)
+    assert list(lost(cuts(log, every=5), states(12, 1), tmp_path / "after")) == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_cut_while_the_store_is_made(tmp_path: Path, way: str) -> None:
+    """A power cut while a store is made leaves an empty store, or what becomes one, never a file that is refused."""
+    log = logged(tmp_path / "before", 0, 0)
+    for seed in range(3 if way == "any" else 1):
+        assert list(lost(cuts(log, [way], seed=seed), [{}], tmp_path / f"after {seed}")) == []
+
+
+def test_a_cut_while_an_old_store_is_brought_up_to_date(tmp_path: Path, first: Path) -> None:
+    """A power cut while a store of an older version is opened leaves all that it held."""
+    before = {first.name: first.read_bytes()}
+    with watched(tmp_path) as disk, cm.open(first):
+        pass
+    folder = tmp_path / "after"
+    folder.mkdir()
+    for cut in cuts(disk.log, every=3, before=before):
+        cut.leave(folder)
+        with cm.open(folder / first.name):
+            pass
+        found = check(folder / first.name)
+        assert (found.faults, found.files, found.accounts) == ([], 1, 3)
+
+
+def test_the_simulation_finds_what_is_not_synced(tmp_path: Path) -> None:
+    """A store that leaves syncs out, as one with ``synchronous=NORMAL`` does, loses what was answered."""
+    log = logged(tmp_path / "before", 12, 1)
+    hasty = [event for event in log if event != Synced(f"{NAME}-wal")]
+    assert any("isn't what" in each for each in lost(cuts(hasty, ["nothing"]), states(12, 1), tmp_path / "after"))
+
+
+@pytest.mark.slow
+def test_many_power_cuts(tmp_path: Path, at_length: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of thousands of power cuts, at every moment of long programs, none loses what was answered."""
+    programs, count, every = (5, 300, 3) if at_length else (1, 150, 16)
+    tried = 0
+
+    def counted(each: Iterator[Cut]) -> Iterator[Cut]:
+        nonlocal tried
+        for cut in each:
+            tried += 1
+            yield cut
+
+    for seed in range(programs):
+        log = logged(tmp_path / f"before {seed}", count, seed)
+        each = counted(cuts(log, every=every, seed=seed))
+        assert list(lost(each, states(count, seed), tmp_path / f"after {seed}")) == []
+    with capsys.disabled():
+        sys.stdout.write(f"\n{tried} power cuts, nothing lost\n")

@@ -1,0 +1,76 @@
+"""The last room on a disk is kept for what makes room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.service.storage.sqlite_space import LOG, Space
+
+GIB = 2**30
+
+
+class Usage(NamedTuple):
+    """How large a disk is, and what of it is free."""
+
+    total: int
+    free: int
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "log", "unused", "size", "fits"),
+    [
+        (GIB, GIB, 0, 0, 2**20, True),
+        (GIB, LOG + 2, 0, 0, 1, True),
+        (GIB, LOG + 1, 0, 0, 1, False),
+        (GIB, LOG + 1, 0, 1, 1, True),
+        (GIB, 0, 0, LOG + 2, 1, True),
+        (GIB, 2 * LOG + 1, 2 * LOG, 0, 1, False),
+        (GIB, 2 * LOG + 2, 2 * LOG, 0, 1, True),
+        (4 * 2**20, 2**20 + 2, 0, 0, 1, True),
+        (4 * 2**20, 2**20, 0, 0, 1, False),
+        (0, 0, 0, 0, 2**20, True),
+    ],
+)
+def test_what_fits(tmp_path: Path, total: int, free: int, log: int, unused: int, size: int, fits: bool) -> None:
+    """What is written fits twice beside as much as the log may be, or a quarter of a small disk; on others it does."""
+    if log:
+        (tmp_path / "store.db-wal").write_bytes(bytes(log))
+    space = Space(tmp_path / "store.db", lambda _: Usage(total, free))
+    if fits:
+        space.take(size, lambda: unused)
+    else:
+        with pytest.raises(UnavailableError, match=r"^The store's disk is full; free some space, then try again\.$"):
+            space.take(size, lambda: unused)
+
+
+def test_what_fits_together(tmp_path: Path) -> None:
+    """All that one transaction takes fits, and the disk is looked at once in each."""
+    disks = iter([Usage(GIB, LOG + 20), Usage(GIB, LOG + 2)])
+    space = Space(tmp_path / "store.db", lambda _: next(disks))
+    for _ in range(10):
+        space.take(1, lambda: 0)
+    with pytest.raises(UnavailableError):
+        space.take(1, lambda: 0)
+    space.begin()
+    space.take(1, lambda: 0)
+    assert list(disks) == []
+
+
+def test_the_log_gives_back_what_it_took(tmp_path: Path) -> None:
+    """After a large write the write-ahead log is as small again as it is after many small ones."""
+    log = tmp_path / "store.db-wal"
+    with SQLiteStorage(tmp_path / "store.db") as storage:
+        account = storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result().id
+
+        def put(name: str, value: bytes) -> None:
+            storage.submit(lambda transaction: transaction.put(account, name, value, 1.0)).result()
+
+        put("large", bytes(4 * LOG))
+        assert log.stat().st_size > 4 * LOG
+        put("small", b"1")
+        assert log.stat().st_size <= LOG
