@@ -10,6 +10,7 @@ from concurrent.futures import Future
 import pytest
 
 from cloudstore_mapping.service.passwords import QUEUE_PER_THREAD
+from cloudstore_mapping.service.pool import LOWER
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.wire import Reply
 from tests.service_fakes import PATIENCE, Asker, FakeHasher, ManualClock
@@ -180,5 +181,5 @@ def test_hashing_steps_back(locked: Asker, hasher: FakeHasher, monkeypatch: pyte
 
     monkeypatch.setattr(hasher, "fits", fits)
     assert guess(locked, 1) == ["Locked"]
-    assert priorities == [19]
+    assert priorities == [max(LOWER, before)]
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before

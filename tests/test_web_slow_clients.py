@@ -225,8 +225,10 @@ def test_a_slow_reader_gets_its_reply(hasty: tuple[FakeService, str]) -> None:
     service, address = hasty
     service.values["large"] = Raw(b'"%b"' % (b"x" * 12 * 2**20))
     size = 0
-    with Connection(address) as reader, Connection(address) as other:
+    with Connection(address) as other, Connection(address) as reader:
+        other.post(LOAD, body())  # before its headers are overdue
         reader.post(LOAD, body("large"))
+        assert other.answer().status == 200
         while size < 24 * 2**20:
             piece = reader.socket.recv(32 * 2**10)
             assert piece

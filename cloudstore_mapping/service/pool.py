@@ -8,9 +8,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 from cloudstore_mapping.errors import UnavailableError
+
+#: The priority of threads that step back: a tenth of the processor where all others want it, so that they go on too.
+LOWER: Final = 10
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,7 +23,7 @@ class Pool:
     """
     Runs work on as many as `threads` threads, while as many as `waiting` more pieces of it wait.
 
-    Where it `steps_back`, all other threads of the machine come before its own.
+    Where it `steps_back`, other threads of the machine come before its own.
     """
 
     def __init__(self, threads: int, waiting: int, name: str, *, steps_back: bool = False) -> None:
@@ -48,5 +51,6 @@ class Pool:
 
 def _step_back() -> None:
     if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+        thread = threading.get_native_id()
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+            os.setpriority(os.PRIO_PROCESS, thread, max(LOWER, os.getpriority(os.PRIO_PROCESS, thread)))

@@ -166,9 +166,9 @@ class SQLiteSession(SQLTransaction, Session):
         self._make_sure_of_space(len(value))
         self._execute(
             "INSERT INTO files (account_id, name, value, version, created_at, updated_at)"
-            " VALUES (?1, ?2, ?3, ?4, ?5, ?5) ON CONFLICT (account_id, name) DO UPDATE SET"
+            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (account_id, name) DO UPDATE SET"
             " value = excluded.value, version = excluded.version, updated_at = excluded.updated_at",
-            (account_id, name, value, version, now),
+            (account_id, name, value, version, now, now),
         )
 
     def intact(self) -> bool:
