@@ -97,7 +97,7 @@ def test_histories(
     """
     calls = unknown = number = 0
     working = checking = 0.0
-    wanted = 170_000 if at_length else 3_400
+    wanted = 170_000 if at_length else 2_300
     while calls < wanted:
         opens = [
             partial(over, locations[client % len(locations)], is_reliable, f"{number} {client}")

@@ -72,13 +72,20 @@ def _count(session: SQLTransaction, findings: Findings, *, has_media: bool) -> N
 def _values(session: SQLTransaction) -> Iterator[str | None]:
     query = f"SELECT a.name, f.name, version, {session.value} FROM files f JOIN accounts a ON a.id = account_id"  # noqa: S608 - of constants
     for account, name, version, value in session.stream(query):
-        try:
-            decode_value(bytes(value))
-        except (ValueError, RecursionError):
+        if not _is_json(value):
             yield f"The file {name!r} of {account!r} is no JSON; save it again."
-            continue
-        fault = f"The file {name!r} of {account!r} is not what was saved; save it again."
-        yield None if is_whole(version, name, value) else fault
+        elif not is_whole(version, name, value):
+            yield f"The file {name!r} of {account!r} is not what was saved; save it again."
+        else:
+            yield None
+
+
+def _is_json(value: object) -> bool:
+    try:
+        decode_value(value if isinstance(value, bytes) else b"")
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _media(session: SQLTransaction) -> Iterator[str | None]:

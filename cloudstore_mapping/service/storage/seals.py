@@ -20,8 +20,14 @@ def sealed(name: str, value: bytes) -> str:
     return random + _checksum(random, name, value)
 
 
-def is_whole(version: str, name: str, value: bytes) -> bool:
-    """Whether a value, its name and its version are what was stored; older versions, which are shorter, don't tell."""
+def is_whole(version: object, name: str, value: object) -> bool:
+    """
+    Whether a value, its name and its version are what was stored; older versions, which are shorter, don't tell.
+
+    What SQLite finds in a damaged row may be of any type.
+    """
+    if not isinstance(version, str) or not isinstance(value, bytes):
+        return False
     random, checksum = version[:_RANDOM], version[_RANDOM:]
     return len(checksum) != _SUM or checksum == _checksum(random, name, value)
 
