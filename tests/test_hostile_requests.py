@@ -19,12 +19,13 @@ KEY = "ZFA5mAkxjVznvSsXOUxE"
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a real service with one file, which has a password."""
+    """The address of a real service with a file that has a password, and one that holds an array."""
     settings = Settings(max_value_bytes=150_000, max_body_bytes=300_000)
     file: Path = tmp_path_factory.mktemp("hostile") / "service.db"
     with Service(new_storage(file), settings) as service, background(service) as address:
         service.accounts.create("owner", KEY)
         post(address, save("locked", "1"))
+        post(address, save("array", "[1]"))
         service.set_passwords("owner", "locked", edit="right")
         yield address
 
@@ -73,6 +74,26 @@ ANSWERS: dict[str, tuple[bytes, int, str | None]] = {
     "an integer of 5,000 digits": (save("a", "7" * 5000), 200, "BadValue"),
     "a duplicate name": (save("duplicate", '{"a":1,"a":2}'), 200, None),
     "__proto__": (save("proto", '{"__proto__":{"x":1},"constructor":2,"length":3}'), 200, None),
+    "a byte order mark": (b"\xef\xbb\xbf" + save("a", "1"), 400, "BadRequest"),
+    "UTF-16": (save("a", "1").decode().encode("utf-16"), 400, "BadRequest"),
+    "text behind the end": (save("a", "1") + b"{}", 400, "BadRequest"),
+    "a lone surrogate in a value": (save("a", '"\\ud800"'), 400, "BadRequest"),
+    "numbers": (save("numbers", "[18446744073709551616,1.0,-0.0,1e2]"), 200, None),
+    "SQL in a name": (save("'; DROP TABLE files; --", "1"), 200, None),
+    "SQL in a value": (save("sql", "\"' OR '1'='1\""), 200, None),
+    "escapes in a name": (save("%2e%2e%2fetc", "1"), 200, None),
+    "an absolute path": (save("/etc/passwd", "1"), 200, None),
+    "a composed name": (save("\N{LATIN SMALL LETTER E WITH ACUTE}", "1"), 200, None),
+    "a decomposed name": (save("e\N{COMBINING ACUTE ACCENT}", "2"), 200, None),
+    "3 MB of empty lists": (save("a", "[" + "[]," * 2**20 + "1]"), 413, "BodyTooBig"),
+    "an index far behind an array": (
+        save("array", '{"4294967295":1}').replace(b'"password"', b'"options":"merge","password"'),
+        200,
+        "BadMerge",
+    ),
+    "an unknown field": (save("a", "1").replace(b'"password"', b'"account":1,"password"'), 200, None),
+    "a missing name": (b'{"key":"%b","value":1}' % KEY.encode(), 400, "BadRequest"),
+    "a list for a name": (b'{"key":"%b","file":["a"],"value":1}' % KEY.encode(), 400, "BadRequest"),
     "a wrong type": (b'{"key":5,"file":"a","value":1}', 400, "BadRequest"),
     "a wrong option": (save("a", "1").replace(b'"password"', b'"options":"drop","password"'), 400, "BadRequest"),
 }
@@ -93,14 +114,17 @@ def test_each_try_has_its_answer(address: str, case: str) -> None:
 
 def test_what_was_taken_is_kept_exactly(address: str) -> None:
     """Names and values that look dangerous are data, byte for byte."""
-    for case in ("../ in a name", "a comma in a name", "an integer of 1,000 digits", "a duplicate name", "__proto__"):
-        body, _, _ = ANSWERS[case]
-        assert post(address, body).status_code == 200
+    for body, _, error in ANSWERS.values():
+        if error is None:
+            assert post(address, body).status_code == 200
+    assert b'"data":[18446744073709551616,1.0,-0.0,1e2],' in loaded(address, "numbers")
+    assert b"\"data\":\"' OR '1'='1\"," in loaded(address, "sql")
     assert b'"data":' + b"7" * 1000 + b"," in loaded(address, "digits")
     assert b'"data":{"a":1,"a":2},' in loaded(address, "duplicate")
     assert b'"data":{"__proto__":{"x":1},"constructor":2,"length":3},' in loaded(address, "proto")
     names = post(address, f'{{"key":"{KEY}","file":"","options":"list"}}'.encode(), "/store/load").json()["data"]
-    assert {"../../etc/passwd", "a,b"} <= set(names)
+    assert {"../../etc/passwd", "a,b", "/etc/passwd", "%2e%2e%2fetc", "'; DROP TABLE files; --"} <= set(names)
+    assert {"\N{LATIN SMALL LETTER E WITH ACUTE}", "e\N{COMBINING ACUTE ACCENT}"} <= set(names)
 
 
 def test_a_merge_into_a_duplicate_name(address: str) -> None:
