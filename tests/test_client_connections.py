@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -15,6 +16,7 @@ from cloudstore_mapping.client.connections import COPIED, QUICK, plain_answer
 from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TransportError
 from cloudstore_mapping.wire import Request
+from tests.service_fakes import PATIENCE
 
 BODY = b'{"error":null,"message":"ok","data":[1,2]}'
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(BODY)
@@ -91,8 +93,13 @@ def test_what_is_not_plain_is_left_alone(what: str) -> None:
 
 
 @contextmanager
-def answering(*pieces: bytes, closes: bool = False) -> Iterator[str]:
-    """Answer each request with these pieces, sent one by one, and then perhaps hang up; gives the address."""
+def answering(*pieces: bytes, closes: bool = False) -> Iterator[tuple[str, threading.Semaphore]]:
+    """
+    Answer each request with these pieces, sent one by one, and then perhaps hang up.
+
+    Gives the address, and what is released each time that it has hung up.
+    """
+    hung_up = threading.Semaphore(0)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -108,12 +115,17 @@ def answering(*pieces: bytes, closes: bool = False) -> Iterator[str]:
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             super().setup()
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(http.server.ThreadingHTTPServer):
+        def shutdown_request(self, request: Any) -> None:
+            super().shutdown_request(request)
+            hung_up.release()
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = False
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}/cloudstore"
+            yield f"http://127.0.0.1:{server.server_port}/cloudstore", hung_up
         finally:
             server.shutdown()
             thread.join()
@@ -139,13 +151,15 @@ WAYS: dict[str, tuple[tuple[bytes, ...], bool]] = {
 def test_the_answer_is_the_same_however_it_comes(way: str) -> None:
     """One request after the other is answered with all that was sent, in whatever form and pieces it came."""
     pieces, closes = WAYS[way]
-    with answering(*pieces, closes=closes) as address:
+    with answering(*pieces, closes=closes) as (address, hung_up):
         transport = HTTPTransport(address)
         try:
             for _ in range(3):
                 reply = transport.send(LOAD)
                 assert reply.response.content == (LARGE if way == "large" else BODY)
                 assert reply.error is None
+                if closes:  # whoever asks at the same moment finds nobody there
+                    assert hung_up.acquire(timeout=PATIENCE)
         finally:
             transport.close()
 
@@ -163,7 +177,7 @@ BROKEN: dict[str, tuple[tuple[bytes, ...], type[CloudStoreError]]] = {
 def test_what_breaks_off_is_an_error(what: str) -> None:
     """An answer that isn't whole, or is none, is its error, and leaves no connection behind."""
     pieces, error = BROKEN[what]
-    with answering(*pieces, closes=True) as address:
+    with answering(*pieces, closes=True) as (address, _):
         transport = HTTPTransport(address)
         try:
             with pytest.raises(error):
