@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -91,7 +92,7 @@ def test_what_is_not_plain_is_left_alone(what: str) -> None:
 
 
 @contextmanager
-def answering(*pieces: bytes, closes: bool = False) -> Iterator[str]:
+def answering(*pieces: bytes, closes: bool = False, ended: threading.Semaphore | None = None) -> Iterator[str]:
     """Answer each request with these pieces, sent one by one, and then perhaps hang up; gives the address."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -108,8 +109,15 @@ def answering(*pieces: bytes, closes: bool = False) -> Iterator[str]:
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             super().setup()
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = False
+    class Server(http.server.ThreadingHTTPServer):
+        daemon_threads = False
+
+        def shutdown_request(self, request: Any) -> None:
+            super().shutdown_request(request)
+            if ended is not None:
+                ended.release()
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -139,11 +147,13 @@ WAYS: dict[str, tuple[tuple[bytes, ...], bool]] = {
 def test_the_answer_is_the_same_however_it_comes(way: str) -> None:
     """One request after the other is answered with all that was sent, in whatever form and pieces it came."""
     pieces, closes = WAYS[way]
-    with answering(*pieces, closes=closes) as address:
+    ended = threading.Semaphore(0)
+    with answering(*pieces, closes=closes, ended=ended) as address:
         transport = HTTPTransport(address)
         try:
             for _ in range(3):
                 reply = transport.send(LOAD)
+                assert not closes or ended.acquire(timeout=20)  # or the next request may cross the end
                 assert reply.response.content == (LARGE if way == "large" else BODY)
                 assert reply.error is None
         finally:
