@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE, Popen
 
@@ -28,9 +29,10 @@ def children(process: Popen[str]) -> set[int]:
     """Return the workers of a service, by their process ids."""
     found = set()
     for task in Path(f"/proc/{process.pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.add(int(child))
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile has no children
+            for child in (task / "children").read_text().split():
+                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.add(int(child))
     return found
 
 

@@ -56,12 +56,12 @@ def patches(document: Any) -> st.SearchStrategy[Any]:
             lambda parts: st.integers(0, len(parts)).map(lambda length: list(parts[:length]))
         )
         by_index = st.fixed_dictionaries({}, optional={str(i): patches(part) for i, part in enumerate(document)})
-        return by_position | by_index | _other_than(dict)
+        return by_position | by_index | _other_than(dict, list)
     return json_values(max_leaves=3) if not isinstance(document, list) else _other_than(dict)
 
 
-def _other_than(kind: type) -> st.SearchStrategy[Any]:
-    return json_values(max_leaves=3).filter(lambda value: not isinstance(value, kind))
+def _other_than(*kinds: type) -> st.SearchStrategy[Any]:
+    return json_values(max_leaves=3).filter(lambda value: not isinstance(value, kinds))
 
 
 #: The hostile keys by what is hostile in them; two of a kind are often what a store could take for one.
