@@ -255,7 +255,6 @@ def lines_of(name: str, looks: Looks) -> Iterator[str]:
         yield f"| {what} | {before:,.1f} | {after:,.1f} | {verdict} |"
     yield ""
     yield f"![{looks.title}]({name}.svg)"
-    yield ""
 
 
 def written(into: Path, found: dict[str, Looks]) -> Path:
