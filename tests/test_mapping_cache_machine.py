@@ -194,3 +194,16 @@ class CacheMachine(RuleBasedStateMachine):
 def test_two_clients_with_caches() -> None:
     """After any sequence, a read gives a value that was stored within the cache's time, and own writes are seen."""
     run_state_machine_as_test(CacheMachine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None))
+
+
+def test_after_a_write_in_vain_the_listing_is_asked_for_again() -> None:
+    """A key that was listed, and that somebody else deleted, is listed no more after a write to it failed."""
+    state = CacheMachine()
+    state.save(client=0, key="b", value=None)
+    state.list_keys(client=0)
+    state.clear(client=1)
+    state.lose(client=0, loss="request")
+    state.save(client=0, key="b", value=None)
+    state.save(client=1, key="a", value=None)
+    state.list_keys(client=0)
+    state.teardown()

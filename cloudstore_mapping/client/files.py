@@ -222,10 +222,13 @@ class Files:
         with ExitStack() as stack:
             write = stack.enter_context(self._cache.write(full))
             if names is not None and full in names and not removes:
-                # The listing stays what it is, unless somebody takes the key out of it meanwhile.
+                # The listing stays what it is, unless somebody takes the key out of it meanwhile, or the write fails.
                 self._listing.disturb(ALL)
                 try:
                     yield write.keep
+                except BaseException:
+                    self._listing.forget(ALL)
+                    raise
                 finally:
                     self._listing.disturb(ALL)
                     now = self._listing.peek(ALL)

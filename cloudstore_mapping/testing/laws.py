@@ -93,7 +93,7 @@ def find_counterexample(
     *,
     values: st.SearchStrategy[Any] | None = None,
     refuses: tuple[type[Exception], ...] = (ValueError,),
-    examples: int = 200,
+    examples: int = 1000,
 ) -> tuple[Any, ...] | None:
     """
     Return the simplest values that were found for which a law doesn't hold, None if none were.
