@@ -119,11 +119,14 @@ def _as_user() -> dict[str, Any]:
 
 
 def _reachable(programs: Path, folder: Path) -> Path:
-    """Return where anybody may run the programs: a copy in `folder`, if they are in somebody's own."""
+    """Return where anybody may run the programs: a copy in `folder`, if their package is in somebody's own."""
     if all(parent.stat().st_mode & 0o005 == 0o005 for parent in programs.parents):
         return programs
-    shutil.copytree(programs.parent, folder / "programs", symlinks=True)
-    return folder / "programs" / programs.name
+    package = programs.parent.parent
+    for part in package, package.with_name(f"{package.name}.libs"):  # where a wheel's programs look for libraries
+        if part.exists():
+            shutil.copytree(part, folder / "programs" / part.name, symlinks=True)
+    return folder / "programs" / programs.relative_to(package.parent)
 
 
 class SharedServer:
