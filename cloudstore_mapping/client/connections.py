@@ -51,7 +51,8 @@ class Answer:
         """Return what `urllib3` makes of this answer."""
         original = http.client.HTTPResponse(_Opened(io.BytesIO(self._whole)), method="POST")  # type: ignore[arg-type]
         original.begin()
-        return _response(original)
+        original.read()  # which lets go of the stream: dropped half read it makes Python 3.13 complain
+        return _response(original, io.BytesIO(self.content))
 
 
 class _Quick(HTTPConnection):
@@ -84,13 +85,17 @@ class _Quick(HTTPConnection):
         stream = self.sock.makefile("rb")
         try:
             answer = plain_answer(stream.peek())
-            if answer is not None:
-                stream.close()
-                return answer
-            original = http.client.HTTPResponse(_Opened(stream), method="POST")  # type: ignore[arg-type]
-            original.begin()
         except BaseException:
             stream.close()
+            raise
+        if answer is not None:
+            stream.close()
+            return answer
+        original = http.client.HTTPResponse(_Opened(stream), method="POST")  # type: ignore[arg-type]
+        try:
+            original.begin()
+        except BaseException:
+            original.close()  # and the stream with it
             raise
         if original.will_close:
             self.close()
@@ -136,9 +141,9 @@ def plain_answer(received: bytes) -> Answer | None:
     return Answer(int(status), headers, content, received)
 
 
-def _response(original: http.client.HTTPResponse) -> HTTPResponse:
+def _response(original: http.client.HTTPResponse, body: BinaryIO | None = None) -> HTTPResponse:
     return HTTPResponse(
-        body=original,
+        body=original if body is None else body,
         headers=HTTPHeaderDict(original.msg.items()),
         status=original.status,
         version=original.version,
