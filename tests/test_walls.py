@@ -125,9 +125,9 @@ def test_docstring(module: str) -> None:
 
 
 def test_only_the_transport_names_requests() -> None:
-    """The transport and its line to a server alone import the library that speaks HTTP."""
+    """One file alone imports the library that speaks HTTP."""
     users = {module for module in MODULES for source, _ in imports(module) if source.split(".")[0] == "requests"}
-    assert users <= {f"{ROOT}.client.transport", f"{ROOT}.client.line"}
+    assert users <= {f"{ROOT}.client.transport"}
 
 
 def test_import_is_light() -> None:

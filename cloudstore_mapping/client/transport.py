@@ -1,16 +1,19 @@
-"""The way to a service: one method; over HTTP, here and in `line` alone, with `requests`."""
+"""The way to a service: one method; over HTTP, here alone, with `requests`."""
 
 from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from urllib.parse import urlsplit
 
+from cloudstore_mapping._version import __version__
+from cloudstore_mapping.client.address import is_loopback
 from cloudstore_mapping.client.failures import translated
 from cloudstore_mapping.client.fetching import part_headers, received
-from cloudstore_mapping.client.line import Line
+from cloudstore_mapping.client.lazy import lazy
 from cloudstore_mapping.client.multipart import Form
-from cloudstore_mapping.client.replies import PIECE, joined, known_extensions, reply_of
+from cloudstore_mapping.client.replies import PIECE, joined, known_extensions, pieces, reply_of
 from cloudstore_mapping.wire import (
     EXTENSIONS_HEADER,
     UPLOAD_PATH,
@@ -24,6 +27,7 @@ from cloudstore_mapping.wire import (
 if TYPE_CHECKING:
     from requests import Response as Response
     from requests import Session as Session
+    from urllib3 import BaseHTTPResponse, HTTPConnectionPool
 
     from cloudstore_mapping.client.fetching import Fetched
 
@@ -33,6 +37,12 @@ Sendable: TypeAlias = Request | Batch | Upload
 DEFAULT_TIMEOUT: Final = (5.0, 30.0)
 DEFAULT_MAX_REPLY: Final = 2**28
 JSON_TYPE: Final = "application/json; charset=UTF-8"
+
+USER_AGENT: Final = f"cloudstore-mapping/{__version__}"
+
+_EXTENSIONS: Final = EXTENSIONS_HEADER.lower().encode()
+#: Connections that are kept open; more may be in use at once.
+_POOL: Final = 32
 
 
 class Transport(Protocol):
@@ -92,7 +102,7 @@ class HTTPTransport:
             raise ValueError("timeout is a number of seconds above 0, or two: for the connection and for the answer.")
         self._session = session
         self._max_reply = max_reply
-        self._line: Line | None = None
+        self._line: _Line | None = None
         self._lock = threading.Lock()
         self.sent_bytes = 0
         self.received_bytes = 0
@@ -167,9 +177,115 @@ class HTTPTransport:
         response._content = content  # noqa: SLF001 - `requests` has no public way to read with a limit
         return response, response.headers.get(EXTENSIONS_HEADER, "")
 
-    def _own_line(self) -> Line:
+    def _own_line(self) -> _Line:
         with self._lock:
             # After a fork the old connections are the parent's.
             if self._line is None or self._line.process != os.getpid():
-                self._line = Line(self.server, self._timeout)
+                self._line = _Line(self.server, self._timeout)
             return self._line
+
+
+class _Line:
+    """
+    The connections to one server, all that its requests have in common prepared once.
+
+    `requests.Session.post` spends half a small request's time on what is the same each time: it looks for proxies in
+    the environment, takes the URL apart, merges headers and cookies.
+    """
+
+    def __init__(self, server: str, timeout: tuple[float, float]) -> None:
+        import requests
+        from requests.adapters import HTTPAdapter
+        from urllib3.util import Timeout
+
+        from cloudstore_mapping.client.connections import QUICK
+
+        self.process = os.getpid()
+        self._server = server
+        self._timeout = Timeout(connect=timeout[0], read=timeout[1])
+        self._adapter = HTTPAdapter(pool_maxsize=_POOL)
+        with requests.Session() as session:
+            settings = session.merge_environment_settings(server, {}, None, None, None)
+        self._proxies = {} if is_loopback(urlsplit(server).hostname or "") else settings["proxies"]
+        prepared = requests.Request("POST", server).prepare()
+        verify, cert = settings["verify"], settings["cert"]
+        self._pool: HTTPConnectionPool = self._adapter.get_connection_with_tls_context(  # type: ignore[assignment]
+            prepared, verify, self._proxies, cert
+        )
+        self._adapter.cert_verify(self._pool, server, verify, cert)  # type: ignore[no-untyped-call]  # it says CA files
+        self._pool.ConnectionCls = QUICK.get(self._pool.ConnectionCls, self._pool.ConnectionCls)
+        self._targets: dict[str, str] = {}
+        self._headers = {
+            "Host": urlsplit(prepared.url or server).netloc,
+            "User-Agent": USER_AGENT,
+            "Accept-Encoding": "gzip, deflate",
+        }
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.close()  # the adapter lets go of its pools, but closes none that is still known to somebody
+        self._adapter.close()
+
+    def post(self, path: str, content_type: str, body: bytes | Form, max_reply: int) -> tuple[Response, str]:
+        """Return the response, read to its end, and what its header says of extensions."""
+        import requests
+
+        from cloudstore_mapping.client.connections import Answer
+
+        headers = {**self._headers, "Content-Type": content_type}
+        length = len(body) if isinstance(body, bytes) else body.len
+        if length is not None:
+            headers["Content-Length"] = str(length)
+        raw: Any = self._pool.urlopen(
+            "POST",
+            self._target(path),
+            body=body,
+            headers=headers,
+            retries=self._adapter.max_retries,
+            redirect=False,
+            assert_same_host=False,
+            timeout=self._timeout,
+            chunked=length is None,
+            preload_content=False,
+            decode_content=False,
+        )
+        if isinstance(raw, Answer):
+            raw.release()
+            content = joined((raw.content,), max_reply)
+            extensions = raw.headers.get(_EXTENSIONS, b"").decode("latin-1")
+        else:
+            with raw:
+                content = joined(pieces(raw, max_reply), max_reply)
+            extensions = raw.headers.get(EXTENSIONS_HEADER, "")
+
+        def build() -> Response:
+            prepared = requests.Request("POST", self._server + path, headers=headers, data=body).prepare()
+            return self._adapter.build_response(prepared, raw.full() if isinstance(raw, Answer) else raw)
+
+        return lazy(requests.Response)(raw.status, content, build), extensions
+
+    def get(self, link: str, headers: dict[str, str]) -> BaseHTTPResponse:
+        """Return the response to a GET, of which no more than the head is read."""
+        import requests
+
+        prepared = requests.Request("GET", self._server + link).prepare()
+        return self._pool.urlopen(
+            "GET",
+            self._adapter.request_url(prepared, self._proxies),
+            headers={"User-Agent": USER_AGENT, **headers},
+            retries=self._adapter.max_retries,
+            redirect=False,
+            assert_same_host=False,
+            timeout=self._timeout,
+            preload_content=False,
+            decode_content=False,
+        )
+
+    def _target(self, path: str) -> str:
+        """Return what stands in the request's first line: a path, to a proxy the whole URL."""
+        if path not in self._targets:
+            import requests
+
+            prepared = requests.Request("POST", self._server + path).prepare()
+            self._targets[path] = self._adapter.request_url(prepared, self._proxies)
+        return self._targets[path]
