@@ -65,6 +65,12 @@ def wait_for_port(port: int) -> None:
             return
 
 
+def memory(pid: int, field: str) -> int:
+    """Return how much memory a process has (``VmRSS``) or had at most (``VmHWM``), in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text("ascii")
+    return 1024 * int(status.partition(f"{field}:")[2].split()[0])
+
+
 @dataclass(frozen=True)
 class Service:
     """A service of ours that runs: its address, an API key, and its process."""
@@ -80,8 +86,7 @@ class Service:
 
     def peak_bytes(self) -> int:
         """Return the most memory that the process has had."""
-        status = Path(f"/proc/{self.pid}/status").read_text("ascii")
-        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+        return memory(self.pid, "VmHWM")
 
 
 @contextmanager

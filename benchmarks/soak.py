@@ -26,7 +26,7 @@ import cloudstore_mapping as cm
 from benchmarks import machine, plots
 from benchmarks.growth import Series
 from benchmarks.harness import CLIENT_CORE, MissingError, on_core
-from benchmarks.serving import Service, cloudstore
+from benchmarks.serving import Service, cloudstore, memory
 from benchmarks.work import KEYS, key_of, value_of
 
 RESULTS: Final = Path(__file__).parent / "results"
@@ -88,11 +88,10 @@ def _median(amounts: Sequence[float]) -> float:
 def held_by(pid: int, store: Path | None = None) -> dict[str, float]:
     """Return what a process holds, and the write-ahead log of its store."""
     process = Path("/proc") / str(pid)
-    status = dict(line.split(":", 1) for line in (process / "status").read_text("ascii").splitlines() if ":" in line)
     held = {
-        "memory, MiB": int(status["VmRSS"].split()[0]) / 1024,
-        "descriptors": float(len(os.listdir(process / "fd"))),  # noqa: PTH208 - of another process, which may end some
-        "threads": float(status["Threads"]),
+        "memory, MiB": memory(pid, "VmRSS") / 2**20,
+        "descriptors": float(sum(1 for _ in (process / "fd").iterdir())),
+        "threads": float(sum(1 for _ in (process / "task").iterdir())),
     }
     if store is not None:
         log = store.with_name(f"{store.name}-wal")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 
@@ -46,10 +44,3 @@ def told(process: subprocess.Popen[str]) -> dict[str, Any]:
     """Return what `serve --json` prints."""
     facts: dict[str, Any] = json.loads(lines(process, 1)[0])
     return facts
-
-
-def memory(pid: int, field: str) -> int:
-    """Return how much memory a process has (``VmRSS``) or had at most (``VmHWM``), in bytes."""
-    match = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert match is not None
-    return int(match[1]) * 1024

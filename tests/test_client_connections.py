@@ -6,7 +6,7 @@ import http.server
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -151,17 +151,13 @@ WAYS: dict[str, tuple[tuple[bytes, ...], bool]] = {
 def test_the_answer_is_the_same_however_it_comes(way: str) -> None:
     """One request after the other is answered with all that was sent, in whatever form and pieces it came."""
     pieces, closes = WAYS[way]
-    with answering(*pieces, closes=closes) as (address, hung_up):
-        transport = HTTPTransport(address)
-        try:
-            for _ in range(3):
-                reply = transport.send(LOAD)
-                assert reply.response.content == (LARGE if way == "large" else BODY)
-                assert reply.error is None
-                if closes:  # whoever asks at the same moment finds nobody there
-                    assert hung_up.acquire(timeout=PATIENCE)
-        finally:
-            transport.close()
+    with answering(*pieces, closes=closes) as (address, hung_up), closing(HTTPTransport(address)) as transport:
+        for _ in range(3):
+            reply = transport.send(LOAD)
+            assert reply.response.content == (LARGE if way == "large" else BODY)
+            assert reply.error is None
+            if closes:  # whoever asks at the same moment finds nobody there
+                assert hung_up.acquire(timeout=PATIENCE)
 
 
 BROKEN: dict[str, tuple[tuple[bytes, ...], type[CloudStoreError]]] = {
@@ -177,10 +173,9 @@ BROKEN: dict[str, tuple[tuple[bytes, ...], type[CloudStoreError]]] = {
 def test_what_breaks_off_is_an_error(what: str) -> None:
     """An answer that isn't whole, or is none, is its error, and leaves no connection behind."""
     pieces, error = BROKEN[what]
-    with answering(*pieces, closes=True) as (address, _):
-        transport = HTTPTransport(address)
-        try:
-            with pytest.raises(error):
-                transport.send(LOAD)
-        finally:
-            transport.close()
+    with (
+        answering(*pieces, closes=True) as (address, _),
+        closing(HTTPTransport(address)) as transport,
+        pytest.raises(error),
+    ):
+        transport.send(LOAD)

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 import pytest
 
 import cloudstore_mapping as cm
+from benchmarks.serving import memory
 from tests.service_fakes import PATIENCE, ManualClock
-from tests.serving import memory
 
 GIBIBYTE = 2**30
 #: What the service may take in memory at its peak, in bytes, and what the client may take beside what it had.

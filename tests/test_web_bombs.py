@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import requests
 
+from benchmarks.serving import memory
 from tests.raw_http import JSON, Connection
-from tests.serving import memory, serving, told
+from tests.serving import serving, told
 
 SIZE = 3 * 2**20
 #: Bytes of memory for each byte of a value that has to be read to be merged: an empty list is 3 bytes of JSON.

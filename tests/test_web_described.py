@@ -12,9 +12,10 @@ import pytest
 import requests
 from hypothesis import HealthCheck, Phase, given, settings
 
+from benchmarks.serving import memory
 from cloudstore_mapping.web.openapi import OPENAPI_PATH, description
 from tests.raw_http import body
-from tests.serving import memory, serving, told
+from tests.serving import serving, told
 
 schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis, which the extra 'dev' brings")
 checks = pytest.importorskip("schemathesis.specs.openapi.checks")

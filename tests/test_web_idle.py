@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.serving import memory
 from tests.raw_http import Connection, body
-from tests.serving import memory, serving, told
+from tests.serving import serving, told
 
 CROWD = 10_000
 

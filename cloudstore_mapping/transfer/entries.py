@@ -21,6 +21,11 @@ from cloudstore_mapping.errors import (
 )
 from cloudstore_mapping.wire import decode_value
 
+if TYPE_CHECKING:
+    from cloudstore_mapping.client.raw import RawStore
+
+#: Seconds that what was read of a slow service waits to be kept.
+PATIENCE: Final = 2.0
 # What is wrong with one key, and says nothing of the next one.
 _OWN: Final = (BadNameError, BadValueError, DailyLimitError, LockedError, TooBigError, TooManyFilesError)
 
@@ -34,13 +39,6 @@ class Entry(NamedTuple):
     def size_of(self) -> int:
         """Return the bytes of the value."""
         return len(self.value) if isinstance(self.value, bytes) else 0
-
-
-if TYPE_CHECKING:
-    from cloudstore_mapping.client.raw import RawStore
-
-#: Seconds that what was read of a slow service waits to be kept.
-PATIENCE: Final = 2.0
 
 
 class Failures:

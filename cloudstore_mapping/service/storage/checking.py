@@ -81,8 +81,10 @@ def _values(session: SQLTransaction) -> Iterator[str | None]:
 
 
 def _is_json(value: object) -> bool:
+    if not isinstance(value, bytes):
+        return False
     try:
-        decode_value(value if isinstance(value, bytes) else b"")
+        decode_value(value)
     except (ValueError, RecursionError):
         return False
     return True

@@ -1,4 +1,4 @@
-"""The one thread that writes: all work that waits goes into one transaction, and is answered after its commit."""
+"""Who writes: one at a time; all work that waits goes into one transaction, and is answered after its commit."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ class _Job:
 
 class GroupWriter:
     """
-    Runs work on its own thread, which alone writes with `session` from now on and calls `end` at last.
+    Runs work on its own thread, or on that of who waits for it; nobody else writes with `session` from now on.
+
+    The thread calls `end` at last.
 
     One that is dropped without `close` finishes what was submitted all the same, and so does a program that ends.
     """
