@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -108,6 +110,46 @@ def test_it_is_stored_by_itself(
     while stored(storage, owner) is None:
         pass
     assert stored(storage, owner) == Accesses(TODAY, 1, MIDNIGHT)
+
+
+class Pause(threading.Event):
+    """Stands for the end that is waited for, and tells how long it is; `go` lets one wait pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: SimpleQueue[float | None] = SimpleQueue()
+        self.go = threading.Semaphore(0)
+
+    def set(self) -> None:
+        """End, which lets the wait pass as well."""
+        super().set()
+        self.go.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until told to go on."""
+        self.begun.put(timeout)
+        assert self.go.acquire(timeout=PATIENCE)
+        return self.is_set()
+
+
+def test_it_is_stored_no_more_than_once_a_second(storage: Storage, owner: Account, clock: ManualClock) -> None:
+    """Before each write there is a second of waiting, and what came in it is stored together."""
+    usage = Usage(storage, clock)
+    usage._closed = pause = Pause()
+    use(usage, storage, owner)
+    assert pause.begun.get(timeout=PATIENCE) == 1.0
+    use(usage, storage, owner)
+    assert stored(storage, owner) is None
+    pause.go.release()
+    use(usage, storage, owner)
+    while pause.begun.empty():
+        usage.count(owner.id, "data", "another")  # so that there is always something to store
+    assert pause.begun.get() == 1.0
+    before = stored(storage, owner)
+    assert before is not None
+    assert before.times >= 2
+    usage.close()
+    assert stored(storage, owner) == Accesses(TODAY, 3, MIDNIGHT)
 
 
 def test_the_limit_holds_across_flushes(usage: Usage, storage: Storage, owner: Account) -> None:
