@@ -62,6 +62,11 @@ _FORM: Final[Schema] = {
     },
     "required": ["key", "file"],
 }
+_OF_MEDIA: Final[tuple[Schema, ...]] = (
+    {"name": "folder", "in": "path", "required": True, "schema": _NUMBER},
+    {"name": "file", "in": "path", "required": True, "schema": {"type": "string"}},
+    {"name": "Range", "in": "header", "schema": {"type": "string"}},
+)
 
 
 def description(base_path: str) -> Schema:
@@ -79,7 +84,9 @@ def description(base_path: str) -> Schema:
             LOAD_PATH: {"post": _posted("load", "Load a value, list names, or describe a file.", _OF_JSON, loaded)},
             BATCH_PATH: {"post": _posted("batch", "Send many of these as one.", _OF_JSON, batch)},
             UPLOAD_PATH: {"post": _posted("upload", "Store a media file.", "multipart/form-data", _FORM)},
-            f"{FILES_PATH}{{folder}}/{{file}}": _read("media", "Get a media file, or a part of it.", _media()),
+            f"{FILES_PATH}{{folder}}/{{file}}": _read(
+                "media", "Get a media file, or a part of it.", _media(), *_OF_MEDIA
+            ),
             "/health": _read("health", "Tell whether the store can be read.", _replies((200, 405, 503))),
             "/metrics": _read("metrics", "Tell Prometheus what was counted.", _as("text/plain")),
             OPENAPI_PATH: _read("openapi", "Get this description.", _as(_OF_JSON)),
@@ -125,14 +132,9 @@ def _posted(name: str, summary: str, content_type: str, schema: Schema) -> Schem
     }
 
 
-def _read(name: str, summary: str, responses: Schema) -> Schema:
-    parameters = [
-        {"name": "folder", "in": "path", "required": True, "schema": _NUMBER},
-        {"name": "file", "in": "path", "required": True, "schema": {"type": "string"}},
-        {"name": "Range", "in": "header", "schema": {"type": "string"}},
-    ]
+def _read(name: str, summary: str, responses: Schema, *parameters: Schema) -> Schema:
     return {
-        "parameters": parameters if name == "media" else [],
+        "parameters": list(parameters),
         "get": {"operationId": name, "summary": summary, "responses": responses},
         "head": {
             "operationId": f"{name}-head",
