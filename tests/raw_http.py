@@ -6,7 +6,7 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +49,11 @@ class FakeService:
         if request.operation is Operation.SAVE:
             return self._writer.submit(self._save, request)
         return self.reply or self._load(request)
+
+    @contextmanager
+    def together(self) -> Iterator[Callable[[Request, str], Reply | Future[Reply]]]:
+        """Yield what answers requests."""
+        yield lambda request, address: self.answer(request, address=address)
 
     def store_bytes(self) -> int:
         """Return how many bytes its storage takes."""

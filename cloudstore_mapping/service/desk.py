@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -68,6 +69,27 @@ class _UnadmittedError(Exception):
         self.account = account
 
 
+class _Moment(AbstractContextManager["_Moment"]):
+    """One moment of a storage, which begins when it is first read, and `accounts` that were found then."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._stack = ExitStack()
+        self._transaction: Transaction | None = None
+        #: By API key and address.
+        self.accounts: dict[tuple[str, str], Account] = {}
+
+    def transaction(self) -> Transaction:
+        """Return what reads of this moment."""
+        if self._transaction is None:
+            self._transaction = self._stack.enter_context(self._storage.read())
+        return self._transaction
+
+    def __exit__(self, *exc_info: object) -> None:
+        with suppress(CloudStoreError):  # of the end of a transaction that has read already
+            self._stack.close()
+
+
 class Desk:
     """Answers requests; threads may share it. It closes nothing that was handed to it."""
 
@@ -91,13 +113,25 @@ class Desk:
         self._scans = Pool(SCAN_THREADS, SCANS_WAITING, "cloudstore-scan")
         self._reads = Pool(READ_THREADS, READS_WAITING, "cloudstore-read") if storage.waits else None
 
+    @contextmanager
+    def together(self) -> Iterator[Callable[[Request | Batch, str], Reply | Future[Reply]]]:
+        """Yield what answers a request from an address; see `Service.together`."""
+        with _Moment(self._storage) as moment:
+            yield lambda request, address: self.submit(request, address, None, moment=moment)
+
     def submit(
-        self, request: Request | Batch, address: str, owner: Account | None, *, waits: bool = False
+        self,
+        request: Request | Batch,
+        address: str,
+        owner: Account | None,
+        *,
+        waits: bool = False,
+        moment: _Moment | None = None,
     ) -> Reply | Future[Reply]:
         """Answer a request if that takes no waiting, else begin to; see `Service.submit`."""
         asked = _Asked(request, address, owner, waits)
         if self._reads is None and isinstance(request, Request) and request.operation in _QUICK:
-            reply = self._answer_at_once(asked)
+            reply = self._answer_at_once(asked, moment)
             if reply is not None:
                 return reply
         asked.answer = Future()
@@ -105,18 +139,26 @@ class Desk:
         self._advance(asked)
         return asked.answer
 
-    def _answer_at_once(self, asked: _Asked) -> Reply | None:
+    def _answer_at_once(self, asked: _Asked, moment: _Moment | None) -> Reply | None:
         """Answer a small read, without what a future costs; None where it waits for a turn, a password or a repair."""
         try:
+            if moment is not None:
+                return self._read(moment.transaction(), asked, moment.accounts)
             with self._storage.read() as transaction:
-                caller = self._caller(transaction, asked)
-                if caller.account.limits.min_interval and not asked.admitted:
-                    return None
-                return self._answer(transaction, caller, asked)
+                return self._read(transaction, asked, {})
         except CloudStoreError as error:
             return failure(error)
         except Exception:  # noqa: BLE001 - what it means is told when it is raised again
             return None
+
+    def _read(self, transaction: Transaction, asked: _Asked, accounts: dict[tuple[str, str], Account]) -> Reply | None:
+        who = (asked.request.api_key, asked.address)
+        caller = Caller(accounts[who]) if who in accounts else self._caller(transaction, asked)
+        if caller.account.limits.min_interval and not asked.admitted:
+            return None
+        if not caller.is_owner:
+            accounts[who] = caller.account
+        return self._answer(transaction, caller, asked)
 
     def close(self) -> None:
         """Finish what was begun on threads of its own."""

@@ -40,6 +40,8 @@ _ONE_TIME_ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"
 _ONE_TIME_GROUPS: Final = 4
 _GROUP_LENGTH: Final = 4
 
+#: The id of no account, of which as much is read as of one that there is.
+_NOBODY: Final = 0
 _WRONG: Final = "The user name or the password is wrong; try again."
 
 
@@ -77,7 +79,7 @@ class Owners:
         """
         with self._storage.read() as transaction:
             account = transaction.account_named(name)
-            stored = None if account is None else transaction.owner_password(account.id).hash
+            stored = transaction.owner_password(_NOBODY if account is None else account.id).hash
         try:
             self._prove(name, password, stored, address)
         except LockedError:

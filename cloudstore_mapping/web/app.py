@@ -15,7 +15,6 @@ from cloudstore_mapping.web.http import (
     CLOSE,
     END,
     PREFLIGHT,
-    WHOLE,
     Application,
     Deadline,
     DisconnectedError,
@@ -72,6 +71,11 @@ def _mounts(service: Service, base: str) -> Mapping[str, Application]:
     }
 
 
+def posts(base_path: str) -> Mapping[str, str]:
+    """Return the paths that requests on data files are posted to, each with what it is on the wire."""
+    return {base_path.rstrip("/") + path: path for path in (SAVE_PATH, LOAD_PATH, BATCH_PATH)}
+
+
 class _App:
     def __init__(self, service: Service, base: str, mounts: Mapping[str, Application]) -> None:
         self._mounts = mounts
@@ -79,7 +83,7 @@ class _App:
         self._max_body = service.settings.max_body_bytes
         self._max_depth = service.settings.max_depth
         self._deadline = Deadline(service.settings.body_timeout)
-        self._posts = {base + path: path for path in (SAVE_PATH, LOAD_PATH, BATCH_PATH)}
+        self._posts = posts(base)
         self._health_path = base + HEALTH_PATH
         self._no_path = f"There is nothing here; post to {base + SAVE_PATH} or {base + LOAD_PATH}."
 
@@ -111,13 +115,10 @@ class _App:
             return _HEALTHY if healthy else _UNHEALTHY
         check_method(method, ("POST",))
         headers = dict(scope["headers"])
-        _check_type(headers.get(b"content-type", b""), headers.get(b"content-encoding", b"identity"))
+        check_type(headers)
         if int(headers.get(b"content-length", 0)) > self._max_body:
             raise self._too_big()
-        whole = scope.get("extensions", {}).get(WHOLE)
-        body = await self._read(receive) if whole is None else bytes(whole["body"])
-        if len(body) > self._max_body:
-            raise self._too_big()
+        body = await self._read(receive)
         if len(body) <= LARGE_BODY:
             request = decode_request(path, body, max_depth=self._max_depth)
         else:
@@ -152,6 +153,11 @@ class _App:
     def _too_big(self) -> RefusedError:
         sentence = f"The body of a request can't be larger than {self._max_body:,} bytes; split the value."
         return RefusedError(TooBigError(sentence, error="BodyTooBig"), CLOSE)
+
+
+def check_type(headers: Mapping[bytes, bytes]) -> None:
+    """Refuse a request whose body is not JSON as it stands."""
+    _check_type(headers.get(b"content-type", b""), headers.get(b"content-encoding", b"identity"))
 
 
 @lru_cache(maxsize=64)

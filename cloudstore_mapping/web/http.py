@@ -33,10 +33,6 @@ _HEADERS: Final[tuple[Header, ...]] = (
     (b"access-control-expose-headers", b"CloudStore-Extensions, Retry-After"),
     (EXTENSIONS_HEADER.lower().encode(), ", ".join(EXTENSIONS).encode()),
 )
-#: An extension of ASGI, for a request whose body is there before it is looked at: under this name its scope holds
-#: ``body``, and the reply may be one message of ``status``, ``head`` and ``body``. Two messages are two writes, each of
-#: which may wake the client.
-WHOLE: Final = "cloudstore.response.whole"
 _HEAD: Final = b"".join(name + b": " + value + b"\r\n" for name, value in _HEADERS) + b"content-length: "
 PREFLIGHT: Final[Message] = {
     "type": "http.response.start",
@@ -186,10 +182,6 @@ async def answer(
         _log.exception("A request to %s failed.", scope["path"])
         reply = FAILED
     scope["outcome"] = reply.error
-    if WHOLE in scope.get("extensions", ()) and reply.retry_after is None:
-        body = encode_reply(reply)
-        await send({"type": WHOLE, "status": reply.status, "head": b"%b%d" % (_HEAD, len(body)), "body": body})
-        return
     await send_reply(send, reply)
 
 
@@ -200,6 +192,15 @@ async def _linger(receive: Receive, send: Send, seconds: float) -> None:
             while (await receive()).get("more_body"):
                 pass
     await send(END)
+
+
+def in_one_piece(reply: Reply) -> tuple[bytes, bytes]:
+    """Return the headers of a whole reply, as they are sent, and its body."""
+    body = encode_reply(reply)
+    head = b"%b%d\r\n" % (_HEAD, len(body))
+    if reply.retry_after is not None:
+        head += b"retry-after: %d\r\n" % math.ceil(reply.retry_after)
+    return head, body
 
 
 async def send_reply(send: Send, reply: Reply, *more_headers: Header, lingers: bool = False) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from cloudstore_mapping.web.crowding import Crowd, refusal
-from cloudstore_mapping.web.http import WHOLE
 from cloudstore_mapping.web.metrics import BYTES_IN, CONNECTIONS, Metrics
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.settings import Settings
+    from cloudstore_mapping.web.http import Scope
+    from cloudstore_mapping.web.inline import Inline
 
 #: Bytes that a request's first line and headers may take together; uvicorn itself takes any number.
 MAX_HEADER_BYTES: Final = 64 * 2**10
@@ -31,50 +32,41 @@ class HTTPProtocol(HttpToolsProtocol):
     settings: ClassVar[Settings]
     numbers: ClassVar[Metrics]
     crowd: ClassVar[Crowd]
+    inline: ClassVar[Inline]
 
     _has_place = False
+    _feeding = False
+    _held: RequestResponseCycle | None = None
     _request: RequestResponseCycle | None = None
     _received = 0
     _header_timer: asyncio.TimerHandle | None = None
     _reply_timer: asyncio.TimerHandle | None = None
 
-    def __init__(self, config: uvicorn.Config, *args: Any, **options: Any) -> None:
-        super().__init__(config, *args, **options)
-        self._application = self.app
-        self.app = self._answer
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        # Called for the headers; who sends a small body sends it with them, and it is there when `data_received` ends.
+        if self._feeding and app is self.app and self.inline.may_take(cast("Scope", cycle.scope)):
+            self._held = cycle
+        else:
+            super()._start_asgi_task(cycle, app)
 
-    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
-        request: RequestResponseCycle = send.__self__
-        if not request.more_body and scope["method"] == "POST":
-            scope["extensions"] = {WHOLE: {"body": request.body}}
+    def _answer_held(self, request: RequestResponseCycle) -> None:
+        waits = request.more_body or self.flow.write_paused
+        write = partial(self._write, request)
+        if waits or not self.inline.take(cast("Scope", request.scope), bytes(request.body), write):
+            super()._start_asgi_task(request, self.app)
 
-        async def answer(message: Any) -> None:
-            if message["type"] != WHOLE:
-                await send(message)
-                return
-            if self.flow.write_paused and not request.disconnected:
-                await self.flow.drain()
-            if not request.disconnected:
-                self._write_whole(request, message["status"], message["head"], message["body"])
-
-        try:
-            await self._application(scope, receive, answer)
-        except RuntimeError:
-            # Of pipelined requests uvicorn tells only the last that the client has gone; the first writes, and may not.
-            if not self.transport.is_closing():
-                raise
-            request.disconnected = True
-
-    def _write_whole(self, request: RequestResponseCycle, status: int, head: bytes, body: bytes) -> None:
+    def _write(self, request: RequestResponseCycle, status: int, head: bytes, body: bytes) -> bool:
         request.response_started = request.response_complete = True
-        lines = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
-        if not request.keep_alive:
-            lines += b"connection: close\r\n"
-        self.transport.write(b"%b%b%b\r\n\r\n%b" % (STATUS_LINE[status], lines, head, body))
-        request.message_event.set()
-        if not request.keep_alive:
-            self.transport.close()
+        is_there = not (request.disconnected or self.transport.is_closing())
+        if is_there:
+            lines = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
+            if not request.keep_alive:
+                lines += b"connection: close\r\n"
+            self.transport.write(b"%b%b%b\r\n%b" % (STATUS_LINE[status], lines, head, body))
+            if not request.keep_alive:
+                self.transport.close()
         request.on_response()
+        return is_there
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin to wait for the first headers."""
@@ -105,7 +97,14 @@ class HTTPProtocol(HttpToolsProtocol):
         if not self._has_place:
             return
         self.numbers.row[BYTES_IN] += len(data)
-        super().data_received(data)
+        self._feeding = True
+        try:
+            super().data_received(data)
+        finally:
+            self._feeding = False
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._answer_held(held)
         request: RequestResponseCycle | None = self.cycle
         if request is not None and request.response_complete:
             request = None

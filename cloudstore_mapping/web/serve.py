@@ -15,6 +15,7 @@ import uvicorn
 
 from cloudstore_mapping.web.app import make_app
 from cloudstore_mapping.web.crowding import Crowd
+from cloudstore_mapping.web.inline import Inline
 from cloudstore_mapping.web.listening import address_of, allow_many_connections, listen
 from cloudstore_mapping.web.metrics import Metrics, new_rows
 from cloudstore_mapping.web.observing import Observed
@@ -115,21 +116,25 @@ class _Server(uvicorn.Server):
         on_ready: Callable[[str], None] | None,
         metrics: Metrics | None = None,
     ) -> None:
+        counted = Metrics(new_rows(1)) if metrics is None else metrics
+        observed = Observed(
+            make_app(service, base_path=options.base_path),
+            counted,
+            options.base_path,
+            service.store_bytes,
+            seconds=service.settings.body_timeout,
+            logs=options.access_log,
+        )
+
         class Protocol(HTTPProtocol):
             settings = service.settings
-            numbers = Metrics(new_rows(1)) if metrics is None else metrics
+            numbers = counted
             crowd = Crowd(service.settings.max_connections_per_address, options.trusted_proxies)
+            inline = Inline(service, options.base_path, observed, options.trusted_proxies)
 
         super().__init__(
             uvicorn.Config(
-                Observed(
-                    make_app(service, base_path=options.base_path),
-                    Protocol.numbers,
-                    options.base_path,
-                    service.store_bytes,
-                    seconds=service.settings.body_timeout,
-                    logs=options.access_log,
-                ),
+                observed,
                 loop="uvloop",
                 http=Protocol,
                 ws="none",
@@ -147,7 +152,7 @@ class _Server(uvicorn.Server):
         )
         self._on_ready = on_ready
         self._address = address_of(listener, options)
-        Protocol.numbers.start()
+        counted.start()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -91,7 +91,7 @@ class AccountsTable(ABC):
 
     @abstractmethod
     def owner_password(self, account_id: int) -> OwnerPassword:
-        """Return what the owner of an account that is there signs in with."""
+        """Return what the owner of the account signs in with: with no hash, where nobody may or there is no account."""
 
     @abstractmethod
     def set_owner_password(self, account_id: int, password: OwnerPassword) -> None:
