@@ -54,6 +54,7 @@ _BY_OPTIONS: Final = {
     "list": Operation.LIST,
     "stat": Operation.STAT,
 }
+_WRITING_OPTIONS: Final = frozenset(options for options, operation in _BY_OPTIONS.items() if operation.writes)
 
 
 class Request(msgspec.Struct, kw_only=True, frozen=True):
@@ -124,7 +125,10 @@ class Batch(msgspec.Struct, kw_only=True, frozen=True):
     @property
     def writes(self) -> bool:
         """Whether any of its requests changes what is stored."""
-        return any(request.operation.writes for request in self.requests)
+        return any(
+            request.value is not UNSET if request.options is None else request.options in _WRITING_OPTIONS
+            for request in self.requests
+        )
 
     def __repr__(self) -> str:
         return f"<Batch of {len(self.requests)} requests>"

@@ -91,27 +91,53 @@ def decode_request(path: str, body: bytes, *, max_depth: int = DEFAULT_MAX_DEPTH
     Raises `ProtocolError` (``BadRequest``) with the path of the field that is wrong, and `BadValueError` for a value
     nested deeper than `max_depth` or an integer over Python's 4,300 digits.
     """
-    around = 3 if path == BATCH_PATH else 1  # the brackets that a value stands in
     try:
         if not body.isascii():
             body.decode()  # msgspec passes over the strings of a Raw without looking whether they are UTF-8
-        if body.count(b"[") + body.count(b"{") > max_depth and is_deeper(body, max_depth + around):
-            raise BadValueError(f"The value is nested deeper than {max_depth} levels; flatten it.")
-        batch = _decode_batch(body) if path == BATCH_PATH else None
-        requests = [_decode_request(body)] if batch is None else batch.requests
-        for request in requests:
-            if request.value is not UNSET and may_hold_long_number(bytes(request.value)):
-                decode_value(request.value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if path == BATCH_PATH:
+            batch = _decode_batch(body)
+            _check_values(batch.requests, body, max_depth)
+            _complete_items(batch)
+            return batch
+        _check_depth(body, max_depth, around=1)
+        request = _decode_request(body)
+        _check_numbers(request.value)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         if "Integer value out of range" in str(error):
             raise BadValueError("The value holds an integer of more than 4,300 digits; store it as text.") from error
         raise _bad_request(str(error)) from error
-    if batch is not None:
-        _complete_items(batch)
-        return batch
-    if not requests[0].api_key:
+    except RecursionError as error:
+        raise _too_deep(max_depth) from error
+    if not request.api_key:
         raise _bad_request("Object missing required field `key`")
-    return _checked(path, requests[0])
+    return _checked(path, request)
+
+
+def _check_values(requests: Iterable[Request], body: bytes, max_depth: int) -> None:
+    """Refuse a value that is nested too deep or has too long a number; most bodies have nothing like it in them."""
+    may_be_long = may_hold_long_number(body)
+    if not may_be_long and not _may_be_deep(body, max_depth):
+        return
+    for request in requests:
+        if request.value is not UNSET:
+            _check_depth(bytes(request.value), max_depth)
+            if may_be_long:
+                _check_numbers(request.value)
+
+
+def _check_depth(text: bytes, max_depth: int, *, around: int = 0) -> None:
+    """Refuse a value that is nested too deep, so many brackets around it not counted."""
+    if _may_be_deep(text, max_depth) and is_deeper(text, max_depth + around):
+        raise _too_deep(max_depth)
+
+
+def _may_be_deep(text: bytes, depth: int) -> bool:
+    return text.count(b"[") + text.count(b"{") > depth
+
+
+def _check_numbers(value: Raw | UnsetType) -> None:
+    if value is not UNSET and may_hold_long_number(bytes(value)):
+        decode_value(value)
 
 
 def _complete_items(batch: Batch) -> None:
@@ -134,6 +160,10 @@ def _checked(path: str, request: Request) -> Request:
     if request.options in (None, "merge") and request.value is UNSET:
         raise _bad_request("`$.value` is missing")
     return request
+
+
+def _too_deep(max_depth: int) -> BadValueError:
+    return BadValueError(f"The value is nested deeper than {max_depth} levels; flatten it.")
 
 
 def _bad_request(why: str) -> ProtocolError:

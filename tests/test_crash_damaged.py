@@ -12,7 +12,7 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.client.media import Media
-from cloudstore_mapping.service.storage.seals import is_whole, sealed
+from cloudstore_mapping.service.storage.seals import Seals, is_whole
 from cloudstore_mapping.service.storage.sqlite_check import check
 from tests.crash.memory import tmp_path
 from tests.crash.script import Contents, contents, steps
@@ -152,6 +152,8 @@ def test_a_damaged_value_is_saved_again(file: Path) -> None:
     with cm.open(file, retries=0) as store:
         with pytest.raises(cm.UnavailableError, match=r"'small 7' is damaged; save it again, or restore a backup\.$"):
             _ = store["small 7"]
+        with pytest.raises(cm.BulkError, match="'small 7' is damaged"):
+            store.get_many(["small 6", "small 7"])
         with pytest.raises(cm.UnavailableError, match="damaged"):
             store.merge("small 7", {"a": 1})
         store["small 7"] = "anew"
@@ -163,7 +165,7 @@ def test_a_damaged_value_is_saved_again(file: Path) -> None:
 @pytest.mark.parametrize("found", [None, 7, 0.5, "text", b"bytes"])
 def test_what_a_damaged_row_may_hold(found: object, column: str) -> None:
     """A value or version of another type, as a bit in a row's header can make it, is one that isn't what was stored."""
-    row: dict[str, object] = {"value": b"1", "version": sealed("name", b"1")}
+    row: dict[str, object] = {"value": b"1", "version": Seals().sealed("name", b"1")}
     assert is_whole(row["version"], "name", row["value"])
     row[column] = found
     assert is_whole(row["version"], "name", row["value"]) is (column == "version" and found == "text")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
 from cloudstore_mapping.embedded import InProcessTransport
+from cloudstore_mapping.service.batch import MAX_AHEAD
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.wire import Batch, Reply, Request, decode_replies, decode_value, encode_value
@@ -65,6 +67,46 @@ def test_a_batch_is_done_in_order(service: Service, ask: Asker) -> None:
     assert done[2].version == done[1].version != done[0].version
     assert decode_value(done[5].content) == ["new"]
     assert decode_value(done[6].content)["size"] == 13
+
+
+_NAMES = st.sampled_from(["a", "b", "c", "", "nul\0"])
+_VALUES: st.SearchStrategy[Any] = st.sampled_from([1, [1], {"a": 1}, {"b": [2]}, "x" * MAX_AHEAD])
+_VERSIONS = st.sampled_from([UNSET, None, "none of them"])
+_ITEMS = st.one_of(
+    st.builds(item, _NAMES, value=_VALUES, if_version=_VERSIONS),
+    st.builds(item, _NAMES, st.just("merge"), value=_VALUES),
+    st.builds(item, _NAMES, st.just("delete")),
+    st.builds(item, _NAMES, st.sampled_from([None, "stat"])),
+    st.builds(item, _NAMES, if_not_version=st.just("none of them")),
+    st.builds(item, st.just(""), st.just("list")),
+)
+
+
+def seen(reply: Reply) -> tuple[Any, ...]:
+    """Return what a reply says, but for times and versions, which are never the same."""
+    data = None if reply.data is UNSET else decode_value(reply.data)
+    if isinstance(data, dict) and "created" in data:
+        data = data["size"]
+    return reply.error, bytes(reply.message), data, bool(reply.version), reply.unchanged
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])  # a new account each time
+@given(before=st.dictionaries(_NAMES.filter(str.isalpha), _VALUES), items=st.lists(_ITEMS, min_size=1, max_size=12))
+def test_a_batch_is_what_its_requests_are_one_by_one(
+    service: Service, before: dict[str, Any], items: list[Request]
+) -> None:
+    """Whatever is asked of the same files, in whatever order: the replies are the same, and so is what is left."""
+    left = []
+    for together in (True, False):
+        account = secrets.token_hex(8)
+        asker = Asker(service, service.accounts.create(account))
+        service.accounts.set_limits(account, max_files=2, max_daily_accesses=4)
+        for name, value in before.items():
+            asker.save(name, value)
+        asked = [msgspec.structs.replace(each, api_key=asker.api_key) for each in items]
+        answers = replies(ask_batch(service, asker, *asked)) if together else [service.handle(each) for each in asked]
+        left.append(([seen(each) for each in answers], decode_value(asker.list().content)))
+    assert left[0] == left[1]
 
 
 def test_a_refusal_is_its_own(service: Service, ask: Asker) -> None:

@@ -86,6 +86,29 @@ def test_a_big_value(storage: Storage, account: int) -> None:
     assert file.value == value
 
 
+def test_many_are_read_as_one_by_one(storage: Storage, account: int) -> None:
+    """What is read of many files at once is what is read of each, None where there is none, whatever their names."""
+    for number, name in enumerate(NAMES[::2]):
+        put(storage, account, name, str(number).encode())
+    lock(storage, account, "a", "edit", "view")
+    other = storage.submit(lambda transaction: transaction.add_account("other", 1.0)).result().id
+    put(storage, other, NAMES[1], b"1")
+    for count in range(1, len(NAMES) + 1):
+        names = [*NAMES[:count], NAMES[0]]
+        with storage.read() as transaction:
+            assert transaction.get_many(account, names, 10) == {n: transaction.get(account, n) for n in names}
+            assert transaction.stat_many(account, names) == {n: transaction.stat(account, n) for n in names}
+
+
+def test_large_values_are_not_read_with_others(storage: Storage, account: int) -> None:
+    """A value of more bytes than are wanted is left to be read alone."""
+    for size in (9, 10, 11):
+        put(storage, account, f"{size}", b"1" * size)
+    with storage.read() as transaction:
+        found = transaction.get_many(account, ["9", "10", "11", "12"], 10)
+    assert {name: file and len(file.value) for name, file in found.items()} == {"9": 9, "10": 10, "12": None}
+
+
 def test_delete_tells_whether_there_was_one(storage: Storage, account: int) -> None:
     """A delete takes the file away and is True, where there is none it is False."""
     put(storage, account, "name", b"1")

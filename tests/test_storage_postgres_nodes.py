@@ -32,6 +32,14 @@ def append(transaction: Transaction, account: int, name: str, more: bytes, half_
     transaction.put(account, name, more if file is None else file.value + more, 1.0)
 
 
+def append_to_many(transaction: Transaction, account: int, name: str, more: bytes, half_way: Halfway | None) -> None:
+    """Do the same with a file that is read among others."""
+    file = transaction.get_many(account, [name, "another"], 100)[name]
+    if half_way is not None:
+        half_way.stop()
+    transaction.put(account, name, more if file is None else file.value + more, 1.0)
+
+
 def value(storage: Storage, account: int, name: str) -> bytes | None:
     """Return a file's value."""
     with storage.read() as transaction:
@@ -44,13 +52,14 @@ def put(storage: Storage, account: int, *names: str) -> None:
     storage.submit(lambda transaction: [transaction.put(account, name, b"", 1.0) for name in names]).result(PATIENCE)
 
 
+@pytest.mark.parametrize("add", [append, append_to_many])
 def test_what_was_read_stands_until_it_is_written(
-    here: PostgresStorage, there: PostgresStorage, account: int, address: str
+    here: PostgresStorage, there: PostgresStorage, account: int, address: str, add: Any
 ) -> None:
     """A node that reads a file to change it keeps others from that until its change is stored."""
     put(here, account, "name")
     half_way = Halfway()
-    first = half_way.begin(here, partial(append, account=account, name="name", more=b"1", half_way=half_way))
+    first = half_way.begin(here, partial(add, account=account, name="name", more=b"1", half_way=half_way))
     second = there.submit(partial(append, account=account, name="name", more=b"2"))
     wait_for_lock(address)
     assert not second.done()
@@ -61,10 +70,13 @@ def test_what_was_read_stands_until_it_is_written(
     assert half_way.times == 1
 
 
-def test_what_was_not_there_may_be_made_by_another(here: PostgresStorage, there: PostgresStorage, account: int) -> None:
+@pytest.mark.parametrize("add", [append, append_to_many])
+def test_what_was_not_there_may_be_made_by_another(
+    here: PostgresStorage, there: PostgresStorage, account: int, add: Any
+) -> None:
     """Work that found no file and makes one is done again if another node made it meanwhile, and replaces nothing."""
     half_way = Halfway()
-    first = half_way.begin(here, partial(append, account=account, name="name", more=b"1", half_way=half_way))
+    first = half_way.begin(here, partial(add, account=account, name="name", more=b"1", half_way=half_way))
     there.submit(partial(append, account=account, name="name", more=b"2")).result(PATIENCE)
     half_way.go.set()
     first.result(PATIENCE)

@@ -16,6 +16,10 @@ from cloudstore_mapping.service.rules import Caller, Rules
 from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, encode_replies, encode_value, failure, success
 
+#: Bytes of a value that is read before it is asked for.
+MAX_AHEAD: Final = 16 * 2**10
+
+_OF_VALUES: Final = frozenset({Operation.LOAD, Operation.MERGE})
 _LARGE: Final = frozenset({Operation.LOAD, Operation.LIST})
 
 
@@ -53,6 +57,7 @@ class BatchWork:
         `UnprovenError` with all of them, for what comes behind the first one is tried as well: else a batch would begin
         anew as often as it has passwords.
         """
+        self._look_ahead(transaction, caller)
         replies: list[Reply] = []
         unproven: dict[Question, None] = {}
         for number, request in enumerate(self._batch.requests, 1):
@@ -72,6 +77,22 @@ class BatchWork:
         if unproven:
             raise UnprovenError(*unproven)
         return success("", encode_replies(replies))
+
+    def _look_ahead(self, transaction: Transaction, caller: Caller) -> None:
+        """Read at once what the requests would read one by one, but for large values, of which there may be many."""
+        values: dict[str, None] = {}
+        infos: dict[str, None] = {}
+        for request in self._batch.requests:
+            name = request.name
+            if name not in values and name not in infos and request.operation is not Operation.LIST:
+                (values if request.operation in _OF_VALUES and request.if_not_version is UNSET else infos)[name] = None
+        account = caller.account.id
+        for names, read in (
+            (values, partial(transaction.get_many, max_bytes=MAX_AHEAD)),
+            (infos, transaction.stat_many),
+        ):
+            if known := [name for name in names if self._rules.is_name(name)]:
+                caller.ahead.update(read(account, known))
 
     def _answer(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         try:

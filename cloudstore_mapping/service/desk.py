@@ -47,7 +47,7 @@ class _Asked:
     A request on its way through the service, and who asked it; of a batch also which passwords were refused.
 
     `owner` is the account of somebody who is signed in; `waits` says that the caller does nothing until it is answered;
-    `admitted` says that the account's pace lets it pass; `caller` is for whom the last try was made.
+    `admitted` says that the account's pace lets it pass; `caller` is for whom the last try was made that was answered.
     """
 
     def __init__(self, request: Request | Batch, address: str, owner: Account | None, waits: bool) -> None:
@@ -305,18 +305,17 @@ class Desk:
     def _answer(self, transaction: Transaction, caller: Caller, asked: _Asked, max_loaded: int = sys.maxsize) -> Reply:
         request = asked.request
         self._take_back(asked)  # a storage may have work done again that came to nothing
-        asked.caller = caller
-        try:
-            if not isinstance(request, Batch):
-                return self._rules.answer(transaction, caller, request)
+        if isinstance(request, Batch):
             max_bytes = min(self._settings.max_batch_reply_bytes, max_loaded)
-            return BatchWork(self._rules, self._answers, request, asked.refused, max_bytes).do(transaction, caller)
-        except BaseException:
-            self._take_back(asked)
-            raise
+            reply = BatchWork(self._rules, self._answers, request, asked.refused, max_bytes).do(transaction, caller)
+        else:
+            reply = self._rules.answer(transaction, caller, request)
+        self._usage.count(caller.account.id, "data", *caller.used)
+        asked.caller = caller
+        return reply
 
     def _take_back(self, asked: _Asked) -> None:
         """Count no longer what a try of the request counted as accesses."""
         caller, asked.caller = asked.caller, None
-        while caller is not None and caller.used:
-            self._usage.count(caller.account.id, "data", caller.used.pop(), -1)
+        if caller is not None:
+            self._usage.count(caller.account.id, "data", *caller.used, times=-1)

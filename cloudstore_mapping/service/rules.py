@@ -10,7 +10,7 @@ from typing import Final
 from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
-from cloudstore_mapping.errors import ChangedError, NoFileError, TooBigError
+from cloudstore_mapping.errors import BadNameError, ChangedError, NoFileError, TooBigError
 from cloudstore_mapping.merge import merge
 from cloudstore_mapping.service.limits import Clock, check_room
 from cloudstore_mapping.service.names import check_name
@@ -25,6 +25,7 @@ from cloudstore_mapping.wire import Operation, Reply, Request, decode_value, enc
 MAX_PAGE: Final = 10_000
 
 _EMPTY: Final = encode_value("")
+_SAVED: Final = encode_value("Entry saved")
 
 
 @dataclass
@@ -32,12 +33,26 @@ class Caller:
     """
     Who asks: an account with its API key, or its owner, signed in, whom neither passwords nor accesses limit.
 
-    `used` are the files whose accesses were counted for this request, so that they can be taken back.
+    `used` are the files that the request used, once for each access. `ahead` are files that were read before they are
+    asked for, None where there is none; what is given once is given no more, for it may be changed then.
     """
 
     account: Account
     is_owner: bool = False
     used: list[str] = field(default_factory=list)
+    ahead: dict[str, File | FileInfo | None] = field(default_factory=dict)
+
+    def get(self, transaction: Transaction, name: str) -> File | None:
+        """Return one of the account's files, None where there is none."""
+        if name in self.ahead and not isinstance(found := self.ahead.pop(name), FileInfo):
+            return found
+        return transaction.get(self.account.id, name)
+
+    def stat(self, transaction: Transaction, name: str) -> FileInfo | None:
+        """Return what can be told of one of the account's files, None where there is none."""
+        if name in self.ahead and not isinstance(found := self.ahead.pop(name), File):
+            return found
+        return transaction.stat(self.account.id, name)
 
 
 class Rules:
@@ -73,14 +88,22 @@ class Rules:
         """Raise `BadNameError` for what can't be a file's name."""
         check_name(name, self._settings.max_name_bytes)
 
+    def is_name(self, name: str) -> bool:
+        """Whether it can be a file's name."""
+        try:
+            self.check_name(name)
+        except BadNameError:
+            return False
+        return True
+
     def _load(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         if request.if_not_version is not UNSET:
-            info = transaction.stat(caller.account.id, request.name)  # a value that isn't wanted is not even read
+            info = caller.stat(transaction, request.name)  # a value that isn't wanted is not even read
             if info is not None and info.version == request.if_not_version:
                 self._check_view(caller, request, info)
                 self._access(transaction, caller, request.name)
                 return Reply(unchanged=True, version=info.version)
-        file = transaction.get(caller.account.id, request.name)
+        file = caller.get(transaction, request.name)
         if file is None:
             raise _no_file(request.name)
         self._check_view(caller, request, file)
@@ -89,7 +112,7 @@ class Rules:
         return Reply(message=_EMPTY if request.brief is True else value, data=value, version=file.version)
 
     def _stat(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
-        info = transaction.stat(caller.account.id, request.name)
+        info = caller.stat(transaction, request.name)
         if info is None:
             raise _no_file(request.name)
         return success(
@@ -121,13 +144,13 @@ class Rules:
         return replace(success("", encode_value(page)), next=page[-1] if len(names) > limit else None)
 
     def _save(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
-        info = transaction.stat(caller.account.id, request.name)
+        info = caller.stat(transaction, request.name)
         self._check_edit(caller, request, info)
         self._check_quota(transaction, caller, request, info)
         return self._put(transaction, caller, request.name, _value(request))
 
     def _merge(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
-        file = transaction.get(caller.account.id, request.name)
+        file = caller.get(transaction, request.name)
         self._check_edit(caller, request, file)
         self._check_quota(transaction, caller, request, file)
         value = _value(request)
@@ -137,7 +160,7 @@ class Rules:
 
     def _delete(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         account = caller.account
-        info = transaction.stat(account.id, request.name)
+        info = caller.stat(transaction, request.name)
         if info is None:
             raise _no_file(request.name)
         self._check_edit(caller, request, info)
@@ -176,25 +199,24 @@ class Rules:
             check_room(transaction, caller.account, request.name)
 
     def _admit(self, transaction: Transaction, caller: Caller, name: str) -> None:
-        if not caller.is_owner:
-            self._usage.admit(transaction, caller.account, "data", name)
+        if not caller.is_owner and caller.account.limits.max_daily_accesses is not None:
+            self._usage.admit(transaction, caller.account, "data", name, caller.used.count(name))
 
     def _access(self, transaction: Transaction, caller: Caller, name: str) -> None:
         self._admit(transaction, caller, name)
-        self._count(caller, name)
+        self._use(caller, name)
 
-    def _count(self, caller: Caller, name: str) -> None:
+    def _use(self, caller: Caller, name: str) -> None:
         if not caller.is_owner:
             caller.used.append(name)
-            self._usage.count(caller.account.id, "data", name)
 
     def _put(self, transaction: Transaction, caller: Caller, name: str, value: bytes) -> Reply:
         account = caller.account
         limit = min(self._settings.max_value_bytes, account.limits.max_file_bytes or sys.maxsize)
         if len(value) > limit:
             raise TooBigError(f"The value takes {len(value):,} bytes and a file at most {limit:,}; split it.", key=name)
-        reply = success("Entry saved", version=transaction.put(account.id, name, value, self._clock.wall()))
-        self._count(caller, name)
+        reply = success(_SAVED, version=transaction.put(account.id, name, value, self._clock.wall()))
+        self._use(caller, name)
         return reply
 
 

@@ -60,8 +60,8 @@ class Usage:
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def admit(self, transaction: Transaction, account: Account, kind: Kind, name: str) -> None:
-        """Raise `DailyLimitError` where the file was used as often today as its account allows."""
+    def admit(self, transaction: Transaction, account: Account, kind: Kind, name: str, uncounted: int = 0) -> None:
+        """Raise `DailyLimitError` where the file was used as often today as it may be, `uncounted` times included."""
         limit = account.limits.max_daily_accesses
         if limit is None or not self._enabled:
             return
@@ -76,23 +76,25 @@ class Usage:
                 if (now := self._totals.get(file)) is None or now.day < found.day:
                     self._totals[file] = found
                 total = self._totals[file]
-        check_daily(total.times, limit, total.day, name)
+        check_daily(total.times + uncounted, limit, total.day, name)
 
-    def count(self, account_id: int, kind: Kind, name: str, times: int = 1) -> None:
-        """Count accesses of now; a negative number takes back such as came to nothing."""
-        if not self._enabled:
+    def count(self, account_id: int, kind: Kind, *names: str, times: int = 1) -> None:
+        """Count accesses of now to each of these files; a negative number takes back such as came to nothing."""
+        if not self._enabled or not names:
             return
         now = self._now()
-        file: _File = (account_id, kind, name)
+        today = day_of(now)
         with self._lock:
-            total = self._totals.get(file)
-            day = day_of(now) if total is None else max(total.day, day_of(now))
-            if (count := self._waiting.get((file, day))) is None:
-                self._waiting[file, day] = _Count(day, times, now)
-            else:
-                count.add(times, now)
-            if total is not None and total.day == day:
-                total.times += times
+            for name in names:
+                file: _File = (account_id, kind, name)
+                total = self._totals.get(file)
+                day = today if total is None else max(total.day, today)
+                if (count := self._waiting.get((file, day))) is None:
+                    self._waiting[file, day] = _Count(day, times, now)
+                else:
+                    count.add(times, now)
+                if total is not None and total.day == day:
+                    total.times += times
             if self._thread is None and not self._closed.is_set():
                 self._thread = threading.Thread(target=self._run, name="cloudstore-usage", daemon=True)
                 self._thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from cloudstore_mapping.service.storage.postgres_session import BLOBS, PostgresSession
@@ -61,6 +62,18 @@ class PostgresChanges(PostgresSession):
         info = super().stat(account_id, name)
         self._found[account_id, name] = info is not None
         return info
+
+    def get_many(self, account_id: int, names: Sequence[str], max_bytes: int) -> dict[str, File | None]:
+        """Return files, and hold them."""
+        files = super().get_many(account_id, names, max_bytes)
+        self._found |= {(account_id, name): file is not None for name, file in files.items()}
+        return files
+
+    def stat_many(self, account_id: int, names: Sequence[str]) -> dict[str, FileInfo | None]:
+        """Return what can be told of files, and hold them."""
+        infos = super().stat_many(account_id, names)
+        self._found |= {(account_id, name): info is not None for name, info in infos.items()}
+        return infos
 
     def delete(self, account_id: int, name: str) -> bool:
         """Remove the file."""

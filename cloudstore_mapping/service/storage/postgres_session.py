@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from cloudstore_mapping.service.storage.postgres_connection import Cursor
@@ -68,6 +68,9 @@ class PostgresSession(SQLTransaction):
         while rows := self.rows(f"FETCH {FETCHED} FROM {cursor}"):
             yield from rows
         self.do(f"CLOSE {cursor}")
+
+    def _one_of(self, names: Sequence[str]) -> tuple[str, tuple[list[str]]]:
+        return "name = ANY(?)", (list(names),)
 
     def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:
         if self._has_trigrams and len(text) >= TRIGRAM:

@@ -3,6 +3,7 @@
 # ruff: noqa: D102 - what the methods do is said in `tables`
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from cloudstore_mapping.errors import UnavailableError
@@ -32,6 +33,29 @@ class SQLFiles(Statements, FilesTable):
     def stat(self, account_id: int, name: str) -> FileInfo | None:
         row = self.row(f"SELECT {self.size}, {_INFO} {_ONE}{self.held}", account_id, name)
         return None if row is None else FileInfo._make(row)
+
+    def get_many(self, account_id: int, names: Sequence[str], max_bytes: int) -> dict[str, File | None]:
+        value = f"CASE WHEN {self.size} <= ? THEN {self.value} END"
+        found: dict[str, File | None] = dict.fromkeys(names)
+        for name, *row in self._of(f"{value}, edit_password, view_password, version", account_id, names, max_bytes):
+            file = File._make(row)
+            if is_whole(file.version, name, file.value):
+                found[name] = file
+            else:
+                del found[name]
+        return found
+
+    def stat_many(self, account_id: int, names: Sequence[str]) -> dict[str, FileInfo | None]:
+        found: dict[str, FileInfo | None] = dict.fromkeys(names)
+        for name, *row in self._of(f"{self.size}, {_INFO}", account_id, names):
+            found[name] = FileInfo._make(row)
+        return found
+
+    def _of(self, columns: str, account_id: int, names: Sequence[str], *parameters: int) -> list[Any]:
+        condition, texts = self._one_of(names)
+        # In one order, so that of two who hold rows neither has what the other waits for.
+        query = f"SELECT name, {columns} FROM files WHERE account_id = ? AND {condition} ORDER BY name{self.held}"  # noqa: S608 - of constants
+        return self.rows(query, *parameters, account_id, *texts)
 
     def delete(self, account_id: int, name: str) -> bool:
         return self.count(f"DELETE {_ONE}", account_id, name) > 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -138,6 +138,11 @@ class SQLiteSession(SQLTransaction, Session):
 
     def count(self, query: str, *parameters: Any) -> int:
         return self._execute(query, parameters).rowcount
+
+    def _one_of(self, names: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+        # Of few lengths, so that there are few statements, and each is prepared once.
+        length = 1 << (len(names) - 1).bit_length()
+        return f"name IN ({', '.join('?' * length)})", (*names, *[names[-1]] * (length - len(names)))
 
     def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:
         return "instr(name, ?)", (text,)  # for LIKE is neither literal nor case-sensitive

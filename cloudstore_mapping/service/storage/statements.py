@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final
 
 #: The largest limit of rows: none, for engines don't agree on how to say that.
@@ -46,6 +46,10 @@ class Statements(ABC):
     @abstractmethod
     def _hold_account(self, account_id: int) -> None:
         """Let no other writer that asks for it have the account until the transaction ends."""
+
+    @abstractmethod
+    def _one_of(self, names: Sequence[str]) -> tuple[str, tuple[Any, ...]]:
+        """Return the condition that a name is one of these, of which there is one at least, and its parameters."""
 
     @abstractmethod
     def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:

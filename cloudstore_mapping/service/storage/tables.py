@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 
 from cloudstore_mapping.service.storage.records import (
     Accesses,
@@ -19,7 +20,7 @@ from cloudstore_mapping.service.storage.records import (
     Session,
     Used,
 )
-from cloudstore_mapping.service.storage.seals import sealed
+from cloudstore_mapping.service.storage.seals import Seals
 
 
 class AccountsTable(ABC):
@@ -133,6 +134,10 @@ class AccountsTable(ABC):
 class FilesTable(ABC):
     """Data files, by account and name, and what requests on them were answered."""
 
+    @cached_property
+    def _seals(self) -> Seals:
+        return Seals()
+
     @abstractmethod
     def get(self, account_id: int, name: str) -> File | None:
         """Return the file, None where there is none."""
@@ -141,9 +146,17 @@ class FilesTable(ABC):
     def stat(self, account_id: int, name: str) -> FileInfo | None:
         """Return what can be told of the file without reading its value, None where there is none."""
 
+    @abstractmethod
+    def get_many(self, account_id: int, names: Sequence[str], max_bytes: int) -> dict[str, File | None]:
+        """Return by name what `get` would, but leave it those files that are damaged, or larger than so many bytes."""
+
+    @abstractmethod
+    def stat_many(self, account_id: int, names: Sequence[str]) -> dict[str, FileInfo | None]:
+        """Return by name what `stat` would."""
+
     def put(self, account_id: int, name: str, value: bytes, now: float) -> str:
         """Make this the file's value, keeping its passwords, and return its new version."""
-        version = sealed(name, value)
+        version = self._seals.sealed(name, value)
         self._put(account_id, name, value, version, now)
         return version
 
