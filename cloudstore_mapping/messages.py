@@ -16,7 +16,7 @@ BATCH_PATH: Final = "/store/batch"
 UPLOAD_PATH: Final = "/upload-2"
 
 #: What our services can do beyond the vendor's; one that can says so, and only then a client asks for it.
-EXTENSIONS: Final = ("version", "stat", "batch", "page", "once", "brief")
+EXTENSIONS: Final = ("version", "stat", "batch", "page", "once", "brief", "values")
 #: The header of every reply in which a service says so, the names joined by commas.
 EXTENSIONS_HEADER: Final = "CloudStore-Extensions"
 
@@ -67,7 +67,8 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
     `if_version`: write only if this is the file's version, None meaning that there is no file. `if_not_version`: load
     the value only if this is no longer its version. `match`, `after`, `limit`: of a list, the names that begin with the
     text, those behind this one, and so many of them. `once`: an id under which the write is done once, however often
-    it comes. `brief`: the reply holds the value or names in `data` only.
+    it comes. `brief`: the reply holds the value or names in `data` only. `values`: of a list, a page of at most
+    `MAX_BATCH` names, with version and value for each that needs no password to be viewed and isn't large.
     """
 
     api_key: str = msgspec.field(name="key", default="")
@@ -85,6 +86,7 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
         name="request", default=UNSET
     )
     brief: bool | UnsetType = UNSET
+    values: bool | UnsetType = UNSET
 
     @property
     def operation(self) -> Operation:

@@ -119,6 +119,12 @@ SENT: dict[str, tuple[str, Callable[[Client], object], Reply, str]] = {
         success("", Raw(b"[]")),
         START + '"list","id":"_data","password":null,"brief":true}',
     ),
+    "list with values": (
+        "values",
+        lambda client: client.values(["a b", "a c"], "a", after="a a"),
+        success("", Raw(b"[]")),
+        START + '"list","id":"_data","password":null,"match":"prefix","after":"a a","limit":2,"values":true}',
+    ),
     "list of a prefix": (
         "page",
         lambda client: client.list("a", prefix=True),

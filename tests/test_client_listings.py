@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
-from cloudstore_mapping.errors import ProtocolError, TransportError
+from cloudstore_mapping.client.client import Loaded
+from cloudstore_mapping.errors import ProtocolError, TransportError, UnsupportedError
 from cloudstore_mapping.wire import Reply, Request, encode_value
 from tests.scripted import ALL, told
 
@@ -57,3 +58,19 @@ def test_errors_of_pages_have_no_key() -> None:
     with pytest.raises(TransportError) as caught:
         list(client.pages("text"))
     assert caught.value.key is None
+
+
+def test_pages_of_values() -> None:
+    """Values come with their names and versions, which the service has to be able to, and say in this form."""
+    client, _ = told(ALL, Reply(data=Raw(b'[["a","v1",[1]],["b","v2",null]]'), next="b"))
+    assert client.values(["a", "b"]) == {"a": Loaded(Raw(b"[1]"), "v1"), "b": Loaded(Raw(b"null"), "v2")}
+    with pytest.raises(UnsupportedError):
+        told(ALL - {"values"})[0].values(["a"])
+
+
+@pytest.mark.parametrize("data", [b'["a"]', b'{"a":1}', b'[["a",1,2]]', b"null"])
+def test_what_is_no_page_of_values(data: bytes) -> None:
+    """An answer of another form is `ProtocolError`."""
+    client, _ = told(ALL, Reply(data=Raw(data)))
+    with pytest.raises(ProtocolError, match="holds no values"):
+        client.values(["a"])

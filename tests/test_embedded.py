@@ -78,7 +78,7 @@ def test_all_that_a_network_s_service_can_do(service: Service) -> None:
     key = service.accounts.create("owner")
     requests = [Request(name="a", value=msgspec.Raw(b"[1]")), Request(name="a", brief=True), Request(name="b")]
     reply = transport.send(Batch(api_key=key, requests=requests))
-    assert reply.extensions == {"version", "stat", "batch", "page", "brief"}
+    assert reply.extensions == {"version", "stat", "batch", "page", "brief", "values"}
     assert reply.data is not UNSET
     saved, loaded, absent = decode_replies(reply.data)
     assert (bytes(loaded.content), loaded.version, absent.error) == (b"[1]", saved.version, "NoFile")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
+from cloudstore_mapping.service.rules import MAX_LISTED
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.names import after_prefix
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
@@ -206,6 +207,68 @@ def test_a_page_has_its_limit(service: Service, ask: Asker, monkeypatch: pytest.
         page = send(service, ask, "list", "", **fields)
         assert (decode_value(page.content), page.next) == (["a", "b"], "b")
     assert decode_value(ask.list().content) == ["a", "b", "c"]
+
+
+def values(reply: Reply) -> dict[str, Any]:
+    """Return what a page of values holds."""
+    assert (reply.error, bytes(reply.message)) == (None, b'""')
+    return {name: value for name, _, value in decode_value(reply.content)}
+
+
+def test_pages_of_values(service: Service, ask: Asker) -> None:
+    """A list with values is a page of names, versions and values, by text, prefix and place like any page."""
+    for number, name in enumerate(["ab", "abc", "b", "ba"]):
+        ask.save(name, [number])
+    whole = send(service, ask, "list", "", values=True)
+    assert decode_value(whole.content) == [
+        [name, send(service, ask, None, name).version, ask.value(name)] for name in ("ab", "abc", "b", "ba")
+    ]
+    assert whole.next is None
+    assert values(send(service, ask, "list", "a", values=True)) == {"ab": [0], "abc": [1], "ba": [3]}
+    assert values(send(service, ask, "list", "ab", values=True, match="prefix")) == {"ab": [0], "abc": [1]}
+    page = send(service, ask, "list", "", values=True, after="ab", limit=2)
+    assert (values(page), page.next) == ({"abc": [1], "b": [2]}, "b")
+    assert values(send(service, ask, "list", "nowhere", values=True)) == {}
+    assert decode_value(send(service, ask, "list", "", values=False).content) == ["ab", "abc", "b", "ba"]
+
+
+def test_what_is_in_no_page_of_values(service: Service, ask: Asker) -> None:
+    """A file that needs a password, or is large, is passed over; what may be edited with a password only is not."""
+    for name, value in {"edit": 1, "large": "x" * MAX_LISTED, "small": "x" * (MAX_LISTED - 2), "view": 2}.items():
+        ask.save(name, value)
+    service.set_passwords("owner", "edit", edit="edit")
+    service.set_passwords("owner", "view", view="view")
+    assert [*values(send(service, ask, "list", "", values=True))] == ["edit", "small"]
+    page = send(service, ask, "list", "", values=True, limit=2)
+    assert ([*values(page)], page.next) == (["edit"], "large")
+    assert values(send(service, ask, "list", "", values=True, after="large", limit=1)).keys() == {"small"}
+    account = service.accounts.named("owner")
+    reply = service.submit(Request(name="", options="list", values=True), owner=account).result()
+    assert values(reply).keys() == {"edit", "small", "view"}  # whom no password keeps out
+
+
+def test_pages_of_values_are_accesses(clock: ManualClock) -> None:
+    """Each value that is shown counts, and one that was used as often as it may be is passed over."""
+    with Service(new_storage(), clock=clock) as service:
+        ask = Asker(service, service.accounts.create("owner"))
+        for name in ("a", "b"):
+            ask.save(name, 1)
+        service.accounts.set_limits("owner", max_daily_accesses=3)
+        ask.load("a")
+        service.usage.flush()
+        shown = [[*values(send(service, ask, "list", "", values=True))] for _ in range(3)]
+        assert shown == [["a", "b"], ["b"], []]
+        assert (ask.load("a").error, ask.load("b").error) == ("DailyLimit", "DailyLimit")
+
+
+def test_pages_of_values_have_their_limit(service: Service, ask: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many values are asked for, a page holds no more than the service gives."""
+    monkeypatch.setattr("cloudstore_mapping.service.rules.MAX_BATCH", 2)
+    for name in "abc":
+        ask.save(name, 1)
+    for fields in ({}, {"limit": 10**9}):
+        page = send(service, ask, "list", "", values=True, **fields)
+        assert (values(page), page.next) == ({"a": 1, "b": 1}, "b")
 
 
 def test_pages_while_others_delete(service: Service, ask: Asker) -> None:

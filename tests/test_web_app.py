@@ -110,7 +110,7 @@ def test_every_reply_is_for_browsers_too(address: str, case: str | None) -> None
     reply = requests.request(method, address + path, data=data, headers=headers, timeout=20)
     assert reply.headers["Access-Control-Allow-Origin"] == "*"
     assert reply.headers["Access-Control-Expose-Headers"] == "CloudStore-Extensions, Retry-After"
-    assert reply.headers["CloudStore-Extensions"] == "version, stat, batch, page, once, brief"
+    assert reply.headers["CloudStore-Extensions"] == "version, stat, batch, page, once, brief, values"
     assert reply.headers["X-Content-Type-Options"] == "nosniff"
     assert reply.headers["Cache-Control"] == "no-store"
     assert reply.headers["Content-Type"] == "application/json"

@@ -81,19 +81,27 @@ class Workers:
 
 
 def read_many(
-    files: Files, workers: Workers, keys: Sequence[str], progress: Progress
+    files: Files, workers: Workers, keys: Sequence[str], progress: Progress, *, listed: bool = False
 ) -> Iterator[tuple[str, Found[bytes] | CloudStoreError]]:
-    """Yield each key with its value or what went wrong with it, in order, holding no more than a batch of them."""
+    """
+    Yield each key with its value or what went wrong with it, in order, holding no more than a batch of them.
+
+    `listed` says that they are all keys that a listing showed, in its order.
+    """
     with reporting(progress, len(keys)) as report:
-        for done, (key, outcome) in enumerate(_read(files, workers, keys), 1):
+        for done, (key, outcome) in enumerate(_read(files, workers, keys, listed=listed), 1):
             report(done)
             yield key, outcome
 
 
-def _read(files: Files, workers: Workers, keys: Sequence[str]) -> Iterator[tuple[str, Found[bytes] | CloudStoreError]]:
+def _read(
+    files: Files, workers: Workers, keys: Sequence[str], *, listed: bool
+) -> Iterator[tuple[str, Found[bytes] | CloudStoreError]]:
     rest = iter(keys)
+    last: str | None = None
     while files.supports("batch") and (chunk := list(islice(rest, MAX_BATCH))):
-        yield from zip(chunk, files.load_batch(chunk), strict=True)
+        yield from zip(chunk, files.load_listed(chunk, last) if listed else files.load_batch(chunk), strict=True)
+        last = chunk[-1]
     for key, loaded in workers.map(files.load, rest):
         error = loaded.exception()
         if error is not None and not isinstance(error, CloudStoreError):

@@ -18,6 +18,7 @@ from cloudstore_mapping.wire import MAX_BATCH, Batch, Operation, Reply, Request,
 Names: TypeAlias = list[str]  # within `Client`, `list` is its method
 Replies: TypeAlias = list[Reply]
 
+_decode_page: Final = msgspec.json.Decoder(list[tuple[str, str, Raw]]).decode
 _CAN_BE_BRIEF: Final = frozenset({Operation.LOAD, Operation.LIST})
 
 
@@ -150,6 +151,32 @@ class Client(Sender):
             if reply.next is UNSET or reply.next is None:
                 return
             request = msgspec.structs.replace(request, after=reply.next)
+
+    def values(self, names: Sequence[str], prefix: str = "", *, after: str | None = None) -> dict[str, Loaded]:
+        """
+        Return by name what is stored under those of `names` that come with a page of values.
+
+        They are all names that begin with `prefix`, or all behind `after`, up to the last of them. Large values don't
+        come, nor what needs a password. Raises `UnsupportedError` where the service has no such pages.
+        """
+        self._need("values")
+        request = Request(
+            api_key=self._api_key,
+            name=prefix,
+            options="list",
+            match="prefix",
+            after=UNSET if after is None else after,
+            limit=len(names),
+            values=True,
+        )
+        reply = self._ask(request, None)
+        try:
+            page = _decode_page(reply.content)
+        except msgspec.MsgspecError as error:
+            raise ProtocolError(
+                "The answer to a list holds no values; is the address right?", **facts_of(reply, None)
+            ) from error
+        return {name: Loaded(value, version) for name, version, value in page}
 
     def batch(self, requests: Sequence[Request], *, atomic: bool = False) -> Replies:
         """

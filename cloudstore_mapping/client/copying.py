@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from cloudstore_mapping.client.cache import Found
 from cloudstore_mapping.client.views import call_site
 from cloudstore_mapping.errors import CloudStoreError
-from cloudstore_mapping.wire import MAX_BATCH
 
 Outcome = Found[bytes] | CloudStoreError
 _Read = Callable[[Sequence[str]], Iterator[tuple[str, Outcome]]]
@@ -23,8 +21,8 @@ class Copying:
     One ``keys()`` after which the keys may be asked for one by one, as `dict` does with a mapping.
 
     ``dict(store)`` calls ``keys()`` and then reads each of them, all from one instruction of one frame, in their order
-    and with the very texts that it was given. No other code does: then the values of the next keys are loaded together,
-    and each is handed out at once.
+    and with the very texts that it was given. No other code does: then their values are loaded many at a time, and
+    each is handed out at once.
     """
 
     def __init__(self, listing: Callable[[], list[str]], read: _Read) -> None:
@@ -33,13 +31,13 @@ class Copying:
         self._read = read
         self._keys: list[str] = []
         self._next = 0
-        self._loaded: deque[Outcome] = deque()
+        self._loaded: Iterator[tuple[str, Outcome]] = iter(())
 
     def listing(self) -> list[str]:
         """Return the keys, and remember them."""
         keys = self._listing()
         self._keys, self._next = keys, 0
-        self._loaded.clear()
+        self._loaded = self._read(keys)
         return keys
 
     def take(self, key: object) -> Outcome | None:
@@ -48,8 +46,8 @@ class Copying:
             return None
         if key is not self._keys[self._next] or call_site(3) != self._site:
             return None
-        if not self._loaded:
-            chunk = self._keys[self._next : self._next + MAX_BATCH]
-            self._loaded.extend(outcome for _, outcome in self._read(chunk))
         self._next += 1
-        return self._loaded.popleft()
+        _, outcome = next(self._loaded)
+        if self._next == len(self._keys):
+            next(self._loaded, None)  # so that it comes to its end
+        return outcome

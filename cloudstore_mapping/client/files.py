@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from msgspec import UNSET, Raw, UnsetType
 
-from cloudstore_mapping.client.cache import Cache, Found, Unchanged
+from cloudstore_mapping.client.cache import Cache, Found, Mark, Unchanged
 from cloudstore_mapping.client.client import Client
 from cloudstore_mapping.client.names import ALL, Names
 from cloudstore_mapping.client.passwords import Passwords
@@ -124,11 +124,7 @@ class Files:
 
     def load_batch(self, keys: Sequence[str]) -> list[Found[bytes] | CloudStoreError]:
         """Return the values, or for each what went wrong, with one request for all that isn't kept."""
-        results: dict[str, Found[bytes] | CloudStoreError] = {}
-        if self._cache is not None:
-            kept = {key: found for key in keys if (found := self._cache.peek(self._prefix + key)) is not None}
-            results = {key: found if found.value is not None else absent(key) for key, found in kept.items()}
-            mark = self._cache.mark()
+        results, mark = self._kept(keys)
         asked = [key for key in keys if key not in results]
         requests = [
             Request(name=self.name(key), password=self._passwords.for_view(self._prefix + key)) for key in asked
@@ -140,10 +136,46 @@ class Files:
             elif error is not None:
                 results[key] = error
             else:
-                results[key] = found = Found(bytes(reply.content), reply.version or None)
-                if self._cache is not None:
-                    self._cache.offer(self._prefix + key, found, mark)
+                results[key] = self._offer(key, reply.content, reply.version or None, mark)
         return [results[key] for key in keys]
+
+    def load_listed(self, keys: Sequence[str], after: str | None) -> list[Found[bytes] | CloudStoreError]:
+        """
+        Return what `load_batch` does of keys that were listed one after the other, behind `after` or from the first on.
+
+        They come as a page of values where the service has such, and only what isn't on it is asked for by name.
+        """
+        beginning = self._names.beginning
+        results, mark = self._kept(keys)
+        names = self._names.of_listed(keys)
+        behind = [] if after is None else [self.name(after)]
+        in_order = [*behind, *names]
+        if results or beginning is None or not self.supports("values") or in_order != sorted(in_order):
+            return self.load_batch(keys)
+        page = self._client.values(names, beginning, after=next(iter(behind), None))
+        for key, name in zip(keys, names, strict=True):
+            if (loaded := page.get(name)) is not None:
+                results[key] = self._offer(key, loaded.value, loaded.version, mark)
+        rest = [key for key in keys if key not in results]
+        results.update(zip(rest, self.load_batch(rest) if rest else (), strict=True))
+        return [results[key] for key in keys]
+
+    def _kept(self, keys: Sequence[str]) -> tuple[dict[str, Found[bytes] | CloudStoreError], Mark | None]:
+        """Return what the cache has of these keys, and its mark of now."""
+        if self._cache is None:
+            return {}, None
+        kept = {key: found for key in keys if (found := self._cache.peek(self._prefix + key)) is not None}
+        results: dict[str, Found[bytes] | CloudStoreError] = {
+            key: found if found.value is not None else absent(key) for key, found in kept.items()
+        }
+        return results, self._cache.mark()
+
+    def _offer(self, key: str, value: Raw, version: str | None, mark: Mark | None) -> Found[bytes]:
+        """Return what came for a key, and let the cache keep it unless the key was changed since its mark."""
+        found = Found(bytes(value), version)
+        if self._cache is not None and mark is not None:
+            self._cache.offer(self._prefix + key, found, mark)
+        return found
 
     def save(self, key: str, value: Raw, if_version: str | UnsetType | None = UNSET) -> None:
         """Make this the key's value; with `if_version` only if that is its version, None meaning that it is absent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from cloudstore_mapping.client.cache import Cache, Found
@@ -35,6 +36,18 @@ class Names:
         """Return the name of the key's file; `BadNameError` for a lone surrogate."""
         full = self._prefix + key
         return self.foreign.get(full) or name_of(full)
+
+    def of_listed(self, keys: Sequence[str]) -> list[str]:
+        """Return the names of keys that were listed."""
+        full = [self._prefix + key for key in keys]
+        if not self.foreign and are_ordinary(full):
+            return full
+        return [self.of(key) for key in keys]
+
+    @property
+    def beginning(self) -> str | None:
+        """How all names of these keys begin and no others, None where that can't be said."""
+        return self._prefix if not self._prefix or _LITERAL.fullmatch(self._prefix) else None
 
     def keys(self) -> list[str]:
         """Return all keys, in the listing's order; a foreign name that is no key's name is listed as itself."""

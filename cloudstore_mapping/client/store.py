@@ -173,7 +173,8 @@ class Store(Generic[V]):
         if not isinstance(key, str):
             raise TypeError(f"Keys are str, not {type(key).__name__}; convert {key!r} first.")
         text = str.__str__(key)
-        self._files.name(text)  # refuses a lone surrogate
+        if not text.isascii():
+            self._files.name(text)  # refuses a lone surrogate
         return text
 
     def _keys(self) -> list[str]:
@@ -181,7 +182,7 @@ class Store(Generic[V]):
         return self._files.keys()
 
     def _outcomes(self, keys: Sequence[str]) -> Iterator[tuple[str, Found[bytes] | CloudStoreError]]:
-        return read_many(self._files, self._workers, keys, self._progress)
+        return read_many(self._files, self._workers, keys, self._progress, listed=True)
 
     def _read(self, keys: Sequence[str]) -> Iterator[tuple[str, V]]:
         for key, outcome in self._outcomes(keys):

@@ -83,16 +83,13 @@ class BatchWork:
         values: dict[str, None] = {}
         infos: dict[str, None] = {}
         for request in self._batch.requests:
-            name = request.name
-            if name not in values and name not in infos and request.operation is not Operation.LIST:
-                (values if request.operation in _OF_VALUES and request.if_not_version is UNSET else infos)[name] = None
-        account = caller.account.id
-        for names, read in (
-            (values, partial(transaction.get_many, max_bytes=MAX_AHEAD)),
-            (infos, transaction.stat_many),
-        ):
-            if known := [name for name in names if self._rules.is_name(name)]:
-                caller.ahead.update(read(account, known))
+            name, operation = request.name, request.operation
+            if name not in values and name not in infos and operation is not Operation.LIST:
+                (values if operation in _OF_VALUES and request.if_not_version is UNSET else infos)[name] = None
+        if values:
+            caller.ahead |= transaction.get_many(caller.account.id, [*values], MAX_AHEAD)
+        if infos:
+            caller.ahead |= transaction.stat_many(caller.account.id, [*infos])
 
     def _answer(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         try:

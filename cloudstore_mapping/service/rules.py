@@ -10,7 +10,7 @@ from typing import Final
 from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
-from cloudstore_mapping.errors import BadNameError, ChangedError, NoFileError, TooBigError
+from cloudstore_mapping.errors import ChangedError, DailyLimitError, NoFileError, TooBigError
 from cloudstore_mapping.merge import merge
 from cloudstore_mapping.service.limits import Clock, check_room
 from cloudstore_mapping.service.names import check_name
@@ -19,10 +19,13 @@ from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.service.storage.records import Account, File, FileInfo
 from cloudstore_mapping.service.usage import Usage
-from cloudstore_mapping.wire import Operation, Reply, Request, decode_value, encode_value, success
+from cloudstore_mapping.wire import MAX_BATCH, Operation, Reply, Request, decode_value, encode_value, success
 
 #: Names in one page, however many were asked for.
 MAX_PAGE: Final = 10_000
+
+#: Bytes of a value that comes in a list.
+MAX_LISTED: Final = 64 * 2**10
 
 _EMPTY: Final = encode_value("")
 _SAVED: Final = encode_value("Entry saved")
@@ -41,6 +44,11 @@ class Caller:
     is_owner: bool = False
     used: list[str] = field(default_factory=list)
     ahead: dict[str, File | FileInfo | None] = field(default_factory=dict)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether files may be used so many times a day only."""
+        return not self.is_owner and self.account.limits.max_daily_accesses is not None
 
     def get(self, transaction: Transaction, name: str) -> File | None:
         """Return one of the account's files, None where there is none."""
@@ -88,14 +96,6 @@ class Rules:
         """Raise `BadNameError` for what can't be a file's name."""
         check_name(name, self._settings.max_name_bytes)
 
-    def is_name(self, name: str) -> bool:
-        """Whether it can be a file's name."""
-        try:
-            self.check_name(name)
-        except BadNameError:
-            return False
-        return True
-
     def _load(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         if request.if_not_version is not UNSET:
             info = caller.stat(transaction, request.name)  # a value that isn't wanted is not even read
@@ -135,6 +135,9 @@ class Rules:
         begins = request.match == "prefix"
         after = None if request.after is UNSET else request.after
         containing, prefix = ("", request.name) if begins else (request.name, "")
+        if request.values is True:
+            limit = MAX_BATCH if request.limit is UNSET else min(request.limit, MAX_BATCH)
+            return self._list_values(transaction, caller, containing, prefix, after, limit)
         if request.after is UNSET and request.limit is UNSET:
             names = transaction.names(caller.account.id, containing, prefix=prefix)
             return success("" if request.brief is True else ",".join(names), encode_value(names))
@@ -142,6 +145,33 @@ class Rules:
         names = transaction.names(caller.account.id, containing, prefix=prefix, after=after, limit=limit + 1)
         page = names[:limit]
         return replace(success("", encode_value(page)), next=page[-1] if len(names) > limit else None)
+
+    def _list_values(
+        self, transaction: Transaction, caller: Caller, containing: str, prefix: str, after: str | None, limit: int
+    ) -> Reply:
+        # So large at most that all together fit into one reply.
+        max_bytes = min(MAX_LISTED, self._settings.max_batch_reply_bytes // limit)
+        files = transaction.page(
+            caller.account.id, containing, prefix=prefix, after=after, limit=limit + 1, max_bytes=max_bytes
+        )
+        page = files[:limit]
+        shown = [
+            (name, file.version, Raw(file.value))
+            for name, file in page
+            if file is not None
+            and (caller.is_owner or file.view_password is None)
+            and (not caller.is_limited or self._may_use(transaction, caller, name))
+        ]
+        if not caller.is_owner:
+            caller.used += [name for name, _, _ in shown]
+        return replace(success(_EMPTY, encode_value(shown)), next=page[-1][0] if len(files) > limit else None)
+
+    def _may_use(self, transaction: Transaction, caller: Caller, name: str) -> bool:
+        try:
+            self._admit(transaction, caller, name)
+        except DailyLimitError:
+            return False
+        return True
 
     def _save(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         info = caller.stat(transaction, request.name)
@@ -187,9 +217,12 @@ class Rules:
         if caller.is_owner:
             return
         account = caller.account
+        own = edit or account.data_password
+        if own is None and others.count(None) == len(others):
+            return
         # Wrong tries at the password of many files are counted together, or each file would be a chance to guess it.
         subject = (account.id,) if edit is None and account.data_password is not None else (account.id, request.name)
-        self._passwords.require(request.password, (edit or account.data_password, *others), subject)
+        self._passwords.require(request.password, (own, *others), subject)
 
     def _check_quota(
         self, transaction: Transaction, caller: Caller, request: Request, file: File | FileInfo | None
@@ -199,7 +232,7 @@ class Rules:
             check_room(transaction, caller.account, request.name)
 
     def _admit(self, transaction: Transaction, caller: Caller, name: str) -> None:
-        if not caller.is_owner and caller.account.limits.max_daily_accesses is not None:
+        if caller.is_limited:
             self._usage.admit(transaction, caller.account, "data", name, caller.used.count(name))
 
     def _access(self, transaction: Transaction, caller: Caller, name: str) -> None:

@@ -62,7 +62,7 @@ class HTTPProtocol(HttpToolsProtocol):
             lines = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
             if not request.keep_alive:
                 lines += b"connection: close\r\n"
-            self.transport.write(b"%b%b%b\r\n%b" % (STATUS_LINE[status], lines, head, body))
+            self.transport.writelines((b"%b%b%b\r\n" % (STATUS_LINE[status], lines, head), body))
             if not request.keep_alive:
                 self.transport.close()
         request.on_response()

@@ -35,15 +35,17 @@ class SQLFiles(Statements, FilesTable):
         return None if row is None else FileInfo._make(row)
 
     def get_many(self, account_id: int, names: Sequence[str], max_bytes: int) -> dict[str, File | None]:
-        value = f"CASE WHEN {self.size} <= ? THEN {self.value} END"
         found: dict[str, File | None] = dict.fromkeys(names)
-        for name, *row in self._of(f"{value}, edit_password, view_password, version", account_id, names, max_bytes):
-            file = File._make(row)
-            if is_whole(file.version, name, file.value):
-                found[name] = file
+        for row in self._of(self._small_files, account_id, names, max_bytes):
+            if (file := _small_file(row)) is not None:
+                found[row[0]] = file
             else:
-                del found[name]
+                del found[row[0]]
         return found
+
+    @property
+    def _small_files(self) -> str:
+        return f"CASE WHEN {self.size} <= ? THEN {self.value} END, edit_password, view_password, version"
 
     def stat_many(self, account_id: int, names: Sequence[str]) -> dict[str, FileInfo | None]:
         found: dict[str, FileInfo | None] = dict.fromkeys(names)
@@ -77,8 +79,29 @@ class SQLFiles(Statements, FilesTable):
         rows = self._select(f"name, {self.size}, {_INFO}", account_id, containing, "", after, limit)
         return [(name, FileInfo._make(info)) for name, *info in rows]
 
+    def page(
+        self,
+        account_id: int,
+        containing: str = "",
+        *,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int,
+        max_bytes: int,
+    ) -> list[tuple[str, File | None]]:
+        columns = f"name, {self._small_files}"
+        rows = self._select(columns, account_id, containing, prefix, after, limit, max_bytes)
+        return [(row[0], _small_file(row)) for row in rows]
+
     def _select(
-        self, columns: str, account_id: int, containing: str, prefix: str, after: str | None, limit: int | None
+        self,
+        columns: str,
+        account_id: int,
+        containing: str,
+        prefix: str,
+        after: str | None,
+        limit: int | None,
+        *first: int,
     ) -> list[Any]:
         # Of two lower bounds the index would be entered at one only, so both are made one: what comes right behind a
         # text is that text and NUL.
@@ -94,7 +117,7 @@ class SQLFiles(Statements, FilesTable):
             conditions.append(contains)
             parameters += texts
         query = f"SELECT {columns} FROM files WHERE {' AND '.join(conditions)} ORDER BY name LIMIT ?"  # noqa: S608 - of constants
-        return self.rows(query, *parameters, ALL if limit is None else limit)
+        return self.rows(query, *first, *parameters, ALL if limit is None else limit)
 
     def largest(self, account_id: int, limit: int) -> list[tuple[str, int]]:
         query = f"SELECT name, {self.size} FROM files WHERE account_id = ? ORDER BY 2 DESC, name LIMIT ?"  # noqa: S608 - of constants
@@ -130,3 +153,9 @@ class SQLFiles(Statements, FilesTable):
         # One by one, for SQLite would look for a list of keys through all of an account's.
         for row in self.rows(query + self.free_held, before, limit):
             self.do("DELETE FROM answers WHERE account_id = ? AND request = ?", *row)
+
+
+def _small_file(row: Any) -> File | None:
+    """Return the file of a row of its name and `_small_files`, None where it is damaged, or larger than was wanted."""
+    name, value, edit_password, view_password, version = row
+    return File(value, edit_password, view_password, version) if is_whole(version, name, value) else None

@@ -191,6 +191,19 @@ class FilesTable(ABC):
         """Return what `names` returns, each with what can be told of the file."""
 
     @abstractmethod
+    def page(
+        self,
+        account_id: int,
+        containing: str = "",
+        *,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int,
+        max_bytes: int,
+    ) -> list[tuple[str, File | None]]:
+        """Return what `names` returns, each with its file: None for one that is damaged, or larger than that."""
+
+    @abstractmethod
     def largest(self, account_id: int, limit: int) -> list[tuple[str, int]]:
         """Return the names of the largest files with their sizes, the largest first."""
 
