@@ -6,7 +6,6 @@ import pytest
 from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
-from cloudstore_mapping.client.client import Loaded
 from cloudstore_mapping.errors import ProtocolError, TransportError, UnsupportedError
 from cloudstore_mapping.wire import Reply, Request, encode_value
 from tests.scripted import ALL, told
@@ -63,7 +62,7 @@ def test_errors_of_pages_have_no_key() -> None:
 def test_pages_of_values() -> None:
     """Values come with their names and versions, which the service has to be able to, and say in this form."""
     client, _ = told(ALL, Reply(data=Raw(b'[["a","v1",[1]],["b","v2",null]]'), next="b"))
-    assert client.values(["a", "b"]) == {"a": Loaded(Raw(b"[1]"), "v1"), "b": Loaded(Raw(b"null"), "v2")}
+    assert client.values(["a", "b"]) == {"a": ("v1", Raw(b"[1]")), "b": ("v2", Raw(b"null"))}
     with pytest.raises(UnsupportedError):
         told(ALL - {"values"})[0].values(["a"])
 

@@ -117,7 +117,7 @@ class BeyondDict(MediaStore[V]):
     def delete_many(self, keys: Iterable[str]) -> None:
         """Delete the keys; `BulkError` where some can't be, or aren't there."""
         wanted = dict.fromkeys(self._text(key) for key in keys)
-        self._change_many([self._files.deleting(key) for key in wanted])
+        self._change_many(self._files.changes.deleting(wanted))
 
     def merge(self, key: str, value: V) -> None:
         """Merge `value` into what is stored under the key, at the service; where nothing is, save it."""

@@ -12,7 +12,8 @@ from itertools import islice
 from typing import Final, TypeVar
 
 from cloudstore_mapping.client.cache import Found
-from cloudstore_mapping.client.files import Change, Files
+from cloudstore_mapping.client.changes import Change
+from cloudstore_mapping.client.files import Files
 from cloudstore_mapping.client.progress import Progress, reporting
 from cloudstore_mapping.errors import (
     BadValueError,
@@ -88,10 +89,14 @@ def read_many(
 
     `listed` says that they are all keys that a listing showed, in its order.
     """
+    outcomes = _read(files, workers, keys, listed=listed)
+    if progress is None:
+        yield from outcomes
+        return
     with reporting(progress, len(keys)) as report:
-        for done, (key, outcome) in enumerate(_read(files, workers, keys, listed=listed), 1):
+        for done, each in enumerate(outcomes, 1):
             report(done)
-            yield key, outcome
+            yield each
 
 
 def _read(

@@ -152,9 +152,9 @@ class Client(Sender):
                 return
             request = msgspec.structs.replace(request, after=reply.next)
 
-    def values(self, names: Sequence[str], prefix: str = "", *, after: str | None = None) -> dict[str, Loaded]:
+    def values(self, names: Sequence[str], prefix: str = "", *, after: str | None = None) -> dict[str, tuple[str, Raw]]:
         """
-        Return by name what is stored under those of `names` that come with a page of values.
+        Return by name the version and value of those of `names` that come with a page of values.
 
         They are all names that begin with `prefix`, or all behind `after`, up to the last of them. Large values don't
         come, nor what needs a password. Raises `UnsupportedError` where the service has no such pages.
@@ -176,7 +176,7 @@ class Client(Sender):
             raise ProtocolError(
                 "The answer to a list holds no values; is the address right?", **facts_of(reply, None)
             ) from error
-        return {name: Loaded(value, version) for name, version, value in page}
+        return {name: (version, value) for name, version, value in page}
 
     def batch(self, requests: Sequence[Request], *, atomic: bool = False) -> Replies:
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -15,6 +16,9 @@ _Read = Callable[[Sequence[str]], Iterator[tuple[str, Outcome]]]
 #: Fewer keys than this are loaded as they are asked for.
 WORTH_A_BATCH: Final = 2
 
+#: In the place of a key.
+_NONE: Final = object()
+
 
 class Copying:
     """
@@ -26,28 +30,30 @@ class Copying:
     """
 
     def __init__(self, listing: Callable[[], list[str]], read: _Read) -> None:
-        self._site = call_site(3)
+        self._frame, self._instruction = call_site(3)
         self._listing = listing
         self._read = read
-        self._keys: list[str] = []
-        self._next = 0
-        self._loaded: Iterator[tuple[str, Outcome]] = iter(())
+        self._rest: Iterator[str] = iter(())
+        self._next: object = _NONE
+        self._outcomes: Iterator[tuple[str, Outcome]] = iter(())
 
     def listing(self) -> list[str]:
         """Return the keys, and remember them."""
         keys = self._listing()
-        self._keys, self._next = keys, 0
-        self._loaded = self._read(keys)
+        self._outcomes = self._read(keys)
+        self._rest = iter(keys if len(keys) >= WORTH_A_BATCH else ())
+        self._next = next(self._rest, _NONE)
         return keys
 
     def take(self, key: object) -> Outcome | None:
         """Return what was loaded for this key, None where this isn't such a copy."""
-        if len(self._keys) < WORTH_A_BATCH or self._next >= len(self._keys):
+        if key is not self._next:
             return None
-        if key is not self._keys[self._next] or call_site(3) != self._site:
+        frame = sys._getframe(2)  # noqa: SLF001 - as `call_site`, without a call for each key
+        if id(frame) != self._frame or frame.f_lasti != self._instruction:
             return None
-        self._next += 1
-        _, outcome = next(self._loaded)
-        if self._next == len(self._keys):
-            next(self._loaded, None)  # so that it comes to its end
+        self._next = next(self._rest, _NONE)
+        _, outcome = next(self._outcomes)
+        if self._next is _NONE:
+            next(self._outcomes, None)  # so that it comes to its end
         return outcome

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.client.cache import Cache, Found, Mark, Unchanged
+from cloudstore_mapping.client.changes import Change, Changes
 from cloudstore_mapping.client.client import Client
 from cloudstore_mapping.client.names import ALL, Names
 from cloudstore_mapping.client.passwords import Passwords
 from cloudstore_mapping.errors import CloudStoreError, LockedError, NoFileError, TooBigError
 from cloudstore_mapping.wire import Operation, Request
-
-
-class Change(NamedTuple):
-    """A write that is one of many: the key, and the request that does it."""
-
-    key: str
-    request: Request
 
 
 class Files:
@@ -46,6 +40,8 @@ class Files:
         self._listing = listing
         self._prefix = prefix
         self._names = Names(client, listing, prefix, {} if foreign is None else foreign)
+        #: Makes changes for `change_batch`.
+        self.changes = Changes(self._names, passwords, prefix)
 
     def under(self, prefix: str) -> Files:
         """Return the files whose keys begin with `prefix`, known without it."""
@@ -126,9 +122,12 @@ class Files:
         """Return the values, or for each what went wrong, with one request for all that isn't kept."""
         results, mark = self._kept(keys)
         asked = [key for key in keys if key not in results]
+        password = self._passwords.for_view
         requests = [
-            Request(name=self.name(key), password=self._passwords.for_view(self._prefix + key)) for key in asked
+            Request(name=name, password=password(self._prefix + key))
+            for key, name in zip(asked, self._names.of_all(asked), strict=True)
         ]
+        loaded: dict[str, Found[bytes]] = {}
         for key, reply in zip(asked, self._client.batch(requests) if requests else (), strict=True):
             error = self._client.error_of(reply, key)
             if isinstance(error, TooBigError):  # for one reply with all the others
@@ -136,7 +135,9 @@ class Files:
             elif error is not None:
                 results[key] = error
             else:
-                results[key] = self._offer(key, reply.content, reply.version or None, mark)
+                loaded[key] = Found(bytes(reply.content), reply.version or None)
+        self._offer(loaded, mark)
+        results |= loaded
         return [results[key] for key in keys]
 
     def load_listed(self, keys: Sequence[str], after: str | None) -> list[Found[bytes] | CloudStoreError]:
@@ -147,15 +148,21 @@ class Files:
         """
         beginning = self._names.beginning
         results, mark = self._kept(keys)
-        names = self._names.of_listed(keys)
+        names = self._names.of_all(keys)
         behind = [] if after is None else [self.name(after)]
         in_order = [*behind, *names]
         if results or beginning is None or not self.supports("values") or in_order != sorted(in_order):
             return self.load_batch(keys)
         page = self._client.values(names, beginning, after=next(iter(behind), None))
-        for key, name in zip(keys, names, strict=True):
-            if (loaded := page.get(name)) is not None:
-                results[key] = self._offer(key, loaded.value, loaded.version, mark)
+        loaded = {
+            key: Found(bytes(page[name][1]), page[name][0])
+            for key, name in zip(keys, names, strict=True)
+            if name in page
+        }
+        self._offer(loaded, mark)
+        if len(loaded) == len(keys):
+            return [*loaded.values()]
+        results |= loaded
         rest = [key for key in keys if key not in results]
         results.update(zip(rest, self.load_batch(rest) if rest else (), strict=True))
         return [results[key] for key in keys]
@@ -170,12 +177,11 @@ class Files:
         }
         return results, self._cache.mark()
 
-    def _offer(self, key: str, value: Raw, version: str | None, mark: Mark | None) -> Found[bytes]:
-        """Return what came for a key, and let the cache keep it unless the key was changed since its mark."""
-        found = Found(bytes(value), version)
+    def _offer(self, loaded: Mapping[str, Found[bytes]], mark: Mark | None) -> None:
+        """Let the cache keep what came for these keys, but for those that were changed since its mark."""
         if self._cache is not None and mark is not None:
-            self._cache.offer(self._prefix + key, found, mark)
-        return found
+            for key, found in loaded.items():
+                self._cache.offer(self._prefix + key, found, mark)
 
     def save(self, key: str, value: Raw, if_version: str | UnsetType | None = UNSET) -> None:
         """Make this the key's value; with `if_version` only if that is its version, None meaning that it is absent."""
@@ -197,21 +203,6 @@ class Files:
                 self.name(key), self._passwords.for_edit(self._prefix + key), key=key, if_version=if_version
             )
             keep(Found(None))
-
-    def saving(self, key: str, value: Raw, if_version: UnsetType | None = UNSET) -> Change:
-        """Return the change that makes this the key's value; with `if_version` of None only if it is absent."""
-        password = self._edit_password(key)
-        return Change(key, Request(name=self.name(key), value=value, password=password, if_version=if_version))
-
-    def merging(self, key: str, value: Raw) -> Change:
-        """Return the change that merges the value into the key's."""
-        return Change(
-            key, Request(name=self.name(key), options="merge", value=value, password=self._edit_password(key))
-        )
-
-    def deleting(self, key: str) -> Change:
-        """Return the change that removes the key."""
-        return Change(key, Request(name=self.name(key), options="delete", password=self._edit_password(key)))
 
     def change(self, change: Change) -> None:
         """Make one change with a request of its own."""
@@ -238,9 +229,6 @@ class Files:
                 if alone and error is None and change.request.operation is Operation.SAVE:
                     keep[change.key](Found(bytes(change.request.value or b""), reply.version or None))
         return errors
-
-    def _edit_password(self, key: str) -> str | None:
-        return self._passwords.for_edit(self._prefix + key)
 
     @contextmanager
     def _changing(self, key: str, *, removes: bool = False) -> Iterator[Callable[[Found[bytes]], None]]:

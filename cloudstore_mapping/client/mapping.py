@@ -195,12 +195,12 @@ class CloudStoreMapping(BeyondDict[V], MutableMapping[str, V]):
     def update(self, other: Any = (), /, **values: V) -> None:
         """Save all pairs of a mapping, or of an iterable of pairs, and of the keywords; a later one of a key wins."""
         encoded = {self._writable(key): codec.dump(value) for key, value in (*_pairs(other), *values.items())}
-        self._change_many([self._files.saving(key, value) for key, value in encoded.items()])
+        self._change_many(self._files.changes.saving([*encoded.items()]))
 
     def __ior__(self, other: Any) -> Self:  # type: ignore[misc]  # merges, where MutableMapping replaces
         # A key's merges stay apart and in order: folded into one they could leave something else.
         merges = [(self._writable(key), codec.dump(value)) for key, value in _pairs(other)]
-        self._change_many([self._files.merging(key, value) for key, value in merges])
+        self._change_many(self._files.changes.merging(merges))
         return self
 
     def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,7 +236,7 @@ class CloudStoreMapping(BeyondDict[V], MutableMapping[str, V]):
 
     def clear(self) -> None:
         """Delete every key that is listed now."""
-        self._change_many([self._files.deleting(key) for key in self._keys()], absent_is_done=True)
+        self._change_many(self._files.changes.deleting(self._keys()), absent_is_done=True)
 
     def view(self, prefix: str) -> StoreView[V]:
         """Return the keys that begin with `prefix` as a mapping of their own, in which they stand without it."""

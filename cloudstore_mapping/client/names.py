@@ -37,8 +37,8 @@ class Names:
         full = self._prefix + key
         return self.foreign.get(full) or name_of(full)
 
-    def of_listed(self, keys: Sequence[str]) -> list[str]:
-        """Return the names of keys that were listed."""
+    def of_all(self, keys: Sequence[str]) -> list[str]:
+        """Return the names of all these keys' files."""
         full = [self._prefix + key for key in keys]
         if not self.foreign and are_ordinary(full):
             return full

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 from msgspec import UNSET, Raw
 
 from cloudstore_mapping.client.bulk import attempts, read_many
+from cloudstore_mapping.client.changes import Change
 from cloudstore_mapping.client.downloads import Download, Target
 from cloudstore_mapping.client.fetching import Fetched
 from cloudstore_mapping.errors import CloudStoreError
@@ -68,10 +69,10 @@ class RawStore:
         """
         files = self._store._files
         condition = None if only_new and files.supports("version") else UNSET
-        changes = []
+        changes: list[Change] = []
         for key, value in values.items():
             try:
-                changes.append(files.saving(key, Raw(value), condition))
+                changes += files.changes.saving([(key, Raw(value))], condition)
             except CloudStoreError as error:
                 yield key, error
         self._store._hint.forget()

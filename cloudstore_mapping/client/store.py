@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -23,8 +23,9 @@ from cloudstore_mapping.client.address import (
 )
 from cloudstore_mapping.client.bulk import Workers, read_many, write_many
 from cloudstore_mapping.client.cache import DEFAULT_BYTES, DEFAULT_ENTRIES, Cache, Found
+from cloudstore_mapping.client.changes import Change
 from cloudstore_mapping.client.client import Client
-from cloudstore_mapping.client.files import Change, Files
+from cloudstore_mapping.client.files import Files
 from cloudstore_mapping.client.pacing import pacer_of
 from cloudstore_mapping.client.passwords import Password, Passwords
 from cloudstore_mapping.client.progress import Progress
@@ -194,7 +195,8 @@ class Store(Generic[V]):
 
     def _decoded(self, found: Found[bytes]) -> V:
         assert found.value is not None  # noqa: S101 - an absence is `NoFileError` by now
-        return cast("V", codec.load(found.value))
+        value: V = codec.load(found.value)
+        return value
 
     def _save(self, key: str, value: Raw, version: str | msgspec.UnsetType | None = UNSET) -> None:
         self._hint.forget()

@@ -11,5 +11,5 @@ def check_name(name: str, max_bytes: int) -> None:
         raise BadNameError("A file needs a name of at least one character.", key=name)
     if "\0" in name:
         raise BadNameError("A file's name can't hold the character NUL; leave it out.", key=name)
-    if len(name.encode()) > max_bytes:
+    if len(name) > max_bytes or (not name.isascii() and len(name.encode()) > max_bytes):
         raise BadNameError(f"A file's name can't be longer than {max_bytes} bytes; shorten it.", key=name)

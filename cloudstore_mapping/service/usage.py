@@ -22,6 +22,7 @@ _log: Final = logging.getLogger(__name__)
 INTERVAL: Final = 1.0
 
 _File: TypeAlias = "tuple[int, Kind, str]"
+_FileAndDay: TypeAlias = "tuple[int, Kind, str, int]"
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Usage:
         self._enabled = enabled
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
-        self._waiting: dict[tuple[_File, int], _Count] = {}
+        self._waiting: dict[_FileAndDay, _Count] = {}
         #: Of files with a limit: what is stored and what isn't yet, together.
         self._totals: dict[_File, _Count] = {}
         self._wake = threading.Event()
@@ -85,16 +86,19 @@ class Usage:
         now = self._now()
         today = day_of(now)
         with self._lock:
+            waiting, totals = self._waiting, self._totals
             for name in names:
-                file: _File = (account_id, kind, name)
-                total = self._totals.get(file)
-                day = today if total is None else max(total.day, today)
-                if (count := self._waiting.get((file, day))) is None:
-                    self._waiting[file, day] = _Count(day, times, now)
+                day = today
+                total = totals.get((account_id, kind, name)) if totals else None
+                if total is not None:
+                    day = max(total.day, today)
+                    if total.day == day:
+                        total.times += times
+                key = (account_id, kind, name, day)
+                if (count := waiting.get(key)) is None:
+                    waiting[key] = _Count(day, times, now)
                 else:
                     count.add(times, now)
-                if total is not None and total.day == day:
-                    total.times += times
             if self._thread is None and not self._closed.is_set():
                 self._thread = threading.Thread(target=self._run, name="cloudstore-usage", daemon=True)
                 self._thread.start()
@@ -106,7 +110,7 @@ class Usage:
         file: _File = (account_id, kind, name)
         stored = transaction.accesses(*file)
         with self._lock:
-            counts = [count for (each, _), count in self._waiting.items() if each == file]
+            counts = [count for key, count in self._waiting.items() if key[:3] == file]
         for count in sorted(counts, key=lambda count: count.day):
             if stored is None or count.day > stored.day:
                 stored = Accesses(count.day, count.times, count.last_at)
@@ -125,12 +129,12 @@ class Usage:
                 self._wake.clear()
                 counts, self._waiting = self._waiting, {}
                 # Who is not used any more may be counted by other processes meanwhile: it is looked up again.
-                used = {file for file, _ in counts}
+                used = {key[:3] for key in counts}
                 self._totals = {file: total for file, total in self._totals.items() if file in used}
                 limited = list(self._totals)
             if not counts:
                 return
-            rows = [Used(*file, *vars(count).values()) for (file, _), count in counts.items()]
+            rows = [Used(*key[:3], *vars(count).values()) for key, count in counts.items()]
 
             def work(transaction: Transaction) -> dict[_File, Accesses | None]:
                 transaction.add_accesses(rows)
@@ -148,7 +152,7 @@ class Usage:
             with self._lock:
                 for file, total in totals.items():
                     if total is not None:
-                        since = self._waiting.get((file, total.day))
+                        since = self._waiting.get((*file, total.day))
                         self._totals[file] = _Count(*total)
                         self._totals[file].times += 0 if since is None else since.times
 
@@ -175,7 +179,7 @@ class Usage:
             _log.warning("How often files were used could not be stored: %s", error)
 
 
-def _add(counts: dict[tuple[_File, int], _Count], key: tuple[_File, int], more: _Count) -> None:
+def _add(counts: dict[_FileAndDay, _Count], key: _FileAndDay, more: _Count) -> None:
     count = counts.get(key)
     if count is None:
         counts[key] = more

@@ -157,5 +157,5 @@ class SQLFiles(Statements, FilesTable):
 
 def _small_file(row: Any) -> File | None:
     """Return the file of a row of its name and `_small_files`, None where it is damaged, or larger than was wanted."""
-    name, value, edit_password, view_password, version = row
-    return File(value, edit_password, view_password, version) if is_whole(version, name, value) else None
+    name, value, _, _, version = row
+    return File._make(row[1:]) if is_whole(version, name, value) else None
