@@ -36,7 +36,7 @@ def ask_batch(service: Service, ask: Asker, *requests: Request, **fields: Any) -
 
 def replies(reply: Reply) -> list[Reply]:
     """Return the replies of a batch that was done."""
-    assert (reply.error, reply.data is UNSET) == (None, False)
+    assert (reply.error, reply.data is UNSET) == (None, False), reply.sentence
     assert reply.data is not UNSET
     return decode_replies(reply.data)
 

@@ -21,6 +21,8 @@ NAMES = [
     '"',
     "\\",
     "line\nbreak\ttab\x1b\x7f",
+    "\0",
+    "\x01\x03\x05",
     "é",
     "e\u0301",
     "\ufeff",

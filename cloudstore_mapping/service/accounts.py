@@ -211,7 +211,7 @@ class Accounts:
             return transaction.has_accounts()
 
     def opened_lately(self, api_key: str) -> bool:
-        """Whether the key opened an account without a pace: its writes may be looked at when it is their turn."""
+        """Whether the key opened an account without a pace: what it asks for may be looked at when it is its turn."""
         return api_key in self._lately
 
     def remember(self, api_key: str) -> None:

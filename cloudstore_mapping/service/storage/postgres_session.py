@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from cloudstore_mapping.service.storage.postgres_connection import Cursor
+from cloudstore_mapping.service.storage.postgres_connection import Cursor, write_text
 from cloudstore_mapping.service.storage.sql import SQLTransaction
 
 #: Seconds that a reader waits for a connection, and after which it looks whether a lost server is back.
@@ -70,7 +70,7 @@ class PostgresSession(SQLTransaction):
         self.do(f"CLOSE {cursor}")
 
     def _one_of(self, names: Sequence[str]) -> tuple[str, tuple[list[str]]]:
-        return "name = ANY(?)", (list(names),)
+        return "name = ANY(?)", ([write_text(name) for name in names],)  # of texts in an array nobody else does it
 
     def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:
         if self._has_trigrams and len(text) >= TRIGRAM:
