@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from benchmarks.slow_disk import sync_seconds
+
 _PACKAGES: Final = (
     *("requests", "urllib3", "msgspec", "cachetools", "uvicorn", "uvloop", "httptools"),
     *("diskcache", "sqlitedict", "redis-dict", "kinto"),
@@ -27,6 +29,7 @@ def facts() -> dict[str, str]:
         "system": platform.platform(terse=True),
         "processor": _processor(),
         "cores": str(len(os.sched_getaffinity(0))),
+        "a sync of its disk": f"{1e6 * sync_seconds():.0f} µs",
         "load when it began": f"{os.getloadavg()[0]:.1f}",
     }
     for package in _PACKAGES:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,10 +90,16 @@ class Service:
 
 
 @contextmanager
-def cloudstore(store: Path, *options: str, api_key: str = "", module: str = "cloudstore_mapping") -> Iterator[Service]:
+def cloudstore(
+    store: Path,
+    *options: str,
+    api_key: str = "",
+    module: str = "cloudstore_mapping",
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Service]:
     """Run `cloudstore serve` on a store, whose API key is `api_key` unless it is new."""
     command = [sys.executable, "-m", module, "serve", "--store", str(store), "--port", "0", "--json", *options]
-    with process(command) as started:
+    with process(command, env=env) as started:
         facts = json.loads(first_line(started))
         yield Service(facts["address"], facts["api_key"] or api_key, started.pid)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cloudstore_mapping.__main__ import main
-from cloudstore_mapping.service.storage import writer
+from cloudstore_mapping.service.storage.writer import Session
 
 if __name__ == "__main__":
-    writer.MAX_GROUP = 1  # type: ignore[misc]  # the one thing that is to be different
+    Session.max_group = 1  # the one thing that is to be different
     main()
