@@ -21,6 +21,7 @@ from benchmarks.serving import first_line, process
 from cloudstore_mapping.web.listening import allow_many_connections
 
 _LOCKED: Final = "locked"
+_FORM: Final = "application/x-www-form-urlencoded\r\nSec-Fetch-Site: same-origin"
 _BODY: Final = "POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
 
 
@@ -55,6 +56,8 @@ def flood(what: str, address: str) -> None:
             asker.load(f"guess{number:027}", "name")
         elif what == "passwords":
             asker.load(os.environ["API_KEY"], _LOCKED, f"wrong {number}")
+        elif what == "sign-ins":
+            asker.ask("/admin/sign-in", _FORM, f"user=owner&password=wrong+{number}")
         else:
             asker.ask("/store/save", "application/json", "[" * 10_000)
 
@@ -124,6 +127,7 @@ def _measure(address: str, api_key: str, store: str, times: int, idle: int) -> N
         f"{idle // 10:,} half bodies": lambda: waiting(address, idle // 10, f'{half_body}{{"key"'.encode()),
         "wrong API keys, two at a time": lambda: flooding("keys", address, api_key),
         "wrong passwords, two at a time": lambda: flooding("passwords", address, api_key),
+        "wrong sign-ins, two at a time": lambda: flooding("sign-ins", address, api_key),
         "brackets, two at a time": lambda: flooding("brackets", address, api_key),
     }
     print("| attack | median alone (µs) | median meanwhile (µs) | ratio | 99 % within, alone (µs) | meanwhile (µs) |")
