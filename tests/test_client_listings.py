@@ -62,7 +62,7 @@ def test_errors_of_pages_have_no_key() -> None:
 def test_pages_of_values() -> None:
     """Values come with their names and versions, which the service has to be able to, and say in this form."""
     client, _ = told(ALL, Reply(data=Raw(b'[["a","v1",[1]],["b","v2",null]]'), next="b"))
-    assert client.values(["a", "b"]) == {"a": ("v1", Raw(b"[1]")), "b": ("v2", Raw(b"null"))}
+    assert client.values(["a", "b"]) == [("a", "v1", Raw(b"[1]")), ("b", "v2", Raw(b"null"))]
     with pytest.raises(UnsupportedError):
         told(ALL - {"values"})[0].values(["a"])
 

@@ -129,9 +129,9 @@ def write_many(
             report(done)
             if error is not None and not (absent_is_done and isinstance(error, NoFileError)):
                 failed.setdefault(key, error)
-    keys = dict.fromkeys(change.key for change in changes)
     if not failed:
         return
+    keys = dict.fromkeys(change.key for change in changes)
     first = next(iter(failed.values()))
     if len(keys) == 1:
         raise first

@@ -152,12 +152,14 @@ class Client(Sender):
                 return
             request = msgspec.structs.replace(request, after=reply.next)
 
-    def values(self, names: Sequence[str], prefix: str = "", *, after: str | None = None) -> dict[str, tuple[str, Raw]]:
+    def values(
+        self, names: Sequence[str], prefix: str = "", *, after: str | None = None
+    ) -> Sequence[tuple[str, str, Raw]]:
         """
-        Return by name the version and value of those of `names` that come with a page of values.
+        Return a page of values: the name, version and value of as many files as there are `names`, if these are all.
 
-        They are all names that begin with `prefix`, or all behind `after`, up to the last of them. Large values don't
-        come, nor what needs a password. Raises `UnsupportedError` where the service has no such pages.
+        They are all that begin with `prefix`, or those of them behind `after`, but for large ones and such as need a
+        password. Raises `UnsupportedError` where the service has no such pages.
         """
         self._need("values")
         request = Request(
@@ -171,12 +173,11 @@ class Client(Sender):
         )
         reply = self._ask(request, None)
         try:
-            page = _decode_page(reply.content)
+            return _decode_page(reply.content)
         except msgspec.MsgspecError as error:
             raise ProtocolError(
                 "The answer to a list holds no values; is the address right?", **facts_of(reply, None)
             ) from error
-        return {name: (version, value) for name, version, value in page}
 
     def batch(self, requests: Sequence[Request], *, atomic: bool = False) -> Replies:
         """

@@ -154,11 +154,11 @@ class Files:
         if results or beginning is None or not self.supports("values") or in_order != sorted(in_order):
             return self.load_batch(keys)
         page = self._client.values(names, beginning, after=next(iter(behind), None))
-        loaded = {
-            key: Found(bytes(page[name][1]), page[name][0])
-            for key, name in zip(keys, names, strict=True)
-            if name in page
-        }
+        found = {name: Found(bytes(value), version) for name, version, value in page}
+        if [*found] == names:
+            loaded = dict(zip(keys, found.values(), strict=True))
+        else:
+            loaded = {key: found[name] for key, name in zip(keys, names, strict=True) if name in found}
         self._offer(loaded, mark)
         if len(loaded) == len(keys):
             return [*loaded.values()]
@@ -216,17 +216,19 @@ class Files:
 
     def change_batch(self, changes: Sequence[Change]) -> list[CloudStoreError | None]:
         """Make all changes with one request, in their order; return what went wrong with each."""
-        times = Counter(change.key for change in changes)
         with ExitStack() as stack:
             keep: dict[str, Callable[[Found[bytes]], None]] = {}
             if self._cache is not None and self._listing is not None:
+                times = Counter(change.key for change in changes)
                 stack.enter_context(self._listing.write(ALL))
-                keep = {key: stack.enter_context(self._cache.write(self._prefix + key)).keep for key in times}
+                for key, count in times.items():
+                    write = stack.enter_context(self._cache.write(self._prefix + key))
+                    if count == 1:  # of several changes of a key the last one may be the one that failed
+                        keep[key] = write.keep
             replies = self._client.batch([change.request for change in changes])
             errors = [self._client.error_of(reply, change.key) for change, reply in zip(changes, replies, strict=True)]
-            for change, reply, error in zip(changes, replies, errors, strict=True):
-                alone = times[change.key] == 1 and change.key in keep
-                if alone and error is None and change.request.operation is Operation.SAVE:
+            for change, reply, error in zip(changes, replies, errors, strict=True) if keep else ():
+                if change.key in keep and error is None and change.request.operation is Operation.SAVE:
                     keep[change.key](Found(bytes(change.request.value or b""), reply.version or None))
         return errors
 

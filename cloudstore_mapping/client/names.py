@@ -39,7 +39,7 @@ class Names:
 
     def of_all(self, keys: Sequence[str]) -> list[str]:
         """Return the names of all these keys' files."""
-        full = [self._prefix + key for key in keys]
+        full = [self._prefix + key for key in keys] if self._prefix else [*keys]
         if not self.foreign and are_ordinary(full):
             return full
         return [self.of(key) for key in keys]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -45,10 +44,9 @@ class Caller:
     used: list[str] = field(default_factory=list)
     ahead: dict[str, File | FileInfo | None] = field(default_factory=dict)
 
-    @property
-    def is_limited(self) -> bool:
-        """Whether files may be used so many times a day only."""
-        return not self.is_owner and self.account.limits.max_daily_accesses is not None
+    def __post_init__(self) -> None:
+        #: Whether files may be used so many times a day only.
+        self.is_limited = not self.is_owner and self.account.limits.max_daily_accesses is not None
 
     def get(self, transaction: Transaction, name: str) -> File | None:
         """Return one of the account's files, None where there is none."""
@@ -245,7 +243,9 @@ class Rules:
 
     def _put(self, transaction: Transaction, caller: Caller, name: str, value: bytes) -> Reply:
         account = caller.account
-        limit = min(self._settings.max_value_bytes, account.limits.max_file_bytes or sys.maxsize)
+        limit = account.limits.max_file_bytes
+        if limit is None or limit > self._settings.max_value_bytes:
+            limit = self._settings.max_value_bytes
         if len(value) > limit:
             raise TooBigError(f"The value takes {len(value):,} bytes and a file at most {limit:,}; split it.", key=name)
         reply = success(_SAVED, version=transaction.put(account.id, name, value, self._clock.wall()))
