@@ -70,7 +70,12 @@ def test_the_reply_is_the_same_however_the_request_comes(
 
 @pytest.mark.parametrize(
     ("version", "headers", "stays"),
-    [("1.1", "", True), ("1.1", "Connection: close\r\n", False), ("1.0", "", False)],
+    [
+        ("1.1", "", True),
+        ("1.1", "Connection: Keep-Alive\r\n", True),
+        ("1.1", "Connection: close\r\n", False),
+        ("1.0", "", False),
+    ],
 )
 def test_a_connection_ends_where_the_client_says_so(address: str, version: str, headers: str, stays: bool) -> None:
     """The reply says that the connection ends, and ends it, exactly where the request wants that."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("cloudstore_mapping.web")
 
 
+_KEPT: Final = b"keep-alive"
+
 #: Sends a reply, its status, head and body, in one piece, and tells whether the client was still there.
 Write: TypeAlias = Callable[[int, bytes, bytes], bool]
 
@@ -62,10 +64,12 @@ class Inline:
 
     def take(self, scope: Scope, body: bytes, write: Write) -> bool:
         """Answer the request at the end of this turn of the loop, unless it is the application's to refuse."""
-        if len(body) > self._max_body:
+        headers = dict(scope["headers"])
+        # What becomes of the connection is uvicorn's to see to, in each version in its own way.
+        if len(body) > self._max_body or headers.get(b"connection", _KEPT).lower() != _KEPT:
             return False
         try:
-            check_type(dict(scope["headers"]))
+            check_type(headers)
         except RefusedError:
             return False
         if not self._waiting:
