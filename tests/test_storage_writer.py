@@ -96,6 +96,16 @@ def test_a_group_is_one_transaction(session: FakeSession, writer: Writer) -> Non
     assert session.commits == [1, MAX_GROUP, 1]
 
 
+def test_a_session_says_how_large_a_group_may_be(
+    session: FakeSession, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine may want smaller groups; the benchmarks compare with groups of one."""
+    monkeypatch.setattr(Session, "max_group", 1)
+    for future in writer.submit_together(*[lambda _: None] * 3):
+        future.result(PATIENCE)
+    assert session.commits == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("where", ["begin", "commit"])
 def test_a_failed_transaction_is_everybody_s_failure(session: FakeSession, writer: Writer, where: str) -> None:
     """Where the transaction fails each is told the reason, and the next group is done."""
