@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, Final
 
@@ -9,7 +10,6 @@ import msgspec
 from msgspec import Raw
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder().decode
 
 
 def encode_value(value: Any) -> Raw:
@@ -17,9 +17,8 @@ def encode_value(value: Any) -> Raw:
     return Raw(_encode(value))
 
 
-def decode_value(value: Raw | bytes) -> Any:
-    """Return what the JSON `value` says, made anew: the one parser for every decision, last of equal names wins."""
-    return _decode(value)
+#: Returns what the JSON of a value says, made anew: the one parser for every decision, last of equal names wins.
+decode_value: Final[Callable[[Raw | bytes], Any]] = msgspec.json.Decoder().decode
 
 
 # Numbers that may be out of a float's range or over the digits limit: only these are worth a full decode.

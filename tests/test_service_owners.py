@@ -239,3 +239,12 @@ def test_refusals_dont_push_out_all_else(service: Service, token: str) -> None:
         refusal(service, "owner", "wrong", f"address {number}")
     service.owners.reset_password("owner")  # is written after all refusals, for which nobody waits
     assert [action for action, _ in events(service)].count("sign-in refused") == REFUSALS_AN_HOUR
+
+
+def test_refusals_of_nobody_leave_nothing(service: Service, token: str) -> None:
+    """However many sign in as nobody that there is, those refused of an owner are remembered, and no others."""
+    for number in range(REFUSALS_AN_HOUR + 5):
+        refusal(service, f"nobody {number}", "wrong", f"address {number}")
+    refusal(service, "owner", "wrong", "elsewhere")
+    service.owners.reset_password("owner")
+    assert [event for event in events(service) if event[0] == "sign-in refused"] == [("sign-in refused", "elsewhere")]

@@ -90,10 +90,11 @@ def read_many(
     `listed` says that they are all keys that a listing showed, in its order.
     """
     outcomes = _read(files, workers, keys, listed=listed)
-    if progress is None:
-        yield from outcomes
-        return
-    with reporting(progress, len(keys)) as report:
+    return outcomes if progress is None else _reported(outcomes, progress, len(keys))
+
+
+def _reported(outcomes: Iterable[A], progress: Progress, total: int) -> Iterator[A]:
+    with reporting(progress, total) as report:
         for done, each in enumerate(outcomes, 1):
             report(done)
             yield each

@@ -83,8 +83,7 @@ class Owners:
         try:
             self._prove(name, password, stored, address)
         except LockedError:
-            if account is not None:
-                self._record_refusal(account, address)
+            self._record_refusal(account, address)
             raise LockedError(_WRONG) from None
         token = secrets.token_urlsafe(TOKEN_BYTES)
 
@@ -203,13 +202,15 @@ class Owners:
         assert self._dummy is not None  # noqa: S101 - only of an empty password there is no hash
         return self._dummy
 
-    def _record_refusal(self, account: Account, address: str) -> None:
-        # Without waiting for it: how long a refusal takes must not tell whether there is such a user.
+    def _record_refusal(self, account: Account | None, address: str) -> None:
+        # Without waiting for it, and as much for nobody: how long it takes must not tell whether there is such a user.
+        def work(transaction: Transaction) -> None:
+            if account is not None:
+                self._accounts.record(transaction, account, "sign-in refused", "", address)
+
         with suppress(TooOftenError, TransportError):
-            self._refusals.begin(account.id)
-            self._storage.submit(
-                lambda transaction: self._accounts.record(transaction, account, "sign-in refused", "", address)
-            )
+            self._refusals.begin(_NOBODY if account is None else account.id)
+            self._storage.submit(work)
 
 
 def _hash(token: str) -> bytes:

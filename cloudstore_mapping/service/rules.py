@@ -154,10 +154,10 @@ class Rules:
         )
         page = files[:limit]
         shown = [
-            (name, file.version, Raw(file.value))
-            for name, file in page
-            if file is not None
-            and (caller.is_owner or file.view_password is None)
+            (name, version, Raw(value))
+            for name, value, _, view_password, version in page
+            if value is not None
+            and (view_password is None or caller.is_owner)
             and (not caller.is_limited or self._may_use(transaction, caller, name))
         ]
         if not caller.is_owner:

@@ -77,6 +77,10 @@ class File(NamedTuple):
     version: str
 
 
+#: A data file in a list: its name, value, edit and view password and version; the value is None where it is left out.
+Listed: TypeAlias = tuple[str, bytes | None, str | None, str | None, str]
+
+
 class FileInfo(NamedTuple):
     """What can be told of a data file without its value, of `size` bytes; its passwords as in `File`."""
 

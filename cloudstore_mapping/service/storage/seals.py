@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import zlib
-from typing import Final
+from typing import Any, Final
 
 #: Random bytes of a version: two of one file are never the same.
 RANDOM_BYTES: Final = 9
@@ -31,16 +31,17 @@ class Seals:
         return random + _checksum(random, name, value)
 
 
-def is_whole(version: object, name: str, value: object) -> bool:
+def is_whole(version: Any, name: str, value: Any) -> bool:
     """
     Whether a value, its name and its version are what was stored; older versions, which are shorter, don't tell.
 
     What SQLite finds in a damaged row may be of any type.
     """
-    if not isinstance(version, str) or not isinstance(value, bytes):
+    try:
+        random, checksum = version[:_RANDOM], version[_RANDOM:]
+        return bool(checksum == _checksum(random, name, value) or len(checksum) != _SUM)
+    except TypeError:
         return False
-    random, checksum = version[:_RANDOM], version[_RANDOM:]
-    return len(checksum) != _SUM or checksum == _checksum(random, name, value)
 
 
 def _checksum(random: str, name: str, value: bytes) -> str:

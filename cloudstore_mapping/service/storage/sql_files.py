@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.names import after_prefix
-from cloudstore_mapping.service.storage.records import File, FileInfo
+from cloudstore_mapping.service.storage.records import File, FileInfo, Listed
 from cloudstore_mapping.service.storage.seals import is_whole
 from cloudstore_mapping.service.storage.statements import ALL, Statements
 from cloudstore_mapping.service.storage.tables import FilesTable
@@ -36,11 +36,12 @@ class SQLFiles(Statements, FilesTable):
 
     def get_many(self, account_id: int, names: Sequence[str], max_bytes: int) -> dict[str, File | None]:
         found: dict[str, File | None] = dict.fromkeys(names)
-        for row in self._of(self._small_files, account_id, names, max_bytes):
-            if (file := _small_file(row)) is not None:
-                found[row[0]] = file
+        for name, *row in self._of(self._small_files, account_id, names, max_bytes):
+            file = File._make(row)
+            if is_whole(file.version, name, file.value):
+                found[name] = file
             else:
-                del found[row[0]]
+                del found[name]
         return found
 
     @property
@@ -88,10 +89,10 @@ class SQLFiles(Statements, FilesTable):
         after: str | None = None,
         limit: int,
         max_bytes: int,
-    ) -> list[tuple[str, File | None]]:
+    ) -> list[Listed]:
         columns = f"name, {self._small_files}"
         rows = self._select(columns, account_id, containing, prefix, after, limit, max_bytes)
-        return [(row[0], _small_file(row)) for row in rows]
+        return [row if is_whole(row[4], row[0], row[1]) else (row[0], None, None, None, "") for row in rows]
 
     def _select(
         self,
@@ -153,9 +154,3 @@ class SQLFiles(Statements, FilesTable):
         # One by one, for SQLite would look for a list of keys through all of an account's.
         for row in self.rows(query + self.free_held, before, limit):
             self.do("DELETE FROM answers WHERE account_id = ? AND request = ?", *row)
-
-
-def _small_file(row: Any) -> File | None:
-    """Return the file of a row of its name and `_small_files`, None where it is damaged, or larger than was wanted."""
-    name, value, _, _, version = row
-    return File._make(row[1:]) if is_whole(version, name, value) else None

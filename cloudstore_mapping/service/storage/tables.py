@@ -15,6 +15,7 @@ from cloudstore_mapping.service.storage.records import (
     FileInfo,
     Kind,
     Limits,
+    Listed,
     Media,
     OwnerPassword,
     Session,
@@ -200,8 +201,8 @@ class FilesTable(ABC):
         after: str | None = None,
         limit: int,
         max_bytes: int,
-    ) -> list[tuple[str, File | None]]:
-        """Return what `names` returns, each with its file: None for one that is damaged, or larger than that."""
+    ) -> list[Listed]:
+        """Return the files that `names` returns, without the values that are damaged, or larger than so many bytes."""
 
     @abstractmethod
     def largest(self, account_id: int, limit: int) -> list[tuple[str, int]]:
