@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import random
 import sys
@@ -220,10 +221,11 @@ def of_client(folder: Path, operations: int) -> Looks:
         store.update({key_of(number): value_of(number) for number in range(KEYS)})
         begun = time.monotonic()
         done = 0
+        times = math.ceil(operations / LOOKS / 4)
         with ThreadPoolExecutor(4) as pool:
             for _ in range(LOOKS):
-                list(pool.map(lambda first: _read_and_save(store, first, operations // LOOKS // 4), range(4)))
-                done += operations // LOOKS // 4 * 4
+                list(pool.map(lambda first: _read_and_save(store, first, times), range(4)))
+                done += 4 * times
                 looks.add((time.monotonic() - begun) / 60, done, held_by(os.getpid()))
     return looks
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import ClassVar, Self, TypeVar
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.tables import AccessesTable, AccountsTable, FilesTable, MediaTable
+from cloudstore_mapping.service.storage.media_tables import AccessesTable, MediaTable
+from cloudstore_mapping.service.storage.tables import AccountsTable, FilesTable
 
 T = TypeVar("T")
 

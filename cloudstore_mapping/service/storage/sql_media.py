@@ -1,15 +1,15 @@
 """Media files in SQL, and how often all files were used: the statements of `MediaTable` and `AccessesTable`."""
 
-# ruff: noqa: D102 - what the methods do is said in `tables`
+# ruff: noqa: D102 - what the methods do is said in `media_tables`
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
+from cloudstore_mapping.service.storage.media_tables import AccessesTable, MediaTable
 from cloudstore_mapping.service.storage.records import Accesses, Kind, Media, Used
 from cloudstore_mapping.service.storage.statements import Statements
-from cloudstore_mapping.service.storage.tables import AccessesTable, MediaTable
 
 _INSERT: Final = (
     "INSERT INTO media (account_id, id, name, mimetype, size, digest, blob_id, edit_password, created_at, updated_at)"
