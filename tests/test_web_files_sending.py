@@ -12,7 +12,9 @@ import pytest
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.uploads import CHUNK_BYTES
 from cloudstore_mapping.web.files import make_files
+from cloudstore_mapping.web.serve import background
 from tests.media_fakes import Uploader, comes_to
+from tests.raw_http import Connection
 
 
 class Client:
@@ -60,6 +62,17 @@ def test_a_client_that_leaves_is_sent_no_more(service: Service) -> None:
 
     client.fetch(leave)
     assert 3 <= client.chunks <= 5
+
+
+def test_a_client_that_leaves_with_requests_waiting(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    """A client that sent more requests behind the one that it gets a file for, and goes, leaves no trace in the log."""
+    facts = Uploader(service).upload(b"x" * 40 * CHUNK_BYTES)
+    with background(service) as address, Connection(address) as leaving:
+        path = f"{leaving.base}/files/{facts['folder']}/{facts['id']}.png"
+        leaving.send(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode() * 3)
+        assert leaving.socket.recv(1000)
+        leaving.reset()
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
 def test_a_slow_client_is_waited_for(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from cloudstore_mapping.web.crowding import Crowd, refusal
@@ -41,6 +42,20 @@ class HTTPProtocol(HttpToolsProtocol):
     _received = 0
     _header_timer: asyncio.TimerHandle | None = None
     _reply_timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, config: uvicorn.Config, *args: Any, **options: Any) -> None:
+        super().__init__(config, *args, **options)
+        self._application = self.app
+        self.app = self._answer
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self._application(scope, receive, send)
+        except RuntimeError:
+            # Of pipelined requests uvicorn tells only the last that the client has gone; the first writes, and may not.
+            if not self.transport.is_closing():
+                raise
+            send.__self__.disconnected = True
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         # Called for the headers; who sends a small body sends it with them, and it is there when `data_received` ends.
