@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -113,26 +113,32 @@ def decode_request(path: str, body: bytes, *, max_depth: int = DEFAULT_MAX_DEPTH
     return _checked(path, request)
 
 
-def _check_values(requests: Iterable[Request], body: bytes, max_depth: int) -> None:
+def _check_values(requests: Sequence[Request], body: bytes, max_depth: int) -> None:
     """Refuse a value that is nested too deep or has too long a number; most bodies have nothing like it in them."""
     may_be_long = may_hold_long_number(body)
-    if not may_be_long and not _may_be_deep(body, max_depth):
+    brackets = _brackets(body)
+    if not may_be_long and brackets <= max_depth:
         return
     for request in requests:
         if request.value is not UNSET:
-            _check_depth(bytes(request.value), max_depth)
+            its = _brackets(value := bytes(request.value))
+            brackets -= its
+            if its > max_depth:
+                _check_depth(value, max_depth)
             if may_be_long:
                 _check_numbers(request.value)
+    if brackets - len(requests) > max_depth:  # in fields that nobody knows, or in texts
+        _check_depth(body, max_depth, around=3)
 
 
 def _check_depth(text: bytes, max_depth: int, *, around: int = 0) -> None:
     """Refuse a value that is nested too deep, so many brackets around it not counted."""
-    if _may_be_deep(text, max_depth) and is_deeper(text, max_depth + around):
+    if _brackets(text) > max_depth and is_deeper(text, max_depth + around):
         raise _too_deep(max_depth)
 
 
-def _may_be_deep(text: bytes, depth: int) -> bool:
-    return text.count(b"[") + text.count(b"{") > depth
+def _brackets(text: bytes) -> int:
+    return text.count(b"[") + text.count(b"{")
 
 
 def _check_numbers(value: Raw | UnsetType) -> None:

@@ -91,6 +91,22 @@ def test_depth_in_a_batch() -> None:
                 decode_request(BATCH_PATH, body)
 
 
+@pytest.mark.parametrize(
+    "batch",
+    [b'{"key":"K","x":%b,"requests":[{"file":"f"}]}', b'{"key":"K","requests":[{"file":"f"},{"file":"g","x":%b}]}'],
+)
+def test_depth_of_what_nobody_knows(batch: bytes) -> None:
+    """A field of a batch that nobody knows is passed over, unless it is nested as no value may be."""
+
+    def deep(levels: int) -> bytes:
+        return batch % (b"[" * levels + b"]" * levels)
+
+    decode_request(BATCH_PATH, deep(100))
+    for levels in (110, 100_000):
+        with pytest.raises(BadValueError, match="deeper than 100 levels"):
+            decode_request(BATCH_PATH, deep(levels))
+
+
 def test_replies_of_the_extensions() -> None:
     """Version, unchanged, next and a batch's replies have their exact bytes, and are read back from them."""
     replies = [
