@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import statistics
 import subprocess
-import tempfile
-import time
 from pathlib import Path
 from typing import Final
 
@@ -34,16 +31,3 @@ def environment(folder: Path) -> dict[str, str]:
     source.write_text(_SOURCE, "ascii")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     return {**os.environ, "LD_PRELOAD": str(library)}
-
-
-def sync_seconds(times: int = 200) -> float:
-    """Return how long this machine's disk takes to sync 4 KiB, the median of so many."""
-    seconds = []
-    with tempfile.TemporaryFile() as file:
-        for number in range(times):
-            file.write(number.to_bytes(2, "big") * 2048)
-            file.flush()
-            began = time.perf_counter()
-            os.fdatasync(file.fileno())
-            seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)

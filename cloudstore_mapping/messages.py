@@ -127,6 +127,7 @@ class Batch(msgspec.Struct, kw_only=True, frozen=True):
     @property
     def writes(self) -> bool:
         """Whether any of its requests changes what is stored."""
+        # As their operations say, which for a thousand of them would take as long as all the rest.
         return any(
             request.value is not UNSET if request.options is None else request.options in _WRITING_OPTIONS
             for request in self.requests

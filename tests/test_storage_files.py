@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.base import Storage, Transaction
 from cloudstore_mapping.service.storage.records import File
+from cloudstore_mapping.service.storage.seals import DRAWN
 from tests.service_fakes import unversioned
 
 NAMES = [
@@ -109,6 +110,17 @@ def test_large_values_are_not_read_with_others(storage: Storage, account: int) -
     with storage.read() as transaction:
         found = transaction.get_many(account, ["9", "10", "11", "12"], 10)
     assert {name: file and len(file.value) for name, file in found.items()} == {"9": 9, "10": 10, "12": None}
+
+
+def test_versions_are_never_the_same(storage: Storage, account: int) -> None:
+    """However many are given at once, whatever they are of, no two are alike."""
+    names = [f"{number}" for number in range(3 * DRAWN)]
+
+    def put_all(transaction: Transaction) -> list[str]:
+        return [transaction.put(account, name, b"1", 1.0) for name in names]
+
+    versions = storage.submit(put_all).result() + storage.submit(put_all).result()
+    assert len({version[:12] for version in versions}) == 2 * len(names)
 
 
 def test_delete_tells_whether_there_was_one(storage: Storage, account: int) -> None:

@@ -174,7 +174,7 @@ class Client(Sender):
         reply = self._ask(request, None)
         try:
             return _decode_page(reply.content)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise ProtocolError(
                 "The answer to a list holds no values; is the address right?", **facts_of(reply, None)
             ) from error

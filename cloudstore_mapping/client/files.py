@@ -149,11 +149,11 @@ class Files:
         beginning = self._names.beginning
         results, mark = self._kept(keys)
         names = self._names.of_all(keys)
-        behind = [] if after is None else [self.name(after)]
-        in_order = [*behind, *names]
+        before = None if after is None else self.name(after)
+        in_order = names if before is None else [before, *names]
         if results or beginning is None or not self.supports("values") or in_order != sorted(in_order):
             return self.load_batch(keys)
-        page = self._client.values(names, beginning, after=next(iter(behind), None))
+        page = self._client.values(names, beginning, after=before)
         found = {name: Found(bytes(value), version) for name, version, value in page}
         if [*found] == names:
             loaded = dict(zip(keys, found.values(), strict=True))

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.web.observing import Observed
 
+R = TypeVar("R")
+
 _log: Final = logging.getLogger("cloudstore_mapping.web")
 
-
+#: What a client says of its connection that is to be kept, if it says anything.
 _KEPT: Final = b"keep-alive"
 
 #: Sends a reply, its status, head and body, in one piece, and tells whether the client was still there.
@@ -81,27 +84,31 @@ class Inline:
         waiting, self._waiting = self._waiting, []
         with self._service.together() as answer:
             for each in waiting:
-                reply = self._reply(each, answer)
+                reply = self._reply(each, partial(self._begin, each, answer))
                 if isinstance(reply, Reply):
                     self._end(each, reply)
                 else:
                     self._end_later(each, reply)
 
-    def _reply(
+    def _begin(
         self, asked: _Waiting, answer: Callable[[Request | Batch, str], Reply | Future[Reply]]
     ) -> Reply | Future[Reply]:
         scope = asked.scope
+        if self._proxies is not None:
+            _finish(self._proxies(scope, None, None))  # type: ignore[arg-type]  # `_nothing` asks for neither
+        request = decode_request(self._posts[scope["path"]], asked.body, max_depth=self._max_depth)
+        scope["operation"] = request.operation.value
+        client = scope["client"]
+        return answer(request, client[0] if client else "")
+
+    def _reply(self, asked: _Waiting, work: Callable[[], R]) -> R | Reply:
+        """Return what the work returns, or the reply that says what it raised."""
         try:
-            if self._proxies is not None:
-                _finish(self._proxies(scope, None, None))  # type: ignore[arg-type]  # `_nothing` asks for neither
-            request = decode_request(self._posts[scope["path"]], asked.body, max_depth=self._max_depth)
-            scope["operation"] = request.operation.value
-            client = scope["client"]
-            return answer(request, client[0] if client else "")
+            return work()
         except CloudStoreError as error:
             return failure(error)
         except Exception:  # noqa: BLE001 - it is logged, and the client gets a sentence instead
-            _log.exception("A request to %s failed.", scope["path"])
+            _log.exception("A request to %s failed.", asked.scope["path"])
             return FAILED
 
     def _end_later(self, asked: _Waiting, future: Future[Reply]) -> None:
@@ -109,17 +116,9 @@ class Inline:
 
         def end(done: Future[Reply]) -> None:
             with suppress(RuntimeError):  # the loop ended by force, with its clients
-                loop.call_soon_threadsafe(self._end_done, asked, done)
+                loop.call_soon_threadsafe(lambda: self._end(asked, self._reply(asked, done.result)))
 
         future.add_done_callback(end)
-
-    def _end_done(self, asked: _Waiting, done: Future[Reply]) -> None:
-        try:
-            reply = done.result()
-        except Exception:  # noqa: BLE001 - it is logged, and the client gets a sentence instead
-            _log.exception("A request to %s failed.", asked.scope["path"])
-            reply = FAILED
-        self._end(asked, reply)
 
     def _end(self, asked: _Waiting, reply: Reply) -> None:
         scope = asked.scope
