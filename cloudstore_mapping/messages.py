@@ -15,10 +15,17 @@ LOAD_PATH: Final = "/store/load"
 BATCH_PATH: Final = "/store/batch"
 UPLOAD_PATH: Final = "/upload-2"
 
-#: What our services can do beyond the vendor's; one that can says so, and only then a client asks for it.
+#: What our services can do beyond the vendor's; one that can says so, and only then a client's message asks for it.
 EXTENSIONS: Final = ("version", "stat", "batch", "page", "once", "brief", "values")
 #: The header of every reply in which a service says so, the names joined by commas.
 EXTENSIONS_HEADER: Final = "CloudStore-Extensions"
+#: The header for a write's id where the client has heard nothing from the service yet: one without `once` never looks
+#: at it, as at no header that it doesn't know.
+ID_HEADER: Final = "Idempotency-Key"
+#: Characters of a write's id.
+MAX_ID: Final = 64
+#: What the header may hold; structured fields have quotes around a text, people leave them out.
+ID_PATTERN: Final = rf'"?([0-9A-Za-z_-]{{1,{MAX_ID}}})"?'
 
 #: Requests that one batch may hold.
 MAX_BATCH: Final = 1000
@@ -82,7 +89,7 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
     match: Literal["substring", "prefix"] | UnsetType = UNSET
     after: str | UnsetType | None = UNSET
     limit: Annotated[int, msgspec.Meta(ge=1)] | UnsetType = UNSET
-    once: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | UnsetType = msgspec.field(
+    once: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID)] | UnsetType = msgspec.field(
         name="request", default=UNSET
     )
     brief: bool | UnsetType = UNSET
@@ -110,7 +117,7 @@ class Batch(msgspec.Struct, kw_only=True, frozen=True):
     api_key: str = msgspec.field(name="key")
     requests: Annotated[list[Request], msgspec.Meta(min_length=1, max_length=MAX_BATCH)]
     atomic: bool = False
-    once: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | UnsetType = msgspec.field(
+    once: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID)] | UnsetType = msgspec.field(
         name="request", default=UNSET
     )
 

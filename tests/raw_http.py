@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import urlsplit
 
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.errors import NoFileError
 from cloudstore_mapping.service.settings import Settings
@@ -33,6 +33,7 @@ class FakeService:
         self.settings = settings or Settings()
         self.values: dict[str, Raw] = {}
         self.addresses: set[str] = set()
+        self.ids: list[str | UnsetType] = []
         self.reply: Reply | Exception | None = None
         self.waits = False
         self.is_healthy = True
@@ -62,6 +63,7 @@ class FakeService:
     def _save(self, request: Request) -> Reply:
         self.may_write.wait()
         assert request.value is not UNSET
+        self.ids.append(request.once)
         self.values[request.name] = Raw(bytes(request.value))
         return success("Entry saved")
 
@@ -142,9 +144,9 @@ class Connection:
         """Send the line and the headers of a request, and what there is of its body."""
         self.send(f"POST {self.base}{path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n".encode() + body)
 
-    def post(self, path: str, body: bytes) -> None:
+    def post(self, path: str, body: bytes, headers: str = "") -> None:
         """Send a whole request."""
-        self.start(path, f"{JSON}Content-Length: {len(body)}\r\n", body)
+        self.start(path, f"{JSON}{headers}Content-Length: {len(body)}\r\n", body)
 
     def answer(self) -> Answer:
         """Read one reply."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 import pytest
+from msgspec import UNSET, UnsetType
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.wire import failure
@@ -28,15 +29,18 @@ def address(service: FakeService) -> Iterator[str]:
         yield served
 
 
-def at_once(connection: Connection, data: bytes) -> Answer:
-    """Load with a request in one piece."""
-    connection.post("/store/load", data)
+Ask = Callable[..., Answer]
+
+
+def at_once(connection: Connection, data: bytes, path: str = "/store/load", headers: str = "") -> Answer:
+    """Send a request in one piece."""
+    connection.post(path, data, headers)
     return connection.answer()
 
 
-def bit_by_bit(connection: Connection, data: bytes) -> Answer:
-    """Load with a request whose body follows when the service has asked for it."""
-    connection.start("/store/load", f"{JSON}Expect: 100-continue\r\nContent-Length: {len(data)}\r\n")
+def bit_by_bit(connection: Connection, data: bytes, path: str = "/store/load", headers: str = "") -> Answer:
+    """Send a request whose body follows when the service has asked for it."""
+    connection.start(path, f"{JSON}{headers}Expect: 100-continue\r\nContent-Length: {len(data)}\r\n")
     assert connection.answer().status == 100
     connection.send(data)
     return connection.answer()
@@ -92,6 +96,38 @@ def test_a_connection_ends_where_the_client_says_so(address: str, version: str, 
             assert (b"connection: close\r\n" in answer) is not stays
         if not stays:
             assert connection.recv(2**16) == b""
+
+
+@pytest.mark.parametrize(
+    ("data", "header", "id_"),
+    [
+        (body(value=1), 'Idempotency-Key: "a-1_Z"\r\n', "a-1_Z"),
+        (body(value=1), f"idempotency-key: {64 * '7'}\r\n", 64 * "7"),
+        (body(value=1, request="mine"), "Idempotency-Key: theirs\r\n", "mine"),
+        (body(value=1), "", UNSET),
+    ],
+)
+@pytest.mark.parametrize("ask", [at_once, bit_by_bit])
+def test_the_id_of_a_write(
+    service: FakeService, address: str, ask: Ask, data: bytes, header: str, id_: str | UnsetType
+) -> None:
+    """A write's id is that of its body, else the one of its header."""
+    with Connection(address) as connection:
+        assert ask(connection, data, "/store/save", header).json["message"] == "Entry saved"
+        assert service.ids == [id_]
+
+
+@pytest.mark.parametrize("id_", ["", '""', 65 * "a", "two words", "a\u00e9", 'a"b'])
+@pytest.mark.parametrize("ask", [at_once, bit_by_bit])
+def test_the_id_of_a_write_is_a_number(service: FakeService, address: str, ask: Ask, id_: str) -> None:
+    """A header with anything else than an id is refused, with a sentence that says what one is, and nothing is done."""
+    header = f"Idempotency-Key: {id_}\r\n"
+    with Connection(address) as connection:
+        answer = ask(connection, body(value=1), "/store/save", header)
+        assert (answer.status, answer.json["error"]) == (400, "BadRequest")
+        assert "1 to 64 letters, digits" in answer.json["message"]
+        assert ask(connection, body(), "/store/load", header).json["error"] == "NoFile"
+    assert service.ids == []
 
 
 def test_requests_sent_ahead_are_answered_in_their_order(service: FakeService, address: str) -> None:

@@ -41,14 +41,19 @@ def is_write(request: Sendable) -> bool:
     return request.writes if isinstance(request, Batch) else request.operation.writes
 
 
-def may_be_repeated(request: Sendable, outcome: Outcome) -> bool:
-    """Whether the request may be sent again: it may go better, and does no harm if it was done already."""
+def may_be_repeated(request: Sendable, outcome: Outcome, knows_ids: bool) -> bool:
+    """
+    Whether the request may be sent again: it may go better, and does no harm if it was done already.
+
+    `knows_ids` says that the service is known to do once what comes twice with one id.
+    """
+    has_id = knows_ids and _has_id(request)
     if isinstance(outcome, Reply):
         if outcome.status not in BUSY:
             return False
-    elif isinstance(outcome, TimedOutError) and outcome.sent and not _has_id(request):
+    elif isinstance(outcome, TimedOutError) and outcome.sent and not has_id:
         return False
-    return not may_be_done(outcome) or _bears_repeating(request)
+    return not may_be_done(outcome) or has_id or _bears_repeating(request)
 
 
 def may_be_done(outcome: Outcome) -> bool:
@@ -74,9 +79,7 @@ def _bears_repeating(request: Sendable) -> bool:
     """Whether a second time does what the first one did: not if its condition looks at what the first one left."""
     if isinstance(request, Upload):
         return not request.only_new
-    if request.once is not UNSET or not is_write(request):
-        return True
-    return isinstance(request, Request) and request.if_version is UNSET
+    return not is_write(request) or (isinstance(request, Request) and request.if_version is UNSET)
 
 
 def concluded(request: Sendable, outcome: Outcome, maybe_done: bool, key: str | None) -> Reply:

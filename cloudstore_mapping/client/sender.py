@@ -71,7 +71,8 @@ class Sender:
     Notes
     -----
     May be used by many threads. Where the service's last reply named the extension `once`, all attempts of a write
-    have one id, and one that the service took but didn't answer in time is tried again as well.
+    have one id, and one that the service took but didn't answer in time is tried again as well. Before its first reply
+    they have one if the transport has a place for it that no other service looks at (`HTTPTransport.has_id_header`).
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Sender:
         self._pacer = Pacer(clock, sleep) if pacer is None else pacer
         self._clock = clock
         self._sleep = sleep
-        self._extensions: frozenset[str] = frozenset()
+        self._extensions: frozenset[str] | None = None  # before the first reply
         self._attempts: Counter[str] = Counter()
         self._repetitions = 0
         self._lock = threading.Lock()
@@ -110,7 +111,7 @@ class Sender:
     @property
     def extensions(self) -> frozenset[str]:
         """What the service said last that it can, of `wire.EXTENSIONS`; nothing before its first reply."""
-        return self._extensions
+        return self._extensions or frozenset()
 
     @property
     def stats(self) -> Stats:
@@ -147,7 +148,7 @@ class Sender:
         latest = self._clock() + MAX_AGE
         while True:
             outcome = self._attempt(request, is_repetition)
-            if tries_left == 0 or not may_be_repeated(request, outcome):
+            if tries_left == 0 or not may_be_repeated(request, outcome, "once" in self.extensions):
                 return concluded(request, outcome, maybe_done, key)
             wait = max(backoff * random.uniform(0.5, 1), wait_asked(outcome))  # noqa: S311 - not for a secret
             if wait > wait_left or self._clock() + wait > latest:
@@ -202,7 +203,11 @@ class Sender:
 
     def _identified(self, request: Sendable) -> Sendable:
         """Return the request, a write with the id under which the service does it once however often it comes."""
-        if "once" not in self._extensions or isinstance(request, Upload) or not is_write(request):
+        if self._extensions is None:
+            may_know = getattr(self._transport, "has_id_header", False)
+        else:
+            may_know = "once" in self._extensions
+        if not may_know or isinstance(request, Upload) or not is_write(request):
             return request
         return msgspec.structs.replace(request, once=secrets.token_hex(16))
 

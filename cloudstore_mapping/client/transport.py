@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import UNSET
 
 from cloudstore_mapping._version import __version__
 from cloudstore_mapping.client.address import is_loopback
@@ -16,6 +20,8 @@ from cloudstore_mapping.client.multipart import Form
 from cloudstore_mapping.client.replies import PIECE, joined, known_extensions, pieces, reply_of
 from cloudstore_mapping.wire import (
     EXTENSIONS_HEADER,
+    ID_HEADER,
+    ID_PATTERN,
     UPLOAD_PATH,
     Batch,
     Reply,
@@ -41,6 +47,7 @@ JSON_TYPE: Final = "application/json; charset=UTF-8"
 USER_AGENT: Final = f"cloudstore-mapping/{__version__}"
 
 _EXTENSIONS: Final = EXTENSIONS_HEADER.lower().encode()
+_id_in: Final = re.compile(ID_PATTERN).fullmatch
 #: Connections that are kept open; more may be in use at once.
 _POOL: Final = 32
 
@@ -79,6 +86,9 @@ class HTTPTransport:
     ----------
     server
         The service's address.
+    has_id_header
+        True: as long as no answer has named the extension `once`, the id of a write goes in the header
+        ``Idempotency-Key``, where it is nothing to a service that doesn't know it.
     sent_bytes, received_bytes
         Bytes of the bodies of all requests that were answered (a stream of unknown length isn't counted), and of the
         answers, unpacked.
@@ -87,6 +97,8 @@ class HTTPTransport:
     -----
     May be used by many threads, and after a fork by the child. Redirects are never followed: the key is in the body.
     """
+
+    has_id_header: Final = True
 
     def __init__(
         self,
@@ -103,6 +115,7 @@ class HTTPTransport:
         self._session = session
         self._max_reply = max_reply
         self._line: _Line | None = None
+        self._knows_ids = False
         self._lock = threading.Lock()
         self.sent_bytes = 0
         self.received_bytes = 0
@@ -118,19 +131,25 @@ class HTTPTransport:
         body: bytes | Form
         if isinstance(request, Upload):
             body = Form(request)
-            path, content_type = UPLOAD_PATH, body.content_type
+            path, headers = UPLOAD_PATH, {"Content-Type": body.content_type}
         else:
+            path, headers = request.path, {"Content-Type": JSON_TYPE}
+            if request.once is not UNSET and not self._knows_ids and _id_in(quoted := f'"{request.once}"'):
+                headers[ID_HEADER] = quoted
+                request = msgspec.structs.replace(request, once=UNSET)
             body = encode_request(request)
-            path, content_type = request.path, JSON_TYPE
         try:
-            response, extensions = self._post(path, content_type, body)
+            response, extensions = self._post(path, headers, body)
         except (requests.RequestException, HTTPError) as error:
             # A ValueError is about a URL, and shows it: a proxy's has a password.
             raise translated(error, self.server) from (None if isinstance(error, ValueError) else error)
         with self._lock:
             self.sent_bytes += (len(body) if isinstance(body, bytes) else body.len) or 0
             self.received_bytes += len(response.content)
-        return reply_of(response, known_extensions(extensions))
+        reply = reply_of(response, known_extensions(extensions))
+        if reply.extensions:
+            self._knows_ids = "once" in reply.extensions
+        return reply
 
     def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
         """Begin to get a media file; see `fetching.MediaTransport.fetch`."""
@@ -160,14 +179,14 @@ class HTTPTransport:
         if line is not None:
             line.close()
 
-    def _post(self, path: str, content_type: str, body: bytes | Form) -> tuple[Response, str]:
+    def _post(self, path: str, headers: dict[str, str], body: bytes | Form) -> tuple[Response, str]:
         """Return the response, read to its end, and what its header says of extensions."""
         if self._session is None:
-            return self._own_line().post(path, content_type, body, self._max_reply)
+            return self._own_line().post(path, headers, body, self._max_reply)
         response = self._session.post(
             self.server + path,
             data=body,
-            headers={"Content-Type": content_type},
+            headers=headers,
             timeout=self._timeout,
             allow_redirects=False,
             stream=True,
@@ -226,13 +245,13 @@ class _Line:
         self._pool.close()  # the adapter lets go of its pools, but closes none that is still known to somebody
         self._adapter.close()
 
-    def post(self, path: str, content_type: str, body: bytes | Form, max_reply: int) -> tuple[Response, str]:
+    def post(self, path: str, more: dict[str, str], body: bytes | Form, max_reply: int) -> tuple[Response, str]:
         """Return the response, read to its end, and what its header says of extensions."""
         import requests
 
         from cloudstore_mapping.client.connections import Answer
 
-        headers = {**self._headers, "Content-Type": content_type}
+        headers = {**self._headers, **more}
         length = len(body) if isinstance(body, bytes) else body.len
         if length is not None:
             headers["Content-Length"] = str(length)

@@ -54,6 +54,11 @@ class FaultyTransport(PassingTransport):
         self.requests: list[Sendable] = []
         self._lasting: Fault | None = None
 
+    @property
+    def has_id_header(self) -> bool:
+        """Whether a write has an id before the service has named `once`: not where the service is said to have none."""
+        return super().has_id_header and (self.extensions is None or "once" in self.extensions)
+
     def send(self, request: Sendable) -> Reply:
         """Return the answer, or what the next fault makes of it."""
         self.requests.append(request)

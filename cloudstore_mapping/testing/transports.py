@@ -18,6 +18,11 @@ class PassingTransport:
     def __init__(self, inner: Transport) -> None:
         self.inner = inner
 
+    @property
+    def has_id_header(self) -> bool:
+        """Whether the inner one has a place for a write's id before the service has named `once`."""
+        return getattr(self.inner, "has_id_header", False)
+
     def send(self, request: Sendable) -> Reply:
         """Return the service's answer."""
         return self.inner.send(request)

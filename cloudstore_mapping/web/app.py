@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec import UNSET
 
 from cloudstore_mapping.errors import ProtocolError, TooBigError, UnavailableError
 from cloudstore_mapping.links import FILES_PATH
@@ -30,10 +34,15 @@ from cloudstore_mapping.web.openapi import OPENAPI_PATH, make_description
 from cloudstore_mapping.web.upload import make_upload
 from cloudstore_mapping.wire import (
     BATCH_PATH,
+    ID_HEADER,
+    ID_PATTERN,
     LOAD_PATH,
+    MAX_ID,
     SAVE_PATH,
     UPLOAD_PATH,
+    Batch,
     Reply,
+    Request,
     decode_request,
     failure,
     success,
@@ -46,6 +55,9 @@ HEALTH_PATH: Final = "/health"
 
 #: Bytes of a body from which on it is decoded in a thread: the loop serves everybody else meanwhile.
 LARGE_BODY: Final = 64 * 2**10
+
+_ID: Final = ID_HEADER.lower().encode()
+_id_in: Final = re.compile(ID_PATTERN.encode()).fullmatch
 
 _HEALTHY: Final = success("Healthy")
 _UNHEALTHY: Final = failure(UnavailableError("The service can't reach what it stores; its owner finds why in its log."))
@@ -124,6 +136,7 @@ class _App:
         else:
             decode = partial(decode_request, path, body, max_depth=self._max_depth)
             request = await asyncio.get_running_loop().run_in_executor(None, decode)
+        request = identified(request, headers)
         scope["operation"] = request.operation.value
         client = scope["client"]
         reply = self._service.answer(request, address=client[0] if client else "")
@@ -174,6 +187,18 @@ def _check_type(content_type: bytes, content_encoding: bytes) -> None:
     if content_encoding.strip().lower() not in {b"identity", b""}:
         sentence = "The body can't be compressed; send it without a Content-Encoding."
         raise RefusedError(ProtocolError(sentence, error="BadType"))
+
+
+def identified(request: Request | Batch, headers: Mapping[bytes, bytes]) -> Request | Batch:
+    """Return a write with the id that its headers give it; one in its body comes before that."""
+    header = headers.get(_ID)
+    if header is None or request.once is not UNSET or request.path == LOAD_PATH:
+        return request
+    found = _id_in(header)
+    if found is None:
+        sentence = f"{ID_HEADER} has to be 1 to {MAX_ID} letters, digits, - and _; draw another one for each write."
+        raise ProtocolError(sentence, error="BadRequest")
+    return msgspec.structs.replace(request, once=found[1].decode())
 
 
 async def _live(scope: Scope, receive: Receive, send: Send) -> None:

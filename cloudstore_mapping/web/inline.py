@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from cloudstore_mapping.errors import CloudStoreError
-from cloudstore_mapping.web.app import LARGE_BODY, check_type, posts
+from cloudstore_mapping.web.app import LARGE_BODY, check_type, identified, posts
 from cloudstore_mapping.web.http import FAILED, RefusedError, Scope, in_one_piece
 from cloudstore_mapping.wire import Batch, Reply, Request, decode_request, failure
 
@@ -39,6 +39,7 @@ class _Waiting:
     """A request that came in at this time, and what it is answered with."""
 
     scope: Scope
+    headers: Mapping[bytes, bytes]
     body: bytes
     write: Write
     began: float
@@ -77,7 +78,7 @@ class Inline:
             return False
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._answer_all)
-        self._waiting.append(_Waiting(scope, body, write, perf_counter()))
+        self._waiting.append(_Waiting(scope, headers, body, write, perf_counter()))
         return True
 
     def _answer_all(self) -> None:
@@ -97,6 +98,7 @@ class Inline:
         if self._proxies is not None:
             _finish(self._proxies(scope, None, None))  # type: ignore[arg-type]  # `_nothing` asks for neither
         request = decode_request(self._posts[scope["path"]], asked.body, max_depth=self._max_depth)
+        request = identified(request, asked.headers)
         scope["operation"] = request.operation.value
         client = scope["client"]
         return answer(request, client[0] if client else "")

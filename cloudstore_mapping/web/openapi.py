@@ -26,6 +26,8 @@ from cloudstore_mapping.wire import (
     BATCH_PATH,
     EXTENSIONS,
     EXTENSIONS_HEADER,
+    ID_HEADER,
+    ID_PATTERN,
     LOAD_PATH,
     SAVE_PATH,
     UPLOAD_PATH,
@@ -62,6 +64,12 @@ _FORM: Final[Schema] = {
     },
     "required": ["key", "file"],
 }
+_WITH_ID: Final[Schema] = {
+    "name": ID_HEADER,
+    "in": "header",
+    "schema": {"type": "string", "pattern": f"^{ID_PATTERN}$"},
+    "description": "An id under which a write is done once, in the place of the body's `request`.",
+}
 _OF_MEDIA: Final[tuple[Schema, ...]] = (
     {"name": "folder", "in": "path", "required": True, "schema": _NUMBER},
     {"name": "file", "in": "path", "required": True, "schema": {"type": "string"}},
@@ -80,9 +88,9 @@ def description(base_path: str) -> Schema:
         "info": {"title": "CloudStore", "version": __version__},
         "servers": [{"url": base_path or "/"}],
         "paths": {
-            SAVE_PATH: {"post": _posted("save", "Save, merge or delete a file.", _OF_JSON, saved)},
+            SAVE_PATH: {"post": _posted("save", "Save, merge or delete a file.", _OF_JSON, saved, _WITH_ID)},
             LOAD_PATH: {"post": _posted("load", "Load a value, list names, or describe a file.", _OF_JSON, loaded)},
-            BATCH_PATH: {"post": _posted("batch", "Send many of these as one.", _OF_JSON, batch)},
+            BATCH_PATH: {"post": _posted("batch", "Send many of these as one.", _OF_JSON, batch, _WITH_ID)},
             UPLOAD_PATH: {"post": _posted("upload", "Store a media file.", "multipart/form-data", _FORM)},
             f"{FILES_PATH}{{folder}}/{{file}}": _read(
                 "media", "Get a media file, or a part of it.", _media(), *_OF_MEDIA
@@ -123,8 +131,9 @@ def _options(*names: str | None) -> Schema:
     return {"properties": {"options": {"enum": list(names)}}}
 
 
-def _posted(name: str, summary: str, content_type: str, schema: Schema) -> Schema:
+def _posted(name: str, summary: str, content_type: str, schema: Schema, *parameters: Schema) -> Schema:
     return {
+        "parameters": list(parameters),
         "operationId": name,
         "summary": summary,
         "requestBody": {"required": True, "content": {content_type: {"schema": schema}}},
