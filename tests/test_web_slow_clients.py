@@ -27,8 +27,8 @@ def patient() -> Iterator[tuple[FakeService, str]]:
 
 @pytest.fixture
 def hasty() -> Iterator[tuple[FakeService, str]]:
-    """Yield a service that waits for a tenth of a second, and its address."""
-    service = FakeService(Settings(body_timeout=0.1, max_body_bytes=32 * 2**20))
+    """Yield a service that waits for three tenths of a second, and its address."""
+    service = FakeService(Settings(body_timeout=0.3, max_body_bytes=32 * 2**20))
     with service.served() as address:
         yield service, address
 
@@ -70,7 +70,7 @@ def test_a_body_has_a_deadline(hasty: tuple[FakeService, str]) -> None:
         begin_a_body(connection)
         answer = connection.answer()
         assert (answer.status, answer.json["error"], answer.headers["connection"]) == (400, "BadRequest", "close")
-        assert "0.1 seconds" in answer.json["message"]
+        assert "0.3 seconds" in answer.json["message"]
         assert connection.rest() == b""
     assert not service.addresses
 
@@ -230,7 +230,7 @@ def test_a_slow_reader_gets_its_reply(hasty: tuple[FakeService, str]) -> None:
         reader.post(LOAD, body("large"))
         assert other.answer().status == 200
         while size < 24 * 2**20:
-            piece = reader.socket.recv(32 * 2**10)
+            piece = reader.socket.recv(16 * 2**10)
             assert piece
             size += len(piece)
             other.post(LOAD, body())

@@ -29,7 +29,7 @@ ROWS: Final = (1, 1, 1, 2, 4)
 
 class Unreliable(FaultyTransport):
     """
-    A way to a service on which something goes wrong with some requests, once the first one was answered.
+    A way to a service on which something goes wrong with some requests.
 
     Attributes
     ----------
@@ -41,17 +41,15 @@ class Unreliable(FaultyTransport):
         super().__init__(inner)
         self.late: list[Sendable] = []
         self._dice = random.Random(str(seed))
-        self._begun = False
 
     def send(self, request: Sendable) -> Reply:
         """Return the answer, or what becomes of it."""
-        if self._begun and not self.faults and self._dice.random() < SHARE:
+        if not self.faults and self._dice.random() < SHARE:
             self.faults.extend(self._dice.choices(FAULTS, k=self._dice.choice(ROWS)))
         if self.late and self._dice.random() < 1 / 2:
             self._arrive()
         reply = super().send(request)
         self.requests.clear()
-        self._begun = True
         return reply
 
     def close(self) -> None:
