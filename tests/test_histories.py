@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -76,12 +77,12 @@ def locations(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[s
         yield [node.location(first_key(running)) for node in running]
 
 
-def over(location: str, is_reliable: bool, seed: str) -> Store:
+def over(location: str, is_reliable: bool, dice: random.Random) -> Store:
     """Return a client's store; over a network that isn't reliable it waits in no time."""
     if is_reliable:
         return cm.open(location)
     api_key, server = parse_address(location)
-    return CloudStoreMapping(api_key, server, transport=Unreliable(HTTPTransport(server), seed), clock=FrozenClock())
+    return CloudStoreMapping(api_key, server, transport=Unreliable(HTTPTransport(server), dice), clock=FrozenClock())
 
 
 @pytest.mark.slow
@@ -100,7 +101,7 @@ def test_histories(
     wanted = 170_000 if at_length else 2_300
     while calls < wanted:
         opens = [
-            partial(over, locations[client % len(locations)], is_reliable, f"{number} {client}")
+            partial(over, locations[client % len(locations)], is_reliable, random.Random(f"{number} {client}"))
             for client in range(CLIENTS)
         ]
         workload = Workload(opens, f"round {number}", KEYS)

@@ -29,7 +29,7 @@ ROWS: Final = (1, 1, 1, 2, 4)
 
 class Unreliable(FaultyTransport):
     """
-    A way to a service on which something goes wrong with some requests.
+    A way to a service on which something goes wrong with some requests, as the `dice` fall.
 
     Attributes
     ----------
@@ -37,10 +37,10 @@ class Unreliable(FaultyTransport):
         Requests that are still under way, though their client waits for them no longer.
     """
 
-    def __init__(self, inner: Transport, seed: object) -> None:
+    def __init__(self, inner: Transport, dice: random.Random) -> None:
         super().__init__(inner)
         self.late: list[Sendable] = []
-        self._dice = random.Random(str(seed))
+        self._dice = dice
 
     def send(self, request: Sendable) -> Reply:
         """Return the answer, or what becomes of it."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import count
+from itertools import chain, count, islice
 from typing import Any, Final, TypeAlias
 
 import cloudstore_mapping as cm
@@ -21,6 +21,8 @@ Store: TypeAlias = cm.CloudStoreMapping[Any]
 PATIENCE: Final = 60.0
 #: Keys in one batch.
 BATCH: Final = 4
+#: Calls until a client opens its store anew.
+CALLS_PER_STORE: Final = 30
 
 #: What is done with a key how often; every other key holds a number, for `increment`.
 _ON_DOCUMENTS: Final = {
@@ -80,7 +82,7 @@ class Workload:
     def run(self, calls: int) -> None:
         """Let each client make so many calls."""
         with ThreadPoolExecutor(len(self._opens)) as pool:
-            self._running = [pool.submit(self._work, client, range(calls)) for client in range(len(self._opens))]
+            self._running = [pool.submit(self._work, client, iter(range(calls))) for client in range(len(self._opens))]
         for each in self._running:
             each.result()
 
@@ -117,19 +119,19 @@ class Workload:
             assert history.calls[-1].returned is not None, key
             check_linearizable(history.calls, register_step, ABSENT)
 
-    def _work(self, client: int, numbers: Iterator[int] | range) -> None:
+    def _work(self, client: int, numbers: Iterator[int]) -> None:
         dice = random.Random(f"{self._name} {client}")
-        keys = list(self.histories)
-        with self._opens[client]() as store:
-            _ = keys[0] in store  # with the first answer it learns what the service can do
-            self._start.wait(PATIENCE)
-            for number in numbers:
-                if self._ending.is_set():
-                    return
-                self._call(store, client, dice, number)
-                with self._changed:
-                    self._done += 1
-                    self._changed.notify_all()
+        self._start.wait(PATIENCE)
+        for first in numbers:
+            # A store is opened anew now and then: what it calls first has to be as safe as what follows.
+            with self._opens[client]() as store:
+                for number in chain((first,), islice(numbers, CALLS_PER_STORE - 1)):
+                    if self._ending.is_set():
+                        return
+                    self._call(store, client, dice, number)
+                    with self._changed:
+                        self._done += 1
+                        self._changed.notify_all()
 
     def _call(self, store: Store, client: int, dice: random.Random, number: int) -> None:
         keys = list(self.histories)
