@@ -172,7 +172,7 @@ class TransportError(CloudStoreError, ConnectionError):
 
 
 class OutcomeUnknownError(TransportError):
-    """A write was sent and no reply came, or the service itself can't tell: it may have been done, or not."""
+    """A write was sent and no reply came, or one that can't tell whether it was done: it may have been, or not."""
 
     def __init__(self, message: str, *, sent: bool = True, **facts: Any) -> None:
         super().__init__(message, sent=sent, **facts)

@@ -57,6 +57,7 @@ UNSEEN = (None, None, None)
 PROTOCOL = (ProtocolError, ProtocolError, ProtocolError)
 TOO_OFTEN = (TooOftenError, TooOftenError, TooOftenError)
 UNAVAILABLE = (UnavailableError, UnavailableError, UnavailableError)
+GATEWAY = (UnavailableError, OutcomeUnknownError, OutcomeUnknownError)
 UNKNOWN = (TransportError, OutcomeUnknownError, OutcomeUnknownError)
 
 #: Each fault as it comes once, and as it comes to every attempt.
@@ -73,10 +74,10 @@ TABLE = {
     ),
     "429": Row(answered(429, retry_after=2.0), UNSEEN, TOO_OFTEN),
     "429 of the service": Row(turned_away(TooOftenError("Wait.", retry_after=2.0)), UNSEEN, TOO_OFTEN),
-    "502": Row(answered(502, SIGN_IN_PAGE), UNSEEN, UNAVAILABLE),
-    "503": Row(answered(503, retry_after=2.0), UNSEEN, UNAVAILABLE),
+    "502": Row(answered(502, SIGN_IN_PAGE), UNSEEN, GATEWAY),
+    "503": Row(answered(503, retry_after=2.0), UNSEEN, GATEWAY),
     "503 of the service": Row(turned_away(UnavailableError("Wait.", retry_after=2.0)), UNSEEN, UNAVAILABLE),
-    "504": Row(answered(504, SIGN_IN_PAGE), UNSEEN, UNAVAILABLE),
+    "504": Row(answered(504, SIGN_IN_PAGE), UNSEEN, GATEWAY),
     "500": Row(answered(500, SIGN_IN_PAGE), PROTOCOL, PROTOCOL),
     "500 of the service": Row(turned_away(ProtocolError("It failed.", error="ServerError")), PROTOCOL, PROTOCOL),
     "truncated": Row(truncated, PROTOCOL, PROTOCOL),

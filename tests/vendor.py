@@ -228,11 +228,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         pieces = []
-        while size := int(self.rfile.readline(), 16):
-            pieces.append(self.rfile.read(size))
+        while line := self.rfile.readline():
+            pieces.append(self.rfile.read(int(line, 16)))
             self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(pieces)
+            if not pieces[-1]:
+                return b"".join(pieces)
+        raise ConnectionResetError("The client hung up.")
 
     def _answer(self, fault: Fault) -> None:
         self.send_response(fault.status)

@@ -218,7 +218,7 @@ class Client(Sender):
         except CloudStoreError as error:
             error.key = shown
             raise
-        outcomes.raise_for(reply, shown)
+        outcomes.raise_for(reply, shown, request)
         if isinstance(request, Request):
             _check_data(request, reply, reply)
         return reply

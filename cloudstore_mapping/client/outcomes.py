@@ -97,13 +97,15 @@ def concluded(request: Sendable, outcome: Outcome, maybe_done: bool, key: str | 
     else:
         is_unknown = maybe_done or outcome.sent
     if is_unknown and is_write(request):
-        raise OutcomeUnknownError(
-            f"No answer came to the {_described(request, key)}: "
-            "it may have been done or not; load it to see, or do it again."
-        ) from (error_of(outcome, key) if isinstance(outcome, Reply) else outcome)
+        cause = error_of(outcome, key) if isinstance(outcome, Reply) else outcome
+        raise _unknown(f"No answer came to the {_described(request, key)}") from cause
     if isinstance(outcome, Reply):
         return outcome
     raise outcome
+
+
+def _unknown(what: str, **facts: Any) -> OutcomeUnknownError:
+    return OutcomeUnknownError(f"{what}: it may have been done or not; load it to see, or do it again.", **facts)
 
 
 def _finds_it_deleted(request: Sendable, reply: Reply) -> bool:
@@ -162,11 +164,15 @@ def error_of(reply: Reply, key: str | None) -> CloudStoreError | None:
     return kind(sentence, **facts)
 
 
-def raise_for(reply: Reply, key: str | None) -> None:
-    """Raise the error that a reply says, if it says one."""
+def raise_for(reply: Reply, key: str | None, request: Sendable | None = None) -> None:
+    """Raise the error that a reply to this request says, if it says one."""
     error = error_of(reply, key)
-    if error is not None:
-        raise error
+    if error is None:
+        return
+    if isinstance(error, UnavailableError) and may_be_done(reply) and request is not None and is_write(request):
+        what = f"The answer to the {_described(request, key)} was {reply.status} {reply.sentence}"
+        raise _unknown(what, **facts_of(reply, key)) from error
+    raise error
 
 
 def facts_of(reply: Reply, key: str | None) -> dict[str, Any]:
