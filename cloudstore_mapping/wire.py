@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ __all__ = [
     "encode_request",
     "encode_value",
     "failure",
+    "id_beside",
     "is_deeper",
     "success",
 ]
@@ -72,6 +74,7 @@ class ReplyBody(msgspec.Struct):
     unchanged: bool | UnsetType = UNSET
 
 
+_id_in = re.compile(ID_PATTERN).fullmatch
 _encode = msgspec.json.Encoder().encode
 _decode_request = msgspec.json.Decoder(Request).decode
 _decode_batch = msgspec.json.Decoder(Batch).decode
@@ -88,6 +91,13 @@ def encode_request(request: Request | Batch) -> bytes:
             "The API key, name or password holds a lone surrogate, which no text on the wire can; take it out.",
             error="BadRequest",
         ) from error
+
+
+def id_beside(request: Request | Batch) -> tuple[Request | Batch, dict[str, str]]:
+    """Return the request without its id, and the header that says it; the request as it is where none can."""
+    if request.once is UNSET or not _id_in(quoted := f'"{request.once}"'):
+        return request, {}
+    return msgspec.structs.replace(request, once=UNSET), {ID_HEADER: quoted}
 
 
 def decode_request(path: str, body: bytes, *, max_depth: int = DEFAULT_MAX_DEPTH) -> Request | Batch:

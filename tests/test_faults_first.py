@@ -16,7 +16,8 @@ from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.errors import NoFileError, OutcomeUnknownError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.testing.faults import Fault, FaultyTransport, answered, dropped, lost, lost_while, refused, slow
-from cloudstore_mapping.wire import ID_HEADER, decode_value
+from cloudstore_mapping.wire import ID_HEADER, Request, decode_value
+from tests.vendor import Fault as Answer
 from tests.vendor import Vendor
 
 OURS = Raw(b'{"n":"ours"}')
@@ -113,9 +114,23 @@ def test_what_another_service_sees_of_it(vendor: Vendor) -> None:
     assert not any("request" in body for body in vendor.bodies)
 
 
-def test_what_a_service_that_knows_ids_sees_of_it(connect: Connect) -> None:
-    """Once the service has said that it knows ids they go in the body."""
-    client, transport = connect()
-    client.save("a", OURS)
-    client.save("a", OURS)
-    assert len({request.once for request in transport.requests}) == 2  # type: ignore[union-attr]
+def test_what_a_service_that_knows_ids_sees_of_it(vendor: Vendor) -> None:
+    """Once the service has said that it knows ids they go in the body, and nowhere else, until it says so no more."""
+    knows = Answer(200, b'{"error":null,"message":"Entry saved"}', {"CloudStore-Extensions": "once"})
+    vendor.faults.extend([knows] * 3)
+    with Client(HTTPTransport(vendor.address), vendor.api_key) as client:
+        for _ in range(5):
+            client.save("a", OURS)
+    assert [ID_HEADER in request.headers for request in vendor.requests] == [True, False, False, False, False]
+    assert ["request" in body for body in vendor.bodies] == [False, True, True, True, False]
+    assert len({body["request"] for body in vendor.bodies if "request" in body}) == 3
+
+
+@pytest.mark.parametrize("id_", ["two words", "a\r\nX: y", "é", 'a"'])
+def test_an_id_that_no_header_can_say(vendor: Vendor, id_: str) -> None:
+    """An id of the caller's own that is no number goes in the body, whatever is known of the service."""
+    transport = HTTPTransport(vendor.address)
+    transport.send(Request(api_key=vendor.api_key, name="a", value=OURS, once=id_))
+    transport.close()
+    assert ID_HEADER not in vendor.requests[0].headers
+    assert vendor.bodies[0]["request"] == id_

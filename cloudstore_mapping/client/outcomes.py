@@ -47,7 +47,7 @@ def may_be_repeated(request: Sendable, outcome: Outcome, knows_ids: bool) -> boo
 
     `knows_ids` says that the service is known to do once what comes twice with one id.
     """
-    has_id = knows_ids and _has_id(request)
+    has_id = knows_ids and not isinstance(request, Upload) and request.once is not UNSET
     if isinstance(outcome, Reply):
         if outcome.status not in BUSY:
             return False
@@ -69,10 +69,6 @@ def may_be_done(outcome: Outcome) -> bool:
 def wait_asked(outcome: Outcome) -> float:
     """Return the seconds that the service asks to wait before the next attempt."""
     return outcome.retry_after or 0.0 if isinstance(outcome, Reply) else 0.0
-
-
-def _has_id(request: Sendable) -> bool:
-    return not isinstance(request, Upload) and request.once is not UNSET
 
 
 def _bears_repeating(request: Sendable) -> bool:

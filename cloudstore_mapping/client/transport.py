@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 from urllib.parse import urlsplit
-
-import msgspec
-from msgspec import UNSET
 
 from cloudstore_mapping._version import __version__
 from cloudstore_mapping.client.address import is_loopback
@@ -20,14 +16,13 @@ from cloudstore_mapping.client.multipart import Form
 from cloudstore_mapping.client.replies import PIECE, joined, known_extensions, pieces, reply_of
 from cloudstore_mapping.wire import (
     EXTENSIONS_HEADER,
-    ID_HEADER,
-    ID_PATTERN,
     UPLOAD_PATH,
     Batch,
     Reply,
     Request,
     Upload,
     encode_request,
+    id_beside,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +42,6 @@ JSON_TYPE: Final = "application/json; charset=UTF-8"
 USER_AGENT: Final = f"cloudstore-mapping/{__version__}"
 
 _EXTENSIONS: Final = EXTENSIONS_HEADER.lower().encode()
-_id_in: Final = re.compile(ID_PATTERN).fullmatch
 #: Connections that are kept open; more may be in use at once.
 _POOL: Final = 32
 
@@ -134,9 +128,9 @@ class HTTPTransport:
             path, headers = UPLOAD_PATH, {"Content-Type": body.content_type}
         else:
             path, headers = request.path, {"Content-Type": JSON_TYPE}
-            if request.once is not UNSET and not self._knows_ids and _id_in(quoted := f'"{request.once}"'):
-                headers[ID_HEADER] = quoted
-                request = msgspec.structs.replace(request, once=UNSET)
+            if not self._knows_ids:
+                request, beside = id_beside(request)
+                headers |= beside
             body = encode_request(request)
         try:
             response, extensions = self._post(path, headers, body)
@@ -257,7 +251,7 @@ class _Line:
             headers["Content-Length"] = str(length)
         raw: Any = self._pool.urlopen(
             "POST",
-            self._target(path),
+            self._targets.get(path) or self._targets.setdefault(path, self._target(path)),
             body=body,
             headers=headers,
             retries=self._adapter.max_retries,
@@ -285,12 +279,9 @@ class _Line:
 
     def get(self, link: str, headers: dict[str, str]) -> BaseHTTPResponse:
         """Return the response to a GET, of which no more than the head is read."""
-        import requests
-
-        prepared = requests.Request("GET", self._server + link).prepare()
         return self._pool.urlopen(
             "GET",
-            self._adapter.request_url(prepared, self._proxies),
+            self._target(link),
             headers={"User-Agent": USER_AGENT, **headers},
             retries=self._adapter.max_retries,
             redirect=False,
@@ -301,10 +292,7 @@ class _Line:
         )
 
     def _target(self, path: str) -> str:
-        """Return what stands in the request's first line: a path, to a proxy the whole URL."""
-        if path not in self._targets:
-            import requests
+        """Return what stands in a request's first line: a path, to a proxy the whole URL."""
+        import requests
 
-            prepared = requests.Request("POST", self._server + path).prepare()
-            self._targets[path] = self._adapter.request_url(prepared, self._proxies)
-        return self._targets[path]
+        return self._adapter.request_url(requests.Request("GET", self._server + path).prepare(), self._proxies)
