@@ -11,6 +11,7 @@ import requests
 
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
+from tests.service_fakes import ManualClock
 from tests.storages import new_storage
 
 
@@ -115,6 +116,16 @@ def test_what_is_wrong_is_told_as_an_http_error(client: VendorsPythonClient) -> 
     """A key that opens nothing is a status of its own, which this client reports by its reason."""
     client.key = "another key of 16"
     assert client.load("file") == {"error": "Http error", "message": "Unauthorized"}
+
+
+def test_the_pace_of_its_own(clock: ManualClock) -> None:
+    """Eight saves sent 3,001 ms apart all pass on the plan of the vendor's, however the network delays each."""
+    with Service(new_storage(), clock=clock) as service, background(service) as address:
+        client = VendorsPythonClient(address, service.accounts.create("vendor", plan="basic"))
+        start = clock.seconds
+        for number, delay in enumerate([0.0, 0.02, 0.001, 9.1, 6.1, 3.1, 0.1, 0.0]):
+            clock.seconds = max(clock.seconds, start + number * 3.001 + delay)
+            assert client.save("file", number)["error"] is None
 
 
 def test_a_browser(client: VendorsPythonClient, address: str) -> None:

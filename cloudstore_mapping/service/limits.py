@@ -1,4 +1,4 @@
-"""What an account may use and how often something may be tried: pure functions of a clock, in bounded memory."""
+"""Rate limit and quotas of an account, and throttling of failed tries: functions of a clock, in bounded memory."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.records import Account
 
 DAY: Final = 86_400
+
+#: Seconds by which the network may delay one request more than another. A client that keeps its account's interval at
+#: its own end is never refused: its requests may come this much too early, so a few may come at once after a pause.
+JITTER: Final = 15.0
+#: The part by which a client's clock may be faster than the service's: NTP slews a clock by up to 0.0005.
+DRIFT: Final = 0.001
+#: Seconds by which the clocks of two nodes may differ before one takes the other's time for one of the future.
+MAX_SKEW: Final = 1.0
 
 #: Who is watched at a time: past it, those not seen for the longest are forgotten.
 MAX_WATCHED: Final = 10_000
@@ -61,13 +69,14 @@ def check_room(transaction: Transaction, account: Account, name: str) -> None:
 
 def take_turn(transaction: Transaction, account: Account, now: float) -> None:
     """
-    Take the account's turn, which is stored so that it is one for all processes; `TooOftenError` where it is too early.
+    Take the account's turn: the rate limit, a token bucket (GCRA); `TooOftenError` where it is used up.
 
-    A turn further away than the interval is left from a clock that was set back, and doesn't count.
+    The bucket is one stored time per account, so it is the same for all processes and nodes.
     """
     interval = account.limits.min_interval or 0.0
     check_turn(transaction, account, now)
-    transaction.set_next_request_at(account.id, now + interval)
+    due = max(now, _due(transaction, account, now))
+    transaction.set_next_request_at(account.id, due + interval * (1 - DRIFT))
 
 
 def check_turn(transaction: Transaction, account: Account, now: float) -> None:
@@ -75,12 +84,20 @@ def check_turn(transaction: Transaction, account: Account, now: float) -> None:
     interval = account.limits.min_interval
     if not interval:
         return
-    wait = (transaction.next_request_at(account.id) or 0.0) - now
-    if 0 < wait <= interval:
+    wait = _due(transaction, account, now) - JITTER - now
+    if wait > 0:
         raise TooOftenError(
-            f"The account takes a request every {interval:g} seconds; send the next one in {wait:.1f} seconds.",
+            f"The account takes a request every {interval:g} seconds; send the next one in"
+            f" {math.ceil(wait * 10) / 10:.1f} seconds.",
             retry_after=wait,
         )
+
+
+def _due(transaction: Transaction, account: Account, now: float) -> float:
+    """Return the time at which the next request would come if all had kept the interval."""
+    due = transaction.next_request_at(account.id) or 0.0
+    # Further ahead than requests can bring it: it is from before the clock was set back.
+    return now if due > now + JITTER + (account.limits.min_interval or 0.0) + MAX_SKEW else due
 
 
 class Tries:
