@@ -69,7 +69,8 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
     A request on a data file, in the fields and the order of the wire.
 
     `name` is the file's name, for a list the text to look for. A `value` makes the request a save or a merge. Within a
-    batch `api_key` is empty, or the batch's. What stands behind `password` belongs to the extensions:
+    batch `api_key` is empty, or the batch's. `data_password` opens what the account's default password of data files
+    opens, whatever `password` is. What stands behind it belongs to the extensions:
 
     `if_version`: write only if this is the file's version, None meaning that there is no file. `if_not_version`: load
     the value only if this is no longer its version. `match`, `after`, `limit`: of a list, the names that begin with the
@@ -84,6 +85,7 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
     id: Literal["_data"] | None = "_data"
     value: Raw | UnsetType = UNSET
     password: str | None = None
+    data_password: str | UnsetType | None = msgspec.field(name="dataPass", default=UNSET)
     if_version: str | UnsetType | None = UNSET
     if_not_version: str | UnsetType = UNSET
     match: Literal["substring", "prefix"] | UnsetType = UNSET
@@ -108,7 +110,7 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
         return SAVE_PATH if self.operation.writes else LOAD_PATH
 
     def __repr__(self) -> str:
-        return f"<Request to {self.operation.value} {self.name!r}>"  # neither API key, password nor value
+        return f"<Request to {self.operation.value} {self.name!r}>"  # neither API key, passwords nor value
 
 
 class Batch(msgspec.Struct, kw_only=True, frozen=True):

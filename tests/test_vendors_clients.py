@@ -52,6 +52,34 @@ class VendorsPythonClient:
         return self.post("/store/save", file=file, value=None, password=password, options="delete")
 
 
+class VendorsBrowserClient:
+    """Version 1.1 of the vendor's JavaScript client, as a browser sends its requests."""
+
+    def __init__(self, address: str, key: str, data_password: str | None = None, media_password: str | None = None):
+        self.address = address
+        self.key = key
+        self.data_password = data_password
+        self.media_password = media_password
+
+    def post(self, path: str, **fields: Any) -> dict[str, Any]:
+        """Return the reply; a field that is undefined doesn't travel."""
+        sent = {"key": self.key, "id": "_data", "dataPass": self.data_password, **fields}
+        body = {name: value for name, value in sent.items() if value is not None} | {"options": fields["options"]}
+        reply: dict[str, Any] = requests.post(self.address + path, json=body, timeout=30).json()
+        return reply
+
+    def upload(self, data: bytes, name: str, password: str = "undefined") -> dict[str, Any]:
+        """Upload: the file comes first in the form, and what is undefined travels as that word."""
+        parts: list[tuple[str, Any]] = [
+            ("file", (name, data, "image/png")),
+            ("key", (None, self.key)),
+            ("password", (None, password)),
+            ("mediaPass", (None, self.media_password or "undefined")),
+        ]
+        reply: dict[str, Any] = requests.post(f"{self.address}/upload-2", files=parts, timeout=30).json()
+        return reply
+
+
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
     """A service in a file, which overrides the one in memory."""
@@ -110,6 +138,27 @@ def test_passwords(service: Service, client: VendorsPythonClient, none: str | No
     assert client.list("")["message"] == "file"
     assert client.delete("file", none)["error"] == "Locked"
     assert client.delete("file", "e")["error"] is None
+
+
+def test_the_browser_clients_default_passwords(service: Service, client: VendorsPythonClient) -> None:
+    """Version 1.1 opens with `dataPass` and `mediaPass` what the account's defaults open, and nothing without them."""
+    service.set_default_passwords("vendor", data="bingo", media="bobbo")
+    for given in ((None, None), ("bobbo", "bingo")):
+        stranger = VendorsBrowserClient(client.address, client.key, *given)
+        assert stranger.post("/store/save", file="file", options=None, value=[1])["error"] == "Locked"
+        assert stranger.upload(b"data", "a.png")["error"] == "Locked"
+    browser = VendorsBrowserClient(client.address, client.key, "bingo", "bobbo")
+    for password in (None, "of another file"):
+        for options in (None, "merge", "delete"):
+            reply = browser.post("/store/save", file="file", options=options, value=[1], password=password)
+            assert reply["error"] is None
+        assert browser.upload(b"data", "a.png", password or "undefined")["error"] is None
+    assert browser.post("/store/load", file="", options="list")["error"] is None
+    browser.post("/store/save", file="file", options=None, value=[1])
+    service.set_passwords("vendor", "file", view="own")
+    assert browser.post("/store/load", file="file", options=None)["message"] == [1]
+    service.set_passwords("vendor", "file", edit="own")
+    assert browser.post("/store/load", file="file", options=None)["error"] == "Locked"
 
 
 def test_what_is_wrong_is_told_as_an_http_error(client: VendorsPythonClient) -> None:

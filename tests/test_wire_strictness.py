@@ -12,7 +12,7 @@ from msgspec import UNSET, Raw
 
 from cloudstore_mapping import wire
 from cloudstore_mapping.errors import BadValueError, CloudStoreError, ProtocolError
-from cloudstore_mapping.wire import LOAD_PATH, SAVE_PATH, Operation, Request, decode_request
+from cloudstore_mapping.wire import BATCH_PATH, LOAD_PATH, SAVE_PATH, Operation, Request, decode_request
 
 FIELDS: dict[str, Any] = {"key": "K", "file": "f", "options": None, "id": "_data", "value": 1, "password": None}
 
@@ -48,8 +48,9 @@ def single(path: str, body: bytes, **options: int) -> Request:
         Request(api_key="\ud800", name="f"),
         Request(api_key="K", name="a\udfff"),
         Request(api_key="K", name="f", password="\ud83d\ude00"),
+        Request(api_key="K", name="f", data_password="\ud800"),
     ],
-    ids=["key", "file", "password"],
+    ids=["key", "file", "password", "data_password"],
 )
 def test_lone_surrogate_in_a_request(request_: Request) -> None:
     """A text that can't travel is an error before anything is sent."""
@@ -59,7 +60,7 @@ def test_lone_surrogate_in_a_request(request_: Request) -> None:
 
 
 @pytest.mark.parametrize("wrong", [5, 1.5, True, [], {}, ["x"], {"x": 1}], ids=repr)
-@pytest.mark.parametrize("field", ["key", "file", "options", "id", "password"])
+@pytest.mark.parametrize("field", ["key", "file", "options", "id", "password", "dataPass"])
 def test_wrong_type(field: str, wrong: object) -> None:
     """A field of a wrong type is refused with its path."""
     assert f"`$.{field}`" in refused(SAVE_PATH, body(**{field: wrong}))
@@ -101,6 +102,26 @@ def test_field_that_may_be_absent(field: str) -> None:
 def test_password(password: Any, read: str | None) -> None:
     """A password may be null, absent, empty or a text."""
     assert single(SAVE_PATH, body(password=password)).password == read
+
+
+@pytest.mark.parametrize("password", [None, "", "p"])
+def test_data_password(password: str | None) -> None:
+    """The default password of data files may be null, absent, empty or a text, on both paths and in a batch."""
+    assert single(SAVE_PATH, body()).data_password is UNSET
+    for path, value in ((SAVE_PATH, 1), (LOAD_PATH, UNSET)):
+        assert single(path, body(value=value, dataPass=password)).data_password == password
+    batch = decode_request(
+        BATCH_PATH, json.dumps({"key": "K", "requests": [{"file": "f", "dataPass": password}]}).encode()
+    )
+    assert isinstance(batch, wire.Batch)
+    assert batch.requests[0].data_password == password
+    assert "secret" not in repr(Request(name="f", data_password="secret"))
+
+
+def test_wrong_type_in_a_batch() -> None:
+    """A default password of a wrong type is refused with the path of its item."""
+    posted = json.dumps({"key": "K", "requests": [{"file": "f"}, {"file": "g", "dataPass": 5}]}).encode()
+    assert "`$.requests[1].dataPass`" in refused(BATCH_PATH, posted)
 
 
 def test_extra_fields() -> None:

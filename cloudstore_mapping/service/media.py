@@ -54,12 +54,14 @@ class MediaFiles:
         content_type: str,
         api_key: str = "",
         password: str | None = None,
+        media_password: str | None = None,
         address: str = "",
         owner: Account | None = None,
         only_new: bool = False,
     ) -> Upload:
         """Begin an upload, by an API key or by the account's owner, who is signed in; see `Uploads.begin`."""
-        return self._uploads.begin(Sender(name, check_type(content_type), api_key, password, address, owner, only_new))
+        sender = Sender(name, check_type(content_type), api_key, password, media_password, address, owner, only_new)
+        return self._uploads.begin(sender)
 
     def find(self, folder: str, media_id: str) -> tuple[Account, Media] | None:
         """Return what is at an address, and whose it is; None where nothing is, or its account is switched off."""

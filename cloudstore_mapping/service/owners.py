@@ -189,7 +189,7 @@ class Owners:
         if not password:
             raise LockedError(_WRONG)
         self._passwords.check_length(password)
-        question = Question(("owner", name[:65]), password, (dummy if stored is None else stored,))
+        question = Question(("owner", name[:65]), ((password, (dummy if stored is None else stored,)),))
         self._passwords.prove(question, address).result()
         if stored is None:
             raise LockedError(_WRONG)

@@ -30,13 +30,16 @@ REMEMBERED_FOR: Final = 3600.0
 QUEUE_PER_THREAD: Final = 8
 
 
+#: The vendor's browser client sends this text for a password that it doesn't have.
+UNDEFINED: Final = "undefined"
+
+
 @dataclass(frozen=True)
 class Question:
-    """Whether a password for `file` fits one of `hashes`."""
+    """Whether a password for `file` fits one of the hashes beside it; a request may give more than one password."""
 
     file: Hashable
-    password: str = field(repr=False)
-    hashes: tuple[str, ...] = field(repr=False)
+    attempts: tuple[tuple[str, tuple[str, ...]], ...] = field(repr=False)
 
 
 class UnprovenError(Exception):
@@ -73,30 +76,35 @@ class Passwords:
         self.check_length(password)
         return self._hasher.hash(password)
 
-    def require(self, password: str | None, hashes: Iterable[str | None], file: Hashable) -> None:
+    def require(self, file: Hashable, *given: tuple[str | None, Iterable[str | None]]) -> None:
         """
-        Let a request pass if no hash is set, or if its password is known to fit one of those that are.
+        Let a request pass if no hash is set, or if a password is known to fit one of the hashes given beside it.
 
         Raises `LockedError` where the password is missing, and `UnprovenError` where `prove` has to find out.
         """
-        stored = tuple(hash_ for hash_ in hashes if hash_ is not None)
-        if not stored:
+        locks = [(password, tuple(hash_ for hash_ in hashes if hash_ is not None)) for password, hashes in given]
+        if not any(hashes for _, hashes in locks):
             return
-        if not password:
+        attempts: dict[str, tuple[str, ...]] = {}
+        for password, hashes in locks:
+            if password and password != UNDEFINED:
+                self.check_length(password)
+                if hashes:
+                    attempts[password] = tuple(dict.fromkeys((*attempts.get(password, ()), *hashes)))
+        if not attempts:
             raise LockedError("The file has a password; give it with the request.")
-        self.check_length(password)
-        marks = [self._mark(hash_, password) for hash_ in stored]
+        marks = [self._mark(hash_, password) for password, hashes in attempts.items() for hash_ in hashes]
         with self._lock:
             known = any(mark in self._right for mark in marks)
         if not known:
-            raise UnprovenError(Question(file, password, stored))
+            raise UnprovenError(Question(file, tuple(attempts.items())))
 
     def prove(self, question: Question, address: str) -> Future[None]:
         """
-        Find out whether the password fits, and remember it if so; those who ask the same meanwhile get the same future.
+        Find out whether a password fits, and remember it if so; those who ask the same meanwhile get the same future.
 
-        The future, or the call itself, raises `LockedError` for a wrong one, `TooOftenError` where too many for this
-        file came from this address, and `UnavailableError` where too many wait already.
+        The future, or the call itself, raises `LockedError` if none does, `TooOftenError` where too many for this
+        file came from this address, and `UnavailableError` where too many wait already. Each wrong password counts.
         """
         subject = (question.file, network_of(address))
         with self._lock:
@@ -113,12 +121,18 @@ class Passwords:
         return proof
 
     def _prove(self, question: Question, subject: Hashable, begun: float) -> None:
-        for hash_ in question.hashes:
-            if self._hasher.fits(hash_, question.password):
-                with self._lock:
-                    self._right[self._mark(hash_, question.password)] = None
-                self._tries.take_back(subject, begun)
-                return
+        tries = [begun]
+        for number, (password, hashes) in enumerate(question.attempts):
+            if number:
+                tries.append(self._tries.begin(subject))
+            for hash_ in hashes:
+                if self._hasher.fits(hash_, password):
+                    with self._lock:
+                        self._right[self._mark(hash_, password)] = None
+                    # A wrong password beside a right one told nothing: the right one opens the file anyway.
+                    for each in tries:
+                        self._tries.take_back(subject, each)
+                    return
         raise LockedError("The password is wrong.")
 
     def _answered(self, question: Question, address: str) -> None:

@@ -220,7 +220,9 @@ class Rules:
             return
         # Wrong tries at the password of many files are counted together, or each file would be a chance to guess it.
         subject = (account.id,) if edit is None and account.data_password is not None else (account.id, request.name)
-        self._passwords.require(request.password, (own, *others), subject)
+        default = account.data_password if edit is None else None
+        given = None if request.data_password is UNSET else request.data_password
+        self._passwords.require(subject, (request.password, (own, *others)), (given, (default,)))
 
     def _check_quota(
         self, transaction: Transaction, caller: Caller, request: Request, file: File | FileInfo | None

@@ -53,6 +53,7 @@ class Sender:
     """
     Who uploads what: with an API key and perhaps a password, or as the account's owner, who is signed in.
 
+    `media_password` opens what the account's default password of media files opens, whatever `password` is.
     `only_new` asks for no other file of this name to be replaced.
     """
 
@@ -60,6 +61,7 @@ class Sender:
     content_type: str
     api_key: str = field(repr=False)
     password: str | None = field(repr=False)
+    media_password: str | None = field(repr=False)
     address: str
     owner: Account | None
     only_new: bool
@@ -161,7 +163,8 @@ class Uploads:
         if sender.owner is None:
             own = None if before is None else before.edit_password
             subject = (account.id, "media") if own is None else (account.id, "media", sender.name)
-            self._passwords.require(sender.password, (own or account.media_password,), subject)
+            default = account.media_password if own is None else None
+            self._passwords.require(subject, (sender.password, (own or default,)), (sender.media_password, (default,)))
         if before is not None and sender.only_new:
             raise ChangedError(
                 "There is a media file of this name already, and it was asked for none; give another name.",

@@ -59,6 +59,10 @@ _FORM: Final[Schema] = {
     "properties": {
         "key": {"type": "string", "minLength": 1},
         "password": {"type": "string"},
+        "mediaPass": {
+            "type": "string",
+            "description": "The account's default password of media files; opens what that opens.",
+        },
         "if_version": {"const": "", "description": "Before the file: replace none of this name."},
         "file": {"type": "string", "format": "binary", "description": "With its filename and content type."},
     },

@@ -43,7 +43,7 @@ AROUND: Final = 2**17
 #: Bytes that are held in memory of a file whose form says only after it whose it is; more lie in a temporary file.
 IN_MEMORY: Final = 2**18
 _PIECE: Final = 2**18
-# What the vendor's browser client sends for a password that it has not.
+# A form has only texts; the vendor's browser client sends "undefined" for a password that it doesn't have.
 _NO_PASSWORD: Final = frozenset({"", "null", "undefined"})
 
 
@@ -51,12 +51,12 @@ def make_upload(service: Service, path: str) -> Application:
     """Return the ASGI application for uploads with an API key, all to this one path."""
 
     def begin(form: UploadForm, address: str) -> Upload:
-        password = form.fields.get("password", "")
         return service.media.begin(
             api_key=form.fields["key"],
             name=form.filename,
             content_type=form.content_type,
-            password=None if password in _NO_PASSWORD else password,
+            password=_password(form, "password"),
+            media_password=_password(form, "mediaPass"),
             address=address,
             only_new=CONDITION in form.fields,
         )
@@ -173,6 +173,11 @@ class _Taking:
         spool.seek(0)
         for piece in _pieces(spool):
             await _write(upload, piece)
+
+
+def _password(form: UploadForm, field: str) -> str | None:
+    password = form.fields.get(field, "")
+    return None if password in _NO_PASSWORD else password
 
 
 def _check_body(size: int, settings: Settings) -> None:
