@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 from urllib.parse import urlsplit
@@ -71,10 +71,23 @@ class Server(NamedTuple):
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def spool(tmp_path: Path) -> Path:
+    """Return the folder in which the service makes its temporary files."""
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def server(tmp_path: Path, spool: Path) -> Iterator[Server]:
     """Return a running service with an account."""
     file = tmp_path / "service.db"
-    with subprocess.Popen([sys.executable, "-c", _SERVE, str(file)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", _SERVE, str(file)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(spool)},
+    ) as process:
         try:
             assert process.stdout is not None
             address, key = process.stdout.readline().split()
@@ -199,3 +212,61 @@ def test_a_server_that_ends_in_an_upload_leaves_nothing_for_long(server: Server)
         with Service(SQLiteStorage(server.file), clock=clock):
             until(lambda: server.rows("blobs") == left)  # noqa: B023 - it is called at once
     assert server.rows("chunks") == 0
+
+
+#: The size of a file that comes before its key.
+SPOOLED = 200 * 2**20
+
+
+def spooled(pid: int) -> int:
+    """Return the bytes in the files without a name that a process has open."""
+    sizes = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            if "(deleted)" in str(link.readlink()):
+                sizes.append(link.stat().st_size)
+    return sum(sizes)
+
+
+@contextmanager
+def sending_file_first(server: Server, size: int, after: bytes) -> Iterator[socket.socket]:
+    """A form on a socket whose file of zeros has been sent, without what comes `after` it."""
+    where = urlsplit(server.address)
+    head = b'--b\r\nContent-Disposition: form-data; name=file; filename="first.bin"\r\nContent-Type: a/b\r\n\r\n'
+    with socket.create_connection((where.hostname or "", where.port or 0), timeout=PATIENCE) as connection:
+        connection.sendall(
+            f"POST {where.path}/upload-2 HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            f"Content-Length: {len(head) + size + len(after)}\r\n\r\n".encode()
+        )
+        connection.sendall(head)
+        piece = bytes(2**20)
+        for _ in range(size // len(piece)):
+            connection.sendall(piece)
+        yield connection
+
+
+def test_a_large_file_before_its_key(server: Server, spool: Path) -> None:
+    """A file of 200 MiB whose key comes after it is stored, the service's memory stays small, and nothing is left."""
+    after = f"\r\n--b\r\nContent-Disposition: form-data; name=key\r\n\r\n{server.key}\r\n--b--\r\n".encode()
+    with sending_file_first(server, SPOOLED, after) as connection:
+        until(lambda: spooled(server.pid) > SPOOLED - 2**20)
+        assert list(spool.iterdir()) == []
+        assert server.rows("blobs") == 0
+        connection.sendall(after)
+        reply = connection.recv(2**16)
+    assert f'"size":{SPOOLED}'.encode() in reply
+    assert server.rows("chunks") == SPOOLED // 2**19
+    until(lambda: spooled(server.pid) == 0)
+    assert server.peak() < MOST
+
+
+@pytest.mark.parametrize("ends_by", ["hanging up", "a kill"])
+def test_a_spooled_file_leaves_nothing(server: Server, spool: Path, ends_by: str) -> None:
+    """A file whose key never comes is gone when its client hangs up, or the service is killed."""
+    with sending_file_first(server, 8 * 2**20, b"\r\n--b--\r\n"):
+        until(lambda: spooled(server.pid) > 4 * 2**20)
+        if ends_by == "a kill":
+            os.kill(server.pid, signal.SIGKILL)
+    until(lambda: ends_by == "a kill" or spooled(server.pid) == 0)
+    assert list(spool.iterdir()) == []
+    assert server.rows("blobs") == 0

@@ -20,7 +20,7 @@ from tests.raw_http import Connection, chunk
 from tests.service_fakes import PATIENCE, FakeHasher
 from tests.storages import new_storage
 
-#: Bytes that wait for the form's fields at most.
+#: Bytes of a request with JSON at most, which are no limit for an upload.
 MAX_BODY = 2**20
 
 
@@ -54,7 +54,7 @@ def test_the_reply_is_the_vendor_s(posted: Posted) -> None:
     assert answer.headers["Access-Control-Allow-Origin"] == "*"
 
 
-@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, MAX_BODY - 1, MAX_BODY])
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, MAX_BODY - 1, MAX_BODY, 3 * MAX_BODY + 1])
 def test_the_vendor_s_browser_client(posted: Posted, size: int) -> None:
     """It sends the file first, then the key, and for a password that it has not the text "undefined"."""
     data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
@@ -73,7 +73,8 @@ def test_no_password(posted: Posted, password: str | None) -> None:
 
 
 @pytest.mark.parametrize("order", ["key password file", "key file password", "file key password", "password file key"])
-def test_a_locked_file_in_any_order(posted: Posted, order: str) -> None:
+@pytest.mark.parametrize("size", [0, 2 * MAX_BODY])
+def test_a_locked_file_in_any_order(posted: Posted, order: str, size: int) -> None:
     """Wherever its password stands in the form: with it the file is replaced, without it or with another it isn't."""
     uploader = posted.uploader
     facts = uploader.upload(b"before")
@@ -83,23 +84,50 @@ def test_a_locked_file_in_any_order(posted: Posted, order: str) -> None:
         parts = {
             "key": field("key", uploader.api_key),
             "password": field("password", password),
-            "file": file_part(password.encode()),
+            "file": file_part(password.encode() + bytes(size)),
         }
         assert posted.post(*[parts[name] for name in order.split()])["error"] == error
-    assert uploader.content(facts) == b"secret"
-    assert comes_to(uploader.storage, 1, 1, 1)
+    assert uploader.content(facts) == b"secret" + bytes(size)
+    assert comes_to(uploader.storage, 1, 1, 1 + size // CHUNK_BYTES)
 
 
-def test_a_locked_file_that_is_too_large_to_wait(posted: Posted) -> None:
-    """A password behind a large file comes too late, and the reply is what it would be without."""
+ORDERS = [
+    "key password mediaPass file",
+    "mediaPass key file",
+    "key file password mediaPass",
+    "key file mediaPass password",
+    "file key password mediaPass",
+    "file mediaPass key",
+    "password mediaPass file key",
+]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("size", [0, 2 * MAX_BODY])
+def test_the_default_password_in_any_order(posted: Posted, order: str, size: int) -> None:
+    """A right `mediaPass` opens the upload wherever the passwords stand, whatever the other; a wrong one doesn't."""
     uploader = posted.uploader
-    facts = uploader.upload(b"before")
-    uploader.service.media.set_password(uploader.account, facts["id"], "secret")
-    file = file_part(b"x" * (MAX_BODY + 1))
-    reply = posted.post(field("key", uploader.api_key), file, field("password", "secret"))
-    assert reply["error"] == "Locked"
-    reply = posted.post(field("key", uploader.api_key), field("password", "secret"), file)
-    assert reply["error"] is None
+    uploader.service.set_default_passwords("owner", media="bobbo")
+    for media_password, error in (("undefined", "Locked"), ("wrong", "Locked"), ("bobbo", None)):
+        parts = {
+            "key": field("key", uploader.api_key),
+            "password": field("password", "undefined"),
+            "mediaPass": field("mediaPass", media_password),
+            "file": file_part(bytes(size)),
+        }
+        assert posted.post(*[parts[name] for name in order.split()])["error"] == error
+    assert rows(uploader.storage).media == 1
+
+
+def test_a_wrong_password_in_front_is_refused_unread(posted: Posted) -> None:
+    """Where a password stands before the file, a wrong one is refused before the file is sent."""
+    uploader = posted.uploader
+    uploader.service.set_default_passwords("owner", media="bobbo")
+    for name in ("password", "mediaPass"):
+        body, header = form(field("key", uploader.api_key), field(name, "wrong"), file_part(bytes(1000)))
+        with Connection(posted.address) as connection:
+            connection.start(UPLOAD, f"{header}Content-Length: {len(body) + 3 * MAX_BODY}\r\n", body[:-100])
+            assert connection.answer().json["error"] == "Locked"
 
 
 def test_only_a_new_file(posted: Posted) -> None:

@@ -14,6 +14,7 @@ from cloudstore_mapping.service.uploads import CHUNK_BYTES, Upload
 from cloudstore_mapping.web.forms import UploadForm
 from cloudstore_mapping.web.http import Message, RefusedError, Turns
 from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.spool import SpoolSpace
 from cloudstore_mapping.web.upload import AROUND, AT_ONCE, WAITING, take_upload
 from cloudstore_mapping.wire import decode_value
 from tests.media_fakes import BOUNDARY, UPLOAD, Posted, Uploader, comes_to, field, file_part, form, rows
@@ -21,7 +22,7 @@ from tests.raw_http import Connection, chunk
 from tests.service_fakes import PATIENCE
 from tests.storages import new_storage
 
-#: What a file may take, and one whose form says only after it whose it is.
+#: What a file may take, and a request with JSON.
 MAX_MEDIA = 4 * 2**20
 MAX_BODY = 2**20
 
@@ -86,7 +87,13 @@ FORMS: dict[str, tuple[Callable[[Posted], tuple[bytes, str]], int, str]] = {
     "compressed": (lambda p: (whole(p)[0], f"{MULTIPART}Content-Encoding: gzip\r\n"), 415, "BadType"),
     "a file over the limit": (lambda p: form(key(p), file_part(b"x" * (MAX_MEDIA + 1))), 200, "TooBig"),
     "a body over the limit": (lambda p: (bytes(MAX_MEDIA + AROUND + 1), whole(p)[1]), 413, "BodyTooBig"),
-    "a large file before its key": (lambda p: form(file_part(b"x" * (MAX_BODY + 1)), key(p)), 400, "BadRequest"),
+    "a file over the limit before its key": (lambda p: form(file_part(b"x" * (MAX_MEDIA + 1)), key(p)), 200, "TooBig"),
+    "an unknown key after its file": (
+        lambda _: form(file_part(b"x" * MAX_MEDIA), field("key", "k" * 32)),
+        401,
+        "BadKey",
+    ),
+    "no key behind a large file": (lambda _: form(file_part(b"x" * MAX_MEDIA)), 400, "BadRequest"),
 }
 
 
@@ -199,7 +206,8 @@ def test_the_lowest_rate(posted: Posted, piece: int, arrives: bool) -> None:
     settings = Settings(body_timeout=101, min_upload_rate=1024)
     scope = {"client": None, "headers": [(b"content-type", MULTIPART[14:].strip().encode())]}
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        taking = take_upload(scope, receive, settings, begin, Turns(AT_ONCE, WAITING), needs="key")
+        space = SpoolSpace(settings)
+        taking = take_upload(scope, receive, settings, begin, Turns(AT_ONCE, WAITING), space, needs="key")
         if arrives:
             facts = decode_value(runner.run(taking).data)  # type: ignore[arg-type]  # there always is some
             media.delete(posted.uploader.account, facts["id"])

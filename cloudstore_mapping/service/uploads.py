@@ -198,6 +198,10 @@ class Upload:
         self._gathered = bytearray()
         self._in_flight: deque[Future[bool]] = deque()
 
+    def expect(self, size: int) -> None:
+        """Raise `TooBigError` where so many bytes are more than the file may take, before they are written."""
+        check_size(size, self._room, self._sender.name)
+
     def write(self, data: bytes) -> Future[bool] | None:
         """
         Take the next bytes, without waiting; where a future comes back, it has to be waited for before the next ones.

@@ -46,6 +46,7 @@ from cloudstore_mapping.wire import Request as WireRequest
 if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.web.http import Application
+    from cloudstore_mapping.web.spool import SpoolSpace
 
 _log: Final = logging.getLogger("cloudstore_mapping.web")
 
@@ -67,13 +68,13 @@ _STATUS: Final[Mapping[str, int]] = {
 }
 
 
-def make_admin(service: Service, base: str) -> Application:
+def make_admin(service: Service, base: str, space: SpoolSpace) -> Application:
     """Return the ASGI application for all paths that begin with `base` and ``/admin``."""
-    return guarded(_Admin(service, base).application)
+    return guarded(_Admin(service, base, space).application)
 
 
 class _Admin:
-    def __init__(self, service: Service, base: str) -> None:
+    def __init__(self, service: Service, base: str, space: SpoolSpace) -> None:
         self._service = service
         self._pages = Pages(service, base)
         self._home = f"{base}/admin.html"
@@ -92,7 +93,9 @@ class _Admin:
                     f"{base}/admin/sign-in", self._taken(Turns(SIGN_INS_AT_ONCE, WAITING), self._sign_in), methods=post
                 ),
                 Route(f"{base}/admin/sign-out", self._acted(self._sign_out), methods=post),
-                Route(f"{base}/admin/media/upload", AdminUpload(service, f"{self._home}?panel=media"), methods=post),
+                Route(
+                    f"{base}/admin/media/upload", AdminUpload(service, f"{self._home}?panel=media", space), methods=post
+                ),
                 *(
                     Route(f"{base}/admin/{path}", self._acted(partial(self._act, action)), methods=post)
                     for path, action in actions.all.items()

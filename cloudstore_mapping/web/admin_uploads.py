@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.uploads import Upload
     from cloudstore_mapping.web.forms import UploadForm
+    from cloudstore_mapping.web.spool import SpoolSpace
     from cloudstore_mapping.wire import Reply
 
 
 class AdminUpload:
     """The ASGI application that takes the form of the dashboard's upload, and answers as the wire does."""
 
-    def __init__(self, service: Service, page: str) -> None:
+    def __init__(self, service: Service, page: str, space: SpoolSpace) -> None:
         self._service = service
         self._page = page
+        self._space = space
         self._turns = Turns(AT_ONCE, WAITING)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +70,8 @@ class AdminUpload:
                 name=form.filename, content_type=form.content_type, address=address, owner=signed_in.account
             )
 
-        return await take_upload(scope, receive, self._service.settings, begin, self._turns, needs="token")
+        settings = self._service.settings
+        return await take_upload(scope, receive, settings, begin, self._turns, self._space, needs="token")
 
 
 def _refused(error: ForbiddenError) -> RefusedError:

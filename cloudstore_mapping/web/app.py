@@ -31,6 +31,7 @@ from cloudstore_mapping.web.http import (
     outcome,
 )
 from cloudstore_mapping.web.openapi import OPENAPI_PATH, make_description
+from cloudstore_mapping.web.spool import SpoolSpace
 from cloudstore_mapping.web.upload import make_upload
 from cloudstore_mapping.wire import (
     BATCH_PATH,
@@ -75,11 +76,12 @@ def make_app(service: Service, *, base_path: str = "/cloudstore") -> Application
 
 def _mounts(service: Service, base: str) -> Mapping[str, Application]:
     """Return who answers for the paths that begin like this, other than the wire's own."""
+    space = SpoolSpace(service.settings)
     return {
-        base + UPLOAD_PATH: make_upload(service, base + UPLOAD_PATH),
+        base + UPLOAD_PATH: make_upload(service, base + UPLOAD_PATH, space),
         base + FILES_PATH: make_files(service, base + FILES_PATH),
         base + OPENAPI_PATH: make_description(base, base + OPENAPI_PATH, service.settings.body_timeout),
-        f"{base}/admin": make_admin(service, base),
+        f"{base}/admin": make_admin(service, base, space),
     }
 
 

@@ -29,7 +29,8 @@ class UploadForm:
     """
     What of a form has come: `fields` whose end was seen, and of the file its name, type and bytes not yet taken.
 
-    `has_ended` says that the form's last boundary was seen. Raises `ProtocolError` (``BadRequest``, ``BadType``).
+    `before_file` are the names of the fields in front of the file. `has_ended` says that the form's last boundary was
+    seen. Raises `ProtocolError` (``BadRequest``, ``BadType``).
     """
 
     def __init__(self, content_type: str) -> None:
@@ -38,6 +39,7 @@ class UploadForm:
         if kind != b"multipart/form-data" or not boundary:
             raise ProtocolError("An upload is a form; send it as multipart/form-data.", error="BadType")
         self.fields: dict[str, str] = {}
+        self.before_file: frozenset[str] = frozenset()
         self.has_file = False
         self.has_ended = False
         self.filename = ""
@@ -106,6 +108,7 @@ class UploadForm:
         if self.has_file:
             raise _bad("it holds more than one file")
         self.has_file = True
+        self.before_file = frozenset(self.fields)
         self.filename = _unescaped(_text(options[b"filename"], "the file's name"))
         self.content_type = self._headers.get(b"content-type", b"").decode("latin-1")
 

@@ -1,12 +1,11 @@
-"""Uploads over HTTP: the form is read as it comes, and its file is stored piece by piece on the way."""
+"""Uploads over HTTP: read the form as it comes, and store its file piece by piece, or spool it until its key comes."""
 
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final
 
 from cloudstore_mapping.errors import CloudStoreError, LockedError, ProtocolError, TooBigError
 from cloudstore_mapping.web.forms import CONDITION, UploadForm
@@ -24,6 +23,7 @@ from cloudstore_mapping.web.http import (
     check_method,
     outcome,
 )
+from cloudstore_mapping.web.spool import Spool, SpoolSpace
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
@@ -40,14 +40,13 @@ AT_ONCE: Final = 3
 WAITING: Final = 256
 #: Bytes of the form around the file.
 AROUND: Final = 2**17
-#: Bytes that are held in memory of a file whose form says only after it whose it is; more lie in a temporary file.
-IN_MEMORY: Final = 2**18
-_PIECE: Final = 2**18
+#: The fields of a form that hold a password: the file's own, and the account's default one.
+PASSWORDS: Final = frozenset({"password", "mediaPass"})
 # A form has only texts; the vendor's browser client sends "undefined" for a password that it doesn't have.
 _NO_PASSWORD: Final = frozenset({"", "null", "undefined"})
 
 
-def make_upload(service: Service, path: str) -> Application:
+def make_upload(service: Service, path: str, space: SpoolSpace) -> Application:
     """Return the ASGI application for uploads with an API key, all to this one path."""
 
     def begin(form: UploadForm, address: str) -> Upload:
@@ -68,7 +67,7 @@ def make_upload(service: Service, path: str) -> Application:
             if scope["path"] != path:
                 raise RefusedError(ProtocolError(f"There is nothing here; upload to {path}.", error="NoPath"))
             check_method(scope["method"], ("POST",))
-            return await take_upload(scope, receive, service.settings, begin, turns, needs="key")
+            return await take_upload(scope, receive, service.settings, begin, turns, space, needs="key")
 
         await answer(scope, receive, send, work, service.settings.body_timeout)
 
@@ -76,13 +75,13 @@ def make_upload(service: Service, path: str) -> Application:
 
 
 async def take_upload(
-    scope: Scope, receive: Receive, settings: Settings, begin: Begin, turns: Turns, *, needs: str
+    scope: Scope, receive: Receive, settings: Settings, begin: Begin, turns: Turns, space: SpoolSpace, *, needs: str
 ) -> Reply:
     """
     Read the upload in a request's body, and return the reply to it; what isn't whole in the end is taken away.
 
-    The upload is begun once the field `needs` has come. Until then, and until the password has come where that is
-    asked for, the file waits in a temporary one of `Settings.max_body_bytes` at most.
+    The upload is begun in front of the file, where the field `needs` stands there, and a password if one is asked for.
+    Else the file is spooled, and the upload begun at the form's end. Passwords stand together, on one side of the file.
     """
     headers = dict(scope["headers"])
     if headers.get(b"content-encoding", b"identity").strip().lower() not in {b"identity", b""}:
@@ -91,9 +90,10 @@ async def take_upload(
     try:
         form = UploadForm(headers.get(b"content-type", b"").decode("latin-1"))
         _check_body(int(headers.get(b"content-length", 0)), settings)
-        client = scope["client"]
-        taking = _Taking(form, settings, partial(begin, form, client[0] if client else ""), turns, needs)
-        return await taking.take(receive)
+        address = scope["client"][0] if scope["client"] else ""
+        with Spool(space, address) as spool:
+            taking = _Taking(form, settings, partial(begin, form, address), turns, spool, needs)
+            return await taking.take(receive)
     except CloudStoreError as error:
         if taking is not None and taking.is_read:
             raise
@@ -104,36 +104,39 @@ class _Taking:
     """An upload while its form comes in."""
 
     def __init__(
-        self, form: UploadForm, settings: Settings, begin: Callable[[], Upload], turns: Turns, needs: str
+        self, form: UploadForm, settings: Settings, begin: Callable[[], Upload], turns: Turns, spool: Spool, needs: str
     ) -> None:
         self._form = form
         self._settings = settings
         self._begin = begin
         self._turns = turns
+        self._spool = spool
         self._needs = needs
         self._upload: Upload | None = None
-        self._locked: LockedError | None = None
+        self._is_late = False
         self._received = 0
         self.is_read = False
 
     async def take(self, receive: Receive) -> Reply:
-        with tempfile.SpooledTemporaryFile(IN_MEMORY, prefix="cloudstore-upload-") as spool:
-            try:
-                await self._read(receive, spool)
-                if self._upload is None:
-                    self._upload = await self._turns.run(self._begin)
-                    await self._spooled(spool, self._upload)
-                return await self._turns.run(self._upload.finish)
-            except BaseException:
-                if self._upload is not None:
-                    self._upload.abort()
-                raise
+        try:
+            await self._read(receive)
+            if self._upload is None:
+                self._upload = await self._turns.run(self._begin)
+                self._upload.expect(self._spool.size)
+                async for piece in self._spool.pieces():
+                    await _write(self._upload, piece)
+            return await self._turns.run(self._upload.finish)
+        except BaseException:
+            if self._upload is not None:
+                self._upload.abort()
+            raise
 
-    async def _read(self, receive: Receive, spool: IO[bytes]) -> None:
-        began = asyncio.get_running_loop().time()
+    async def _read(self, receive: Receive) -> None:
+        now = asyncio.get_running_loop().time
+        timeout = self._settings.body_timeout
+        deadline = now() + timeout
         more = True
         while more:
-            deadline = began + self._settings.body_timeout + self._received / self._settings.min_upload_rate
             message = await _by(deadline, receive)
             if message["type"] == "http.disconnect":
                 raise DisconnectedError
@@ -143,36 +146,33 @@ class _Taking:
             self.is_read = not more
             _check_body(self._received, self._settings)
             self._form.feed(body)
-            await self._store(spool)
+            await self._store()
+            deadline += len(body) / self._settings.min_upload_rate
+            if self._upload is None:
+                deadline = min(deadline, now() + timeout)  # nobody holds the spool by silence
         if not self._form.has_ended:
             raise ProtocolError("The form was cut off before its end; send it again.", error="BadRequest")
         if not self._form.has_file or self._needs not in self._form.fields:
             sentence = f"The form has to hold the field {self._needs!r}, and the file as 'file' with its filename."
             raise ProtocolError(sentence, error="BadRequest")
 
-    async def _store(self, spool: IO[bytes]) -> None:
+    async def _store(self) -> None:
         pieces = self._form.take()
-        may_begin = self._locked is None and self._needs in self._form.fields and self._form.has_file
-        if self._upload is None and may_begin and not spool.tell():
+        before = self._form.before_file
+        if self._upload is None and self._needs in before and not self._is_late:
             try:
                 self._upload = await self._turns.run(self._begin)
-            except LockedError as error:
-                if "password" in self._form.fields:
+            except LockedError:
+                if before & PASSWORDS:
                     raise
-                self._locked = error  # its password may stand behind the file
+                self._is_late = True  # its password may stand behind the file
         for piece in pieces:
             if self._upload is not None:
                 await _write(self._upload, piece)
                 continue
-            spool.write(piece)
-            if spool.tell() > self._settings.max_body_bytes:
-                sentence = f"The form has to hold its fields, {self._needs!r} among them, before a file of this size."
-                raise self._locked or ProtocolError(sentence, error="BadRequest")
-
-    async def _spooled(self, spool: IO[bytes], upload: Upload) -> None:
-        spool.seek(0)
-        for piece in _pieces(spool):
-            await _write(upload, piece)
+            if self._spool.size + len(piece) > self._settings.max_media_bytes:
+                raise TooBigError(_too_big(self._settings), key=self._form.filename)
+            await self._spool.write(piece)
 
 
 def _password(form: UploadForm, field: str) -> str | None:
@@ -182,13 +182,11 @@ def _password(form: UploadForm, field: str) -> str | None:
 
 def _check_body(size: int, settings: Settings) -> None:
     if size > settings.max_media_bytes + AROUND:
-        sentence = f"A file can't be larger than {settings.max_media_bytes:,} bytes; send a smaller one."
-        raise TooBigError(sentence, error="BodyTooBig")
+        raise TooBigError(_too_big(settings), error="BodyTooBig")
 
 
-def _pieces(file: IO[bytes]) -> Iterator[bytes]:
-    while piece := file.read(_PIECE):
-        yield piece
+def _too_big(settings: Settings) -> str:
+    return f"A file can't be larger than {settings.max_media_bytes:,} bytes; send a smaller one."
 
 
 async def _write(upload: Upload, piece: bytes) -> None:
