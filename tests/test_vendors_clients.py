@@ -167,6 +167,35 @@ def test_what_is_wrong_is_told_as_an_http_error(client: VendorsPythonClient) -> 
     assert client.load("file") == {"error": "Http error", "message": "Unauthorized"}
 
 
+def test_what_the_newest_python_client_sends(client: VendorsPythonClient) -> None:
+    """A delete without a value, a list with a password, and an upload of which nothing but the key is a field."""
+    client.save("file", 1)
+    assert client.post("/store/load", file="", options="list", password="any")["message"] == "file"
+    assert client.post("/store/save", file="file", options="delete", password=None)["error"] is None
+    for mimetype in ("image/png", None):
+        answer = requests.post(
+            f"{client.address}/upload-2",
+            data={"key": client.key, "password": None},
+            files=[("file", ("a b.png", b"data", mimetype))],  # type: ignore[list-item]  # the stubs know no None
+            timeout=30,
+        )
+        assert (answer.status_code, answer.json()["message"]) == (200, "File Uploaded")
+
+
+def test_what_the_first_browser_client_sends(client: VendorsPythonClient) -> None:
+    """Version 1.0 sends no default password; of a picture drawn in the page the file's name is "blob"."""
+    parts: list[tuple[str, Any]] = [
+        ("file", ("blob", b"data", "image/png")),
+        ("key", (None, client.key)),
+        ("password", (None, "undefined")),
+    ]
+    answer = requests.post(f"{client.address}/upload-2", files=parts, timeout=30)
+    assert (answer.status_code, answer.json()["data"]["name"]) == (200, "blob")
+    del parts[0]
+    answer = requests.post(f"{client.address}/upload-2", files=[("file", (None, "")), *parts], timeout=30)
+    assert (answer.status_code, answer.json()["error"]) == (400, "BadRequest")  # of a text that was no base64
+
+
 def test_the_pace_of_its_own(clock: ManualClock) -> None:
     """Eight saves sent 3,001 ms apart all pass on the plan of the vendor's, however the network delays each."""
     with Service(new_storage(), clock=clock) as service, background(service) as address:
