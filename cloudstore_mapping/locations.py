@@ -9,7 +9,8 @@ from typing import Any, Final, TypeVar
 
 from cloudstore_mapping.client.address import parse_address
 from cloudstore_mapping.client.mapping import CloudStoreMapping
-from cloudstore_mapping.service.storage.places import place_of, scheme_of
+from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.service.storage.places import Place, place_of, scheme_of
 
 V = TypeVar("V")
 
@@ -42,18 +43,37 @@ def open(location: str | os.PathLike[str] | None = None, **options: Any) -> Clou
     OSError
         The file can't be opened or made.
     """
-    if location is None:
-        location = os.environ.get("CLOUDSTORE_URL") or DEFAULT_FILE
-    location = os.fspath(location)
+    location = location_of(location)
     if scheme_of(location) in _SERVICES:
         api_key, server = parse_address(location, insecure=options.get("insecure", False))
         return CloudStoreMapping(api_key, server, **options)
     return EmbeddedMapping(location, **options)
 
 
+def location_of(location: str | os.PathLike[str] | None) -> str:
+    """Return the location that `open` takes this for: without one the environment's, else the default file."""
+    if location is None:
+        location = os.environ.get("CLOUDSTORE_URL") or DEFAULT_FILE
+    return os.fspath(location)
+
+
+def place_at(location: str) -> Place | None:
+    """Return the place where `open` itself keeps the store at a location; None for a service's."""
+    return None if scheme_of(location) in _SERVICES else place_of(location)
+
+
 def store_file(location: str) -> Path | None:
     """Return the file that `open` keeps the store at a location in; None where it keeps it in none."""
-    return None if scheme_of(location) in _SERVICES else place_of(location).file
+    place = place_at(location)
+    return None if place is None else place.file
+
+
+def check_old_data(path: Path, *, is_shelf: bool = False, needs_secret: bool = False) -> None:
+    """Raise `UnsupportedError`, with the command that moves the data, where a dbm file is in the way of a store."""
+    from cloudstore_mapping.transfer.dbmkinds import refusal  # loads what only this needs
+
+    if error := refusal(path, is_shelf=is_shelf, needs_secret=needs_secret):
+        raise error
 
 
 class EmbeddedMapping(CloudStoreMapping[V]):
@@ -63,7 +83,12 @@ class EmbeddedMapping(CloudStoreMapping[V]):
         from cloudstore_mapping.embedded import StoreTransport  # the service, which a program on a network never needs
 
         self._place = place_of(location)
-        transport = StoreTransport(self._place)
+        try:
+            transport = StoreTransport(self._place)
+        except UnsupportedError:
+            if self._place.file is not None:
+                check_old_data(self._place.file)
+            raise
         label = location if self._place.address is None else self._place.label
         try:
             super().__init__(transport.api_key, label, **{**options, "transport": transport})

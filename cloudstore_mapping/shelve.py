@@ -8,8 +8,8 @@ from typing import Any, Final
 from cloudstore_mapping.client.envelopes import Envelopes
 from cloudstore_mapping.client.secret import Secret, new_secret, secrets_of
 from cloudstore_mapping.client.shelf import Shelf
+from cloudstore_mapping.locations import check_old_data, store_file
 from cloudstore_mapping.locations import open as open_store
-from cloudstore_mapping.locations import store_file
 from cloudstore_mapping.service.storage.places import MEMORY
 
 __all__ = ["Shelf", "open"]
@@ -55,11 +55,16 @@ def open(  # noqa: A001 - the standard library's name
         The flag is none of these; `BadValueError` where a secret is too short.
     FileNotFoundError
         There is no file, and the flag makes none.
+    UnsupportedError
+        The standard library made a shelf of this name, whatever the flag; the sentence has the command that moves its
+        data. Or what else `cloudstore_mapping.open` raises.
     """
     if flag not in tuple(_FLAGS):
         raise ValueError(f"The flag is one of 'r', 'w', 'c' and 'n', not {flag!r}.")
     location = os.fsdecode(filename)
     path = store_file(location)
+    if path is not None:
+        check_old_data(path, is_shelf=True, needs_secret=secret is not None)
     if path is not None and flag in "rw" and not path.exists():
         raise FileNotFoundError(f"There is no shelf {path}; the flag 'c' makes one.")
     store = open_store(location, **options)

@@ -23,6 +23,7 @@ Run = Callable[..., Result]
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Where an empty store is."""
     if request.param == "embedded":
+        cm.open(tmp_path / "store.db").close()
         yield str(tmp_path / "store.db")
         return
     with Service(new_storage(tmp_path / "service.db")) as service, background(service) as address:

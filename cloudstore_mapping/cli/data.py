@@ -148,5 +148,5 @@ def _change(
 ) -> None:
     secret = asked(password)
     value = read(source)
-    with open_store(at, password=secret, insecure=insecure) as store:
+    with open_store(at, password=secret, insecure=insecure, makes=True) as store:
         change(store, value)

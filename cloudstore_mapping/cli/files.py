@@ -52,7 +52,7 @@ def edit(
     The editor is what VISUAL or EDITOR name. A key that isn't there begins as null. If somebody else changed it
     meanwhile nothing is saved, where the service can tell. Whatever can't be saved stays in a file that is named.
     """
-    with open_store(at, password=asked(password), insecure=insecure) as store, Editing(key) as editing:
+    with open_store(at, password=asked(password), insecure=insecure, makes=True) as store, Editing(key) as editing:
         store.transform(key, editing.change, default=None)
     if as_json:
         show_json({"key": key, "saved": editing.has_changed})

@@ -11,10 +11,10 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
-from cloudstore_mapping.cli.asking import asked
+from cloudstore_mapping.cli.asking import STDIN, asked, stdin
 from cloudstore_mapping.cli.data import AsJSON, AskPassword, At, Insecure
 from cloudstore_mapping.cli.frame import UsageError
-from cloudstore_mapping.cli.output import show_json, show_keys
+from cloudstore_mapping.cli.output import show_json, show_keys, stdout
 from cloudstore_mapping.cli.places import as_usage, open_store
 from cloudstore_mapping.errors import CloudStoreError
 from cloudstore_mapping.links import FILES_PATH
@@ -54,8 +54,8 @@ def upload(
     if name is None and (file == STREAM or not Path(file).name):
         raise UsageError(f"{'Standard input' if file == STREAM else repr(file)} has no name; give it one with --as.")
     secret = asked(password)
-    with open_store(at, password=None, insecure=insecure) as store, _as_usage(file):
-        data = sys.stdin.buffer if file == STREAM else Path(file)
+    with open_store(at, password=None, insecure=insecure, makes=True) as store, _as_usage(file):
+        data = stdin() if file in STDIN else Path(file)
         media = store.upload(data, name, type=type_, password=secret, progress=True)
     if as_json:
         show_json(media._asdict())
@@ -89,6 +89,7 @@ def download(
     with _open_for(link, at, insecure) as store:
         if to == STREAM:
             with _as_usage(None):
+                stdout()  # before anything is fetched
                 store.download(link, cast("IO[bytes]", _Output()), progress=True)
             sys.stdout.buffer.flush()
             return

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from typing import TextIO
 
 from cloudstore_mapping.errors import CloudStoreError
 
 
+def stdout() -> TextIO:
+    """Return standard output; `OSError` where whoever started the command closed it."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return sys.stdout
+
+
 def show(text: str) -> None:
     """Print `text` and a line end at once; `typer.echo` would take colour codes out of a key."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    stream = stdout()
+    stream.write(f"{text}\n")
+    stream.flush()
 
 
 def show_json(value: object) -> None:
     """Print `value` as JSON on exactly one line."""
-    show(_escaped(json.dumps(value, ensure_ascii=False, separators=(",", ":")), sys.stdout))
+    show(_escaped(json.dumps(value, ensure_ascii=False, separators=(",", ":")), stdout()))
 
 
 def show_value(value: object) -> None:
     """Print `value` as JSON: indented on a terminal, else on one line."""
-    if not sys.stdout.isatty():
+    if not stdout().isatty():
         show_json(value)
         return
     for line in json.dumps(value, ensure_ascii=False, indent=2).split("\n"):
@@ -32,11 +42,13 @@ def show_value(value: object) -> None:
 def show_keys(keys: list[str]) -> None:
     """Print a key a line: as it is into a pipe, without control characters on a terminal."""
     if keys:
-        show("\n".join([_escaped(key, sys.stdout) for key in keys] if sys.stdout.isatty() else keys))
+        show("\n".join([_escaped(key, sys.stdout) for key in keys] if stdout().isatty() else keys))
 
 
 def show_error(error: Exception, message: str, *, as_json: bool) -> None:
     """Print one line on stderr: `message`, or a JSON object with the class of `error` and the key it is about."""
+    if sys.stderr is None:
+        return  # the exit status says it
     if as_json:
         key = error.key if isinstance(error, CloudStoreError) else None
         line = json.dumps({"error": type(error).__name__, "message": message, "key": key})

@@ -35,11 +35,21 @@ StoreOption: TypeAlias = Annotated[
 ]
 
 
-def open_store(location: str | None, *, password: str | None, insecure: bool) -> CloudStoreMapping[Any]:
-    """Return the store at `location`; `UsageError` where that can't be understood or opened."""
+def open_store(
+    location: str | None, *, password: str | None, insecure: bool, makes: bool = False
+) -> CloudStoreMapping[Any]:
+    """
+    Return the store at `location`; `UsageError` where that can't be understood or opened.
+
+    Where there is none it is `UsageError` too, unless it `makes` one: a slip in a name is no empty store.
+    """
+    from cloudstore_mapping.locations import location_of, place_at
     from cloudstore_mapping.locations import open as open_location
 
     with as_usage():
+        place = None if makes else place_at(location_of(location))
+        if place is not None and not place.is_memory and not place.exists():
+            raise UsageError(f"There is no store {place}; look at its name, or save a key to make it.")
         return open_location(location, password=password, insecure=insecure)
 
 

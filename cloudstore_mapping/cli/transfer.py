@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Literal, TypeAlias
 
 import typer
 
-from cloudstore_mapping.cli.asking import asked
+from cloudstore_mapping.cli.asking import STDIN, asked, stdin
 from cloudstore_mapping.cli.data import AsJSON, AskPassword, At, Insecure
 from cloudstore_mapping.cli.frame import UsageError, report, status_of
 from cloudstore_mapping.cli.output import show, show_json
@@ -34,7 +35,14 @@ def register(app: typer.Typer) -> None:
 
 
 def import_(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="The file, or another location.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="The file, - for standard input, or another location. A shelf or dbm file has the name that programs "
+            "open it by.",
+        ),
+    ],
     format_: FormatOption = None,
     overwrite: Overwrite = False,
     trust: Annotated[
@@ -51,21 +59,26 @@ def import_(
     Write all keys of a file into a store, and the media files in the folder FILE.media.
 
     What is there already is left as it is. An import that was interrupted goes on when it is begun again. Each key that
-    can't be read or written is a line on stderr, and the others go on.
+    can't be read or written is a line on stderr, and the others go on. Where --at says the name of the shelf or dbm
+    file itself, the store is there once all keys are in it, and a file of that very name is kept as NAME.old.
     """
-    from cloudstore_mapping.transfer import import_store
+    from cloudstore_mapping.transfer.importing import import_at
+    from cloudstore_mapping.transfer.sources import source_at
 
-    with open_store(at, password=asked(password), insecure=insecure) as store, _failing(file, as_json):
-        done = import_store(
-            store, file, format=format_, overwrite=overwrite, trust=trust, dry_run=dry_run, progress=True
-        )
+    secret = asked(password)
+    stream = stdin() if file in STDIN else None
+    with _failing(file, as_json), source_at(file, format_, trust=trust, stream=stream) as source:
+        opens = partial(open_store, password=secret, insecure=insecure, makes=True)
+        done, kept = import_at(at, source, opens, overwrite=overwrite, dry_run=dry_run, progress=True)
     if as_json:
-        show_json({"dry_run": dry_run, **done._asdict()})
+        show_json({"dry_run": dry_run, **done._asdict(), "kept": None if kept is None else str(kept)})
         return
     verb = "Would import" if dry_run else "Imported"
     show(f"{verb} {_keys(done.written)} and {_media(len(done.media))}.")
     if done.skipped or done.media_skipped:
         show(_left(done.skipped, f" and {_media(done.media_skipped)}", dry_run))
+    if kept is not None:
+        show(f"{file} is the store now; the file before is kept as {kept}.")
 
 
 def export(
@@ -112,6 +125,8 @@ def _failing(file: str, as_json: bool) -> Iterator[None]:
         failures = [failure for failure in error.failed.values() if isinstance(failure, CloudStoreError)]
         for failure in failures:
             report(failure, as_json=as_json)
+        for note in getattr(error, "__notes__", ()):
+            report(UsageError(note), as_json=as_json)
         raise typer.Exit(max(map(status_of, failures))) from error
     except CloudStoreError as error:
         if isinstance(error, ValueError):

@@ -34,7 +34,7 @@ def secrets_of(given: Secret | None, file: Path | None, *, makes: bool = True) -
         return _checked([given] if isinstance(given, str | bytes) else given)
     if VARIABLE in os.environ:
         return _checked(os.environ[VARIABLE].splitlines())
-    if file is None or not (makes or _place(file).exists()):
+    if file is None or not (makes or place_of_secret(file).exists()):
         return []
     return _checked(_beside(file).splitlines())
 
@@ -51,12 +51,13 @@ def _checked(given: Sequence[str | bytes]) -> list[bytes]:
     return found
 
 
-def _place(file: Path) -> Path:
+def place_of_secret(file: Path) -> Path:
+    """Return the file of a secret beside a store's."""
     return file.with_name(file.name + _END)
 
 
 def _beside(file: Path) -> bytes:
-    path = _place(file)
+    path = place_of_secret(file)
     with suppress(FileNotFoundError):
         return path.read_bytes()
     # Written whole under another name first: another process may read it at any moment.

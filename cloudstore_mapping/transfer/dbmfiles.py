@@ -2,57 +2,56 @@
 
 from __future__ import annotations
 
+import ast
 import dbm
 import os
 import pickle
+import pickletools
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from msgspec import MsgspecError
 
 from cloudstore_mapping.client import codec
 from cloudstore_mapping.client.envelopes import Envelopes
 from cloudstore_mapping.errors import BadValueError, UnsupportedError
+from cloudstore_mapping.transfer.dbmkinds import TABLE, DbmFile, dbm_at, read_only
 from cloudstore_mapping.transfer.entries import Entry, about, checked
 from cloudstore_mapping.wire import decode_value, encode_value
 
-#: What the names of the files end with that one dbm file consists of.
-ENDS: Final = ("", ".db", ".pag", ".dat", ".dir", ".bak")
+_STOP: Final = b"."  # a pickle's last byte
 
-_SQLITE: Final = b"SQLite format 3\0"
-#: The table of the files that `dbm.sqlite3` makes, which Python knows from 3.13 on; they are read on every one.
-_TABLE: Final = "Dict"
-_PICKLED: Final = (b"\x80", b".")
-
-_Pair = tuple[bytes, bytes]
+#: A key and its value; None for one that is cut off.
+_Pair: TypeAlias = tuple[bytes, bytes | None]
 
 
 def is_dbm(path: Path) -> bool:
     """Whether there is a dbm file under this name."""
-    return bool(_kind(path))
+    return dbm_at(path) is not None
 
 
 def is_shelf(path: Path) -> bool:
-    """Whether the first value of a dbm file looks like a pickle, as those of a shelf do."""
+    """Whether the first value of a dbm file is a pickle by its form, as those of a shelf are; none is loaded."""
     with _pairs(path) as pairs:
-        first = next(pairs, None)
-    return first is not None and first[1].startswith(_PICKLED[0]) and first[1].endswith(_PICKLED[1])
+        return any(_is_pickle(value) for _, value in islice(pairs, 1))
 
 
 def length(path: Path) -> int:
-    """Return how many keys a dbm file holds."""
-    with _pairs(path, keys_only=True) as pairs:
+    """Return how many keys a dbm file holds, after all of it was read, and nothing of it loaded."""
+    with _pairs(path) as pairs:
         return sum(1 for _ in pairs)
 
 
 def files_of(path: Path) -> list[Path]:
     """Return the files that are there of the dbm file under this name."""
-    return [file for end in ENDS if (file := Path(f"{path}{end}")).exists()] if is_dbm(path) else []
+    found = dbm_at(path)
+    return [] if found is None else list(found.files)
 
 
 def read_dbm(path: Path) -> Iterator[Entry]:
@@ -105,7 +104,22 @@ def _entries(path: Path, value: Callable[[str, bytes], Entry]) -> Iterator[Entry
                 shown = key.decode("utf-8", "backslashreplace")
                 yield Entry(shown, BadValueError(f"The key {shown!r} is no UTF-8; give it another name.", key=shown))
                 continue
+            if stored is None:
+                sentence = f"The value of {text!r} is cut off in {path}; mend the file, or delete the key there."
+                yield Entry(text, BadValueError(sentence, key=text))
+                continue
             yield value(text, stored)
+
+
+def _is_pickle(value: bytes | None) -> bool:
+    """Whether these bytes are one whole pickle of any protocol: Python 2 made shelves of protocol 0, which is text."""
+    if value is None or not value.endswith(_STOP):
+        return False
+    try:
+        *_, (_, _, position) = pickletools.genops(value)
+    except Exception:  # noqa: BLE001 - any bytes may be there
+        return False
+    return position == len(value) - 1 > 0
 
 
 def _plain(key: str, stored: bytes) -> Entry:
@@ -121,27 +135,68 @@ def _plain(key: str, stored: bytes) -> Entry:
 
 
 @contextmanager
-def _pairs(path: Path, *, keys_only: bool = False) -> Iterator[Iterator[_Pair]]:
-    kind = _kind(path)
-    if kind == "dbm.sqlite3":
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            value = "x''" if keys_only else "CAST(value AS BLOB)"
-            yield iter(connection.execute(f"SELECT CAST(key AS BLOB), {value} FROM {_TABLE}"))  # noqa: S608 - constants
-        return
-    if not kind:
+def _pairs(path: Path) -> Iterator[Iterator[_Pair]]:
+    found = dbm_at(path)
+    if found is None:
         raise UnsupportedError(f"{path} is no dbm file that is known here; look at its name.")
+    if found.reader == "dbm.sqlite3":
+        pairs = _of_sqlite(found.name)
+    elif found.reader == "dbm.dumb":
+        pairs = _of_dumb(found.name)
+    else:
+        pairs = _of_module(found)
+    with closing(pairs):
+        yield _undamaged(found, pairs)
+
+
+def _undamaged(found: DbmFile, pairs: Iterator[_Pair]) -> Iterator[_Pair]:
     try:
-        module = import_module(kind)
+        yield from pairs
+    except (*dbm.error, sqlite3.Error, ValueError) as error:
+        raise UnsupportedError(f"{found.name} can't be read by {found.reader}: {error}; is it damaged?") from error
+
+
+def _of_sqlite(path: Path) -> Generator[_Pair]:
+    with closing(read_only(path)) as connection:
+        yield from connection.execute(f"SELECT CAST(key AS BLOB), CAST(value AS BLOB) FROM {TABLE}")  # noqa: S608 - constants
+
+
+def _of_dumb(path: Path) -> Generator[_Pair]:
+    # Not by the module: of a value that is cut off it returns what is left, and it opens a file without its index.
+    places: dict[str, tuple[int, int]] = {}
+    index = Path(f"{path}.dir")
+    if not index.is_file():
+        raise ValueError(f"{index} is missing, of which {path}.bak is the version before")
+    for number, line in enumerate(index.read_text("latin-1").split("\n"), 1):
+        try:
+            if line.strip():
+                key, (start, size) = ast.literal_eval(line)
+                places[key] = (start, size)
+        except (SyntaxError, TypeError, ValueError) as error:
+            raise ValueError(f"line {number} of {index} is none of an index") from error
+    with Path(f"{path}.dat").open("rb") as file:
+        for key, (start, size) in places.items():
+            file.seek(start)
+            value = file.read(size)
+            yield key.encode("latin-1"), value if len(value) == size else None
+
+
+def _of_module(found: DbmFile) -> Generator[_Pair]:
+    try:
+        module = import_module(found.reader)
     except ImportError as error:
         raise UnsupportedError(
-            f"{path} is a file of {kind}, which this Python lacks; install it (Debian: python3-gdbm)."
+            f"{found.name} is a file of {found.maker}, and this Python lacks {found.reader}; install it (Debian: "
+            "python3-gdbm), or use the Python that made the file."
         ) from error
-    try:
-        opened = module.open(os.fspath(path), "r")
-    except dbm.error as error:
-        raise UnsupportedError(f"{path} can't be read by {kind}: {error}; is it damaged?") from error
-    with closing(opened):
-        yield ((key, b"" if keys_only else opened[key]) for key in _keys(opened))
+    with ExitStack() as stack:
+        name = found.name
+        if found.maker == "dbhash":  # Python 2's, which `dbm.ndbm` finds under a longer name
+            name = Path(stack.enter_context(TemporaryDirectory())) / "linked"
+            Path(f"{name}.db").symlink_to(found.name.absolute())
+        opened = stack.enter_context(closing(module.open(os.fspath(name), "r")))
+        for key in _keys(opened):
+            yield key, opened[key]
 
 
 def _keys(opened: Any) -> Iterator[bytes]:
@@ -152,15 +207,3 @@ def _keys(opened: Any) -> Iterator[bytes]:
     while key is not None:
         yield key
         key = opened.nextkey(key)
-
-
-def _kind(path: Path) -> str:
-    """Return the module that made the file, empty where it is none that is known or there is none."""
-    with suppress(OSError):
-        with path.open("rb") as file:
-            if file.read(len(_SQLITE)) != _SQLITE:
-                return dbm.whichdb(os.fspath(path)) or ""
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
-            return "dbm.sqlite3" if (_TABLE,) in tables else ""
-    return dbm.whichdb(os.fspath(path)) or ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +15,21 @@ from cloudstore_mapping.client.envelopes import Envelopes
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.progress import Progress, reporting
 from cloudstore_mapping.client.raw import RawStore
-from cloudstore_mapping.client.secret import Secret, secrets_of
-from cloudstore_mapping.errors import BadValueError, ChangedError, CloudStoreError, NoFileError, UnsupportedError
+from cloudstore_mapping.client.secret import Secret, new_secret, secrets_of
+from cloudstore_mapping.errors import (
+    BadValueError,
+    BulkError,
+    ChangedError,
+    CloudStoreError,
+    NoFileError,
+    UnsupportedError,
+)
+from cloudstore_mapping.service.storage.places import MEMORY
+from cloudstore_mapping.transfer.dbmkinds import dbm_itself
 from cloudstore_mapping.transfer.entries import PATIENCE, Entry, Failures
-from cloudstore_mapping.transfer.formats import Format, format_of_source
-from cloudstore_mapping.transfer.sources import FileSource, Opens, Source, StoreSource
+from cloudstore_mapping.transfer.formats import Format
+from cloudstore_mapping.transfer.replacing import Replacement
+from cloudstore_mapping.transfer.sources import Opens, Source, StoreSource, source_at
 
 
 class Imported(NamedTuple):
@@ -56,7 +67,8 @@ def import_store(
     store
         The store, or a `view` of a part of it.
     source
-        A file, another location that `cloudstore_mapping.open` knows, or another store.
+        A file, a pipe, another location that `cloudstore_mapping.open` knows, or another store. A dbm file or shelf has
+        the name that programs open it by, without the endings that its module adds.
     format
         ``json``, ``jsonl``, ``dbm``, ``shelve`` or ``store``; without it the file and its name say which.
     overwrite
@@ -73,36 +85,74 @@ def import_store(
     Raises
     ------
     FileNotFoundError
-        There is no such file.
+        There is no such file or store.
     ValueError
-        The format can't be told; `BadValueError` where the file doesn't hold to it, or is a shelf and not trusted.
+        The format can't be told, or a pipe brings nothing; `BadValueError` where the file doesn't hold to its format,
+        or is a shelf and not trusted.
     BulkError
         Some keys could not be read or written; all others are there.
     CloudStoreError, OSError
         What else ended it; begun again, it goes on.
     """
-    target = RawStore(store)
-    importing = _Import(target, overwrite=overwrite, dry_run=dry_run)
+    importing = _Import(RawStore(store), overwrite=overwrite, dry_run=dry_run, secret=secret)
     if isinstance(source, CloudStoreMapping):
         return importing.run(StoreSource(RawStore(source)), progress)
-    place = os.fspath(source)
-    kind = format_of_source(place, format)
-    if kind == "store":
-        from cloudstore_mapping.locations import open as open_store  # loads what only this needs
+    with source_at(os.fspath(source), format, trust=trust) as opened:
+        return importing.run(opened, progress)
 
-        with open_store(place) as other:
-            return importing.run(StoreSource(RawStore(other)), progress)
-    if kind == "shelve" and not trust:
-        raise BadValueError(
-            f"{place} is a shelf, and loading it runs what is in its pickles; if it is your own, say trust=True."
-        )
-    path = Path(place)
-    return importing.run(FileSource(path, kind, lambda: Envelopes(secrets_of(secret, target.file))), progress)
+
+def import_at(
+    location: str | None,
+    source: Source,
+    open_store: Callable[[str], CloudStoreMapping[Any]],
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress = None,
+) -> tuple[Imported, Path | None]:
+    """
+    Import into the store at a location, which is made only now that the source was looked at, and in no dry run.
+
+    A store with the name that programs open the dbm file by is there once all keys are in it, so that no program takes
+    a part for the whole. A file of that very name is kept; the second of what is returned is its new path.
+    """
+    from cloudstore_mapping.locations import location_of, store_file  # loads what only this needs
+
+    location = location_of(location)
+    file = store_file(location)
+    replaces = file is not None and source.dbm_name is not None and _is_made_from(file, source.dbm_name)
+    secret: Secret | None = None
+    with ExitStack() as stack:
+        replacement = None
+        if dry_run and file is not None and (replaces or not file.exists()):
+            secret = secrets_of(None, file, makes=False) or [new_secret()]
+            location = MEMORY
+        elif replaces and file is not None:
+            replacement = stack.enter_context(Replacement(file))
+            location = str(replacement.draft)
+        store = stack.enter_context(open_store(location))
+        if isinstance(source, StoreSource) and source.identity == RawStore(store).identity:
+            raise ValueError(f"{file or 'The source'} is the store itself; name another source, or its format.")
+        importing = _Import(RawStore(store), overwrite=overwrite, dry_run=dry_run, secret=secret)
+        try:
+            done = importing.run(source, progress)
+        except BulkError as error:
+            if replacement is not None:
+                error.add_note(f"So there is no store {file} yet; mend these keys, or name another store.")
+            raise
+    return done, None if replacement is None else replacement.kept
+
+
+def _is_made_from(store: Path, name: Path) -> bool:
+    """Whether a store that isn't there yet has the name of this dbm file."""
+    is_there = store.exists() and store.stat().st_size > 0
+    return store.resolve() == name.resolve() and (not is_there or dbm_itself(store) is not None)
 
 
 class _Import:
-    def __init__(self, target: RawStore, *, overwrite: bool, dry_run: bool) -> None:
+    def __init__(self, target: RawStore, *, overwrite: bool, dry_run: bool, secret: Secret | None) -> None:
         self._target = target
+        self._secret = secret
         self._overwrite = overwrite
         self._dry_run = dry_run
         self._failures = Failures()
@@ -114,7 +164,7 @@ class _Import:
         there = set(self._target.keys())
         done = 0
         with reporting(progress, total) as report:
-            for batch in in_batches(source.entries(), Entry.size_of, seconds=PATIENCE):
+            for batch in in_batches(source.entries(self._envelopes), Entry.size_of, seconds=PATIENCE):
                 values: dict[str, bytes] = {}
                 for key, value in batch:
                     if isinstance(value, CloudStoreError):
@@ -131,6 +181,12 @@ class _Import:
         media, media_skipped = self._store_media(source.media())
         self._failures.check(self._written, "imported")
         return Imported(len(self._written), self._skipped, media, media_skipped)
+
+    def _envelopes(self) -> Envelopes:
+        secrets = secrets_of(self._secret, self._target.file, makes=not self._dry_run)
+        if not secrets and self._dry_run and self._target.file is not None:
+            secrets = [new_secret()]  # in the place of the one that would be made
+        return Envelopes(secrets)
 
     def _write(self, values: dict[str, bytes], there: set[str]) -> Iterator[str]:
         """Write the values, and yield each key once it is done with."""

@@ -31,7 +31,7 @@ class Line(msgspec.Struct):
 _read_line: Final = msgspec.json.Decoder(Line).decode
 
 
-def read_lines(path: Path) -> Iterator[Entry]:
+def read_lines(path: Path, called: str) -> Iterator[Entry]:
     """Yield what the lines hold; `BadValueError` for one that isn't ``{"key": …, "value": …}``."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -42,9 +42,18 @@ def read_lines(path: Path) -> Iterator[Entry]:
                 found = _read_line(text)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise BadValueError(
-                    f'Line {number} of {path} is no {{"key": …, "value": …}}: {error}; mend it, and import again.'
+                    f'Line {number} of {called} is no {{"key": …, "value": …}}: {error}; mend it, and import again.'
                 ) from error
             yield checked(found.key, bytes(found.value))
+
+
+def is_line(text: bytes) -> bool:
+    """Whether this is one line of JSON Lines."""
+    try:
+        _read_line(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def write_lines(file: IO[bytes], entries: Iterable[tuple[str, bytes]]) -> None:
@@ -58,10 +67,10 @@ def line_of(key: str, value: bytes) -> bytes:
     return b'{"key":%b,"value":%b}\n' % (_encode(key), value)
 
 
-def read_object(path: Path) -> Iterator[Entry]:
+def read_object(path: Path, called: str) -> Iterator[Entry]:
     """Yield what the one object in the file holds; `BadValueError` where it is none, or not whole."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        scanner = _Scanner(path, file)
+        scanner = _Scanner(called, file)
         scanner.take("{")
         if scanner.peek() == "}":
             scanner.take("}")
@@ -94,8 +103,8 @@ def write_object(file: IO[bytes], entries: Iterable[tuple[str, bytes]]) -> None:
 class _Scanner:
     """Finds one value after another in a text that is read piece by piece."""
 
-    def __init__(self, path: Path, file: TextIO) -> None:
-        self._path = path
+    def __init__(self, called: str, file: TextIO) -> None:
+        self._called = called
         self._file = file
         self._text = ""
         self._at = 0
@@ -143,7 +152,7 @@ class _Scanner:
         try:
             more = self._file.read(max(PIECE, len(held)))
         except UnicodeDecodeError as error:
-            raise BadValueError(f"{self._path} is not UTF-8 ({error.reason}); write it anew as that.") from error
+            raise BadValueError(f"{self._called} is not UTF-8 ({error.reason}); write it anew as that.") from error
         if not more:
             return False
         self._passed += self._at
@@ -154,7 +163,7 @@ class _Scanner:
     def fail(self, why: str) -> NoReturn:
         """Raise what is wrong here."""
         raise BadValueError(
-            f"{self._path} is not an object of JSON: {why}, at character {self._passed + self._at + 1}; mend it, and "
+            f"{self._called} is not an object of JSON: {why}, at character {self._passed + self._at + 1}; mend it, and "
             "import again."
         )
 

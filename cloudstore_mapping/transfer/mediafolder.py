@@ -117,10 +117,12 @@ def opened(export: Path, item: MediaItem) -> Iterator[IO[bytes]]:
 
 
 def items_of(export: Path) -> list[MediaItem]:
-    """Return the media files of an export; `BadValueError` for an index that can't be read."""
+    """Return the media files of an export; `BadValueError` for an index that can't be read, or a folder without one."""
     folder = folder_of(export)
-    if not (folder / INDEX).is_file():
+    if not folder.is_dir():
         return []
+    if not (folder / INDEX).is_file():
+        raise BadValueError(f"{folder} has no {INDEX}, so nobody knows what is in it; mend it, or move it away.")
     items = _items(folder)
     lines = sum(1 for line in (folder / INDEX).read_bytes().splitlines() if line.strip())
     if len(items) != lines:
