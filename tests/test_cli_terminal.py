@@ -40,7 +40,7 @@ def on_terminal(*arguments: str, answers: dict[bytes, bytes] | None = None) -> t
                 for question in [question for question in waiting if question in shown]:
                     os.write(ours, waiting.pop(question))
     os.close(ours)
-    return process.returncode, shown.decode().replace("\r\n", "\n")
+    return process.returncode, shown.decode(errors="replace").replace("\r\n", "\n")
 
 
 def test_a_terminal_gets_indented_json(tmp_path: Path) -> None:

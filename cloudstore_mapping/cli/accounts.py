@@ -9,7 +9,7 @@ import typer
 
 from cloudstore_mapping.cli.asking import ask, confirm
 from cloudstore_mapping.cli.frame import UsageError
-from cloudstore_mapping.cli.output import show, show_json
+from cloudstore_mapping.cli.output import show, show_json, stdout
 from cloudstore_mapping.cli.places import StoreOption, open_service
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def create(
     as_json: AsJSON = False,
 ) -> None:
     """Make an account, and print its API key, this once."""
+    stdout()  # before there is a secret that nobody sees
     own_key = ask("API key") if api_key == "-" else api_key
     with open_service(store, makes=True) as service:
         created = {"account": name, "api_key": service.accounts.create(name, own_key, plan=plan)}
@@ -161,6 +162,7 @@ def rotate_key(
 
     Hand the new one to all programs, then end the old one with --drop-old.
     """
+    stdout()
     with open_service(store) as service:
         if drop_old:
             dropped = service.accounts.drop_old_keys(name)
@@ -173,6 +175,7 @@ def rotate_key(
 @accounts.command()
 def reset_password(name: Name, store: StoreOption = None, as_json: AsJSON = False) -> None:
     """Print a one-time password for the dashboard, this once; whoever was signed in isn't any more."""
+    stdout()
     with open_service(store) as service:
         password = service.owners.reset_password(name)
     _show({"account": name, "password": password}, password, as_json=as_json)

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from cloudstore_mapping.cli.asking import is_on_terminal, typed
 from cloudstore_mapping.cli.frame import UsageError
 from cloudstore_mapping.cli.values import parse
 from cloudstore_mapping.errors import ChangedError, CloudStoreError
@@ -82,9 +83,9 @@ def _edit(file: Path) -> None:
 
 
 def _is_tried_again(error: UsageError) -> bool:
-    if not sys.stdin.isatty():
+    if not is_on_terminal():
         return False
     sys.stderr.write(f"{error} Enter opens it again, n leaves it: ")
     sys.stderr.flush()
-    answer = sys.stdin.readline()
+    answer = typed()
     return answer.endswith("\n") and not answer.strip().lower().startswith("n")

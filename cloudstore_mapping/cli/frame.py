@@ -89,4 +89,5 @@ def _sentence(error: typer.BadParameter, arguments: list[str]) -> str:
 
 def _drop_output() -> None:
     # What is still buffered would fail again when Python exits.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

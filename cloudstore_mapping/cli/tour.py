@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import closing
 
 import typer
 
-from cloudstore_mapping.cli.output import show
+from cloudstore_mapping.cli.output import show, stdout
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +22,7 @@ def demo() -> None:
     """
     from cloudstore_mapping.demo import transcript
 
-    coloured = sys.stdout.isatty()
+    coloured = stdout().isatty()
     with closing(transcript()) as parts:
         for part in parts:
             if coloured:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from msgspec import MsgspecError
 
+from cloudstore_mapping.cli.asking import STDIN, reading, stdin
 from cloudstore_mapping.cli.frame import UsageError
 from cloudstore_mapping.client.codec import dump
 from cloudstore_mapping.errors import BadValueError
@@ -17,8 +17,8 @@ from cloudstore_mapping.wire import decode_value
 
 def read(source: str) -> Any:
     """Return the value that `source` says, names or stands for; `UsageError` for what is no JSON."""
-    if source == "-":
-        name, text = "Standard input", sys.stdin.buffer.read()
+    if source == "-" or (source.startswith("@") and source[1:] in STDIN - {"-"}):
+        name, text = "Standard input", reading(stdin().read)
     elif source.startswith("@"):
         try:
             name, text = source[1:], Path(source[1:]).read_bytes()
