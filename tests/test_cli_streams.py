@@ -176,8 +176,8 @@ def test_no_secret_is_made_for_nobody(
         ("set q - 0>out", 2, "cloudstore: Standard input can't be read: Bad file descriptor.\n"),
         ("get key >&-", 2, "cloudstore: Standard input or output failed: Bad file descriptor.\n"),
         ("set q 1 >&-", 0, ""),
-        ("get absent 2>&-", 1, ""),
-        ("get absent <&- >&- 2>&-", 1, ""),
+        ("get key --at ftp://host 2>&-", 2, ""),
+        ("get key --at ftp://host <&- >&- 2>&-", 2, ""),
     ],
 )
 def test_as_a_shell_closes_them(line: str, status: int, said: str) -> None:
