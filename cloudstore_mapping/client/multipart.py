@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import IO, Any, Final, TypeAlias
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from cloudstore_mapping.errors import BadNameError, BadValueError
 from cloudstore_mapping.wire import Upload
@@ -42,7 +42,9 @@ class Form:
         check_type(upload.content_type)
         boundary = secrets.token_hex(16)
         self.content_type = f"multipart/form-data; boundary={boundary}"
-        part = f'"file"; filename="{upload.name.translate(_ESCAPES)}"\r\nContent-Type: {upload.content_type}'
+        # A service may take `=?…?=` for an encoded name, unless the name is there as it is meant, too.
+        meant = f"; filename*=UTF-8''{quote(upload.name, safe='', errors='replace')}" if "=?" in upload.name else ""
+        part = f'"file"; filename="{upload.name.translate(_ESCAPES)}"{meant}\r\nContent-Type: {upload.content_type}'
         condition = (('"if_version"', ""),) if upload.only_new else ()
         fields = (('"key"', upload.api_key), ('"password"', upload.password or ""), *condition, (part, ""))
         try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from cloudstore_mapping.errors import ProtocolError
+from cloudstore_mapping.web.filenames import disposition_of
 
 #: Parts that a form may have, and bytes that each of its fields may take.
 MAX_PARTS: Final = 16
@@ -17,12 +17,6 @@ MAX_FIELD_BYTES: Final = 4096
 CONDITION: Final = "if_version"
 #: Bytes that the value of a part's header may take: a file's name of a thousand bytes, escaped, and what is around it.
 MAX_HEADER_BYTES: Final = 8192
-
-# The header of a part as WHATWG's HTML standard has it, which knows no backslash as an escape: a name may hold some.
-_OPTION: Final = re.compile(rb'; (name|filename)="([^"]*)"')
-_AS_BROWSERS: Final = re.compile(rb'form-data(?:; (?:name|filename)="[^"]*")+')
-# What browsers write for these three in a file's name, and nothing else.
-_ESCAPES: Final = (("%22", '"'), ("%0D", "\r"), ("%0A", "\n"))
 
 
 class UploadForm:
@@ -44,6 +38,7 @@ class UploadForm:
         self.has_ended = False
         self.filename = ""
         self.content_type = ""
+        self._boundary = boundary
         self._has_begun = False
         self._pieces: list[bytes] = []
         self._parts = 0
@@ -99,7 +94,9 @@ class UploadForm:
         self._header = (bytearray(), bytearray())
 
     def _end_headers(self) -> None:
-        options = _options(self._headers.get(b"content-disposition", b""))
+        options = disposition_of(self._headers, self._boundary)
+        if options is None:
+            raise _bad("a part has no Content-Disposition of form-data")
         self._field = _text(options.get(b"name", b""), "a field's name")
         self._value = bytearray()
         self._in_file = self._field == "file" and b"filename" in options
@@ -109,7 +106,7 @@ class UploadForm:
             raise _bad("it holds more than one file")
         self.has_file = True
         self.before_file = frozenset(self.fields)
-        self.filename = _unescaped(_text(options[b"filename"], "the file's name"))
+        self.filename = _text(options[b"filename"], "the file's name")
         self.content_type = self._headers.get(b"content-type", b"").decode("latin-1")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
@@ -131,15 +128,6 @@ class UploadForm:
         self.has_ended = True
 
 
-def _options(disposition: bytes) -> dict[bytes, bytes]:
-    if _AS_BROWSERS.fullmatch(disposition):
-        return dict(_OPTION.findall(disposition))
-    kind, options = parse_options_header(disposition)
-    if kind != b"form-data":
-        raise _bad("a part has no Content-Disposition of form-data")
-    return options
-
-
 def _bad(why: str) -> ProtocolError:
     return ProtocolError(f"The form can't be read: {why}.", error="BadRequest")
 
@@ -149,9 +137,3 @@ def _text(data: bytes, what: str) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise _bad(f"{what} is not UTF-8") from error
-
-
-def _unescaped(filename: str) -> str:
-    for escape, char in _ESCAPES:
-        filename = filename.replace(escape, char)
-    return filename
