@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from urllib.parse import urlsplit
 
 from tests.admin_fixtures import api_key, guest, program, visitor
 from tests.service_fakes import Asker, ManualClock
@@ -264,5 +265,7 @@ def test_what_is_said_is_said_once(program: Asker, visitor: Visitor) -> None:
     program.save("a", 1)
     assert "Deleted: 1." in shown(visitor.post("data/delete", name=named("a")))
     assert "Deleted" not in shown(visitor.get())
-    visitor.session.cookies.set("cloudstore-said", "You won.1", domain="127.0.0.1", path="/")
+    visitor.session.cookies.set(
+        f"cloudstore-said-{urlsplit(visitor.address).port}+cloudstore", "You won.1", domain="127.0.0.1", path="/"
+    )
     assert "You won" not in visitor.get().text

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
 
 from cloudstore_mapping.service.owners import IDLE_END
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.app import make_app
+from cloudstore_mapping.web.serve import background
 from tests.admin_fixtures import api_key, guest
-from tests.service_fakes import ManualClock
-from tests.visitor import PASSWORD, SAME_SITE, Visitor, shown
+from tests.service_fakes import FakeHasher, ManualClock
+from tests.storages import new_storage
+from tests.visitor import PASSWORD, SAME_SITE, Visitor, owner, shown
 
 __all__ = ["api_key", "guest"]  # fixtures, defined beside
 
@@ -45,21 +50,63 @@ def cookie(guest: Visitor, headers: dict[str, str], password: str = PASSWORD) ->
     return response.headers["Set-Cookie"]
 
 
+def name_of(guest: Visitor) -> str:
+    """Return the name of the session's cookie at the address that somebody visits."""
+    return f"cloudstore-session-{urlsplit(guest.address).port}+cloudstore"
+
+
 def test_the_cookie(guest: Visitor) -> None:
     """The session's cookie is HttpOnly, SameSite=Lax, for all paths, and ends with the browser."""
     parts = cookie(guest, SAME_SITE).split("; ")
-    assert parts[0].startswith("cloudstore-session=")
+    assert parts[0].startswith(f"{name_of(guest)}=")
     assert {part.lower() for part in parts[1:]} == {"httponly", "path=/", "samesite=lax"}
 
 
 def test_the_cookie_behind_https(guest: Visitor) -> None:
     """Where the browser speaks https, the cookie is Secure, and has the prefix that binds it to the host."""
     parts = cookie(guest, {**SAME_SITE, "Origin": "https://example.org"}).split("; ")
-    assert parts[0].startswith("__Host-cloudstore-session=")
+    assert parts[0].startswith(f"__Host-{name_of(guest)}=")
     assert {part.lower() for part in parts[1:]} == {"httponly", "path=/", "samesite=lax", "secure"}
 
 
-def asked(service: Service, scheme: str, cookie: str) -> str:
+def test_two_services_on_one_host(service: Service, guest: Visitor, clock: ManualClock, hasher: FakeHasher) -> None:
+    """Who signs in to a service on another port stays signed in to the first, and what one says the other doesn't."""
+    with Service(new_storage(), clock=clock, hasher=hasher) as other, background(other) as address:
+        owner(other)
+        guest.sign_in()
+        with Visitor(address) as second:
+            second.session.cookies = guest.session.cookies  # a browser has one jar for all ports of a host
+            assert not second.is_in()
+            second.sign_in()
+            assert (guest.is_in(), second.is_in()) == (True, True)
+            second.get("?panel=user")
+            second.session.post(
+                f"{second.address}/admin/defaults",
+                data={"token": second.form_token, "kind": "data", "password": "pw"},
+                headers=SAME_SITE,
+                timeout=30,
+                allow_redirects=False,
+            )
+            assert "The default password is in force" not in shown(guest.get())
+            assert "The default password is in force" in shown(second.get())
+            second.post("sign-out")
+            assert (guest.is_in(), second.is_in()) == (True, False)
+
+
+@pytest.mark.parametrize("host", ["cloud.example.com", "cloud.example.com:8443", "[::1]:8443", "[::1]"])
+def test_two_base_paths_on_one_host(service: Service, api_key: str, host: str) -> None:
+    """Services under two paths of one address have cookies of their own; a service's nodes have the same."""
+    token = service.owners.sign_in("owner", PASSWORD, "here")
+    port = "-8443" if host.endswith("8443") else ""
+    for scheme, prefix in (("http", ""), ("https", "__Host-")):
+        for base in ("", "/one", "/two/2"):
+            for cookie_of in ("", "/one", "/two/2"):
+                cookie = f"{prefix}cloudstore-session{port}{cookie_of.replace('/', '+')}={token}"
+                is_in = "Sign out" in asked(service, scheme, cookie, base=base, host=host)
+                assert is_in is (base == cookie_of)
+
+
+def asked(service: Service, scheme: str, cookie: str, *, base: str = "/cloudstore", host: str = "test") -> str:
     """Return the dashboard's page as the application gives it to somebody with a cookie, over http or https."""
     sent: list[Any] = []
 
@@ -73,15 +120,15 @@ def asked(service: Service, scheme: str, cookie: str) -> str:
         "type": "http",
         "method": "GET",
         "scheme": scheme,
-        "path": "/cloudstore/admin.html",
+        "path": f"{base}/admin.html",
         "query_string": b"",
-        "headers": [(b"host", b"test"), (b"cookie", cookie.encode())],
+        "headers": [(b"host", host.encode()), (b"cookie", cookie.encode())],
         "client": ("127.0.0.1", 1),
         "server": ("test", 443),
     }
 
     async def ask() -> None:
-        await make_app(service)(scope, receive, send)
+        await make_app(service, base_path=base)(scope, receive, send)
 
     asyncio.run(ask())
     return b"".join(message.get("body", b"") for message in sent).decode()
@@ -90,23 +137,23 @@ def asked(service: Service, scheme: str, cookie: str) -> str:
 def test_over_https_only_its_own_cookie_counts(service: Service, api_key: str) -> None:
     """Over https a session's token is taken from the cookie with the prefix only, which no other site can set."""
     token = service.owners.sign_in("owner", PASSWORD, "here")
-    assert "Sign out" in asked(service, "https", f"__Host-cloudstore-session={token}")
-    assert "Sign out" in asked(service, "http", f"cloudstore-session={token}")
-    assert "Sign out" not in asked(service, "https", f"cloudstore-session={token}")
+    assert "Sign out" in asked(service, "https", f"__Host-cloudstore-session+cloudstore={token}")
+    assert "Sign out" in asked(service, "http", f"cloudstore-session+cloudstore={token}")
+    assert "Sign out" not in asked(service, "https", f"cloudstore-session+cloudstore={token}")
 
 
 def test_a_planted_session_is_not_taken(guest: Visitor) -> None:
     """A sign-in makes a token of its own, whatever cookie came with it."""
-    planted = {**SAME_SITE, "Cookie": "cloudstore-session=planted"}
+    planted = {**SAME_SITE, "Cookie": f"{name_of(guest)}=planted"}
     assert "planted" not in cookie(guest, planted)
-    guest.session.cookies.set("cloudstore-session", "planted")
+    guest.session.cookies.set(name_of(guest), "planted")
     assert not guest.is_in()
 
 
 def test_a_second_sign_in_ends_the_first_session(service: Service, guest: Visitor) -> None:
     """Who signs in again has one session, and the old token is worth nothing."""
     guest.sign_in()
-    old = guest.session.cookies["cloudstore-session"]
+    old = guest.session.cookies[name_of(guest)]
     guest.sign_in()
     assert service.owners.session(old) is None
 

@@ -25,16 +25,14 @@ from cloudstore_mapping.errors import (
 from cloudstore_mapping.web.admin_actions import SAID, Actions, Done, RetryError
 from cloudstore_mapping.web.admin_http import (
     MAX_FORM_BYTES,
+    Cookies,
     ForbiddenError,
     Form,
     address_of,
     check_origin,
     check_token,
-    forget_token,
     guarded,
-    keep_token,
     read_form,
-    token_of,
 )
 from cloudstore_mapping.web.admin_pages import STATIC, Pages, Visit, static
 from cloudstore_mapping.web.admin_place import Place
@@ -58,7 +56,7 @@ WAITING: Final = 32
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
 #: What was done, for the next page to say it: a name of `SAID` and a number, which anybody may know.
-_SAID_COOKIE: Final = "cloudstore-said"
+_SAID_COOKIE: Final = "said"
 _CONTENT_TYPES: Final = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 # Errors that travel in a 200 on the wire, and what a browser is told of them.
 _STATUS: Final[Mapping[str, int]] = {
@@ -78,6 +76,7 @@ class _Admin:
         self._service = service
         self._pages = Pages(service, base)
         self._home = f"{base}/admin.html"
+        self._cookies = Cookies(base)
         actions = Actions(service, self._pages)
         self._changes = Turns(CHANGES_AT_ONCE, WAITING)
         post = ["POST"]
@@ -94,7 +93,9 @@ class _Admin:
                 ),
                 Route(f"{base}/admin/sign-out", self._acted(self._sign_out), methods=post),
                 Route(
-                    f"{base}/admin/media/upload", AdminUpload(service, f"{self._home}?panel=media", space), methods=post
+                    f"{base}/admin/media/upload",
+                    AdminUpload(service, f"{self._home}?panel=media", self._cookies, space),
+                    methods=post,
                 ),
                 *(
                     Route(f"{base}/admin/{path}", self._acted(partial(self._act, action)), methods=post)
@@ -174,18 +175,19 @@ class _Admin:
         return response
 
     def _visit(self, request: Request, query: str) -> Visit | None:
-        token = token_of(request)
+        token = self._cookies.token(request)
         signed_in = self._service.owners.session(token) if token else None
         return None if signed_in is None else Visit(signed_in, token, Place.parse(query), address_of(request))
 
     def _show(self, request: Request, visit: Visit | None) -> Response:
         if visit is None:
             return self._pages.sign_in()
-        name, _, times = request.cookies.get(_SAID_COOKIE, "").partition(".")
+        cookie = self._cookies.name(request, _SAID_COOKIE)
+        name, _, times = request.cookies.get(cookie, "").partition(".")
         said = SAID[name].format(times[:9]) if name in SAID else ""
         response = self._pages.show(visit, said=said)
         if name:
-            response.delete_cookie(_SAID_COOKIE, path="/")
+            response.delete_cookie(cookie, path="/")
         return response
 
     def _value(self, request: Request, visit: Visit | None) -> Response:
@@ -213,18 +215,18 @@ class _Admin:
         name = form.text("user")
         try:
             token = self._service.owners.sign_in(
-                name, form.text("password"), address_of(request), instead_of=token_of(request)
+                name, form.text("password"), address_of(request), instead_of=self._cookies.token(request)
             )
         except (LockedError, TooOftenError, ProtocolError) as error:
             return _with_retry(self._pages.sign_in(name=name, alert=error.message, status=_status_of(error)), error)
         response = RedirectResponse(self._home, 303)
-        keep_token(request, response, token)
+        self._cookies.keep_token(request, response, token)
         return response
 
     def _sign_out(self, request: Request, visit: Visit, form: Form) -> Response:  # noqa: ARG002 - the form says nothing
         self._service.owners.sign_out(visit.signed_in, origin=visit.address)
         response = RedirectResponse(self._home, 303)
-        forget_token(request, response)
+        self._cookies.forget_token(request, response)
         return response
 
     def _act(
@@ -244,9 +246,8 @@ class _Admin:
         if isinstance(done, Response):
             return done
         response = RedirectResponse(self._pages.address(done.place), 303)
-        response.set_cookie(
-            _SAID_COOKIE, f"{done.said}.{done.times}", max_age=60, path="/", httponly=True, samesite="lax"
-        )
+        cookie = self._cookies.name(request, _SAID_COOKIE)
+        response.set_cookie(cookie, f"{done.said}.{done.times}", max_age=60, path="/", httponly=True, samesite="lax")
         return response
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -48,9 +49,7 @@ _HEADERS: Final[Mapping[str, str]] = {
     "X-Robots-Tag": "none",
 }
 
-_COOKIE: Final = "cloudstore-session"
-# Browsers take a cookie of such a name from the very host only, and only over https.
-_SECURE_COOKIE: Final = f"__Host-{_COOKIE}"
+_PORT: Final = re.compile(r":([0-9]{1,5})\Z")
 
 
 class ForbiddenError(Exception):
@@ -81,24 +80,47 @@ def address_of(request: Request) -> str:
     return "" if request.client is None else request.client.host
 
 
-def token_of(request: Request) -> str:
-    """Return the session's token that the browser sent, empty where it sent none."""
-    plain = "" if request.url.scheme == "https" else request.cookies.get(_COOKIE, "")
-    return request.cookies.get(_SECURE_COOKIE) or plain
+@dataclass(frozen=True)
+class Cookies:
+    """
+    The cookies of the dashboard under `base`, whose names carry the port and the path of its address.
+
+    A browser sends a host's cookies to each of its ports, so those of two services on one host would replace each
+    other. The port is the one in the request's Host, as the browser's address has it, in place of the service's own:
+    behind a proxy, all nodes of a service then have the same names.
+    """
+
+    base: str
+
+    def name(self, request: Request, cookie: str) -> str:
+        """Return the whole name of a cookie, such as ``cloudstore-session-8787+cloudstore``."""
+        port = _PORT.search(request.headers.get("host", ""))
+        return f"cloudstore-{cookie}{'' if port is None else f'-{port[1]}'}{self.base.replace('/', '+')}"
+
+    def token(self, request: Request) -> str:
+        """Return the session's token that the browser sent, empty where it sent none."""
+        name = self.name(request, "session")
+        plain = "" if request.url.scheme == "https" else request.cookies.get(name, "")
+        return request.cookies.get(_secure(name)) or plain
+
+    def keep_token(self, request: Request, response: Response, token: str) -> None:
+        """Have the browser keep the session's token, until it is closed."""
+        name, is_secure = self._session(request)
+        response.set_cookie(name, token, path="/", secure=is_secure, httponly=True, samesite="lax")
+
+    def forget_token(self, request: Request, response: Response) -> None:
+        """Have the browser forget the session's token."""
+        name, is_secure = self._session(request)
+        response.delete_cookie(name, path="/", secure=is_secure, httponly=True, samesite="lax")
+
+    def _session(self, request: Request) -> tuple[str, bool]:
+        name, is_secure = self.name(request, "session"), _is_secure(request)
+        return (_secure(name) if is_secure else name), is_secure
 
 
-def keep_token(request: Request, response: Response, token: str) -> None:
-    """Have the browser keep the session's token, until it is closed."""
-    is_secure = _is_secure(request)
-    name = _SECURE_COOKIE if is_secure else _COOKIE
-    response.set_cookie(name, token, path="/", secure=is_secure, httponly=True, samesite="lax")
-
-
-def forget_token(request: Request, response: Response) -> None:
-    """Have the browser forget the session's token."""
-    is_secure = _is_secure(request)
-    name = _SECURE_COOKIE if is_secure else _COOKIE
-    response.delete_cookie(name, path="/", secure=is_secure, httponly=True, samesite="lax")
+def _secure(name: str) -> str:
+    # Browsers take a cookie of such a name from the very host only, and only over https.
+    return f"__Host-{name}"
 
 
 def _is_secure(request: Request) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 
 from cloudstore_mapping.errors import ProtocolError
-from cloudstore_mapping.web.admin_http import ForbiddenError, check_origin, check_token, token_of
+from cloudstore_mapping.web.admin_http import Cookies, ForbiddenError, check_origin, check_token
 from cloudstore_mapping.web.http import CLOSE, Message, Receive, RefusedError, Scope, Send, Turns, answer
 from cloudstore_mapping.web.upload import AT_ONCE, WAITING, take_upload
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 class AdminUpload:
     """The ASGI application that takes the form of the dashboard's upload, and answers as the wire does."""
 
-    def __init__(self, service: Service, page: str, space: SpoolSpace) -> None:
+    def __init__(self, service: Service, page: str, cookies: Cookies, space: SpoolSpace) -> None:
         self._service = service
         self._page = page
+        self._cookies = cookies
         self._space = space
         self._turns = Turns(AT_ONCE, WAITING)
 
@@ -51,7 +52,7 @@ class AdminUpload:
 
     async def _take(self, scope: Scope, receive: Receive) -> Reply:
         request = Request(scope)
-        token = token_of(request)
+        token = self._cookies.token(request)
         try:
             check_origin(request)
         except ForbiddenError as error:
