@@ -25,6 +25,7 @@ LIMIT = 200_000
 SAVE = "/store/save"
 LOAD = "/store/load"
 TYPE = {"Content-Type": "application/json"}
+EXPOSED = "CloudStore-Extensions, Content-Disposition, Content-Range, ETag, Retry-After"
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_every_reply_is_for_browsers_too(address: str, case: str | None) -> None
     method, path, headers, data = REFUSED[case][:4] if case else ("POST", LOAD, TYPE, body())
     reply = requests.request(method, address + path, data=data, headers=headers, timeout=20)
     assert reply.headers["Access-Control-Allow-Origin"] == "*"
-    assert reply.headers["Access-Control-Expose-Headers"] == "CloudStore-Extensions, Retry-After"
+    assert reply.headers["Access-Control-Expose-Headers"] == EXPOSED
     assert reply.headers["CloudStore-Extensions"] == "version, stat, batch, page, once, brief, values"
     assert reply.headers["X-Content-Type-Options"] == "nosniff"
     assert reply.headers["Cache-Control"] == "no-store"
@@ -120,12 +121,12 @@ def test_every_reply_is_for_browsers_too(address: str, case: str | None) -> None
 
 @pytest.mark.parametrize("path", [SAVE, LOAD, wire.BATCH_PATH, "/health", "/store/nothing"])
 def test_preflight(address: str, path: str) -> None:
-    """A browser that asks first is told that it may post JSON, and to remember it for a day."""
+    """A browser that asks first is told which headers it may send with JSON, and to remember it for a day."""
     reply = requests.options(address + path, headers={"Origin": "https://example.org"}, timeout=20)
     assert (reply.status_code, reply.content) == (204, b"")
     assert reply.headers["Access-Control-Allow-Origin"] == "*"
     assert "POST" in reply.headers["Access-Control-Allow-Methods"]
-    assert reply.headers["Access-Control-Allow-Headers"] == "content-type"
+    assert reply.headers["Access-Control-Allow-Headers"] == ("content-type, idempotency-key, if-none-match, range")
     assert reply.headers["Access-Control-Max-Age"] == "86400"
 
 

@@ -55,7 +55,9 @@ def test_a_whole_file(files: Files) -> None:
     assert {name.lower(): value for name, value in answer.headers.items() if name.lower() != "date"} == {
         "accept-ranges": "bytes",
         "access-control-allow-origin": "*",
-        "access-control-expose-headers": "Content-Disposition, Content-Range, ETag",
+        "access-control-expose-headers": (
+            "CloudStore-Extensions, Content-Disposition, Content-Range, ETag, Retry-After"
+        ),
         "cache-control": "no-cache",
         "content-disposition": "inline; filename=\"photo.png\"; filename*=UTF-8''photo.png",
         "content-length": str(len(PNG) * 2000),

@@ -9,7 +9,8 @@ from typing import Final
 
 from cloudstore_mapping.errors import TooOftenError
 from cloudstore_mapping.service.guesses import network_of
-from cloudstore_mapping.wire import encode_reply, failure
+from cloudstore_mapping.web.http import in_one_piece
+from cloudstore_mapping.wire import failure
 
 #: Who stands for many: the machine itself, on which a proxy may run that nobody named.
 NOT_LIMITED: Final = ("127.0.0.0/8", "::1/128")
@@ -56,8 +57,5 @@ def refusal(limit: int) -> bytes:
     """Return what somebody gets for whom there is no place, whatever was to be asked."""
     sentence = f"There are {limit:,} connections from your address already; close one, or wait."
     reply = failure(TooOftenError(sentence, retry_after=float(WAIT)))
-    body = encode_reply(reply)
-    return (
-        b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-        b"retry-after: %d\r\nconnection: close\r\n\r\n%b" % (len(body), WAIT, body)
-    )
+    head, body = in_one_piece(reply)
+    return b"HTTP/1.1 429 Too Many Requests\r\n%bconnection: close\r\n\r\n%b" % (head, body)

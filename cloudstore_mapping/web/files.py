@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from cloudstore_mapping.errors import CloudStoreError, DailyLimitError, ProtocolError, UnavailableError
 from cloudstore_mapping.web.http import (
-    ANY_ORIGIN,
+    CROSS_ORIGIN,
     END,
     Application,
     Header,
@@ -48,8 +48,7 @@ _HEADERS: Final[tuple[Header, ...]] = (
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
     (b"x-robots-tag", b"none"),
-    ANY_ORIGIN,
-    (b"access-control-expose-headers", b"Content-Disposition, Content-Range, ETag"),
+    *CROSS_ORIGIN,
 )
 
 

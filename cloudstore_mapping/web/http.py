@@ -24,13 +24,20 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header: TypeAlias = tuple[bytes, bytes]
 
-ANY_ORIGIN: Final[Header] = (b"access-control-allow-origin", b"*")
+_ANY_ORIGIN: Final[Header] = (b"access-control-allow-origin", b"*")
+#: What lets a browser's program on any page read a reply, whatever its status, and these headers of it.
+CROSS_ORIGIN: Final[tuple[Header, ...]] = (
+    _ANY_ORIGIN,
+    (
+        b"access-control-expose-headers",
+        b"CloudStore-Extensions, Content-Disposition, Content-Range, ETag, Retry-After",
+    ),
+)
 _HEADERS: Final[tuple[Header, ...]] = (
     (b"content-type", b"application/json"),
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
-    ANY_ORIGIN,
-    (b"access-control-expose-headers", b"CloudStore-Extensions, Retry-After"),
+    *CROSS_ORIGIN,
     (EXTENSIONS_HEADER.lower().encode(), ", ".join(EXTENSIONS).encode()),
 )
 _HEAD: Final = b"".join(name + b": " + value + b"\r\n" for name, value in _HEADERS) + b"content-length: "
@@ -38,9 +45,9 @@ PREFLIGHT: Final[Message] = {
     "type": "http.response.start",
     "status": 204,
     "headers": (
-        ANY_ORIGIN,
+        _ANY_ORIGIN,
         (b"access-control-allow-methods", b"GET, HEAD, POST"),
-        (b"access-control-allow-headers", b"content-type"),
+        (b"access-control-allow-headers", b"content-type, idempotency-key, if-none-match, range"),
         (b"access-control-max-age", b"86400"),
     ),
 }

@@ -12,7 +12,7 @@ from cloudstore_mapping._version import __version__
 from cloudstore_mapping.errors import REPLY_ERRORS, ProtocolError
 from cloudstore_mapping.links import FILES_PATH
 from cloudstore_mapping.web.http import (
-    ANY_ORIGIN,
+    CROSS_ORIGIN,
     END,
     Application,
     Receive,
@@ -110,7 +110,7 @@ def description(base_path: str) -> Schema:
 def make_description(base_path: str, path: str, seconds: float) -> Application:
     """Return the ASGI application that shows the description, at this path alone."""
     body = msgspec.json.encode(description(base_path))
-    headers = [(b"content-type", _OF_JSON.encode()), (b"content-length", b"%d" % len(body)), ANY_ORIGIN]
+    headers = [(b"content-type", _OF_JSON.encode()), (b"content-length", b"%d" % len(body)), *CROSS_ORIGIN]
 
     async def refuse(scope: Scope, _: Receive) -> Reply:
         if scope["path"] == path:
