@@ -91,12 +91,13 @@ class InProcessTransport:
             if found is None:
                 raise NoFileError("There is no media file at this link.")
             account, media = found
+            mimetype, _ = self._service.media.typed(media)
             self._service.media.use(account, media)
         except CloudStoreError as error:
             return refused(failure(error))
         start = start if tag == media.digest else 0
         pieces = self._service.media.chunks(media, start)
-        return Fetched(None, start, media.size, media.digest, media.mimetype, media.name, pieces, lambda: None)
+        return Fetched(None, start, media.size, media.digest, mimetype, media.name, pieces, lambda: None)
 
     def close(self) -> None:
         """Close the service."""

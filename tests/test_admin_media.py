@@ -100,6 +100,20 @@ def test_an_upload_without_scripts(keeper: Keeper) -> None:
     assert "a.png" in shown(page)
 
 
+@pytest.mark.parametrize(
+    ("name", "sent"), [("UP.PNG", ""), ("photo", "application/octet-stream"), ("a", "image/x-png")]
+)
+def test_a_preview_of_any_picture(keeper: Keeper, name: str, sent: str) -> None:
+    """A picture whose type was not sent, or under an alias, has its preview and its real type."""
+    media_id = keeper.upload(name, kind=sent).json()["data"]["id"]
+    page = keeper.get(f"?panel=media&file={media_id}")
+    assert "Type image/png" in shown(page)
+    source = re.search(r'<img[^>]*src="([^"]*)"', page.text)
+    assert source is not None
+    preview = keeper.session.get(keeper.address.removesuffix("/cloudstore") + html.unescape(source[1]), timeout=30)
+    assert (preview.content, preview.headers["Content-Type"]) == (PNG, "image/png")
+
+
 def test_limits_of_uploads(keeper: Keeper) -> None:
     """The account's limits hold for the owner's uploads, and the reply says which."""
     keeper.service.accounts.set_limits("owner", max_media_bytes=10)

@@ -65,10 +65,11 @@ def test_a_picture(cloud: CloudStore, address: str, tmp_path: Path, source: str)
     (reply,) = replies
     facts = reply["data"]
     assert (reply["error"], reply["message"], reply["response"].status_code) == (None, "File Uploaded", 200)
-    assert (facts["name"], facts["mimetype"], facts["size"]) == ("jazz3.jpg", "image/jpg", len(PICTURE))
+    assert (facts["name"], facts["mimetype"], facts["size"]) == ("jazz3.jpg", "image/jpeg", len(PICTURE))
     assert all(re.fullmatch("[0-9a-f]{32}", facts[part]) for part in ("folder", "id"))
     got = requests.get(f"{address}/files/{facts['folder']}/{facts['id']}.jpg", timeout=30)
-    assert (got.content, got.headers["Content-Type"]) == (PICTURE, "image/jpg")
+    assert (got.content, got.headers["Content-Type"]) == (PICTURE, "image/jpeg")
+    assert got.headers["Content-Disposition"].startswith("inline; ")
 
 
 def test_text(cloud: CloudStore, address: str) -> None:

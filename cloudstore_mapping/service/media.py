@@ -11,6 +11,7 @@ from cloudstore_mapping.errors import NoFileError, UnavailableError
 from cloudstore_mapping.links import media_link
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
 from cloudstore_mapping.service.limits import DAY, day_of
+from cloudstore_mapping.service.media_types import BEGINNING, real_type
 from cloudstore_mapping.service.sweeping import Sweeper
 from cloudstore_mapping.service.uploads import CHUNK_BYTES, Sender, Upload, Uploads, check_type
 
@@ -102,6 +103,11 @@ class MediaFiles:
             piece = chunk[offset : offset + stop - start]
             start += len(piece)
             yield piece
+
+    def typed(self, media: Media) -> tuple[str, bytes]:
+        """Return the file's real type, which one stored by an older version may not say, and its first bytes."""
+        beginning = next(self.chunks(media, 0, BEGINNING), b"")
+        return real_type(media.mimetype, media.name, beginning), beginning
 
     def delete(self, account: Account, media_id: str, *, origin: str = COMMAND_LINE) -> None:
         """Delete the account's media file, whose link then leads nowhere; `NoFileError` where there is none."""

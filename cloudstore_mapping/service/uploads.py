@@ -9,7 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cloudstore_mapping.errors import (
@@ -21,6 +21,7 @@ from cloudstore_mapping.errors import (
     UnavailableError,
 )
 from cloudstore_mapping.service.limits import check_room, take_turn
+from cloudstore_mapping.service.media_types import BEGINNING, known_type, real_type
 from cloudstore_mapping.service.names import check_name
 from cloudstore_mapping.service.passwords import UnprovenError
 from cloudstore_mapping.service.storage.records import Media
@@ -45,7 +46,6 @@ CHUNKS_IN_FLIGHT: Final = 2
 ID_BYTES: Final = 16
 
 _CONTENT_TYPE: Final = re.compile(r"[ -~]{1,255}")
-UNKNOWN_TYPE: Final = "application/octet-stream"
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,7 @@ class Upload:
         self._size = 0
         self._number = 0
         self._digest = hashlib.sha256()
+        self._beginning = b""
         self._gathered = bytearray()
         self._in_flight: deque[Future[bool]] = deque()
 
@@ -210,6 +211,7 @@ class Upload:
         """
         self._size += len(data)
         check_size(self._size, self._room, self._sender.name)
+        self._beginning += data[: BEGINNING - len(self._beginning)]
         self._gathered += data
         while len(self._gathered) >= CHUNK_BYTES:
             self._store(CHUNK_BYTES)
@@ -223,7 +225,9 @@ class Upload:
             self._store(len(self._gathered))
         while self._in_flight:
             self._landed(self._in_flight.popleft())
-        reply = self._uploads.finish(self._sender, self._blob, self._size, self._digest.hexdigest())
+        content_type = real_type(self._sender.content_type, self._sender.name, self._beginning)
+        sender = replace(self._sender, content_type=content_type)
+        reply = self._uploads.finish(sender, self._blob, self._size, self._digest.hexdigest())
         self._uploads.sweeper.begin()  # of what it replaced
         return reply
 
@@ -258,7 +262,7 @@ def described(account: Account, media: Media) -> dict[str, str | int]:
         "name": media.name,
         "folder": account.folder,
         "id": media.id,
-        "mimetype": media.mimetype,
+        "mimetype": known_type(media.mimetype) or media.mimetype,  # older files have what was sent
         "size": media.size,
     }
 
@@ -268,9 +272,9 @@ def _abandoned() -> UnavailableError:
 
 
 def check_type(content_type: str) -> str:
-    """Return the type to store; `BadValueError` for what can't be one, and what is not given is bytes of any kind."""
-    content_type = content_type.strip() or UNKNOWN_TYPE
-    if not _CONTENT_TYPE.fullmatch(content_type):
+    """Return the type that was sent, empty if none was; raise `BadValueError` for what can't stand in a header."""
+    content_type = content_type.strip()
+    if content_type and not _CONTENT_TYPE.fullmatch(content_type):
         raise BadValueError("The file's content type is none; send one such as image/jpeg.")
     return content_type
 

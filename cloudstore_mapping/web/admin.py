@@ -206,10 +206,11 @@ class _Admin:
         if visit is None or visit.signed_in.must_change:
             return RedirectResponse(self._home, 303)
         file = self._service.panels.media_file(visit.account, request.query_params.get("id", ""))
-        if file is None or not self._pages.is_picture(file.media):
+        mimetype = None if file is None else self._pages.picture_type(file.media)
+        if file is None or mimetype is None:
             return self._pages.error("There is no picture here.", HTTPStatus.NOT_FOUND)
         headers = {"Content-Length": str(file.media.size)}
-        return StreamingResponse(_streamed(self._service.media.chunks(file.media)), 200, headers, file.media.mimetype)
+        return StreamingResponse(_streamed(self._service.media.chunks(file.media)), 200, headers, mimetype)
 
     def _sign_in(self, request: Request, form: Form) -> Response:
         name = form.text("user")

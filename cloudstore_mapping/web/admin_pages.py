@@ -17,9 +17,9 @@ from starlette.responses import HTMLResponse, Response
 
 from cloudstore_mapping.service.limits import DAY
 from cloudstore_mapping.service.media import link
+from cloudstore_mapping.service.media_types import begins_as, known_type
 from cloudstore_mapping.web.admin_http import form_token
 from cloudstore_mapping.web.admin_place import PANELS, Place
-from cloudstore_mapping.web.kinds import BEGINNING, is_shown
 from cloudstore_mapping.web.pictures import day_text, days_picture, size_text, sizes_picture
 from cloudstore_mapping.wire import Request
 
@@ -200,14 +200,15 @@ class Pages:
             "file": file,
             "missing": place.file is not None and file is None,
             "file_link": None if file is None else self._base + link(visit.account, file.media),
-            "has_preview": file is not None and self.is_picture(file.media),
+            "mimetype": "" if file is None else self._service.media.typed(file.media)[0],
+            "has_preview": file is not None and self.picture_type(file.media) is not None,
             "title": "Media files" if file is None else file.media.name,
         }
 
-    def is_picture(self, media: Media) -> bool:
-        """Whether a media file is an image that a browser may show, by its type and by its bytes."""
-        beginning = next(self._service.media.chunks(media, 0, BEGINNING), b"")
-        return media.mimetype.startswith("image/") and is_shown(media.mimetype, beginning)
+    def picture_type(self, media: Media) -> str | None:
+        """Return the type of an image that a browser may show, by its type and by its bytes; None for other files."""
+        mimetype, beginning = self._service.media.typed(media)
+        return mimetype if mimetype.lower().startswith("image/") and begins_as(mimetype, beginning) else None
 
     def _user(self, visit: Visit) -> dict[str, Any]:
         return {
@@ -249,7 +250,7 @@ def _when(at: float | None) -> str:
 
 def _kind(mimetype: str) -> str:
     """Return which icon a media file of this type has."""
-    main, _, rest = mimetype.lower().partition(";")[0].partition("/")
+    main, _, rest = known_type(mimetype).lower().partition(";")[0].partition("/")
     if main in {"image", "audio", "video", "text"}:
         return main
     return "text" if rest.strip() in {"pdf", "json", "xml"} else "other"

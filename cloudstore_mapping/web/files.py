@@ -25,14 +25,13 @@ from cloudstore_mapping.web.http import (
     check_method,
     send_reply,
 )
-from cloudstore_mapping.web.kinds import BEGINNING, disposition, is_shown
+from cloudstore_mapping.web.kinds import disposition, is_shown, policy
 from cloudstore_mapping.web.ranges import wanted
 from cloudstore_mapping.wire import failure
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.media import MediaFiles
     from cloudstore_mapping.service.service import Service
-    from cloudstore_mapping.service.storage.records import Media
 
 _log: Final = logging.getLogger(__name__)
 
@@ -43,7 +42,6 @@ _WITHOUT_FILE: Final = frozenset(
 _HEADERS: Final[tuple[Header, ...]] = (
     (b"accept-ranges", b"bytes"),
     (b"cache-control", b"no-cache"),  # a link stays when its file is replaced
-    (b"content-security-policy", b"default-src 'none'; sandbox"),
     (b"cross-origin-resource-policy", b"cross-origin"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
@@ -56,10 +54,10 @@ def make_files(service: Service, path: str) -> Application:
     """
     Return the ASGI application for media files by their links, which begin with `path`.
 
-    Any extension leads to the file: it may be guessed from a type, which another version of Python guesses otherwise,
-    and which changes when the file is replaced.
+    Any ending, or none, leads to the file: it may be guessed from a type, which another version of Python guesses
+    otherwise, and which changes when the file is replaced.
     """
-    link = re.compile(re.escape(path) + r"([0-9a-f]{32})/([0-9a-f]{32})\.[a-z0-9]{1,16}")
+    link = re.compile(re.escape(path) + r"([0-9a-f]{32})/([0-9a-f]{32})(?:\.[^/\x00-\x1f\x7f]*)?")
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -117,17 +115,22 @@ async def _response(files: MediaFiles, scope: Scope, match: re.Match[str] | None
     if scope["method"] == "HEAD":
         asked.pop(b"range", None)  # which means nothing but to a GET
     want = wanted(asked, tag, media.updated_at, media.size)
-    headers = [*_HEADERS, (b"etag", tag), (b"last-modified", formatdate(media.updated_at, usegmt=True).encode())]
+    mimetype, beginning = await asyncio.to_thread(files.typed, media)
+    shown = is_shown(mimetype, beginning)
+    headers = [
+        *_HEADERS,
+        (b"content-security-policy", policy(mimetype, shown=shown)),  # of a 304 too: a browser keeps the newest
+        (b"etag", tag),
+        (b"last-modified", formatdate(media.updated_at, usegmt=True).encode()),
+    ]
     if want.status in _WITHOUT_FILE:
         if want.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             headers.append((b"content-range", b"bytes */%d" % media.size))
         if want.status != HTTPStatus.NOT_MODIFIED:
             headers.append((b"content-length", b"0"))
         return _Response(want.status, headers, iter(()))
-    shown = await asyncio.to_thread(_is_shown, files, media)
-    mimetype = media.mimetype.encode("latin-1")
     headers += [
-        (b"content-type", mimetype),
+        (b"content-type", mimetype.encode("latin-1")),
         (b"content-disposition", disposition(media.name, shown=shown)),
         (b"content-length", b"%d" % (want.stop - want.start)),
     ]
@@ -137,7 +140,3 @@ async def _response(files: MediaFiles, scope: Scope, match: re.Match[str] | None
         return _Response(want.status, headers, iter(()))
     await asyncio.to_thread(files.use, account, media)
     return _Response(want.status, headers, files.chunks(media, want.start, want.stop))
-
-
-def _is_shown(files: MediaFiles, media: Media) -> bool:
-    return is_shown(media.mimetype, next(files.chunks(media, 0, BEGINNING), b""))
