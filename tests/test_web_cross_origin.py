@@ -119,11 +119,11 @@ def test_errors_can_be_read(program: Program) -> None:
         (program.post("/store/load", {"file": "a" * 2 * MAX_BODY}), 413, "BodyTooBig"),
     ]
     program.service.accounts.set_limits("owner", min_interval=60, max_daily_accesses=1)
-    program.post("/store/save", {"file": "a", "value": 1})
-    refusals.append((program.post("/store/save", {"file": "a", "value": 1}), 429, "TooOften"))
+    saved = [program.post("/store/save", {"file": "a", "value": 1}) for _ in range(5)]
+    refusals.append((saved[-1], 429, "TooOften"))
     for reply, status, error in refusals:
         assert (reply["status"], reply["said"]["error"]) == (status, error)
-    assert refusals[-1][0]["headers"]["retry-after"] == "60"
+    assert 0 < int(saved[-1]["headers"]["retry-after"]) <= 60
     assert program.fetch(path)["status"] == 200
     media = program.fetch(path, cache="no-store")
     assert (media["status"], int(media["headers"]["retry-after"]) > 0) == (429, True)
