@@ -35,7 +35,6 @@ class FakeService:
         self.addresses: set[str] = set()
         self.ids: list[str | UnsetType] = []
         self.reply: Reply | Exception | None = None
-        self.waits = False
         self.is_healthy = True
         self.closed = False
         self.may_write = threading.Event()

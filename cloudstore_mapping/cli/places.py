@@ -66,12 +66,19 @@ def open_service(store: str | None, *, makes: bool = False) -> Service:
     return open_at(place, settings)
 
 
-def open_at(place: Place, settings: Settings) -> Service:
-    """Return the service on the store at a place; `UsageError` where it can't be opened."""
+def open_at(place: Place, settings: Settings, *, to_write: bool = False) -> Service:
+    """Return the service on the store at a place; `UsageError` where it can't be opened, or is read-only `to_write`."""
     from cloudstore_mapping.service.service import Service
 
     with as_usage():
-        return Service(place.open(), settings)
+        storage = place.open()
+        try:
+            if to_write:
+                storage.check_writable()
+        except BaseException:
+            storage.close()
+            raise
+        return Service(storage, settings)
 
 
 def any_place(store: str) -> Place:

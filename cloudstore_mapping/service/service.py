@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from cloudstore_mapping.service.storage.base import Storage, Transaction
 from cloudstore_mapping.service.storage.records import Account
 from cloudstore_mapping.service.usage import Usage
 from cloudstore_mapping.wire import Batch, Reply, Request, failure
+
+_log: Final = logging.getLogger(__name__)
 
 
 class Keep(enum.Enum):
@@ -54,11 +57,12 @@ class Service:
         self.settings = replace(settings, max_name_bytes=min(settings.max_name_bytes, storage.max_name_bytes))
         self._clock = Clock() if clock is None else clock
         self._storage = storage
-        self.waits = storage.waits
         guesses = Guesses(self.settings.key_tries, self.settings.password_window, self._clock.monotonic)
         self.accounts = Accounts(storage, self._clock, guesses)
         self._passwords = Passwords(self.settings, self._clock, Argon2Hasher() if hasher is None else hasher)
         self._closed = False
+        #: Why it was not healthy when that was asked for last.
+        self._problem: str | None = None
         self.usage = Usage(storage, self._clock, enabled=self.settings.count_accesses)
         self.media = MediaFiles(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
         self.owners = Owners(storage, self._clock, self.accounts, self._passwords)
@@ -168,8 +172,15 @@ class Service:
         self._storage.submit(work).result()
 
     def healthy(self) -> bool:
-        """Whether its storage can be read, and has not given up writing; it is soon known."""
-        return self._storage.healthy()
+        """Whether reads and saves succeed at present; it is soon known, and logged when it changes."""
+        problem = self._storage.problem()
+        if problem != self._problem:
+            self._problem = problem
+            if problem is None:
+                _log.warning("The service is healthy again.")
+            else:
+                _log.warning("The service is not healthy: %s", problem)
+        return problem is None
 
     def store_bytes(self) -> int:
         """Return how many bytes its storage takes."""

@@ -61,7 +61,7 @@ _ID: Final = ID_HEADER.lower().encode()
 _id_in: Final = re.compile(ID_PATTERN.encode()).fullmatch
 
 _HEALTHY: Final = success("Healthy")
-_UNHEALTHY: Final = failure(UnavailableError("The service can't reach what it stores; its owner finds why in its log."))
+_UNHEALTHY: Final = failure(UnavailableError("The service can store nothing at present; its log says why."))
 
 
 def make_app(service: Service, *, base_path: str = "/cloudstore") -> Application:
@@ -124,9 +124,8 @@ class _App:
             if scope["path"] != self._health_path:
                 raise RefusedError(ProtocolError(self._no_path, error="NoPath"))
             check_method(method, ("GET", "HEAD"))
-            waits = self._service.waits
-            healthy = await asyncio.to_thread(self._service.healthy) if waits else self._service.healthy()
-            return _HEALTHY if healthy else _UNHEALTHY
+            # On a thread, for it waits for the writer.
+            return _HEALTHY if await asyncio.to_thread(self._service.healthy) else _UNHEALTHY
         check_method(method, ("POST",))
         headers = dict(scope["headers"])
         check_type(headers)

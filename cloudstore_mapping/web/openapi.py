@@ -99,7 +99,7 @@ def description(base_path: str) -> Schema:
             f"{FILES_PATH}{{folder}}/{{file}}": _read(
                 "media", "Get a media file, or a part of it.", _media(), *_OF_MEDIA
             ),
-            "/health": _read("health", "Tell whether the store can be read.", _replies((200, 405, 503))),
+            "/health": _read("health", "Tell whether the store can be read and written to.", _replies((200, 405, 503))),
             "/metrics": _read("metrics", "Tell Prometheus what was counted.", _as("text/plain")),
             OPENAPI_PATH: _read("openapi", "Get this description.", _as(_OF_JSON)),
         },

@@ -78,8 +78,15 @@ class Storage(ABC):
         """
 
     @abstractmethod
+    def problem(self) -> str | None:
+        """Return why reads or saves fail at present, None where they don't; it is soon known."""
+
     def healthy(self) -> bool:
-        """Whether it can be read, and has not given up writing; it is soon known."""
+        """Whether reads and saves succeed at present; it is soon known."""
+        return self.problem() is None
+
+    def check_writable(self) -> None:  # noqa: B027 - some engines open nothing that they can't write to
+        """Raise `PermissionError` where nothing can be written until its owner changes that."""
 
     @abstractmethod
     def size(self) -> int:

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 import psycopg
 
 from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.storage import health
 from cloudstore_mapping.service.storage.base import Storage, Transaction, check_open
 from cloudstore_mapping.service.storage.postgres_connection import (
     connect,
@@ -21,7 +22,7 @@ from cloudstore_mapping.service.storage.postgres_connection import (
     parameters_of,
     without_secrets,
 )
-from cloudstore_mapping.service.storage.postgres_errors import unavailable
+from cloudstore_mapping.service.storage.postgres_errors import READ_ONLY_SENTENCE, unavailable
 from cloudstore_mapping.service.storage.postgres_migrations import has_trigrams, migrate, schema_of
 from cloudstore_mapping.service.storage.postgres_pool import ReaderPool
 from cloudstore_mapping.service.storage.postgres_reader import PostgresReader
@@ -38,8 +39,9 @@ MAX_READERS: Final = 24
 MAX_NAME_BYTES: Final = 1300
 #: Seconds for which a lost database is waited for: enough for another server to take over, and less than clients wait.
 PATIENCE: Final = 12.0
-#: Seconds after which a database that isn't reached is not healthy.
-HEALTH_PATIENCE: Final = 1.0
+
+# A standby, or a server whose owner lets it only be read. The reader's own transaction is read-only anyway.
+_TAKES_NO_WRITES: Final = "SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only')::boolean"
 
 
 def schema_number(address: str) -> int:
@@ -109,14 +111,14 @@ class PostgresStorage(Storage):
         with self._reading() as reader:
             copy_to_file(reader, path, report)
 
-    def healthy(self) -> bool:
-        """Whether it can be read; known in some seconds."""
+    def problem(self) -> str | None:
+        """Return why it can't be read, or is no server to write to; None where neither is so. Known in some seconds."""
         try:
-            with self._reading(min(HEALTH_PATIENCE, self._patience)) as reader:
+            with self._reading(min(health.PATIENCE, self._patience)) as reader:
                 reader.has_accounts()
-        except UnavailableError:
-            return False
-        return True
+                return READ_ONLY_SENTENCE if reader.row(_TAKES_NO_WRITES)[0] else None
+        except UnavailableError as error:
+            return str(error)
 
     def size(self) -> int:
         """Return how many bytes the tables and their indexes take."""

@@ -20,13 +20,17 @@ NOT_SERIALIZABLE: Final = "40001"
 #: A server that only reads: it was the primary, or another one is by now.
 READ_ONLY: Final = "25006"
 
+READ_ONLY_SENTENCE: Final = (
+    "The database can't be written to; name all its servers in the store's address, or wait for a new one."
+)
+
 _SENTENCES: Final = {
     "42501": "The store's user may not do this in the database; make it the owner of the tables.",
     "53100": "The database's disk is full; free some space, then try again.",
     "55P03": "Another process holds what is to be written; try again.",
     "40P01": "Others write the same all the time; try again.",
     NOT_SERIALIZABLE: "Others write the same all the time; try again.",
-    READ_ONLY: "The database can't be written to; name all its servers in the store's address, or wait for a new one.",
+    READ_ONLY: READ_ONLY_SENTENCE,
 }
 # What a server says that was reached, but takes no connection. The rest of such an error may quote the address.
 _REFUSAL: Final = re.compile(r"FATAL: +(.+)")

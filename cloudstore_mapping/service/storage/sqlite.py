@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
+from cloudstore_mapping.service.storage import health
 from cloudstore_mapping.service.storage.base import Storage, Transaction, check_open
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, migrate
 from cloudstore_mapping.service.storage.sqlite_backup import back_up
@@ -41,6 +42,7 @@ class SQLiteStorage(Storage):
         self._closed = False
         self._process = os.getpid()
         self._writer = GroupWriter(self._session, partial(_let_go, self._session, self._idle))
+        self._probe = health.HealthProbe(partial(self._writer.submit, SQLiteSession.check_room))
 
     def read(self) -> AbstractContextManager[Transaction]:
         """Return a transaction to read with, on the caller's thread: all it reads is of one moment."""
@@ -61,7 +63,7 @@ class SQLiteStorage(Storage):
         except IndexError:
             pass
         try:
-            return SQLiteSession(path, "rw")
+            return SQLiteSession(path, "rw", self._session.identity)
         except sqlite3.Error as error:
             raise unavailable(error) from error
 
@@ -83,21 +85,35 @@ class SQLiteStorage(Storage):
                 back_up(self._session.connection, path, report)
             return
         try:
-            session = SQLiteSession(self._path, "rw")
+            session = SQLiteSession(self._path, "rw", self._session.identity)
         except sqlite3.Error as error:
             raise unavailable(error) from error
         with closing(session), session.snapshot():
             session.has_accounts()  # from the first read on it is one moment
             back_up(session.connection, path, report)
 
-    def healthy(self) -> bool:
-        """Whether it can be read, and has not given up writing."""
+    def problem(self) -> str | None:
+        """Return why reads or saves fail at present, None where they don't; while the writer is busy, as before."""
         try:
-            with self.read() as transaction:
-                transaction.has_accounts()
-        except UnavailableError:
-            return False
-        return self._session.failure is None
+            self._session.check_usable()
+            if self._path is not None:  # in memory it would wait for the writer
+                with self.read() as transaction:
+                    transaction.has_accounts()
+        except UnavailableError as error:
+            return str(error)
+        return self._probe.problem(health.PATIENCE)
+
+    def check_writable(self) -> None:
+        """Raise `PermissionError` where the file, its log or its file system is read-only."""
+        try:
+            self.submit(lambda _: None).result()
+        except UnavailableError as error:
+            if isinstance(error.__cause__, sqlite3.Error) and primary_code(error.__cause__) == sqlite3.SQLITE_READONLY:
+                raise PermissionError(
+                    f"{self._path} can't be written to; look at the permissions of it, of its -wal and -shm file, and "
+                    "of its folder."
+                ) from error
+            raise
 
     def size(self) -> int:
         """Return how many bytes the file and its log take, 0 in memory."""
@@ -121,6 +137,10 @@ def _open(path: Path | None) -> SQLiteSession:
         session = SQLiteSession(path, "rwc")
         try:
             migrate(session.connection, path)
+            if session.identity is not None:
+                with session.snapshot():
+                    session.has_accounts()  # so that a new file has its log too
+                session.identity.add_log()
         except BaseException:
             session.close()
             raise
@@ -146,9 +166,13 @@ def _check_place(path: Path) -> None:
 
 
 def _let_go(session: SQLiteSession, idle: list[SQLiteSession]) -> None:
-    session.close()
     while idle:
         _close_one(idle)
+    try:
+        if session.identity is not None and session.failure is None:
+            session.identity.part_from_log(session.connection)
+    finally:
+        session.close()
 
 
 def _close_one(idle: list[SQLiteSession]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.service.storage.sql import SQLTransaction
+from cloudstore_mapping.service.storage.sqlite_identity import Identity
 from cloudstore_mapping.service.storage.sqlite_space import FULL, LOG, Space
 from cloudstore_mapping.service.storage.writer import Session
 
@@ -29,7 +30,8 @@ class SQLiteSession(SQLTransaction, Session):
     A connection to the database in the file at `path`, or to a new one in memory; for one thread at a time.
 
     `mode` is ``rwc`` where an absent file may be created, ``ro`` where nothing is written, else ``rw``. Raises
-    `sqlite3.Error`. A transaction that writes keeps all others out, so nothing has to be held.
+    `sqlite3.Error`, and `UnavailableError` where the path leads to another file than the one of `identity`. A
+    transaction that writes keeps all others out, so nothing has to be held.
     """
 
     size = "length(value)"
@@ -37,7 +39,7 @@ class SQLiteSession(SQLTransaction, Session):
     blob, blob_of_media = "id", "blob_id"
     new_blob = "INSERT INTO blobs (account_id, touched_at) VALUES (?, ?) RETURNING id"
 
-    def __init__(self, path: Path | None, mode: Literal["ro", "rw", "rwc"]) -> None:
+    def __init__(self, path: Path | None, mode: Literal["ro", "rw", "rwc"], identity: Identity | None = None) -> None:
         # In memory there is one connection only, which readers and the writer take in turn; both are quick.
         self._turn: AbstractContextManager[Any] = threading.RLock() if path is None else nullcontext()
         self.connection = sqlite3.connect(
@@ -52,6 +54,9 @@ class SQLiteSession(SQLTransaction, Session):
         self.failure: sqlite3.Error | None = None
         self._execute = self.connection.execute
         try:
+            #: The file that it has open; None in memory.
+            self.identity = Identity(path) if identity is None and path is not None else identity
+            self._check_identity()  # before SQLite reads: it would replay our log over another file
             self._execute("PRAGMA foreign_keys = ON")
             self._execute("PRAGMA synchronous = FULL")
             self._execute(f"PRAGMA journal_size_limit = {LOG}")  # what a large write made of it is given back
@@ -79,8 +84,7 @@ class SQLiteSession(SQLTransaction, Session):
     def transaction(self) -> Iterator[None]:
         """Begin, then commit, or roll back and raise `UnavailableError` if SQLite fails."""
         with self._turn:
-            if self.failure is not None:
-                raise unavailable(self.failure) from self.failure
+            self.check_usable()
             if self._space is not None:
                 self._space.begin()
             try:
@@ -90,12 +94,24 @@ class SQLiteSession(SQLTransaction, Session):
                     self._execute("BEGIN IMMEDIATE")
                     yield
                     self._commit()
+                    if self.identity is not None:
+                        self.identity.check_committed()
                 except BaseException:
                     if self.connection.in_transaction:
                         self._execute("ROLLBACK")
                     raise
             except sqlite3.Error as error:
                 raise unavailable(error) from error
+
+    def check_usable(self) -> None:
+        """Raise `UnavailableError` where nothing may be written: after a failed commit, or without the file."""
+        if self.failure is not None:
+            raise unavailable(self.failure) from self.failure
+        self._check_identity()
+
+    def _check_identity(self) -> None:
+        if self.identity is not None:
+            self.identity.check()
 
     def _commit(self) -> None:
         try:
@@ -158,6 +174,10 @@ class SQLiteSession(SQLTransaction, Session):
     def _make_sure_of_space(self, size: int) -> None:
         if self._space is not None:
             self._space.take(size, self._unused)
+
+    def check_room(self) -> None:
+        """Raise `UnavailableError` where not even a small value has room on the disk."""
+        self._make_sure_of_space(1)
 
     def _unused(self) -> int:
         (pages,), (size,) = self.row("PRAGMA freelist_count"), self.row("PRAGMA page_size")

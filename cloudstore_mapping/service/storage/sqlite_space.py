@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from cloudstore_mapping.errors import UnavailableError
 
 FULL: Final = "The store's disk is full; free some space, then try again."
+READ_ONLY: Final = "The store's file system is read-only; mount it for writing, then start again."
 
 #: Bytes that the log grows to as a rule before it is carried over into the file, and some more: 1,000 pages of 4 KiB.
 LOG: Final = 5 * 2**20
@@ -18,7 +20,7 @@ PART: Final = 4
 
 
 class Disk(Protocol):
-    """What `shutil.disk_usage` tells of a disk, in bytes."""
+    """What `disk_of` tells of a disk, in bytes."""
 
     @property
     def total(self) -> int:
@@ -28,6 +30,25 @@ class Disk(Protocol):
     def free(self) -> int:
         """How much of it is free."""
 
+    @property
+    def read_only(self) -> bool:
+        """Whether its file system takes no writes, which a failing disk may make of it while it is in use."""
+
+
+class _Disk(NamedTuple):
+    total: int
+    free: int
+    read_only: bool
+
+
+def disk_of(folder: str) -> Disk:
+    """Return the disk that a folder is on."""
+    if not hasattr(os, "statvfs"):
+        total, _, free = shutil.disk_usage(folder)
+        return _Disk(total, free, read_only=False)
+    found = os.statvfs(folder)
+    return _Disk(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, bool(found.f_flag & os.ST_RDONLY))
+
 
 class Space:
     """
@@ -36,7 +57,7 @@ class Space:
     It is looked at once in a transaction, for that takes as long as a tenth of a small write.
     """
 
-    def __init__(self, path: Path, look: Callable[[str], Disk] = shutil.disk_usage) -> None:
+    def __init__(self, path: Path, look: Callable[[str], Disk] = disk_of) -> None:
         self._look = look
         self._folder = str(path.parent)
         self._log = Path(f"{path}-wal")
@@ -49,13 +70,15 @@ class Space:
 
     def take(self, size: int, unused: Callable[[], int]) -> None:
         """
-        Take so many bytes; `UnavailableError` if they and those before would take what is kept.
+        Take so many bytes; `UnavailableError` where the disk is read-only, or they would take what is kept of it.
 
         `unused` returns how many bytes of the file itself are free. All is written twice: to the log, then to the file.
         """
         if self._disk is None:
             self._disk = self._look(self._folder)
         disk = self._disk
+        if disk.read_only:  # before a commit fails, after which nothing is written any more
+            raise UnavailableError(READ_ONLY, retry_after=1.0)
         needed = 2 * (self._taken + size)
         if disk.free < needed + 2 * LOG and disk.total > 0:  # some file systems don't tell
             needed += self._kept(disk)

@@ -1,0 +1,47 @@
+"""Health probe: a write that changes nothing, so that a service is healthy only while a save would be done."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import Final
+
+from cloudstore_mapping.errors import UnavailableError
+
+#: Seconds that a health check waits for the storage.
+PATIENCE: Final = 1.0
+
+
+class HealthProbe:
+    """
+    Probes with a write that `submit` begins; threads may share it.
+
+    One probe runs at a time, however many threads ask. A writer that is busy for longer than they wait isn't ill:
+    meanwhile the outcome of the probe before stands.
+    """
+
+    def __init__(self, submit: Callable[[], Future[None]]) -> None:
+        self._submit = submit
+        self._lock = threading.Lock()
+        self._running: Future[None] | None = None
+        self._problem: str | None = None
+
+    def problem(self, patience: float) -> str | None:
+        """Return the sentence that refuses a save, None where it would be done."""
+        try:
+            with self._lock:
+                if self._running is None:
+                    self._running = self._submit()
+                running = self._running
+        except UnavailableError as error:
+            return str(error)
+        wait([running], patience)
+        with self._lock:
+            if not running.done():
+                return self._problem
+            raised = running.exception()
+            problem = None if raised is None else str(raised)
+            if self._running is running:
+                self._running, self._problem = None, problem
+            return problem

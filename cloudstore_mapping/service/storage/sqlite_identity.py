@@ -1,0 +1,100 @@
+"""Identity of an open SQLite store: notice that its file or its log was moved, deleted or replaced."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from cloudstore_mapping.errors import OutcomeUnknownError, UnavailableError
+
+_log: Final = logging.getLogger(__name__)
+
+#: Device and inode of a file; None for a path that leads to none.
+_Id: TypeAlias = tuple[int, int] | None
+
+_LOST: Final = "The store's {} was moved, deleted or replaced while the store was open; put it back, or start again."
+_LOST_MEANWHILE: Final = (
+    "The store's {} was moved, deleted or replaced while this was written, and it may be lost; put it back, then look."
+)
+
+
+class Identity:
+    """
+    Device and inode of the file at `path`, and of the log beside it, since they were opened.
+
+    SQLite goes on with the files that it has open, whatever is at their paths by now. A commit then succeeds, and
+    nobody who opens the path later finds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = os.fspath(path)
+        resolved = os.path.realpath(path)  # SQLite follows links before it adds an ending
+        self._log_path, self._index_path = f"{resolved}-wal", f"{resolved}-shm"
+        self._file = _identity(self._path)
+        self._files = [("file", self._path, self._file)]
+
+    def add_log(self) -> None:
+        """Include the log and its index from now on; the first transaction has made them."""
+        for path in (self._log_path, self._index_path):
+            self._files.append((f"{path[-4:]} file", path, _identity(path)))
+
+    def check(self) -> None:
+        """Raise `UnavailableError` where one of the files is gone from its path: nothing was written."""
+        if (lost := self.lost()) is not None:
+            raise UnavailableError(_LOST.format(lost), retry_after=1.0)
+
+    def check_committed(self) -> None:
+        """Raise `OutcomeUnknownError` where one of the files is gone from its path, though a commit succeeded."""
+        if (lost := self.lost()) is not None:
+            raise OutcomeUnknownError(_LOST_MEANWHILE.format(lost), error="OutcomeUnknown")
+
+    def lost(self) -> str | None:
+        """Return which of the files is gone from its path, None for none."""
+        for name, path, opened in self._files:
+            if opened is None or _identity(path) != opened:
+                return name
+        return None
+
+    def part_from_log(self, connection: sqlite3.Connection) -> None:
+        """
+        Take the log away from the path that the store's file is gone from, before the last connection closes.
+
+        SQLite leaves it there. A file that was moved would lack its last commits, and SQLite would replay them over
+        another one that took its place. So they are carried over into the file that was moved. Of a deleted file the
+        log is kept under another name, unless there is nothing at the path that it could harm.
+        """
+        if _identity(self._path) == self._file or any(_identity(path) != opened for _, path, opened in self._files[1:]):
+            return
+        if self._is_kept():
+            # Where no other process has the file open this carries the log over and removes it. That the file is
+            # no longer at its path is an error, but only of what SQLite does after that.
+            with suppress(sqlite3.Error):
+                connection.execute("PRAGMA busy_timeout = 0")
+                connection.execute("PRAGMA journal_mode = DELETE")
+        elif os.path.exists(self._path):  # noqa: PTH110 - a text
+            kept = f"{self._log_path}.{secrets.token_hex(4)}.lost"
+            os.rename(self._log_path, kept)  # noqa: PTH104 - a text
+            _log.error("The store's file was replaced while it was open; its last writes are in %s.", kept)
+
+    def _is_kept(self) -> bool:
+        """Whether the file still has a name somewhere, as far as the system tells."""
+        with suppress(OSError):
+            for number in os.listdir("/proc/self/fd"):  # noqa: PTH208 - a text
+                with suppress(OSError):
+                    found = os.stat(f"/proc/self/fd/{number}")  # noqa: PTH116 - a text
+                    if (found.st_dev, found.st_ino) == self._file:
+                        return found.st_nlink > 0
+        return False
+
+
+def _identity(path: str) -> _Id:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a text, looked at before and after each commit
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
