@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any, Final
 
 import pytest
+import requests
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.service.storage.sqlite_check import check
 from tests.cluster.nodes import first_key, nodes
 from tests.crash.small_disk import small_disk
+from tests.service_fakes import PATIENCE
+from tests.serving import serving, told
 
 pytestmark = pytest.mark.sqlite("the store is a file")
 
@@ -91,3 +95,26 @@ def test_a_disk_that_others_fill(store: Store, disk: Path) -> None:
     (disk / "other").unlink()
     store["key"] = "after"
     assert store["key"] == "after"
+
+
+def test_a_start_on_a_full_disk(disk: Path) -> None:
+    """A service starts on a full disk, where loads go on and deletes make room, and logs when that begins and ends."""
+    log: list[str] = []
+    with serving("--json", "--store", str(disk / "store.db")) as process:
+        first = told(process)
+        with cm.open(first["address"].replace("://", f"://{first['api_key']}@")) as store:
+            store["key"] = "before"
+    (disk / "other").write_bytes(bytes(disk_usage(disk).free - 2**20))
+    with serving("--json", "--store", str(disk / "store.db"), log=log) as process:
+        address = told(process)["address"]
+        with cm.open(address.replace("://", f"://{first['api_key']}@"), retries=0) as store:
+            assert store["key"] == "before"
+            with pytest.raises(cm.UnavailableError, match=FULL):
+                store["key"] = "after"
+            (disk / "other").unlink()
+            assert requests.get(f"{address}/health", timeout=PATIENCE).status_code == 200
+            store["key"] = "after"
+    assert [line.partition("WARNING ")[2] for line in log] == [
+        "The service is not healthy: The store's disk is full; free some space, then try again.",
+        "The service is healthy again.",
+    ]

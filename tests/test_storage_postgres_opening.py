@@ -196,6 +196,16 @@ def test_the_first_server_that_can_be_written_to(address: str) -> None:
         assert storage.healthy()
 
 
+def test_a_server_that_only_reads(address: str) -> None:
+    """A store at a server that takes no writes can be read, and isn't healthy."""
+    PostgresStorage(address).close()
+    read_only = address.replace("options=", "target_session_attrs=any&options=-cdefault_transaction_read_only%3Don%20")
+    with PostgresStorage(read_only) as storage:
+        assert storage.problem() == (
+            "The database can't be written to; name all its servers in the store's address, or wait for a new one."
+        )
+
+
 @pytest.mark.parametrize("setting", ["synchronous_commit", "idle_in_transaction_session_timeout"])
 def test_settings_that_would_do_harm(address: str, setting: str) -> None:
     """A commit is on disk before it is answered, and nobody's transaction ends, whatever is the server's custom."""

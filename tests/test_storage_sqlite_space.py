@@ -15,10 +15,11 @@ GIB = 2**30
 
 
 class Usage(NamedTuple):
-    """How large a disk is, and what of it is free."""
+    """How large a disk is, what of it is free, and whether it is read-only."""
 
     total: int
     free: int
+    read_only: bool = False
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,13 @@ def test_what_fits(tmp_path: Path, total: int, free: int, log: int, unused: int,
     else:
         with pytest.raises(UnavailableError, match=r"^The store's disk is full; free some space, then try again\.$"):
             space.take(size, lambda: unused)
+
+
+def test_a_read_only_disk(tmp_path: Path) -> None:
+    """Nothing is written to a file system that is read-only, and a sentence says so before a commit could fail."""
+    space = Space(tmp_path / "store.db", lambda _: Usage(GIB, GIB, read_only=True))
+    with pytest.raises(UnavailableError, match=r"^The store's file system is read-only; "):
+        space.take(1, lambda: 0)
 
 
 def test_what_fits_together(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ class SQLiteStorage(Storage):
     def check_writable(self) -> None:
         """Raise `PermissionError` where the file, its log or its file system is read-only."""
         try:
-            self.submit(lambda _: None).result()
+            self._writer.submit(SQLiteSession.check_writable).result()
         except UnavailableError as error:
             if isinstance(error.__cause__, sqlite3.Error) and primary_code(error.__cause__) == sqlite3.SQLITE_READONLY:
                 raise PermissionError(

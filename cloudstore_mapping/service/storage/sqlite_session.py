@@ -175,8 +175,13 @@ class SQLiteSession(SQLTransaction, Session):
         if self._space is not None:
             self._space.take(size, self._unused)
 
+    def check_writable(self) -> None:
+        """Raise `UnavailableError` where the file or its log is read-only, on which SQLite begins all the same."""
+        self.do("DELETE FROM accounts WHERE FALSE")
+
     def check_room(self) -> None:
-        """Raise `UnavailableError` where not even a small value has room on the disk."""
+        """Raise `UnavailableError` where not even a small value could be written, for lack of leave or of room."""
+        self.check_writable()
         self._make_sure_of_space(1)
 
     def _unused(self) -> int:
