@@ -48,8 +48,26 @@ class Removed:
 
 
 @dataclass(frozen=True)
+class Linked:
+    """A file has one more name."""
+
+    file: str
+    to: str
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A file, or a folder with all in it, has another name, in the place of what had it before."""
+
+    file: str
+    to: str
+
+
+@dataclass(frozen=True)
 class FolderSynced:
-    """Which files there are is on the disk."""
+    """Which files there are in a folder is on the disk."""
+
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,7 +77,7 @@ class Told:
     count: int
 
 
-Event: TypeAlias = Created | Written | Truncated | Synced | Removed | FolderSynced | Told
+Event: TypeAlias = Created | Written | Truncated | Synced | Removed | Linked | Renamed | FolderSynced | Told
 
 #: Is asked before an event, and returns SQLite's code of the error in its place; 0 lets it happen.
 Fault: TypeAlias = Callable[[Event], int]

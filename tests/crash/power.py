@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
-from tests.crash.disk import Created, Event, FolderSynced, Removed, Synced, Told, Truncated, Written
+from tests.crash.disk import Created, Event, FolderSynced, Linked, Removed, Renamed, Synced, Told, Truncated, Written
 
 #: What a disk writes whole or not at all.
 SECTOR: Final = 512
@@ -25,9 +27,10 @@ class Cut(NamedTuple):
 
     def leave(self, folder: Path) -> None:
         """Make the files that are left the only ones in a folder."""
-        for file in folder.iterdir():
-            file.unlink()
+        shutil.rmtree(folder)
+        folder.mkdir()
         for name, content in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
 
 
@@ -56,6 +59,11 @@ class _Inode:
         return bytes(content)
 
 
+#: What was done to a name, with the file that has it, None where that is a folder.
+_Named: TypeAlias = Created | Removed | Linked | Renamed
+_Naming: TypeAlias = tuple[_Named, _Inode | None]
+
+
 def cuts(
     log: Sequence[Event],
     ways: Sequence[str] = WAYS,
@@ -71,7 +79,7 @@ def cuts(
     """
     names = {name: _Inode(content) for name, content in (before or {}).items()}
     on_disk = dict(names)
-    pending: list[tuple[str, _Inode | None]] = []
+    pending: list[_Naming] = []
     told = 0
     for place in range(len(log) + 1):
         for way in ways if (len(log) - place) % every == 0 else ():
@@ -80,33 +88,65 @@ def cuts(
         match log[place] if place < len(log) else None:
             case Told(count):
                 told = count
-            case Created(file):
-                names[file] = _Inode()
-                pending.append((file, names[file]))
-            case Removed(file):
-                del names[file]
-                pending.append((file, None))
+            case Created() | Removed() | Linked() | Renamed() as event:
+                pending.append((event, _Inode() if isinstance(event, Created) else names.get(event.file)))
+                _name(names, *pending[-1])
             case Synced(file):
-                names[file].sync()
-            case FolderSynced():
-                on_disk = dict(names)
-                pending.clear()
+                _there(names, file).sync()
+            case FolderSynced(folder):
+                done = [naming for naming in pending if _folder_of(naming) == folder]
+                pending = [naming for naming in pending if _folder_of(naming) != folder]
+                for event, inode in done:
+                    _name(on_disk, event, inode)
+                    if isinstance(event, Renamed):
+                        pending = [(_moved(each, event), other) for each, other in pending]
             case Written(file) | Truncated(file) as event:
-                names[file].pending.append(event)
+                _there(names, file).pending.append(event)
 
 
-def _left(
-    on_disk: dict[str, _Inode], pending: list[tuple[str, _Inode | None]], way: str, dice: random.Random
-) -> dict[str, bytes]:
+def _there(names: Mapping[str, _Inode], file: str) -> _Inode:
+    assert file in names, f"{file} was removed while it was in use."
+    return names[file]
+
+
+def _name(names: dict[str, _Inode], event: Event, inode: _Inode | None) -> None:
+    """Do to the names of files what an event does."""
+    match event:
+        case Created(file) | Linked(_, file) if inode is not None:
+            names[file] = inode
+        case Removed(file):
+            names.pop(file, None)
+        case Renamed(file, to) if inode is not None:
+            names.pop(file, None)
+            names[to] = inode
+        case Renamed(folder, to):
+            for name in [each for each in names if each.startswith(f"{folder}/")]:
+                names[f"{to}{name.removeprefix(folder)}"] = names.pop(name)
+
+
+def _moved(event: _Named, renamed: Renamed) -> _Named:
+    """Return what was done to a name in a folder after the folder was renamed."""
+
+    def moved(path: str) -> str:
+        inside = path.startswith(f"{renamed.file}/")
+        return f"{renamed.to}{path.removeprefix(renamed.file)}" if inside else path
+
+    if isinstance(event, Linked | Renamed):
+        return replace(event, file=moved(event.file), to=moved(event.to))
+    return replace(event, file=moved(event.file))
+
+
+def _folder_of(naming: _Naming) -> str:
+    event, _ = naming
+    return (event.to if isinstance(event, Linked | Renamed) else event.file).rpartition("/")[0]
+
+
+def _left(on_disk: dict[str, _Inode], pending: Sequence[_Naming], way: str, dice: random.Random) -> dict[str, bytes]:
     found = dict(on_disk)
     kept = dice.randint(0, len(pending)) if way == "first" else len(pending)
-    for name, inode in pending[:kept] if way != "nothing" else ():
-        if way == "any" and dice.random() < 1 / 2:
-            continue
-        if inode is None:
-            found.pop(name, None)
-        else:
-            found[name] = inode
+    for naming in pending[:kept] if way != "nothing" else ():
+        if way != "any" or dice.random() < 1 / 2:
+            _name(found, *naming)
     return {name: inode.left(way, dice) for name, inode in found.items()}
 
 

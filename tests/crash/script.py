@@ -11,7 +11,7 @@ import cloudstore_mapping as cm
 
 #: Values from a few bytes to some pages.
 SIZES: Final = (1, 200, 3000, 30_000)
-KEYS: Final = 12
+KEYS: Final = tuple(f"key {number}" for number in range(12))
 MEDIA: Final = 3
 
 Contents = dict[str, Any]
@@ -42,7 +42,7 @@ def steps(store: cm.CloudStoreMapping[Any], count: int, seed: int) -> Iterator[C
         return {"step": dice.random(), "text": dice.choice("abcdef") * dice.choice(SIZES)}
 
     def keys(count: int) -> list[str]:
-        return [f"key {number}" for number in dice.sample(range(KEYS), count)]
+        return dice.sample(KEYS, count)
 
     def key() -> str:
         return keys(1)[0]

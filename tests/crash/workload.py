@@ -52,6 +52,8 @@ class Workload:
         What the keys begin with.
     keys
         How many there are.
+    refusals
+        Errors that calls may end with besides, in which case they did nothing.
 
     Attributes
     ----------
@@ -59,8 +61,16 @@ class Workload:
         What the clients did with each key.
     """
 
-    def __init__(self, opens: Sequence[Callable[[], Store]], name: str, keys: int) -> None:
-        self.histories = {f"{name} {number}": History() for number in range(keys)}
+    def __init__(
+        self,
+        opens: Sequence[Callable[[], Store]],
+        name: str,
+        keys: int,
+        refusals: tuple[type[cm.CloudStoreError], ...] = (),
+    ) -> None:
+        answers = (KeyError, TypeError, cm.BadMergeError, *refusals)
+        self.histories = {f"{name} {number}": History(answers=answers) for number in range(keys)}
+        self._refusals = refusals
         self._opens = opens
         self._name = name
         self._done = 0
@@ -117,7 +127,12 @@ class Workload:
             with history.call(len(self._opens), "load") as call:
                 call.result = store[key]
             assert history.calls[-1].returned is not None, key
-            check_linearizable(history.calls, register_step, ABSENT)
+            check_linearizable(history.calls, self._step, ABSENT)
+
+    def _step(self, state: Any, operation: str, argument: Any, result: Any, is_known: bool) -> Any:
+        if is_known and isinstance(result, type) and issubclass(result, self._refusals):
+            return state
+        return register_step(state, operation, argument, result, is_known)
 
     def _work(self, client: int, numbers: Iterator[int]) -> None:
         dice = random.Random(f"{self._name} {client}")
@@ -169,8 +184,12 @@ class Workload:
             failed = dict.fromkeys(arguments, raised) if operation == "load" else raised.failed
         except (cm.TransportError, cm.TimedOutError) as raised:
             failed = dict.fromkeys(arguments, raised)
+        except self._refusals as raised:
+            failed = dict.fromkeys(arguments, raised)
         returned = time.monotonic()
         for key, argument in arguments.items():
+            if isinstance(failed.get(key), self._refusals):
+                continue
             is_known = key not in failed or isinstance(failed[key], KeyError)
             is_absent = key in failed or (operation == "load" and key not in found)
             result = KeyError if is_absent else found.get(key)
