@@ -10,7 +10,10 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.service.storage.sqlite_check import check
+from tests.crash.beside import run_here
+from tests.crash.commands import Command
 from tests.crash.disk import Event, Synced
+from tests.crash.files import all_watched, files
 from tests.crash.layer import watched
 from tests.crash.memory import tmp_path
 from tests.crash.power import WAYS, Cut, cuts
@@ -82,6 +85,23 @@ def test_the_simulation_finds_what_is_not_synced(tmp_path: Path) -> None:
     log = logged(tmp_path / "before", 12, 1)
     hasty = [event for event in log if event != Synced(f"{NAME}-wal")]
     assert any("isn't what" in each for each in lost(cuts(hasty, ["nothing"]), states(12, 1), tmp_path / "after"))
+
+
+def test_what_is_done_is_on_the_disk(tmp_path: Path) -> None:
+    """An export and a download that are done are on the disk with their names, as a backup is."""
+    folder = tmp_path / "before"
+    folder.mkdir()
+    with all_watched(folder) as disk, cm.open(folder / NAME) as store:
+        media = store.upload(b"GIF89a" * 1000, "picture.gif")
+        store["key"] = "value"
+        store.download(media, folder / "picture.gif")
+        assert run_here(Command("", ["backup", str(folder / "backup"), "--store", str(folder / NAME)])).status == 0
+        for name in ("keys.json", "keys.jsonl"):
+            assert run_here(Command("", ["export", str(folder / name), "--at", str(folder / NAME)])).status == 0
+        made = {name: data for name, data in files(folder).items() if not name.startswith(NAME)}
+    (cut,) = cuts(disk.log, ["nothing"], every=len(disk.log) + 1)
+    assert {name: cut.files.get(name) for name in made} == made
+    assert {"picture.gif", "backup", "keys.json", "keys.jsonl.media/index.jsonl"} <= made.keys()
 
 
 @pytest.mark.slow

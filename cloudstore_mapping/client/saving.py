@@ -81,12 +81,23 @@ class Saving:
         if place.is_file():
             shutil.copymode(place, partial)
         partial.replace(place)
+        sync_folder(place.parent)
 
     def _check(self) -> None:
         if self.path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.path))
         if not self._overwrite and os.path.lexists(self.path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self.path))
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names of the files in a folder on disk, where the system can."""
+    with suppress(PermissionError):  # Windows opens no folder
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def harmless(name: str) -> str:

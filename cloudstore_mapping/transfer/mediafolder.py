@@ -13,7 +13,7 @@ from typing import IO, Final, Protocol
 import msgspec
 
 from cloudstore_mapping.client.fetching import Fetched
-from cloudstore_mapping.client.saving import harmless
+from cloudstore_mapping.client.saving import harmless, sync_folder
 from cloudstore_mapping.errors import BadValueError
 from cloudstore_mapping.transfer.journal import END
 
@@ -95,8 +95,10 @@ class MediaDraft:
             for left in self._folder.iterdir():  # by an export that ended between a file and its line
                 if left.name not in known:
                     left.unlink()
+            sync_folder(self._folder)
             shutil.rmtree(self._place, ignore_errors=True)
             self._folder.replace(self._place)
+            sync_folder(self._place.parent)  # the export's file comes later, and is nothing without its media files
         elif (self._place / INDEX).is_file():
             shutil.rmtree(self._place)
 
