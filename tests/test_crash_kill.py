@@ -35,12 +35,12 @@ STEPS: Final = 80
 class Service:
     """A service on a file that is killed, and started again where it was."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, api_key: str | None = None) -> None:
         self.file = folder / "service.db"
         self._log = folder / "service.log"
         self._port = free_port()
         self._node = self._started()
-        self.location = self._node.location(str(self._node.api_key))
+        self.location = self._node.location(str(api_key or self._node.api_key))
 
     def _started(self) -> Node:
         node = Node(str(self.file), self._log, self._port)
