@@ -40,9 +40,9 @@ class Settings:
     min_upload_rate: Annotated[float, Meta(gt=0)] = 1024.0
     """Bytes a second that an upload has to bring on the whole, once it has taken longer than a body may."""
     max_spool_bytes: Size = 8 * 2**30
-    """The uploads together whose API key or password comes after the file: each waits for it in a temporary file."""
+    """All files together that wait in temporary files for an API key or password that comes after them."""
     max_address_spool_bytes: Size = 4 * 2**30
-    """Those of them that come from one address."""
+    """The files of one address among them."""
     max_connections_per_address: Count = 500
     """Connections that one address may have at a time, but for this machine's own and those of trusted proxies."""
     max_password_bytes: Size = 1024

@@ -43,7 +43,7 @@ class SpoolSpace:
         self.in_memory = 0
 
     def take(self, subject: str, size: int) -> None:
-        """Count more bytes of an address, or raise `UnavailableError` where there is no space for them."""
+        """Count more bytes of an address; `UnavailableError` past a limit."""
         if self.taken + size > self._most or self._by_subject[subject] + size > self._most_per_address:
             raise UnavailableError(
                 "Too many files wait for their API key or password; send these before the file, or try again later.",
@@ -62,10 +62,9 @@ class SpoolSpace:
 
 class Spool:
     """
-    The bytes of one file until it is known whose it is; a context manager that takes them away in the end.
+    The bytes of one file whose API key or password is still to come; a context manager that removes them at its exit.
 
-    The temporary file has no name, so not even a killed process leaves it. `UnavailableError` where there is no space
-    for it.
+    The temporary file has no name, so not even a killed process leaves it behind.
     """
 
     def __init__(self, space: SpoolSpace, address: str) -> None:
@@ -89,7 +88,7 @@ class Spool:
                     self._file.close()
 
     async def write(self, data: bytes) -> None:
-        """Take the next bytes."""
+        """Take the next bytes; `UnavailableError` if there is no space for them."""
         self._space.take(self._subject, len(data))
         self.size += len(data)
         self._held += data

@@ -80,8 +80,8 @@ async def take_upload(
     """
     Read the upload in a request's body, and return the reply to it; what isn't whole in the end is taken away.
 
-    The upload is begun in front of the file, where the field `needs` stands there, and a password if one is asked for.
-    Else the file is spooled, and the upload begun at the form's end. Passwords stand together, on one side of the file.
+    If the field `needs`, and a password if the file has one, come before the file, its bytes go to the storage as they
+    come. Otherwise the file is spooled until the form's end. The passwords come on the same side of the file.
     """
     headers = dict(scope["headers"])
     if headers.get(b"content-encoding", b"identity").strip().lower() not in {b"identity", b""}:
