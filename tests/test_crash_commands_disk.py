@@ -21,7 +21,7 @@ from cloudstore_mapping.transfer.dbmfiles import is_dbm
 from tests.crash.beside import CONTEXT, Ran, run_here
 from tests.crash.commands import Command, Commands
 from tests.crash.disk import Event, Synced, Written
-from tests.crash.files import all_watched, files
+from tests.crash.files import all_watched, files_of
 from tests.crash.layer import watched
 from tests.crash.memory import tmp_path
 from tests.crash.power import Cut, cuts
@@ -67,7 +67,7 @@ def logged(folder: Path, count: int, seed: int) -> tuple[list[Event], list[Momen
             else:
                 ran, log = run_elsewhere(folder, command)
                 disk.log += log
-            moments.append(Moment(number, ran, made_by(ran, folder)))
+            moments.append(Moment(number, ran, files_of(command.target) if command.target else {}))
             disk.tell(len(moments) - 1)
     return disk.log, moments
 
@@ -88,14 +88,6 @@ def _run_and_log(folder: Path, command: Command, told: Connection) -> None:
     with all_watched(folder) as disk:
         ran = run_here(command)
     told.send((ran, disk.log))
-
-
-def made_by(ran: Ran, folder: Path) -> dict[str, bytes]:
-    """Return the files that an export or a backup consists of."""
-    target = ran.command.target
-    return (
-        {} if target is None else {name: data for name, data in files(folder).items() if name.startswith(target.name)}
-    )
 
 
 def check_cut(cut: Cut, moments: Sequence[Moment], expected: Sequence[Contents], folder: Path) -> None:

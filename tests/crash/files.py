@@ -108,6 +108,11 @@ def all_watched(folder: Path) -> Iterator[Disk]:
             yield disk
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """Return the files in a folder and those below it, by their names from there."""
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+def files_of(target: Path) -> dict[str, bytes]:
+    """
+    Return the files whose names begin like the target's, and those in such folders, by their names from its folder.
+
+    A live store must not be among them: to read it here would take this process's locks on it away.
+    """
+    found = [*target.parent.glob(f"{target.name}*"), *target.parent.glob(f"{target.name}*/*")]
+    return {file.relative_to(target.parent).as_posix(): file.read_bytes() for file in found if file.is_file()}
