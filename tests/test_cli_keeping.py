@@ -60,6 +60,83 @@ def test_a_backup_of_a_store_in_use(store: Path, tmp_path: Path) -> None:
     assert "accounts: 1\n" in run("check", "--store", tmp_path / "backup").stdout
 
 
+def flip(file: Path, before: bytes, after: bytes) -> None:
+    """Flip a bit in a file, of what stands there once."""
+    content = file.read_bytes()
+    assert content.count(before) == 1
+    assert sum((one ^ other).bit_count() for one, other in zip(before, after, strict=True)) == 1
+    file.write_bytes(content.replace(before, after))
+
+
+#: What is damaged by one bit, and the line that names it.
+DAMAGE = {
+    "value": (b'{"a":1}', b'{"a":3}', "The file 'name' of 'bob' is not what was saved; save it again."),
+    "media": (b"12345", b"12347", "The media file 'a.bin' of 'bob' is not what was uploaded; upload it again."),
+}
+
+
+@pytest.mark.parametrize("damage", ["value", "media"])
+def test_a_damaged_backup_is_refused(store: Path, tmp_path: Path, damage: str) -> None:
+    """A bit that flipped in a value or media file of a backup is one line and status 2, and no store is made."""
+    before, after, fault = DAMAGE[damage]
+    run("backup", tmp_path / "backup", "--store", store)
+    flip(tmp_path / "backup", before, after)
+    files = sorted(tmp_path.iterdir())
+    refused = run("restore", tmp_path / "backup", "--store", tmp_path / "again.db")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        f"cloudstore: {tmp_path}/backup is damaged and was not restored; "
+        f"`cloudstore check --store {tmp_path}/backup` names each fault.\n"
+    )
+    assert sorted(tmp_path.iterdir()) == files
+    assert fault in run("check", "--store", tmp_path / "backup").stdout
+
+
+@pytest.mark.parametrize("damage", ["value", "media"])
+def test_a_backup_of_a_damaged_store(store: Path, tmp_path: Path, damage: str) -> None:
+    """What is damaged in a store is so in its backup, which is made all the same: a line each, and status 1."""
+    before, after, fault = DAMAGE[damage]
+    flip(store, before, after)
+    made = run("backup", tmp_path / "backup", "--store", store)
+    assert (made.exit_code, made.stderr) == (1, "")
+    assert made.stdout == f"{store} is copied to {tmp_path / 'backup'}, and damaged.\n{fault}\n"
+    assert json.loads(run("backup", tmp_path / "again", "--store", store, "--json").stdout)["faults"] == [fault]
+
+
+@pytest.mark.parametrize("damage", ["value", "media"])
+def test_a_damaged_store_is_not_moved(store: Path, tmp_path: Path, damage: str) -> None:
+    """A store that holds something damaged is copied to no other engine, and says so in one line."""
+    before, after, _ = DAMAGE[damage]
+    flip(store, before, after)
+    refused = run("migrate-store", store, tmp_path / "copy.db")
+    assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    assert "is damaged and was not copied" in refused.stderr
+    assert not (tmp_path / "copy.db").exists()
+
+
+def test_a_name_that_is_no_text(store: Path) -> None:
+    """A damaged name is a fault as any other, and what comes after it is looked at too."""
+    with closing(sqlite3.connect(store)) as connection:
+        connection.execute("UPDATE files SET name = CAST(x'6ee16d65' AS TEXT)")
+        connection.commit()
+    found = run("check", "--store", store)
+    assert found.exit_code == 1
+    assert found.stdout.splitlines()[-1] == "The file 'n\\udce1me' of 'bob' is not what was saved; save it again."
+
+
+def test_a_value_of_an_older_version(store: Path, tmp_path: Path) -> None:
+    """A value that was stored without a checksum is no damage: it is backed up, restored and copied."""
+    with closing(sqlite3.connect(store)) as connection:
+        connection.execute("UPDATE files SET version = 'AbCdEfGhIjKl'")
+        connection.commit()
+    for command in (
+        ["backup", tmp_path / "backup", "--store", store],
+        ["restore", tmp_path / "backup", "--store", tmp_path / "again.db"],
+        ["migrate-store", store, tmp_path / "copy.db"],
+    ):
+        assert run(*command).exit_code == 0
+
+
 def test_nothing_is_replaced(store: Path, tmp_path: Path) -> None:
     """A file that is there is left as it is, and says so in one line."""
     before = store.read_bytes()

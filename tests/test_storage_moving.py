@@ -20,6 +20,7 @@ from cloudstore_mapping.service.storage.records import Event, Limits, Media, Own
 from cloudstore_mapping.service.storage.sql import SQLTransaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from tests.postgres_fixtures import address
+from tests.postgres_server import shared
 from tests.service_fakes import Asker
 
 __all__ = ["address"]
@@ -70,6 +71,12 @@ def fill(storage: Storage) -> None:
         transaction.add_accesses(used)
 
     storage.submit(work).result()
+
+
+@pytest.fixture
+def another_address() -> str:
+    """Return the address of another empty place for a store."""
+    return shared.new_store()
 
 
 @pytest.fixture
@@ -214,7 +221,7 @@ def test_one_moment(tmp_path: Path, address: str) -> None:
     assert copied.files == before.files < after.files
 
 
-def test_a_backup_is_restored_to_a_database(source: Place, address: str, tmp_path: Path) -> None:
+def test_a_backup_is_restored_to_a_database(source: Place, address: str, another_address: str, tmp_path: Path) -> None:
     """A backup of any store becomes one in PostgreSQL; one that is damaged or of an older version does not."""
     with source.open() as storage:
         storage.back_up(tmp_path / "backup", nothing)
@@ -224,6 +231,20 @@ def test_a_backup_is_restored_to_a_database(source: Place, address: str, tmp_pat
     assert contents(place_of(str(tmp_path / "again"))) == contents(source)
     with pytest.raises(FileNotFoundError, match="no backup"):
         restore(tmp_path / "absent", place_of(address), nothing)
+    for number, statement in enumerate(
+        (
+            "UPDATE files SET value = CAST('1' AS BLOB) WHERE rowid = 1",
+            "UPDATE chunks SET data = x'00' WHERE number = 1",
+        )
+    ):
+        damaged = tmp_path / f"damaged {number}"
+        damaged.write_bytes((tmp_path / "backup").read_bytes())
+        with closing(sqlite3.connect(damaged)) as connection:
+            connection.execute(statement)
+            connection.commit()
+        with pytest.raises(UnsupportedError, match="is damaged and was not restored"):
+            restore(damaged, place_of(another_address), nothing)
+        assert not place_of(another_address).exists()
     (tmp_path / "notes").write_text("notes" * 1000)
     with pytest.raises(UnsupportedError, match="no CloudStore file"):
         restore(tmp_path / "notes", place_of(address), nothing)

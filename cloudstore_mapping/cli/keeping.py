@@ -38,12 +38,18 @@ def backup(
     """
     Copy a store, as it is at one moment, into a file; the service may go on meanwhile.
 
-    The copy is checked, and is there only once it is whole. It holds all accounts, files and media.
+    The copy is there only once it is whole, with all accounts, files and media. Then each value and media file in it
+    is compared with its checksum: exit status 1 where the store holds damaged ones, and each is a line.
     """
+    from cloudstore_mapping.service.storage.keeping import back_up
+
     source = _existing(store)
-    with as_usage(), source.open() as storage, _bar() as report:
-        storage.back_up(file.absolute(), report)
-    _show({"backup": str(file.absolute()), "bytes": file.stat().st_size}, f"{source} is copied to {file}.", as_json)
+    with as_usage(), _bar() as report:
+        faults = back_up(source, file.absolute(), report).faults
+    facts: dict[str, object] = {"backup": str(file.absolute()), "bytes": file.stat().st_size, "faults": faults}
+    _show(facts, "\n".join([f"{source} is copied to {file}{', and damaged' if faults else ''}.", *faults]), as_json)
+    if faults:
+        raise typer.Exit(Status.REFUSED)
 
 
 def restore(
@@ -54,7 +60,7 @@ def restore(
     """
     Make a backup a store again; where a store is already, nothing is done.
 
-    The backup is checked first, to the last byte.
+    It is there only once every page of the backup, and each value and media file with its checksum, was checked.
     """
     from cloudstore_mapping.service.storage.keeping import restore as restore_store
 
@@ -121,9 +127,10 @@ def migrate_store(
     """
     Copy a store to another engine, as it is at one moment: from a file to PostgreSQL, or back.
 
-    All accounts, keys, passwords, limits, files, media, counts and events come over, and are compared in the end. Only
-    who is signed in has to sign in again. Start the service on TO when it is done: what is written to FROM meanwhile
-    stays there. One that was interrupted leaves nothing, and can be begun again.
+    All accounts, keys, passwords, limits, files, media, counts and events come over, and are compared in the end.
+    Where a value or media file doesn't fit its checksum, nothing is copied. Only who is signed in has to sign in again.
+    Start the service on TO when it is done: what is written to FROM meanwhile stays there. One that was interrupted
+    leaves nothing, and can be begun again.
     """
     from cloudstore_mapping.service.storage.keeping import migrate_store as migrate
 

@@ -26,7 +26,7 @@ def schemas(place: Place) -> tuple[int, int]:
 
 
 def check(place: Place, report: Report) -> Findings:
-    """Return what is found in a store, as it is at one moment; it may be in use."""
+    """Return the findings of a look at a store, as it is at one moment; it may be in use."""
     if place.file is not None:
         from cloudstore_mapping.service.storage.sqlite_check import check as check_file
 
@@ -36,16 +36,29 @@ def check(place: Place, report: Report) -> Findings:
         return look(cast("SQLTransaction", transaction), schema, report)
 
 
+def back_up(source: Place, path: Path, report: Report) -> Findings:
+    """
+    Copy a store into a new file at `path`, and return the findings of a look at the copy.
+
+    What is damaged in the store is so in the copy, which is kept: all else is in it.
+    """
+    from cloudstore_mapping.service.storage.sqlite_check import check as check_file
+
+    with source.open() as storage:
+        storage.back_up(path, report)
+    return check_file(path, report)
+
+
 def restore(backup: Path, place: Place, report: Report) -> None:
     """
-    Make a backup a store again at a place where there is none; the backup is checked first, to the last byte.
+    Make a backup a store again at a place where there is none, once each value and media file fits its checksum.
 
     Raises `UnsupportedError` where it isn't one of ours, is damaged or of a newer version, or where the database holds
     a store already; `FileExistsError` where the file is there; `FileNotFoundError` where there is no backup.
     """
     from cloudstore_mapping.service.storage.migrations import newest
+    from cloudstore_mapping.service.storage.sqlite_backup import check_restorable, examine
     from cloudstore_mapping.service.storage.sqlite_backup import restore as restore_file
-    from cloudstore_mapping.service.storage.sqlite_backup import verify
     from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
 
     if place.file is not None:
@@ -53,7 +66,9 @@ def restore(backup: Path, place: Place, report: Report) -> None:
         return
     if not backup.is_file():
         raise FileNotFoundError(f"There is no backup {backup}; look at its name.")
-    if verify(backup) < newest():
+    findings = examine(backup, report)
+    check_restorable(backup, findings)
+    if findings.schema < newest():
         raise UnsupportedError(
             f"{backup} is of an older version; restore it to a file, then copy that with `cloudstore migrate-store`."
         )
@@ -65,11 +80,16 @@ def migrate_store(source: Place, target: Place, report: Report) -> dict[str, Cop
     """
     Copy all that a store holds at one moment to a place where there is none yet, and return what was copied.
 
-    Who is signed in isn't copied, nor what is being uploaded. Raises `UnsupportedError` or `FileExistsError` where
-    there is a store already.
+    Who is signed in isn't copied, nor what is being uploaded. Raises `UnsupportedError` where something in the source
+    is damaged, and that or `FileExistsError` where there is a store already.
     """
-    with source.open() as storage, storage.read() as transaction:
-        return _fill(cast("SQLTransaction", transaction), target, report)
+    with source.open() as storage, storage.read() as read:
+        transaction = cast("SQLTransaction", read)
+        if look(transaction, schema=0).faults:
+            raise UnsupportedError(
+                f"{source} is damaged and was not copied; `cloudstore check --store {source}` names each fault."
+            )
+        return _fill(transaction, target, report)
 
 
 def _fill(source: SQLTransaction, target: Place, report: Report) -> dict[str, Copied]:

@@ -35,12 +35,12 @@ def is_whole(version: Any, name: str, value: Any) -> bool:
     """
     Whether a value, its name and its version are what was stored; older versions, which are shorter, don't tell.
 
-    What SQLite finds in a damaged row may be of any type.
+    What SQLite finds in a damaged row may be of any type, and a name no text.
     """
     try:
         random, checksum = version[:_RANDOM], version[_RANDOM:]
         return bool(checksum == _checksum(random, name, value) or len(checksum) != _SUM)
-    except TypeError:
+    except (TypeError, UnicodeError):
         return False
 
 

@@ -8,14 +8,20 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.service.storage.checking import Findings, look
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, schema_version
-from cloudstore_mapping.service.storage.sqlite_session import primary_code, unavailable
+from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession, primary_code, unavailable
 
 #: Pages that are copied between two reports: 16 MiB.
 PAGES_AT_ONCE: Final = 4096
+
+T = TypeVar("T")
+
+#: The first schema that has media files.
+WITH_MEDIA: Final = 2
 
 #: Is told how many pages are copied, and of how many.
 Report = Callable[[int, int], object]
@@ -29,17 +35,24 @@ def back_up(source: sqlite3.Connection, path: Path, report: Report) -> None:
     `FileExistsError` where there is a file already, and `UnavailableError` where SQLite fails.
     """
     with drafted(path) as draft:
-        try:
-            with closing(sqlite3.connect(draft)) as target:
-                source.backup(
-                    target,
-                    pages=PAGES_AT_ONCE,
-                    progress=lambda _, remaining, total: report(total - remaining, total),
-                )
-                make_one_file(target)
-            verify(draft)
-        except sqlite3.Error as error:
-            raise unavailable(error) from error
+        _copy(source, draft, report, verify)
+
+
+def _copy(source: sqlite3.Connection, draft: Path, report: Report, check: Callable[[Path], T]) -> T:
+    try:
+        with closing(sqlite3.connect(draft)) as target:
+            source.backup(
+                target,
+                pages=PAGES_AT_ONCE,
+                progress=lambda _, remaining, total: report(total - remaining, total),
+            )
+            make_one_file(target)
+        return check(draft)
+    except UnsupportedError as error:  # its sentence names the draft
+        sentence = "The copy is damaged and was not kept; run `cloudstore check` on the store, then try again."
+        raise UnsupportedError(sentence) from error
+    except sqlite3.Error as error:
+        raise unavailable(error) from error
 
 
 def make_one_file(connection: sqlite3.Connection) -> None:
@@ -51,6 +64,8 @@ def restore(path: Path, store: Path, report: Report) -> None:
     """
     Make the backup at `path` a new store at `store`, which is there only once it is whole.
 
+    So each page of it, and each value and media file with its checksum, is looked at.
+
     Raises `UnsupportedError` where the backup isn't one of ours, is damaged or of a newer version; `FileExistsError`
     where there is a store already; `FileNotFoundError` where there is no backup.
     """
@@ -60,7 +75,29 @@ def restore(path: Path, store: Path, report: Report) -> None:
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as source:
         source.execute("BEGIN")
         source.execute("SELECT 1 FROM sqlite_schema").fetchone()
-        back_up(source, store, report)
+        with drafted(store) as draft:
+            findings = _copy(source, draft, report, lambda draft: examine(draft, report))
+            check_restorable(path, findings)
+
+
+def check_restorable(backup: Path, findings: Findings) -> None:
+    """Raise `UnsupportedError` where something was found wrong in a backup, or in a copy of it."""
+    if findings.faults:
+        raise UnsupportedError(
+            f"{backup} is damaged and was not restored; `cloudstore check --store {backup}` names each fault."
+        )
+
+
+def examine(path: Path, report: Report) -> Findings:
+    """Return what is found in the store or backup at `path`: every page, value and media file is read; see `verify`."""
+    schema = verify(path)
+    try:
+        with closing(SQLiteSession(path, "ro")) as session, session.snapshot():
+            # A damaged name is a fault like others.
+            session.connection.text_factory = lambda text: text.decode(errors="surrogateescape")
+            return look(session, schema, report, has_media=schema >= WITH_MEDIA)
+    except sqlite3.Error as error:
+        raise unavailable(error) from error
 
 
 def verify(path: Path) -> int:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
-from typing import Final
 
-from cloudstore_mapping.service.storage.checking import Findings, Report, look
-from cloudstore_mapping.service.storage.sqlite_backup import verify
-from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession, unavailable
+from cloudstore_mapping.service.storage.checking import Findings, Report
+from cloudstore_mapping.service.storage.sqlite_backup import examine
 
 __all__ = ["Findings", "check"]
-
-#: The first schema that has media files.
-WITH_MEDIA: Final = 2
 
 
 def check(path: Path, report: Report = lambda _done, _total: None) -> Findings:
@@ -26,9 +19,4 @@ def check(path: Path, report: Report = lambda _done, _total: None) -> Findings:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no store {path}; look at its name.")
-    schema = verify(path)
-    try:
-        with closing(SQLiteSession(path, "ro")) as session, session.snapshot():
-            return look(session, schema, report, has_media=schema >= WITH_MEDIA)
-    except sqlite3.Error as error:
-        raise unavailable(error) from error
+    return examine(path, report)
