@@ -10,7 +10,7 @@ from cloudstore_mapping.client.secret import Secret, new_secret, secrets_of
 from cloudstore_mapping.client.shelf import Shelf
 from cloudstore_mapping.locations import check_old_data, store_file
 from cloudstore_mapping.locations import open as open_store
-from cloudstore_mapping.service.storage.places import MEMORY
+from cloudstore_mapping.service.storage.places import MEMORY, place_of
 
 __all__ = ["Shelf", "open"]
 
@@ -65,7 +65,7 @@ def open(  # noqa: A001 - the standard library's name
     path = store_file(location)
     if path is not None:
         check_old_data(path, is_shelf=True, needs_secret=secret is not None)
-    if path is not None and flag in "rw" and not path.exists():
+    if path is not None and flag in "rw" and not place_of(location).exists():
         raise FileNotFoundError(f"There is no shelf {path}; the flag 'c' makes one.")
     store = open_store(location, **options)
     try:

@@ -14,8 +14,9 @@ from typer.testing import CliRunner, Result
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.migrations import APPLICATION_ID, newest
+from cloudstore_mapping.service.storage.migrations import newest
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.storefiles import APPLICATION_ID
 from cloudstore_mapping.web.serve import background
 
 

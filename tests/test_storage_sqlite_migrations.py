@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.migrations import APPLICATION_ID
 from cloudstore_mapping.service.storage.records import Limits
 from cloudstore_mapping.service.storage.schemas import steps
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.storefiles import APPLICATION_ID
 from tests.service_fakes import Asker, FakeHasher
 
 SCHEMA = resources.files("cloudstore_mapping.service.storage") / "schema"

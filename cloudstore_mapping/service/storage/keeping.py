@@ -18,7 +18,9 @@ def schemas(place: Place) -> tuple[int, int]:
     if place.file is not None:
         from cloudstore_mapping.service.storage.migrations import newest
         from cloudstore_mapping.service.storage.sqlite_backup import verify
+        from cloudstore_mapping.service.storage.sqlite_place import check_place
 
+        check_place(place.file)
         return verify(place.file), newest()
     from cloudstore_mapping.service.storage.postgres_migrations import newest as newest_of_postgres
 
@@ -59,11 +61,13 @@ def restore(backup: Path, place: Place, report: Report) -> None:
     from cloudstore_mapping.service.storage.migrations import newest
     from cloudstore_mapping.service.storage.sqlite_backup import check_restorable, examine
     from cloudstore_mapping.service.storage.sqlite_backup import restore as restore_file
+    from cloudstore_mapping.service.storage.sqlite_place import refuse_leftovers
     from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
 
     if place.file is not None:
         restore_file(backup, place.file, report)
         return
+    refuse_leftovers(backup)
     if not backup.is_file():
         raise FileNotFoundError(f"There is no backup {backup}; look at its name.")
     findings = examine(backup, report)

@@ -10,13 +10,9 @@ from typing import Final
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.schemas import steps as schema_steps
+from cloudstore_mapping.service.storage.sqlite_place import is_of_new_file, journal_head
 from cloudstore_mapping.service.storage.sqlite_session import primary_code
-
-#: "CLSD": what `file(1)` and SQLite's own tools know our files by.
-APPLICATION_ID: Final = 0x434C5344
-
-#: What a journal of SQLite begins with.
-JOURNAL: Final = bytes.fromhex("d9d505f920a163d7")
+from cloudstore_mapping.storefiles import APPLICATION_ID, refuse_sidecar
 
 #: How often it is tried to switch a file to WAL while others switch it as well.
 SWITCHES: Final = 100
@@ -29,6 +25,7 @@ def check_file(path: Path) -> None:
     It is looked at as a file that nobody changes, for else SQLite would finish what another program's log holds. And
     by SQLite, for a file that Python closes takes along all locks of this process on it.
     """
+    refuse_sidecar(path)
     try:
         size = path.stat().st_size
     except FileNotFoundError:
@@ -41,7 +38,7 @@ def check_file(path: Path) -> None:
             (page_size,) = connection.execute("PRAGMA page_size").fetchone()
         except sqlite3.DatabaseError as error:
             if primary_code(error) == sqlite3.SQLITE_NOTADB:
-                if _is_undone(path):
+                if is_of_new_file(journal_head(Path(f"{path}-journal"))):
                     return
                 raise _foreign(path, "no CloudStore file") from error
             if primary_code(error) == sqlite3.SQLITE_CORRUPT:
@@ -52,16 +49,6 @@ def check_file(path: Path) -> None:
     # SQLite would fill a half page up with zeros. After a crash there may be one, and a log to mend it with.
     if size % page_size and not any(Path(f"{path}{end}").exists() for end in ("-wal", "-journal")):
         raise damaged(path)
-
-
-def _is_undone(path: Path) -> bool:
-    """Whether the file was empty until the transaction that its journal undoes: a crash came while it was made."""
-    try:
-        with Path(f"{path}-journal").open("rb") as file:
-            header = file.read(20)
-    except FileNotFoundError:
-        return False
-    return header.startswith(JOURNAL) and header[16:] == bytes(4)  # the pages that there were before
 
 
 def _foreign(path: Path | None, kind: str) -> UnsupportedError:

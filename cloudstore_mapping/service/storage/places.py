@@ -45,10 +45,19 @@ class Place:
         return self.address if secrets else str(_postgres().without_secrets(self.address))
 
     def exists(self) -> bool:
-        """Whether there is a store already; raises `UnavailableError` where a database isn't reached."""
+        """
+        Whether there is a store already.
+
+        Raises `UnavailableError` where a database isn't reached, `UnsupportedError` for the log of a file that is gone.
+        """
         if self.address is not None:
             return self.schema() > 0
-        return self.file is not None and self.file.exists()
+        if self.file is None:
+            return False
+        from cloudstore_mapping.service.storage.sqlite_place import refuse_leftovers
+
+        refuse_leftovers(self.file)
+        return self.file.exists()
 
     def schema(self) -> int:
         """Return the number of the schema that a database has, 0 for none; raises as `exists` does."""

@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from cloudstore_mapping.errors import UnavailableError, UnsupportedError
+from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage import health
 from cloudstore_mapping.service.storage.base import Storage, Transaction, check_open
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, migrate
 from cloudstore_mapping.service.storage.sqlite_backup import back_up
+from cloudstore_mapping.service.storage.sqlite_place import check_place
 from cloudstore_mapping.service.storage.sqlite_session import Reading, SQLiteSession, primary_code, unavailable
 from cloudstore_mapping.service.storage.writer import GroupWriter
 
@@ -132,7 +133,7 @@ class SQLiteStorage(Storage):
 def _open(path: Path | None) -> SQLiteSession:
     try:
         if path is not None:
-            _check_place(path)
+            check_place(path)
             check_file(path)
         session = SQLiteSession(path, "rwc")
         try:
@@ -154,15 +155,6 @@ def _open(path: Path | None) -> SQLiteSession:
             raise damaged(path) from error
         raise unavailable(error) from error
     return session
-
-
-def _check_place(path: Path) -> None:
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file in it.")
-    if path.exists() and not path.is_file():
-        raise UnsupportedError(f"{path} is no ordinary file; choose another name.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {path.parent}; make it first.")
 
 
 def _let_go(session: SQLiteSession, idle: list[SQLiteSession]) -> None:

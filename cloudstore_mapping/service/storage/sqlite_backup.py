@@ -13,7 +13,9 @@ from typing import Final, TypeVar
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.service.storage.checking import Findings, look
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, schema_version
+from cloudstore_mapping.service.storage.sqlite_place import refuse_leftovers
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession, primary_code, unavailable
+from cloudstore_mapping.storefiles import SIDECARS, refuse_sidecar
 
 #: Pages that are copied between two reports: 16 MiB.
 PAGES_AT_ONCE: Final = 4096
@@ -69,6 +71,7 @@ def restore(path: Path, store: Path, report: Report) -> None:
     Raises `UnsupportedError` where the backup isn't one of ours, is damaged or of a newer version; `FileExistsError`
     where there is a store already; `FileNotFoundError` where there is no backup.
     """
+    refuse_leftovers(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no backup {path}; look at its name.")
     verify(path)
@@ -128,7 +131,9 @@ def verify(path: Path) -> int:
 @contextmanager
 def drafted(path: Path) -> Iterator[Path]:
     """Give the block the name of a file that becomes `path` if all goes well, on disk, and that is gone if not."""
+    refuse_sidecar(path)
     _refuse_existing(path)
+    refuse_leftovers(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent}; make it first.")
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
@@ -140,8 +145,9 @@ def drafted(path: Path) -> Iterator[Path]:
             os.link(draft, path)  # which never replaces a file that came meanwhile
         except FileExistsError:
             _refuse_existing(path)
+            raise
     finally:
-        for end in ("", "-journal", "-wal", "-shm"):
+        for end in ("", *SIDECARS):
             with suppress(FileNotFoundError):
                 Path(f"{draft}{end}").unlink()
     folder = os.open(path.parent, os.O_RDONLY)
@@ -153,5 +159,5 @@ def drafted(path: Path) -> Iterator[Path]:
 
 def _refuse_existing(path: Path) -> None:
     for end in ("", "-wal", "-journal"):
-        if Path(f"{path}{end}").exists():
+        if os.path.lexists(f"{path}{end}"):
             raise FileExistsError(f"There is a file {path}{end} already; move it away, or choose another name.")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cloudstore_mapping.service.storage.checking import Findings, Report
 from cloudstore_mapping.service.storage.sqlite_backup import examine
+from cloudstore_mapping.service.storage.sqlite_place import check_place
 
 __all__ = ["Findings", "check"]
 
@@ -17,6 +18,7 @@ def check(path: Path, report: Report = lambda _done, _total: None) -> Findings:
     Every page, value and media file is read. Raises `UnsupportedError` for what is no store of ours or too damaged to
     be read, and `FileNotFoundError` where there is none.
     """
+    check_place(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no store {path}; look at its name.")
     return examine(path, report)

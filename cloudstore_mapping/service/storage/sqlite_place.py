@@ -1,0 +1,165 @@
+"""Check the place of an SQLite store before it is opened: leftover logs, hard links, other machines."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.service.storage.sqlite_session import primary_code
+
+#: A journal of SQLite begins with this.
+JOURNAL: Final = bytes.fromhex("d9d505f920a163d7")
+
+#: File systems on which locks reach other machines, and shared memory doesn't.
+NETWORK: Final = frozenset(
+    {"9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3"}
+    | {"virtiofs"}
+)
+#: Linux's tables of mounted file systems and of the locks of this machine's processes.
+MOUNTS: Final = Path("/proc/self/mountinfo")
+LOCKS: Final = Path("/proc/locks")
+#: Seconds that another process of this machine may take to look as well.
+PATIENCE: Final = 1.0
+
+
+def check_place(path: Path) -> None:
+    """
+    Raise `UnsupportedError` or `OSError` unless a store may be opened, or made, at `path`.
+
+    Nothing is opened where that would lose data: beside a log of another file, by one of several names of a file, or
+    while another machine has it open.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it.")
+    if path.exists() and not path.is_file():
+        raise UnsupportedError(f"{path} is no ordinary file; choose another name.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent}; make it first.")
+    refuse_leftovers(path)
+    real = Path(os.path.realpath(path))
+    _refuse_hard_links(path, real)
+    if is_open_elsewhere(real):
+        raise UnsupportedError(
+            f"{path} is open on another machine, which shares no memory with this one; close it there, or run "
+            "`cloudstore serve` there and use its address."
+        )
+
+
+def refuse_leftovers(path: Path) -> None:
+    """
+    Raise `UnsupportedError` for a log at `path` without its file: SQLite would delete it.
+
+    An empty file is as good as none. A ``-shm`` alone holds no data, and SQLite makes it anew, unless a process still
+    uses it with the file that was there before.
+    """
+    real = Path(os.path.realpath(path))
+    # Found before the file is looked at: SQLite makes the file first, and another process may do so now.
+    logs, shm = _logs(real), _existing(Path(f"{real}-shm"))
+    file = _existing(real)
+    is_gone = file is None or file.st_size == 0
+    if is_gone and shm is not None and _is_locked_here(shm):
+        raise UnsupportedError(f"A process still uses the store whose file was at {path} before; end it first.")
+    left = logs if is_gone else []
+    # SQLite looks beside the file itself. What lies beside a link to it was left when the file was moved.
+    if path.is_symlink():
+        left += [log for log in _logs(path) if os.path.realpath(log) != f"{real}{log.name[len(path.name) :]}"]
+    if left:
+        raise UnsupportedError(
+            f"{left[0]} was left by a store whose file is not at {path} any more; move that file back beside it, or "
+            "move what was left away."
+        )
+
+
+def journal_head(path: Path) -> bytes:
+    """Return the beginning of a journal; empty where there is none. SQLite holds no locks on it."""
+    try:
+        with path.open("rb") as file:
+            return file.read(20)
+    except FileNotFoundError:
+        return b""
+
+
+def is_of_new_file(head: bytes) -> bool:
+    """Return whether a journal undoes all that is in its file: a crash came while the file was made."""
+    return head.startswith(JOURNAL) and head[16:] == bytes(4)  # the pages that there were before
+
+
+def is_open_elsewhere(path: Path) -> bool:
+    """
+    Return whether another machine has the store at `path` open, on a file system where locks tell so.
+
+    Both machines would go by a ``-shm`` of their own, and write the same parts of the log. A process of this machine
+    that has the store open was let in by this test, so another one may follow it.
+    """
+    file = _existing(path)
+    if file is None or not Path(f"{path}-shm").exists() or not _is_on_network(file) or not LOCKS.exists():
+        return False
+    return not (_is_locked_here(file) or _is_free(path) or _is_locked_here(file))
+
+
+def _existing(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _logs(path: Path) -> list[Path]:
+    """Return the logs at `path`, but for a journal that isn't on disk yet, or undoes the making of a file."""
+    wal, journal = Path(f"{path}-wal"), Path(f"{path}-journal")
+    head = journal_head(journal)
+    has_pages = head[:1] not in (b"", b"\0") and not is_of_new_file(head)  # SQLite goes by the first byte too
+    return [log for log, is_log in ((wal, os.path.lexists(wal)), (journal, has_pages)) if is_log]
+
+
+def _refuse_hard_links(path: Path, real: Path) -> None:
+    file = _existing(real)
+    if file is None or file.st_nlink < 2:
+        return
+    # A copy gets its name by a link, and a crash may come before its draft's name is gone.
+    drafts = [
+        entry
+        for entry in os.scandir(real.parent)
+        if entry.name.startswith(f".{real.name}.") and entry.name.endswith(".part") and entry.inode() == file.st_ino
+    ]
+    if file.st_nlink > 1 + len(drafts):
+        raise UnsupportedError(
+            f"{path} is one of {file.st_nlink} names of a file (hard links), and a log is found by the name that made "
+            "it; keep one name, and remove the others."
+        )
+
+
+def _is_on_network(file: os.stat_result) -> bool:
+    for mount in map(str.split, _table(MOUNTS)):
+        if mount[2] == f"{os.major(file.st_dev)}:{os.minor(file.st_dev)}":
+            return mount[mount.index("-") + 1] in NETWORK
+    return False
+
+
+def _is_locked_here(file: os.stat_result) -> bool:
+    return any(
+        f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}" in line.split()
+        for line in _table(LOCKS)
+    )
+
+
+def _table(path: Path) -> list[str]:
+    """Return the lines of a table of Linux; without Linux, none."""
+    try:
+        return path.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+
+
+def _is_free(path: Path) -> bool:
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=PATIENCE)) as connection:
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # which needs no shared memory
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except sqlite3.Error as error:
+        return primary_code(error) != sqlite3.SQLITE_BUSY  # opening the store says anything else
+    return True
