@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.storefiles import is_sqlite
 
 #: The table in the files of `dbm.sqlite3`, which came with Python 3.13; every Python can read them.
 TABLE: Final = "Dict"
@@ -104,18 +105,12 @@ def first_bytes(path: Path) -> bytes:
     """
     Return the first bytes of a file, empty where it can't be read, and of SQLite's files always the same.
 
-    SQLite looks first, for a file that Python closes takes along all of this process's locks on a live store.
+    Only a file that SQLite calls no database is opened.
     """
     if not _is_file(path):
         return b""
-    try:
-        with closing(_unchanging(path)) as connection:
-            (pages,) = connection.execute("PRAGMA page_count").fetchone()
-            return SQLITE if pages else b""
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        if code != sqlite3.SQLITE_NOTADB:
-            return b"" if code == sqlite3.SQLITE_CANTOPEN else SQLITE
+    if is_sqlite(path):
+        return SQLITE
     try:
         with path.open("rb") as file:
             return file.read(_HEADER)

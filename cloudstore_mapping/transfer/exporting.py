@@ -15,6 +15,7 @@ from cloudstore_mapping.client.raw import RawStore
 from cloudstore_mapping.client.saving import Saving
 from cloudstore_mapping.client.secret import Secret, secrets_of
 from cloudstore_mapping.errors import BadValueError, CloudStoreError, NoFileError, UnsupportedError
+from cloudstore_mapping.storefiles import refuse_store
 from cloudstore_mapping.transfer import dbmfiles
 from cloudstore_mapping.transfer.entries import PATIENCE, Entry, Failures, entries_of
 from cloudstore_mapping.transfer.formats import Format, format_of_target
@@ -112,6 +113,8 @@ class _Export:
         self._failures = Failures()
 
     def run(self, *, overwrite: bool, dry_run: bool) -> Exported:
+        for end in dbmfiles.ENDS if self._kind in ("dbm", "shelve") else ("",):
+            refuse_store(Path(f"{self._target}{end}"))
         exists = self._target.exists() or (self._kind in ("dbm", "shelve") and dbmfiles.is_dbm(self._target))
         if exists and not overwrite:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self._target))

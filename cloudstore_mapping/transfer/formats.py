@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
+from cloudstore_mapping.storefiles import is_store
 from cloudstore_mapping.transfer.dbmfiles import is_dbm, is_shelf
 from cloudstore_mapping.transfer.dbmkinds import SQLITE, dbm_at, first_bytes
 from cloudstore_mapping.transfer.jsonfiles import is_line
@@ -20,9 +21,6 @@ _ENDS: Final[dict[str, Format]] = {".json": "json", ".jsonl": "jsonl", ".ndjson"
 #: What can come through a pipe.
 _STREAMS: Final = ("json", "jsonl")
 _LOCATION: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|memory:\Z")
-#: Where an SQLite file says which program's it is, and what ours say; as `file(1)` finds it.
-_ID_AT: Final = 68
-_OURS: Final = b"CLSD"
 
 
 def format_of_source(place: str, given: Format | None) -> Format:
@@ -34,7 +32,7 @@ def format_of_source(place: str, given: Format | None) -> Format:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
     if given is not None:
         return given
-    if _is_ours(path):
+    if is_store(path):
         return "store"
     if is_dbm(path):
         return "shelve" if is_shelf(path) else "dbm"
@@ -69,7 +67,7 @@ def format_of_target(place: str, given: Format | None) -> Format:
     path = Path(place)
     if given is not None:
         return given
-    return "store" if _is_ours(path) else _by_name(path)
+    return "store" if is_store(path) else _by_name(path)
 
 
 def _is_told(place: str, given: Format | None) -> bool:
@@ -89,10 +87,3 @@ def _by_name(path: Path) -> Format:
         raise ValueError(
             f"The name {str(path)!r} doesn't say which format it has; give one: {', '.join(get_args(Format))}."
         ) from None
-
-
-def _is_ours(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(_ID_AT + len(_OURS))[_ID_AT:] == _OURS

@@ -12,6 +12,7 @@ from typing import IO, Final, Self
 import msgspec
 
 from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.storefiles import refuse_store
 from cloudstore_mapping.transfer.jsonfiles import Line, line_of
 
 try:
@@ -49,6 +50,7 @@ class Journal:
         self.keys: set[str] = set()
         self.is_finished = False
         self._identity = identity
+        refuse_store(self.path)
         self._file: IO[bytes] = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
         try:
             self._lock()

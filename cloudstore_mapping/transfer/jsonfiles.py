@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn, TextIO
 
@@ -11,6 +12,7 @@ import msgspec
 from msgspec import Raw
 
 from cloudstore_mapping.errors import BadValueError
+from cloudstore_mapping.storefiles import open_file
 from cloudstore_mapping.transfer.entries import Entry, checked
 
 #: Characters that are read at once, at least.
@@ -33,7 +35,7 @@ _read_line: Final = msgspec.json.Decoder(Line).decode
 
 def read_lines(path: Path, called: str) -> Iterator[Entry]:
     """Yield what the lines hold; `BadValueError` for one that isn't ``{"key": …, "value": …}``."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         for number, line in enumerate(file, 1):
             text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if not text.strip():
@@ -69,7 +71,7 @@ def line_of(key: str, value: bytes) -> bytes:
 
 def read_object(path: Path, called: str) -> Iterator[Entry]:
     """Yield what the one object in the file holds; `BadValueError` where it is none, or not whole."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with TextIOWrapper(open_file(path), "utf-8-sig", newline="") as file:
         scanner = _Scanner(called, file)
         scanner.take("{")
         if scanner.peek() == "}":

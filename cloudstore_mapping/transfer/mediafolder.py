@@ -15,6 +15,7 @@ import msgspec
 from cloudstore_mapping.client.fetching import Fetched
 from cloudstore_mapping.client.saving import harmless, sync_folder
 from cloudstore_mapping.errors import BadValueError
+from cloudstore_mapping.storefiles import open_file, read_file
 from cloudstore_mapping.transfer.journal import END
 
 #: What the folder's name has behind the export's.
@@ -59,7 +60,8 @@ class MediaDraft:
         self._folder = self._place.with_name(self._place.name + END)
         self._items = {item.link: item for item in _items(self._folder)}
         if self._folder.is_dir():  # without a line that was cut off in the middle
-            (self._folder / INDEX).write_bytes(b"".join(_encode(item) + b"\n" for item in self._items.values()))
+            with open_file(self._folder / INDEX, "wb") as index:
+                index.writelines(_encode(item) + b"\n" for item in self._items.values())
 
     def __len__(self) -> int:
         return len(self._items)
@@ -72,7 +74,7 @@ class MediaDraft:
         self._folder.mkdir(exist_ok=True)
         draft = self._folder / f"{len(self._items):06}{END}"
         try:
-            with draft.open("w+b") as file:
+            with open_file(draft, "w+b") as file:
                 told = fetch(link, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -82,7 +84,7 @@ class MediaDraft:
             draft.replace(self._folder / item.file)
         finally:
             draft.unlink(missing_ok=True)
-        with (self._folder / INDEX).open("ab") as index:
+        with open_file(self._folder / INDEX, "ab") as index:
             index.write(_encode(item) + b"\n")
             index.flush()
             os.fsync(index.fileno())
@@ -108,7 +110,7 @@ def opened(export: Path, item: MediaItem) -> Iterator[IO[bytes]]:
     """Open a media file of an export; `BadValueError` where it isn't what the index says, or not there."""
     path = folder_of(export) / harmless(item.file)
     try:
-        file = path.open("rb")
+        file = open_file(path)
     except OSError as error:
         raise BadValueError(f"{path} can't be read: {error.strerror}; get it again.", key=item.name) from error
     with file:
@@ -126,7 +128,7 @@ def items_of(export: Path) -> list[MediaItem]:
     if not (folder / INDEX).is_file():
         raise BadValueError(f"{folder} has no {INDEX}, so nobody knows what is in it; mend it, or move it away.")
     items = _items(folder)
-    lines = sum(1 for line in (folder / INDEX).read_bytes().splitlines() if line.strip())
+    lines = sum(1 for line in read_file(folder / INDEX).splitlines() if line.strip())
     if len(items) != lines:
         raise BadValueError(f"Line {len(items) + 1} of {folder / INDEX} can't be read; mend it, and import again.")
     return items
@@ -136,7 +138,7 @@ def _items(folder: Path) -> list[MediaItem]:
     """Return what the index says, up to a line that is not whole."""
     items: list[MediaItem] = []
     try:
-        text = (folder / INDEX).read_bytes()
+        text = read_file(folder / INDEX)
     except FileNotFoundError:
         return items
     for line in text.splitlines():
