@@ -36,6 +36,28 @@ LOWEST: dict[str, set[str]] = {
     f"{ROOT}.merge": {f"{ROOT}.errors"},
 }
 HEAVY = ["psycopg", "sqlite3", "uvicorn", "starlette", "typer", "rich", "argon2", "requests", "urllib3", "email"]
+#: Calls that open files, each with the reason why none of them can be a store that this process has open.
+OPENING = re.compile(r"(^|\.)(open|fdopen|(read|write)_(bytes|text)|whichdb|copyfile|copy2|copytree)$")
+OPENED: dict[str, dict[str, str]] = {
+    "cli.editor": {"self._file.write_bytes": "its own folder", "self._file.read_bytes": "its own folder"},
+    "cli.frame": {"os.open": "a device"},
+    "client.multipart": {"os.fdopen": "the user's file, which is open already"},
+    "client.saving": {"self._partial.open": "a new file"},
+    "client.secret": {"os.open": "a new file", "os.fdopen": "a new file"},
+    "service.storage.schemas": {"file.read_text": "the package's own"},
+    "service.storage.sqlite_backup": {"os.open": "a folder", "draft.open": "its own file, closed by SQLite"},
+    "service.storage.sqlite_place": {"path.open": "a journal, which SQLite doesn't lock", "path.read_text": "/proc"},
+    "storefiles": {"path.open": "SQLite was asked"},
+    "transfer.dbmfiles": {
+        "dbm.open": "its own folder",
+        "dbm.whichdb": "its own folder, or SQLite was asked",
+        "module.open": "SQLite was asked",
+    },
+    "transfer.journal": {"os.open": "SQLite was asked", "os.fdopen": "SQLite was asked"},
+    "web.admin_pages": {"files(package).joinpath(path).read_bytes": "the package's own"},
+}
+#: Calls of the same name that open something else.
+NO_FILES = re.compile(r"(.*\.)?_?(place|source|target|reader|line)\.open|(read|write)_text")
 
 
 def imports(module: str) -> Iterator[tuple[str, str]]:
@@ -143,3 +165,11 @@ def test_no_placeholder_has_a_number() -> None:
     """SQL for SQLite numbers none of its placeholders: Python 3.12 warns of it, and 3.14 refuses it."""
     storage = PACKAGE / "service" / "storage"
     assert not [file.name for file in storage.glob("*.py") if re.search(r"\?[0-9]", file.read_text("utf-8"))]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_sqlite_opens_what_may_be_a_store(module: str) -> None:
+    """A file is opened by `storefiles`, which asks SQLite first, unless it can't be a store: its close drops locks."""
+    called = {ast.unparse(node.func) for node in ast.walk(MODULES[module]) if isinstance(node, ast.Call)}
+    opening = {name for name in called if OPENING.search(name) and not NO_FILES.fullmatch(name)}
+    assert opening == set(OPENED.get(module.removeprefix(f"{ROOT}."), ())), module

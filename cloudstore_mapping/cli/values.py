@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from msgspec import MsgspecError
@@ -12,6 +11,7 @@ from cloudstore_mapping.cli.asking import STDIN, reading, stdin
 from cloudstore_mapping.cli.frame import UsageError
 from cloudstore_mapping.client.codec import dump
 from cloudstore_mapping.errors import BadValueError
+from cloudstore_mapping.storefiles import read_file
 from cloudstore_mapping.wire import decode_value
 
 
@@ -21,7 +21,7 @@ def read(source: str) -> Any:
         name, text = "Standard input", reading(stdin().read)
     elif source.startswith("@"):
         try:
-            name, text = source[1:], Path(source[1:]).read_bytes()
+            name, text = source[1:], read_file(source[1:])
         except (OSError, ValueError) as error:
             raise UsageError(f"{source[1:]!r} can't be read: {getattr(error, 'strerror', error)}.") from error
     else:

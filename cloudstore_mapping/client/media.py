@@ -18,6 +18,7 @@ from cloudstore_mapping.client.saving import Saving
 from cloudstore_mapping.client.store import Store
 from cloudstore_mapping.errors import ProtocolError
 from cloudstore_mapping.links import FILES_PATH, media_link
+from cloudstore_mapping.storefiles import open_file
 
 V = TypeVar("V")
 
@@ -79,6 +80,8 @@ class MediaStore(Store[V]):
             There is no name, or the text is no base64.
         LockedError, LimitError
             A file of this name has another password; or it is larger than the account may store, or one too many.
+        UnsupportedError
+            The path is that of a store, which may be open.
         """
         self._check_open()
         called = _name_of(data) if name is None else name
@@ -152,6 +155,8 @@ class MediaStore(Store[V]):
             The address is not one of this store's service.
         OSError
             It can't be written to the path.
+        UnsupportedError
+            A store is at the path.
         """
         self._check_open()
         link = self._link(media.url if isinstance(media, Media) else media)
@@ -217,5 +222,5 @@ def _opened(data: Any) -> Iterator[Any]:
     if not isinstance(data, os.PathLike):
         yield data
         return
-    with Path(data).open("rb") as file:
+    with open_file(data) as file:
         yield file

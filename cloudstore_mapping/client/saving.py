@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final
 
+from cloudstore_mapping.storefiles import open_file, refuse_store
+
 #: Bytes that a file's name takes at most, and of these its ending: common file systems take 255 of the whole.
 LONGEST_NAME: Final = 200
 LONGEST_ENDING: Final = 20
@@ -28,7 +30,8 @@ class Saving:
     A new file for the block to write, which takes its place at `path` if all goes well, and leaves nothing if not.
 
     In a folder `path` is there once `name` said what the file is called. A device or a pipe is written to as it is.
-    Raises `OSError` of what can't be written, among them `FileExistsError` without `overwrite`.
+    Raises `OSError` of what can't be written, among them `FileExistsError` without `overwrite`, and `UnsupportedError`
+    for a store, which is never replaced.
     """
 
     def __init__(self, to: str | os.PathLike[str], *, overwrite: bool) -> None:
@@ -52,7 +55,7 @@ class Saving:
         # Of a link it is the file that is written; what lies in a folder under another's name is not followed.
         self._place = Path(os.path.realpath(self.path))
         is_special = self._place.exists() and not self._place.is_file()
-        self._file = self._place.open("wb") if is_special else self._new(self._place.parent)
+        self._file = open_file(self._place, "wb") if is_special else self._new(self._place.parent)
         return self._file
 
     def __exit__(
@@ -88,6 +91,7 @@ class Saving:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.path))
         if not self._overwrite and os.path.lexists(self.path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self.path))
+        refuse_store(self.path)
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from cloudstore_mapping.errors import BadValueError
+from cloudstore_mapping.storefiles import read_file
 
 #: One secret, or the one that signs and older ones that still verify.
 Secret: TypeAlias = str | bytes | Sequence[str | bytes]
@@ -59,7 +60,7 @@ def place_of_secret(file: Path) -> Path:
 def _beside(file: Path) -> bytes:
     path = place_of_secret(file)
     with suppress(FileNotFoundError):
-        return path.read_bytes()
+        return read_file(path)
     # Written whole under another name first: another process may read it at any moment.
     draft = file.with_name(f"{file.name}{_END}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -72,4 +73,4 @@ def _beside(file: Path) -> bytes:
             os.link(draft, path)  # which never replaces one that is there
     finally:
         draft.unlink()
-    return path.read_bytes()
+    return read_file(path)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, NamedTuple, get_args, get_origin, get_
 import msgspec
 
 from cloudstore_mapping.service.sizes import EXAMPLES, parse_size
+from cloudstore_mapping.storefiles import read_file
 
 #: What the environment's variables begin with; the rest is the setting's name in upper case.
 PREFIX: Final = "CLOUDSTORE_SERVICE_"
@@ -51,7 +52,7 @@ def load(
 
 def _of_file(file: Path, types: Mapping[str, Any]) -> Iterator[tuple[str, _Said]]:
     try:
-        values = tomllib.loads(file.read_text("utf-8"))
+        values = tomllib.loads(read_file(file).decode())
     except OSError as error:
         raise type(error)(f"{file} can't be read ({error.strerror}); name the file of settings again.") from error
     except ValueError as error:  # no TOML, or no UTF-8

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from pathlib import Path
 
+from cloudstore_mapping.storefiles import read_file
 from cloudstore_mapping.web.options import Options
 
 
@@ -16,7 +16,7 @@ def check_certificate(options: Options) -> None:
         raise ValueError("A certificate needs its key, and a key its certificate; give both --tls-cert and --tls-key.")
     for file in (options.tls_cert, options.tls_key):
         try:
-            Path(file).read_bytes()
+            read_file(file)
         except OSError as error:
             raise ValueError(f"{file} can't be read ({error.strerror}); look at its name and permissions.") from error
     try:
