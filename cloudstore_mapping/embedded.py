@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any, Final
+from contextlib import suppress
+from shlex import quote
+from typing import TYPE_CHECKING, Any, Final
 
 from cloudstore_mapping.client.fetching import Fetched, refused
 from cloudstore_mapping.client.multipart import check_type, pieces_of
-from cloudstore_mapping.errors import CloudStoreError, NoFileError
+from cloudstore_mapping.errors import BadNameError, CloudStoreError, NoFileError, UnsupportedError
 from cloudstore_mapping.links import FILES_PATH
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
@@ -26,6 +28,10 @@ from cloudstore_mapping.wire import (
     encode_request,
     failure,
 )
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.service.storage.base import Storage
+    from cloudstore_mapping.service.storage.records import Account
 
 #: The account that holds the files of a store which is opened without a service.
 LOCAL_ACCOUNT: Final = "local"
@@ -108,15 +114,17 @@ class StoreTransport(InProcessTransport):
     """Sends requests to the store at a place, with a service of its own in every process after a fork."""
 
     def __init__(self, place: Place) -> None:
-        super().__init__(Service(place.open(), LOCAL_SETTINGS))
+        storage = place.open()
+        try:
+            _check_accounts(storage, place)
+        except BaseException:
+            storage.close()
+            raise
+        super().__init__(Service(storage, LOCAL_SETTINGS))
         self._place = place
         self._process = os.getpid()
         self._lock = threading.Lock()
-        try:
-            self.api_key = self._service.accounts.grant(LOCAL_ACCOUNT)
-        except BaseException:
-            self.close()
-            raise
+        self.api_key = self._service.accounts.grant(LOCAL_ACCOUNT)
 
     def send(self, request: Request | Batch | Upload) -> Reply:
         """Return the service's answer."""
@@ -131,7 +139,9 @@ class StoreTransport(InProcessTransport):
     def media_files(self) -> list[dict[str, Any]]:
         """Return of all media files, by name, what the answer to an upload says."""
         self._open_anew()
-        account = self._service.accounts.named(LOCAL_ACCOUNT)
+        account = self._account()
+        if account is None:
+            return []
         files: list[dict[str, Any]] = []
         after: str | None = None
         while True:
@@ -140,6 +150,23 @@ class StoreTransport(InProcessTransport):
             if page.next is None:
                 return files
             after = page.next
+
+    def check_has_data(self) -> None:
+        """Raise `UnsupportedError` if the store is empty for this account, and all data in it are a service's."""
+        self._open_anew()
+        account = self._account()
+        if account is not None and self._has_data(account):
+            return
+        if any(self._has_data(other) for other in self._service.accounts.all()):
+            raise _of_a_service(self._place)
+
+    def _has_data(self, account: Account) -> bool:
+        return bool(self._service.panels.data(account).rows or self._service.panels.media(account).rows)
+
+    def _account(self) -> Account | None:
+        with suppress(BadNameError):
+            return self._service.accounts.named(LOCAL_ACCOUNT)
+        return None  # nothing was written yet
 
     def _open_anew(self) -> None:
         if self._process == os.getpid() or self._place.is_memory:
@@ -150,6 +177,21 @@ class StoreTransport(InProcessTransport):
                 self._service = Service(self._place.open(), LOCAL_SETTINGS)
                 self._service.accounts.grant(LOCAL_ACCOUNT, self.api_key)
                 self._process = os.getpid()
+
+
+def _check_accounts(storage: Storage, place: Place) -> None:
+    """Raise `UnsupportedError` for a service's store: it has accounts, and none of them is the embedded store's."""
+    with storage.read() as transaction:
+        if transaction.account_named(LOCAL_ACCOUNT) is None and transaction.has_accounts():
+            raise _of_a_service(place)
+
+
+def _of_a_service(place: Place) -> UnsupportedError:
+    """Return the error for a store whose data belong to a service's accounts."""
+    return UnsupportedError(
+        f"The data in {place} belong to the accounts of a service; run `cloudstore serve --store {quote(str(place))}` "
+        "and use its address with an account's API key."
+    )
 
 
 #: What a fork copied: its connections are the parent's, so here they are neither used nor closed.

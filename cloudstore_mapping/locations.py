@@ -37,7 +37,8 @@ def open(location: str | os.PathLike[str] | None = None, **options: Any) -> Clou
     ValueError
         The location can't be understood, or is plain http to another machine without ``insecure=True``.
     UnsupportedError
-        The file or database isn't a store of ours, and was left as it is; or what it takes isn't installed.
+        The file or database isn't a store of ours, or is a service's, and was left as it is; or what it takes isn't
+        installed.
     UnavailableError
         The database isn't reached.
     OSError

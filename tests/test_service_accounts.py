@@ -11,7 +11,7 @@ import pytest
 
 from cloudstore_mapping.errors import BadKeyError, BadNameError, DisabledError
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.base import Storage, Transaction
 from tests.service_fakes import Asker
 from tests.storages import new_storage
 
@@ -89,11 +89,25 @@ def test_names_and_keys_are_taken_once(service: Service, storage: Storage) -> No
 
 
 def test_a_granted_key_opens_the_account_here_only(service: Service, storage: Storage) -> None:
-    """A granted key opens an account, made if it is new, within this service and no other on the same storage."""
+    """A granted key opens an account, made or not, within this service and no other on the same storage."""
     keys = [service.accounts.grant("owner") for _ in range(2)]
     assert [found(service, storage, key) for key in keys] == ["owner"] * 2
     with pytest.raises(BadKeyError):
         found(Service(storage), storage, keys[0])
+
+
+def test_an_account_that_is_made_and_undone(service: Service, storage: Storage) -> None:
+    """A granted key's account that a write made, and that was undone with it, is made by the next write."""
+    key = service.accounts.grant("owner")
+
+    def work(transaction: Transaction) -> None:
+        for _ in range(2):
+            service.accounts.find(transaction, key, "", writes=True)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        storage.submit(work).result()
+    assert storage.submit(lambda transaction: service.accounts.find(transaction, key, "", writes=True).id).result() > 0
 
 
 def test_find_tells_why_not(service: Service, storage: Storage) -> None:

@@ -47,6 +47,10 @@ class RawStore:
         """Whether the service has said that many keys can be asked for at once."""
         return self._store._files.supports("batch")
 
+    def check_has_data(self) -> None:
+        """Raise `UnsupportedError` if the store is empty only because its data are of a service's accounts."""
+        self._store._client.check_has_data()
+
     def keys(self) -> list[str]:
         """Return all keys, in the listing's order."""
         return self._store._keys()

@@ -189,6 +189,12 @@ class Sender:
         files: list[dict[str, Any]] = listing()
         return files
 
+    def check_has_data(self) -> None:
+        """Raise `UnsupportedError` if a store in this process is empty only because its data are of other accounts."""
+        check = getattr(self._transport, "check_has_data", None)
+        if check is not None:
+            check()
+
     def waits(self) -> Iterator[float | None]:
         """Yield the seconds to wait after each attempt that failed, and None after the last one."""
         backoff = _FIRST_WAIT

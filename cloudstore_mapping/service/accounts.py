@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from cloudstore_mapping.errors import BadKeyError, BadNameError, BadValueError, DisabledError
 from cloudstore_mapping.service.plans import DEFAULT_PLAN, OWN_PLAN, PLANS
-from cloudstore_mapping.service.storage.records import Event, Limits
+from cloudstore_mapping.service.storage.records import Account, Event, Limits
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.guesses import Guesses
     from cloudstore_mapping.service.limits import Clock
     from cloudstore_mapping.service.storage.base import Storage, Transaction
-    from cloudstore_mapping.service.storage.records import Account, ApiKey
+    from cloudstore_mapping.service.storage.records import ApiKey
 
 #: Who does something without saying who it is: whoever has the store's file.
 COMMAND_LINE: Final = "command line"
@@ -25,6 +25,9 @@ COMMAND_LINE: Final = "command line"
 MAX_EVENTS: Final = 1000
 #: What a limit has to be below: the integers that every engine can store.
 MAX_LIMIT: Final = 2**63
+
+#: The id of an account that a granted key opens and that is not made yet: nothing is stored under it.
+NOT_MADE: Final = 0
 
 #: API keys that are remembered for having opened an account.
 MAX_LATELY: Final = 1024
@@ -51,7 +54,8 @@ class Accounts:
         self._storage = storage
         self._clock = clock
         self._guesses = guesses
-        self._granted: dict[bytes, int] = {}
+        #: The account that each granted key opens: its id, or its name until a read has found it.
+        self._granted: dict[bytes, int | str] = {}
         self._lately: set[str] = set()
 
     def create(
@@ -192,17 +196,13 @@ class Accounts:
         transaction.add_key(account.id, _hash(key), key[:HINT_LENGTH], made_at)
 
     def grant(self, name: str, key: str | None = None) -> str:
-        """Return an API key that opens the account in this process only, and is never stored; make it if it is new."""
+        """
+        Return an API key that opens the account in this process only, and is never stored.
+
+        An account that doesn't exist reads as an empty one, and the first write makes it.
+        """
         key = new_key() if key is None else key
-
-        def work(transaction: Transaction) -> Account:
-            return transaction.account_named(name) or transaction.add_account(name, self._clock.wall())
-
-        with self._storage.read() as transaction:
-            account = transaction.account_named(name)
-        if account is None:
-            account = self._storage.submit(work).result()
-        self._granted[_hash(key)] = account.id
+        self._granted[_hash(key)] = name
         return key
 
     def any(self) -> bool:
@@ -224,16 +224,21 @@ class Accounts:
         """Say that it does no longer."""
         self._lately.discard(api_key)
 
-    def find(self, transaction: Transaction, api_key: str, address: str) -> Account:
+    def find(self, transaction: Transaction, api_key: str, address: str, *, writes: bool = False) -> Account:
         """
-        Return the account that the key opens, for who asks from `address`.
+        Return the account that the key opens, for who asks from `address`; `writes` says what the transaction is for.
 
         Raises `BadKeyError` where it opens none, `TooOftenError` where too many such came from there, and
         `DisabledError` where the account is off.
         """
         key_hash = _hash(api_key)
         granted = self._granted.get(key_hash)
-        account = transaction.account_of_key(key_hash) if granted is None else transaction.account(granted)
+        if granted is None:
+            account = transaction.account_of_key(key_hash)
+        elif isinstance(granted, int):
+            account = transaction.account(granted)
+        else:
+            account = self._granted_by_name(transaction, key_hash, granted, writes=writes)
         if account is None or account.disabled:
             self.forget(api_key)
         if account is None:
@@ -243,6 +248,16 @@ class Accounts:
             raise DisabledError(
                 "The account is switched off; whoever runs the service can switch it on: `cloudstore account enable`."
             )
+        return account
+
+    def _granted_by_name(self, transaction: Transaction, key_hash: bytes, name: str, *, writes: bool) -> Account:
+        account = transaction.account_named(name)
+        if account is None:
+            if writes:
+                return transaction.add_account(name, self._clock.wall())
+            return Account(NOT_MADE, name, disabled=False)
+        if not writes:  # a transaction that writes may have made it, and may yet be undone
+            self._granted[key_hash] = account.id
         return account
 
 

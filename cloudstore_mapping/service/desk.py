@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import UNSET
 
 from cloudstore_mapping.errors import BadKeyError, CloudStoreError, ProtocolError, UnavailableError
+from cloudstore_mapping.service.accounts import NOT_MADE
 from cloudstore_mapping.service.answers import MAX_LOADED, Answers
 from cloudstore_mapping.service.asked import Asked, Moment, UnadmittedError
 from cloudstore_mapping.service.batch import BatchWork, UndoneError
@@ -210,7 +211,8 @@ class Desk:
                 return self._answer(transaction, caller, asked)
             if isinstance(request, Request) and asked.writes:
                 self._rules.check_name(request.name)
-        if asked.owner is None and not caller.account.limits.min_interval:
+        account = caller.account
+        if asked.owner is None and not account.limits.min_interval and account.id != NOT_MADE:
             self._accounts.remember(request.api_key)
         return self._have_answered(asked)
 
@@ -221,9 +223,9 @@ class Desk:
             return write(partial(self._write, asked))
         return self._scans.submit(self._scan, asked)
 
-    def _caller(self, transaction: Transaction, asked: Asked) -> Caller:
+    def _caller(self, transaction: Transaction, asked: Asked, *, writes: bool = False) -> Caller:
         if asked.owner is None:
-            return Caller(self._accounts.find(transaction, asked.request.api_key, asked.address))
+            return Caller(self._accounts.find(transaction, asked.request.api_key, asked.address, writes=writes))
         account = transaction.account(asked.owner.id)
         if account is None:
             raise BadKeyError("The account is there no longer.")
@@ -246,14 +248,14 @@ class Desk:
         with self._storage.read() as transaction:
             return self._answer(transaction, self._admitted(transaction, asked), asked)
 
-    def _admitted(self, transaction: Transaction, asked: Asked) -> Caller:
-        caller = self._caller(transaction, asked)
+    def _admitted(self, transaction: Transaction, asked: Asked, *, writes: bool = False) -> Caller:
+        caller = self._caller(transaction, asked, writes=writes)
         if caller.account.limits.min_interval and not asked.admitted:
             raise UnadmittedError(caller.account)
         return caller
 
     def _write(self, asked: Asked, transaction: Transaction) -> Reply:
-        caller = self._admitted(transaction, asked)
+        caller = self._admitted(transaction, asked, writes=True)
         once = asked.request.once
         if once is UNSET:
             return self._answer(transaction, caller, asked)

@@ -98,7 +98,7 @@ class Uploads:
             raise UnavailableError("The service is closed; try again later.", retry_after=1.0)
         check_name(sender.name, self.settings.max_name_bytes)
         with self.storage.read() as transaction:
-            self._account(transaction, sender)  # so that a key of nobody costs no write
+            self._account(transaction, sender, writes=False)  # so that a key of nobody costs no write
         blob, room = self._proved(sender, self._begin)
         return Upload(self, sender, blob, room)
 
@@ -119,7 +119,7 @@ class Uploads:
                     self._passwords.prove(question, sender.address).result()
 
     def _begin(self, transaction: Transaction, sender: Sender) -> tuple[int, int]:
-        account = self._account(transaction, sender)
+        account = self._account(transaction, sender, writes=True)
         now = self.clock.wall()
         if sender.owner is None and account.limits.min_interval:
             # Undone where the upload is refused: one whose password comes late is begun twice.
@@ -128,7 +128,7 @@ class Uploads:
         return transaction.add_blob(account.id, now), room
 
     def _finish(self, transaction: Transaction, sender: Sender, blob: int, size: int, digest: str) -> Reply:
-        account = self._account(transaction, sender)
+        account = self._account(transaction, sender, writes=True)
         before, room = self._admitted(transaction, account, sender)
         check_size(size, room, sender.name)
         now = self.clock.wall()
@@ -149,9 +149,9 @@ class Uploads:
             self._accounts.record(transaction, account, "media file uploaded", sender.name, sender.address)
         return success("File Uploaded", encode_value(described(account, media)))
 
-    def _account(self, transaction: Transaction, sender: Sender) -> Account:
+    def _account(self, transaction: Transaction, sender: Sender, *, writes: bool) -> Account:
         if sender.owner is None:
-            return self._accounts.find(transaction, sender.api_key, sender.address)
+            return self._accounts.find(transaction, sender.api_key, sender.address, writes=writes)
         account = transaction.account(sender.owner.id)
         if account is None:
             raise BadKeyError("The account is there no longer.")

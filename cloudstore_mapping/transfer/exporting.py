@@ -120,6 +120,7 @@ class _Export:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self._target))
         if self._target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self._target))
+        self._store.check_has_data()
         if dry_run:
             return Exported(len(self._store.keys()), self._count_media())
         with self._journal(exists) as journal:

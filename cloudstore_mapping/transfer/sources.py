@@ -169,6 +169,7 @@ class StoreSource(Source):
 
     def count(self) -> int:
         """Return how many keys there are."""
+        self._store.check_has_data()
         return len(self._listed())
 
     @property
