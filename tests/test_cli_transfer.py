@@ -121,7 +121,7 @@ def test_what_single_keys_lack() -> None:
         (["import", "notes"], "The name 'notes' doesn't say which format it has; give one: "),
         (["import", "broken.json"], "broken.json is not an object of JSON: Expecting value, at character 7; "),
         (["export", "notes"], "The name 'notes' doesn't say which format it has; give one: "),
-        (["export", "broken.json"], "'broken.json' exists already; --overwrite replaces it."),
+        (["export", "broken.json"], "'broken.json' exists already; --overwrite replaces an earlier export."),
         (["export", "absent/all.json"], "can't be used: No such file or directory."),
         (["export", "taken.json"], "taken.json.part is no unfinished export and was left as it is; move it away."),
         (["export", "ftp://host/all"], "No store can be at ftp://"),

@@ -136,7 +136,7 @@ def leave_a_journal(store: CloudStoreMapping[Any], file: Path) -> None:
     """Leave what an export has beside its file just before it ends."""
     with Journal(file, RawStore(store).identity) as journal:
         journal.add([("a", b'"old"'), ("gone", b"1")])
-        journal.finish()
+        journal.begin_replacing()
 
 
 def test_two_exports_at_once(tmp_path: Path) -> None:

@@ -107,6 +107,16 @@ def test_media_files_beside_the_file(tmp_path: Path) -> None:
         assert len(import_store(other, tmp_path / "all.json", overwrite=True).media) == 3
 
 
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "é" * 150 + ".jpeg", "a" * 193, "a." + "b" * 200])
+def test_media_files_of_long_names(name: str, tmp_path: Path) -> None:
+    """A media file whose name is too long for a file comes back under its name."""
+    with cm.open("memory:") as store, cm.open("memory:") as other:
+        store.upload(b"data", name)
+        export_store(store, tmp_path / "all.json")
+        assert list(import_store(other, tmp_path / "all.json").media) == [name]
+        assert pictures_of(other) == {name: b"data"}
+
+
 def test_an_export_without_media_in_the_place_of_one_with_some(tmp_path: Path) -> None:
     """The folder of an export is replaced with it, so that no import brings what was of another."""
     with cm.open("memory:") as store:

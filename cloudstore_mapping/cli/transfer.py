@@ -25,6 +25,9 @@ FormatOption: TypeAlias = Annotated[
     ),
 ]
 Overwrite: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+OverwriteExport: TypeAlias = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an earlier export; any other file is left, and is an error.")
+]
 DryRun: TypeAlias = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 
 
@@ -84,7 +87,7 @@ def import_(
 def export(
     file: Annotated[str, typer.Argument(metavar="FILE", help="The file to make, or another location.")],
     format_: FormatOption = None,
-    overwrite: Overwrite = False,
+    overwrite: OverwriteExport = False,
     dry_run: DryRun = False,
     at: At = None,
     password: AskPassword = False,
@@ -96,7 +99,7 @@ def export(
 
     FILE is there once it is whole. An export that was interrupted goes on when it is begun again, with what is in
     FILE.part. A service lists no media files: of one, those are taken whose addresses stand in the values. Each key
-    that can't be read is a line on stderr, and the others go on.
+    that can't be read, or that the format can't hold, is a line on stderr, and the others go on; the exit status is 1.
     """
     from cloudstore_mapping.transfer import export_store
 
@@ -133,7 +136,7 @@ def _failing(file: str, as_json: bool) -> Iterator[None]:
             raise UsageError(_as_options(str(error))) from error
         raise
     except FileExistsError as error:
-        raise UsageError(f"{error.filename!r} exists already; --overwrite replaces it.") from error
+        raise UsageError(f"{error.filename!r} exists already; --overwrite replaces an earlier export.") from error
     except OSError as error:
         raise UsageError(f"{error.filename or file!r} can't be used: {error.strerror}.") from error
     except ValueError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final
 
+from cloudstore_mapping.client.secret import refuse_secret
 from cloudstore_mapping.storefiles import open_file, refuse_store
 
 #: Bytes that a file's name takes at most, and of these its ending: common file systems take 255 of the whole.
@@ -92,6 +93,7 @@ class Saving:
         if not self._overwrite and os.path.lexists(self.path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self.path))
         refuse_store(self.path)
+        refuse_secret(self.path)
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from cloudstore_mapping.errors import BadValueError
-from cloudstore_mapping.storefiles import read_file
+from cloudstore_mapping.errors import BadValueError, UnsupportedError
+from cloudstore_mapping.storefiles import is_store, read_file
 
 #: One secret, or the one that signs and older ones that still verify.
 Secret: TypeAlias = str | bytes | Sequence[str | bytes]
@@ -38,6 +38,13 @@ def secrets_of(given: Secret | None, file: Path | None, *, makes: bool = True) -
     if file is None or not (makes or place_of_secret(file).exists()):
         return []
     return _checked(_beside(file).splitlines())
+
+
+def refuse_secret(path: Path) -> None:
+    """Raise `UnsupportedError` for the file of a store's secret, without which its pickles can't be loaded."""
+    name = os.path.realpath(path)
+    if name.lower().endswith(_END) and is_store(Path(name[: -len(_END)])):
+        raise UnsupportedError(f"{path} holds the secret of a store and was left as it is; choose another name.")
 
 
 def new_secret() -> bytes:

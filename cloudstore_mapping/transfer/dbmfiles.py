@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import dbm
+import errno
+import hashlib
 import os
 import pickle
 import pickletools
@@ -27,6 +29,11 @@ from cloudstore_mapping.wire import decode_value, encode_value
 
 _STOP: Final = b"."  # a pickle's last byte
 
+#: The kinds whose module is another one's.
+_NAMES: Final = {"_dbm": "ndbm", "_gdbm": "gnu"}
+#: Errors of the whole file, whichever key was written.
+_OF_THE_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
+
 #: A key and its value; None for one that is cut off.
 _Pair: TypeAlias = tuple[bytes, bytes | None]
 
@@ -46,12 +53,6 @@ def length(path: Path) -> int:
     """Return how many keys a dbm file holds, after all of it was read, and nothing of it loaded."""
     with _pairs(path) as pairs:
         return sum(1 for _ in pairs)
-
-
-def files_of(path: Path) -> list[Path]:
-    """Return the files that are there of the dbm file under this name."""
-    found = dbm_at(path)
-    return [] if found is None else list(found.files)
 
 
 def read_dbm(path: Path) -> Iterator[Entry]:
@@ -77,22 +78,58 @@ def pickled(key: str, value: bytes, envelopes: Envelopes) -> bytes:
     return pickle.dumps(envelopes.load(key, codec.load(value)))
 
 
-def write(path: Path, entries: Iterable[tuple[str, bytes]]) -> None:
-    """Make a dbm file, of the kind that the standard library prefers here, in the place of one that is there."""
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        draft = Path(folder) / path.name
-        try:
-            with closing(dbm.open(os.fspath(draft), "n")) as opened:
-                for key, value in entries:
-                    opened[key.encode()] = value
-        except dbm.error as error:
-            raise UnsupportedError(
-                f"{dbm.whichdb(os.fspath(draft))} can't hold what is to be written: {error}; export as JSON."
-            ) from error
-        for old in files_of(path):
-            old.unlink()
-        for file in Path(folder).iterdir():
-            file.replace(path.parent / file.name)
+def write(path: Path, entries: Iterable[tuple[str, bytes]]) -> list[BadValueError]:
+    """
+    Make a new dbm file, of the kind that the standard library prefers here; return an error for each key it can't hold.
+
+    All of it is read back, for some kinds lose a key or a value without a word.
+    """
+    failed: dict[bytes, str] = {}
+    digests: dict[bytes, bytes] = {}
+    with closing(dbm.open(os.fspath(path), "n")) as opened:
+        kind = f"dbm.{_NAMES.get(type(opened).__module__, type(opened).__module__.removeprefix('dbm.'))}"
+        for key, value in entries:
+            name = key.encode()
+            try:
+                if kind == "dbm.ndbm" and not name:  # it takes it, but then may list no key at all
+                    raise ValueError("it takes no empty key")  # noqa: TRY301 - told as what it raises itself
+                opened[name] = value
+                digests[name] = _digest(value)
+            except (*dbm.error, ValueError, OverflowError) as error:
+                if getattr(error, "errno", None) in _OF_THE_DISK:
+                    raise
+                failed[name] = str(error) or type(error).__name__
+    lost = _lost(path, digests)
+    if kind == "dbm.sqlite3":
+        with closing(sqlite3.connect(path)) as connection:  # so that no log is left beside it
+            connection.execute("PRAGMA journal_mode = DELETE")
+    for name in lost:
+        failed[name] = "it was not there when the file was read back"
+    return [
+        BadValueError(f"A file of {kind} can't hold the key {key!r}: {why}; export it as JSON.", key=key)
+        for key, why in ((name.decode(), why) for name, why in failed.items())
+    ]
+
+
+def _lost(path: Path, digests: dict[bytes, bytes]) -> list[bytes]:
+    """Return the keys that don't have the value with their digest, after taking away those with another value."""
+    lost = dict(digests)
+    wrong: list[bytes] = []
+    with _pairs(path) as pairs:
+        for name, value in pairs:
+            if _digest(value or b"") == lost.get(name):
+                del lost[name]
+            else:
+                wrong.append(name)
+    if wrong:
+        with closing(dbm.open(os.fspath(path), "w")) as opened:
+            for name in wrong:
+                del opened[name]
+    return list(lost)
+
+
+def _digest(value: bytes) -> bytes:
+    return hashlib.blake2b(value, digest_size=16).digest()
 
 
 def _entries(path: Path, value: Callable[[str, bytes], Entry]) -> Iterator[Entry]:

@@ -59,7 +59,7 @@ class Failures:
             first = next(iter(self._failed.values()))
             raise BulkError(
                 f"{len(self._failed)} could not be {what}, all others are; see `.failed`. The first: {first}",
-                succeeded=list(succeeded),
+                succeeded=[key for key in succeeded if key not in self._failed],
                 failed=self._failed,
             ) from first
 

@@ -1,8 +1,7 @@
-"""From a store into a file: many keys at a time, on disk as soon as they are read, and gone on with after any end."""
+"""Export of a store to files: many keys at a time, on disk as soon as they are read, resumed after any interruption."""
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,12 +11,12 @@ from cloudstore_mapping.client.bulk import in_batches
 from cloudstore_mapping.client.envelopes import Envelopes
 from cloudstore_mapping.client.progress import Progress, reporting
 from cloudstore_mapping.client.raw import RawStore
-from cloudstore_mapping.client.saving import Saving
 from cloudstore_mapping.client.secret import Secret, secrets_of
 from cloudstore_mapping.errors import BadValueError, CloudStoreError, NoFileError, UnsupportedError
-from cloudstore_mapping.storefiles import refuse_store
+from cloudstore_mapping.service.storage.places import scheme_of
 from cloudstore_mapping.transfer import dbmfiles
-from cloudstore_mapping.transfer.entries import PATIENCE, Entry, Failures, entries_of
+from cloudstore_mapping.transfer.entries import PATIENCE, Entry, Failures, about, entries_of
+from cloudstore_mapping.transfer.export_target import ExportTarget
 from cloudstore_mapping.transfer.formats import Format, format_of_target
 from cloudstore_mapping.transfer.importing import import_store
 from cloudstore_mapping.transfer.journal import Journal
@@ -62,6 +61,11 @@ def export_store(
     it stood when it is begun again. It is not of one moment where others write meanwhile. Media files are those of an
     embedded store; of a service, which lists none, those whose addresses stand in the values.
 
+    Only files that an earlier export made are replaced, and all of them or none: an empty file; one that is laid out
+    as an export is, as JSON or JSON Lines; the files of a dbm as the record ``….exported`` beside them knows them, by
+    their checksums; a folder of media files with its index. Anything else in the way is refused before anything is
+    read or changed, and so are the store itself and the files beside it, whatever they are called here.
+
     Parameters
     ----------
     store
@@ -71,7 +75,7 @@ def export_store(
     format
         ``json``, ``jsonl``, ``dbm``, ``shelve`` or ``store``; without it the file's name says which.
     overwrite
-        Whether a file that is there may be replaced, and in another store a key.
+        Whether an earlier export that is there may be replaced, and in another store a key.
     dry_run
         Only say what there is to export.
     secret
@@ -86,9 +90,10 @@ def export_store(
     ValueError
         The name doesn't say the format.
     UnsupportedError
-        The ``….part`` beside it is another store's export.
+        A file that would be replaced was not made by an export, or belongs to a store; the ``….part`` beside it is
+        another store's export; or the store is empty only because the data in it are a service's.
     BulkError
-        Some keys could not be read, of a password for one; all others are in the file.
+        Some keys could not be read, of a password for one, or the format can't hold them; all others are in the file.
     CloudStoreError, OSError
         What else ended it; begun again, it goes on.
     """
@@ -100,45 +105,40 @@ def export_store(
         with open_store(place) as other:
             done = import_store(other, store, overwrite=overwrite, dry_run=dry_run, progress=progress)
         return Exported(done.written, len(done.media), skipped=done.skipped)
+    if scheme_of(place) is not None:
+        raise ValueError("The target is the address of a store; name a file, or leave the format out.")
     return _Export(RawStore(store), Path(place), kind, secret, progress).run(overwrite=overwrite, dry_run=dry_run)
 
 
 class _Export:
     def __init__(self, store: RawStore, target: Path, kind: Format, secret: Secret | None, progress: Progress) -> None:
         self._store = store
-        self._target = target
+        self._path = target
         self._kind = kind
+        self._target = ExportTarget(target, kind, store.file)
         self._secret = secret
         self._progress = progress
         self._failures = Failures()
 
     def run(self, *, overwrite: bool, dry_run: bool) -> Exported:
-        for end in dbmfiles.ENDS if self._kind in ("dbm", "shelve") else ("",):
-            refuse_store(Path(f"{self._target}{end}"))
-        exists = self._target.exists() or (self._kind in ("dbm", "shelve") and dbmfiles.is_dbm(self._target))
-        if exists and not overwrite:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self._target))
-        if self._target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self._target))
+        self._target.check(overwrite=overwrite)
         self._store.check_has_data()
         if dry_run:
             return Exported(len(self._store.keys()), self._count_media())
-        with self._journal(exists) as journal:
-            if not journal.is_finished:
-                self._read(journal)
-            draft = MediaDraft(self._target)
-            missing = self._read_media(draft, self._media_links(journal.entries()))
-            if not journal.is_finished:
-                journal.finish()
-            draft.finish()
-            self._write(journal, overwrite=overwrite)
+        with self._journal() as journal:
+            self._read(journal)
+            media = MediaDraft(self._path)
+            missing = self._read_media(media, self._media_links(journal.entries()))
+            with self._target.drafted() as draft:
+                self._write(draft, journal.entries())
+                self._target.replace(journal, media, overwrite=overwrite)
             journal.remove()
             self._failures.check(journal.keys, "exported")
-            return Exported(len(journal.keys), len(draft), journal.before, missing=tuple(missing))
+            return Exported(len(journal.keys), len(media), journal.before, missing=tuple(missing))
 
-    def _journal(self, exists: bool) -> Journal:
-        journal = Journal(self._target, self._store.identity)
-        if journal.is_finished and exists:  # of an export that ended between its last two steps, however long ago
+    def _journal(self) -> Journal:
+        journal = Journal(self._target.path, self._store.identity)
+        if journal.is_replacing and self._target.exists():  # of an export that ended between its last steps, long ago
             journal.begin_anew()
         return journal
 
@@ -180,15 +180,14 @@ class _Export:
                     missing.append(link)
         return missing
 
-    def _write(self, journal: Journal, *, overwrite: bool) -> None:
-        if self._kind == "dbm":
-            dbmfiles.write(self._target, journal.entries())
-        elif self._kind == "shelve":
-            dbmfiles.write(self._target, self._pickled(journal.entries()))
-        else:
-            write = write_object if self._kind == "json" else write_lines
-            with Saving(self._target, overwrite=overwrite) as file:
-                write(file, journal.entries())
+    def _write(self, draft: Path, entries: Iterator[tuple[str, bytes]]) -> None:
+        if self._kind in ("json", "jsonl"):
+            with draft.open("xb") as file:
+                (write_object if self._kind == "json" else write_lines)(file, entries)
+            return
+        pairs = self._pickled(entries) if self._kind == "shelve" else entries
+        for error in dbmfiles.write(draft, pairs):
+            self._failures.add(str(error.key), error)
 
     def _pickled(self, entries: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
         envelopes = Envelopes(secrets_of(self._secret, self._store.file, makes=False))
@@ -197,3 +196,5 @@ class _Export:
                 yield key, dbmfiles.pickled(key, value, envelopes)
             except BadValueError as error:
                 self._failures.add(key, error)
+            except Exception as error:  # noqa: BLE001 - whatever loads or makes a pickle raises whatever it likes
+                self._failures.add(key, about(key, error))

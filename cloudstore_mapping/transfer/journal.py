@@ -12,7 +12,7 @@ from typing import IO, Final, Self
 import msgspec
 
 from cloudstore_mapping.errors import UnsupportedError
-from cloudstore_mapping.storefiles import refuse_store
+from cloudstore_mapping.storefiles import belongs_to_store, open_file, refuse_store
 from cloudstore_mapping.transfer.jsonfiles import Line, line_of
 
 try:
@@ -24,7 +24,8 @@ END: Final = ".part"
 
 _encode: Final = msgspec.json.Encoder().encode
 _read_line: Final = msgspec.json.Decoder(Line).decode
-_FINISHED: Final = b'{"finished":true}\n'
+#: The line behind which all that was read is being put in its place.
+_REPLACING: Final = b'{"finished":true}\n'
 
 
 class _Head(msgspec.Struct):
@@ -35,6 +36,14 @@ class _Head(msgspec.Struct):
 
 
 _BEGINNING: Final = _encode(_Head("", 0.0))[:24]
+
+
+def is_replacing(path: Path) -> bool:
+    """Return whether there is a journal of an export that was interrupted while it replaced files."""
+    if not path.is_file() or belongs_to_store(path):
+        return False
+    with open_file(path) as file:
+        return file.read(len(_BEGINNING)) == _BEGINNING and any(line == _REPLACING for line in file)
 
 
 class Journal:
@@ -48,7 +57,8 @@ class Journal:
     def __init__(self, target: Path, identity: str) -> None:
         self.path = target.with_name(target.name + END)
         self.keys: set[str] = set()
-        self.is_finished = False
+        #: Whether an export has begun to replace files, and was interrupted before it had replaced all of them.
+        self.is_replacing = False
         self._identity = identity
         refuse_store(self.path)
         self._file: IO[bytes] = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
@@ -93,20 +103,21 @@ class Journal:
         self._go_on()
 
     def begin_anew(self) -> None:
-        """Forget all that was read."""
+        """Forget all that was read, but not that files are only partly replaced."""
         self.keys = set()
         self.before = 0
-        self.is_finished = False
         self._file.seek(0)
         self._file.truncate()
-        self._write(_encode(_Head(self._identity, time.time())) + b"\n")
+        head = _encode(_Head(self._identity, time.time())) + b"\n"
+        self._write(head + _REPLACING if self.is_replacing else head)
 
     def _go_on(self) -> None:
         end = self._file.tell()
         for line in iter(self._file.readline, b""):
-            if line == _FINISHED:
-                self.is_finished = True
-                return
+            if line == _REPLACING:
+                self.is_replacing = True
+                end = self._file.tell()
+                continue
             if not line.endswith(b"\n"):
                 break
             try:
@@ -126,18 +137,18 @@ class Journal:
         self._write(b"".join(line_of(key, value) for key, value in entries))
         self.keys.update(key for key, _ in entries)
 
-    def finish(self) -> None:
-        """Say that all was read: what is here is only to be brought in its form."""
+    def begin_replacing(self) -> None:
+        """Put on disk that from now on until `remove` the files in their place may be of different exports."""
         self._file.seek(0, os.SEEK_END)
-        self._write(_FINISHED)
-        self.is_finished = True
+        self._write(_REPLACING)
+        self.is_replacing = True
 
     def entries(self) -> Iterator[tuple[str, bytes]]:
         """Yield all that was read."""
         self._file.seek(0)
         self._file.readline()
         for line in iter(self._file.readline, b""):
-            if line != _FINISHED:
+            if line != _REPLACING:
                 found = _read_line(line)
                 yield found.key, bytes(found.value)
 

@@ -31,6 +31,8 @@ class Line(msgspec.Struct):
 
 
 _read_line: Final = msgspec.json.Decoder(Line).decode
+_read_named: Final = msgspec.json.Decoder(dict[str, Raw]).decode
+_LINE_START: Final = b'{"key":'
 
 
 def read_lines(path: Path, called: str) -> Iterator[Entry]:
@@ -100,6 +102,41 @@ def write_object(file: IO[bytes], entries: Iterable[tuple[str, bytes]]) -> None:
         file.write(b"%b%b: %b" % (start, _encode(key), value))
         start = b",\n"
     file.write(b"{}\n" if start == b"{\n" else b"\n}\n")
+
+
+def has_layout_of_export(path: Path) -> bool:
+    """Return whether a file is laid out, to the byte, as `write_object` or `write_lines` do it."""
+    with open_file(path) as file:
+        start = file.read(len(_LINE_START))
+        file.seek(0)
+        if start == _LINE_START:
+            return all(_is_line(line) for line in file)
+        return file.readline() == b"{\n" and _is_object(file) if start[:2] == b"{\n" else start == b"{}\n"
+
+
+def _is_line(line: bytes) -> bool:
+    try:
+        found = _read_line(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return line == line_of(found.key, bytes(found.value))
+
+
+def _is_object(lines: Iterator[bytes]) -> bool:
+    """Return whether these are a name and its value a line, with a comma behind all but the last, and then the end."""
+    is_last = False
+    for line in lines:
+        if is_last:
+            return line == b"}\n" and next(lines, None) is None
+        is_last = not line.endswith(b",\n")
+        text = line.removesuffix(b"\n").removesuffix(b",")
+        try:
+            found = _read_named(b"{%b}" % text)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return False
+        if text != b", ".join(b"%b: %b" % (_encode(name), bytes(value)) for name, value in found.items()):
+            return False
+    return False
 
 
 class _Scanner:

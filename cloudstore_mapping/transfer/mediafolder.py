@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +39,10 @@ class MediaItem(msgspec.Struct, frozen=True):
 _read_item: Final = msgspec.json.Decoder(MediaItem).decode
 
 
+#: The beginning of every line of the index.
+_ITEM_START: Final = b'{"file":"'
+
+
 class Fetch(Protocol):
     """Writes the bytes of the media file at an address to an open file, and returns what was told of it."""
 
@@ -52,6 +55,28 @@ def folder_of(export: Path) -> Path:
     return export.with_name(export.name + FOLDER)
 
 
+def is_exported(folder: Path, *, unfinished: bool) -> bool:
+    """
+    Return whether a folder holds the media files of an export and nothing else.
+
+    An `unfinished` one may also hold the file that comes next, and an index that is not whole.
+    """
+    if folder.is_symlink() or not folder.is_dir() or any(not file.is_file() for file in folder.iterdir()):
+        return False
+    items = _items(folder)
+    others = {file.name for file in folder.iterdir()} - {INDEX, *(item.file for item in items)}
+    if unfinished:
+        number = f"{len(items):06}"
+        return all(name.startswith((f"{number}-", f"{number}{END}")) for name in others) and _is_cut_off(folder)
+    return not others and len(items) == _lines(folder)
+
+
+def _is_cut_off(folder: Path) -> bool:
+    """Return whether the index has no more than the beginning of a line behind those that are whole."""
+    *_, rest = _index(folder).rpartition(b"\n")
+    return len(_items(folder)) == _lines(folder) - bool(rest) and rest.startswith(_ITEM_START[: len(rest)])
+
+
 class MediaDraft:
     """The folder while media files come into it, under another name; what it holds is whole, file by file."""
 
@@ -59,9 +84,9 @@ class MediaDraft:
         self._place = folder_of(export)
         self._folder = self._place.with_name(self._place.name + END)
         self._items = {item.link: item for item in _items(self._folder)}
-        if self._folder.is_dir():  # without a line that was cut off in the middle
-            with open_file(self._folder / INDEX, "wb") as index:
-                index.writelines(_encode(item) + b"\n" for item in self._items.values())
+        whole, end, rest = _index(self._folder).rpartition(b"\n")
+        if rest:  # a line was cut off
+            os.truncate(self._folder / INDEX, len(whole + end))
 
     def __len__(self) -> int:
         return len(self._items)
@@ -94,21 +119,31 @@ class MediaDraft:
         """Put the folder in its place, and take away one that an export before this left there."""
         if self._folder.is_dir():
             known = {INDEX, *(item.file for item in self._items.values())}
-            for left in self._folder.iterdir():  # by an export that ended between a file and its line
+            for left in list(self._folder.iterdir()):  # by an export that ended between a file and its line
                 if left.name not in known:
                     left.unlink()
             sync_folder(self._folder)
-            shutil.rmtree(self._place, ignore_errors=True)
+            self._take_away()
             self._folder.replace(self._place)
             sync_folder(self._place.parent)  # the export's file comes later, and is nothing without its media files
-        elif (self._place / INDEX).is_file():
-            shutil.rmtree(self._place)
+        else:
+            self._take_away()
+
+    def _take_away(self) -> None:
+        """Remove the files that the index names, then the index: what an interruption leaves still shows what it is."""
+        if self._place.is_dir():
+            named = {item.file for item in _items(self._place)}
+            for file in list(self._place.iterdir()):
+                if file.name in named:
+                    file.unlink()
+            (self._place / INDEX).unlink(missing_ok=True)
+            self._place.rmdir()
 
 
 @contextmanager
 def opened(export: Path, item: MediaItem) -> Iterator[IO[bytes]]:
     """Open a media file of an export; `BadValueError` where it isn't what the index says, or not there."""
-    path = folder_of(export) / harmless(item.file)
+    path = folder_of(export) / Path(item.file).name  # an index from elsewhere may name anything
     try:
         file = open_file(path)
     except OSError as error:
@@ -128,20 +163,26 @@ def items_of(export: Path) -> list[MediaItem]:
     if not (folder / INDEX).is_file():
         raise BadValueError(f"{folder} has no {INDEX}, so nobody knows what is in it; mend it, or move it away.")
     items = _items(folder)
-    lines = sum(1 for line in read_file(folder / INDEX).splitlines() if line.strip())
-    if len(items) != lines:
+    if len(items) != _lines(folder):
         raise BadValueError(f"Line {len(items) + 1} of {folder / INDEX} can't be read; mend it, and import again.")
     return items
+
+
+def _lines(folder: Path) -> int:
+    return sum(1 for line in _index(folder).splitlines() if line.strip())
+
+
+def _index(folder: Path) -> bytes:
+    try:
+        return read_file(folder / INDEX)
+    except FileNotFoundError:
+        return b""
 
 
 def _items(folder: Path) -> list[MediaItem]:
     """Return what the index says, up to a line that is not whole."""
     items: list[MediaItem] = []
-    try:
-        text = read_file(folder / INDEX)
-    except FileNotFoundError:
-        return items
-    for line in text.splitlines():
+    for line in _index(folder).splitlines():
         try:
             items.append(_read_item(line))
         except (msgspec.MsgspecError, UnicodeDecodeError):

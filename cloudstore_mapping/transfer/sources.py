@@ -19,6 +19,7 @@ from cloudstore_mapping.client.raw import RawStore
 from cloudstore_mapping.errors import BadValueError, UnsupportedError
 from cloudstore_mapping.transfer.dbmfiles import length, read_dbm, read_shelf
 from cloudstore_mapping.transfer.entries import Entry, entries_of
+from cloudstore_mapping.transfer.export_target import check_complete
 from cloudstore_mapping.transfer.formats import Format, format_of_source, format_of_stream
 from cloudstore_mapping.transfer.jsonfiles import read_lines, read_object
 from cloudstore_mapping.transfer.links import Links
@@ -132,6 +133,7 @@ class FileSource(Source):
     def count(self) -> int:
         """Return how many entries there are; what is JSON is read to its end, so that nothing is half imported."""
         if self._total is None:
+            check_complete(self._media_of)
             self._items = items_of(self._media_of)
             if self._kind in ("dbm", "shelve"):  # only once: a shelf's pickles run
                 self._total = length(self._path)
