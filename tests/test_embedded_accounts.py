@@ -195,6 +195,7 @@ def test_a_first_write_after_a_fork(tmp_path: Path) -> None:
 def test_an_empty_store_is_exported(tmp_path: Path) -> None:
     """An export of a store that holds nothing says so, and is a success."""
     place = location(tmp_path / "new.db")
+    cm.open(place).close()
     result = run("export", str(tmp_path / "all.json"), "--at", place)
     assert (result.exit_code, result.stdout, result.stderr) == (0, "Exported 0 keys and 0 media files.\n", "")
     assert json.loads((tmp_path / "all.json").read_text()) == {}

@@ -18,6 +18,7 @@ import msgspec
 from cloudstore_mapping.client.secret import refuse_secret
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.storefiles import SIDECARS, application_id, refuse_sidecar, refuse_store
+from cloudstore_mapping.transfer.dbmkinds import TABLE
 from cloudstore_mapping.transfer.journal import END, is_replacing
 from cloudstore_mapping.transfer.jsonfiles import has_layout_of_export
 from cloudstore_mapping.transfer.mediafolder import folder_of, is_exported
@@ -35,8 +36,6 @@ DRAFT: Final = f".new{END}"
 PARTS: Final = ("", ".db", ".pag", ".dat", ".dir", ".bak")
 #: Without this one `dbm` finds none of several files, so it goes first and comes last.
 _DIRECTORY: Final = ".dir"
-#: The table of the files of `dbm.sqlite3`.
-_TABLE: Final = "Dict"
 
 
 class Record(msgspec.Struct):
@@ -251,7 +250,7 @@ def _digest(file: Path) -> str:
     digest = hashlib.sha256()
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
         try:
-            for key, value in connection.execute(f"SELECT key, value FROM {_TABLE} ORDER BY key"):  # noqa: S608 - constants
+            for key, value in connection.execute(f"SELECT key, value FROM {TABLE} ORDER BY key"):  # noqa: S608 - constants
                 digest.update(_encode([key, value]))
         except sqlite3.Error:  # another program's
             return ""

@@ -133,7 +133,7 @@ class FileSource(Source):
     def count(self) -> int:
         """Return how many entries there are; what is JSON is read to its end, so that nothing is half imported."""
         if self._total is None:
-            check_complete(self._media_of)
+            check_complete(self._path)
             self._items = items_of(self._media_of)
             if self._kind in ("dbm", "shelve"):  # only once: a shelf's pickles run
                 self._total = length(self._path)
@@ -171,7 +171,6 @@ class StoreSource(Source):
 
     def count(self) -> int:
         """Return how many keys there are."""
-        self._store.check_has_data()
         return len(self._listed())
 
     @property
@@ -181,6 +180,7 @@ class StoreSource(Source):
 
     def _listed(self) -> list[str]:
         if self._keys is None:
+            self._store.check_has_data()
             self._keys = self._store.keys()
         return self._keys
 
