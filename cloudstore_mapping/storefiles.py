@@ -107,3 +107,14 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """Return the bytes of a file; `UnsupportedError` where it belongs to a store."""
     with open_file(path) as file:
         return file.read()
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names of the files in a folder on disk; does nothing on Windows, which opens no folders."""
+    if os.name != "posix":
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

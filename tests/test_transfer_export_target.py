@@ -99,6 +99,8 @@ def test_a_store_is_never_replaced(format_: Format, tmp_path: Path, monkeypatch:
                     export_store(store, name, format=format_, overwrite=overwrite)
                 assert content_of(tmp_path) == before, name
         assert (len(store), dict(other)) == (2, {"c": 1})
+    for name in ("hard link", "case"):  # a store with several names isn't opened
+        (tmp_path / names[name]).unlink()
     with our_shelve.open("shopping.db", "r") as db:
         assert dict(db) == {"a": {1, 2}, "b": 1}
 

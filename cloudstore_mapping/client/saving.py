@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import IO, Final
 
 from cloudstore_mapping.client.secret import refuse_secret
-from cloudstore_mapping.storefiles import open_file, refuse_store
+from cloudstore_mapping.storefiles import open_file, refuse_store, sync_folder
 
 #: Bytes that a file's name takes at most, and of these its ending: common file systems take 255 of the whole.
 LONGEST_NAME: Final = 200
@@ -94,16 +94,6 @@ class Saving:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self.path))
         refuse_store(self.path)
         refuse_secret(self.path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Put the names of the files in a folder on disk, where the system can."""
-    with suppress(PermissionError):  # Windows opens no folder
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
 
 
 def harmless(name: str) -> str:

@@ -23,6 +23,7 @@ from msgspec import MsgspecError
 from cloudstore_mapping.client import codec
 from cloudstore_mapping.client.envelopes import Envelopes
 from cloudstore_mapping.errors import BadValueError, UnsupportedError
+from cloudstore_mapping.storefiles import open_file, read_file
 from cloudstore_mapping.transfer.dbmkinds import TABLE, DbmFile, dbm_at, read_only
 from cloudstore_mapping.transfer.entries import Entry, about, checked
 from cloudstore_mapping.wire import decode_value, encode_value
@@ -204,14 +205,14 @@ def _of_dumb(path: Path) -> Generator[_Pair]:
     index = Path(f"{path}.dir")
     if not index.is_file():
         raise ValueError(f"{index} is missing, of which {path}.bak is the version before")
-    for number, line in enumerate(index.read_text("latin-1").split("\n"), 1):
+    for number, line in enumerate(read_file(index).decode("latin-1").split("\n"), 1):
         try:
             if line.strip():
                 key, (start, size) = ast.literal_eval(line)
                 places[key] = (start, size)
         except (SyntaxError, TypeError, ValueError) as error:
             raise ValueError(f"line {number} of {index} is none of an index") from error
-    with Path(f"{path}.dat").open("rb") as file:
+    with open_file(f"{path}.dat") as file:
         for key, (start, size) in places.items():
             file.seek(start)
             value = file.read(size)

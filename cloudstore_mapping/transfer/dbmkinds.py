@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from cloudstore_mapping.errors import UnsupportedError
-from cloudstore_mapping.storefiles import is_sqlite
+from cloudstore_mapping.storefiles import application_id, database_of, open_file
 
 #: The table in the files of `dbm.sqlite3`, which came with Python 3.13; every Python can read them.
 TABLE: Final = "Dict"
@@ -105,14 +105,14 @@ def first_bytes(path: Path) -> bytes:
     """
     Return the first bytes of a file, empty where it can't be read, and of SQLite's files always the same.
 
-    Only a file that SQLite calls no database is opened.
+    Only a file that SQLite calls no database is opened, and none that SQLite keeps beside one.
     """
-    if not _is_file(path):
+    if not _is_file(path) or database_of(path) is not None:
         return b""
-    if is_sqlite(path):
+    if application_id(path) is not None:
         return SQLITE
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return file.read(_HEADER)
     except OSError:
         return b""

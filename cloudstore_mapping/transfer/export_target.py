@@ -17,7 +17,15 @@ import msgspec
 
 from cloudstore_mapping.client.secret import refuse_secret
 from cloudstore_mapping.errors import UnsupportedError
-from cloudstore_mapping.storefiles import SIDECARS, application_id, refuse_sidecar, refuse_store
+from cloudstore_mapping.storefiles import (
+    SIDECARS,
+    application_id,
+    open_file,
+    read_file,
+    refuse_sidecar,
+    refuse_store,
+    sync_folder,
+)
 from cloudstore_mapping.transfer.dbmkinds import TABLE
 from cloudstore_mapping.transfer.journal import END, is_replacing
 from cloudstore_mapping.transfer.jsonfiles import has_layout_of_export
@@ -36,6 +44,10 @@ DRAFT: Final = f".new{END}"
 PARTS: Final = ("", ".db", ".pag", ".dat", ".dir", ".bak")
 #: Without this one `dbm` finds none of several files, so it goes first and comes last.
 _DIRECTORY: Final = ".dir"
+
+
+#: Bytes of a file that are read at a time.
+_PIECE: Final = 2**18
 
 
 class Record(msgspec.Struct):
@@ -140,7 +152,7 @@ class ExportTarget:
             self._write_record(Record(digests))
         else:
             self._record.unlink(missing_ok=True)
-        _sync(self.path.parent)
+        sync_folder(self.path.parent)
 
     def _names(self) -> list[Path]:
         return [Path(f"{self.path}{end}") for end in PARTS] if self._is_dbm else [self.path]
@@ -154,7 +166,7 @@ class ExportTarget:
         if not _is_regular(self._record) or application_id(self._record) is not None:
             return None
         try:
-            record = _read_record(self._record.read_bytes())
+            record = _read_record(read_file(self._record))
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
         names = {f"{self.path.name}{end}" for end in PARTS}
@@ -162,12 +174,12 @@ class ExportTarget:
 
     def _write_record(self, record: Record) -> None:
         draft = self._draft / self._record.name
-        with draft.open("wb") as file:
+        with open_file(draft, "wb") as file:
             file.write(_encode(record) + b"\n")
             file.flush()
             os.fsync(file.fileno())
         draft.replace(self._record)
-        _sync(self.path.parent)
+        sync_folder(self.path.parent)
 
     def _is_interrupted(self, record: Record | None, existing: list[Path]) -> bool:
         """Return whether an export was interrupted before all of its new files were in their place."""
@@ -243,8 +255,11 @@ def _digest(file: Path) -> str:
     It is empty for an SQLite file that is in use, or has no rows of a dbm.
     """
     if application_id(file) is None:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        with open_file(file) as opened:
+            digest = hashlib.sha256()
+            while piece := opened.read(_PIECE):
+                digest.update(piece)
+            return digest.hexdigest()
     if any(os.path.lexists(f"{file}{end}") for end in SIDECARS):
         return ""
     digest = hashlib.sha256()
@@ -255,14 +270,3 @@ def _digest(file: Path) -> str:
         except sqlite3.Error:  # another program's
             return ""
     return digest.hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Have the names in a folder on disk."""
-    if os.name != "posix":  # Windows opens no folder
-        return
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
-from cloudstore_mapping.storefiles import is_store
+from cloudstore_mapping.storefiles import is_store, open_file
 from cloudstore_mapping.transfer.dbmfiles import is_dbm, is_shelf
 from cloudstore_mapping.transfer.dbmkinds import SQLITE, dbm_at, first_bytes
 from cloudstore_mapping.transfer.jsonfiles import is_line
@@ -51,7 +51,7 @@ def format_of_stream(called: str, name: str, held: Path, given: Format | None) -
 
 
 def _by_lines(called: str, held: Path) -> Format:
-    with held.open("rb") as file:
+    with open_file(held) as file:
         lines = (line for line in file if line.strip())
         first = next(lines, b"").removeprefix(b"\xef\xbb\xbf")
         is_last = next(lines, None) is None

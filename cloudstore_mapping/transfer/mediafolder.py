@@ -12,9 +12,9 @@ from typing import IO, Final, Protocol
 import msgspec
 
 from cloudstore_mapping.client.fetching import Fetched
-from cloudstore_mapping.client.saving import harmless, sync_folder
+from cloudstore_mapping.client.saving import harmless
 from cloudstore_mapping.errors import BadValueError
-from cloudstore_mapping.storefiles import open_file, read_file
+from cloudstore_mapping.storefiles import open_file, read_file, sync_folder
 from cloudstore_mapping.transfer.journal import END
 
 #: What the folder's name has behind the export's.

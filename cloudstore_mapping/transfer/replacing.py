@@ -13,6 +13,7 @@ from typing import Self
 
 from cloudstore_mapping.client.secret import place_of_secret
 from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.storefiles import sync_folder
 
 #: What the kept file's name ends with.
 KEPT: str = ".old"
@@ -64,7 +65,7 @@ class Replacement:
             except OSError:  # the file system has no hard links
                 self._path.rename(self.kept)
         _replace(self.draft, self._path)
-        _sync_folder(self._path.parent)
+        sync_folder(self._path.parent)
 
     def _stamp(self) -> list[tuple[int, int] | None]:
         """Return what changes whenever the file does, or the log of SQLite's beside it."""
@@ -101,13 +102,3 @@ def _facts(file: Path) -> os.stat_result | None:
 
 def _replace(draft: Path, path: Path) -> None:
     draft.replace(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # which opens no folders
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,7 @@ from cloudstore_mapping.service.storage.checking import Findings, look
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, schema_version
 from cloudstore_mapping.service.storage.sqlite_place import refuse_leftovers
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession, primary_code, unavailable
-from cloudstore_mapping.storefiles import SIDECARS, refuse_sidecar
+from cloudstore_mapping.storefiles import SIDECARS, refuse_sidecar, sync_folder
 
 #: Pages that are copied between two reports: 16 MiB.
 PAGES_AT_ONCE: Final = 4096
@@ -150,11 +150,7 @@ def drafted(path: Path) -> Iterator[Path]:
         for end in ("", *SIDECARS):
             with suppress(FileNotFoundError):
                 Path(f"{draft}{end}").unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _refuse_existing(path: Path) -> None:
