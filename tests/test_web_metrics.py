@@ -141,7 +141,7 @@ def test_what_has_no_name_counts_by_its_status() -> None:
     async def send(_: Message) -> None:
         pass
 
-    observed = Observed(app, metrics, "/base", lambda: 0, seconds=1, logs=False)
+    observed = Observed(app, metrics, "/base", lambda: 0, logs=False)
     for path in ("/base/files/x", "/base/files/x", "/base/admin/data", "/base/admin.html"):
         coroutine = observed({"type": "http", "path": path, "method": "GET", "client": None}, receive, send)
         with pytest.raises(StopIteration):

@@ -48,7 +48,7 @@ class AdminUpload:
                 message = {**message, "status": HTTPStatus.SEE_OTHER, "headers": headers}
             await send(message)
 
-        await answer(scope, receive, send_back, take, self._service.settings.body_timeout)
+        await answer(scope, receive, send_back, take)
 
     async def _take(self, scope: Scope, receive: Receive) -> Reply:
         request = Request(scope)

@@ -80,7 +80,7 @@ def _mounts(service: Service, base: str) -> Mapping[str, Application]:
     return {
         base + UPLOAD_PATH: make_upload(service, base + UPLOAD_PATH, space),
         base + FILES_PATH: make_files(service, base + FILES_PATH),
-        base + OPENAPI_PATH: make_description(base, base + OPENAPI_PATH, service.settings.body_timeout),
+        base + OPENAPI_PATH: make_description(base, base + OPENAPI_PATH),
         f"{base}/admin": make_admin(service, base, space),
     }
 
@@ -115,7 +115,7 @@ class _App:
                 if path.startswith(prefix):
                     await application(scope, receive, send)
                     return
-        await answer(scope, receive, send, self._answer, self._deadline.seconds)
+        await answer(scope, receive, send, self._answer)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Reply:
         method = scope["method"]
@@ -160,7 +160,7 @@ class _App:
             if not self._deadline.passed(task):
                 raise
             sentence = f"The body took longer than {self._deadline.seconds:g} seconds to arrive; send it faster."
-            raise RefusedError(ProtocolError(sentence, error="BadRequest"), CLOSE, lingers=False) from None
+            raise RefusedError(ProtocolError(sentence, error="BadRequest"), CLOSE) from None
         finally:
             self._deadline.end(task)
 

@@ -7,7 +7,6 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Any, Final, TypeAlias, TypeVar
 
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, UnavailableError
@@ -63,13 +62,12 @@ class DisconnectedError(Exception):
 
 
 class RefusedError(Exception):
-    """The request was refused before its body was read; `lingers` where the client may be sending it meanwhile."""
+    """The request was refused before its body was read."""
 
-    def __init__(self, error: CloudStoreError, *headers: Header, lingers: bool = True) -> None:
+    def __init__(self, error: CloudStoreError, *headers: Header) -> None:
         super().__init__(error)
         self.error = error
         self.headers = headers
-        self.lingers = lingers
 
 
 class Deadline:
@@ -164,41 +162,28 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 
 
 async def answer(
-    scope: Scope, receive: Receive, send: Send, work: Callable[[Scope, Receive], Awaitable[Reply]], seconds: float
+    scope: Scope, receive: Receive, send: Send, work: Callable[[Scope, Receive], Awaitable[Reply]]
 ) -> None:
     """
     Send the reply that `work` returns, or that says what it raised.
 
-    A client that may still be sending what was refused is listened to for so many seconds. The scope's ``outcome`` is
-    then the error's name, for whoever counts.
+    The scope's ``outcome`` is then the error's name, for whoever counts.
     """
+    headers: tuple[Header, ...] = ()
     try:
         reply = await work(scope, receive)
     except DisconnectedError:
         return
     except RefusedError as refused:
         reply = failure(refused.error)
-        scope["outcome"] = reply.error
-        await send_reply(send, reply, *refused.headers, lingers=refused.lingers)
-        if refused.lingers:
-            await _linger(receive, send, seconds)
-        return
+        headers = refused.headers
     except CloudStoreError as error:
         reply = failure(error)
     except Exception:  # noqa: BLE001 - it is logged, and the client gets a sentence instead
         _log.exception("A request to %s failed.", scope["path"])
         reply = FAILED
     scope["outcome"] = reply.error
-    await send_reply(send, reply)
-
-
-async def _linger(receive: Receive, send: Send, seconds: float) -> None:
-    # A socket closed on a client that still sends is reset, and the client may never see why it was refused.
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            while (await receive()).get("more_body"):
-                pass
-    await send(END)
+    await send_reply(send, reply, *headers)
 
 
 def in_one_piece(reply: Reply) -> tuple[bytes, bytes]:
@@ -210,11 +195,11 @@ def in_one_piece(reply: Reply) -> tuple[bytes, bytes]:
     return head, body
 
 
-async def send_reply(send: Send, reply: Reply, *more_headers: Header, lingers: bool = False) -> None:
-    """Send a whole reply, but for the end of its body where it `lingers`."""
+async def send_reply(send: Send, reply: Reply, *more_headers: Header) -> None:
+    """Send a whole reply."""
     body = encode_reply(reply)
     headers = [*_HEADERS, (b"content-length", b"%d" % len(body)), *more_headers]
     if reply.retry_after is not None:
         headers.append((b"retry-after", b"%d" % math.ceil(reply.retry_after)))
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": lingers})
+    await send({"type": "http.response.body", "body": body})

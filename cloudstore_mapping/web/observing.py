@@ -36,7 +36,6 @@ class Observed:
         base_path: str,
         store_bytes: Callable[[], int],
         *,
-        seconds: float,
         logs: bool,
     ) -> None:
         self._app = app
@@ -44,7 +43,6 @@ class Observed:
         self._base = base_path.rstrip("/")
         self._metrics_path = self._base + METRICS_PATH
         self._store_bytes = store_bytes
-        self._seconds = seconds
         self._logs = logs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,7 +78,7 @@ class Observed:
 
     async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] not in ("GET", "HEAD"):
-            await answer(scope, receive, send, _refuse, self._seconds)
+            await answer(scope, receive, send, _refuse)
             return
         text = await asyncio.to_thread(self._metrics.text, self._store_bytes)
         headers = [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % len(text))]

@@ -107,7 +107,7 @@ def description(base_path: str) -> Schema:
     }
 
 
-def make_description(base_path: str, path: str, seconds: float) -> Application:
+def make_description(base_path: str, path: str) -> Application:
     """Return the ASGI application that shows the description, at this path alone."""
     body = msgspec.json.encode(description(base_path))
     headers = [(b"content-type", _OF_JSON.encode()), (b"content-length", b"%d" % len(body)), *CROSS_ORIGIN]
@@ -119,7 +119,7 @@ def make_description(base_path: str, path: str, seconds: float) -> Application:
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] != path or scope["method"] not in _READ:
-            await answer(scope, receive, send, refuse, seconds)
+            await answer(scope, receive, send, refuse)
             return
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send(END if scope["method"] == "HEAD" else {"type": "http.response.body", "body": body})

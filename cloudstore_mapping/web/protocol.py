@@ -1,16 +1,21 @@
-"""HTTP as the service speaks it: uvicorn's, with deadlines for clients that stop half-way, and replies in one piece."""
+"""HTTP/1.1 on a connection: uvicorn's protocol, with deadlines for slow clients, half-close, and no upgrades."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from cloudstore_mapping.errors import ProtocolError
 from cloudstore_mapping.web.crowding import Crowd, refusal
+from cloudstore_mapping.web.http import CLOSE, END, in_one_piece
 from cloudstore_mapping.web.metrics import BYTES_IN, CONNECTIONS, Metrics
+from cloudstore_mapping.wire import failure
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.settings import Settings
@@ -23,11 +28,47 @@ MAX_HEADER_BYTES: Final = 64 * 2**10
 GRACE: Final = 3.0
 
 
+class _Parser:
+    """
+    Parse requests for a server that speaks nothing but HTTP/1.1: ``Upgrade`` is ignored, as RFC 9110 allows.
+
+    llhttp ends at the headers of a request to upgrade, and takes its body for another protocol's. So a new one is fed
+    those headers again without ``Upgrade``.
+    """
+
+    def __init__(self, protocol: HTTPProtocol) -> None:
+        self._protocol = protocol
+        self._begin()
+
+    def _begin(self) -> None:
+        parser = httptools.HttpRequestParser(self._protocol)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's: it answers what came before
+        self._feed_data = parser.feed_data
+        self.get_http_version = parser.get_http_version
+        self.get_method = parser.get_method
+        self.should_keep_alive = parser.should_keep_alive
+        self.should_upgrade = parser.should_upgrade
+
+    def feed_data(self, data: bytes) -> None:
+        """Parse bytes; `HttpParserError` for what is no HTTP."""
+        rest = memoryview(data)
+        while rest:
+            try:
+                self._feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+                self._begin()
+                self._feed_data(self._protocol.take_head())
+            else:
+                return
+
+
 class HTTPProtocol(HttpToolsProtocol):
     """
     uvicorn's HTTP with an end to what it waits for without one: headers, trailers, a client that reads no reply.
 
-    Bodies are the application's own to limit, idle connections uvicorn's.
+    Bodies are the application's own to limit, idle connections uvicorn's. A client may end its side of a connection
+    once its requests are sent, and may go on sending a body that was answered early: it gets its replies all the same.
     """
 
     settings: ClassVar[Settings]
@@ -36,28 +77,77 @@ class HTTPProtocol(HttpToolsProtocol):
     inline: ClassVar[Inline]
 
     _has_place = False
+    _is_deaf = False
     _feeding = False
+    _head: bytes | None = None
     _held: RequestResponseCycle | None = None
+    _running: RequestResponseCycle | None = None
     _request: RequestResponseCycle | None = None
+    _discarded: RequestResponseCycle | None = None
     _received = 0
     _header_timer: asyncio.TimerHandle | None = None
     _reply_timer: asyncio.TimerHandle | None = None
 
     def __init__(self, config: uvicorn.Config, *args: Any, **options: Any) -> None:
         super().__init__(config, *args, **options)
+        self.parser = cast("Any", _Parser(self))
         self._application = self.app
         self.app = self._answer
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        request: RequestResponseCycle = send.__self__
         try:
-            await self._application(scope, receive, send)
+            await self._application(scope, receive, partial(self._send, request) if request.more_body else send)
         except RuntimeError:
             # Of pipelined requests uvicorn tells only the last that the client has gone; the first writes, and may not.
             if not self.transport.is_closing():
                 raise
-            send.__self__.disconnected = True
+            request.disconnected = True
+
+    async def _send(self, request: RequestResponseCycle, message: Any) -> None:
+        """Send a part of a reply, and end it only when the request has ended: its client may still be sending."""
+        if message["type"] == "http.response.start" and request.waiting_for_100_continue and request.more_body:
+            # Nobody knows whether a client that wasn't asked for its body will send it.
+            message = {**message, "headers": [*message.get("headers", ()), CLOSE]}
+        elif message["type"] == "http.response.body" and request.more_body and not message.get("more_body"):
+            await request.send(cast("Any", {**message, "more_body": True}))
+            await self._discard_body(request)
+            message = END
+        await request.send(message)
+
+    async def _discard_body(self, request: RequestResponseCycle) -> None:
+        self._discarded = request
+        self.headers = cast("Any", deque(maxlen=0))  # its trailers too
+        try:
+            async with asyncio.timeout(self.settings.body_timeout):
+                while (await request.receive()).get("more_body"):
+                    pass
+        except TimeoutError:
+            request.keep_alive = False
+
+    def on_headers_complete(self) -> None:
+        """Begin a request, or set aside the headers of one that asks for another protocol."""
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+            return
+        if self.parser.get_method() == b"CONNECT":
+            raise httptools.HttpParserError("There are no tunnels here.")
+        lines = [b"%b: %b\r\n" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        version = self.parser.get_http_version().encode()
+        self._head = b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(lines))
+
+    def on_message_complete(self) -> None:
+        """Note that a request is whole."""
+        if self._head is None:
+            super().on_message_complete()
+
+    def take_head(self) -> bytes:
+        """Return the headers that were set aside, without ``Upgrade``."""
+        head, self._head = self._head, None
+        return head or b""
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
         # Called for the headers; who sends a small body sends it with them, and it is there when `data_received` ends.
         if self._feeding and app is self.app and self.inline.may_take(cast("Scope", cycle.scope)):
             self._held = cycle
@@ -109,7 +199,7 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what came, up to the limits."""
-        if not self._has_place:
+        if self._is_deaf or not self._has_place:
             return
         self.numbers.row[BYTES_IN] += len(data)
         self._feeding = True
@@ -120,6 +210,12 @@ class HTTPProtocol(HttpToolsProtocol):
         if self._held is not None:
             held, self._held = self._held, None
             self._answer_held(held)
+        self._limit(len(data))
+
+    def _limit(self, came: int) -> None:
+        """Apply the limits of headers and bodies to so many bytes more."""
+        if self._is_deaf:
+            return
         request: RequestResponseCycle | None = self.cycle
         if request is not None and request.response_complete:
             request = None
@@ -127,20 +223,61 @@ class HTTPProtocol(HttpToolsProtocol):
             self._request = request
             self._received = 0
             self._stop_header_timer()
-        self._received += len(data)
+        self._received += came
         if request is None:
             self._expect_headers()
             if self._received > MAX_HEADER_BYTES and not self.transport.is_closing():
                 self.send_400_response("The headers are too long.")
-        elif self._received > MAX_HEADER_BYTES:
+        elif self._received > MAX_HEADER_BYTES and request is not self._discarded:
             self._limit_body(request)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's may say that the transport stays open
+        """Answer what a client asked that has ended its side, then close; over TLS its end is the connection's."""
+        if self._is_deaf or self.scheme == "https":
+            return False
+        return self._close_after_replies()
+
+    def _close_after_replies(self) -> bool:
+        """Read no more, and close once all whole requests are answered; False where there are none."""
+        last: RequestResponseCycle | None = self.cycle
+        if self.pipeline and last is not None and last.more_body:  # it was cut off, and waits for those before
+            self.pipeline.popleft()
+            last = self.cycle = self.pipeline[0][0] if self.pipeline else self._running  # type: ignore[assignment]
+        if last is None or last.response_complete or last.more_body:
+            return False
+        last.keep_alive = False
+        return True
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, after the replies to what came before it, and close when the client has seen that."""
+        if self._is_deaf or self.transport.is_closing():
+            return
+        self._is_deaf = True
+        self._stop_header_timer()
+        request: RequestResponseCycle | None = self.cycle
+        if self._close_after_replies():
+            return
+        if request is not None and not request.response_complete:
+            request.disconnected = True
+            request.message_event.set()
+            if request.response_started:  # it was answered early, and its body turned out to be none
+                self.transport.close()
+                return
+        head, body = in_one_piece(failure(ProtocolError(msg, error="BadRequest")))
+        self.transport.write(b"%b%bconnection: close\r\n\r\n%b" % (STATUS_LINE[400], head, body))
+        # A socket that is closed on a client which still sends is reset, and the client may never see the reply.
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._expect_headers()
+        else:
+            self.transport.close()
 
     def _limit_body(self, request: RequestResponseCycle) -> None:
         headers = request.scope["headers"]
         is_upload = any(name == b"content-type" and value.startswith(b"multipart/") for name, value in headers)
         largest = self.settings.max_media_bytes if is_upload else self.settings.max_body_bytes
         if self._received > MAX_HEADER_BYTES + 2 * largest:
-            self.transport.close()  # more than any body in its chunks takes: trailers, or one that was refused long ago
+            self.transport.close()  # more than any body in its chunks takes: trailers
 
     def pause_writing(self) -> None:
         """Begin to wait for the client to read."""

@@ -122,7 +122,6 @@ class _Server(uvicorn.Server):
             counted,
             options.base_path,
             service.store_bytes,
-            seconds=service.settings.body_timeout,
             logs=options.access_log,
         )
 

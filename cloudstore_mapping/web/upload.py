@@ -69,7 +69,7 @@ def make_upload(service: Service, path: str, space: SpoolSpace) -> Application:
             check_method(scope["method"], ("POST",))
             return await take_upload(scope, receive, service.settings, begin, turns, space, needs="key")
 
-        await answer(scope, receive, send, work, service.settings.body_timeout)
+        await answer(scope, receive, send, work)
 
     return application
 
@@ -201,4 +201,4 @@ async def _by(deadline: float, receive: Receive) -> Message:
             return await receive()
     except TimeoutError:
         sentence = "The upload came too slowly; send it faster, or a smaller file."
-        raise RefusedError(ProtocolError(sentence, error="BadRequest"), CLOSE, lingers=False) from None
+        raise RefusedError(ProtocolError(sentence, error="BadRequest"), CLOSE) from None
