@@ -54,7 +54,7 @@ def new_secret() -> bytes:
 
 def _checked(given: Sequence[str | bytes]) -> list[bytes]:
     found = [secret.encode() if isinstance(secret, str) else bytes(secret) for secret in given]
-    if not found or any(len(secret) < MIN_BYTES for secret in found):
+    if not found or any(len(secret.strip()) < MIN_BYTES for secret in found):
         raise BadValueError(f"A shelf's secret has at least {MIN_BYTES} bytes; make one with secrets.token_hex().")
     return found
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -20,6 +22,12 @@ PREFIX: Final = "CLOUDSTORE_SERVICE_"
 FILE_VARIABLE: Final = f"{PREFIX}CONFIG"
 #: What `msgspec.Meta.extra` of a setting says that is a size in bytes.
 BYTES: Final = {"unit": "bytes"}
+#: And of one whose value is never shown.
+SECRET: Final = {"secret": True}
+#: The type of a setting that is the name of a file.
+FileName: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, description="the name of a file")]
+
+_NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII)
 
 
 class _Said(NamedTuple):
@@ -37,14 +45,16 @@ def load(
     Return the checked values of those fields of the dataclasses `kinds` that somebody gave, by the field's name.
 
     What is `given` on a command line, None meaning that it isn't, wins over the environment, and that over the TOML
-    file which the environment's ``CLOUDSTORE_SERVICE_CONFIG``, or a given ``config``, names. Raises `ValueError` with
-    one sentence that names the option, variable or file, and says what is allowed; `OSError` for a file that can't
-    be read.
+    file which the environment's ``CLOUDSTORE_SERVICE_CONFIG``, or a given ``config``, names. An empty value is no
+    default: it is wrong unless the setting's type admits it. Raises `ValueError` with one sentence that names the
+    option, variable or file, and says what is allowed; `OSError` for a file that can't be read.
     """
     options = {name: value for name, value in (given or {}).items() if value is not None}
     types = {name: type_ for kind in kinds for name, type_ in get_type_hints(kind, include_extras=True).items()}
-    file = options.pop("config", None) or environ.get(FILE_VARIABLE)
-    said = {} if file is None else dict(_of_file(Path(str(file)), types))
+    file = _Said("--config", options.pop("config", None), False)
+    if file.value is None:
+        file = _Said(f"The environment's {FILE_VARIABLE}", environ.get(FILE_VARIABLE), True)
+    said = {} if file.value is None else dict(_of_file(Path(_checked(file, FileName)), types))
     said |= dict(_of_environment(environ, types))
     said |= {name: _Said(f"--{name.replace('_', '-')}", value, False) for name, value in options.items()}
     return {name: _checked(said_, types[name]) for name, said_ in said.items()}
@@ -81,33 +91,44 @@ def _meant(name: str, known: Iterable[str], shown: Callable[[str], str] = str) -
 
 def _checked(said: _Said, type_: Any) -> Any:
     value = said.value
+    plain, meta = _parted(type_)
+    if isinstance(value, str) and (value != value.strip() or "\0" in value):
+        raise ValueError(f"{said.place} has white space or a NUL around its value; take that out.")
     try:
-        if isinstance(value, str) and _is_size(type_):
+        if isinstance(value, str) and meta.extra == BYTES:
             value = parse_size(value)
         converted = msgspec.convert(value, type_, strict=not said.is_text)
+        if plain in (int, float) and isinstance(value, str) and _NUMBER.fullmatch(value) is None:
+            converted = math.nan
+        for check in (meta.extra or {}).get("checks", ()):
+            check(converted)
     except (msgspec.ValidationError, ValueError):
         converted = math.nan
     if isinstance(converted, float) and not math.isfinite(converted):
-        raise ValueError(f"{said.place} is {said.value!r}, but has to be {_described(type_)}.")
+        shown = "" if meta.extra == SECRET and value else f"is {said.value!r}, but "
+        raise ValueError(f"{said.place} {shown}has to be {_described(type_)}.")
     return converted
 
 
-def _is_size(type_: Any) -> bool:
-    return any(isinstance(part, msgspec.Meta) and part.extra == BYTES for part in get_args(type_))
+def _parted(type_: Any) -> tuple[Any, msgspec.Meta]:
+    """Return a setting's type without its constraints, and those; of one that may be None as if it may not."""
+    if get_origin(type_) in (Union, UnionType):
+        (type_,) = (part for part in get_args(type_) if part is not NoneType)
+    plain, *metas = get_args(type_) if get_origin(type_) is Annotated else (type_,)
+    return plain, metas[0] if metas else msgspec.Meta()
 
 
 def _described(type_: Any) -> str:
-    plain, *metas = get_args(type_) if get_origin(type_) is Annotated else (type_,)
-    meta = metas[0] if metas else msgspec.Meta()
+    plain, meta = _parted(type_)
     if meta.description:
         return str(meta.description)
     if plain is bool:
         return "true or false"
-    if _is_size(type_):
+    if meta.extra == BYTES:
         return f"a size above 0, such as {EXAMPLES}"
     if plain not in (int, float):
         return "a text"
     number = "a whole number" if plain is int else "a number"
-    if meta.le is not None:
-        return f"{number} from {meta.ge} to {meta.le}"
-    return f"{number} above {meta.gt}" if meta.gt is not None else number
+    if meta.gt is not None:
+        return f"{number} above {meta.gt}, up to {meta.le:,}"
+    return f"{number} from {meta.ge} to {meta.le}"

@@ -10,9 +10,9 @@ from msgspec import Meta
 from cloudstore_mapping.service.configuration import BYTES
 from cloudstore_mapping.wire import DEFAULT_MAX_DEPTH
 
-Size: TypeAlias = Annotated[int, Meta(gt=0, extra=BYTES)]
-Count: TypeAlias = Annotated[int, Meta(gt=0)]
-Seconds: TypeAlias = Annotated[float, Meta(gt=0)]
+Size: TypeAlias = Annotated[int, Meta(gt=0, le=2**60, extra=BYTES)]
+Count: TypeAlias = Annotated[int, Meta(gt=0, le=10**9)]
+Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=365 * 86_400)]  # timers of more overflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,11 @@ class Settings:
     """The largest media file."""
     max_batch_reply_bytes: Size = 64 * 2**20
     """The values that the reply to one batch may hold together."""
-    max_depth: Count = DEFAULT_MAX_DEPTH
+    max_depth: Annotated[int, Meta(gt=0, le=500)] = DEFAULT_MAX_DEPTH
     """Brackets within brackets in a value."""
     body_timeout: Seconds = 30.0
     """How long a body may take to arrive."""
-    min_upload_rate: Annotated[float, Meta(gt=0)] = 1024.0
+    min_upload_rate: Annotated[float, Meta(gt=0, le=10**12)] = 1024.0
     """Bytes a second that an upload has to bring on the whole, once it has taken longer than a body may."""
     max_spool_bytes: Size = 8 * 2**30
     """All files together that wait in temporary files for an API key or password that comes after them."""

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import socket
 from contextlib import suppress
 
-from cloudstore_mapping.web.options import Options
+from cloudstore_mapping.web.options import HOST, Options
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens there; `OSError` with a sentence where none can."""
+    """Return a socket that listens there; `ValueError` for no host, `OSError` with a sentence where none can."""
+    if re.fullmatch(HOST, host) is None:  # an empty one would be all addresses
+        raise ValueError(f"{host!r} is no host to listen on; write an IP address, or a name without scheme and port.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
+        return socket.create_server(address, family=family)
     except OSError as error:
         why = (error.strerror or str(error)).partition(" (while")[0]  # where to is said anyway
-        raise type(error)(
-            f"The service can't listen on {host}, port {port} ({why}); "
-            "end the program that has the port, or choose another one."
-        ) from error
+        raise type(error)(f"The service can't listen on {host}, port {port} ({why}); {_advice(error)}.") from error
+
+
+def _advice(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "write an IP address, or a name that this machine can look up"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "write an address that this machine has; 127.0.0.1 is itself, 0.0.0.0 all of its addresses"
+    if error.errno == errno.EAFNOSUPPORT:
+        return "this machine has no IPv6, so write an IPv4 address such as 127.0.0.1"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "ports below 1024 are the system's, so choose another one"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files (ulimit -n)"
+    return "end the program that has the port, or choose another one"
 
 
 def address_of(listener: socket.socket, options: Options) -> str:

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta
+
+from cloudstore_mapping.service.configuration import SECRET, FileName
+
+_A_HOST: Final = "an IP address or a host name; 127.0.0.1 is this machine only, 0.0.0.0 all of its addresses"
+_LABEL: Final = "[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
+#: An address in the usual form, or a name; an old form such as 0 would be an address as well, and 0 is all of them.
+HOST: Final = (
+    r"^([0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9._-]+)?"
+    rf"|(?!(.*\.)?(0[xX][0-9A-Fa-f]*|[0-9]+)\.?$)({_LABEL}\.)*{_LABEL}\.?)$"
+)
+
+
+def _check_networks(text: str) -> None:
+    for part in text.split(",") if text else ():
+        ipaddress.ip_network(part.strip())
+
+
+Networks: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9A-Fa-f.:/, ]*$",
+        description="IP addresses or networks, separated by commas",
+        extra={"checks": (_check_networks,)},
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,25 +42,29 @@ class Options:
     What the service itself allows is in `Settings`.
     """
 
-    store: str = field(default="sqlite:///cloudstore-service.db", repr=False)  # an address may hold a password
+    store: Annotated[
+        str, Meta(min_length=1, description="a path, sqlite:///path, or postgresql://user@host/database", extra=SECRET)
+    ] = field(default="sqlite:///cloudstore-service.db", repr=False)  # an address may hold a password
     """Where the data is kept: a path, sqlite:///path, or postgresql://user@host/database."""
-    host: str = "127.0.0.1"
+    host: Annotated[str, Meta(pattern=HOST, description=_A_HOST)] = "127.0.0.1"
     """The address to listen on; 127.0.0.1 is this machine only, 0.0.0.0 all of its addresses."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 8787
     """The port to listen on; 0 takes any free one."""
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     """Processes that answer requests."""
-    tls_cert: str | None = None
+    tls_cert: FileName | None = None
     """A file with the certificate and those between it and its authority (PEM); the service then speaks https."""
-    tls_key: str | None = None
+    tls_key: FileName | None = None
     """The file with the certificate's private key (PEM, without a passphrase)."""
     base_path: Annotated[
-        str, Meta(pattern=r"^(/[A-Za-z0-9._~-]+)*/?$", description="a path such as /cloudstore, or / for none")
+        str,
+        Meta(
+            pattern=r"^(?=/)(?!.*/\.{1,2}(/|$))(/[A-Za-z0-9._~-]+)*/?$",
+            description="a path such as /cloudstore, or / for none",
+        ),
     ] = "/cloudstore"
     """What the paths of all requests begin with."""
-    trusted_proxies: Annotated[
-        str, Meta(pattern=r"^[0-9A-Fa-f.:/, ]*$", description="IP addresses or networks, separated by commas")
-    ] = ""
+    trusted_proxies: Networks = ""
     """Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, separated by commas."""
     log_json: bool = False
     """Whether the log is a JSON object a line."""

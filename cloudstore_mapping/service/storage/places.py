@@ -90,7 +90,7 @@ def place_of(location: str) -> Place:
         raise ValueError(f"No store can be at {scheme}://; {_EXAMPLES}.")
     elif _KEY_WITHOUT_SCHEME.match(location):
         raise ValueError("The location looks like an API key and a host; begin it with https://.")
-    if not location:
+    if not location.strip():
         raise ValueError(f"The location is empty; {_EXAMPLES}.")
     path = Path(location).absolute()
     return Place(str(path), file=path)
