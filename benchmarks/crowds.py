@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from benchmarks.harness import CLIENT_CORE, on_core
 from benchmarks.serving import first_line, process
-from cloudstore_mapping.web.listening import allow_many_connections
+from cloudstore_mapping.web.listening import raise_file_limit
 
 _LOCKED: Final = "locked"
 _FORM: Final = "application/x-www-form-urlencoded\r\nSec-Fetch-Site: same-origin"
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.flood:
         flood(*options.flood)
-    allow_many_connections()
+    raise_file_limit()
     with TemporaryDirectory(prefix="cloudstore-crowds-") as folder, on_core(CLIENT_CORE):
         store = str(Path(folder) / "service.db")
         settings = {"CLOUDSTORE_SERVICE_BODY_TIMEOUT": "600", "CLOUDSTORE_SERVICE_PASSWORD_TRIES": "1000000000"}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from subprocess import PIPE, Popen
+from subprocess import PIPE, Popen, run
 
 import pytest
 import requests
@@ -90,6 +91,67 @@ def test_workers_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     assert len(workers) == 2
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{address}/health", timeout=20)
+
+
+#: Runs the command line where multiprocessing has no shared memory and no semaphores, as without /dev/shm.
+WITHOUT_SHM = """
+import _multiprocessing, multiprocessing.heap, os, sys
+
+def absent(*_, **__):
+    raise FileNotFoundError(2, os.strerror(2))
+
+multiprocessing.heap.Arena._dir_candidates = ["/absent"]
+_multiprocessing.SemLock = absent
+if sys.argv[1] == "files":
+    os.memfd_create = absent
+del sys.argv[1]
+from cloudstore_mapping.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("memory", ["memory", "files"])
+def test_without_shared_memory(tmp_path: Path, memory: str) -> None:
+    """Where the system has no /dev/shm the processes are one service all the same."""
+    command = [sys.executable, "-c", WITHOUT_SHM, memory, "serve", "--port", "0", "--workers", "2", "--json"]
+    with Popen([*command, "--store", str(tmp_path / "s.db")], stdout=PIPE, stderr=PIPE, text=True) as process:
+        try:
+            address = told(process)["address"]
+            for _ in range(4):
+                text = requests.get(f"{address}/metrics", timeout=20).text
+                assert number(text, "cloudstore_worker_starts_total") == 2
+        finally:
+            process.terminate()
+            assert process.communicate() == ("", "")
+    assert process.returncode == 0
+
+
+#: A shell that runs a command in a view of the file system of its own, whose /dev has only these devices.
+BARE_DEV = """
+set -e
+mount -t tmpfs none "$0"
+for device in null urandom; do touch "$0/$device"; mount --bind "/dev/$device" "$0/$device"; done
+mount --rbind "$0" /dev
+exec "$@"
+"""
+
+
+def test_without_dev_shm(tmp_path: Path) -> None:
+    """Several processes answer on a machine whose /dev has no shm."""
+    (tmp_path / "dev").mkdir()
+    bare = ["unshare", "--mount", "sh", "-c", BARE_DEV, str(tmp_path / "dev")]
+    if shutil.which("unshare") is None or run([*bare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs the program unshare, and the right to mount")
+    assert run([*bare, "ls", "/dev"], capture_output=True, check=True, text=True).stdout == "null\nurandom\n"
+    command = [sys.executable, "-m", "cloudstore_mapping", "serve", "--port", "0", "--workers", "2", "--json"]
+    with Popen([*bare, *command, "--store", str(tmp_path / "s.db")], stdout=PIPE, stderr=PIPE, text=True) as process:
+        try:
+            address = told(process)["address"]
+            assert requests.get(f"{address}/health", timeout=20).status_code == 200
+        finally:
+            process.terminate()
+            assert process.communicate() == ("", "")
+    assert process.returncode == 0
 
 
 def test_a_store_that_can_not_be_opened_any_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

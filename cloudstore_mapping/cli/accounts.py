@@ -66,14 +66,16 @@ def create(
     """Make an account, and print its API key, this once."""
     stdout()  # before there is a secret that nobody sees
     own_key = ask("API key") if api_key == "-" else api_key
+
+    def show_created(api_key: str, password: str | None = None) -> None:
+        secrets = {"api_key": api_key} | ({} if password is None else {"password": password})
+        _show({"account": name, **secrets}, "\n".join(secrets.values()), as_json=as_json)
+
     with open_service(store, makes=True) as service:
-        created = {"account": name, "api_key": service.accounts.create(name, own_key, plan=plan)}
         if password:
-            created["password"] = service.owners.reset_password(name)
-    if as_json:
-        show_json(created)
-    else:
-        show("\n".join(list(created.values())[1:]))
+            service.owners.create(name, own_key, plan=plan, show=show_created)
+        else:
+            service.accounts.create(name, own_key, plan=plan, show=show_created)
 
 
 @accounts.command("list")
@@ -168,8 +170,9 @@ def rotate_key(
             dropped = service.accounts.drop_old_keys(name)
             _show({"account": name, "dropped": dropped}, f"API keys that ended: {dropped}", as_json=as_json)
             return
-        key = service.accounts.rotate_key(name)
-    _show({"account": name, "api_key": key}, key, as_json=as_json)
+        service.accounts.rotate_key(
+            name, show=lambda key: _show({"account": name, "api_key": key}, key, as_json=as_json)
+        )
 
 
 @accounts.command()
@@ -177,8 +180,9 @@ def reset_password(name: Name, store: StoreOption = None, as_json: AsJSON = Fals
     """Print a one-time password for the dashboard, this once; whoever was signed in isn't any more."""
     stdout()
     with open_service(store) as service:
-        password = service.owners.reset_password(name)
-    _show({"account": name, "password": password}, password, as_json=as_json)
+        service.owners.reset_password(
+            name, show=lambda password: _show({"account": name, "password": password}, password, as_json=as_json)
+        )
 
 
 @accounts.command()

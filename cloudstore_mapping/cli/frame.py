@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 import typer
 from typer.core import TyperGroup
 
-from cloudstore_mapping.cli.output import show_error
+from cloudstore_mapping.cli.output import drop, show_error
 from cloudstore_mapping.errors import CloudStoreError, TimedOutError, TransportError, UnsupportedError
 
 
@@ -48,6 +48,7 @@ class Commands(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
         """Run the command that `args` name, and exit with its status."""
         arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
+        _open_streams()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # a key or path that it can't hold is no reason to fail
         try:
@@ -56,6 +57,8 @@ class Commands(TyperGroup):
             failure: CloudStoreError | UsageError = UsageError(_sentence(error, arguments))
         except (CloudStoreError, UsageError) as error:
             failure = error
+        except OSError as error:  # of a help that can't be printed
+            failure = _lost(error)
         report(failure, as_json="--json" in arguments)
         sys.exit(status_of(failure))
 
@@ -66,11 +69,10 @@ class Commands(TyperGroup):
         except CloudStoreError:
             raise
         except BrokenPipeError:
-            _drop_output()
+            drop(sys.stdout)
             raise typer.Exit(Status.PIPE_CLOSED) from None
         except OSError as error:
-            _drop_output()
-            raise UsageError(f"Standard input or output failed: {error.strerror}.") from error
+            raise _lost(error) from error
 
 
 def report(error: CloudStoreError | UsageError, *, as_json: bool) -> None:
@@ -87,7 +89,21 @@ def _sentence(error: typer.BadParameter, arguments: list[str]) -> str:
     return f"{message} See '{error.ctx.command_path} --help'." if error.ctx else message
 
 
-def _drop_output() -> None:
-    # What is still buffered would fail again when Python exits.
-    if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _lost(error: OSError) -> UsageError:
+    """Return the error of a command whose input can't be read, or its output not be written."""
+    drop(sys.stdout)
+    return UsageError(f"Standard input or output failed ({error.strerror}); send it elsewhere.")
+
+
+def _open_streams() -> None:
+    """
+    Open the standard streams that were closed, else the next file that is opened takes their number and their output.
+
+    Standard output is an error then for each command that prints, and standard error is lost. Standard input stays
+    None, so that a command that reads it says that it is closed.
+    """
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_RDONLY)
+    for name, access in (("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, access), "w"))

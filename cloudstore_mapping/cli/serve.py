@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -65,7 +65,7 @@ def serve(
     ] = False,
 ) -> None:
     """
-    Run a service, until Ctrl-C or SIGTERM.
+    Run a service, until Ctrl-C, SIGTERM or SIGHUP.
 
     The first start makes the account 'owner' and prints its API key and a password for the dashboard, this once.
     A port that can't be had is exit status 2. Without a certificate it speaks plain http: for other machines name
@@ -107,12 +107,13 @@ class _Start(NamedTuple):
 
 def _run(options: Options, settings: Settings, tell: Callable[[_Start], None]) -> None:
     import cloudstore_mapping.web.serve  # noqa: F401 - before a store is made: it says which extra is missing
-    from cloudstore_mapping.web.listening import listen
+    from cloudstore_mapping.web.listening import listen, raise_file_limit
     from cloudstore_mapping.web.logs import logging_as
     from cloudstore_mapping.web.tls import check_certificate
 
     with as_usage():
         check_certificate(options)
+        raise_file_limit()
     place = any_place(options.store)
     if place.is_memory and options.workers > 1:
         raise UsageError("A store in memory is one process's; start it with one worker, or name a file.")
@@ -134,18 +135,8 @@ def _run(options: Options, settings: Settings, tell: Callable[[_Start], None]) -
 def _run_here(listener: Any, service: Service, place: Place, options: Options, tell: Callable[[_Start], None]) -> None:
     from cloudstore_mapping.web.serve import run_on
 
-    failures: list[Exception] = []
-
-    def announce(address: str) -> None:
-        try:
-            tell(_start(service, address, place))
-        except Exception as error:  # noqa: BLE001 - uvicorn would log it with its traceback
-            failures.append(error)
-            signal.raise_signal(signal.SIGTERM)
-
-    run_on(listener, service, options, on_ready=announce)
-    if failures:
-        raise failures[0]
+    with _announcing(lambda address: _tell(service, _start(service, address, place), tell)) as announce:
+        run_on(listener, service, options, on_ready=announce)
 
 
 def _run_workers(
@@ -153,22 +144,48 @@ def _run_workers(
 ) -> None:
     from cloudstore_mapping.web.workers import run_workers
 
-    def announce(address: str) -> None:
+    def start(address: str) -> None:
         with open_at(place, settings) as service:
-            start = _start(service, address, place)
-        tell(start)
+            _tell(service, _start(service, address, place), tell)
 
-    with as_usage():
+    with _announcing(start) as announce, as_usage():
         run_workers(listener, place, options, settings, on_ready=announce)
 
 
+@contextmanager
+def _announcing(start: Callable[[str], object]) -> Iterator[Callable[[str], None]]:
+    """Yield `start` as a function that ends the service where it fails; its error is raised after the block."""
+    failures: list[Exception] = []
+
+    def announce(address: str) -> None:
+        try:
+            start(address)
+        except Exception as error:  # noqa: BLE001 - uvicorn would log it with its traceback
+            failures.append(error)
+            signal.raise_signal(signal.SIGTERM)
+
+    yield announce
+    if failures:
+        raise failures[0]
+
+
 def _start(service: Service, address: str, place: Place) -> _Start:
-    # Only now is it certain that somebody sees the secrets. Nobody waits meanwhile: no key opens anything yet.
+    # Only now is it certain that the service answers. Nobody waits meanwhile: no key opens anything yet.
     if not service.accounts.any():
         with suppress(BadNameError):  # another service on the same store may make it at the same moment
-            api_key = service.accounts.create(OWNER)
-            return _Start(address, place, api_key, service.owners.reset_password(OWNER))
+            api_key, password = service.owners.create(OWNER)
+            return _Start(address, place, api_key, password)
     return _Start(address, place, None, None)
+
+
+def _tell(service: Service, start: _Start, tell: Callable[[_Start], None]) -> None:
+    """Tell of a start; an account that nobody was told of is taken away, so that the next start makes it again."""
+    try:
+        tell(start)
+    except BaseException:
+        if start.api_key is not None:
+            service.accounts.delete(OWNER)
+        raise
 
 
 def _print_object(start: _Start) -> None:

@@ -7,17 +7,22 @@ import re
 import secrets
 import string
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeAlias
 
 from cloudstore_mapping.errors import BadKeyError, BadNameError, BadValueError, DisabledError
 from cloudstore_mapping.service.plans import DEFAULT_PLAN, OWN_PLAN, PLANS
-from cloudstore_mapping.service.storage.records import Account, Event, Limits
+from cloudstore_mapping.service.storage.records import Account, Event, Limits, OwnerPassword
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.guesses import Guesses
     from cloudstore_mapping.service.limits import Clock
     from cloudstore_mapping.service.storage.base import Storage, Transaction
     from cloudstore_mapping.service.storage.records import ApiKey
+
+P = ParamSpec("P")
+
+#: Shows a secret to its owner; an exception means that nobody saw it.
+Show: TypeAlias = Callable[[str], object]
 
 #: Who does something without saying who it is: whoever has the store's file.
 COMMAND_LINE: Final = "command line"
@@ -59,14 +64,22 @@ class Accounts:
         self._lately: set[str] = set()
 
     def create(
-        self, name: str, api_key: str | None = None, *, plan: str = DEFAULT_PLAN, origin: str = COMMAND_LINE
+        self,
+        name: str,
+        api_key: str | None = None,
+        *,
+        plan: str = DEFAULT_PLAN,
+        origin: str = COMMAND_LINE,
+        password_hash: str | None = None,
+        show: Show | None = None,
     ) -> str:
         """
         Make an account, and return its API key: 32 random letters and digits, or the one that was brought.
 
-        Raises `BadNameError` for a name that is taken, blank or over 64 characters, `BadKeyError` for a key that
-        is taken, has not 16 to 128 characters, or would need escapes in an address, and `BadValueError` for a plan
-        that isn't one of `PLANS`.
+        `password_hash` is that of a one-time password for the dashboard. `show` is given the key just before the
+        account is there: if that raises, none is made. Raises `BadNameError` for a name that is taken, blank or over
+        64 characters, `BadKeyError` for a key that is taken, has not 16 to 128 characters, or would need escapes in an
+        address, and `BadValueError` for a plan that isn't one of `PLANS`.
         """
         key = new_key() if api_key is None else api_key
         limits = _limits_of(plan)
@@ -86,8 +99,10 @@ class Accounts:
             transaction.set_limits(account.id, plan, limits)
             self._add_key(transaction, account, key)
             self.record(transaction, account, "account made", "", origin)
+            if password_hash is not None:
+                self.set_one_time_password(transaction, account, password_hash, origin)
 
-        self._storage.submit(work).result()
+        self._storage.submit(shown_before(work, key, show)).result()
         return key
 
     def all(self) -> list[Account]:
@@ -145,8 +160,12 @@ class Accounts:
 
         self._change(name, f"account switched {'off' if disabled else 'on'}", origin, work)
 
-    def rotate_key(self, name: str, *, origin: str = COMMAND_LINE) -> str:
-        """Return a new API key of the account; the newest before it goes on working, those before that end."""
+    def rotate_key(self, name: str, *, origin: str = COMMAND_LINE, show: Show | None = None) -> str:
+        """
+        Return a new API key of the account; the newest before it goes on working, those before that end.
+
+        `show` is given the key just before it opens anything: if that raises, nothing is changed.
+        """
         key = new_key()
 
         def work(transaction: Transaction, account: Account) -> None:
@@ -154,7 +173,7 @@ class Accounts:
                 transaction.remove_key(account.id, old.hash)
             self._add_key(transaction, account, key)
 
-        self._change(name, "API key made", origin, work)
+        self._change(name, "API key made", origin, shown_before(work, key, show))
         return key
 
     def drop_old_keys(self, name: str, *, origin: str = COMMAND_LINE) -> int:
@@ -176,6 +195,12 @@ class Accounts:
             transaction.delete_account(self.owner(transaction, name).id)
 
         self._storage.submit(work).result()
+
+    def set_one_time_password(self, transaction: Transaction, account: Account, hash_: str | None, origin: str) -> None:
+        """Set a password for the dashboard that has to be changed at the first sign-in, and end all sessions."""
+        transaction.set_owner_password(account.id, OwnerPassword(hash_, must_change=True))
+        transaction.end_sessions(account.id)
+        self.record(transaction, account, "one-time password made", "", origin)
 
     def record(self, transaction: Transaction, account: Account, action: str, subject: str, origin: str) -> None:
         """Remember in the account's list of events what was done."""
@@ -259,6 +284,22 @@ class Accounts:
         if not writes:  # a transaction that writes may have made it, and may yet be undone
             self._granted[key_hash] = account.id
         return account
+
+
+def shown_before(work: Callable[P, None], secret: str, show: Show | None) -> Callable[P, None]:
+    """
+    Return work for a transaction that shows a secret at its end, once, so that none is in force which nobody saw.
+
+    What `show` raises undoes the work.
+    """
+    waiting = [] if show is None else [show]
+
+    def shown(*args: P.args, **kwargs: P.kwargs) -> None:
+        work(*args, **kwargs)
+        if waiting:  # else it was shown, and the transaction has to be done again
+            waiting.pop()(secret)
+
+    return shown
 
 
 def new_key() -> str:

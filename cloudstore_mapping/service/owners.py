@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from cloudstore_mapping.errors import BadValueError, LockedError, TooOftenError, TransportError
-from cloudstore_mapping.service.accounts import COMMAND_LINE
+from cloudstore_mapping.service.accounts import COMMAND_LINE, Show, shown_before
 from cloudstore_mapping.service.limits import Tries
 from cloudstore_mapping.service.passwords import Question
+from cloudstore_mapping.service.plans import DEFAULT_PLAN
 from cloudstore_mapping.service.storage.records import OwnerPassword
 
 if TYPE_CHECKING:
@@ -156,23 +157,40 @@ class Owners:
 
         self._storage.submit(work).result()
 
-    def reset_password(self, name: str, *, origin: str = COMMAND_LINE) -> str:
+    def create(
+        self,
+        name: str,
+        api_key: str | None = None,
+        *,
+        plan: str = DEFAULT_PLAN,
+        show: Callable[[str, str], object] | None = None,
+    ) -> tuple[str, str]:
+        """
+        Make an account; return its API key and a one-time password for the dashboard, as `reset_password` makes it.
+
+        `show` is given both just before the account is there: if that raises, none is made. Raises as
+        `Accounts.create` does.
+        """
+        password = one_time_password()
+        hash_ = self._passwords.hash(password)
+        shows = None if show is None else lambda key: show(key, password)
+        return self._accounts.create(name, api_key, plan=plan, password_hash=hash_, show=shows), password
+
+    def reset_password(self, name: str, *, origin: str = COMMAND_LINE, show: Show | None = None) -> str:
         """
         Return a new one-time password for the account, to be changed at the first sign-in; all its sessions end.
 
-        An account that isn't there is `BadNameError`.
+        `show` is given it just before: if that raises, nothing is changed. An account that isn't there is
+        `BadNameError`.
         """
-        groups = ("".join(map(secrets.choice, [_ONE_TIME_ALPHABET] * _GROUP_LENGTH)) for _ in range(_ONE_TIME_GROUPS))
-        password = "-".join(groups)
+        password = one_time_password()
         hash_ = self._passwords.hash(password)
 
         def work(transaction: Transaction) -> None:
             account = self._accounts.owner(transaction, name)
-            transaction.set_owner_password(account.id, OwnerPassword(hash_, must_change=True))
-            transaction.end_sessions(account.id)
-            self._accounts.record(transaction, account, "one-time password made", "", origin)
+            self._accounts.set_one_time_password(transaction, account, hash_, origin)
 
-        self._storage.submit(work).result()
+        self._storage.submit(shown_before(work, password, show)).result()
         return password
 
     def record(self, account: Account, action: str, subjects: Iterable[str], origin: str) -> None:
@@ -211,6 +229,12 @@ class Owners:
         with suppress(TooOftenError, TransportError):
             self._refusals.begin(_NOBODY if account is None else account.id)
             self._storage.submit(work)
+
+
+def one_time_password() -> str:
+    """Return a random password that can be read from a screen."""
+    groups = ("".join(map(secrets.choice, [_ONE_TIME_ALPHABET] * _GROUP_LENGTH)) for _ in range(_ONE_TIME_GROUPS))
+    return "-".join(groups)
 
 
 def _hash(token: str) -> bytes:

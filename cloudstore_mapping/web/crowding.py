@@ -1,19 +1,31 @@
-"""How many connections one address may have at a time, so that nobody takes all that there are."""
+"""Limits of open connections: of one client address, and of a process whose open files are limited."""
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import logging
+import math
+import os
+import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Final
 
-from cloudstore_mapping.errors import TooOftenError
+from cloudstore_mapping.errors import CloudStoreError, TooOftenError, UnavailableError
 from cloudstore_mapping.service.guesses import network_of
 from cloudstore_mapping.web.http import in_one_piece
+from cloudstore_mapping.web.listening import RAISE_FILE_LIMIT
 from cloudstore_mapping.wire import failure
+
+_log: Final = logging.getLogger(__name__)
 
 #: Who stands for many: the machine itself, on which a proxy may run that nobody named.
 NOT_LIMITED: Final = ("127.0.0.0/8", "::1/128")
+#: Seconds between two lines of the log about the same limit.
+LOG_INTERVAL: Final = 60.0
 #: Seconds after which somebody who was refused may have a place.
 WAIT: Final = 5
 
@@ -53,9 +65,54 @@ class Crowd:
         return any((mapped or ip) in network for network in self._free)
 
 
-def refusal(limit: int) -> bytes:
-    """Return what somebody gets for whom there is no place, whatever was to be asked."""
+class OpenFiles:
+    """
+    Limits the connections of a process to those that its limit of open files has room for beside the store's own.
+
+    That the limit is reached is logged once in `LOG_INTERVAL` seconds.
+    """
+
+    def __init__(self, max_connections: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._max_connections = max_connections
+        self._now = now
+        self._logged_at = -math.inf
+
+    def has_room(self, connections: int) -> bool:
+        """Whether so many connections may be open."""
+        if connections <= self._max_connections:
+            return True
+        self._log(f"{self._max_connections:,} connections are open, and the limit of open files has room for no more")
+        return False
+
+    def check(self) -> None:
+        """Log it where nothing can be opened: connections that can't be accepted are told to nobody else."""
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self._log(f"Nothing more can be opened ({error.strerror})")
+
+    def _log(self, problem: str) -> None:
+        now = self._now()
+        if now - self._logged_at >= LOG_INTERVAL:
+            self._logged_at = now
+            _log.warning("%s, so others are refused; %s.", problem, RAISE_FILE_LIMIT)
+
+
+def too_many(limit: int) -> bytes:
+    """Return the reply to a connection from an address that has too many."""
     sentence = f"There are {limit:,} connections from your address already; close one, or wait."
-    reply = failure(TooOftenError(sentence, retry_after=float(WAIT)))
+    return _refusal(TooOftenError(sentence, retry_after=float(WAIT)))
+
+
+def no_room() -> bytes:
+    """Return the reply to a connection for which the process has no room."""
+    return _refusal(UnavailableError("The service has too many connections; try again.", retry_after=float(WAIT)))
+
+
+def _refusal(error: CloudStoreError) -> bytes:
+    reply = failure(error)
+    status = HTTPStatus(reply.status)
     head, body = in_one_piece(reply)
-    return b"HTTP/1.1 429 Too Many Requests\r\n%bconnection: close\r\n\r\n%b" % (head, body)
+    return b"HTTP/1.1 %d %b\r\n%bconnection: close\r\n\r\n%b" % (status, status.phrase.encode(), head, body)

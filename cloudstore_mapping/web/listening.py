@@ -5,9 +5,17 @@ from __future__ import annotations
 import errno
 import re
 import socket
+import sys
 from contextlib import suppress
+from typing import Final
 
 from cloudstore_mapping.web.options import HOST, Options
+
+#: Open files that a process needs besides its connections: the store's, a database's, temporary ones.
+OTHER_FILES: Final = 200
+#: Open files below which a service doesn't start.
+MIN_FILES: Final = 64
+RAISE_FILE_LIMIT: Final = "raise the limit of open files (ulimit -n, or LimitNOFILE= in a unit of systemd)"
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -33,7 +41,7 @@ def _advice(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
         return "ports below 1024 are the system's, so choose another one"
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return "raise the limit of open files (ulimit -n)"
+        return RAISE_FILE_LIMIT
     return "end the program that has the port, or choose another one"
 
 
@@ -44,10 +52,24 @@ def address_of(listener: socket.socket, options: Options) -> str:
     return f"{scheme}://{host}:{listener.getsockname()[1]}{options.base_path.rstrip('/')}"
 
 
-def allow_many_connections() -> None:
-    """Let this process have as many files open, of which a connection is one, as the system lets it."""
-    with suppress(ImportError, ValueError, OSError):  # there is no such limit, or it can't be lifted
-        import resource  # Unix has it
+def raise_file_limit() -> int:
+    """
+    Let this process have as many files open as the system lets it; return how many of them may be connections.
 
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    `OSError` with a sentence where that is too few for a service.
+    """
+    try:
+        import resource  # Unix has it
+    except ImportError:
+        return sys.maxsize
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # it can't be lifted
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        limit = most
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    if limit < MIN_FILES:
+        raise OSError(
+            f"The system lets this process open {limit} files, and a service needs {MIN_FILES}; {RAISE_FILE_LIMIT}."
+        )
+    return max(limit // 2, limit - OTHER_FILES)

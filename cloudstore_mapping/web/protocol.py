@@ -12,7 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from cloudstore_mapping.errors import ProtocolError
-from cloudstore_mapping.web.crowding import Crowd, refusal
+from cloudstore_mapping.web.crowding import Crowd, OpenFiles, no_room, too_many
 from cloudstore_mapping.web.http import CLOSE, END, in_one_piece
 from cloudstore_mapping.web.metrics import BYTES_IN, CONNECTIONS, Metrics
 from cloudstore_mapping.wire import failure
@@ -74,6 +74,7 @@ class HTTPProtocol(HttpToolsProtocol):
     settings: ClassVar[Settings]
     numbers: ClassVar[Metrics]
     crowd: ClassVar[Crowd]
+    files: ClassVar[OpenFiles]
     inline: ClassVar[Inline]
 
     _has_place = False
@@ -98,6 +99,9 @@ class HTTPProtocol(HttpToolsProtocol):
         request: RequestResponseCycle = send.__self__
         try:
             await self._application(scope, receive, partial(self._send, request) if request.more_body else send)
+        except asyncio.CancelledError:  # the server ends by force
+            request.disconnected = True
+            self.transport.abort()
         except RuntimeError:
             # Of pipelined requests uvicorn tells only the last that the client has gone; the first writes, and may not.
             if not self.transport.is_closing():
@@ -177,12 +181,13 @@ class HTTPProtocol(HttpToolsProtocol):
         """Begin to wait for the first headers."""
         super().connection_made(transport)
         self.numbers.row[CONNECTIONS] = len(self.connections)
-        self._has_place = self.crowd.comes(self._address)
-        if not self._has_place:
-            transport.write(refusal(self.settings.max_connections_per_address))
-            transport.close()
+        has_room = self.files.has_room(len(self.connections))
+        self._has_place = has_room and self.crowd.comes(self._address)
+        if self._has_place:
+            self._expect_headers()
             return
-        self._expect_headers()
+        transport.write(too_many(self.settings.max_connections_per_address) if has_room else no_room())
+        transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 
 from cloudstore_mapping.web.app import make_app
-from cloudstore_mapping.web.crowding import Crowd
+from cloudstore_mapping.web.crowding import Crowd, OpenFiles
 from cloudstore_mapping.web.inline import Inline
-from cloudstore_mapping.web.listening import address_of, allow_many_connections, listen
+from cloudstore_mapping.web.listening import address_of, listen, raise_file_limit
 from cloudstore_mapping.web.metrics import Metrics, new_rows
 from cloudstore_mapping.web.observing import Observed
 from cloudstore_mapping.web.options import Options
@@ -32,7 +33,13 @@ GOODBYE: Final = 0.5
 #: Seconds until the server ends in any case; container engines kill after 10.
 LAST_RESORT: Final = 8
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+def ending_signals() -> list[signal.Signals]:
+    """Return the signals that end a service: also that of a terminal which closes, unless that is ignored (nohup)."""
+    signals = [signal.SIGTERM, signal.SIGINT]
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return signals
 
 
 def run(
@@ -44,7 +51,7 @@ def run(
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """
-    Serve until SIGTERM or SIGINT, then answer what was accepted, close the service and return.
+    Serve until SIGTERM, SIGINT or SIGHUP, then answer what was accepted, close the service and return.
 
     `on_ready` is called with the service's address once it answers, on the thread that serves: it must not wait.
     A port that can't be had is an `OSError`, and the service stays open.
@@ -62,11 +69,11 @@ def run_on(
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve on a socket that listens already; as `run`."""
-    server = _Server(service, listener, options, on_ready, metrics)
+    server = _Server(service, listener, options, on_ready, metrics, raise_file_limit())
     # uvicorn hands the signal that ended it on to the handlers of before; these have nothing more to do.
     owns_signals = threading.current_thread() is threading.main_thread()
-    allow_many_connections()
-    handlers = {number: signal.signal(number, server.handle_exit) for number in _SIGNALS if owns_signals}
+    signals = ending_signals() if owns_signals else ()
+    handlers = {number: signal.signal(number, server.handle_exit) for number in signals}
     try:
         server.run(sockets=[listener])
     finally:
@@ -115,7 +122,9 @@ class _Server(uvicorn.Server):
         options: Options,
         on_ready: Callable[[str], None] | None,
         metrics: Metrics | None = None,
+        max_connections: int = sys.maxsize,
     ) -> None:
+        open_files = OpenFiles(max_connections)
         counted = Metrics(new_rows(1)) if metrics is None else metrics
         observed = Observed(
             make_app(service, base_path=options.base_path),
@@ -129,6 +138,7 @@ class _Server(uvicorn.Server):
             settings = service.settings
             numbers = counted
             crowd = Crowd(service.settings.max_connections_per_address, options.trusted_proxies)
+            files = open_files
             inline = Inline(service, options.base_path, observed, options.trusted_proxies)
 
         super().__init__(
@@ -150,6 +160,7 @@ class _Server(uvicorn.Server):
             )
         )
         self._on_ready = on_ready
+        self._open_files = open_files
         self._address = address_of(listener, options)
         counted.start()
 
@@ -162,12 +173,19 @@ class _Server(uvicorn.Server):
             await self.shutdown(sockets)
             raise
 
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:  # each second
+            self._open_files.check()
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         hanging_up = asyncio.create_task(self._hang_up())
         try:
             await super().shutdown(sockets)
         finally:
             hanging_up.cancel()
+        if self.force_exit:
+            await self.lifespan.shutdown()  # which uvicorn leaves out, and then logs that it didn't end
         for connection in list(self.server_state.connections):  # those that outlasted the last resort
             connection.transport.abort()
         await asyncio.sleep(0)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import signal
 import socket
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process, reduction, resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from cloudstore_mapping.errors import CloudStoreError
 from cloudstore_mapping.service.service import Service
@@ -22,7 +25,7 @@ from cloudstore_mapping.web.listening import address_of
 from cloudstore_mapping.web.logs import logging_as
 from cloudstore_mapping.web.metrics import ROW, Metrics
 from cloudstore_mapping.web.options import Options
-from cloudstore_mapping.web.serve import LAST_RESORT, run_on
+from cloudstore_mapping.web.serve import LAST_RESORT, ending_signals, run_on
 
 _log: Final = logging.getLogger(__name__)
 
@@ -33,7 +36,8 @@ MAX_STILLBORN: Final = 5
 
 # A forked process would copy threads' locks and SQLite's state; a spawned one starts from nothing.
 _context: Final = get_context("spawn")
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+#: What a terminal sends to all processes of a service at once; a worker takes no notice while it starts.
+_OF_TERMINALS: Final = {signal.SIGINT} | ({signal.SIGHUP} if sys.platform != "win32" else set())
 
 
 def run_workers(
@@ -50,16 +54,50 @@ def run_workers(
     `on_ready` is called with the service's address once all of them answer. What keeps a process from starting is
     raised, when the others have ended.
     """
-    rows = _context.RawArray("d", ROW * options.workers)
-    workers = _Workers([(number, listener, place, options, settings, rows) for number in range(options.workers)])
-    handlers = {number: signal.signal(number, workers.end) for number in _SIGNALS}
+    with SharedRows(options.workers) as rows:
+        workers = _Workers([(number, listener, place, options, settings, rows) for number in range(options.workers)])
+        handlers = {number: signal.signal(number, workers.end) for number in ending_signals()}
+        try:
+            workers.run(lambda: on_ready and on_ready(address_of(listener, options)))
+        finally:
+            listener.close()  # or it would go on to accept what nobody answers
+            workers.end_all()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+class SharedRows:
+    """
+    The counters of several processes, in memory that a spawned one is given by its file's descriptor.
+
+    multiprocessing's own shared memory needs /dev/shm, which containers and jails may lack.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self._size = ROW * 8 * processes
+        try:
+            self._descriptor = os.memfd_create("cloudstore-metrics")
+        except (AttributeError, OSError):  # Linux has it, but not in every sandbox
+            with tempfile.TemporaryFile() as file:
+                self._descriptor = os.dup(file.fileno())
+        os.ftruncate(self._descriptor, self._size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def __reduce__(self) -> tuple[Callable[..., memoryview[Any]], tuple[Any, int]]:
+        return _mapped, (reduction.DupFd(self._descriptor), self._size)
+
+
+def _mapped(descriptor: Any, size: int) -> memoryview[Any]:
+    number = descriptor.detach()
     try:
-        workers.run(lambda: on_ready and on_ready(address_of(listener, options)))
+        return memoryview(mmap.mmap(number, size)).cast("d")
     finally:
-        listener.close()  # or it would go on to accept what nobody answers
-        workers.end_all()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        os.close(number)
 
 
 class _Worker:
@@ -68,7 +106,12 @@ class _Worker:
     def __init__(self, arguments: tuple[Any, ...]) -> None:
         self.says, theirs = _context.Pipe(duplex=False)
         self.process = _context.Process(target=_work, args=(*arguments, theirs), name="cloudstore-worker")
-        self.process.start()
+        resource_tracker.ensure_running()  # which would let the signals through again when it starts
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
         self.answers = False
         self.error: Exception | None = None
@@ -80,6 +123,12 @@ class _Worker:
         with suppress(EOFError):  # it died before it said anything
             self.error = self.says.recv()
             self.answers = self.error is None
+
+    def hurry(self) -> None:
+        """Tell it once more to end, by the signal that has it wait for no client."""
+        with suppress(ValueError, ProcessLookupError):  # it has ended, and may be closed
+            if self.process.exitcode is None and self.process.pid is not None:
+                os.kill(self.process.pid, signal.SIGINT)
 
     def close(self) -> None:
         """Let go of a process that has ended."""
@@ -98,8 +147,12 @@ class _Workers:
 
     def end(self, *_: object) -> None:
         """Let `run` return: a signal's handler."""
+        if self._is_ending:
+            for worker in self._running:  # who asks twice doesn't want to wait
+                worker.hurry()
         self._is_ending = True
-        self._wake.send(None)
+        with suppress(OSError):  # it has been read from for the last time
+            self._wake.send(None)
 
     def run(self, on_ready: Callable[[], object]) -> None:
         """Start all, and replace those that die."""
@@ -151,10 +204,13 @@ def _work(
     place: Place,
     options: Options,
     settings: Settings,
-    rows: Any,
+    rows: memoryview[Any],
     says: Connection[Any],
 ) -> None:
     """Answer requests in a process of one's own, until it or the one that started it is ended."""
+    for each in _OF_TERMINALS.intersection(ending_signals()):
+        signal.signal(each, lambda *_: sys.exit())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_TERMINALS)
     threading.Thread(target=_end_with_parent, name="cloudstore-parent", daemon=True).start()
     with logging_as(as_json=options.log_json, access=options.access_log):
         try:
@@ -162,8 +218,7 @@ def _work(
         except (CloudStoreError, OSError) as error:
             says.send(error)
             return
-        metrics = Metrics(memoryview(rows).cast("B").cast("d"), number)
-        run_on(listener, service, options, metrics=metrics, on_ready=lambda _: says.send(None))
+        run_on(listener, service, options, metrics=Metrics(rows, number), on_ready=lambda _: says.send(None))
 
 
 def _end_with_parent() -> None:
