@@ -113,20 +113,6 @@ def test_other_commands(run: Run, status: int, arguments: list[str], tmp_path: P
     assert ended.returncode in (status, 1)
 
 
-@pytest.mark.parametrize("stream", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
-def test_no_file_takes_the_place_of_a_closed_stream(stream: str, tmp_path: Path) -> None:
-    """What is written to a closed stream doesn't get into a file that was opened after it."""
-    file = tmp_path / "s.db"
-    set_ = [*COMMAND, "set", "key", "[1]", "--at", str(file)]
-    subprocess.run([*COMMAND, "set", "other", "2", "--at", str(file)], check=True, timeout=120)
-    ended = subprocess.run(["/bin/sh", "-c", f'exec "$@" {stream}', "sh", *set_], check=False, timeout=120)
-    assert ended.returncode == 0
-    said = subprocess.run(
-        [*COMMAND, "get", "key", "--at", str(file)], stdout=subprocess.PIPE, text=True, check=True, timeout=120
-    )
-    assert said.stdout == "[1]\n"
-
-
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
 def test_an_error_that_nobody_can_read(redirection: str, tmp_path: Path) -> None:
     """Where standard error is closed or full the exit status tells of an error all the same."""

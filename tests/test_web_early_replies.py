@@ -22,6 +22,7 @@ from tests.raw_http import JSON, Connection, FakeService, body
 from tests.storages import new_storage
 
 BIG = 3 * 2**20
+HEAD = f"POST /cloudstore/store/save HTTP/1.1\r\nHost: x\r\n{JSON}"
 #: Requests with a body that are answered without it: method, path, type, and the reply's status.
 EARLY = {
     "no path": ("POST", "/nothing", "application/json", 404),
@@ -167,18 +168,21 @@ def test_a_refusal_is_seen_by_a_client_that_goes_on_sending(caplog: pytest.LogCa
         assert connection.rest() == b""
 
 
-def test_a_refusal_has_its_turn(caplog: pytest.LogCaptureFixture) -> None:
-    """What came before something that is no HTTP gets its own reply."""
+@pytest.mark.parametrize("broken", ["garbage\r\n\r\n", f"{HEAD}Transfer-Encoding: chunked\r\n\r\nno chunk\r\n"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_refusal_has_its_turn(broken: str, at_once: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """What came before something that is no HTTP gets its own reply, and then the connection ends."""
     service = FakeService()
     service.may_write.clear()
+    data = body(value=1)
+    saves = f"{HEAD}Content-Length: {len(data)}\r\n\r\n".encode() + data
     with service.served() as address, Connection(address) as connection, Connection(address) as other:
-        connection.post("/store/save", body(value=1))
-        connection.send(b"garbage\r\n\r\n")
-        for _ in range(2):
+        for packet in [saves * 3 + broken.encode()] if at_once else [saves, saves, saves, broken.encode()]:
+            connection.send(packet)
             other.post("/store/load", body())
             assert other.answer().status == 200
         service.may_write.set()
-        assert connection.answer().json["message"] == "Entry saved"
+        assert [connection.answer().json["message"] for _ in range(3)] == ["Entry saved"] * 3
         assert connection.rest() == b""
 
 

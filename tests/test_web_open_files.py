@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from cloudstore_mapping.web import listening
 from cloudstore_mapping.web.crowding import LOG_INTERVAL, OpenFiles
-from tests.raw_http import Connection, body
+from tests.raw_http import Connection, FakeService, body
 from tests.service_fakes import ManualClock
 
 resource = pytest.importorskip("resource", reason="Unix has limits of open files")
@@ -106,6 +107,14 @@ def test_what_no_connection_tells(
     monkeypatch.undo()
     (record,) = caplog.records
     assert "raise the limit of open files" in record.getMessage()
+
+
+def test_a_server_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that runs looks from time to time whether anything can be opened."""
+    looked = threading.Event()
+    monkeypatch.setattr(OpenFiles, "check", lambda _: looked.set())
+    with FakeService().served():
+        assert looked.wait(20)
 
 
 @pytest.mark.parametrize(("limit", "connections"), [(64, 32), (256, 128), (1024, 824), (1_048_576, 1_048_376)])

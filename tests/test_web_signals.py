@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,9 @@ import requests
 
 from tests.raw_http import Connection, body
 from tests.serving import serving, told
+from tests.test_web_workers import children
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found as Linux shows them")
 
 #: Runs the command line with a signal's default or ignored, as a terminal or nohup has it.
 WITH = """
@@ -76,7 +80,7 @@ def test_ctrl_c_twice_waits_for_no_client(tmp_path: Path) -> None:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         with Connection(address) as waiting, Connection(address) as half, Connection(address) as idle:
-            waiting.post("/store/save", body(value=1))
+            waiting.post("/store/save", body(value=1), "Connection: close\r\n")
             half.start("/store/save", "Content-Type: application/json\r\nContent-Length: 100\r\n", b"{")
             idle.post("/store/load", body())
             assert idle.answer().status == 200
@@ -92,9 +96,11 @@ def test_nohup(workers: str, tmp_path: Path) -> None:
     serve = ["serve", "--json", "--port", "0", "--workers", workers, "--store", str(tmp_path / "s.db")]
     with start("-c", WITH, "SIGHUP", "ignored", *serve) as process:
         address = told(process)["address"]
+        for each in {process.pid} | children(process):
+            (ignored,) = re.findall(r"^SigIgn:\s*(\w+)$", Path(f"/proc/{each}/status").read_text(), re.MULTILINE)
+            assert int(ignored, 16) & 1 << (signal.SIGHUP - 1)
         os.killpg(process.pid, signal.SIGHUP)
-        for _ in range(4):
-            assert requests.get(f"{address}/health", timeout=20).status_code == 200
+        assert requests.get(f"{address}/health", timeout=20).status_code == 200
         process.terminate()
         check_end(process)
 
@@ -123,3 +129,31 @@ def test_a_signal_while_it_starts(number: signal.Signals, workers: str, tmp_path
         assert process.returncode in (0, 130, -number)
     with serving("--json", "--store", str(file)) as process:
         assert requests.get(f"{told(process)['address']}/health", timeout=20).status_code == 200
+
+
+#: Has a worker that starts send a signal to all processes of its service.
+IN_A_WORKER = """
+import os, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "cloudstore_mapping.web.serve":
+            sys.meta_path.remove(self)
+            os.killpg(0, int(os.environ["TEST_SIGNAL"]))
+
+if "--multiprocessing-fork" in sys.argv:
+    sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_its_workers_start(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of a worker's start ends all of them without a traceback."""
+    (tmp_path / "sitecustomize.py").write_text(IN_A_WORKER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(__file__).parent.parent}")
+    monkeypatch.setenv("TEST_SIGNAL", str(int(number)))
+    serve = ["serve", "--json", "--port", "0", "--workers", "2", "--store", str(tmp_path / "s.db")]
+    with start("-c", WITH, number.name, "default", *serve) as process:
+        check_end(process)

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 import typer
 from typer.core import TyperGroup
 
-from cloudstore_mapping.cli.output import drop, show_error
+from cloudstore_mapping.cli.output import show_error
 from cloudstore_mapping.errors import CloudStoreError, TimedOutError, TransportError, UnsupportedError
 
 
@@ -69,7 +69,7 @@ class Commands(TyperGroup):
         except CloudStoreError:
             raise
         except BrokenPipeError:
-            drop(sys.stdout)
+            _drop_output()
             raise typer.Exit(Status.PIPE_CLOSED) from None
         except OSError as error:
             raise _lost(error) from error
@@ -91,13 +91,18 @@ def _sentence(error: typer.BadParameter, arguments: list[str]) -> str:
 
 def _lost(error: OSError) -> UsageError:
     """Return the error of a command whose input can't be read, or its output not be written."""
-    drop(sys.stdout)
+    _drop_output()
     return UsageError(f"Standard input or output failed ({error.strerror}); send it elsewhere.")
+
+
+def _drop_output() -> None:
+    # What is still buffered would fail again when Python exits.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _open_streams() -> None:
     """
-    Open the standard streams that were closed, else the next file that is opened takes their number and their output.
+    Open the standard streams that were closed, for Python has None in their place, and the next file their number.
 
     Standard output is an error then for each command that prints, and standard error is lost. Standard input stays
     None, so that a command that reads it says that it is closed.

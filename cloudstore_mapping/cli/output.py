@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 from cloudstore_mapping.errors import CloudStoreError
@@ -54,16 +54,9 @@ def show_error(error: Exception, message: str, *, as_json: bool) -> None:
         line = json.dumps({"error": type(error).__name__, "message": message, "key": key})
     else:
         line = _escaped(f"cloudstore: {message}", sys.stderr)
-    try:
+    with suppress(OSError):  # the exit status tells it all the same
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
-    except OSError:
-        drop(sys.stderr)  # the exit status tells it all the same
-
-
-def drop(stream: TextIO) -> None:
-    """Have nothing more written to a stream that failed: what is still buffered would fail again when Python exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _escaped(text: str, stream: TextIO) -> str:

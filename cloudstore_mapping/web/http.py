@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Final, TypeAlias, TypeVar
 
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, UnavailableError
@@ -151,7 +152,12 @@ async def outcome(future: Future[T]) -> T:
     # asyncio.wrap_future costs half as much again, and would cancel the service's own future together with the task.
     loop = asyncio.get_running_loop()
     settled = loop.create_future()
-    future.add_done_callback(lambda _: loop.call_soon_threadsafe(_wake, settled))
+
+    def wake(_: Future[T]) -> None:
+        with suppress(RuntimeError):  # the loop ended by force, with its clients
+            loop.call_soon_threadsafe(_wake, settled)
+
+    future.add_done_callback(wake)
     await settled
     return future.result()
 
