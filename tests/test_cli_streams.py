@@ -174,7 +174,7 @@ def test_no_secret_is_made_for_nobody(
         ("account create x --api-key - <&-", 2, "cloudstore: Standard input is closed; give it a file or a pipe.\n"),
         ("get key <&-", 0, ""),
         ("set q - 0>out", 2, "cloudstore: Standard input can't be read: Bad file descriptor.\n"),
-        ("get key >&-", 2, "cloudstore: Standard input or output failed: Bad file descriptor.\n"),
+        ("get key >&-", 2, "cloudstore: Standard input or output failed (Bad file descriptor); send it elsewhere.\n"),
         ("set q 1 >&-", 0, ""),
         ("get key --at ftp://host 2>&-", 2, ""),
         ("get key --at ftp://host <&- >&- 2>&-", 2, ""),

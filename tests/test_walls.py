@@ -57,6 +57,7 @@ OPENED: dict[str, dict[str, str]] = {
     "transfer.replacing": {"shutil.copy2": "a secret beside a store that isn't open"},
     "transfer.sources": {"Path(place).open": "a pipe or device", "path.open": "a new file"},
     "transfer.journal": {"os.open": "SQLite was asked", "os.fdopen": "SQLite was asked"},
+    "web.crowding": {"os.open": "a device"},
     "web.admin_pages": {"files(package).joinpath(path).read_bytes": "the package's own"},
 }
 #: Calls of the same name that open something else.

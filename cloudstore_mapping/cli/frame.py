@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 import typer
 from typer.core import TyperGroup
 
-from cloudstore_mapping.cli.output import show_error
+from cloudstore_mapping.cli.output import show_error, stdout
 from cloudstore_mapping.errors import CloudStoreError, TimedOutError, TransportError, UnsupportedError
 
 
@@ -39,6 +39,7 @@ def status_of(error: CloudStoreError | UsageError) -> Status:
 
 # typer exports no other of its usage errors; this is what all of them derive from.
 _TyperUsageError: Final = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+_STDERR: Final = 2
 _KEY_IN_ADDRESS: Final = re.compile(r"(?<=://)[^/\s]*@")
 
 
@@ -48,10 +49,12 @@ class Commands(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
         """Run the command that `args` name, and exit with its status."""
         arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
-        _open_streams()
+        _reserve_streams()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # a key or path that it can't hold is no reason to fail
         try:
+            if "--help" in arguments:
+                stdout()  # typer prints nothing to a closed one, and reports success
             sys.exit(super().main(arguments, *others, **{**options, "standalone_mode": False}))
         except _TyperUsageError as error:
             failure: CloudStoreError | UsageError = UsageError(_sentence(error, arguments))
@@ -97,18 +100,12 @@ def _lost(error: OSError) -> UsageError:
 
 def _drop_output() -> None:
     # What is still buffered would fail again when Python exits.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _open_streams() -> None:
-    """
-    Open the standard streams that were closed, for Python has None in their place, and the next file their number.
-
-    Standard output is an error then for each command that prints, and standard error is lost. Standard input stays
-    None, so that a command that reads it says that it is closed.
-    """
-    if sys.stdin is None:
-        os.open(os.devnull, os.O_RDONLY)
-    for name, access in (("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY)):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, access), "w"))
+def _reserve_streams() -> None:
+    """Give the numbers of closed standard streams to no other file, whose output they would then take."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(descriptor)
