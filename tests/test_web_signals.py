@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -45,15 +47,21 @@ with logging_as(as_json=False, access=False):
 """
 
 
-def start(*command: str) -> subprocess.Popen[str]:
-    """Start a program in a group of processes of its own, as a terminal has one for each."""
-    return subprocess.Popen(
+@contextmanager
+def start(*command: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a program in a group of processes of its own, as a terminal has one for each."""
+    with subprocess.Popen(
         [sys.executable, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):  # where a test failed before it had ended
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def check_end(process: subprocess.Popen[str]) -> None:
@@ -133,13 +141,15 @@ def test_a_signal_while_it_starts(number: signal.Signals, workers: str, tmp_path
 
 #: Has a worker that starts send a signal to all processes of its service.
 IN_A_WORKER = """
-import os, sys
+import os, signal, sys
 
 class Finder:
     def find_spec(self, name, *_):
         if name == "cloudstore_mapping.web.serve":
             sys.meta_path.remove(self)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # by which the first process ends it
             os.killpg(0, int(os.environ["TEST_SIGNAL"]))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 if "--multiprocessing-fork" in sys.argv:
     sys.meta_path.insert(0, Finder())
