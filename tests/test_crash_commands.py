@@ -32,9 +32,10 @@ ROUNDS: Final = 6
 
 
 def local_key(file: Path) -> str:
-    """Return an API key of the account that programs have which open a file, as commands do."""
-    cm.open(file).close()
-    return run_here(Command("", ["account", "rotate-key", "local", "--store", str(file)])).output.strip()
+    """Make a store, and return the API key of the account that programs have which open its file, as commands do."""
+    made = run_here(Command("account create", ["account", "create", "local", "--store", str(file)]))
+    check_answer(made)
+    return made.output.strip()
 
 
 @contextmanager
