@@ -50,6 +50,37 @@ def test_from_any_store(make_store: MakeStore, tmp_path: Path) -> None:
         assert third.copy() == CONTENT
 
 
+def test_a_store_and_itself(make_store: MakeStore) -> None:
+    """A store isn't copied into itself, where that could undo what others write; a part of it is, into another part."""
+    store = make_store()
+    store.update(CONTENT)
+    with pytest.raises(ValueError, match="is the store itself; name another source"):
+        import_store(store, store, overwrite=True)
+    with pytest.raises(ValueError, match="is the store itself"):
+        import_store(store.view("b/"), store.view("b/"))
+    assert import_store(store.view("copy/"), store.view("b/")).written == 1
+    assert store.copy() == {**CONTENT, "copy/c": [None, "é"]}
+
+
+@pytest.mark.sqlite("a file has many names")
+@pytest.mark.parametrize("name", ["{folder}/store.db", "sqlite:///{folder}/store.db", "{folder}/link.db", "store.db"])
+def test_a_file_and_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A store isn't exported or imported into itself, by whatever name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.db").symlink_to("store.db")
+    place = name.format(folder=tmp_path)
+    with cm.open(tmp_path / "store.db") as store:
+        store.update(CONTENT)
+        for form in ("store", None):
+            with pytest.raises(ValueError, match=r"^The target is the store itself; name another one\.$"):
+                export_store(store, place, format=form, overwrite=True)
+            with pytest.raises(
+                ValueError, match=r"store\.db is the store itself; name another source, or its format\.$"
+            ):
+                import_store(store, place, format=form, overwrite=True)
+        assert store.copy() == CONTENT
+
+
 def test_into_any_store(make_store: MakeStore) -> None:
     """What is there already is left or replaced, as it was asked."""
     store = make_store()

@@ -32,6 +32,13 @@ class RawStore:
         """What tells this store from any other, without telling its API key."""
         return hashlib.sha256("\0".join(self._store._identity()).encode("utf-8", "surrogatepass")).hexdigest()
 
+    def is_same(self, other: RawStore) -> bool:
+        """Return whether both are one store, or the same part of one, by whatever name."""
+        if self.file is None or other.file is None:
+            return self.identity == other.identity
+        parts = self._store._identity()[1:] == other._store._identity()[1:]
+        return parts and self.file.samefile(other.file)
+
     @property
     def file(self) -> Path | None:
         """The file that an embedded store is in."""

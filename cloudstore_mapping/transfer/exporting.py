@@ -88,7 +88,7 @@ def export_store(
     FileExistsError
         There is such a file, and it isn't to be replaced.
     ValueError
-        The name doesn't say the format.
+        The name doesn't say the format, or the target is the store itself.
     UnsupportedError
         A file that would be replaced was not made by an export, or belongs to a store; the ``….part`` beside it is
         another store's export; or the store is empty only because the data in it are a service's.
@@ -103,6 +103,8 @@ def export_store(
         from cloudstore_mapping.locations import open as open_store  # loads what only this needs
 
         with open_store(place) as other:
+            if RawStore(other).is_same(RawStore(store)):
+                raise ValueError("The target is the store itself; name another one.")
             done = import_store(other, store, overwrite=overwrite, dry_run=dry_run, progress=progress)
         return Exported(done.written, len(done.media), skipped=done.skipped)
     if scheme_of(place) is not None:

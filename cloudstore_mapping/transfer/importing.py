@@ -87,8 +87,8 @@ def import_store(
     FileNotFoundError
         There is no such file or store.
     ValueError
-        The format can't be told, or a pipe brings nothing; `BadValueError` where the file doesn't hold to its format,
-        or is a shelf and not trusted.
+        The format can't be told, a pipe brings nothing, or the source is the store itself; `BadValueError` where the
+        file doesn't hold to its format, or is a shelf and not trusted.
     BulkError
         Some keys could not be read or written; all others are there.
     CloudStoreError, OSError
@@ -131,8 +131,6 @@ def import_at(
             replacement = stack.enter_context(Replacement(file))
             location = str(replacement.draft)
         store = stack.enter_context(open_store(location))
-        if isinstance(source, StoreSource) and source.identity == RawStore(store).identity:
-            raise ValueError(f"{file or 'The source'} is the store itself; name another source, or its format.")
         importing = _Import(RawStore(store), overwrite=overwrite, dry_run=dry_run, secret=secret)
         try:
             done = importing.run(source, progress)
@@ -160,6 +158,10 @@ class _Import:
         self._skipped = 0
 
     def run(self, source: Source, progress: Progress) -> Imported:
+        # With `overwrite` it would undo what others write between a read and a write.
+        if isinstance(source, StoreSource) and source.is_same(self._target):
+            place = self._target.file or "The source"
+            raise ValueError(f"{place} is the store itself; name another source, or its format.")
         total = source.count()
         there = set(self._target.keys())
         done = 0

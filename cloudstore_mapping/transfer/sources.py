@@ -173,10 +173,9 @@ class StoreSource(Source):
         """Return how many keys there are."""
         return len(self._listed())
 
-    @property
-    def identity(self) -> str:
-        """What tells this store from any other."""
-        return self._store.identity
+    def is_same(self, store: RawStore) -> bool:
+        """Return whether it is this store, by whatever name."""
+        return self._store.is_same(store)
 
     def _listed(self) -> list[str]:
         if self._keys is None:
