@@ -138,7 +138,7 @@ class Commands:
         place, form = self._spelled(), self._dice.choice(_FORMS)
         at = [*(["--format", form] if form else []), "--at", self._spelled()]
         arguments = {
-            "import itself": ["import", place, *at],
+            "import itself": ["import", place, "--overwrite", *at],
             "export to itself": ["export", place, "--overwrite", *at],
             "restore over it": ["restore", place, "--store", self._spelled()],
             "back up over it": ["backup", place, "--store", self._spelled()],
