@@ -103,6 +103,13 @@ def examine(path: Path, report: Report) -> Findings:
         raise unavailable(error) from error
 
 
+def _roll_back(path: Path) -> None:
+    """Undo a transaction that a crash left half done in a journal, which a connection that only reads can't do."""
+    if Path(f"{path}-journal").exists():
+        with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+
+
 def verify(path: Path) -> int:
     """
     Return the number of the schema of the store or backup at `path`, every page of which was read.
@@ -112,6 +119,7 @@ def verify(path: Path) -> int:
     if path.stat().st_size == 0:
         raise damaged(path)
     check_file(path)
+    _roll_back(path)
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
             version = schema_version(connection, path)
