@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import pytest
 import requests
+from hypothesis import settings
 
 from cloudstore_mapping.client.callbacks import CloudStore
 from cloudstore_mapping.service.service import Service
@@ -21,6 +22,10 @@ from tests.mapping_fixtures import connect, counted, http_service, make_store, s
 from tests.service_fakes import Asker, FakeHasher, ManualClock
 from tests.storages import NO_POSTGRES, end_database, engine, new_database, new_storage
 from tests.vendor import Vendor, serve_vendor
+
+# No test measures time: a loaded machine would make a slow example a failure.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 __all__ = ["connect", "counted", "http_service", "make_store", "store"]  # fixtures for all, defined beside
 
