@@ -49,15 +49,15 @@ def unlocked(store: Path) -> list[str]:
     "spelling",
     [
         "live.db",
-        "FOLDER/live.db",
-        "./../NAME/live.db",
+        pytest.param("FOLDER/live.db", marks=pytest.mark.slow),
+        pytest.param("./../NAME/live.db", marks=pytest.mark.slow),
         "sqlite:///live.db",
-        "sqlite:///FOLDER/live.db",
-        "link.db",
+        pytest.param("sqlite:///FOLDER/live.db", marks=pytest.mark.slow),
+        pytest.param("link.db", marks=pytest.mark.slow),
         "hard.db",
         "live.db-shm",
-        "live.db-wal",
-        "live.db-journal",
+        pytest.param("live.db-wal", marks=pytest.mark.slow),
+        pytest.param("live.db-journal", marks=pytest.mark.slow),
     ],
 )
 def test_no_operation_drops_the_locks(spelling: str, tmp_path: Path) -> None:

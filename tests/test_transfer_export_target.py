@@ -415,7 +415,7 @@ SETS: list[tuple[Format, Format, bool]] = [
 
 
 @pytest.mark.parametrize(("before", "after", "overwrite"), SETS)
-@pytest.mark.parametrize("kind", ["dbm.dumb", "dbm.gnu"])
+@pytest.mark.parametrize("kind", ["dbm.dumb", pytest.param("dbm.gnu", marks=pytest.mark.slow)])
 def test_an_end_at_every_step(
     kind: str, before: Format, after: Format, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
