@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +229,30 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
 def test_a_hundred_thousand_keys(tmp_path: Path) -> None:
     """So are 100,000 keys."""
     there_and_back(100_000, tmp_path)
+
+
+@pytest.mark.parametrize("age", [3600.0, -60.0])
+def test_an_old_export_is_not_resumed(age: float, tmp_path: Path) -> None:
+    """An export that began an hour ago, or by a clock that was ahead, is begun anew: its values are too old."""
+    file = tmp_path / "all.json"
+    with cm.open("memory:") as store:
+        store.update({"a": "new", "b": 2})
+        with Journal(file, RawStore(store).identity) as journal:
+            journal.add([("a", b'"old"')])
+        part = tmp_path / "all.json.part"
+        head, *rest = part.read_text("utf-8").splitlines(keepends=True)
+        begun = json.loads(head) | {"begun_at": time.time() - age}
+        part.write_text(json.dumps(begun, separators=(",", ":")) + "\n" + "".join(rest), "utf-8")
+        assert export_store(store, file).before == 0
+    assert json.loads(file.read_text("utf-8")) == {"a": "new", "b": 2}
+
+
+def test_a_key_that_was_deleted_since(tmp_path: Path) -> None:
+    """A resumed export leaves out keys that were deleted after it had read them."""
+    file = tmp_path / "all.json"
+    with cm.open("memory:") as store:
+        store.update({"a": 1, "b": 2})
+        with Journal(file, RawStore(store).identity) as journal:
+            journal.add([("a", b"1"), ("gone", b"1")])
+        assert export_store(store, file).before == 1
+    assert json.loads(file.read_text("utf-8")) == {"a": 1, "b": 2}

@@ -146,6 +146,7 @@ class _Export:
 
     def _read(self, journal: Journal) -> None:
         keys = self._store.keys()
+        journal.drop_others(keys)
         left = [key for key in keys if key not in journal.keys]
         done = len(keys) - len(left)
         with reporting(self._progress, len(keys)) as report:

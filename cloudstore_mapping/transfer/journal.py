@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Final, Self
 
@@ -21,6 +21,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 END: Final = ".part"
+#: Seconds after its beginning for which an interrupted export is resumed; later its values would be too old.
+RESUMES_WITHIN: Final = 3600.0
 
 _encode: Final = msgspec.json.Encoder().encode
 _read_line: Final = msgspec.json.Decoder(Line).decode
@@ -101,6 +103,8 @@ class Journal:
                 f"{self.path} is an unfinished export of another store; delete it to begin anew, or name another file."
             )
         self._go_on()
+        if not 0 <= time.time() - head.begun_at < RESUMES_WITHIN:  # its values are old, or a clock was set
+            self.begin_anew()
 
     def begin_anew(self) -> None:
         """Forget all that was read, but not that files are only partly replaced."""
@@ -137,6 +141,11 @@ class Journal:
         self._write(b"".join(line_of(key, value) for key, value in entries))
         self.keys.update(key for key, _ in entries)
 
+    def drop_others(self, keys: Iterable[str]) -> None:
+        """Leave out all keys but these: the store has deleted them since they were read."""
+        self.keys.intersection_update(keys)
+        self.before = len(self.keys)
+
     def begin_replacing(self) -> None:
         """Put on disk that from now on until `remove` the files in their place may be of different exports."""
         self._file.seek(0, os.SEEK_END)
@@ -144,13 +153,14 @@ class Journal:
         self.is_replacing = True
 
     def entries(self) -> Iterator[tuple[str, bytes]]:
-        """Yield all that was read."""
+        """Yield all that was read, but for keys that were dropped."""
         self._file.seek(0)
         self._file.readline()
         for line in iter(self._file.readline, b""):
             if line != _REPLACING:
                 found = _read_line(line)
-                yield found.key, bytes(found.value)
+                if found.key in self.keys:
+                    yield found.key, bytes(found.value)
 
     def remove(self) -> None:
         """Take the journal away: all that is in it is in its place."""
