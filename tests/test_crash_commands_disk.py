@@ -210,7 +210,9 @@ def fail_once(folder: Path, way: str, kind: type[Event], code: int, stride: int,
 def test_a_disk_that_fails_once(tmp_path: Path, case: str) -> None:
     """A command whose write or sync fails says so in a sentence and leaves no file by half; it harms nobody else."""
     kind, code = FAULTS[case]
-    assert not all(fail_once(tmp_path / case, "backup", kind, code, 7 if kind is Written else 1, 0))
+    found = list(fail_once(tmp_path / case, "backup", kind, code, 1, 0))
+    assert len(found) > 5
+    assert not any(found)
 
 
 @pytest.mark.slow

@@ -58,8 +58,10 @@ def _copy(source: sqlite3.Connection, draft: Path, report: Report, check: Callab
 
 
 def make_one_file(connection: sqlite3.Connection) -> None:
-    """Leave no log beside a database's file, which could be left behind."""
-    connection.execute("PRAGMA journal_mode = DELETE")
+    """Leave no log beside a database's file, which could be left behind; raises `sqlite3.Error` where that fails."""
+    # It commits with the end of the statement, and Python tells of that only who fetches all of it.
+    if connection.execute("PRAGMA journal_mode = DELETE").fetchall() != [("delete",)]:
+        raise sqlite3.OperationalError("the journal mode could not be changed")
 
 
 def restore(path: Path, store: Path, report: Report) -> None:
