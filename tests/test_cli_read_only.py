@@ -52,3 +52,29 @@ def test_a_read_only_store(tmp_path: Path, case: str, workers: str) -> None:
     assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
     assert str(path) in run.stderr
     assert sentence in run.stderr
+
+
+@pytest.mark.parametrize("command", ["backup", "restore"])
+def test_a_copy_into_a_read_only_folder(tmp_path: Path, command: str) -> None:
+    """A backup, or a restored store, in a folder nobody may write to is exit status 2 and one line that names it."""
+    store = closed(tmp_path / "store.db")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    folder.chmod(0o555)
+    target = folder / "copy.db"
+    source, place = (store, target) if command == "restore" else (target, store)
+    arguments = [str(source), "--store", str(place)]
+    run = subprocess.run(
+        [sys.executable, "-m", "cloudstore_mapping", command, *arguments],
+        preexec_fn=heed_permissions,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    folder.chmod(0o755)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == (
+        f"cloudstore: No file can be made in {folder}; look at its permissions, or name another folder.\n"
+    )
+    assert not list(folder.iterdir())

@@ -12,6 +12,8 @@ import pytest
 import requests
 
 import cloudstore_mapping as cm
+from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_check import check
 from tests.cluster.nodes import first_key, nodes
 from tests.crash.small_disk import small_disk
@@ -118,3 +120,11 @@ def test_a_start_on_a_full_disk(disk: Path) -> None:
         "The service is not healthy: The store's disk is full; free some space, then try again.",
         "The service is healthy again.",
     ]
+
+
+def test_a_backup_to_a_full_disk(tmp_path: Path) -> None:
+    """A backup that finds no room names the disk it was to be on, which may be another one than the store's."""
+    with SQLiteStorage(tmp_path / "store.db") as storage, small_disk(tmp_path / "disk", 64 * 1024) as disk:
+        with pytest.raises(UnavailableError, match=f"^The disk of {disk} is full; free some space there"):
+            storage.back_up(disk / "copy.db", lambda _done, _total: None)
+        assert not list(disk.iterdir())

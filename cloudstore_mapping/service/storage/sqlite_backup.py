@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
-from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.checking import Findings, look
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, schema_version
 from cloudstore_mapping.service.storage.sqlite_place import refuse_leftovers
@@ -54,6 +54,9 @@ def _copy(source: sqlite3.Connection, draft: Path, report: Report, check: Callab
         sentence = "The copy is damaged and was not kept; run `cloudstore check` on the store, then try again."
         raise UnsupportedError(sentence) from error
     except sqlite3.Error as error:
+        if primary_code(error) == sqlite3.SQLITE_FULL:
+            sentence = f"The disk of {draft.parent} is full; free some space there, or name a file on another disk."
+            raise UnavailableError(sentence) from error
         raise unavailable(error) from error
 
 
@@ -146,6 +149,8 @@ def drafted(path: Path) -> Iterator[Path]:
     refuse_leftovers(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent}; make it first.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"No file can be made in {path.parent}; look at its permissions, or name another folder.")
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         yield draft
