@@ -111,7 +111,7 @@ def _default(name: str, default: object) -> str:
     if default is None or default == "":
         return "none"
     if isinstance(default, bool):
-        return "yes" if default else "no"
+        return "true" if default else "false"
     if name.endswith("_bytes"):
         assert isinstance(default, int)
         for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
