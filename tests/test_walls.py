@@ -41,6 +41,7 @@ OPENING = re.compile(r"(^|\.)(open|fdopen|(read|write)_(bytes|text)|whichdb|copy
 OPENED: dict[str, dict[str, str]] = {
     "cli.editor": {"self._file.write_bytes": "its own folder", "self._file.read_bytes": "its own folder"},
     "cli.frame": {"os.open": "a device"},
+    "cli.output": {"os.open": "a device"},
     "client.multipart": {"os.fdopen": "the user's file, which is open already"},
     "client.saving": {"self._partial.open": "a new file"},
     "client.secret": {"os.open": "a new file", "os.fdopen": "a new file"},

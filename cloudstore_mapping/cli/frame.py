@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 import typer
 from typer.core import TyperGroup
 
-from cloudstore_mapping.cli.output import show_error, stdout
+from cloudstore_mapping.cli.output import drop, show_error, stdout
 from cloudstore_mapping.errors import CloudStoreError, TimedOutError, TransportError, UnsupportedError
 
 
@@ -99,9 +99,8 @@ def _lost(error: OSError) -> UsageError:
 
 
 def _drop_output() -> None:
-    # What is still buffered would fail again when Python exits.
     if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop(sys.stdout)
 
 
 def _reserve_streams() -> None:

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import sys
-from contextlib import suppress
 from typing import TextIO
 
 from cloudstore_mapping.errors import CloudStoreError
@@ -55,9 +54,16 @@ def show_error(error: Exception, message: str, *, as_json: bool) -> None:
         line = json.dumps({"error": type(error).__name__, "message": message, "key": key})
     else:
         line = _escaped(f"cloudstore: {message}", sys.stderr)
-    with suppress(OSError):  # the exit status tells it all the same
+    try:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
+    except OSError:  # the exit status tells it all the same
+        drop(sys.stderr)
+
+
+def drop(stream: TextIO) -> None:
+    """Write no more to a stream that failed: Python would try again when it exits, and change the exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _escaped(text: str, stream: TextIO) -> str:
