@@ -249,6 +249,7 @@ def test_the_first_sign_in(shown: Dashboard, page: Page) -> None:
     shown.said("Your password is changed")
 
 
+@pytest.mark.slow
 def test_account_and_activity(shown: Dashboard, page: Page) -> None:
     """The key is rotated and copied, and the list of events says so."""
     page.get_by_role("link", name="User info").click()

@@ -31,6 +31,7 @@ def tab_to(page: Page, identity: str) -> None:
     pytest.fail(f"The tabulator doesn't lead to {identity}.")
 
 
+@pytest.mark.slow
 def test_keyboard_only(chromium: Browser) -> None:
     """Signing in, ticking, setting a password and opening a file work without a mouse, and the focus comes back."""
     with dashboard(chromium) as shown:
@@ -117,6 +118,7 @@ def brightness(page: Page, selector: str, what: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.slow
 def test_dark_and_light(chromium: Browser, scheme: str) -> None:
     """The page follows the colours that the browser asks for, and text stands out from what is behind it."""
     with dashboard(chromium, color_scheme=scheme) as shown:
@@ -128,6 +130,7 @@ def test_dark_and_light(chromium: Browser, scheme: str) -> None:
         assert abs(back - text) > 150
 
 
+@pytest.mark.slow
 def test_without_scripts(chromium: Browser) -> None:
     """Signing in, opening, locking, saving and uploading work in a browser without scripts."""
     with dashboard(chromium, java_script_enabled=False) as shown:

@@ -158,6 +158,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     "arguments", [["get", "key"], ["set", "key", "1"], ["merge", "key", "1"], ["rm", "key", "key2"], ["ls"]]
 )
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
+@pytest.mark.slow
 def test_an_api_key_is_never_shown(address: str, arguments: list[str], as_json: list[str]) -> None:
     """A service that doesn't know the API key is exit status 1, and the key stands nowhere in what is printed."""
     process = subprocess.run(

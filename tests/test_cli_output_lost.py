@@ -90,6 +90,7 @@ def test_serve(run: Run, status: int, as_json: list[str], workers: str, tmp_path
         ["reset-password", "owner"],
     ],
 )
+@pytest.mark.slow
 def test_account(run: Run, status: int, arguments: list[str], as_json: list[str], tmp_path: Path) -> None:
     """A command that can't show the secret it makes changes nothing."""
     file = tmp_path / "s.db"
@@ -103,6 +104,7 @@ def test_account(run: Run, status: int, arguments: list[str], as_json: list[str]
 
 @without_output
 @pytest.mark.parametrize("arguments", [["ls"], ["get", "key"], ["stat", "key"], ["--help"], ["get", "key", "--json"]])
+@pytest.mark.slow
 def test_other_commands(run: Run, status: int, arguments: list[str], tmp_path: Path) -> None:
     """A command that prints ends with one line as well, and not with a traceback."""
     file = tmp_path / "s.db"

@@ -48,6 +48,7 @@ def store(address: str) -> str:
     return secret
 
 
+@pytest.mark.slow
 def test_the_first_start(address: str) -> None:
     """A service on an empty database makes an owner, says where the data is without the password, and answers."""
     secret = address.replace("postgres@", "postgres:swordfish@")
@@ -81,6 +82,7 @@ def test_two_first_starts_at_once(address: str) -> None:
                 assert start["address"] in store["starts"]
 
 
+@pytest.mark.slow
 def test_two_services_that_merge_into_one_key(store: str) -> None:
     """Two services on one database, each with a program that merges 1,000 times into the same key, lose nothing."""
     with serving("--json", "--store", store) as one, serving("--json", "--store", store) as two:

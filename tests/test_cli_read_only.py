@@ -32,6 +32,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Path], str]] = {
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_a_read_only_store(tmp_path: Path, case: str, workers: str) -> None:
     """A store that is read-only, or its log or folder, is exit status 2 and one line that names it."""
     make, of, sentence = CASES[case]

@@ -141,6 +141,7 @@ def cut_program(folder: Path, count: int, seed: int, every: int) -> tuple[int, i
     return number, ran
 
 
+@pytest.mark.slow
 def test_power_cuts(tmp_path: Path) -> None:
     """After a power cut all is there that a program and commands on its file had done, and no file by half."""
     tried, ran = cut_program(tmp_path, 20, 0, 25)
@@ -207,6 +208,7 @@ def fail_once(folder: Path, way: str, kind: type[Event], code: int, stride: int,
 
 
 @pytest.mark.parametrize("case", FAULTS)
+@pytest.mark.slow
 def test_a_disk_that_fails_once(tmp_path: Path, case: str) -> None:
     """A command whose write or sync fails says so in a sentence and leaves no file by half; it harms nobody else."""
     kind, code = FAULTS[case]

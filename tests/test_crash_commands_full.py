@@ -93,6 +93,7 @@ def run_elsewhere(command: Command) -> Ran:
     return ran
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
     """
     A command beside a service on a full disk is done, or refused with a sentence and leaves no file by half.

@@ -62,6 +62,7 @@ def fill(write: Callable[[str], object]) -> list[str]:
 
 
 @pytest.mark.parametrize("size", [10_000, 100_000, 1_500_000])
+@pytest.mark.slow
 def test_a_store_that_fills_its_disk(store: Store, disk: Path, size: int) -> None:
     """On a disk that the store itself has filled all is read, and deleted; then as much is written as before."""
     for _ in range(2):
@@ -99,6 +100,7 @@ def test_a_disk_that_others_fill(store: Store, disk: Path) -> None:
     assert store["key"] == "after"
 
 
+@pytest.mark.slow
 def test_a_start_on_a_full_disk(disk: Path) -> None:
     """A service starts on a full disk, where loads go on and deletes make room, and logs when that begins and ends."""
     log: list[str] = []

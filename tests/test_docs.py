@@ -159,6 +159,7 @@ def test_pages_of_python(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (failed, tried >= 5) == (0, True)
 
 
+@pytest.mark.slow
 def test_the_page_about_testing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each line of Python on the page gives what the page shows, and its test files pass."""
     monkeypatch.chdir(tmp_path)

@@ -57,6 +57,7 @@ def seen_in_memory(way: Callable[[Transport], Callable[[], Transport]], seed: ob
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("fault", SEEDED)
+@pytest.mark.slow
 def test_seeded_faults_are_found(fault: str, seed: int) -> None:
     """What clients saw of a service that does one thing in fifteen wrong is no history that can be."""
     with pytest.raises(NotLinearizableError):

@@ -65,6 +65,7 @@ def test_each_fault_is_caught(kind: type[Sound]) -> None:
 
 
 @pytest.mark.parametrize("kind", [LosesEmptyObjects, StaleAfterDelete])
+@pytest.mark.slow
 def test_short_programs(kind: type[Sound]) -> None:
     """What is found shrinks to a program of a few lines."""
     failure, shrunk = caught(kind, SHRUNK)

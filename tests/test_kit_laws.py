@@ -105,6 +105,7 @@ def test_a_broken_law_is_found_in_any_values(law: str) -> None:
 
 
 @pytest.mark.parametrize("law", ["associative", "commutative"])
+@pytest.mark.slow
 def test_laws_that_do_not_hold(law: str) -> None:
     """That a merge is neither associative nor commutative is shown by example."""
     found = find_counterexample(law, merge, values=small)
@@ -119,6 +120,7 @@ def test_laws_that_do_not_hold(law: str) -> None:
             assert_merge_laws(merge, associative=True, values=small)
 
 
+@pytest.mark.slow
 def test_a_merge_that_is_associative() -> None:
     """Where a law holds no example is found."""
 

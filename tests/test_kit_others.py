@@ -105,6 +105,7 @@ KEEPERS: dict[str, tuple[Make, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", KEEPERS)
+@pytest.mark.slow
 def test_it_keeps_the_contract(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mapping passes, where need be with what it takes, and without what the page says that it does otherwise."""
     make, parameters = KEEPERS[name]

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cloudstore_mapping import pytest_plugin
 
 #: Modules of what comes with extras or tools, which `cloudstore-mapping[testing]` alone doesn't bring.
@@ -109,6 +111,7 @@ def test_the_service(tmp_path: Path) -> None:
     assert len(seen(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_the_service_under_xdist(tmp_path: Path) -> None:
     """Each worker of pytest-xdist has a service of its own."""
     done = run(tmp_path, SERVICE, "-n", "2", "--dist", "each")
@@ -117,6 +120,7 @@ def test_the_service_under_xdist(tmp_path: Path) -> None:
     assert len({address for _, address in seen(tmp_path)}) == 2
 
 
+@pytest.mark.slow
 def test_the_service_without_its_extra(tmp_path: Path) -> None:
     """Where the extra is missing the error names it, and the command that brings it."""
     done = run(tmp_path, SERVICE, without=["uvicorn"])
@@ -149,6 +153,7 @@ def test_the_module_imports_pytest_alone() -> None:
     assert imported == {"__future__", "collections.abc", "typing", "pytest"}
 
 
+@pytest.mark.slow
 def test_the_fixtures_are_explained(tmp_path: Path) -> None:
     """`pytest --fixtures` lists the three, each with a sentence."""
     done = run(tmp_path, "", "--fixtures")

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
@@ -191,6 +192,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert dict(store) == self.history[-1][1]
 
 
+@pytest.mark.slow
 def test_two_clients_with_caches() -> None:
     """After any sequence, a read gives a value that was stored within the cache's time, and own writes are seen."""
     run_state_machine_as_test(CacheMachine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None))

@@ -66,6 +66,7 @@ def everything(*writers: str) -> dict[str, Any]:
     return {writer: {str(number): number for number in range(TIMES)} for writer in writers}
 
 
+@pytest.mark.slow
 def test_two_threads_merging_into_one_key(make_store: MakeStore) -> None:
     """Two threads that merge 1,000 times each into one key lose nothing."""
     store = make_store()
@@ -97,6 +98,7 @@ def check(store: CloudStoreMapping[Any]) -> None:
         assert shared == everything("a", "b")
 
 
+@pytest.mark.slow
 def test_two_processes_over_http(tmp_path: Path) -> None:
     """Two programs that merge 1,000 times each into one key of a service lose nothing."""
     with Service(new_storage(tmp_path / "s.db")) as service, background(service) as address:
@@ -184,6 +186,7 @@ def recorded_by_programs(location: str) -> list[Call]:
     return calls
 
 
+@pytest.mark.slow
 def test_programs_at_one_key_of_a_file(tmp_path: Path) -> None:
     """Whatever programs do to one key of a file at once can have happened one after the other."""
     calls = recorded_by_programs(str(tmp_path / "store.db"))
@@ -191,6 +194,7 @@ def test_programs_at_one_key_of_a_file(tmp_path: Path) -> None:
     check_linearizable(calls, register_step, ABSENT)
 
 
+@pytest.mark.slow
 def test_programs_at_one_key_of_a_service(http_service: tuple[Service, str]) -> None:
     """So can what they do over HTTP."""
     service, address = http_service

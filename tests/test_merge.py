@@ -238,6 +238,7 @@ def test_not_associative() -> None:
     assert merge(a, merge(b, c)) == {"x": {"p": 1, "q": 2}}
 
 
+@pytest.mark.slow
 def test_not_associative_found() -> None:
     """A counterexample to associativity is not rare: a search finds one."""
     found = find_counterexample("associative", merge, refuses=(BadMergeError,))

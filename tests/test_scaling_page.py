@@ -34,6 +34,7 @@ def rows(header: str) -> dict[str, list[float]]:
     return table
 
 
+@pytest.mark.slow
 def test_the_table_of_requests() -> None:
     """Each request takes as many statements as the page says, no more round trips, and about as many bytes."""
     said = rows("request")
@@ -47,6 +48,7 @@ def test_the_table_of_requests() -> None:
         assert [counts.bytes_to, counts.bytes_back] == pytest.approx(bytes_, rel=NEAR), request
 
 
+@pytest.mark.slow
 def test_the_table_of_files() -> None:
     """A file takes about as many bytes on the disk as the page says, in both engines."""
     said = rows("what on the disk")

@@ -147,6 +147,7 @@ def test_it_is_refused_with_the_command(sample: str, flag: str, tmp_path: Path) 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the command is pasted into a POSIX shell")
+@pytest.mark.slow
 def test_pasting_the_command_moves_the_data(sample: str, tmp_path: Path) -> None:
     """The command from the error, pasted into a shell, moves a shelf of every form, and the program then works."""
     python = python_with(READERS.get(sample, "dbm"), same_version=True)
@@ -159,6 +160,7 @@ def test_pasting_the_command_moves_the_data(sample: str, tmp_path: Path) -> None
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the command is pasted into a POSIX shell")
 @pytest.mark.parametrize("module", ["dbm.gnu", "dbm.ndbm", "dbm.dumb", "dbm.sqlite3"])
+@pytest.mark.slow
 def test_files_made_by_the_pythons_here(module: str, tmp_path: Path) -> None:
     """A shelf that a Python on this machine has just made, of each module, is refused, and moved by the command."""
     folder = tmp_path / "work"

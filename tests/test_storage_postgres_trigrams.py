@@ -87,6 +87,7 @@ def storage(server: PostgresServer) -> Iterator[Storage]:
         "user 19999",
     ],
 )
+@pytest.mark.slow
 def test_what_is_found(storage: Storage, text: str) -> None:
     """It is what contains the text as it stands, capitals, signs of patterns and all, in the order of names."""
     with storage.read() as transaction:

@@ -217,6 +217,7 @@ with SQLiteStorage(sys.argv[1]) as storage:
 """
 
 
+@pytest.mark.slow
 def test_many_processes_make_one_new_file_together(path: Path) -> None:
     """Eight processes that open one absent file at the same moment all get it, and lose nothing of each other's."""
     command = [sys.executable, "-c", OPEN_AND_ADD, os.fspath(path)]

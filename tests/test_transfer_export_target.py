@@ -414,7 +414,10 @@ SETS: list[tuple[Format, Format, bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("before", "after", "overwrite"), SETS)
+@pytest.mark.parametrize(
+    ("before", "after", "overwrite"),
+    [pytest.param(*each, marks=pytest.mark.slow if number > 1 else ()) for number, each in enumerate(SETS)],
+)
 @pytest.mark.parametrize("kind", ["dbm.dumb", pytest.param("dbm.gnu", marks=pytest.mark.slow)])
 def test_an_end_at_every_step(
     kind: str, before: Format, after: Format, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

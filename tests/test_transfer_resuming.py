@@ -220,6 +220,7 @@ def there_and_back(count: int, folder: Path) -> None:
         assert {found.name: store.download(found) for found in store.media_files()} == media
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle(tmp_path: Path) -> None:
     """Keys and media, exported and imported elsewhere by programs that are killed on the way, are the same."""
     there_and_back(6_000, tmp_path)

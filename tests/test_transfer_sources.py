@@ -51,8 +51,8 @@ def run(*arguments: str, given: bytes = b"") -> tuple[int, str, str]:
 
 
 @posix
-@pytest.mark.parametrize("kind", TEXTS)
-@pytest.mark.parametrize("given", ["", "--format "])
+@pytest.mark.parametrize("kind", ["json", pytest.param("jsonl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("given", ["", pytest.param("--format ", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "line",
     [

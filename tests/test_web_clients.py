@@ -143,9 +143,8 @@ def test_curl(server: Served, version: str) -> None:
     check(curl(server, version))
 
 
-@pytest.mark.parametrize(
-    "version", [[], pytest.param(["HTTP_1_1"], marks=pytest.mark.slow)], ids=["as it is", "HTTP/1.1"]
-)
+@pytest.mark.parametrize("version", [[], ["HTTP_1_1"]], ids=["as it is", "HTTP/1.1"])
+@pytest.mark.slow
 def test_java(server: Served, version: list[str]) -> None:
     """Every operation works by Java's HttpClient, which by itself asks to upgrade to HTTP/2."""
     java = needed("java", "default-jdk-headless")
@@ -156,6 +155,7 @@ def test_java(server: Served, version: list[str]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_go(server: Served, tmp_path: Path) -> None:
     """Every operation works by Go's net/http, whose forms give no file a type."""
     go = needed("go", "golang-go")
@@ -163,6 +163,7 @@ def test_go(server: Served, tmp_path: Path) -> None:
     check(printed(go, "run", str(PROGRAMS / "client.go"), server.address, server.key, NAME, **settings))
 
 
+@pytest.mark.slow
 def test_node(server: Served) -> None:
     """Every operation works by Node's fetch."""
     node = needed("node", "nodejs")
@@ -173,6 +174,7 @@ def test_node(server: Served) -> None:
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_chromium(server: Served, chromium: Browser) -> None:
     """Every operation works by Chromium's fetch, on a page of no origin."""
     page = chromium.new_page()
@@ -181,6 +183,7 @@ def test_chromium(server: Served, chromium: Browser) -> None:
     page.close()
 
 
+@pytest.mark.slow
 def test_aiohttp(server: Served) -> None:
     """Every operation works by aiohttp."""
     aiohttp = pytest.importorskip("aiohttp")
@@ -207,6 +210,7 @@ def test_aiohttp(server: Served) -> None:
         check(thread.submit(lambda: asyncio.run(work())).result())
 
 
+@pytest.mark.slow
 def test_httpx(server: Served) -> None:
     """Every operation works by httpx."""
     httpx = pytest.importorskip("httpx")

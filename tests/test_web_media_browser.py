@@ -83,6 +83,7 @@ def opened(chromium: Browser) -> Iterator[Opened]:
         (WEBM, "a", "", 16),
     ],
 )
+@pytest.mark.slow
 def test_a_player(opened: Opened, data: bytes, name: str, content_type: str, width: int) -> None:
     """Audio and video play if they are opened by their link, and again if the page is loaded anew."""
     opened.page.goto(opened.put(data, name, content_type))
@@ -114,6 +115,7 @@ def test_a_player_may_skip(opened: Opened) -> None:
         (WEBP, "a.webp", ""),
     ],
 )
+@pytest.mark.slow
 def test_a_picture(opened: Opened, data: bytes, name: str, content_type: str) -> None:
     """A picture is shown, laid out as the browser does it, under the documentation's own type and without any."""
     opened.page.goto(opened.put(data, name, content_type))
@@ -149,6 +151,7 @@ def test_a_pdf(opened: Opened) -> None:
         (PNG + f"<script>{SCRIPT}</script>".encode(), "a.html", "text/html"),
     ],
 )
+@pytest.mark.slow
 def test_what_could_run_is_not_opened(opened: Opened, data: bytes, name: str, content_type: str) -> None:
     """HTML, SVG and what only claims to be a picture are downloaded, and none of it runs."""
     url = opened.put(data, name, content_type)
@@ -167,6 +170,7 @@ def test_what_could_run_is_not_opened(opened: Opened, data: bytes, name: str, co
         (b"RIFF\x00\x00\x00\x00WAVE<html><script>" + SCRIPT.encode() + b"</script>", "audio/wav"),
     ],
 )
+@pytest.mark.slow
 def test_a_script_behind_a_signature(opened: Opened, data: bytes, content_type: str) -> None:
     """A file that begins as media is nothing but media: its text is no page, no script and no style of another page."""
     url = opened.put(data, "a", content_type)

@@ -72,6 +72,7 @@ def check_end(process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.slow
 def test_a_signal_to_all_processes(number: signal.Signals, workers: str, tmp_path: Path) -> None:
     """Ctrl-C twice, and a terminal that closes, reach all processes at once, and they end cleanly."""
     serve = ["serve", "--json", "--port", "0", "--workers", workers, "--store", str(tmp_path / "s.db")]
@@ -115,6 +116,7 @@ def test_nohup(workers: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.slow
 def test_a_signal_while_it_starts(number: signal.Signals, workers: str, tmp_path: Path) -> None:
     """A signal ends a start without a word, whenever it comes, and the next start is as good as the first."""
     file = tmp_path / "s.db"
@@ -157,6 +159,7 @@ if "--multiprocessing-fork" in sys.argv:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.slow
 def test_a_signal_while_its_workers_start(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

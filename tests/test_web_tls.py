@@ -34,6 +34,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.slow
 def test_https(files: Path, tmp_path: Path, workers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a certificate the address is https, a client that trusts it works, and plain http isn't answered."""
     tls = ["--tls-cert", str(files / "cert.pem"), "--tls-key", str(files / "key.pem"), "--workers", workers]

@@ -152,6 +152,7 @@ public class Ask {
 
 
 @pytest.mark.skipif(shutil.which("java") is None or shutil.which("javac") is None, reason="needs a JDK")
+@pytest.mark.slow
 def test_java(address: str, tmp_path: Path) -> None:
     """Java's HttpClient, which asks for HTTP/2 unless it is told otherwise, saves and loads."""
     program = tmp_path / "Ask.java"

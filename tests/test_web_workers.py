@@ -65,6 +65,7 @@ def test_workers_are_one_service(tmp_path: Path) -> None:
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
     """A process that is killed is replaced, which the log says, and the service goes on answering."""
     log: list[str] = []
@@ -80,6 +81,7 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
     assert f"Process {min(before)} of the service ended (exit code -9)" in line["message"]
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     """Where the first process is killed, the others end too: nothing answers any more."""
     command = [sys.executable, "-m", "cloudstore_mapping", "serve", "--port", "0", "--workers", "2", "--json"]
@@ -111,6 +113,7 @@ main()
 
 
 @pytest.mark.parametrize("memory", ["memory", "files"])
+@pytest.mark.slow
 def test_without_shared_memory(tmp_path: Path, memory: str) -> None:
     """Where the system has no /dev/shm the processes are one service all the same."""
     command = [sys.executable, "-c", WITHOUT_SHM, memory, "serve", "--port", "0", "--workers", "2", "--json"]
@@ -136,6 +139,7 @@ exec "$@"
 """
 
 
+@pytest.mark.slow
 def test_without_dev_shm(tmp_path: Path) -> None:
     """Several processes answer on a machine whose /dev has no shm."""
     (tmp_path / "dev").mkdir()
