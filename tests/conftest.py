@@ -18,6 +18,7 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.places import place_of
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from tests.engine_use import uses_engine
 from tests.mapping_fixtures import connect, counted, http_service, make_store, store
 from tests.service_fakes import Asker, FakeHasher, ManualClock
 from tests.storages import NO_POSTGRES, end_database, engine, new_database, new_storage
@@ -79,11 +80,16 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     return _WithoutPostgres.from_parent(parent, path=module_path)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is about SQLite itself where that isn't the engine."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On another engine, deselect tests that would run as on SQLite, and skip those about SQLite itself."""
+    if not engine.is_postgres:
+        return
+    uses = [item for item in items if uses_engine(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(uses)])
+    items[:] = uses
     for item in items:
         marker = item.get_closest_marker("sqlite")
-        if marker is not None and engine.is_postgres:
+        if marker is not None:
             item.add_marker(pytest.mark.skip(reason=f"about SQLite itself: {marker.args[0]}"))
 
 
