@@ -276,12 +276,11 @@ def test_a_disk_that_is_full() -> None:
     ("arguments", "shown"),
     [
         (["get", "é🍎"], b'"\\u00e9\\ud83c\\udf4e"\n'),
-        (["ls"], b"\xe9\\U0001f34e\n"),
         (["ls", "--json"], b'["\\u00e9\\ud83c\\udf4e"]\n'),
     ],
 )
 def test_a_stream_that_is_not_unicode(arguments: list[str], shown: bytes, tmp_path: Path) -> None:
-    """Where stdout can't hold all characters, escapes stand for them, and JSON stays the same JSON."""
+    """Where stdout can't hold all characters, JSON's escapes stand for them, and it stays the same JSON."""
     location = str(tmp_path / "store.db")
     with cm.open(location) as store:
         store["é🍎"] = "é🍎"
@@ -292,3 +291,27 @@ def test_a_stream_that_is_not_unicode(arguments: list[str], shown: bytes, tmp_pa
         check=False,
     )
     assert (process.returncode, process.stdout) == (0, shown)
+
+
+def test_a_key_that_a_stream_can_not_hold(tmp_path: Path) -> None:
+    """`ls` refuses to print a key that stdout can't hold, with a sentence: an escape would be another key."""
+    location = str(tmp_path / "store.db")
+    with cm.open(location) as store:
+        store.update({"a": 1, "é": 2})
+    listed = {
+        encoding: subprocess.run(
+            [*COMMAND, "ls", "--at", location],
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=False,
+        )
+        for encoding in ("ascii", "latin-1", "utf-8")
+    }
+    assert {encoding: (run.returncode, run.stdout) for encoding, run in listed.items()} == {
+        "ascii": (2, b""),
+        "latin-1": (0, b"a\n\xe9\n"),
+        "utf-8": (0, "a\né\n".encode()),
+    }
+    assert listed["ascii"].stderr.decode() == (
+        "cloudstore: The key '\\xe9' can't be printed in ascii; say --json, or set PYTHONIOENCODING=utf-8.\n"
+    )

@@ -133,7 +133,11 @@ def ls(
     insecure: Insecure = False,
     as_json: AsJSON = False,
 ) -> None:
-    """Print the keys, one a line; with --json as one array, which is exact for keys that hold a line end."""
+    """
+    Print the keys, one a line; with --json as one array, which is exact for keys that hold a line end.
+
+    A key that the terminal's encoding can't hold is exit status 2; --json prints any.
+    """
     with open_store(at, password=asked(password), insecure=insecure) as store:
         keys = [filter_ + key for key in store.view(filter_)] if prefix else store.list(filter_)
     (show_json if as_json else show_keys)(keys)

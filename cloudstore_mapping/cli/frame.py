@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from cloudstore_mapping.cli.output import drop, show_error, stdout
 from cloudstore_mapping.errors import CloudStoreError, TimedOutError, TransportError, UnsupportedError
+from cloudstore_mapping.oserrors import readable, sentence_of
 
 
 class Status(enum.IntEnum):
@@ -75,12 +76,14 @@ class Commands(TyperGroup):
             _drop_output()
             raise typer.Exit(Status.PIPE_CLOSED) from None
         except OSError as error:
+            if error.filename is not None:  # of a file, not of a stream
+                raise UsageError(sentence_of(error)) from error
             raise _lost(error) from error
 
 
 def report(error: CloudStoreError | UsageError, *, as_json: bool) -> None:
     """Print `error` as one line on stderr, without the API key of any address that it quotes."""
-    show_error(error, _KEY_IN_ADDRESS.sub("…@", str(error)), as_json=as_json)
+    show_error(error, readable(_KEY_IN_ADDRESS.sub("…@", str(error))), as_json=as_json)
 
 
 def _sentence(error: typer.BadParameter, arguments: list[str]) -> str:
@@ -95,6 +98,8 @@ def _sentence(error: typer.BadParameter, arguments: list[str]) -> str:
 def _lost(error: OSError) -> UsageError:
     """Return the error of a command whose input can't be read, or its output not be written."""
     _drop_output()
+    if error.errno is None:
+        return UsageError(str(error))
     return UsageError(f"Standard input or output failed ({error.strerror}); send it elsewhere.")
 
 

@@ -14,10 +14,11 @@ import typer
 from cloudstore_mapping.cli.asking import STDIN, asked, stdin
 from cloudstore_mapping.cli.data import AsJSON, AskPassword, At, Insecure
 from cloudstore_mapping.cli.frame import UsageError
-from cloudstore_mapping.cli.output import show_json, show_keys, stdout
+from cloudstore_mapping.cli.output import show_json, show_keys, show_path, stdout
 from cloudstore_mapping.cli.places import as_usage, open_store
 from cloudstore_mapping.errors import CloudStoreError
 from cloudstore_mapping.links import FILES_PATH
+from cloudstore_mapping.oserrors import sentence_of
 
 if TYPE_CHECKING:
     from cloudstore_mapping.client.mapping import CloudStoreMapping
@@ -98,7 +99,7 @@ def download(
     if as_json:
         show_json({"file": str(path), "size": path.stat().st_size})
     else:
-        show_keys([str(path)])
+        show_path(path)
 
 
 def _open_for(link: str, at: str | None, insecure: bool) -> CloudStoreMapping[Any]:
@@ -124,7 +125,7 @@ def _as_usage(file: str | None) -> Iterator[None]:
     except OSError as error:
         if file is None:
             raise
-        raise UsageError(f"{error.filename or file!r} can't be used: {error.strerror}.") from error
+        raise UsageError(sentence_of(error, file)) from error
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -8,7 +8,8 @@ import os
 import sys
 from typing import TextIO
 
-from cloudstore_mapping.errors import CloudStoreError
+from cloudstore_mapping.errors import CloudStoreError, UnsupportedError
+from cloudstore_mapping.oserrors import readable
 
 
 def stdout() -> TextIO:
@@ -21,7 +22,7 @@ def stdout() -> TextIO:
 def show(text: str) -> None:
     """Print `text` and a line end at once; `typer.echo` would take colour codes out of a key."""
     stream = stdout()
-    stream.write(f"{text}\n")
+    stream.write(f"{readable(text)}\n")
     stream.flush()
 
 
@@ -40,7 +41,29 @@ def show_value(value: object) -> None:
 
 
 def show_keys(keys: list[str]) -> None:
-    """Print a key a line: as it is into a pipe, without control characters on a terminal."""
+    """
+    Print a key a line: as it is into a pipe, without control characters on a terminal.
+
+    Raises `UnsupportedError` before anything is printed where standard output can't hold one: an escape in its place
+    would be another key.
+    """
+    encoding = stdout().encoding or "utf-8"
+    for key in keys:
+        try:
+            key.encode(encoding)
+        except UnicodeEncodeError as error:
+            raise UnsupportedError(
+                f"The key {key!a} can't be printed in {encoding}; say --json, or set PYTHONIOENCODING=utf-8."
+            ) from error
+    _show_lines(keys)
+
+
+def show_path(path: str | os.PathLike[str]) -> None:
+    """Print where a file is; a byte of its name that isn't UTF-8 is an escape."""
+    _show_lines([readable(os.fspath(path))])
+
+
+def _show_lines(keys: list[str]) -> None:
     if keys:
         show("\n".join([_escaped(key, sys.stdout) for key in keys] if stdout().isatty() else keys))
 

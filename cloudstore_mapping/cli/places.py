@@ -13,6 +13,7 @@ import typer
 
 from cloudstore_mapping.cli.frame import UsageError
 from cloudstore_mapping.errors import CloudStoreError
+from cloudstore_mapping.oserrors import sentence_of
 
 if TYPE_CHECKING:
     from cloudstore_mapping.client.mapping import CloudStoreMapping
@@ -119,6 +120,7 @@ def as_usage() -> Iterator[None]:
     except CloudStoreError:
         raise
     except (OSError, ValueError) as error:
-        message = str(error).replace("insecure=True", "--insecure")
+        sentence = sentence_of(error) if isinstance(error, OSError) else str(error)
+        message = sentence.replace("insecure=True", "--insecure")
         # An address without its https:// is taken for a path, and shown with the key in it.
         raise UsageError(_BEFORE_AT.sub("…@", message)) from error

@@ -15,6 +15,7 @@ from cloudstore_mapping.cli.frame import UsageError, report, status_of
 from cloudstore_mapping.cli.output import show, show_json
 from cloudstore_mapping.cli.places import open_store
 from cloudstore_mapping.errors import BulkError, CloudStoreError
+from cloudstore_mapping.oserrors import sentence_of
 
 FormatOption: TypeAlias = Annotated[
     Literal["json", "jsonl", "dbm", "shelve", "store"] | None,
@@ -138,7 +139,7 @@ def _failing(file: str, as_json: bool) -> Iterator[None]:
     except FileExistsError as error:
         raise UsageError(f"{error.filename!r} exists already; --overwrite replaces an earlier export.") from error
     except OSError as error:
-        raise UsageError(f"{error.filename or file!r} can't be used: {error.strerror}.") from error
+        raise UsageError(sentence_of(error, file)) from error
     except ValueError as error:
         raise UsageError(_as_options(str(error))) from error
 

@@ -11,6 +11,7 @@ from cloudstore_mapping.cli.asking import STDIN, reading, stdin
 from cloudstore_mapping.cli.frame import UsageError
 from cloudstore_mapping.client.codec import dump
 from cloudstore_mapping.errors import BadValueError
+from cloudstore_mapping.oserrors import sentence_of
 from cloudstore_mapping.storefiles import read_file
 from cloudstore_mapping.wire import decode_value
 
@@ -22,8 +23,10 @@ def read(source: str) -> Any:
     elif source.startswith("@"):
         try:
             name, text = source[1:], read_file(source[1:])
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{source[1:]!r} can't be read: {getattr(error, 'strerror', error)}.") from error
+        except OSError as error:
+            raise UsageError(sentence_of(error, source[1:])) from error
+        except ValueError as error:
+            raise UsageError(f"{source[1:]!r} can't be read: {error}.") from error
     else:
         name, text = "The value", source.encode("utf-8", "surrogateescape")
     return parse(name, text)

@@ -66,6 +66,8 @@ def place_of_secret(file: Path) -> Path:
 
 def _beside(file: Path) -> bytes:
     path = place_of_secret(file)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; move it away, for the shelf's secret is kept in a file there.")
     with suppress(FileNotFoundError):
         return read_file(path)
     # Written whole under another name first: another process may read it at any moment.

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile, gettempdir
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from cloudstore_mapping.client.envelopes import Envelopes
 from cloudstore_mapping.client.raw import RawStore
 from cloudstore_mapping.errors import BadValueError, UnsupportedError
+from cloudstore_mapping.oserrors import naming
 from cloudstore_mapping.transfer.dbmfiles import length, read_dbm, read_shelf
 from cloudstore_mapping.transfer.entries import Entry, entries_of
 from cloudstore_mapping.transfer.export_target import check_complete
@@ -93,7 +94,7 @@ def source_at(place: str, given: Format | None, *, trust: bool, stream: IO[bytes
 
 def _held(stack: ExitStack, called: str, name: str, stream: IO[bytes], given: Format | None) -> Source:
     path = Path(stack.enter_context(TemporaryDirectory())) / "held"
-    with path.open("xb") as file:
+    with naming(path), path.open("xb") as file:
         shutil.copyfileobj(stream, file)
     return FileSource(path, format_of_stream(called, name, path, given), called, media_of=Path(name))
 
@@ -200,7 +201,7 @@ class StoreSource(Source):
 
     @contextmanager
     def _opened(self, link: str) -> Iterator[Content]:
-        with TemporaryFile() as file:
+        with naming(gettempdir()), TemporaryFile() as file:
             told = self._store.fetch(link, file)
             file.seek(0)
             yield Content(file, told.name or link.rpartition("/")[2], told.mimetype)
