@@ -188,6 +188,36 @@ def test_no_editor(location: str, editor: Path, editor_: str, monkeypatch: pytes
     assert not list(tmp_path.glob("cloudstore-edit-*"))
 
 
+@pytest.mark.parametrize("does", ["path.unlink()", "path.unlink()\npath.mkdir()"])
+def test_an_editor_that_removes_the_file(location: str, editor: Path, does: str) -> None:
+    """Where the editor leaves no file it is exit status 2 and one line that says so; the value stays."""
+    write(editor, does)
+    result = run("edit", "plain", "--at", location)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "The editor left no file that can be read (" in result.stderr
+    assert "save it under the same name." in result.stderr
+    with cm.open(location) as store:
+        assert store["plain"] == {"é": [1, 2]}
+
+
+def test_an_interrupt_while_the_editor_is_open(location: str, editor: Path) -> None:
+    """An interrupt of `edit` alone leaves the editor its file, and what it saves then is saved."""
+    write(editor, "import os, signal\nos.kill(os.getppid(), signal.SIGINT)\npath.write_text('[8]')")
+    result = run("edit", "plain", "--at", location)
+    assert (result.exit_code, result.output) == (0, "Saved.\n")
+    with cm.open(location) as store:
+        assert store["plain"] == [8]
+
+
+def test_an_editor_that_an_interrupt_ends(location: str, editor: Path, tmp_path: Path) -> None:
+    """An interrupt that ends the editor is exit status 130, and leaves no file where nothing was typed."""
+    write(
+        editor, "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_DFL)\nos.kill(os.getpid(), signal.SIGINT)"
+    )
+    assert run("edit", "plain", "--at", location).exit_code == 130
+    assert not list(tmp_path.glob("cloudstore-edit-*"))
+
+
 def test_a_terminal_opens_bad_json_again(tmp_path: Path, editor: Path) -> None:
     """On a terminal what is no JSON is said, and opened again as it is, until it is JSON."""
     location = str(tmp_path / "store.db")

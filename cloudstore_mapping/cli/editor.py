@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from cloudstore_mapping.cli.asking import is_on_terminal, typed
 from cloudstore_mapping.cli.frame import UsageError
 from cloudstore_mapping.cli.values import parse
 from cloudstore_mapping.errors import ChangedError, CloudStoreError
+from cloudstore_mapping.oserrors import naming
 
 #: What is tried where neither VISUAL nor EDITOR says.
 _EDITORS: Final = ("sensible-editor", "nano", "vi")
@@ -38,7 +40,7 @@ class Editing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or not self._file.exists() or self._file.read_bytes() == self._text:
+        if error is None or not self._file.is_file() or self._file.read_bytes() == self._text:
             shutil.rmtree(self._folder)
             return
         kept = f"What you typed is in {self._file}."
@@ -56,10 +58,11 @@ class Editing:
                 f"Somebody else changed {self._key!r} meanwhile, so nothing was saved; edit it again.", key=self._key
             )
         self._text = f"{json.dumps(value, ensure_ascii=False, indent=2)}\n".encode()
-        self._file.write_bytes(self._text)
+        with naming(self._file):
+            self._file.write_bytes(self._text)
         while True:
             _edit(self._file)
-            text = self._file.read_bytes()
+            text = self._typed()
             try:
                 changed = value if text == self._text else parse("What you typed", text)
             except UsageError as error:
@@ -69,15 +72,30 @@ class Editing:
                 self.has_changed = json.dumps(changed) != json.dumps(value)
                 return changed
 
+    def _typed(self) -> bytes:
+        try:
+            return self._file.read_bytes()
+        except OSError as error:
+            raise UsageError(
+                f"The editor left no file that can be read ({error.strerror}), so nothing was saved; edit it again and "
+                "save it under the same name."
+            ) from error
+
 
 def _edit(file: Path) -> None:
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or next(filter(shutil.which, _EDITORS), "")
     if not editor:
         raise UsageError("There is no editor; set EDITOR to the command of one.")
+    # An interrupt is the editor's: one that goes on would lose the file under its hands. A handler isn't inherited.
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: None)
     try:
         status = subprocess.run([*shlex.split(editor), str(file)], check=False).returncode  # noqa: S603 - the user's own
     except (OSError, ValueError) as error:
         raise UsageError(f"The editor {editor!r} can't be started; set EDITOR to the command of one.") from error
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if status == -signal.SIGINT:
+        raise KeyboardInterrupt
     if status:
         raise UsageError(f"The editor ended with status {status}, so nothing was saved.")
 
