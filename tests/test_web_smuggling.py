@@ -58,6 +58,13 @@ REFUSED = {
     "a chunk that is longer": post(CHUNKED, CHUNKS.replace(b"\r\n0", b"xx0")),
     "a line feed in an extension": post(CHUNKED, CHUNKS.replace(b"\r\n", b";a\n\r\n", 1)),
     "a tunnel": b"CONNECT other:1 HTTP/1.1\r\nHost: test\r\n\r\n",
+    "no host": post(length(PLAIN), PLAIN).replace(b"Host: test\r\n", b""),
+    "two hosts": post(b"Host: other\r\n" + length(PLAIN), PLAIN),
+    "two equal hosts": post(b"host: test\r\n" + length(PLAIN), PLAIN),
+    "two hosts in HTTP/1.0": post(b"Host: other\r\n" + length(PLAIN), PLAIN).replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "a list of hosts": post(length(PLAIN), PLAIN).replace(b"Host: test", b"Host: test, other"),
+    "a host with a path": post(length(PLAIN), PLAIN).replace(b"Host: test", b"Host: test/cloudstore"),
+    "no host, but another protocol": b"GET /cloudstore/health HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
 }
 #: What is taken, and has one end only.
 TAKEN = {
@@ -65,7 +72,13 @@ TAKEN = {
     "another protocol": b"GET /cloudstore/health HTTP/1.1\r\nHost: test\r\nConnection: Upgrade, HTTP2-Settings\r\n"
     b"Upgrade: h2c\r\nHTTP2-Settings: AA\r\n" + length(HIDDEN) + b"\r\n",
     "chunks in HTTP/1.0": post(CHUNKED, CHUNKS).replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "an empty host": post(length(PLAIN), PLAIN).replace(b"Host: test", b"Host:"),
+    "a host in IPv6": post(length(PLAIN), PLAIN).replace(b"Host: test", b"Host: [::1]:8787"),
+    "no host in HTTP/1.0": post(length(PLAIN), PLAIN).replace(b"HTTP/1.1\r\nHost: test", b"HTTP/1.0"),
+    "chunked in capitals": post(b"Transfer-Encoding: Chunked\r\n", CHUNKS),
 }
+#: After these a connection goes on, so that what follows is a request like any other.
+_GOES_ON = {"an empty host", "a host in IPv6", "chunked in capitals"}
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +112,35 @@ def test_what_is_ambiguous_is_refused(served: tuple[FakeService, str], case: str
     assert not stored
 
 
+@pytest.mark.parametrize("coding", [b"gzip, chunked", b"identity,chunked", b"gzip\r\nTransfer-Encoding: chunked"])
+def test_a_coding_that_is_not_known(served: tuple[FakeService, str], coding: bytes) -> None:
+    """A body in chunks with another coding within is answered 501, whatever the chunks hold, and not done."""
+    answer, stored = sent(served, post(b"Transfer-Encoding: " + coding + b"\r\n", CHUNKS) + HIDDEN)
+    assert answer.startswith(b"HTTP/1.1 501 ")
+    assert b"Only chunked is known as Transfer-Encoding; send the body without another coding." in answer
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert not stored
+
+
+@pytest.mark.parametrize(
+    ("case", "sentence"),
+    [
+        ("no host", b"The request has 0 Host headers; send exactly one."),
+        ("two hosts", b"The request has 2 Host headers; send exactly one."),
+        ("a list of hosts", b"The Host header is no host; send the name or address, and the port."),
+        ("a tunnel", b"There are no tunnels here; use another method than CONNECT."),
+    ],
+)
+def test_a_refusal_says_why(served: tuple[FakeService, str], case: str, sentence: bytes) -> None:
+    """What only this service refuses is told with its reason."""
+    assert sentence in sent(served, REFUSED[case])[0]
+
+
 @pytest.mark.parametrize("case", TAKEN)
 def test_what_is_taken_hides_nothing(served: tuple[FakeService, str], case: str) -> None:
     """What has one end only is answered, and what stands in its body, or after its connection's end, is not done."""
-    _, stored = sent(served, TAKEN[case] + HIDDEN)
+    answer, stored = sent(served, TAKEN[case] + (b"" if case in _GOES_ON else HIDDEN))
+    assert answer.startswith(b"HTTP/1.1 200 ")
     assert "smuggled" not in stored
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Bytes that a request's first line and headers may take together; uvicorn itself takes any number.
 MAX_HEADER_BYTES: Final = 64 * 2**10
+#: A host and a port, as far as their characters; it may be empty.
+_HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 #: Seconds that a body which is still arriving is waited for when the server is told to end.
 GRACE: Final = 3.0
 
@@ -81,6 +84,7 @@ class HTTPProtocol(HttpToolsProtocol):
     _is_deaf = False
     _feeding = False
     _head: bytes | None = None
+    _refusal: tuple[int, str] | None = None
     _held: RequestResponseCycle | None = None
     _running: RequestResponseCycle | None = None
     _request: RequestResponseCycle | None = None
@@ -132,13 +136,31 @@ class HTTPProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin a request, or set aside the headers of one that asks for another protocol."""
         if not self.parser.should_upgrade():
+            self._check_headers()
             super().on_headers_complete()
             return
         if self.parser.get_method() == b"CONNECT":
-            raise httptools.HttpParserError("There are no tunnels here.")
+            raise self._refused(400, "There are no tunnels here; use another method than CONNECT.")
         lines = [b"%b: %b\r\n" % (name, value) for name, value in self.headers if name != b"upgrade"]
         version = self.parser.get_http_version().encode()
         self._head = b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(lines))
+
+    def _check_headers(self) -> None:
+        """Refuse what RFC 9112 has a server refuse, and llhttp lets pass: an odd ``Host``, or a coding but chunked."""
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) != 1 and (hosts or self.parser.get_http_version() == "1.1"):
+            raise self._refused(400, f"The request has {len(hosts)} Host headers; send exactly one.")
+        if hosts and _HOST.fullmatch(hosts[0]) is None:
+            raise self._refused(400, "The Host header is no host; send the name or address, and the port.")
+        listed = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if listed and len([coding for coding in b",".join(listed).split(b",") if coding.strip()]) > 1:
+            raise self._refused(
+                501, "Only chunked is known as Transfer-Encoding; send the body without another coding."
+            )
+
+    def _refused(self, status: int, why: str) -> httptools.HttpParserError:
+        self._refusal = status, why  # uvicorn tells every client the same
+        return httptools.HttpParserError(why)
 
     def on_message_complete(self) -> None:
         """Note that a request is whole."""
@@ -268,8 +290,9 @@ class HTTPProtocol(HttpToolsProtocol):
             if request.response_started:  # it was answered early, and its body turned out to be none
                 self.transport.close()
                 return
-        head, body = in_one_piece(failure(ProtocolError(msg, error="BadRequest")))
-        self.transport.write(b"%b%bconnection: close\r\n\r\n%b" % (STATUS_LINE[400], head, body))
+        status, why = self._refusal or (400, msg)
+        head, body = in_one_piece(failure(ProtocolError(why, error="BadRequest")))
+        self.transport.write(b"%b%bconnection: close\r\n\r\n%b" % (STATUS_LINE[status], head, body))
         # A socket that is closed on a client which still sends is reset, and the client may never see the reply.
         if self.transport.can_write_eof():
             self.transport.write_eof()
