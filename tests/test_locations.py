@@ -69,13 +69,43 @@ def test_the_environments_server(monkeypatch: pytest.MonkeyPatch) -> None:
         ("", "empty"),
         ("sqlite://", "empty"),
         ("KEY-OF-SIXTEEN-LETTERS@127.0.0.1:8787/cloudstore", "begin it with https"),
+        ("https:KEY-OF-SIXTEEN", "'https:' is written as https://API_KEY@host/path"),
+        ("http:/KEY-OF-SIXTEEN@localhost/", "'http:' is written as https://API_KEY@host/path"),
+        ("localhost:8787", "'localhost:' is written as http://API_KEY@host:port/path"),
+        ("127.0.0.1:8787/cloudstore", "'127.0.0.1:' is written as http://"),
+        ("[::1]:8787", "is written as http://"),
+        ("file:x.db", "'file:' is written as sqlite:///path, or the path alone"),
+        ("sqlite:x.db", "'sqlite:' is written as sqlite:///path"),
+        ("SQLite:x.db", "is written as sqlite:///path"),
+        ("postgresql:shop", "'postgresql:' is written as postgresql://user@host/database"),
+        ("memory", "'memory' is written as memory:; give a file of this name by its absolute path"),
+        (":memory:", "is written as memory:"),
+        ("Memory:", "is written as memory:"),
+        ("memory:shop", "is written as memory:"),
     ],
 )
-def test_bad_locations(location: str, sentence: str) -> None:
-    """A location that can't be opened is `ValueError` with a sentence that says what to give."""
+def test_bad_locations(location: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A location that can't be opened is `ValueError` with a sentence that says what to give; no file is made."""
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=sentence) as caught:
         cm.open(location)
     assert "KEY-OF-SIXTEEN" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["memory", ":memory:", "file:x.db"])
+def test_a_file_with_the_name_of_a_slip(name: str, tmp_path: Path) -> None:
+    """A file may have any name, given by its absolute path."""
+    cm.open(tmp_path / name).close()
+    assert (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["memory.db", "https-store", "files:x", "localhost", "C:x.db"])
+def test_a_name_that_resembles_a_slip(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that only resembles a slip is one of a file."""
+    monkeypatch.chdir(tmp_path)
+    cm.open(name).close()
+    assert (tmp_path / name).exists()
 
 
 def test_files_that_are_not_ours(tmp_path: Path) -> None:

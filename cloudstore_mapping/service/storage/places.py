@@ -19,6 +19,14 @@ POSTGRES: Final = frozenset({"postgresql", "postgres"})
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: C:\ is a drive
 # A path like this would make a file with a secret for its name.
 _KEY_WITHOUT_SCHEME: Final = re.compile(r"[A-Za-z0-9._~-]{16,}@[^/]")
+#: Slips in a location, which would silently be the name of a new file, with the right spelling.
+_SLIPS: Final = (
+    (re.compile(r"https?:", re.IGNORECASE), "https://API_KEY@host/path"),
+    (re.compile(r"(localhost|[0-9]{1,3}(\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:]+\]):"), "http://API_KEY@host:port/path"),
+    (re.compile(r"postgres(ql)?:", re.IGNORECASE), "postgresql://user@host/database"),
+    (re.compile(r"(file|sqlite):", re.IGNORECASE), "sqlite:///path, or the path alone"),
+    (re.compile(r":?memory:?\Z|memory:", re.IGNORECASE), MEMORY),
+)
 _EXAMPLES: Final = "give an https:// address, a path, sqlite:///path, or postgresql://user@host/database"
 
 
@@ -90,10 +98,21 @@ def place_of(location: str) -> Place:
         raise ValueError(f"No store can be at {scheme}://; {_EXAMPLES}.")
     elif _KEY_WITHOUT_SCHEME.match(location):
         raise ValueError("The location looks like an API key and a host; begin it with https://.")
+    else:
+        _refuse_slip(location)
     if not location.strip():
         raise ValueError(f"The location is empty; {_EXAMPLES}.")
     path = Path(location).absolute()
     return Place(str(path), file=path)
+
+
+def _refuse_slip(location: str) -> None:
+    for slip, spelling in _SLIPS:
+        if match := slip.match(location):
+            raise ValueError(
+                f"A location that begins with {match[0]!r} is written as {spelling}; give a file of this name by its "
+                "absolute path."
+            )
 
 
 def scheme_of(location: str) -> str | None:
