@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, Final
@@ -19,6 +20,30 @@ def encode_value(value: Any) -> Raw:
 
 #: Returns what the JSON of a value says, made anew: the one parser for every decision, last of equal names wins.
 decode_value: Final[Callable[[Raw | bytes], Any]] = msgspec.json.Decoder().decode
+
+
+# The first half of a character without the second, or the second without the first.
+_LONE_SURROGATE: Final = re.compile(
+    rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]", re.DOTALL
+)
+
+
+def fault_of(text: bytes, error: Exception) -> str:
+    """
+    Return why `text` can't be read as JSON, as a part of a sentence, where `error` is what the parser said.
+
+    msgspec calls a lone surrogate by several names, one of them that the text is truncated, and Python's own sentences
+    advise the programmer.
+    """
+    if _LONE_SURROGATE.search(text.replace(rb"\\", b" ")):
+        return "it holds a lone surrogate, which no text in JSON can; take it out"
+    if isinstance(error, UnicodeDecodeError) or "Invalid UTF-8" in str(error):
+        return "it is not UTF-8; write it anew as that"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply; flatten it"
+    if "Integer value out of range" in str(error) or "integer string conversion" in str(error):
+        return "it holds an integer of more than 4,300 digits; store it as text"
+    return str(error).rstrip(".")
 
 
 # Numbers that may be out of a float's range or over the digits limit: only these are worth a full decode.

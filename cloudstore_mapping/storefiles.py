@@ -21,7 +21,7 @@ APPLICATION_ID: Final = 0x434C5344
 SIDECARS: Final = ("-wal", "-journal", "-shm")
 
 #: Bytes of the smallest database: one page. SQLite takes a few bytes of anything for an empty one.
-_SMALLEST: Final = 512
+SMALLEST: Final = 512
 
 
 def application_id(path: Path) -> int | None:
@@ -35,7 +35,7 @@ def application_id(path: Path) -> int | None:
     try:
         facts = path.stat()
         # SQLite keeps no account of who opens its own -shm as a database.
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size < _SMALLEST or database_of(path) is not None:
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size < SMALLEST or database_of(path) is not None:
             return None
     except (OSError, ValueError):
         return None

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.errors import REPLY_ERRORS, BadValueError, ChangedError, CloudStoreError, ProtocolError
-from cloudstore_mapping.jsontext import decode_value, encode_value, is_deeper, may_hold_long_number
+from cloudstore_mapping.jsontext import decode_value, encode_value, fault_of, is_deeper, may_hold_long_number
 from cloudstore_mapping.messages import (
     BATCH_PATH,
     DEFAULT_MAX_DEPTH,
@@ -121,7 +121,7 @@ def decode_request(path: str, body: bytes, *, max_depth: int = DEFAULT_MAX_DEPTH
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         if "Integer value out of range" in str(error):
             raise BadValueError("The value holds an integer of more than 4,300 digits; store it as text.") from error
-        raise _bad_request(str(error)) from error
+        raise _bad_request(fault_of(body, error)) from error
     except RecursionError as error:
         raise _too_deep(max_depth) from error
     if not request.api_key:
@@ -207,7 +207,8 @@ def decode_replies(data: Raw) -> list[Reply]:
     try:
         return [_reply_of(body) for body in _decode_replies(data)]
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise ProtocolError(f"The answer to a batch can't be read ({error}); is the address right?") from error
+        why = fault_of(data, error)
+        raise ProtocolError(f"The answer to a batch can't be read ({why}); is the address right?") from error
 
 
 def decode_reply(
@@ -224,7 +225,8 @@ def decode_reply(
         fields = _decode_reply(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(
-            f"The answer is not CloudStore's ({error}); is the address right, and is no sign-in page in between?",
+            f"The answer is not CloudStore's ({fault_of(body, error)}); is the address right, and is no sign-in page "
+            "in between?",
             status=status,
             response=response,
         ) from error

@@ -157,6 +157,8 @@ FAULTS = [
     ("1e999", "out of range"),
     ("[" * 101 + "]" * 101, "nested deeper"),
     ("9" * 4301, "4,300 digits"),
+    ('"\\ud800"', "holds a lone surrogate"),
+    ('["\\ud800 and more"]', "holds a lone surrogate"),
 ]
 
 

@@ -130,6 +130,13 @@ def test_another_program_s_database_is_refused(path: Path, statement: str) -> No
     refused(path, f"{path} is another program's SQLite file and was left as it is")
 
 
+@pytest.mark.parametrize("size", [1, 15, 100, 511])
+def test_a_file_that_is_too_short(path: Path, size: int) -> None:
+    """A file that is too short for any database is no CloudStore file, and no other program's SQLite file either."""
+    path.write_bytes(b"x" * size)
+    refused(path, f"{path} is no CloudStore file and was left as it is")
+
+
 def test_another_program_s_database_is_not_even_recovered(tmp_path: Path, path: Path) -> None:
     """Commits that another program left in its write-ahead log stay there."""
     original = tmp_path / "original"

@@ -113,8 +113,8 @@ def test_numbers_stay_as_they_are_written(tmp_path: Path) -> None:
         ('{"a": 1} 2', "something stands behind the object, at character 10;"),
         ('{"a": 1, 2: 3}', "a key is not a text, at character 11;"),
         ('{"a": 1, "b": NaN}', "JSON knows no NaN, at character 15;"),
-        ('{"a": 1, "b": ' + "9" * 5_000 + "}", "at character 15;"),
-        ('{"a": 1, "b": ' + "[" * 100_000, "at character 15;"),
+        ('{"a": 1, "b": ' + "9" * 5_000 + "}", "more than 4,300 digits; store it as text, at character 15;"),
+        ('{"a": 1, "b": ' + "[" * 100_000, "it is nested too deeply; flatten it, at character 15;"),
         ('{"a": 1, "b": "\udcff"}', "is not UTF-8"),
     ],
 )
@@ -128,6 +128,23 @@ def test_what_is_no_json(text: str, said: str, tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{file} is not ")
         assert said in str(caught.value)
         assert len(store) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ('"\\ud800"', "it holds a lone surrogate, which no text in JSON can; take it out"),
+        ("[" * 10**6, "it is nested too deeply; flatten it"),
+    ],
+    ids=["surrogate", "brackets"],
+)
+def test_why_it_is_no_line(value: str, why: str, tmp_path: Path) -> None:
+    """What is wrong in a line is told in words, not in a parser's."""
+    line = f'{{"key": "a", "value": {value}}}'.encode("utf-8", "surrogateescape")
+    (tmp_path / "in.jsonl").write_bytes(line)
+    with cm.open("memory:") as store, pytest.raises(BadValueError) as caught:
+        import_store(store, tmp_path / "in.jsonl")
+    assert str(caught.value).endswith(f": {why}; mend it, and import again.")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +176,10 @@ def test_what_one_key_lacks(tmp_path: Path) -> None:
     with cm.open("memory:") as store:
         with pytest.raises(BulkError, match="2 could not be imported, all others are") as caught:
             import_store(store, tmp_path / "in.json")
-        assert set(caught.value.failed) == {"b", "c"}
+        assert {key: str(error) for key, error in caught.value.failed.items()} == {
+            "b": "The value of 'b' can't be stored: Number out of range - at `$[0]`.",
+            "c": "The value of 'c' can't be stored: it holds a lone surrogate, which no text in JSON can; take it out.",
+        }
         assert caught.value.succeeded == ["a", "d"]
         assert store.copy() == {"a": 1, "d": 2}
 

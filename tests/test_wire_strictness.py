@@ -59,6 +59,19 @@ def test_lone_surrogate_in_a_request(request_: Request) -> None:
     assert raised.value.error == "BadRequest"
 
 
+@pytest.mark.parametrize("raw", [rb'"\ud800"', rb'"\udc00 and more"', rb'{"a": ["\ud83d\u0041"]}', rb'{"\ud800": 1}'])
+def test_lone_surrogate_in_a_body(raw: bytes) -> None:
+    """A lone surrogate in a value, or a name, that was posted is told as one."""
+    for path, posted in (
+        (SAVE_PATH, with_value(raw)),
+        (SAVE_PATH, with_value(b"1").replace(b'"f"', raw)),
+        (BATCH_PATH, b'{"key": "K", "requests": [' + with_value(raw) + b"]}"),
+    ):
+        assert refused(path, posted) == (
+            "The body is not a request: it holds a lone surrogate, which no text in JSON can; take it out."
+        )
+
+
 @pytest.mark.parametrize("wrong", [5, 1.5, True, [], {}, ["x"], {"x": 1}], ids=repr)
 @pytest.mark.parametrize("field", ["key", "file", "options", "id", "password", "dataPass"])
 def test_wrong_type(field: str, wrong: object) -> None:

@@ -11,6 +11,7 @@ from cloudstore_mapping.cli.asking import STDIN, reading, stdin
 from cloudstore_mapping.cli.frame import UsageError
 from cloudstore_mapping.client.codec import dump
 from cloudstore_mapping.errors import BadValueError
+from cloudstore_mapping.jsontext import fault_of
 from cloudstore_mapping.oserrors import sentence_of
 from cloudstore_mapping.storefiles import read_file
 from cloudstore_mapping.wire import decode_value
@@ -50,5 +51,5 @@ def _where(text: bytes, refusal: Exception) -> str:
     except (BadValueError, UnicodeDecodeError) as error:
         return str(error).rstrip(".")
     except (ValueError, RecursionError):  # an integer of more digits than Python takes; brackets without end
-        return str(refusal)
-    return str(refusal)
+        pass
+    return fault_of(text, refusal)

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 import msgspec
 
 from cloudstore_mapping.errors import BadValueError, ProtocolError
+from cloudstore_mapping.jsontext import fault_of
 from cloudstore_mapping.merge import JSON, path_text
 from cloudstore_mapping.wire import decode_value, encode_value
 
@@ -46,7 +47,7 @@ def load(raw: msgspec.Raw | bytes) -> Any:
     try:
         return decode_value(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(f"The stored value can't be read: {error}.") from error
+        raise ProtocolError(f"The stored value can't be read: {fault_of(bytes(raw), error)}.") from error
 
 
 def _is_plain(value: object) -> bool:

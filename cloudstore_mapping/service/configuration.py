@@ -65,7 +65,9 @@ def _of_file(file: Path, types: Mapping[str, Any]) -> Iterator[tuple[str, _Said]
         values = tomllib.loads(read_file(file).decode())
     except OSError as error:
         raise type(error)(f"{file} can't be read ({error.strerror}); name the file of settings again.") from error
-    except ValueError as error:  # no TOML, or no UTF-8
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no TOML file: it is not UTF-8, from byte {error.start} on.") from error
+    except ValueError as error:
         raise ValueError(f"{file} is no TOML file: {error}.") from error
     for name, value in values.items():
         if name not in types:

@@ -19,7 +19,7 @@ from cloudstore_mapping.errors import (
     TooBigError,
     TooManyFilesError,
 )
-from cloudstore_mapping.wire import decode_value
+from cloudstore_mapping.jsontext import decode_value, fault_of
 
 if TYPE_CHECKING:
     from cloudstore_mapping.client.raw import RawStore
@@ -78,12 +78,14 @@ def checked(key: str, text: bytes) -> Entry:
     try:
         codec.dump(decode_value(text))
         return Entry(key, msgspec.json.format(text, indent=-1))
-    except (BadValueError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except BadValueError as error:
         return Entry(key, about(key, error))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return Entry(key, about(key, error, fault_of(text, error)))
 
 
-def about(key: str, error: Exception) -> BadValueError:
+def about(key: str, error: Exception, why: str | None = None) -> BadValueError:
     """Return what is wrong with a value as an error of its key."""
-    failed = BadValueError(f"The value of {key!r} can't be stored: {str(error).rstrip('.')}.", key=key)
+    failed = BadValueError(f"The value of {key!r} can't be stored: {why or str(error).rstrip('.')}.", key=key)
     failed.__cause__ = error
     return failed

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Raw
 
 from cloudstore_mapping.errors import BadValueError
+from cloudstore_mapping.jsontext import fault_of
 from cloudstore_mapping.storefiles import open_file
 from cloudstore_mapping.transfer.entries import Entry, checked
 
@@ -46,7 +47,8 @@ def read_lines(path: Path, called: str) -> Iterator[Entry]:
                 found = _read_line(text)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise BadValueError(
-                    f'Line {number} of {called} is no {{"key": …, "value": …}}: {error}; mend it, and import again.'
+                    f'Line {number} of {called} is no {{"key": …, "value": …}}: {fault_of(text, error)}; mend it, and '
+                    "import again."
                 ) from error
             yield checked(found.key, bytes(found.value))
 
@@ -177,7 +179,7 @@ class _Scanner:
                     self._at = error.pos
                     self.fail(error.msg)
             except (ValueError, RecursionError) as error:  # NaN, more digits than Python takes, brackets without end
-                self.fail(str(error))
+                self.fail(fault_of(b"", error))
             else:
                 # What ends with what is held may go on behind it: 12 is the beginning of 123.
                 if end < len(self._text) or not self._read():

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Raw
 
 from cloudstore_mapping.errors import BadValueError
+from cloudstore_mapping.jsontext import fault_of
 from cloudstore_mapping.wire import SAVE_PATH, Request, decode_request, encode_request
 
 # What msgspec says of the place of a fault.
@@ -26,7 +27,7 @@ def save_request(name: str, text: str, version: str | None, max_depth: int) -> R
     try:
         value = msgspec.json.decode(text.encode(), type=Raw)
     except msgspec.MsgspecError as error:
-        raise BadValueError(_fault(text, str(error))) from error
+        raise BadValueError(_fault(text, error)) from error
     # The same way as a program's request: one parser decides what a value may be.
     body = encode_request(Request(api_key=_NO_KEY, name=name, value=value, if_version=version))
     request = decode_request(SAVE_PATH, body, max_depth=max_depth)
@@ -34,9 +35,12 @@ def save_request(name: str, text: str, version: str | None, max_depth: int) -> R
     return request
 
 
-def _fault(text: str, sentence: str) -> str:
+def _fault(text: str, error: Exception) -> str:
     if not text.strip():
         return 'There is no value; write one, such as {} or "text".'
+    sentence = fault_of(text.encode(), error)
+    if sentence not in str(error):
+        return f"This is no JSON: {sentence}."
     match = _BYTE.search(sentence)
     if match is None:  # it ends too early
         before, why = text, "it ends before the value does"

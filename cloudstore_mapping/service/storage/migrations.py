@@ -12,7 +12,7 @@ from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.schemas import steps as schema_steps
 from cloudstore_mapping.service.storage.sqlite_place import is_of_new_file, journal_head
 from cloudstore_mapping.service.storage.sqlite_session import primary_code
-from cloudstore_mapping.storefiles import APPLICATION_ID, refuse_sidecar
+from cloudstore_mapping.storefiles import APPLICATION_ID, SMALLEST, refuse_sidecar
 
 #: How often it is tried to switch a file to WAL while others switch it as well.
 SWITCHES: Final = 100
@@ -45,7 +45,7 @@ def check_file(path: Path) -> None:
                 return  # another process may be writing it, or a log hold the rest
             raise
     if application != APPLICATION_ID:
-        raise _foreign(path, "another program's SQLite file")
+        raise _foreign(path, "no CloudStore file" if size < SMALLEST else "another program's SQLite file")
     # SQLite would fill a half page up with zeros. After a crash there may be one, and a log to mend it with.
     if size % page_size and not any(Path(f"{path}{end}").exists() for end in ("-wal", "-journal")):
         raise damaged(path)
