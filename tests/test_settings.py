@@ -7,14 +7,16 @@ import re
 from pathlib import Path
 
 import pytest
+from msgspec import Raw
 from typer.testing import CliRunner
 
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.cli.places import configured
 from cloudstore_mapping.service.configuration import PREFIX, load
-from cloudstore_mapping.service.settings import Settings
+from cloudstore_mapping.service.settings import Settings, check_together
 from cloudstore_mapping.service.sizes import parse_size
 from cloudstore_mapping.web.options import Options
+from cloudstore_mapping.wire import Request, encode_request
 
 KINDS = (Options, Settings)
 FIELDS = {field.name: field.default for kind in KINDS for field in dataclasses.fields(kind)}
@@ -164,3 +166,49 @@ def test_what_is_no_size(text: str) -> None:
 def test_sizes(text: str, size: int) -> None:
     """Units of a thousand and of 1024 are told apart; upper and lower case don't matter."""
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            {"max_value_bytes": "20 MiB"},
+            "max_body_bytes (17,825,792) lets no request with a value of max_value_bytes (20,971,520) through; raise "
+            "max_body_bytes to 20,984,832, or lower max_value_bytes.",
+        ),
+        ({"max_body_bytes": "16 MiB"}, "max_body_bytes (16,777,216) lets no request with a value of max_value_bytes"),
+        ({"max_name_bytes": "1 MiB"}, "raise max_body_bytes to"),
+        ({"max_password_bytes": "1 MiB"}, "raise max_body_bytes to"),
+        (
+            {"max_spool_bytes": "1 GiB"},
+            "max_spool_bytes (1,073,741,824) is below max_address_spool_bytes (4,294,967,296), a part of it; raise the "
+            "one, or lower the other.",
+        ),
+    ],
+)
+def test_settings_of_which_one_has_no_effect(
+    given: dict[str, str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A setting that another leaves without effect is exit status 2 at the start, and one line that names both."""
+    monkeypatch.chdir(tmp_path)
+    environment = {variable(name): value for name, value in given.items()}
+    result = CliRunner().invoke(app, ["serve", "--port", "0"], env=environment)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert sentence in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_that_go_together() -> None:
+    """The largest value, with the longest name and password, has room in the smallest body that is taken."""
+    settings = Settings(max_value_bytes=2**20, max_body_bytes=2**20 + 13 * 1024)
+    check_together(settings)
+    check_together(Settings())
+    request = Request(
+        api_key="k" * 200,
+        name="\0" * settings.max_name_bytes,
+        value=Raw(b'"' + b"x" * (settings.max_value_bytes - 2) + b'"'),
+        password="\0" * settings.max_password_bytes,
+    )
+    assert len(encode_request(request)) <= settings.max_body_bytes
+    with pytest.raises(ValueError, match="max_body_bytes"):
+        check_together(dataclasses.replace(settings, max_body_bytes=settings.max_body_bytes - 1))

@@ -101,7 +101,7 @@ def kept_place(store: str) -> Place:
 def configured(**given: object) -> tuple[Options, Settings]:
     """Return what the command line, the environment and the file of settings say; `UsageError` where one is wrong."""
     from cloudstore_mapping.service.configuration import load
-    from cloudstore_mapping.service.settings import Settings
+    from cloudstore_mapping.service.settings import Settings, check_together
     from cloudstore_mapping.web.options import Options
 
     with as_usage():
@@ -109,7 +109,9 @@ def configured(**given: object) -> tuple[Options, Settings]:
     options, settings = (
         {field.name: said[field.name] for field in fields(kind) if field.name in said} for kind in (Options, Settings)
     )
-    return Options(**options), Settings(**settings)
+    with as_usage():
+        check_together(made := Settings(**settings))
+    return Options(**options), made
 
 
 @contextmanager

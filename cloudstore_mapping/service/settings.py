@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta
 
@@ -13,6 +13,9 @@ from cloudstore_mapping.wire import DEFAULT_MAX_DEPTH
 Size: TypeAlias = Annotated[int, Meta(gt=0, le=2**60, extra=BYTES)]
 Count: TypeAlias = Annotated[int, Meta(gt=0, le=10**9)]
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=365 * 86_400)]  # timers of more overflow
+
+#: Bytes of a request beside its value, name and password: the API key, and the names of the fields.
+AROUND: Final = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,3 +58,19 @@ class Settings:
     """How long a wrong password or API key counts."""
     key_tries: Count = 50
     """Different wrong API keys from one address before it has to wait."""
+
+
+def check_together(settings: Settings) -> None:
+    """Raise `ValueError` where one setting leaves another without effect, naming both."""
+    # In JSON a character of a name or password may be written as six.
+    needed = settings.max_value_bytes + 6 * (settings.max_name_bytes + settings.max_password_bytes) + AROUND
+    if settings.max_body_bytes < needed:
+        raise ValueError(
+            f"max_body_bytes ({settings.max_body_bytes:,}) lets no request with a value of max_value_bytes "
+            f"({settings.max_value_bytes:,}) through; raise max_body_bytes to {needed:,}, or lower max_value_bytes."
+        )
+    if settings.max_spool_bytes < settings.max_address_spool_bytes:
+        raise ValueError(
+            f"max_spool_bytes ({settings.max_spool_bytes:,}) is below max_address_spool_bytes "
+            f"({settings.max_address_spool_bytes:,}), a part of it; raise the one, or lower the other."
+        )
