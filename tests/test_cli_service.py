@@ -55,6 +55,31 @@ def test_the_first_start_prints_all_that_a_program_needs(tmp_path: Path) -> None
         assert process.communicate()[0] == ""
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_store_that_no_key_opens(tmp_path: Path, workers: str) -> None:
+    """A start on a file that `cm.open` made prints the command that makes an API key, with which its data is there."""
+    file = tmp_path / "shop's.db"
+    with cm.open(file) as store:
+        store["Apples"] = 8
+    with serving("--store", str(file), "--workers", workers) as process:
+        answers, _, sentence, command = lines(process, 4)
+        assert sentence == "No API key opens it yet. Make one for the account 'local', which has its data:"
+        made = subprocess.run(
+            ["/bin/sh", "-c", command.replace("cloudstore", f"{sys.executable} -m cloudstore_mapping", 1)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        address = re.search(r"http://\S+/cloudstore", answers)
+        assert address is not None
+        with cm.open(address[0].replace("://", f"://{made.stdout.strip()}@")) as store:
+            assert dict(store) == {"Apples": 8}
+    with serving("--store", str(file)) as process:
+        lines(process, 2)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[0] == ""
+
+
 class Overtaken(SQLiteStorage):
     """A storage in which another process makes the first start's account when this one has seen that there is none."""
 

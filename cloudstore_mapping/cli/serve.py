@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -87,12 +88,13 @@ def serve(
 
 
 class _Start(NamedTuple):
-    """What is told at a start; the secrets only at the first."""
+    """What is told at a start; the secrets only at the first. No API key opens the accounts that are `closed`."""
 
     address: str
     place: Place
     api_key: str | None
     password: str | None
+    closed: tuple[str, ...] = ()
 
     @property
     def here(self) -> str:
@@ -175,7 +177,9 @@ def _start(service: Service, address: str, place: Place) -> _Start:
         with suppress(BadNameError):  # another service on the same store may make it at the same moment
             api_key, password = service.owners.create(OWNER)
             return _Start(address, place, api_key, password)
-    return _Start(address, place, None, None)
+    accounts = service.accounts.all()
+    has_key = any(service.accounts.keys(account.name) for account in accounts)
+    return _Start(address, place, None, None, () if has_key else tuple(account.name for account in accounts))
 
 
 def _tell(service: Service, start: _Start, tell: Callable[[_Start], None]) -> None:
@@ -206,6 +210,9 @@ def _print_object(start: _Start) -> None:
 def _print_lines(start: _Start) -> None:
     where = "in memory, and gone with it" if start.place.is_memory else f"in {start.place}"
     show(f"The service answers at {start.address}, until Ctrl-C.\nIts data is {where}.")
+    if start.closed:
+        show(f"No API key opens it yet. Make one for the account {start.closed[0]!r}, which has its data:")
+        show(f"    cloudstore account rotate-key {quote(start.closed[0])} --store {quote(str(start.place))}")
     if start.api_key is None:
         return
     option = "" if is_loopback(urlsplit(start.here).hostname or "") or "https:" in start.here else ", insecure=True"
