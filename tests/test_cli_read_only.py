@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+import cloudstore_mapping as cm
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from tests.crash.small_disk import small_disk
 from tests.permissions import crashed, heed_permissions
 from tests.service_fakes import PATIENCE
 
@@ -53,6 +57,81 @@ def test_a_read_only_store(tmp_path: Path, case: str, workers: str) -> None:
     assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
     assert str(path) in run.stderr
     assert sentence in run.stderr
+
+
+@contextmanager
+def read_only_disk(folder: Path, make: Callable[[Path], Path]) -> Iterator[Path]:
+    """Yield a store on a file system that takes no writes any more, as a snapshot is."""
+    with small_disk(folder, 2**22) as disk:
+        store = make(disk / "store.db")
+        with cm.open(store) as opened:
+            opened["key"] = "value"
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        yield store
+
+
+def said(*arguments: str) -> tuple[int, str, str]:
+    """Run a command where permissions hold; return its exit status and what it prints."""
+    run = subprocess.run(
+        [sys.executable, "-m", "cloudstore_mapping", *arguments],
+        preexec_fn=heed_permissions,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    return run.returncode, run.stdout, run.stderr
+
+
+def readers(store: Path, folder: Path) -> list[list[str]]:
+    """Return all commands that only read a store."""
+    at, kept = ["--at", str(store)], ["--store", str(store)]
+    return [
+        ["ls", *at],
+        ["get", "key", *at],
+        ["stat", "key", *at],
+        ["export", str(folder / "all.json"), *at],
+        ["import", str(store), "--at", str(folder / "other.db")],
+        ["download", "/files/x/y.txt", *at],
+        ["account", "list", *kept],
+        ["account", "show", "local", *kept],
+        ["backup", str(folder / "copy.db"), *kept],
+        ["check", *kept],
+        ["migrate", "--dry-run", *kept],
+        ["restore", str(store), "--store", str(folder / "restored.db")],
+        ["migrate-store", str(store), str(folder / "moved.db")],
+    ]
+
+
+@pytest.mark.parametrize("on", ["disk", "folder"])
+def test_reading_a_read_only_store(tmp_path: Path, on: str) -> None:
+    """What only reads a store that nobody can write beside is one line with the reason and the way to a copy."""
+    (tmp_path / "folder").mkdir()
+    with ExitStack() as stack:
+        if on == "disk":
+            store = stack.enter_context(read_only_disk(tmp_path / "disk", closed))
+        else:
+            store = closed(tmp_path / "folder" / "store.db")
+            with cm.open(store) as opened:
+                opened["key"] = "value"
+            store.parent.chmod(0o555)
+            stack.callback(store.parent.chmod, 0o755)
+        reason = "on a read-only file system" if on == "disk" else "in a read-only folder"
+        remedy = (
+            "Copy it, with its -wal file if there is one, to a folder that can be written to, and use the copy."
+            if on == "disk"
+            else "Look at the folder's permissions."
+        )
+        for command in readers(store, tmp_path):
+            assert said(*command) == (
+                2,
+                "",
+                f"cloudstore: {store} can't be opened {reason}, for SQLite writes beside it even to read. {remedy}\n",
+            ), command
+        if on == "disk":
+            copy = tmp_path / "copied"
+            shutil.copytree(store.parent, copy)
+            assert said("get", "key", "--at", str(copy / store.name))[:2] == (0, '"value"\n')
 
 
 @pytest.mark.parametrize("command", ["backup", "restore"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -122,6 +124,50 @@ def test_a_start_on_a_full_disk(disk: Path) -> None:
         "The service is not healthy: The store's disk is full; free some space, then try again.",
         "The service is healthy again.",
     ]
+
+
+@pytest.mark.parametrize("command", ["backup", "restore", "migrate-store"])
+def test_a_copy_to_a_full_disk(tmp_path: Path, command: str) -> None:
+    """A command that finds no room for a copy names the disk of the copy, and leaves nothing there."""
+    store = tmp_path / "store.db"
+    with cm.open(store) as opened:
+        opened["key"] = "x" * 2**19
+    with small_disk(tmp_path / "disk", 256 * 1024) as disk:
+        target = str(disk / "copy.db")
+        source, place = (str(store), target) if command == "restore" else (target, str(store))
+        arguments = [str(store), target] if command == "migrate-store" else [source, "--store", place]
+        run = subprocess.run(
+            [sys.executable, "-m", "cloudstore_mapping", command, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.stderr == (
+            f"cloudstore: The disk of {disk} is full; free some space there, or name a file on another disk.\n"
+        )
+        assert (run.returncode, run.stdout, list(disk.iterdir())) == (3, "", [])
+
+
+@pytest.mark.parametrize("command", ["export", "import"])
+def test_a_store_on_a_full_disk_is_named(tmp_path: Path, command: str) -> None:
+    """Of two stores the one is named whose disk is full."""
+    source = tmp_path / "source.db"
+    with cm.open(source) as opened:
+        opened["key"] = "x" * 2**20
+    with small_disk(tmp_path / "disk", 2**20) as disk:
+        target = disk / "target.db"
+        arguments = (
+            ["export", str(target), "--format", "store", "--at", str(source)]
+            if command == "export"
+            else ["import", str(source), "--at", str(target)]
+        )
+        run = subprocess.run(
+            [sys.executable, "-m", "cloudstore_mapping", *arguments], capture_output=True, text=True, check=False
+        )
+    assert (run.returncode, run.stdout) == (3, "")
+    assert run.stderr == (
+        f"cloudstore: {target} can't be written to: 'key': The store's disk is full; free some space, then try again.\n"
+    )
 
 
 def test_a_backup_to_a_full_disk(tmp_path: Path) -> None:

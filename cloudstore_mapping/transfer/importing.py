@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from cloudstore_mapping.errors import (
     ChangedError,
     CloudStoreError,
     NoFileError,
+    UnavailableError,
     UnsupportedError,
 )
 from cloudstore_mapping.service.storage.places import MEMORY
@@ -176,13 +177,23 @@ class _Import:
                     else:
                         values[key] = value
                 done += len(batch) - len(values)
-                for _ in self._write(values, there):
-                    done += 1
-                    report(done)
+                with self._naming_target():
+                    for _ in self._write(values, there):
+                        done += 1
+                        report(done)
                 report(done)
         media, media_skipped = self._store_media(source.media())
         self._failures.check(self._written, "imported")
         return Imported(len(self._written), self._skipped, media, media_skipped)
+
+    @contextmanager
+    def _naming_target(self) -> Iterator[None]:
+        """Name the store that is written to where the error says no more than "the store": there are two."""
+        try:
+            yield
+        except UnavailableError as error:
+            error.message = f"{self._target.file or self._target.address or 'The target'} can't be written to: {error}"
+            raise
 
     def _envelopes(self) -> Envelopes:
         secrets = secrets_of(self._secret, self._target.file, makes=not self._dry_run)
@@ -228,9 +239,10 @@ class _Import:
                     if self._dry_run:
                         stored[content.name] = ""
                         continue
-                    stored[content.name] = self._target.upload(
-                        content.name, content.file, content.mimetype, only_new=not self._overwrite
-                    )
+                    with self._naming_target():
+                        stored[content.name] = self._target.upload(
+                            content.name, content.file, content.mimetype, only_new=not self._overwrite
+                        )
             except ChangedError:
                 skipped += 1
             except NoFileError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,6 +13,7 @@ from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.schemas import steps as schema_steps
 from cloudstore_mapping.service.storage.sqlite_place import is_of_new_file, journal_head
 from cloudstore_mapping.service.storage.sqlite_session import primary_code
+from cloudstore_mapping.service.storage.sqlite_space import disk_of
 from cloudstore_mapping.storefiles import APPLICATION_ID, SMALLEST, refuse_sidecar
 
 #: How often it is tried to switch a file to WAL while others switch it as well.
@@ -58,6 +60,21 @@ def _foreign(path: Path | None, kind: str) -> UnsupportedError:
 def damaged(path: Path) -> UnsupportedError:
     """Return the error for a file of ours that can't be read."""
     return UnsupportedError(f"{path} is damaged and was left as it is; restore a backup of it.")
+
+
+def not_opened(path: Path, error: sqlite3.Error) -> PermissionError:
+    """Return the error for a file that SQLite can't open: it writes beside one that is only read too."""
+    if not path.exists() or os.access(path.parent, os.W_OK | os.X_OK):
+        return PermissionError(f"{path} can't be opened ({error}); look at its permissions.")
+    if disk_of(str(path.parent)).read_only:
+        return PermissionError(
+            f"{path} can't be opened on a read-only file system, for SQLite writes beside it even to read. Copy it, "
+            "with its -wal file if there is one, to a folder that can be written to, and use the copy."
+        )
+    return PermissionError(
+        f"{path} can't be opened in a read-only folder, for SQLite writes beside it even to read. Look at the folder's "
+        "permissions."
+    )
 
 
 def migrate(connection: sqlite3.Connection, path: Path | None) -> None:

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage import health
 from cloudstore_mapping.service.storage.base import Storage, Transaction, check_open
-from cloudstore_mapping.service.storage.migrations import check_file, damaged, migrate
+from cloudstore_mapping.service.storage.migrations import check_file, damaged, migrate, not_opened
 from cloudstore_mapping.service.storage.sqlite_backup import back_up
 from cloudstore_mapping.service.storage.sqlite_place import check_place
 from cloudstore_mapping.service.storage.sqlite_session import Reading, SQLiteSession, primary_code, unavailable
@@ -149,8 +149,8 @@ def _open(path: Path | None) -> SQLiteSession:
         raise damaged(path or Path()) from error
     except sqlite3.Error as error:
         code = primary_code(error)
-        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
-            raise PermissionError(f"{path} can't be opened ({error}); look at its permissions.") from error
+        if path is not None and code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            raise not_opened(path, error) from error
         if path is not None and code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             raise damaged(path) from error
         raise unavailable(error) from error

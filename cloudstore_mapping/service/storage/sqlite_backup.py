@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
+from cloudstore_mapping.oserrors import naming
 from cloudstore_mapping.service.storage.checking import Findings, look
-from cloudstore_mapping.service.storage.migrations import check_file, damaged, schema_version
+from cloudstore_mapping.service.storage.migrations import check_file, damaged, not_opened, schema_version
 from cloudstore_mapping.service.storage.sqlite_place import refuse_leftovers
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession, primary_code, unavailable
+from cloudstore_mapping.service.storage.sqlite_space import FULL
 from cloudstore_mapping.storefiles import SIDECARS, refuse_sidecar, sync_folder
 
 #: Pages that are copied between two reports: 16 MiB.
 PAGES_AT_ONCE: Final = 4096
+
+_NO_FILE: Final = "No file can be made in {}; look at its permissions, or name another folder."
 
 T = TypeVar("T")
 
@@ -54,10 +58,26 @@ def _copy(source: sqlite3.Connection, draft: Path, report: Report, check: Callab
         sentence = "The copy is damaged and was not kept; run `cloudstore check` on the store, then try again."
         raise UnsupportedError(sentence) from error
     except sqlite3.Error as error:
-        if primary_code(error) == sqlite3.SQLITE_FULL:
-            sentence = f"The disk of {draft.parent} is full; free some space there, or name a file on another disk."
-            raise UnavailableError(sentence) from error
-        raise unavailable(error) from error
+        raise failed_copy(error, draft) from error
+
+
+def failed_copy(error: Exception, draft: Path) -> Exception:
+    """
+    Return what an error is called that ended a copy to the draft of a new file; the source was only read.
+
+    So what is full or can't be written to is the new file's disk or folder, which may be another than the store's.
+    """
+    cause = error if isinstance(error, sqlite3.Error) else error.__cause__
+    code = primary_code(cause) if isinstance(cause, sqlite3.Error) else sqlite3.SQLITE_OK
+    if code == sqlite3.SQLITE_FULL or str(error) == FULL:
+        return UnavailableError(
+            f"The disk of {draft.parent} is full; free some space there, or name a file on another disk."
+        )
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN) or isinstance(error, PermissionError):
+        return PermissionError(_NO_FILE.format(draft.parent))
+    if code == sqlite3.SQLITE_IOERR:
+        return UnavailableError(f"The disk of the store or of {draft.parent} failed; look at both, then try again.")
+    return unavailable(error) if isinstance(error, sqlite3.Error) else error
 
 
 def make_one_file(connection: sqlite3.Connection) -> None:
@@ -133,6 +153,8 @@ def verify(path: Path) -> int:
     except sqlite3.DatabaseError as error:
         if primary_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise damaged(path) from error
+        if primary_code(error) in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            raise not_opened(path, error) from error
         raise unavailable(error) from error
     if found != "ok" or broken is not None:
         raise damaged(path)
@@ -150,11 +172,11 @@ def drafted(path: Path) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent}; make it first.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"No file can be made in {path.parent}; look at its permissions, or name another folder.")
+        raise PermissionError(_NO_FILE.format(path.parent))
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         yield draft
-        with draft.open("rb+") as file:
+        with naming(path), draft.open("rb+") as file:
             os.fsync(file.fileno())
         try:
             os.link(draft, path)  # which never replaces a file that came meanwhile

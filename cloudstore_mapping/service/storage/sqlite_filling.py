@@ -6,11 +6,11 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.copying import Copied, Report, copy_store
 from cloudstore_mapping.service.storage.sql import SQLTransaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_backup import drafted, make_one_file, verify
-from cloudstore_mapping.service.storage.sqlite_session import unavailable
+from cloudstore_mapping.service.storage.sqlite_backup import drafted, failed_copy, make_one_file, verify
 
 
 def copy_to_file(source: SQLTransaction, path: Path, report: Report) -> dict[str, Copied]:
@@ -20,12 +20,12 @@ def copy_to_file(source: SQLTransaction, path: Path, report: Report) -> dict[str
     Raises `FileExistsError` where there is a file already.
     """
     with drafted(path) as draft:
-        with SQLiteStorage(draft) as storage:
-            copied = copy_store(source, storage, report)
         try:
+            with SQLiteStorage(draft) as storage:
+                copied = copy_store(source, storage, report)
             with closing(sqlite3.connect(draft)) as connection:
                 make_one_file(connection)
-        except sqlite3.Error as error:
-            raise unavailable(error) from error
+        except (sqlite3.Error, PermissionError, UnavailableError) as error:
+            raise failed_copy(error, draft) from error
         verify(draft)
     return copied
