@@ -211,3 +211,23 @@ def test_what_is_no_store(tmp_path: Path) -> None:
         assert refused.exit_code == 2
         assert "no CloudStore file" in refused.stderr
     assert other.read_text() == "notes" * 1000
+
+
+def test_a_damaged_backup(tmp_path: Path) -> None:
+    """A damaged backup is called one, and nothing is made of it."""
+    store, backup, new = tmp_path / "store.db", tmp_path / "backup.db", tmp_path / "new.db"
+    cm.open(store).close()
+    assert run("backup", str(backup), "--store", str(store)).exit_code == 0
+    backup.write_bytes(backup.read_bytes()[:-4096])
+    result = run("restore", str(backup), "--store", str(new))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (f"cloudstore: The backup {backup} is damaged and was not restored; restore another one.\n")
+    assert not new.exists()
+
+
+def test_no_store_to_keep_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no store, the option that names another is told."""
+    monkeypatch.chdir(tmp_path)
+    result = run("backup", "copy.db")
+    assert result.exit_code == 2
+    assert result.stderr.endswith("cloudstore-service.db; look at its name, or name another by --store.\n")

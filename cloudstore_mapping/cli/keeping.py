@@ -149,12 +149,12 @@ def _place(store: str | None) -> Place:
 
 
 def _existing(store: str | None) -> Place:
-    return _there(_place(store))
+    return _there(_place(store), "look at its name, or name another by --store")
 
 
-def _there(place: Place) -> Place:
+def _there(place: Place, remedy: str = "look at its name") -> Place:
     if not place.exists():
-        raise UsageError(f"There is no store {place}; look at its name.")
+        raise UsageError(f"There is no store {place}; {remedy}.")
     return place
 
 

@@ -99,7 +99,14 @@ def restore(path: Path, store: Path, report: Report) -> None:
     refuse_leftovers(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no backup {path}; look at its name.")
-    verify(path)
+    try:
+        verify(path)
+    except UnsupportedError as error:
+        if str(error) == str(damaged(path)):  # whose advice is to restore a backup
+            raise UnsupportedError(
+                f"The backup {path} is damaged and was not restored; restore another one."
+            ) from error
+        raise
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as source:
         source.execute("BEGIN")
         source.execute("SELECT 1 FROM sqlite_schema").fetchone()
