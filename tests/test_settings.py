@@ -189,10 +189,10 @@ def test_sizes(text: str, size: int) -> None:
 def test_settings_of_which_one_has_no_effect(
     given: dict[str, str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A setting that another leaves without effect is exit status 2 at the start, and one line that names both."""
+    """A setting that another leaves without effect is exit status 2 for any command, and one line that names both."""
     monkeypatch.chdir(tmp_path)
     environment = {variable(name): value for name, value in given.items()}
-    result = CliRunner().invoke(app, ["serve", "--port", "0"], env=environment)
+    result = CliRunner().invoke(app, ["account", "list"], env=environment)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert sentence in result.stderr
     assert list(tmp_path.iterdir()) == []
