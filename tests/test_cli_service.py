@@ -61,6 +61,8 @@ def test_a_store_that_no_key_opens(tmp_path: Path, workers: str) -> None:
     file = tmp_path / "shop's.db"
     with cm.open(file) as store:
         store["Apples"] = 8
+    with Service(SQLiteStorage(file)) as service:  # else the lines below would be waited for
+        assert _start(service, "http://127.0.0.1:8787/cloudstore", place_of(str(file))).closed == ("local",)
     with serving("--store", str(file), "--workers", workers) as process:
         answers, _, sentence, command = lines(process, 4)
         assert sentence == "No API key opens it yet. Make one for the account 'local', which has its data:"
