@@ -5,20 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import shutil
 import unicodedata
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final
 
 from cloudstore_mapping.client.secret import refuse_secret
+from cloudstore_mapping.drafts import Draft
 from cloudstore_mapping.storefiles import open_file, refuse_store, sync_folder
 
 #: Bytes that a file's name takes at most, and of these its ending: common file systems take 255 of the whole.
 LONGEST_NAME: Final = 200
 LONGEST_ENDING: Final = 20
+
+#: What a file is called that has no harmless name, and one whose name isn't known yet.
+UNNAMED: Final = "download"
 
 _SEPARATORS: Final = re.compile(r"[/\\]")
 _HIDING: Final = re.compile(r"\A[\s.]+")
@@ -33,13 +35,15 @@ class Saving:
     In a folder `path` is there once `name` said what the file is called. A device or a pipe is written to as it is.
     Raises `OSError` of what can't be written, among them `FileExistsError` without `overwrite`, and `UnsupportedError`
     for a store, which is never replaced.
+
+    Until then it is a `drafts.Draft`; the next one to the same place removes that of a process that was killed.
     """
 
     def __init__(self, to: str | os.PathLike[str], *, overwrite: bool) -> None:
         self.path = Path(to)
         self._folder = self.path if self.path.is_dir() else None
         self._overwrite = overwrite
-        self._partial: Path | None = None
+        self._draft: Draft | None = None
         if self._folder is None:
             self._check()
 
@@ -48,33 +52,40 @@ class Saving:
         if self._folder is not None:
             self.path = self._folder / harmless(name)
         self._check()
+        if self._folder is not None and self._draft is not None and os.name == "posix":  # Windows renames no open file
+            unnamed, self._draft = self._draft, Draft(self.path)
+            unnamed.path.rename(self._draft.path)
+            unnamed.close()
 
     def __enter__(self) -> IO[bytes]:
         if self._folder is not None:
-            self._file = self._new(self._folder)
+            self._file = self._new(self._folder / UNNAMED)
             return self._file
         # Of a link it is the file that is written; what lies in a folder under another's name is not followed.
         self._place = Path(os.path.realpath(self.path))
         is_special = self._place.exists() and not self._place.is_file()
-        self._file = open_file(self._place, "wb") if is_special else self._new(self._place.parent)
+        self._file = open_file(self._place, "wb") if is_special else self._new(self._place)
         return self._file
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with self._file:
-            if self._partial is None:
+            if self._draft is None:
                 return
             try:
                 if kind is None:
-                    self._put_in_place(self._partial)
+                    self._put_in_place(self._draft.path)
             finally:
-                with suppress(FileNotFoundError):
-                    self._partial.unlink()
+                self._draft.close()
 
-    def _new(self, folder: Path) -> IO[bytes]:
-        self._partial = folder / f".{secrets.token_hex(8)}.part"
-        return self._partial.open("xb")
+    def _new(self, target: Path) -> IO[bytes]:
+        self._draft = Draft(target)
+        try:
+            return self._draft.path.open("xb")
+        except BaseException:
+            self._draft.close()
+            raise
 
     def _put_in_place(self, partial: Path) -> None:
         self._file.flush()
@@ -102,7 +113,7 @@ def harmless(name: str) -> str:
     visible = "".join(char for char in base if unicodedata.category(char) not in _INVISIBLE)
     shown = Path(_HIDING.sub("", visible).rstrip())
     ending = _cut(shown.suffix, LONGEST_ENDING)
-    return (_cut(shown.stem, LONGEST_NAME - len(ending.encode())) + ending) or "download"
+    return (_cut(shown.stem, LONGEST_NAME - len(ending.encode())) + ending) or UNNAMED
 
 
 def _cut(text: str, size: int) -> str:

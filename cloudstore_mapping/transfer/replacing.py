@@ -7,11 +7,11 @@ import shutil
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
 
 from cloudstore_mapping.client.secret import place_of_secret
+from cloudstore_mapping.drafts import Draft
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.storefiles import sync_folder
 
@@ -29,11 +29,12 @@ class Replacement:
 
     def __init__(self, path: Path) -> None:
         self._path = path.resolve()  # of a link it is the file that is replaced
-        self._folder = TemporaryDirectory(prefix=f".{self._path.name}.", dir=self._path.parent)
-        self.draft = Path(self._folder.name) / self._path.name
+        self._folder = Draft(self._path)
+        self.draft = self._folder.path / self._path.name
         self.kept: Path | None = None
 
     def __enter__(self) -> Self:
+        self._folder.path.mkdir(0o700)
         self._before = self._stamp()
         secret = place_of_secret(self._path)
         if secret.exists():
@@ -43,7 +44,7 @@ class Replacement:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._folder:
+        with closing(self._folder):
             if kind is None:
                 self._put_in_place()
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
+from cloudstore_mapping.drafts import draft_of, remove_dead
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.oserrors import naming
 from cloudstore_mapping.service.storage.checking import Findings, look
@@ -17,7 +17,7 @@ from cloudstore_mapping.service.storage.migrations import check_file, damaged, n
 from cloudstore_mapping.service.storage.sqlite_place import refuse_leftovers
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession, primary_code, unavailable
 from cloudstore_mapping.service.storage.sqlite_space import FULL
-from cloudstore_mapping.storefiles import SIDECARS, refuse_sidecar, sync_folder
+from cloudstore_mapping.storefiles import refuse_sidecar, sync_folder
 
 #: Pages that are copied between two reports: 16 MiB.
 PAGES_AT_ONCE: Final = 4096
@@ -174,14 +174,14 @@ def verify(path: Path) -> int:
 def drafted(path: Path) -> Iterator[Path]:
     """Give the block the name of a file that becomes `path` if all goes well, on disk, and that is gone if not."""
     refuse_sidecar(path)
+    remove_dead(path)
     _refuse_existing(path)
     refuse_leftovers(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent}; make it first.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise PermissionError(_NO_FILE.format(path.parent))
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-    try:
+    with draft_of(path) as draft:
         yield draft
         with naming(path), draft.open("rb+") as file:
             os.fsync(file.fileno())
@@ -190,10 +190,6 @@ def drafted(path: Path) -> Iterator[Path]:
         except FileExistsError:
             _refuse_existing(path)
             raise
-    finally:
-        for end in ("", *SIDECARS):
-            with suppress(FileNotFoundError):
-                Path(f"{draft}{end}").unlink()
     sync_folder(path.parent)
 
 
