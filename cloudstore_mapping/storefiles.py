@@ -91,8 +91,10 @@ def refuse_sidecar(path: Path) -> None:
 
 
 def open_file(path: str | os.PathLike[str], mode: Literal["rb", "wb", "ab", "w+b"] = "rb") -> IO[bytes]:
-    """Open a file as Python does; `UnsupportedError` where it belongs to a store."""
+    """Open a file as Python does; `UnsupportedError` where it belongs to a store, or is to be read and has no end."""
     path = Path(path)
+    if mode == "rb":
+        refuse_special(path)
     if belongs_to_store(path):
         if mode != "rb":
             refuse_store(path)
@@ -101,6 +103,16 @@ def open_file(path: str | os.PathLike[str], mode: Literal["rb", "wb", "ab", "w+b
             "pack it (gzip) to use it as a file."
         )
     return path.open(mode)
+
+
+def refuse_special(path: Path) -> None:
+    """Raise `UnsupportedError` for a pipe, device or socket: reading one may wait, or bring bytes, without end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # opening it says the reason
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UnsupportedError(f"{path} is a pipe, device or socket and was not read; name a regular file.")
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dbm.dumb
 import json
 import os
+import socket
 import sqlite3
-import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -61,14 +61,14 @@ def test_what_is_no_file(tmp_path: Path) -> None:
             read_file(tmp_path / name)
 
 
-def test_a_pipe_is_read_once(tmp_path: Path) -> None:
-    """A pipe is opened, and nothing of it is lost to the question what it is."""
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    writer = threading.Thread(target=lambda: path.write_bytes(b"through"))
-    writer.start()
-    assert read_file(path) == b"through"
-    writer.join()
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    """A pipe, socket or device is refused unopened: it could wait, or bring bytes, without end."""
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(os.path.relpath(tmp_path / "socket"))
+        for path in (tmp_path / "pipe", tmp_path / "socket", Path("/dev/zero")):
+            with pytest.raises(UnsupportedError, match="is a pipe, device or socket and was not read"):
+                open_file(path)
 
 
 def test_a_store_is_known_by_any_name(store_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
