@@ -83,7 +83,7 @@ def test_a_full_disk_is_no_fault_of_a_key(tmp_path: Path, monkeypatch: pytest.Mo
         import_store(other, tmp_path / "out")
         assert other.copy() == {"a": 1}
         force("dbm.dumb", monkeypatch)
-        assert export_store(store, tmp_path / "out", format="dbm", overwrite=True).before == 1
+        assert export_store(store, tmp_path / "out", format="dbm", overwrite=True).keys == 1
 
 
 class Gone:
@@ -107,11 +107,11 @@ def test_a_pickle_that_can_t_be_loaded(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("format_", ["dbm", "shelve"])
 def test_the_command_says_so(format_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key that the format can't hold is a line on stderr, and the exit status is 1."""
+    """A key that the format can't hold is a line on stderr, stdout counts the others, and the exit status is 1."""
     force_faulty(monkeypatch)
     monkeypatch.chdir(tmp_path)
     with cm.open("store.db") as store:
         store.update({"a": 1, "lost": 2})
     result = CliRunner().invoke(app, ["export", "out", "--format", format_, "--at", "store.db", "--json"])
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout) == (1, '{"succeeded":1,"failed":1}\n')
     assert [json.loads(line)["key"] for line in result.stderr.splitlines()] == ["lost"]

@@ -40,7 +40,7 @@ def test_there_and_back(kind: Format, make_store: MakeStore, tmp_path: Path, mon
     store = make_store()
     store.update(VALUES)
     file = tmp_path / "exported"
-    assert export_store(store, file, format=kind) == (len(VALUES), 0, 0, 0, ())
+    assert export_store(store, file, format=kind) == (len(VALUES), 0, 0, 0, (), 0.0)
     store.clear()
     assert import_store(store, file, format=kind, trust=True) == (len(VALUES), 0, {}, 0)
     assert store.copy() == VALUES

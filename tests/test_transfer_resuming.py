@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,18 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.raw import RawStore
+from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.embedded import open_service
 from cloudstore_mapping.errors import TransportError, UnsupportedError
 from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.testing.clocks import FrozenClock
 from cloudstore_mapping.testing.faults import FaultyTransport, refused
 from cloudstore_mapping.transfer import export_store, import_store
 from cloudstore_mapping.transfer.journal import Journal
+from cloudstore_mapping.transfer.mediafolder import MediaDraft
 from cloudstore_mapping.web.serve import background
 from tests.storages import new_storage
+from tests.vendor import Vendor
 
 CONTENT = {f"key {number:04}": {"number": number} for number in range(3_500)}
 
@@ -45,7 +51,7 @@ def break_after(transport: FaultyTransport, requests: int) -> None:
 
 
 def test_an_export_goes_on(faulty: tuple[CloudStoreMapping[Any], FaultyTransport], tmp_path: Path) -> None:
-    """What was read before the connection broke is not read again, and the file is there only in the end."""
+    """The file is there only in the end; the values are read again where that is quick, for they may have changed."""
     store, transport = faulty
     file = tmp_path / "all.json"
     break_after(transport, 3)  # the listing, and two batches
@@ -54,8 +60,8 @@ def test_an_export_goes_on(faulty: tuple[CloudStoreMapping[Any], FaultyTransport
     assert not file.exists()
     assert (tmp_path / "all.json.part").exists()
     transport.break_with([])
-    assert export_store(store, file) == (3_500, 0, 2_000, 0, ())
-    assert len(transport.requests) == 3  # the listing, and the two batches that were left
+    assert export_store(store, file) == (3_500, 0, 0, 0, (), 0.0)
+    assert len(transport.requests) == 5  # the listing, and all four batches
     assert json.loads(file.read_text()) == CONTENT
     assert not (tmp_path / "all.json.part").exists()
 
@@ -201,7 +207,8 @@ def there_and_back(count: int, folder: Path) -> None:
             content["users/1"]["pictures"] = links
             store.update(content)
         file = str(folder / "all.jsonl")
-        for requests in (1, 2, batches - 1, 3, 4, 2, 3):  # in the listing, in the values, and in the media
+        # In the listing, in the values, and in the media.
+        for requests in (1, 2, batches - 1, batches + 2, batches + 4, 3, batches + 3):
             assert mortal(requests, "export", here, file) == -signal.SIGKILL
             assert not Path(file).exists()
         assert mortal(0, "export", here, file) == 0
@@ -255,5 +262,110 @@ def test_a_key_that_was_deleted_since(tmp_path: Path) -> None:
         store.update({"a": 1, "b": 2})
         with Journal(file, RawStore(store).identity) as journal:
             journal.add([("a", b"1"), ("gone", b"1")])
-        assert export_store(store, file).before == 1
+        assert export_store(store, file).keys == 2
     assert json.loads(file.read_text("utf-8")) == {"a": 1, "b": 2}
+
+
+def test_a_value_that_was_changed_since(tmp_path: Path) -> None:
+    """A resumed export holds no value that the store doesn't, and no key that was deleted, of ours."""
+    file = tmp_path / "all.json"
+    with cm.open("memory:") as store:
+        store.update({"a": "new", "b": 2})
+        with Journal(file, RawStore(store).identity) as journal:
+            journal.add([("a", b'"old"'), ("gone", b"1")])
+        assert export_store(store, file).before == 0
+    assert json.loads(file.read_text("utf-8")) == {"a": "new", "b": 2}
+
+
+@pytest.fixture
+def slow(vendor: Vendor) -> Any:
+    """Return a store at a service without versions, and the transport that can be told to fail."""
+    transport = FaultyTransport(HTTPTransport(vendor.address))
+    with CloudStoreMapping[Any](
+        vendor.api_key, vendor.address, transport=transport, retries=0, max_workers=1, clock=FrozenClock()
+    ) as store:
+        store.update({"a": 1, "b": 2, "c": 3})
+        transport.requests.clear()
+        yield store, transport
+
+
+def interrupted(slow: tuple[CloudStoreMapping[Any], FaultyTransport], file: Path) -> None:
+    """Begin an export, and end it after two of three values."""
+    store, transport = slow
+    break_after(transport, 3)  # the listing, and two values
+    with pytest.raises(TransportError):
+        export_store(store, file)
+    transport.break_with([])
+    transport.requests.clear()
+
+
+def test_a_slow_service_is_resumed(
+    slow: tuple[CloudStoreMapping[Any], FaultyTransport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values of a service without versions aren't read again within the hour, and it is told how old they are."""
+    store, transport = slow
+    interrupted(slow, tmp_path / "all.json")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 600)
+    done = export_store(store, tmp_path / "all.json")
+    assert (done.keys, done.before) == (3, 2)
+    assert 600 <= done.before_age < 660
+    assert len(transport.requests) == 2
+    assert json.loads((tmp_path / "all.json").read_text()) == {"a": 1, "b": 2, "c": 3}
+
+
+@pytest.mark.parametrize("line", [0, 1, 2])
+def test_a_journal_that_was_changed(
+    line: int, slow: tuple[CloudStoreMapping[Any], FaultyTransport], tmp_path: Path
+) -> None:
+    """A line of the journal that isn't what was written, or stands behind another head, ends the reuse there."""
+    store, _ = slow
+    interrupted(slow, tmp_path / "all.json")
+    part = tmp_path / "all.json.part"
+    lines = part.read_text().splitlines(keepends=True)
+    lines[line] = lines[line].replace('"begun_at":1', '"begun_at": 1').replace('"value":', '"value":9')
+    part.write_text("".join(lines))
+    assert export_store(store, tmp_path / "all.json").before == max(0, line - 1)
+    assert json.loads((tmp_path / "all.json").read_text()) == {"a": 1, "b": 2, "c": 3}
+
+
+def test_a_changed_journal_still_says_that_files_are_replaced(tmp_path: Path) -> None:
+    """Whatever of a journal doesn't fit, files that are only partly replaced stay known as that."""
+    leave_a_journal(cm.open("memory:"), tmp_path / "all.json")
+    part = tmp_path / "all.json.part"
+    part.write_text(part.read_text().replace('"old"', '"odd"'))
+    identity = json.loads(part.read_text().splitlines()[0])["unfinished_export_of"]
+    for _ in range(2):
+        with Journal(tmp_path / "all.json", identity) as journal:
+            assert (journal.is_replacing, journal.keys) == (True, set())
+
+
+@pytest.mark.parametrize("what", ["replaced", "deleted", "damaged", "kept"])
+def test_media_files_of_an_interrupted_export(what: str, tmp_path: Path) -> None:
+    """A media file is not got again if the store still has it, and not exported if not."""
+    with cm.open(tmp_path / "s.db") as store:
+        urls = {name: store.upload(name.encode(), name).url for name in ("one", "two", "three")}
+        store["a"] = 1
+        draft = MediaDraft(tmp_path / "all.json")
+        for url in (urls["one"], urls["two"]):
+            draft.add(url, RawStore(store).fetch)
+        folder = tmp_path / "all.json.media.part"
+        before = {file.name: file.stat().st_ino for file in folder.iterdir()}
+        expected = {name: name.encode() for name in urls}
+        if what == "replaced":
+            store.upload(b"other", "one")
+            expected["one"] = b"other"
+        elif what == "damaged":
+            (folder / "000000-one").write_bytes(b"odd")
+        elif what == "deleted":
+            with closing(sqlite3.connect(tmp_path / "s.db")) as connection, connection:
+                connection.execute("DELETE FROM media WHERE name = 'one'")
+            del expected["one"]
+        assert export_store(store, tmp_path / "all.json").media == len(expected)
+    folder = tmp_path / "all.json.media"
+    after = {file.name: file.stat().st_ino for file in folder.iterdir()}
+    assert after["000001-two"] == before["000001-two"]
+    assert (after.get("000000-one") == before["000000-one"]) == (what == "kept")
+    with cm.open("memory:") as other:
+        import_store(other, tmp_path / "all.json")
+        assert {found.name: other.download(found) for found in other.media_files()} == expected

@@ -157,7 +157,7 @@ def test_a_pipe_that_can_t_be_imported(options: list[str], given: bytes, said: s
         ("absent.db", ["--format", "store"], "'absent.db' can't be used: No such file"),
         ("text.json.part", ["--format", "jsonl"], "Line 1 of text.json.part is no"),
         ("media.json", [], "media.json.media has no index.jsonl, so nobody knows what is in it"),
-        ("/dev/null", ["--format", "jsonl"], "/dev/null brought nothing"),
+        ("/dev/null", ["--format", "jsonl"], "/dev/null is a pipe, device or socket and was not read"),
     ],
 )
 def test_what_can_t_be_imported_makes_nothing(source: str, options: list[str], said: str, folder: Path) -> None:

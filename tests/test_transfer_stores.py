@@ -98,12 +98,12 @@ def test_export_to_a_location(url: str, tmp_path: Path) -> None:
     with cm.open(tmp_path / "store.db") as store:
         store.update(CONTENT)
         store.upload(b"data", "one.png")
-        assert export_store(store, url) == (3, 1, 0, 0, ())
-        assert export_store(store, url) == (0, 0, 0, 3, ())
-        assert export_store(store, f"sqlite:///{tmp_path / 'other.db'}") == (3, 1, 0, 0, ())
+        assert export_store(store, url) == (3, 1, 0, 0, (), 0.0)
+        assert export_store(store, url) == (0, 0, 0, 3, (), 0.0)
+        assert export_store(store, f"sqlite:///{tmp_path / 'other.db'}") == (3, 1, 0, 0, (), 0.0)
         store["e"] = 5
-        assert export_store(store, tmp_path / "other.db", dry_run=True) == (1, 1, 0, 3, ())
-        assert export_store(store, tmp_path / "other.db") == (1, 0, 0, 3, ())
+        assert export_store(store, tmp_path / "other.db", dry_run=True) == (1, 1, 0, 3, (), 0.0)
+        assert export_store(store, tmp_path / "other.db") == (1, 0, 0, 3, (), 0.0)
     for location in (url, tmp_path / "other.db"):
         with cm.open(location) as other:
             assert {key: other[key] for key in CONTENT} == CONTENT
@@ -167,7 +167,7 @@ def test_media_files_of_a_service(url: str, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedError, match="doesn't list media files"):
             store.media_files()
         assert export_store(store, tmp_path / "dry.json", dry_run=True).media is None
-        assert export_store(store, tmp_path / "all.json") == (2, 1, 0, 0, (gone,))
+        assert export_store(store, tmp_path / "all.json") == (2, 1, 0, 0, (gone,), 0.0)
         assert unknown.url not in (tmp_path / "all.json.media" / "index.jsonl").read_text()
         with cm.open("memory:") as other:
             with pytest.raises(BulkError, match="leads nowhere"):

@@ -9,7 +9,7 @@ import typer
 
 from cloudstore_mapping.cli.asking import asked
 from cloudstore_mapping.cli.frame import report, status_of
-from cloudstore_mapping.cli.output import show_json, show_keys, show_value
+from cloudstore_mapping.cli.output import show, show_json, show_keys, show_value
 from cloudstore_mapping.cli.places import open_store
 from cloudstore_mapping.cli.values import read
 from cloudstore_mapping.errors import CloudStoreError
@@ -120,6 +120,8 @@ def rm(
                 report(error, as_json=as_json)
                 statuses.append(status_of(error))
     if statuses:
+        if len(keys) > 1 and not as_json:
+            show(f"Deleted {len(keys) - len(statuses):,} of {len(keys):,} keys; {len(statuses):,} failed.")
         raise typer.Exit(max(statuses))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -71,7 +72,10 @@ def import_(
 
     secret = asked(password)
     stream = stdin() if file in STDIN else None
-    with _failing(file, as_json), source_at(file, format_, trust=trust, stream=stream) as source:
+    with (
+        _failing(file, "Would import" if dry_run else "Imported", as_json),
+        source_at(file, format_, trust=trust, stream=stream) as source,
+    ):
         opens = partial(open_store, password=secret, insecure=insecure, makes=True)
         done, kept = import_at(at, source, opens, overwrite=overwrite, dry_run=dry_run, progress=True)
     if as_json:
@@ -98,13 +102,15 @@ def export(
     """
     Write all keys of a store into a file, and its media files into the folder FILE.media.
 
-    FILE is there once it is whole. An export that was interrupted goes on when it is begun again, with what is in
-    FILE.part. A service lists no media files: of one, those are taken whose addresses stand in the values. Each key
-    that can't be read, or that the format can't hold, is a line on stderr, and the others go on; the exit status is 1.
+    FILE is there once it is whole. An export that was interrupted is begun again by the same command, which takes over
+    what can't have changed. A service lists no media files: of one, those are taken whose addresses stand in the
+    values. Each key that can't be read, or that the format can't hold, is a line on stderr, and the others go on; the
+    exit status is 1.
     """
     from cloudstore_mapping.transfer import export_store
 
-    with open_store(at, password=asked(password), insecure=insecure) as store, _failing(file, as_json):
+    failing = _failing(file, "Would export" if dry_run else "Exported", as_json)
+    with open_store(at, password=asked(password), insecure=insecure) as store, failing:
         done = export_store(store, file, format=format_, overwrite=overwrite, dry_run=dry_run, progress=True)
     if as_json:
         show_json({"dry_run": dry_run, **done._asdict()})
@@ -113,7 +119,10 @@ def export(
     media = "what media files their values name" if done.media is None else _media(done.media)
     show(f"{verb} {_keys(done.keys)} and {media}.")
     if done.before:
-        show(f"{_keys(done.before)} of these had been read by an export that was interrupted.")
+        show(
+            f"{_keys(done.before)} of these had been read up to {_minutes(done.before_age)} ago, by an export that was "
+            "interrupted; what changed since is not in the file."
+        )
     if done.skipped:
         show(_left(done.skipped, "", dry_run))
     for address in done.missing:
@@ -121,17 +130,35 @@ def export(
 
 
 @contextmanager
-def _failing(file: str, as_json: bool) -> Iterator[None]:
+def _failing(file: str, verb: str, as_json: bool) -> Iterator[None]:
     """Print what went wrong with single keys, and turn what is wrong with the file into `UsageError`."""
     try:
-        yield
+        with _as_usage(file):
+            yield
     except BulkError as error:
+        if as_json:
+            show_json({"succeeded": len(error.succeeded), "failed": len(error.failed)})
+        else:
+            show(f"{verb} {_keys(len(error.succeeded))}; {len(error.failed):,} failed.")
         failures = [failure for failure in error.failed.values() if isinstance(failure, CloudStoreError)]
         for failure in failures:
             report(failure, as_json=as_json)
-        for note in getattr(error, "__notes__", ()):
-            report(UsageError(note), as_json=as_json)
+        _report_notes(error, as_json)
         raise typer.Exit(max(map(status_of, failures))) from error
+    except (CloudStoreError, UsageError) as error:
+        _report_notes(error.__cause__ or error, as_json)
+        raise
+
+
+def _report_notes(error: BaseException, as_json: bool) -> None:
+    for note in getattr(error, "__notes__", ()):
+        report(UsageError(note), as_json=as_json)
+
+
+@contextmanager
+def _as_usage(file: str) -> Iterator[None]:
+    try:
+        yield
     except CloudStoreError as error:
         if isinstance(error, ValueError):
             raise UsageError(_as_options(str(error))) from error
@@ -153,6 +180,11 @@ def _as_options(sentence: str) -> str:
 def _left(keys: int, media: str, dry_run: bool) -> str:
     left = "would be" if dry_run else "were"
     return f"{_keys(keys)}{media} {left} left as they are there; --overwrite replaces what differs."
+
+
+def _minutes(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} minute{'' if minutes == 1 else 's'}"
 
 
 def _keys(count: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -48,6 +49,11 @@ class RawStore:
     def address(self) -> str:
         """What the addresses of its media files begin with, empty for an embedded store."""
         return self._store._address
+
+    @property
+    def has_versions(self) -> bool:
+        """Whether the service has said that it gives versions: all of ours do, and the vendor's doesn't."""
+        return self._store._files.supports("version")
 
     @property
     def takes_batches(self) -> bool:
@@ -101,6 +107,14 @@ class RawStore:
         """
         facts = self._store._client.upload(name, data, mimetype, self._store._media_password, only_new=only_new)
         return self._store._described(facts).url
+
+    def is_still(self, address: str, digest: str, size: int) -> bool:
+        """Return whether the media file at an address has this SHA-256, of which a service with versions is asked."""
+        if not self.has_versions:
+            return True
+        tag = f'"{digest}"' if self.address else digest
+        with closing(self._store._client.fetch(self._store._link(address), max(0, size - 1), tag)) as fetched:
+            return fetched.tag == tag
 
     def fetch(self, address: str, file: IO[bytes]) -> Fetched:
         """Write a media file's bytes to an open one, and return what was told of it."""

@@ -53,6 +53,9 @@ class Failures:
             raise error
         self._failed.setdefault(key, error)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._failed
+
     def check(self, succeeded: Iterable[str], what: str) -> None:
         """Raise `BulkError` where anything went wrong."""
         if self._failed:

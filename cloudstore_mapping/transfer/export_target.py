@@ -50,11 +50,18 @@ _DIRECTORY: Final = ".dir"
 _PIECE: Final = 2**18
 
 
-class Record(msgspec.Struct):
-    """The SHA-256 of each of a dbm export's files by its name, and of those that they are replacing."""
+class Record(msgspec.Struct, omit_defaults=True):
+    """
+    The SHA-256 of each of a dbm export's files by its name, and of those that they are replacing.
+
+    `keys` and `media` are how many keys a dbm has, and the folder of media files beside it or JSON: an import misses
+    what is lost later. Earlier versions didn't write them.
+    """
 
     exported: dict[str, str]
     replaced: dict[str, str] = {}
+    keys: int | None = None
+    media: int | None = None
 
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -116,13 +123,13 @@ class ExportTarget:
         finally:
             self._clear_draft()
 
-    def replace(self, journal: Journal, media: MediaDraft, *, overwrite: bool) -> None:
+    def replace(self, journal: Journal, media: MediaDraft, keys: int, *, overwrite: bool) -> None:
         """
         Put the drafted files in their place, with the media files, and remove those of the earlier export.
 
         The journal says so before the first step, and is removed after the last: until then an import refuses the
         files, and the next export makes all of them anew. Of a dbm that consists of several files, the one without
-        which `dbm` finds none of them is removed first and comes last.
+        which `dbm` finds none of them is removed first and comes last. `keys` is how many keys are in the files.
         """
         names = {file.name for file in self._names()}
         new = [file for file in self._draft.iterdir() if file.name in names]
@@ -149,7 +156,9 @@ class ExportTarget:
             if file.name not in [made.name for made in new]:
                 file.unlink()
         if self._is_dbm:
-            self._write_record(Record(digests))
+            self._write_record(Record(digests, keys=keys, media=len(media)))
+        elif len(media):  # how many keys there are, JSON shows itself
+            self._write_record(Record({}, media=len(media)))
         else:
             self._record.unlink(missing_ok=True)
         sync_folder(self.path.parent)
@@ -163,14 +172,7 @@ class ExportTarget:
 
     def _recorded(self) -> Record | None:
         """Return the record beside the target, None for none, and for a file that is none."""
-        if not _is_regular(self._record) or application_id(self._record) is not None:
-            return None
-        try:
-            record = _read_record(read_file(self._record))
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return None
-        names = {f"{self.path.name}{end}" for end in PARTS}
-        return record if names.issuperset(record.exported | record.replaced) else None
+        return _record_of(self.path)
 
     def _write_record(self, record: Record) -> None:
         draft = self._draft / self._record.name
@@ -213,6 +215,23 @@ def check_complete(path: Path) -> None:
             raise UnsupportedError(
                 f"The export that made {path} was interrupted while it replaced an earlier one; run it again first."
             )
+
+
+def record_of(path: Path) -> Record:
+    """Return the record of the export at `path`, an empty one where there is none."""
+    return _record_of(path) or _record_of(Path(os.path.realpath(path))) or Record({})
+
+
+def _record_of(path: Path) -> Record | None:
+    file = path.with_name(path.name + RECORD)
+    if not _is_regular(file) or application_id(file) is not None:
+        return None
+    try:
+        record = _read_record(read_file(file))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    names = {f"{path.name}{end}" for end in PARTS}
+    return record if names.issuperset(record.exported | record.replaced) else None
 
 
 def _foreign(path: Path) -> UnsupportedError:

@@ -22,7 +22,7 @@ from cloudstore_mapping.transfer.importing import import_store
 from cloudstore_mapping.transfer.journal import Journal
 from cloudstore_mapping.transfer.jsonfiles import write_lines, write_object
 from cloudstore_mapping.transfer.links import Links
-from cloudstore_mapping.transfer.mediafolder import MediaDraft
+from cloudstore_mapping.transfer.mediafolder import MediaDraft, MediaItem
 
 if TYPE_CHECKING:
     from cloudstore_mapping.client.mapping import CloudStoreMapping
@@ -33,8 +33,9 @@ class Exported(NamedTuple):
     What an export brought: keys and media files.
 
     `media` is None where that can't be told without reading the values, in a dry run on a service. `before` counts
-    those of the keys that an earlier export had read which was interrupted, `skipped` the keys that another store had
-    already. `missing` are addresses of media files that stand in values and lead nowhere.
+    those of the keys that an interrupted export had read from a service without versions, `before_age` is the seconds
+    since that export began. `skipped` are the keys that another store had already. `missing` are addresses of media
+    files that stand in values and lead nowhere.
     """
 
     keys: int
@@ -42,6 +43,7 @@ class Exported(NamedTuple):
     before: int = 0
     skipped: int = 0
     missing: Sequence[str] = ()
+    before_age: float = 0.0
 
 
 def export_store(
@@ -57,9 +59,11 @@ def export_store(
     """
     Write all keys and values of a store into a file, and its media files into a folder beside it.
 
-    What was read is kept in ``….part`` until the file is whole, so that an export which was interrupted goes on where
-    it stood when it is begun again. It is not of one moment where others write meanwhile. Media files are those of an
-    embedded store; of a service, which lists none, those whose addresses stand in the values.
+    What was read is kept in ``….part`` until the file is whole. Begun again after an interruption, an export reads all
+    values anew, for they may have changed, and keeps the media files whose checksums are still those of the store. A
+    service without versions takes seconds a key: of one, the values that were read within the last hour are kept too.
+    An export is not of one moment where others write meanwhile. Media files are those of an embedded store; of a
+    service, which lists none, those whose addresses stand in the values.
 
     Only files that an earlier export made are replaced, and all of them or none: an empty file; one that is laid out
     as an export is, as JSON or JSON Lines; the files of a dbm as the record ``….exported`` beside them knows them, by
@@ -132,11 +136,13 @@ class _Export:
             media = MediaDraft(self._path)
             missing = self._read_media(media, self._media_links(journal.entries()))
             with self._target.drafted() as draft:
-                self._write(draft, journal.entries())
-                self._target.replace(journal, media, overwrite=overwrite)
+                self._write(draft, journal.entries(), len(journal.keys))
+                keys = sum(key not in self._failures for key in journal.keys)
+                self._target.replace(journal, media, keys, overwrite=overwrite)
             journal.remove()
             self._failures.check(journal.keys, "exported")
-            return Exported(len(journal.keys), len(media), journal.before, missing=tuple(missing))
+            age = journal.age if journal.before else 0.0
+            return Exported(len(journal.keys), len(media), journal.before, missing=tuple(missing), before_age=age)
 
     def _journal(self) -> Journal:
         journal = Journal(self._target.path, self._store.identity)
@@ -146,6 +152,8 @@ class _Export:
 
     def _read(self, journal: Journal) -> None:
         keys = self._store.keys()
+        if journal.keys and self._store.has_versions:  # reading all again is quick, and misses no change
+            journal.begin_anew()
         journal.drop_others(keys)
         left = [key for key in keys if key not in journal.keys]
         done = len(keys) - len(left)
@@ -175,6 +183,8 @@ class _Export:
 
     def _read_media(self, draft: MediaDraft, links: list[str]) -> list[str]:
         missing: list[str] = []
+        wanted = set(links)
+        draft.keep(lambda item: item.link in wanted and self._is_still(item))
         for link in links:
             if link not in draft:
                 try:
@@ -183,10 +193,19 @@ class _Export:
                     missing.append(link)
         return missing
 
-    def _write(self, draft: Path, entries: Iterator[tuple[str, bytes]]) -> None:
+    def _is_still(self, item: MediaItem) -> bool:
+        try:
+            return self._store.is_still(item.link, item.sha256, item.size)
+        except NoFileError:
+            return False
+
+    def _write(self, draft: Path, entries: Iterator[tuple[str, bytes]], count: int) -> None:
         if self._kind in ("json", "jsonl"):
             with draft.open("xb") as file:
-                (write_object if self._kind == "json" else write_lines)(file, entries)
+                if self._kind == "json":
+                    write_object(file, entries)
+                else:
+                    write_lines(file, entries, count)
             return
         pairs = self._pickled(entries) if self._kind == "shelve" else entries
         for error in dbmfiles.write(draft, pairs):

@@ -131,12 +131,15 @@ def import_at(
         elif replaces and file is not None:
             replacement = stack.enter_context(Replacement(file))
             location = str(replacement.draft)
+        is_new = file is not None and replacement is None and not file.exists()
         store = stack.enter_context(open_store(location))
         importing = _Import(RawStore(store), overwrite=overwrite, dry_run=dry_run, secret=secret)
         try:
             done = importing.run(source, progress)
-        except BulkError as error:
-            if replacement is not None:
+        except (CloudStoreError, OSError, ValueError) as error:
+            if is_new and not dry_run and not RawStore(store).keys():
+                error.add_note(f"So the new store {file} is empty; import again, or delete it.")
+            if replacement is not None and isinstance(error, BulkError):
                 error.add_note(f"So there is no store {file} yet; mend these keys, or name another store.")
             raise
     return done, None if replacement is None else replacement.kept
@@ -183,6 +186,8 @@ class _Import:
                         report(done)
                 report(done)
         media, media_skipped = self._store_media(source.media())
+        for fault in source.faults():
+            self._failures.add(str(fault.key), fault)
         self._failures.check(self._written, "imported")
         return Imported(len(self._written), self._skipped, media, media_skipped)
 

@@ -21,7 +21,7 @@ PIECE: Final = 2**16
 #: Characters of the longest value that is looked for an end of.
 LONGEST: Final = 2**30
 
-_encode: Final = msgspec.json.Encoder().encode
+encode_key: Final = msgspec.json.Encoder().encode
 
 
 class Line(msgspec.Struct):
@@ -31,13 +31,24 @@ class Line(msgspec.Struct):
     value: Raw
 
 
-_read_line: Final = msgspec.json.Decoder(Line).decode
+class _Counted(Line):
+    """The first line of an export also says how many keys the export has: lines that are lost later are missed."""
+
+    exported_keys: int = 0
+
+
+_read_line: Final = msgspec.json.Decoder(_Counted).decode
 _read_named: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 _LINE_START: Final = b'{"key":'
 
 
 def read_lines(path: Path, called: str) -> Iterator[Entry]:
-    """Yield what the lines hold; `BadValueError` for one that isn't ``{"key": …, "value": …}``."""
+    """
+    Yield what the lines hold; `BadValueError` for one that isn't ``{"key": …, "value": …}``, or where some are lost.
+
+    Exports that were put behind one another announce the sum of their keys.
+    """
+    announced = read = 0
     with open_file(path) as file:
         for number, line in enumerate(file, 1):
             text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
@@ -50,7 +61,14 @@ def read_lines(path: Path, called: str) -> Iterator[Entry]:
                     f'Line {number} of {called} is no {{"key": …, "value": …}}: {fault_of(text, error)}; mend it, and '
                     "import again."
                 ) from error
+            announced += found.exported_keys
+            read += 1
             yield checked(found.key, bytes(found.value))
+    if read < announced:
+        raise BadValueError(
+            f"{called} has {read:,} of the {announced:,} keys that were exported; get the file again, or take "
+            '"exported_keys" out of its first line if you took the others away.'
+        )
 
 
 def is_line(text: bytes) -> bool:
@@ -62,15 +80,16 @@ def is_line(text: bytes) -> bool:
     return True
 
 
-def write_lines(file: IO[bytes], entries: Iterable[tuple[str, bytes]]) -> None:
-    """Write a line for each entry."""
+def write_lines(file: IO[bytes], entries: Iterable[tuple[str, bytes]], count: int) -> None:
+    """Write a line for each of so many entries; the first one says how many there are."""
     for key, value in entries:
-        file.write(line_of(key, value))
+        file.write(_line_of(key, value, count))
+        count = 0
 
 
-def line_of(key: str, value: bytes) -> bytes:
-    """Return an entry's line; the value has no line ends."""
-    return b'{"key":%b,"value":%b}\n' % (_encode(key), value)
+def _line_of(key: str, value: bytes, count: int) -> bytes:
+    keys = b',"exported_keys":%d' % count if count else b""
+    return b'{"key":%b,"value":%b%b}\n' % (encode_key(key), value, keys)
 
 
 def read_object(path: Path, called: str) -> Iterator[Entry]:
@@ -101,7 +120,7 @@ def write_object(file: IO[bytes], entries: Iterable[tuple[str, bytes]]) -> None:
     """Write one object, a line a key."""
     start = b"{\n"
     for key, value in entries:
-        file.write(b"%b%b: %b" % (start, _encode(key), value))
+        file.write(b"%b%b: %b" % (start, encode_key(key), value))
         start = b",\n"
     file.write(b"{}\n" if start == b"{\n" else b"\n}\n")
 
@@ -121,7 +140,7 @@ def _is_line(line: bytes) -> bool:
         found = _read_line(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
-    return line == line_of(found.key, bytes(found.value))
+    return line == _line_of(found.key, bytes(found.value), found.exported_keys)
 
 
 def _is_object(lines: Iterator[bytes]) -> bool:
@@ -136,7 +155,7 @@ def _is_object(lines: Iterator[bytes]) -> bool:
             found = _read_named(b"{%b}" % text)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return False
-        if text != b", ".join(b"%b: %b" % (_encode(name), bytes(value)) for name, value in found.items()):
+        if text != b", ".join(b"%b: %b" % (encode_key(name), bytes(value)) for name, value in found.items()):
             return False
     return False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final, Protocol
@@ -13,7 +13,7 @@ import msgspec
 
 from cloudstore_mapping.client.fetching import Fetched
 from cloudstore_mapping.client.saving import harmless
-from cloudstore_mapping.errors import BadValueError
+from cloudstore_mapping.errors import BadValueError, UnsupportedError
 from cloudstore_mapping.storefiles import open_file, read_file, sync_folder
 from cloudstore_mapping.transfer.journal import END
 
@@ -66,7 +66,7 @@ def is_exported(folder: Path, *, unfinished: bool) -> bool:
     items = _items(folder)
     others = {file.name for file in folder.iterdir()} - {INDEX, *(item.file for item in items)}
     if unfinished:
-        number = f"{len(items):06}"
+        number = _next_number(items)
         return all(name.startswith((f"{number}-", f"{number}{END}")) for name in others) and _is_cut_off(folder)
     return not others and len(items) == _lines(folder)
 
@@ -84,6 +84,7 @@ class MediaDraft:
         self._place = folder_of(export)
         self._folder = self._place.with_name(self._place.name + END)
         self._items = {item.link: item for item in _items(self._folder)}
+        self._number = _next_number(self._items.values())
         whole, end, rest = _index(self._folder).rpartition(b"\n")
         if rest:  # a line was cut off
             os.truncate(self._folder / INDEX, len(whole + end))
@@ -97,7 +98,7 @@ class MediaDraft:
     def add(self, link: str, fetch: Fetch) -> None:
         """Get the media file at a link; raises what `fetch` raises, and then there is nothing of it."""
         self._folder.mkdir(exist_ok=True)
-        draft = self._folder / f"{len(self._items):06}{END}"
+        draft = self._folder / f"{self._number}{END}"
         try:
             with open_file(draft, "w+b") as file:
                 told = fetch(link, file)
@@ -105,7 +106,7 @@ class MediaDraft:
                 os.fsync(file.fileno())
                 digest, size = _digest(file)
             name = told.name or link.rpartition("/")[2]
-            item = MediaItem(f"{len(self._items):06}-{harmless(name)}", link, name, told.mimetype, size, digest)
+            item = MediaItem(f"{self._number}-{harmless(name)}", link, name, told.mimetype, size, digest)
             draft.replace(self._folder / item.file)
         finally:
             draft.unlink(missing_ok=True)
@@ -114,6 +115,31 @@ class MediaDraft:
             index.flush()
             os.fsync(index.fileno())
         self._items[link] = item
+        self._number = _next_number(self._items.values())
+
+    def keep(self, is_right: Callable[[MediaItem], bool]) -> None:
+        """Remove all media files that are not what the index says, and those that `is_right` says no to."""
+        wrong = [item for item in self._items.values() if not (self._is_whole(item) and is_right(item))]
+        if not wrong:
+            return
+        for item in wrong:
+            del self._items[item.link]
+        draft = self._folder / f"{self._number}{END}"
+        with open_file(draft, "wb") as file:
+            file.writelines(_encode(item) + b"\n" for item in self._items.values())
+            file.flush()
+            os.fsync(file.fileno())
+        for item in wrong:  # before they leave the index: what no index names is a stranger's
+            (self._folder / item.file).unlink(missing_ok=True)
+        draft.replace(self._folder / INDEX)
+        self._number = _next_number(self._items.values())
+
+    def _is_whole(self, item: MediaItem) -> bool:
+        try:
+            with open_file(self._folder / item.file) as file:
+                return _digest(file) == (item.sha256, item.size)
+        except OSError:
+            return False
 
     def finish(self) -> None:
         """Put the folder in its place, and take away one that an export before this left there."""
@@ -146,8 +172,9 @@ def opened(export: Path, item: MediaItem) -> Iterator[IO[bytes]]:
     path = folder_of(export) / Path(item.file).name  # an index from elsewhere may name anything
     try:
         file = open_file(path)
-    except OSError as error:
-        raise BadValueError(f"{path} can't be read: {error.strerror}; get it again.", key=item.name) from error
+    except (OSError, UnsupportedError) as error:
+        why = getattr(error, "strerror", None) or "it is no regular file"
+        raise BadValueError(f"{path} can't be read: {why}; get it again.", key=item.name) from error
     with file:
         if _digest(file) != (item.sha256, item.size):
             raise BadValueError(f"{path} is not what the index beside it says; get it again.", key=item.name)
@@ -166,6 +193,32 @@ def items_of(export: Path) -> list[MediaItem]:
     if len(items) != _lines(folder):
         raise BadValueError(f"Line {len(items) + 1} of {folder / INDEX} can't be read; mend it, and import again.")
     return items
+
+
+def faults_of(export: Path, items: Sequence[MediaItem], exported: int | None) -> Iterator[BadValueError]:
+    """Yield what doesn't fit: fewer media files than were `exported`, where that is known, and files of no index."""
+    folder = folder_of(export)
+    if exported is not None and len(items) < exported:
+        yield BadValueError(
+            f"{folder} has {len(items):,} of the {exported:,} media files that were exported; get it again, or remove "
+            f"{export}.exported if you took the others away.",
+            key=folder.name,
+        )
+    elif folder.is_dir() and not items:
+        yield BadValueError(f"{folder / INDEX} names no media file; get it again.", key=folder.name)
+    named = {INDEX, *(Path(item.file).name for item in items)}
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if file.name not in named:
+            yield BadValueError(
+                f"{file} is not in the {INDEX} beside it and was not imported; get that again, or move the file away.",
+                key=file.name,
+            )
+
+
+def _next_number(items: Iterable[MediaItem]) -> str:
+    """Return what the name of the next file begins with: six digits that count on."""
+    numbers = [int(item.file[:6]) for item in items if item.file[:6].isdecimal()]
+    return f"{max(numbers, default=-1) + 1:06}"
 
 
 def _lines(folder: Path) -> int:

@@ -20,11 +20,11 @@ from cloudstore_mapping.errors import BadValueError, UnsupportedError
 from cloudstore_mapping.oserrors import naming
 from cloudstore_mapping.transfer.dbmfiles import length, read_dbm, read_shelf
 from cloudstore_mapping.transfer.entries import Entry, entries_of
-from cloudstore_mapping.transfer.export_target import check_complete
+from cloudstore_mapping.transfer.export_target import RECORD, check_complete, record_of
 from cloudstore_mapping.transfer.formats import Format, format_of_source, format_of_stream
 from cloudstore_mapping.transfer.jsonfiles import read_lines, read_object
 from cloudstore_mapping.transfer.links import Links
-from cloudstore_mapping.transfer.mediafolder import MediaItem, items_of, opened
+from cloudstore_mapping.transfer.mediafolder import MediaItem, faults_of, items_of, opened
 
 if TYPE_CHECKING:
     from cloudstore_mapping.client.mapping import CloudStoreMapping
@@ -63,6 +63,10 @@ class Source(ABC):
     @abstractmethod
     def media(self) -> list[tuple[str, Opens]]:
         """Return the media files, after the entries, each with what to call it until it is open."""
+
+    def faults(self) -> list[BadValueError]:
+        """Return what is wrong with the whole of them, but for what opening one of them raises."""
+        return []
 
 
 @contextmanager
@@ -104,7 +108,7 @@ def _is_pipe(place: str) -> bool:
         mode = Path(place).stat().st_mode
     except (OSError, ValueError):
         return False
-    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+    return stat.S_ISFIFO(mode)
 
 
 def _open_existing(location: str) -> CloudStoreMapping[Any]:
@@ -135,9 +139,15 @@ class FileSource(Source):
         """Return how many entries there are; what is JSON is read to its end, so that nothing is half imported."""
         if self._total is None:
             check_complete(self._path)
+            self._record = record_of(self._media_of)
             self._items = items_of(self._media_of)
             if self._kind in ("dbm", "shelve"):  # only once: a shelf's pickles run
                 self._total = length(self._path)
+                if self._record.keys is not None and self._total < self._record.keys:
+                    raise BadValueError(
+                        f"{self._called} has {self._total:,} of the {self._record.keys:,} keys that were exported; get "
+                        f"it again, or remove {self._path}{RECORD} if you took the others away."
+                    )
             else:
                 self._total = sum(1 for _ in self._read())
         return self._total
@@ -155,6 +165,11 @@ class FileSource(Source):
         """Return the media files in the folder."""
         self.count()
         return [(item.name, partial(self._opened, item)) for item in self._items]
+
+    def faults(self) -> list[BadValueError]:
+        """Return what is wrong with the folder of media files."""
+        self.count()
+        return list(faults_of(self._media_of, self._items, self._record.media))
 
     @contextmanager
     def _opened(self, item: MediaItem) -> Iterator[Content]:
