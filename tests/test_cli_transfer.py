@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shelve
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner, Result
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.transfer import Exported
 from cloudstore_mapping.web.serve import background
 from tests.storages import new_storage
 from tests.test_cli_terminal import on_terminal
@@ -146,3 +148,62 @@ def test_a_bar_on_a_terminal(folder: Path) -> None:
     status, shown = on_terminal("export", str(folder / "all.json"), "--at", str(folder / "cloudstore.db"))
     assert status == 0
     assert "100%" in shown
+
+
+def test_an_import_that_brought_nothing() -> None:
+    """Where every key failed, a store that was made for them is told to be empty; one that was there is not."""
+    Path("in.json").write_text('{"x": [1e400]}')
+    for there, notes in ((False, 1), (True, 0)):
+        if there:
+            cm.open("other.db").close()
+        status, output, errors = said(run("import", "in.json", "--at", "other.db"))
+        assert (status, output) == (1, "Imported 0 keys; 1 failed.\n")
+        assert errors.count("other.db is empty; import again, or delete it.") == notes
+
+
+def test_an_import_that_ends_early() -> None:
+    """A source that fails in the middle is told with the empty store that the import had made."""
+    with Service(new_storage()) as service, background(service) as address:
+        url = address.replace("://", f"://{service.accounts.create('owner')}@")
+        with cm.open(url) as store:
+            store["a"] = 1
+        service.set_passwords("owner", "a", view="pw")
+        status, output, errors = said(run("import", url, "--at", "other.db"))
+    assert (status, output) == (1, "Imported 0 keys; 1 failed.\n")
+    assert "other.db is empty" in errors
+
+
+def test_how_old_resumed_values_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export that reuses values says how old they are."""
+    done = Exported(3, 0, before=2, before_age=601.0)
+    monkeypatch.setattr("cloudstore_mapping.transfer.export_store", lambda *_, **__: done)
+    assert said(run("export", "all.json"))[1] == (
+        "Exported 3 keys and 0 media files.\n"
+        "2 keys of these had been read up to 11 minutes ago, by an export that was interrupted; what changed since is "
+        "not in the file.\n"
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@pytest.mark.parametrize(
+    ("arguments", "file"),
+    [
+        (["upload", "FILE"], "pipe"),
+        (["upload", "FILE"], "/dev/zero"),
+        (["set", "a", "@FILE"], "pipe"),
+        (["set", "a", "@FILE"], "/dev/zero"),
+        (["import", "FILE", "--format", "jsonl"], "/dev/zero"),
+    ],
+)
+def test_only_regular_files(arguments: list[str], file: str) -> None:
+    """A device is not read, nor a pipe but by an import: it is status 2 and a line that says so."""
+    os.mkfifo("pipe")
+    status, output, errors = said(run(*[argument.replace("FILE", file) for argument in arguments]))
+    assert (status, output, errors.count("\n")) == (2, "", 1)
+    assert f"{file} is a pipe, device or socket and was not read; name a regular file." in errors
+
+
+def test_what_rm_deleted() -> None:
+    """Where some of several keys can't be deleted, it says how many are."""
+    assert said(run("rm", "a", "absent", "b,c"))[:2] == (1, "Deleted 2 of 3 keys; 1 failed.\n")
+    assert said(run("rm", "absent"))[:2] == (1, "")

@@ -369,3 +369,24 @@ def test_media_files_of_an_interrupted_export(what: str, tmp_path: Path) -> None
     with cm.open("memory:") as other:
         import_store(other, tmp_path / "all.json")
         assert {found.name: other.download(found) for found in other.media_files()} == expected
+
+
+def test_media_files_of_a_service_are_not_got_again(tmp_path: Path) -> None:
+    """Over HTTP a media file that a run before had got whole stays, unless another one is at its address."""
+    with (
+        Service(new_storage()) as service,
+        background(service) as address,
+        cm.open(address.replace("://", f"://{service.accounts.create('owner')}@")) as store,
+    ):
+        urls = [store.upload(name.encode(), name).url for name in ("one", "two")]
+        urls.append(store.upload(b"", "none").url)
+        store["a"] = urls
+        draft = MediaDraft(tmp_path / "all.json")
+        for url in urls:
+            draft.add(url, RawStore(store).fetch)
+        before = {file.name: file.stat().st_ino for file in (tmp_path / "all.json.media.part").iterdir()}
+        store.upload(b"other", "one")
+        assert export_store(store, tmp_path / "all.json").media == 3
+    after = {file.name: file.stat().st_ino for file in (tmp_path / "all.json.media").iterdir()}
+    kept = {name for name in after if after[name] == before.get(name)}
+    assert kept == {"000001-two", "000002-none"}
