@@ -186,3 +186,14 @@ def test_an_export_replaces_one_that_lost_lines(store: CloudStoreMapping[Any], t
     for name in ("all.jsonl", "all.json"):
         export_store(store, tmp_path / name, overwrite=True)
         assert imported(tmp_path / name)[0] == CONTENT
+
+
+def test_an_export_through_a_link(tmp_path: Path) -> None:
+    """The record lies beside the media files, so the file that a link leads to is whole by itself, as before."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "all.json").symlink_to("elsewhere/real.json")
+    with cm.open("memory:") as store:
+        store.upload(b"data", "one.png")
+        export_store(store, tmp_path / "all.json")
+    assert imported(tmp_path / "all.json") == ({}, {"one.png": "data"}, set())
+    assert imported(tmp_path / "elsewhere" / "real.json") == ({}, {}, set())

@@ -9,13 +9,14 @@ import shutil
 import sqlite3
 import stat
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from cloudstore_mapping.client.secret import refuse_secret
+from cloudstore_mapping.drafts import draft_of
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.storefiles import (
     SIDECARS,
@@ -81,7 +82,8 @@ class ExportTarget:
         # A link is followed to the one file that an export as JSON makes; a dbm has several.
         self.path = Path(os.path.realpath(path)) if path.is_symlink() and not self._is_dbm else path
         self._media = folder_of(path)
-        self._record = self.path.with_name(self.path.name + RECORD)
+        self._named = path  # beside which the media files and the record lie
+        self._record = path.with_name(path.name + RECORD)
         self._journal = self.path.with_name(self.path.name + END)
         self._draft = self.path.with_name(self.path.name + DRAFT)
         self._store_files = [] if store is None else [Path(f"{store}{end}") for end in ("", *SIDECARS, ".secret")]
@@ -172,16 +174,18 @@ class ExportTarget:
 
     def _recorded(self) -> Record | None:
         """Return the record beside the target, None for none, and for a file that is none."""
-        return _record_of(self.path)
+        return _record_of(self._named)
 
     def _write_record(self, record: Record) -> None:
-        draft = self._draft / self._record.name
-        with open_file(draft, "wb") as file:
-            file.write(_encode(record) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self._record)
-        sync_folder(self.path.parent)
+        is_beside = self._record.parent == self._draft.parent  # else `self.path` is where a link leads to
+        own = nullcontext(self._draft / f"{self.path.name}{RECORD}")
+        with own if is_beside else draft_of(self._record) as draft:
+            with open_file(draft, "wb") as file:
+                file.write(_encode(record) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self._record)
+        sync_folder(self._record.parent)
 
     def _is_interrupted(self, record: Record | None, existing: list[Path]) -> bool:
         """Return whether an export was interrupted before all of its new files were in their place."""
@@ -219,7 +223,7 @@ def check_complete(path: Path) -> None:
 
 def record_of(path: Path) -> Record:
     """Return the record of the export at `path`, an empty one where there is none."""
-    return _record_of(path) or _record_of(Path(os.path.realpath(path))) or Record({})
+    return _record_of(path) or Record({})
 
 
 def _record_of(path: Path) -> Record | None:
