@@ -100,6 +100,34 @@ def test_a_killed_program(tmp_path: Path) -> None:
     assert any(ran.status == 0 for ran in kill_program(tmp_path, 0))
 
 
+@pytest.mark.parametrize("asked", [1, STEPS // 2, STEPS])
+def test_a_killed_program_whose_file_was_replaced(tmp_path: Path, asked: int) -> None:
+    """After a kill no command applies the log to another store in the file's place; both are whole after that."""
+    file, other, away = tmp_path / "store.db", tmp_path / "other.db", tmp_path / "away.db"
+    local_key(other)
+    program = Program(file, 0)
+    try:
+        program.ask(steps=asked, commands=0)
+        program.wait_for(asked)
+    finally:
+        done = program.kill()
+    file.rename(away)
+    other.rename(file)
+    log = Path(f"{file}-wal")
+    before = (file.read_bytes(), log.read_bytes())
+    for command in (["ls", "--at"], ["set", "k", "1", "--at"], ["check", "--store"], ["account", "list", "--store"]):
+        ran = run_here(Command(command[0], [*command, str(file)]))
+        assert ran.status == 2
+    assert (file.read_bytes(), log.read_bytes()) == before
+    log.rename(f"{away}-wal")
+    assert check(file).faults == check(away).faults == []
+    with cm.open(file) as store:
+        assert len(store) == 0
+    with cm.open(away) as store:
+        rest, _ = split(contents(store))
+    assert rest in states(STEPS, 0)[done : done + 2]
+
+
 @pytest.mark.slow
 def test_many_killed_programs(tmp_path: Path, at_length: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """The same holds for many programs, killed at any moment."""

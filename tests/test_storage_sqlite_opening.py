@@ -16,6 +16,7 @@ import pytest
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.base import Transaction
+from cloudstore_mapping.service.storage.migrations import newest
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
 from tests.service_fakes import PATIENCE
@@ -55,7 +56,7 @@ def test_a_file_of_ours_says_so(ours: Path) -> None:
     """The file carries "CLSD" as its application id, the number of its schema, and is in WAL mode."""
     with closing(sqlite3.connect(ours)) as connection:
         assert connection.execute("PRAGMA application_id").fetchone() == (0x434C5344,)
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (newest(),)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 

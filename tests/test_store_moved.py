@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
@@ -26,6 +27,11 @@ SENTENCE = "file was moved, deleted or replaced"
 def file(tmp_path: Path) -> Path:
     """Return where a store is."""
     return tmp_path / "store.db"
+
+
+def run(*arguments: str) -> Result:
+    """Run the command line in this process."""
+    return CliRunner().invoke(app, arguments)
 
 
 def replace(file: Path) -> Path:
@@ -121,6 +127,37 @@ def test_how_often_files_were_used_is_kept(file: Path, service: Service, address
     assert panel is not None
     assert panel.use is not None
     assert panel.use.times == 2
+
+
+def test_a_killed_service_whose_store_was_replaced(file: Path, tmp_path: Path) -> None:
+    """After a restore over a served store and a kill the next start is refused, until the old log is moved away."""
+    with serving("--json", "--store", str(file), ends_by=signal.SIGKILL) as process:
+        facts = told(process)
+        location = facts["address"].replace("://", f"://{facts['api_key']}@")
+        with cm.open(location, retries=0) as store:
+            store["day"] = "Monday"
+            assert run("backup", str(tmp_path / "backup"), "--store", str(file)).exit_code == 0
+            store["day"] = "Tuesday"
+            assert run("restore", str(tmp_path / "backup"), "--store", str(tmp_path / "restored")).exit_code == 0
+            file.rename(tmp_path / "moved.db")
+            (tmp_path / "restored").rename(file)
+            with pytest.raises(cm.UnavailableError, match=SENTENCE):
+                store["day"] = "Wednesday"
+    log = Path(f"{file}-wal")
+    before = (file.read_bytes(), log.read_bytes())
+    refused = run("serve", "--port", "0", "--store", str(file))
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        f"cloudstore: {log} was written for another file than the one at {file}; move that file back beside it, or "
+        "move the log away.\n"
+    )
+    assert (file.read_bytes(), log.read_bytes()) == before
+    log.rename(tmp_path / "moved.db-wal")
+    for path, day in ((file, "Monday"), (tmp_path / "moved.db", "Tuesday")):
+        with serving("--json", "--store", str(path)) as process:
+            location = told(process)["address"].replace("://", f"://{facts['api_key']}@")
+            with cm.open(location) as store:
+                assert dict(store) == {"day": day}
 
 
 def test_a_restore_over_a_served_store(file: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def restore(backup: Path, place: Place, report: Report) -> None:
     from cloudstore_mapping.service.storage.migrations import newest
     from cloudstore_mapping.service.storage.sqlite_backup import check_restorable, examine
     from cloudstore_mapping.service.storage.sqlite_backup import restore as restore_file
-    from cloudstore_mapping.service.storage.sqlite_place import refuse_leftovers
+    from cloudstore_mapping.service.storage.sqlite_place import reading_mode, refuse_leftovers
     from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
 
     if place.file is not None:
@@ -76,7 +76,7 @@ def restore(backup: Path, place: Place, report: Report) -> None:
         raise UnsupportedError(
             f"{backup} is of an older version; restore it to a file, then copy that with `cloudstore migrate-store`."
         )
-    with closing(SQLiteSession(backup, "ro")) as session, session.snapshot():
+    with closing(SQLiteSession(backup, reading_mode(backup))) as session, session.snapshot():
         _fill(session, place, report)
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.schemas import steps as schema_steps
+from cloudstore_mapping.service.storage.sqlite_lineage import change
 from cloudstore_mapping.service.storage.sqlite_place import is_of_new_file, journal_head
 from cloudstore_mapping.service.storage.sqlite_session import primary_code
 from cloudstore_mapping.service.storage.sqlite_space import disk_of
@@ -89,6 +90,7 @@ def migrate(connection: sqlite3.Connection, path: Path | None) -> None:
     connection.execute("COMMIT")
     if version < len(steps):
         connection.execute("BEGIN IMMEDIATE")
+        change(connection)
         # Asked again: another process may have done it while this one waited.
         for number in range(_version(connection, path, newest=len(steps)), len(steps)):
             for statement in _statements(steps[number]):
@@ -96,6 +98,8 @@ def migrate(connection: sqlite3.Connection, path: Path | None) -> None:
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(steps)}")
         connection.execute("COMMIT")
+        # While the first token is in the log alone, the log seems to fit any file without one.
+        connection.execute("PRAGMA wal_checkpoint").fetchall()
     if _journal_mode(connection) != "wal" and path is not None:
         raise UnsupportedError(f"The file system of {path} can't be shared between processes; use a local disk.")
 

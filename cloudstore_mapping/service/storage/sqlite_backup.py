@@ -14,7 +14,8 @@ from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.oserrors import naming
 from cloudstore_mapping.service.storage.checking import Findings, look
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, not_opened, schema_version
-from cloudstore_mapping.service.storage.sqlite_place import refuse_leftovers
+from cloudstore_mapping.service.storage.sqlite_lineage import change
+from cloudstore_mapping.service.storage.sqlite_place import holds_data, reading_mode, refuse_leftovers
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession, primary_code, unavailable
 from cloudstore_mapping.service.storage.sqlite_space import FULL
 from cloudstore_mapping.storefiles import refuse_sidecar, sync_folder
@@ -52,6 +53,8 @@ def _copy(source: sqlite3.Connection, draft: Path, report: Report, check: Callab
                 pages=PAGES_AT_ONCE,
                 progress=lambda _, remaining, total: report(total - remaining, total),
             )
+            with target:
+                change(target)  # so that no log of the source seems to fit the copy
             make_one_file(target)
         return check(draft)
     except UnsupportedError as error:  # its sentence names the draft
@@ -107,7 +110,7 @@ def restore(path: Path, store: Path, report: Report) -> None:
                 f"The backup {path} is damaged and was not restored; restore another one."
             ) from error
         raise
-    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as source:
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True)) as source:
         source.execute("BEGIN")
         source.execute("SELECT 1 FROM sqlite_schema").fetchone()
         with drafted(store) as draft:
@@ -127,7 +130,7 @@ def examine(path: Path, report: Report) -> Findings:
     """Return what is found in the store or backup at `path`: every page, value and media file is read; see `verify`."""
     schema = verify(path)
     try:
-        with closing(SQLiteSession(path, "ro")) as session, session.snapshot():
+        with closing(SQLiteSession(path, reading_mode(path))) as session, session.snapshot():
             # A damaged name is a fault like others.
             session.connection.text_factory = lambda text: text.decode(errors="surrogateescape")
             return look(session, schema, report, has_media=schema >= WITH_MEDIA)
@@ -153,7 +156,7 @@ def verify(path: Path) -> int:
     check_file(path)
     _roll_back(path)
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True)) as connection:
             version = schema_version(connection, path)
             (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
             broken = connection.execute("PRAGMA foreign_key_check").fetchone()
@@ -195,5 +198,6 @@ def drafted(path: Path) -> Iterator[Path]:
 
 def _refuse_existing(path: Path) -> None:
     for end in ("", "-wal", "-journal"):
-        if os.path.lexists(f"{path}{end}"):
+        file = Path(f"{path}{end}")
+        if holds_data(file) if end else os.path.lexists(file):
             raise FileExistsError(f"There is a file {path}{end} already; move it away, or choose another name.")

@@ -6,9 +6,10 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.service.storage.sqlite_lineage import is_of_another_file, lineage_of
 from cloudstore_mapping.service.storage.sqlite_session import primary_code
 
 #: A journal of SQLite begins with this.
@@ -51,10 +52,10 @@ def check_place(path: Path) -> None:
 
 def refuse_leftovers(path: Path) -> None:
     """
-    Raise `UnsupportedError` for a log at `path` without its file: SQLite would delete it.
+    Raise `UnsupportedError` for a log at `path` without its file: SQLite would delete it, or replay it over another.
 
-    An empty file is as good as none. A ``-shm`` alone holds no data, and SQLite makes it anew, unless a process still
-    uses it with the file that was there before.
+    An empty file is as good as none. An empty log holds no data, nor does a ``-shm`` alone, and SQLite makes it anew,
+    unless a process still uses it with the file that was there before.
     """
     real = Path(os.path.realpath(path))
     # Found before the file is looked at: SQLite makes the file first, and another process may do so now.
@@ -72,6 +73,40 @@ def refuse_leftovers(path: Path) -> None:
             f"{left[0]} was left by a store whose file is not at {path} any more; move that file back beside it, or "
             "move what was left away."
         )
+    if not is_gone and (log := _log_of_another_file(real)) is not None:
+        raise UnsupportedError(
+            f"{log} was written for another file than the one at {path}; move that file back beside it, or move the "
+            "log away."
+        )
+
+
+def holds_data(log: Path) -> bool:
+    """Return whether there is a log, or anything else, that isn't an empty file."""
+    return os.path.lexists(log) and not (log.is_file() and not log.stat().st_size)
+
+
+def reading_mode(path: Path) -> Literal["ro", "rw"]:
+    """
+    Return the mode of a connection that reads a store, and leaves nothing beside it that wasn't there.
+
+    SQLite makes a log for a file that has none, and only a connection that may write removes it. A log that holds data
+    is left as it is by one that may not.
+    """
+    return "ro" if holds_data(Path(f"{os.path.realpath(path)}-wal")) else "rw"
+
+
+def _log_of_another_file(path: Path) -> Path | None:
+    """Return the log that would overwrite the file at `path`, which isn't the one that the log was written for."""
+    wal, journal = Path(f"{path}-wal"), Path(f"{path}-journal")
+    if holds_data(wal) and is_of_another_file(wal, path, lambda: _is_locked_here(path.stat())):
+        return wal
+    # A journal of a new file empties it. The file that it was written for holds nothing yet.
+    if is_of_new_file(journal_head(journal)):
+        lineage = lineage_of(path)
+        is_new = lineage is None or (any(lineage.token) and not any(lineage.previous))
+        if not is_new and is_of_new_file(journal_head(journal)):  # else another process has made it meanwhile
+            return journal
+    return None
 
 
 def journal_head(path: Path) -> bytes:
@@ -113,7 +148,7 @@ def _logs(path: Path) -> list[Path]:
     wal, journal = Path(f"{path}-wal"), Path(f"{path}-journal")
     head = journal_head(journal)
     has_pages = head[:1] not in (b"", b"\0") and not is_of_new_file(head)  # SQLite goes by the first byte too
-    return [log for log, is_log in ((wal, os.path.lexists(wal)), (journal, has_pages)) if is_log]
+    return [log for log, is_log in ((wal, holds_data(wal)), (journal, has_pages)) if is_log]
 
 
 def _refuse_hard_links(path: Path, real: Path) -> None:

@@ -16,6 +16,7 @@ from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.service.storage.sql import SQLTransaction
 from cloudstore_mapping.service.storage.sqlite_identity import Identity
+from cloudstore_mapping.service.storage.sqlite_lineage import CHANGE
 from cloudstore_mapping.service.storage.sqlite_space import FULL, LOG, Space
 from cloudstore_mapping.service.storage.writer import Session
 
@@ -92,7 +93,10 @@ class SQLiteSession(SQLTransaction, Session):
                     self._execute("ROLLBACK")
                 try:
                     self._execute("BEGIN IMMEDIATE")
+                    changes = self.connection.total_changes
                     yield
+                    if self.identity is not None and self.connection.total_changes != changes:
+                        self._execute(CHANGE)
                     self._commit()
                     if self.identity is not None:
                         self.identity.check_committed()
