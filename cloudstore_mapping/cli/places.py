@@ -76,6 +76,7 @@ def open_at(place: Place, settings: Settings, *, to_write: bool = False) -> Serv
         try:
             if to_write:
                 storage.check_writable()
+                storage.look_for_damage()
         except BaseException:
             storage.close()
             raise

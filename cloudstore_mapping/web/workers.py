@@ -214,7 +214,9 @@ def _work(
     threading.Thread(target=_end_with_parent, name="cloudstore-parent", daemon=True).start()
     with logging_as(as_json=options.log_json, access=options.access_log):
         try:
-            service = Service(place.open(), settings)
+            storage = place.open()
+            storage.look_for_damage()
+            service = Service(storage, settings)
         except (CloudStoreError, OSError) as error:
             says.send(error)
             return

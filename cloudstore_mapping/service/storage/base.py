@@ -88,6 +88,9 @@ class Storage(ABC):
     def check_writable(self) -> None:  # noqa: B027 - some engines open nothing that they can't write to
         """Raise `PermissionError` where nothing can be written until its owner changes that."""
 
+    def look_for_damage(self) -> None:  # noqa: B027 - some engines do so themselves
+        """Find damage that is soon found: saves are refused then, and it is not healthy."""
+
     @abstractmethod
     def size(self) -> int:
         """Return how many bytes it takes on its disks, 0 in memory."""

@@ -64,9 +64,9 @@ class SQLiteStorage(Storage):
         except IndexError:
             pass
         try:
-            return SQLiteSession(path, "rw", self._session.identity)
+            return SQLiteSession(path, "rw", self._session)
         except sqlite3.Error as error:
-            raise unavailable(error) from error
+            raise self._session.failed(error) from error
 
     def submit(self, work: Callable[[Transaction], T]) -> Future[T]:
         """Run `work` in a writing transaction; the future completes after the commit is on disk."""
@@ -86,9 +86,9 @@ class SQLiteStorage(Storage):
                 back_up(self._session.connection, path, report)
             return
         try:
-            session = SQLiteSession(self._path, "rw", self._session.identity)
+            session = SQLiteSession(self._path, "rw", self._session)
         except sqlite3.Error as error:
-            raise unavailable(error) from error
+            raise self._session.failed(error) from error
         with closing(session), session.snapshot():
             session.has_accounts()  # from the first read on it is one moment
             back_up(session.connection, path, report)
@@ -115,6 +115,12 @@ class SQLiteStorage(Storage):
                     "of its folder."
                 ) from error
             raise
+
+    def look_for_damage(self) -> None:
+        """Look at all pages of a small store, and at those of a large one that every request needs."""
+        with suppress(UnavailableError), self.read() as transaction:
+            assert isinstance(transaction, SQLiteSession)  # noqa: S101 - all are
+            transaction.look_for_damage(self.size())
 
     def size(self) -> int:
         """Return how many bytes the file and its log take, 0 in memory."""
@@ -161,7 +167,7 @@ def _let_go(session: SQLiteSession, idle: list[SQLiteSession]) -> None:
     while idle:
         _close_one(idle)
     try:
-        if session.identity is not None and session.failure is None:
+        if session.identity is not None and session.damage.error is None:
             session.identity.part_from_log(session.connection)
     finally:
         session.close()

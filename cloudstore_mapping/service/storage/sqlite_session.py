@@ -26,13 +26,54 @@ _log: Final = logging.getLogger(__name__)
 BUSY_TIMEOUT: Final = 30.0
 
 
+#: Bytes of a store all of whose pages are looked at when a service starts: a tenth of a second.
+SOON: Final = 64 * 2**20
+
+# Errors of a disk that pass, as when shared memory or a lock can't be had.
+_PASSING: Final = frozenset(
+    {
+        sqlite3.SQLITE_IOERR_NOMEM,
+        sqlite3.SQLITE_IOERR_ACCESS,
+        sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK,
+        sqlite3.SQLITE_IOERR_LOCK,
+        sqlite3.SQLITE_IOERR_UNLOCK,
+        sqlite3.SQLITE_IOERR_RDLOCK,
+        sqlite3.SQLITE_IOERR_SHMOPEN,
+        sqlite3.SQLITE_IOERR_SHMSIZE,
+        sqlite3.SQLITE_IOERR_SHMLOCK,
+        sqlite3.SQLITE_IOERR_SHMMAP,
+        sqlite3.SQLITE_IOERR_GETTEMPPATH,
+        sqlite3.SQLITE_IOERR_CONVPATH,
+    }
+)
+
+
+class Damage:
+    """Damage of a file or disk, once SQLite has met it: until the store is opened anew nothing more is written."""
+
+    def __init__(self) -> None:
+        self.error: sqlite3.Error | None = None
+
+    def note(self, error: sqlite3.Error, *, committing: bool = False) -> None:
+        """Remember the first error that tells of damage; after a failed commit any error of the disk does."""
+        if self.error is not None:
+            return
+        if primary_code(error) == sqlite3.SQLITE_IOERR and (committing or error.sqlite_errorcode not in _PASSING):
+            # After a failed sync nobody knows what is on disk, and the next sync would claim success.
+            self.error = error
+            _log.error("The store's disk failed and it takes no more writes: %s.", error)
+        elif primary_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            self.error = error
+            _log.error("The store's file is damaged and takes no more writes: %s.", error)
+
+
 class SQLiteSession(SQLTransaction, Session):
     """
     A connection to the database in the file at `path`, or to a new one in memory; for one thread at a time.
 
     `mode` is ``rwc`` where an absent file may be created, ``ro`` where nothing is written, else ``rw``. Raises
-    `sqlite3.Error`, and `UnavailableError` where the path leads to another file than the one of `identity`. A
-    transaction that writes keeps all others out, so nothing has to be held.
+    `sqlite3.Error`, and `UnavailableError` where the path leads to another file than the one that `beside`, another
+    connection to the store, has open. A transaction that writes keeps all others out, so nothing has to be held.
     """
 
     size = "length(value)"
@@ -40,7 +81,9 @@ class SQLiteSession(SQLTransaction, Session):
     blob, blob_of_media = "id", "blob_id"
     new_blob = "INSERT INTO blobs (account_id, touched_at) VALUES (?, ?) RETURNING id"
 
-    def __init__(self, path: Path | None, mode: Literal["ro", "rw", "rwc"], identity: Identity | None = None) -> None:
+    def __init__(
+        self, path: Path | None, mode: Literal["ro", "rw", "rwc"], beside: SQLiteSession | None = None
+    ) -> None:
         # In memory there is one connection only, which readers and the writer take in turn; both are quick.
         self._turn: AbstractContextManager[Any] = threading.RLock() if path is None else nullcontext()
         self.connection = sqlite3.connect(
@@ -51,12 +94,14 @@ class SQLiteSession(SQLTransaction, Session):
             check_same_thread=False,
         )
         self._space = None if path is None else Space(path)
-        #: What made a commit fail for good.
-        self.failure: sqlite3.Error | None = None
+        #: What was met by any connection to the store.
+        self.damage: Damage = Damage() if beside is None else beside.damage
         self._execute = self.connection.execute
         try:
             #: The file that it has open; None in memory.
-            self.identity = Identity(path) if identity is None and path is not None else identity
+            self.identity: Identity | None = Identity(path) if path is not None and beside is None else None
+            if beside is not None:
+                self.identity = beside.identity
             self._check_identity()  # before SQLite reads: it would replay our log over another file
             self._execute("PRAGMA foreign_keys = ON")
             self._execute("PRAGMA synchronous = FULL")
@@ -79,7 +124,7 @@ class SQLiteSession(SQLTransaction, Session):
                     if begins and self.connection.in_transaction:
                         self._execute("ROLLBACK")
             except sqlite3.Error as error:
-                raise unavailable(error) from error
+                raise self.failed(error) from error
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -105,13 +150,18 @@ class SQLiteSession(SQLTransaction, Session):
                         self._execute("ROLLBACK")
                     raise
             except sqlite3.Error as error:
-                raise unavailable(error) from error
+                raise self.failed(error) from error
 
     def check_usable(self) -> None:
-        """Raise `UnavailableError` where nothing may be written: after a failed commit, or without the file."""
-        if self.failure is not None:
-            raise unavailable(self.failure) from self.failure
+        """Raise `UnavailableError` where nothing may be written: once damage was met, or without the file."""
+        if self.damage.error is not None:
+            raise unavailable(self.damage.error) from self.damage.error
         self._check_identity()
+
+    def failed(self, error: sqlite3.Error) -> UnavailableError:
+        """Return what an error of the connection is called outside, and remember damage."""
+        self.damage.note(error)
+        return unavailable(error)
 
     def _check_identity(self) -> None:
         if self.identity is not None:
@@ -121,10 +171,7 @@ class SQLiteSession(SQLTransaction, Session):
         try:
             self._execute("COMMIT")
         except sqlite3.Error as error:
-            if primary_code(error) == sqlite3.SQLITE_IOERR:
-                # After a failed sync nobody knows what is on disk, and the next sync would claim success.
-                self.failure = error
-                _log.error("The store can't commit and takes no more writes: %s.", error)
+            self.damage.note(error, committing=True)
             raise
 
     @contextmanager
@@ -141,7 +188,7 @@ class SQLiteSession(SQLTransaction, Session):
                     self._execute("RELEASE work")
                 raise
         except sqlite3.Error as error:
-            raise unavailable(error) from error
+            raise self.failed(error) from error
 
     def row(self, query: str, *parameters: Any) -> Any:
         return self._execute(query, parameters).fetchone()
@@ -188,6 +235,15 @@ class SQLiteSession(SQLTransaction, Session):
         self.check_writable()
         self._make_sure_of_space(1)
 
+    def look_for_damage(self, size: int) -> None:
+        """Raise `sqlite3.DatabaseError` for a damaged page of a store of so many bytes, where that is soon found."""
+        for part in ["1"] if size <= SOON else ["accounts", "api_keys", "lineage"]:
+            (found,) = self.rows(f"PRAGMA quick_check({part})")[0]
+            if found != "ok":
+                error = sqlite3.DatabaseError(found)
+                error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+                raise error
+
     def _unused(self) -> int:
         (pages,), (size,) = self.row("PRAGMA freelist_count"), self.row("PRAGMA page_size")
         return int(pages * size)
@@ -233,7 +289,7 @@ class Reading(AbstractContextManager[Transaction]):
             self._session.connection.execute("BEGIN")
         except sqlite3.Error as error:
             self._give_back(self._session)
-            raise unavailable(error) from error
+            raise self._session.failed(error) from error
         return self._session
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -245,7 +301,7 @@ class Reading(AbstractContextManager[Transaction]):
         finally:
             self._give_back(self._session)
         if isinstance(error, sqlite3.Error):
-            raise unavailable(error) from error
+            raise self._session.failed(error) from error
 
 
 _SENTENCES: Final = {
