@@ -321,6 +321,19 @@ def test_refused_work_is_not_counted(clock: ManualClock) -> None:
         assert used.times == 3
 
 
+def test_what_is_lost_at_the_end_is_said_once(
+    tmp_path: Path, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Counts that can't be stored when a service is closed are one line of the log, however often it is closed."""
+    with new_storage(tmp_path / "store.db") as storage:
+        usage = Usage(storage, clock)
+        usage.count(1, "data", "name")
+        storage.close()
+        usage.close()
+        usage.close()
+    assert len(caplog.records) == 1
+
+
 def test_a_service_that_does_not_count(clock: ManualClock) -> None:
     """The service in a user's own file never writes for a read."""
     with Service(new_storage(), Settings(count_accesses=False), clock) as service:

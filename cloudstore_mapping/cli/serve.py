@@ -120,8 +120,8 @@ def _run(options: Options, settings: Settings, tell: Callable[[_Start], None]) -
     if place.is_memory and options.workers > 1:
         raise UsageError("A store in memory is one process's; start it with one worker, or name a file.")
     with (
-        open_at(place, settings, to_write=True) as service,
         logging_as(as_json=options.log_json, access=options.access_log),
+        open_at(place, settings, to_write=True) as service,
     ):
         service.healthy()  # logs a full disk; what is there can be loaded, and deleted to make room
         with as_usage():

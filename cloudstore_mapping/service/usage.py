@@ -177,6 +177,8 @@ class Usage:
             self.flush()
         except TransportError as error:
             _log.warning("How often files were used could not be stored: %s", error)
+            with self._lock:
+                self._waiting = {}  # a service may be closed twice, and says it once
 
 
 def _add(counts: dict[_FileAndDay, _Count], key: _FileAndDay, more: _Count) -> None:

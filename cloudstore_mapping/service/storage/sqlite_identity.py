@@ -76,7 +76,9 @@ class Identity:
             with suppress(sqlite3.Error):
                 connection.execute("PRAGMA busy_timeout = 0")
                 connection.execute("PRAGMA journal_mode = DELETE")
-        elif os.path.exists(self._path):  # noqa: PTH110 - a text
+        # An empty log may be in use by now, with the file in the place of ours.
+        elif os.path.exists(self._path) and os.path.getsize(self._log_path):  # noqa: PTH110, PTH202 - a text
+            os.unlink(self._index_path)  # noqa: PTH108 - a text; first, for beside the log no other file is opened
             kept = f"{self._log_path}.{secrets.token_hex(4)}.lost"
             os.rename(self._log_path, kept)  # noqa: PTH104 - a text
             _log.error("The store's file was replaced while it was open; its last writes are in %s.", kept)
