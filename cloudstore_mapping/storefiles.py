@@ -90,10 +90,16 @@ def refuse_sidecar(path: Path) -> None:
         raise UnsupportedError(f"{path} is the name of a log of {database}; choose another name.")
 
 
-def open_file(path: str | os.PathLike[str], mode: Literal["rb", "wb", "ab", "w+b"] = "rb") -> IO[bytes]:
-    """Open a file as Python does; `UnsupportedError` where it belongs to a store, or is to be read and has no end."""
+def open_file(
+    path: str | os.PathLike[str], mode: Literal["rb", "wb", "ab", "w+b"] = "rb", *, pipe: bool = False
+) -> IO[bytes]:
+    """
+    Open a file as Python does; `UnsupportedError` where it belongs to a store, or is to be read and has no end.
+
+    `pipe` admits a pipe, such as a shell's `<(command)`.
+    """
     path = Path(path)
-    if mode == "rb":
+    if mode == "rb" and not (pipe and path.is_fifo()):
         refuse_special(path)
     if belongs_to_store(path):
         if mode != "rb":
@@ -115,9 +121,9 @@ def refuse_special(path: Path) -> None:
         raise UnsupportedError(f"{path} is a pipe, device or socket and was not read; name a regular file.")
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Return the bytes of a file; `UnsupportedError` where it belongs to a store."""
-    with open_file(path) as file:
+def read_file(path: str | os.PathLike[str], *, pipe: bool = False) -> bytes:
+    """Return the bytes of a file, or of a pipe if `pipe`; `UnsupportedError` where it belongs to a store."""
+    with open_file(path, pipe=pipe) as file:
         return file.read()
 
 

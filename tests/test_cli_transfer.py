@@ -190,13 +190,12 @@ def test_how_old_resumed_values_are(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["upload", "FILE"], "pipe"),
         (["upload", "FILE"], "/dev/zero"),
-        (["set", "a", "@FILE"], "pipe"),
         (["set", "a", "@FILE"], "/dev/zero"),
         (["import", "FILE", "--format", "jsonl"], "/dev/zero"),
     ],
 )
 def test_only_regular_files(arguments: list[str], file: str) -> None:
-    """A device is not read, nor a pipe but by an import: it is status 2 and a line that says so."""
+    """A device is not read, nor is a pipe uploaded: it is status 2 and a line that says so."""
     os.mkfifo("pipe")
     status, output, errors = said(run(*[argument.replace("FILE", file) for argument in arguments]))
     assert (status, output, errors.count("\n")) == (2, "", 1)

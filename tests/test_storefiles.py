@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -69,6 +70,18 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         for path in (tmp_path / "pipe", tmp_path / "socket", Path("/dev/zero")):
             with pytest.raises(UnsupportedError, match="is a pipe, device or socket and was not read"):
                 open_file(path)
+
+
+def test_a_pipe_is_read_where_it_may_be(tmp_path: Path) -> None:
+    """A shell's `<(command)` is read to its end where the caller admits a pipe; a device isn't."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"{}",))
+    writer.start()
+    assert read_file(pipe, pipe=True) == b"{}"
+    writer.join()
+    with pytest.raises(UnsupportedError, match="was not read"):
+        read_file("/dev/zero", pipe=True)
 
 
 def test_a_store_is_known_by_any_name(store_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

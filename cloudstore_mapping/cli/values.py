@@ -23,7 +23,7 @@ def read(source: str) -> Any:
         name, text = "Standard input", reading(stdin().read)
     elif source.startswith("@"):
         try:
-            name, text = source[1:], read_file(source[1:])
+            name, text = source[1:], read_file(source[1:], pipe=True)
         except OSError as error:
             raise UsageError(sentence_of(error, source[1:])) from error
         except ValueError as error:

@@ -62,7 +62,7 @@ def load(
 
 def _of_file(file: Path, types: Mapping[str, Any]) -> Iterator[tuple[str, _Said]]:
     try:
-        values = tomllib.loads(read_file(file).decode())
+        values = tomllib.loads(read_file(file, pipe=True).decode())
     except OSError as error:
         raise type(error)(f"{file} can't be read ({error.strerror}); name the file of settings again.") from error
     except UnicodeDecodeError as error:
