@@ -130,6 +130,30 @@ def test_a_body_that_is_arriving_is_still_taken(monkeypatch: pytest.MonkeyPatch)
         assert told[0].result() == "Entry saved"
 
 
+def test_a_body_that_goes_on_arriving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the server ends, a body is waited for as long as some of it comes within each `GRACE`."""
+    monkeypatch.setattr(protocol, "GRACE", 1)
+    service = FakeService()
+    data = body(value=1)
+
+    def talk(address: str) -> str:
+        with Connection(address) as arriving, Connection(address) as other:
+            arriving.start("/store/save", f"{JSON}Content-Length: {len(data)}\r\n", data[:9])
+            other.post("/store/load", body())
+            assert other.answer().status == 200
+            os.kill(os.getpid(), signal.SIGTERM)
+            for number in range(9, 14):
+                assert not select.select([arriving.socket], [], [], 0.3)[0]
+                arriving.send(data[number : number + 1])
+            arriving.send(data[14:])
+            return str(arriving.answer().json["message"])
+
+    with ThreadPoolExecutor(1) as pool:
+        told: list[Future[str]] = []
+        serve.run(service.as_service(), port=0, on_ready=lambda address: told.append(pool.submit(talk, address)))
+        assert told[0].result() == "Entry saved"
+
+
 def test_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that could not be ended in time is cut off, and the server ends."""
     monkeypatch.setattr(serve, "LAST_RESORT", 0)

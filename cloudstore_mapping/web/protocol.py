@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES: Final = 64 * 2**10
 #: A host and a port, as far as their characters; it may be empty.
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
-#: Seconds that a body which is still arriving is waited for when the server is told to end.
+#: Seconds that the next bytes of a body are waited for when the server is told to end; `serve.LAST_RESORT` ends all.
 GRACE: Final = 3.0
 
 
@@ -318,14 +318,18 @@ class HTTPProtocol(HttpToolsProtocol):
         self._stop_reply_timer()
 
     def shutdown(self) -> None:
-        """Answer what was accepted, and wait for its body no longer than `GRACE`."""
+        """Answer what was accepted, and wait for its body as long as some of it comes within each `GRACE`."""
         super().shutdown()
         if self.cycle is not None and not self.cycle.response_complete and self.cycle.more_body:
-            self.loop.call_later(GRACE, self._give_up, self.cycle)
+            self.loop.call_later(GRACE, self._give_up, self.cycle, self._received)
 
-    def _give_up(self, request: RequestResponseCycle) -> None:
-        if request.more_body:
+    def _give_up(self, request: RequestResponseCycle, received: int) -> None:
+        if not request.more_body or self.transport.is_closing():
+            return
+        if self._received == received:
             self.transport.close()
+        else:
+            self.loop.call_later(GRACE, self._give_up, request, self._received)
 
     def _expect_headers(self) -> None:
         if self._header_timer is None:
