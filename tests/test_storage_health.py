@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,35 @@ def test_one_probe_at_a_time() -> None:
     second.set_result(None)
     assert probe.problem(0.0) is None
     assert len(submitted.begun) == 2
+
+
+def test_a_probe_that_waits_for_long() -> None:
+    """A probe that waits for as long as `OVERDUE` is a problem until it has ended, and no other one is begun."""
+    submitted = Submitted()
+    now = [0.0]
+    probe = HealthProbe(submitted, lambda: now[0])
+    assert probe.problem(0.0) is None
+    now[0] = health.OVERDUE - 1
+    assert probe.problem(0.0) is None
+    now[0] = health.OVERDUE
+    told = "Saves wait for longer than 5 seconds; look which process holds the store."
+    assert [probe.problem(0.0) for _ in range(3)] == [told] * 3
+    [waiting] = submitted.begun
+    waiting.set_result(None)
+    assert probe.problem(0.0) is None
+
+
+def test_another_process_holds_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another connection holds the file, health says so in the end, and is well again after it."""
+    monkeypatch.setattr(health, "OVERDUE", 0.0)
+    monkeypatch.setattr(health, "PATIENCE", 0.05)
+    path = tmp_path / "store.db"
+    with SQLiteStorage(path) as storage, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert storage.problem() == "Saves wait for longer than 0 seconds; look which process holds the store."
+        other.execute("ROLLBACK")
+        storage.submit(lambda transaction: transaction.has_accounts()).result(PATIENCE)
+        assert storage.problem() is None
 
 
 def test_a_busy_writer_is_healthy(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from cloudstore_mapping.service.storage.postgres_connection import parameters_of
 from cloudstore_mapping.service.storage.postgres_migrations import migrate, newest, schema_of
 from tests.postgres_fixtures import address
 from tests.postgres_server import shared
+from tests.service_fakes import PATIENCE
 
 __all__ = ["address"]
 
@@ -252,3 +254,25 @@ def test_a_name_of_control_characters(address: str) -> None:
             assert transaction.names(account, "\2") == ["\1\2", "\2"]
             assert transaction.names(account, prefix="\1") == ["\1", "\1\2"]
             assert transaction.names(account, after="\1", limit=2) == ["\1\2", "\2"]
+
+
+def test_a_lone_server_that_only_reads(address: str) -> None:
+    """A store at the only server of an address goes on to be read while that takes no writes; saves are told why."""
+    PostgresStorage(address).close()
+    read_only = address.replace("options=", "options=-cdefault_transaction_read_only%3Don%20")
+    sentence = "The database can't be written to; name all its servers in the store's address, or wait for a new one."
+    with PostgresStorage(read_only, patience=0.0) as storage:
+        with storage.read() as transaction:
+            assert not transaction.has_accounts()
+        refused = storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).exception(PATIENCE)
+        assert str(refused) == sentence
+        assert storage.problem() == sentence
+
+
+def test_none_of_several_servers_takes_writes(address: str) -> None:
+    """Of several servers none is read that takes no writes, for another one may: the error says so."""
+    read_only = address.replace("options=", "options=-cdefault_transaction_read_only%3Don%20")
+    folder, port = re.findall(r"host=([^&]*)&port=(\d+)", read_only)[0]
+    several = read_only.replace(f"host={folder}&port={port}", f"host={folder},{folder}&port={port},{port}")
+    with pytest.raises(UnavailableError, match="can't be written to"):
+        PostgresStorage(several)

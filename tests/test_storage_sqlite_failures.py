@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import resource
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,3 +122,35 @@ def test_what_was_answered_outlives_a_failed_disk(tmp_path: Path) -> None:
         assert names(storage, account) == ["after", "before"]
         with storage.read() as transaction:
             assert unversioned(transaction.get(account, "before")) == File(BIG, None, None, "")
+
+
+FILES_RUN_OUT = """
+import os, resource, sqlite3, sys
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+
+with SQLiteStorage(sys.argv[1]) as storage:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    held = []
+    try:
+        while True:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        pass
+    for use in (lambda: storage.read(), lambda: SQLiteStorage(sys.argv[1])):
+        try:
+            use()
+        except ConnectionError as error:
+            print(error)
+    for each in held:
+        os.close(each)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of open files to set.")
+def test_no_more_files_may_be_open(tmp_path: Path) -> None:
+    """At the limit of open files the error names that, and not the store's file."""
+    run = subprocess.run(
+        [sys.executable, "-c", FILES_RUN_OUT, tmp_path / "store.db"], capture_output=True, text=True, check=True
+    )
+    sentence = "This process has as many files open as it may; raise its limit of open files (ulimit -n).\n"
+    assert run.stdout == 2 * sentence

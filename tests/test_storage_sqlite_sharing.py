@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.storage import sqlite_session
 from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.service.storage.records import File
 from cloudstore_mapping.service.storage.sqlite import MAX_IDLE, SQLiteStorage
@@ -116,14 +117,11 @@ def test_a_read_is_of_one_moment(storage: SQLiteStorage, account: int) -> None:
     assert names(storage, account) == ["name"]
 
 
-def test_a_store_that_stays_locked_is_unavailable(path: Path, storage: SQLiteStorage, account: int) -> None:
+def test_a_store_that_stays_locked_is_unavailable(
+    path: Path, storage: SQLiteStorage, account: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where another process doesn't let go of the file the answer is `UnavailableError`, and later all is well."""
-
-    def impatient(transaction: Transaction) -> None:
-        assert isinstance(transaction, SQLiteSession)
-        transaction.connection.execute("PRAGMA busy_timeout = 0")
-
-    storage.submit(impatient).result()
+    monkeypatch.setattr(sqlite_session, "BUSY_TIMEOUT", 0.0)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         locked = storage.submit(lambda transaction: transaction.put(account, "name", b"1", 1.0))
@@ -137,7 +135,10 @@ def test_a_store_that_stays_locked_is_unavailable(path: Path, storage: SQLiteSto
 ADD_UP = """
 import sys
 from cloudstore_mapping.service.storage.records import File
+from cloudstore_mapping.service.storage import sqlite_session
+from cloudstore_mapping.service.storage import sqlite_session
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
 
 account = int(sys.argv[2])
 

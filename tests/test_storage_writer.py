@@ -221,3 +221,24 @@ def test_an_interrupt_is_the_caller_s(session: FakeSession, writer: Writer) -> N
         writer.run(interrupt)
     assert writer.run(lambda _: 1).result(0) == 1
     assert session.commits == [0, 1]
+
+
+def test_a_thread_that_python_takes_for_dead(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes on where Python takes its thread for stopped, as an interrupt makes it do (python/cpython#90882)."""
+    monkeypatch.setattr(threading.Thread, "is_alive", lambda _: False)
+    assert writer.run(lambda _: 1).result(0) == 1
+    assert writer.submit(lambda _: 2).result(PATIENCE) == 2
+
+
+def test_nothing_waits_behind_the_end(session: FakeSession, no_threads_left: None) -> None:
+    """Work that comes at the moment of closing is done or refused, and never left waiting."""
+    writer = Writer(session)
+    late: list[Future[Any]] = []
+    begun, go = threading.Event(), threading.Event()
+    writer.submit(lambda _: (begun.set(), go.wait(PATIENCE)))  # type: ignore[func-returns-value]  # None
+    assert begun.wait(PATIENCE)
+    writer._jobs.queue.put(None)
+    late.append(writer.submit(lambda _: 1))
+    go.set()
+    assert isinstance(late[0].exception(PATIENCE), UnavailableError)
+    writer.close()

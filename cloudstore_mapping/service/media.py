@@ -141,10 +141,14 @@ class MediaFiles:
             raise _no_media(name)
         return media
 
+    def hurry(self) -> None:
+        """Sweep no more; what is left is swept later."""
+        self._sweeper.close()
+
     def close(self) -> None:
         """Take no more uploads; what was begun and not finished is swept later."""
         self._uploads.close()
-        self._sweeper.close()
+        self.hurry()
 
 
 def link(account: Account, media: Media) -> str:

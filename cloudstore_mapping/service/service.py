@@ -69,11 +69,16 @@ class Service:
         self.panels = Panels(storage, self._clock, self.usage)
         self._desk = Desk(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
 
-    def handle(self, request: Request | Batch, *, address: str = "") -> Reply:
-        """Return the answer to a request, whatever it is; see `submit`."""
+    def handle(self, request: Request | Batch, *, address: str = "", raises: bool = False) -> Reply:
+        """
+        Return the answer to a request, whatever it is; see `submit`.
+
+        `raises` is for a caller in whose program the service runs: what isn't a refusal is raised as it is, for it may
+        be what a handler of the program's signals raised.
+        """
         if self._closed:
             return _closed()
-        answer = self._desk.submit(request, address, None, waits=True)
+        answer = self._desk.submit(request, address, None, waits=True, raises=raises)
         return answer if isinstance(answer, Reply) else answer.result()
 
     def submit(self, request: Request | Batch, *, address: str = "", owner: Account | None = None) -> Future[Reply]:
@@ -186,6 +191,11 @@ class Service:
         """Return how many bytes its storage takes."""
         return self._storage.size()
 
+    def hurry(self) -> None:
+        """Wait no longer than a moment for other processes from now on; what they keep from being stored is refused."""
+        self.media.hurry()
+        self._storage.hurry()
+
     def close(self) -> None:
         """
         Answer what was submitted, then close the storage; later requests are answered `Unavailable`.
@@ -193,6 +203,7 @@ class Service:
         So is a write whose password would have to be hashed only now. Not from a callback of `submit`'s future.
         """
         self._closed = True
+        self.hurry()
         self._passwords.close()
         self._desk.close()
         self.media.close()

@@ -70,6 +70,8 @@ class Sweeper:
             self._step()
 
     def _end(self, error: BaseException) -> None:
-        _log.warning("Bytes that no media file has could not be taken away: %s", error)
         with self._lock:
             self._running = False
+            if self._closed:
+                return  # it was given up, and is done the next time
+        _log.warning("Bytes that no media file has could not be taken away: %s", error)

@@ -13,6 +13,7 @@ from typing import ClassVar, Self, TypeVar
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.media_tables import AccessesTable, MediaTable
 from cloudstore_mapping.service.storage.tables import AccountsTable, FilesTable
+from cloudstore_mapping.service.storage.writer import closed_error
 
 T = TypeVar("T")
 
@@ -20,7 +21,7 @@ T = TypeVar("T")
 def check_open(process: int, *, closed: bool) -> None:
     """Refuse the use of a storage that was `closed`, or opened in another process, which a fork left behind."""
     if closed:
-        raise UnavailableError("The store is closed; open it again.", sent=False, retry_after=1.0)
+        raise closed_error()
     if os.getpid() != process:  # neither the writer's thread nor connections and locks come along
         raise UnavailableError("The store was opened before a fork; open it in each process.", sent=False)
 
@@ -96,8 +97,12 @@ class Storage(ABC):
         """Return how many bytes it takes on its disks, 0 in memory."""
 
     @abstractmethod
+    def hurry(self) -> None:
+        """Wait no longer than a moment for other processes or a lost server from now on: `close` comes soon."""
+
+    @abstractmethod
     def close(self) -> None:
-        """Finish what was submitted, then let go of all connections."""
+        """Finish what was submitted, but for what others don't let it (see `hurry`), then let go of all connections."""
 
     def __enter__(self) -> Self:
         return self

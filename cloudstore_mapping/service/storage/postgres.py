@@ -84,6 +84,7 @@ class PostgresStorage(Storage):
         )
         self._pool = ReaderPool(opened, MAX_READERS)
         self._writer = GroupWriter(self._session, self._session.close)
+        self._probe = health.HealthProbe(partial(self._writer.submit, PostgresWriter.check_room))
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -92,10 +93,17 @@ class PostgresStorage(Storage):
             yield reader
 
     @contextmanager
-    def _reading(self, patience: float | None = None) -> Iterator[PostgresReader]:
+    def _reading(
+        self, patience: float | None = None, statement_timeout: float | None = None
+    ) -> Iterator[PostgresReader]:
         check_open(self._process, closed=self._closed)
-        patience = self._patience if patience is None else patience
-        reader = PostgresReader(self._pool, has_trigrams=self._has_trigrams, patience=patience, closing=self._closing)
+        reader = PostgresReader(
+            self._pool,
+            has_trigrams=self._has_trigrams,
+            patience=self._patience if patience is None else patience,
+            closing=self._closing,
+            statement_timeout=statement_timeout,
+        )
         with reader.open():
             yield reader
 
@@ -112,22 +120,28 @@ class PostgresStorage(Storage):
             copy_to_file(reader, path, report)
 
     def problem(self) -> str | None:
-        """Return why it can't be read, or is no server to write to; None where neither is so. Known in some seconds."""
+        """Return why reads or saves fail at present, None where they don't. Known in some seconds."""
         try:
-            with self._reading(min(health.PATIENCE, self._patience)) as reader:
+            with self._reading(min(health.PATIENCE, self._patience), health.PATIENCE) as reader:
                 reader.has_accounts()
-                return READ_ONLY_SENTENCE if reader.row(_TAKES_NO_WRITES)[0] else None
+                if reader.row(_TAKES_NO_WRITES)[0]:
+                    return READ_ONLY_SENTENCE
         except UnavailableError as error:
             return str(error)
+        return self._probe.problem(health.PATIENCE)
 
     def size(self) -> int:
         """Return how many bytes the tables and their indexes take."""
         with self._reading() as reader:
             return reader.size_of_tables()
 
+    def hurry(self) -> None:
+        """Wait no longer for a lost server."""
+        self._closing.set()
+
     def close(self) -> None:
         """Finish what was submitted, then let go of all connections."""
         self._closed = True
-        self._closing.set()
+        self.hurry()
         self._writer.close()
         self._pool.close()

@@ -13,6 +13,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import Format
 from psycopg.types.numeric import Int8BinaryDumper
 
+from cloudstore_mapping.service.storage.postgres_errors import refuses_writes
+
 Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 Cursor: TypeAlias = psycopg.Cursor[tuple[Any, ...]]
 
@@ -116,7 +118,7 @@ def without_secrets(address: str) -> str:
 
 def connect(parameters: dict[str, Any]) -> Connection:
     """Return a new connection, made what the rest of the engine expects; raises `psycopg.OperationalError`."""
-    connection = psycopg.connect(make_conninfo(**parameters), autocommit=True)
+    connection = _connect(parameters)
     try:
         adapters = connection.adapters
         adapters.register_dumper(str, _TextDumper)
@@ -127,3 +129,18 @@ def connect(parameters: dict[str, Any]) -> Connection:
         connection.close()
         raise
     return connection
+
+
+def _connect(parameters: dict[str, Any]) -> Connection:
+    try:
+        return psycopg.connect(make_conninfo(**parameters), autocommit=True)
+    except psycopg.OperationalError as error:
+        # A lone primary that only reads for now can be read. Of several servers another one may be written to by now.
+        has_others = any("," in str(parameters.get(name, "")) for name in ("host", "hostaddr", "port"))
+        if has_others or not refuses_writes(error):
+            raise
+        try:
+            lone = {**parameters, "target_session_attrs": "primary"}
+            return psycopg.connect(make_conninfo(**lone), autocommit=True)
+        except psycopg.OperationalError:
+            raise error from None

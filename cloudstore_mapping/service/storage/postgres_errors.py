@@ -17,8 +17,11 @@ RETRY_AFTER: Final = 1.0
 OVERTAKEN: Final = frozenset({"23505", "23503", "55P03", "40P01"})
 #: A transaction that has to be done again from its beginning.
 NOT_SERIALIZABLE: Final = "40001"
-#: A server that only reads: it was the primary, or another one is by now.
+#: A server that only reads: it was the primary, or another one is by now, or its owner made it so.
 READ_ONLY: Final = "25006"
+#: The driver and the server disagree on statements that were prepared (psycopg 3.3 takes one for prepared that was sent
+#: behind an error, or that failed while it was parsed), or a table has changed since. Another connection knows better.
+STALE: Final = frozenset({"26000", "42P05", "0A000"})
 
 READ_ONLY_SENTENCE: Final = (
     "The database can't be written to; name all its servers in the store's address, or wait for a new one."
@@ -29,6 +32,7 @@ _SENTENCES: Final = {
     "53100": "The database's disk is full; free some space, then try again.",
     "55P03": "Another process holds what is to be written; try again.",
     "40P01": "Others write the same all the time; try again.",
+    "57014": "The database answers too slowly; look what holds its tables.",
     NOT_SERIALIZABLE: "Others write the same all the time; try again.",
     READ_ONLY: READ_ONLY_SENTENCE,
 }
@@ -52,13 +56,18 @@ def unavailable(error: psycopg.Error) -> UnavailableError:
 
     Of the driver's sentence only what a server said is shown, for the rest may quote the address and its password.
     """
-    sentence = _SENTENCES.get(error.sqlstate or "")
+    sentence = READ_ONLY_SENTENCE if refuses_writes(error) else _SENTENCES.get(error.sqlstate or "")
     if sentence is None and is_lost(error):
         refusal = _REFUSAL.search(str(error))
         sentence = _NOT_REACHED if refusal is None else f"The database takes no connection ({refusal[1]}); {_LOOK}"
     if sentence is None:
         sentence = f"The database failed: {error.diag.message_primary or type(error).__name__}."
     return UnavailableError(sentence, retry_after=RETRY_AFTER)
+
+
+def refuses_writes(error: psycopg.Error) -> bool:
+    """Whether no connection was had because the server only reads, which the driver finds out itself."""
+    return error.sqlstate is None and "session is read-only" in str(error)
 
 
 def is_lost(error: psycopg.Error) -> bool:

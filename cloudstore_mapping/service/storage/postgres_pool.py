@@ -19,7 +19,7 @@ from psycopg.pq import TransactionStatus
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.postgres_connection import Connection
-from cloudstore_mapping.service.storage.postgres_errors import RETRY_AFTER, is_lost
+from cloudstore_mapping.service.storage.postgres_errors import RETRY_AFTER, STALE, is_lost
 
 #: Seconds after which a connection that nobody needed is closed.
 IDLE_FOR: Final = 60.0
@@ -54,7 +54,8 @@ class ReaderPool:
         except psycopg.Error as error:
             if is_lost(error):
                 self._lost = (time.monotonic() if self._lost is None else self._lost[0], error)
-                self._close_idle(float("inf"))  # where one was lost the others are too, as a rule
+            if is_lost(error) or error.sqlstate in STALE:
+                self.close_idle()  # where one was lost, or has statements of before, the others are too, as a rule
             raise
         else:
             self._lost = None
@@ -90,10 +91,14 @@ class ReaderPool:
         # Looked at only now, so that none is left behind whenever `close` comes.
         self._close_idle(float("inf") if self._closed else time.monotonic() - IDLE_FOR)
 
+    def close_idle(self) -> None:
+        """Close the connections that nobody has."""
+        self._close_idle(float("inf"))
+
     def close(self) -> None:
         """Close all connections; those that somebody has, once they are given back."""
         self._closed = True
-        self._close_idle(float("inf"))
+        self.close_idle()
 
     def _close_idle(self, since: float) -> None:
         while True:

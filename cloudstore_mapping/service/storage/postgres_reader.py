@@ -12,7 +12,7 @@ from typing import Any, Final
 import psycopg
 
 from cloudstore_mapping.service.storage.postgres_connection import Connection, Cursor, sql
-from cloudstore_mapping.service.storage.postgres_errors import is_lost, unavailable
+from cloudstore_mapping.service.storage.postgres_errors import STALE, is_lost, unavailable
 from cloudstore_mapping.service.storage.postgres_pool import ReaderPool
 from cloudstore_mapping.service.storage.postgres_session import PostgresSession
 
@@ -35,15 +35,24 @@ class PostgresReader(PostgresSession):
 
     It takes a connection with the first statement, and opens its transaction together with that, in one round trip.
     Until then nothing was read, so where the connection turns out to be lost another one is as good, for which it looks
-    for `patience` seconds, and no longer once `closing` is set.
+    for `patience` seconds, and no longer once `closing` is set. A connection whose reader failed isn't used again.
     """
 
-    def __init__(self, pool: ReaderPool, *, has_trigrams: bool, patience: float, closing: threading.Event) -> None:
+    def __init__(
+        self,
+        pool: ReaderPool,
+        *,
+        has_trigrams: bool,
+        patience: float,
+        closing: threading.Event,
+        statement_timeout: float | None = None,
+    ) -> None:
         super().__init__(has_trigrams=has_trigrams)
         self._pool = pool
         self._patience = patience
         self._closing = closing
         self._connection: Connection | None = None
+        self._statement_timeout = statement_timeout
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -51,6 +60,12 @@ class PostgresReader(PostgresSession):
         try:
             try:
                 yield
+            except psycopg.Error as error:
+                if self._connection is not None:
+                    self._connection.close()
+                if error.sqlstate in STALE:
+                    self._pool.close_idle()
+                raise
             finally:
                 self._end()
         except psycopg.Error as error:
@@ -63,11 +78,15 @@ class PostgresReader(PostgresSession):
 
     def _begin(self, query: str, parameters: tuple[Any, ...]) -> Cursor:
         pause = FIRST_PAUSE
+        stale = 0
         while True:
             try:
                 with self._pool.attempt(self._patience):
                     return self._try_to_begin(query, parameters)
             except psycopg.Error as error:
+                stale += error.sqlstate in STALE
+                if stale == 1 and error.sqlstate in STALE:
+                    continue  # over a new connection
                 if not is_lost(error) or self._closing.is_set() or self._pool.is_given_up(self._patience):
                     raise
             self._closing.wait(pause * random.uniform(0.5, 1))  # noqa: S311 - not for a secret
@@ -79,6 +98,8 @@ class PostgresReader(PostgresSession):
         try:
             pipeline.enter_context(connection.pipeline())
             connection.execute(_BEGIN)
+            if self._statement_timeout is not None:
+                connection.execute(f"SET LOCAL statement_timeout = {self._statement_timeout * 1000:.0f}")
             cursor = connection.execute(sql(query), parameters, binary=True)
             pipeline.close()
         except BaseException:

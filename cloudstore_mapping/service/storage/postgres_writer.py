@@ -20,11 +20,12 @@ row that it reads, and the group one for its commit. An error of such a statemen
 of its piece of work. Then the whole group is undone and done again with care: each piece is waited for at its end, and
 an error is that of the piece which it belongs to.
 
-**A lost connection** is replaced, and the group done again. Only where it was lost during the commit nobody knows the
-outcome; so each transaction writes a random id into this process's row of `writers`. If it is found there, all was
-done, and what the work returned stands; else it is done again. The row excludes the two from each other: where the
-server is still at the first, looking waits for it. That answer is committed too before it is believed, for the server
-may show what it has not replicated yet. After `patience` seconds the outcome is an `OutcomeUnknownError`.
+**A lost connection** is replaced, and the group done again; so is one whose prepared statements aren't the server's.
+Only where it was lost during the commit nobody knows the outcome; so each transaction writes a random id into this
+process's row of `writers`. If it is found there, all was done, and what the work returned stands; else it is done
+again. The row excludes the two from each other: where the server is still at the first, looking waits for it. That
+answer is committed too before it is believed, for the server may show what it has not replicated yet. After `patience`
+seconds the outcome is an `OutcomeUnknownError`.
 """
 
 # ruff: noqa: D102 - what is without a docstring has it in `statements`
@@ -47,6 +48,7 @@ from cloudstore_mapping.service.storage.postgres_errors import (
     NOT_SERIALIZABLE,
     OVERTAKEN,
     READ_ONLY,
+    STALE,
     is_lost,
     outcome_unknown,
     unavailable,
@@ -163,13 +165,13 @@ class PostgresWriter(PostgresChanges, Session):
 
     def _failed(self, error: psycopg.Error) -> NoReturn:
         """Pause, and raise `AgainError` where the transaction is worth another try; else what is told outside."""
-        if error.sqlstate == READ_ONLY:
+        if error.sqlstate == READ_ONLY or error.sqlstate in STALE:
             self._line.drop()  # what was the primary is it no longer
         is_gone = self._line.is_gone and (error.sqlstate in (None, READ_ONLY) or is_lost(error))
         if is_gone or self._sent:
             again = self._wait_for_database(error)
         else:
-            others = error.sqlstate == NOT_SERIALIZABLE or error.sqlstate in OVERTAKEN
+            others = error.sqlstate == NOT_SERIALIZABLE or error.sqlstate in OVERTAKEN or error.sqlstate in STALE
             again = (not self._careful or others) and self._tries < MAX_TRIES
             self._careful = True
             self._tries += 1
@@ -178,6 +180,7 @@ class PostgresWriter(PostgresChanges, Session):
         if again:
             raise AgainError(error) from error
         self._careful, self._tries = False, 0
+        self._line.drop()  # whatever it was, the next transaction doesn't suffer from it
         if self._sent:
             self._sent = False
             raise outcome_unknown() from error
@@ -238,7 +241,7 @@ class PostgresWriter(PostgresChanges, Session):
         except psycopg.Error as second:
             self._stands = False
             raise AgainError(second if error is None else error) from second
-        if error is not None and error.sqlstate in (NOT_SERIALIZABLE, READ_ONLY):
+        if error is not None and (error.sqlstate in (NOT_SERIALIZABLE, READ_ONLY) or error.sqlstate in STALE):
             self._stands = False
             raise AgainError(error) from error
 
@@ -249,6 +252,10 @@ class PostgresWriter(PostgresChanges, Session):
     def intact(self) -> bool:
         """Whether the transaction still stands."""
         return self._stands
+
+    def check_room(self) -> None:
+        """Raise `UnavailableError` where no file could be saved, for want of leave or of a lock on the table."""
+        self.do("DELETE FROM files WHERE FALSE")
 
     def close(self) -> None:
         """Let go of the connection, and of the mark in the database."""

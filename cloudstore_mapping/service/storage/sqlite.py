@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, suppress
@@ -12,18 +13,27 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage import health
+from cloudstore_mapping.service.storage import health, sqlite_session
 from cloudstore_mapping.service.storage.base import Storage, Transaction, check_open
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, migrate, not_opened
 from cloudstore_mapping.service.storage.sqlite_backup import back_up
 from cloudstore_mapping.service.storage.sqlite_place import check_place
-from cloudstore_mapping.service.storage.sqlite_session import Reading, SQLiteSession, primary_code, unavailable
+from cloudstore_mapping.service.storage.sqlite_session import (
+    NO_MORE_FILES,
+    Reading,
+    SQLiteSession,
+    no_more_files,
+    primary_code,
+    unavailable,
+)
 from cloudstore_mapping.service.storage.writer import GroupWriter
 
 T = TypeVar("T")
 
 #: Connections for reading that are kept for the next reader.
 MAX_IDLE: Final = 16
+#: Seconds that SQLite waits at a time for other processes while a store is opened; no signal is heard meanwhile.
+OPENING_WAIT: Final = 0.25
 
 
 class SQLiteStorage(Storage):
@@ -94,8 +104,9 @@ class SQLiteStorage(Storage):
             back_up(session.connection, path, report)
 
     def problem(self) -> str | None:
-        """Return why reads or saves fail at present, None where they don't; while the writer is busy, as before."""
+        """Return why reads or saves fail at present, None where they don't; see `HealthProbe` for a writer at work."""
         try:
+            check_open(self._process, closed=self._closed)
             self._session.check_usable()
             if self._path is not None:  # in memory it would wait for the writer
                 with self.read() as transaction:
@@ -107,7 +118,7 @@ class SQLiteStorage(Storage):
     def check_writable(self) -> None:
         """Raise `PermissionError` where the file, its log or its file system is read-only."""
         try:
-            self._writer.submit(SQLiteSession.check_writable).result()
+            self.submit(SQLiteSession.check_writable).result()  # type: ignore[arg-type]  # which its session is
         except UnavailableError as error:
             if isinstance(error.__cause__, sqlite3.Error) and primary_code(error.__cause__) == sqlite3.SQLITE_READONLY:
                 raise PermissionError(
@@ -130,32 +141,55 @@ class SQLiteStorage(Storage):
                 size += Path(f"{self._path}{end}").stat().st_size
         return size
 
+    def hurry(self) -> None:
+        """Wait no longer than a moment for other processes from now on."""
+        self._session.hurry()
+
     def close(self) -> None:
-        """Finish what was submitted, then let go of all connections."""
+        """Finish what was submitted, unless another process holds the store, then let go of all connections."""
         self._closed = True
+        self.hurry()
         self._writer.close()
 
 
 def _open(path: Path | None) -> SQLiteSession:
+    gives_up_at = time.monotonic() + sqlite_session.BUSY_TIMEOUT
+    while True:
+        try:
+            return _try_to_open(path)
+        except UnavailableError as error:
+            cause = error.__cause__
+            is_busy = isinstance(cause, sqlite3.Error) and primary_code(cause) == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() >= gives_up_at:
+                raise
+
+
+def _try_to_open(path: Path | None) -> SQLiteSession:
     try:
         if path is not None:
             check_place(path)
             check_file(path)
-        session = SQLiteSession(path, "rwc")
+        session = SQLiteSession(path, "rwc", busy_timeout=min(OPENING_WAIT, sqlite_session.BUSY_TIMEOUT))
         try:
             migrate(session.connection, path)
             if session.identity is not None:
                 with session.snapshot():
                     session.has_accounts()  # so that a new file has its log too
                 session.identity.add_log()
+            session.do_not_wait()
         except BaseException:
             session.close()
             raise
+    except OSError as error:
+        if error.errno in NO_MORE_FILES:
+            raise UnavailableError(NO_MORE_FILES[error.errno], retry_after=1.0) from error
+        raise
     except UnicodeDecodeError as error:
         raise damaged(path or Path()) from error
     except sqlite3.Error as error:
         code = primary_code(error)
-        if path is not None and code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+        readonly = code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+        if path is not None and readonly and no_more_files() is None:
             raise not_opened(path, error) from error
         if path is not None and code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             raise damaged(path) from error

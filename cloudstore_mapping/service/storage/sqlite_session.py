@@ -3,9 +3,12 @@
 # ruff: noqa: D102 - what is without a docstring has it in `statements`
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -24,6 +27,11 @@ _log: Final = logging.getLogger(__name__)
 
 #: Seconds that a writer waits for another process's transaction on the same file.
 BUSY_TIMEOUT: Final = 30.0
+#: Seconds that it still waits once its store is to be closed.
+CLOSING_WAIT: Final = 0.5
+#: Seconds between two tries, which double up to the longest.
+FIRST_PAUSE: Final = 0.001
+LONGEST_PAUSE: Final = 0.05
 
 
 #: Bytes of a store all of whose pages are looked at when a service starts: a tenth of a second.
@@ -56,7 +64,7 @@ class Damage:
 
     def note(self, error: sqlite3.Error, *, committing: bool = False) -> None:
         """Remember the first error that tells of damage; after a failed commit any error of the disk does."""
-        if self.error is not None:
+        if self.error is not None or (not committing and no_more_files() is not None):
             return
         if primary_code(error) == sqlite3.SQLITE_IOERR and (committing or error.sqlite_errorcode not in _PASSING):
             # After a failed sync nobody knows what is on disk, and the next sync would claim success.
@@ -82,20 +90,26 @@ class SQLiteSession(SQLTransaction, Session):
     new_blob = "INSERT INTO blobs (account_id, touched_at) VALUES (?, ?) RETURNING id"
 
     def __init__(
-        self, path: Path | None, mode: Literal["ro", "rw", "rwc"], beside: SQLiteSession | None = None
+        self,
+        path: Path | None,
+        mode: Literal["ro", "rw", "rwc"],
+        beside: SQLiteSession | None = None,
+        *,
+        busy_timeout: float | None = None,
     ) -> None:
         # In memory there is one connection only, which readers and the writer take in turn; both are quick.
         self._turn: AbstractContextManager[Any] = threading.RLock() if path is None else nullcontext()
         self.connection = sqlite3.connect(
             ":memory:" if path is None else f"{path.as_uri()}?mode={mode}",
             uri=True,
-            timeout=BUSY_TIMEOUT,
+            timeout=BUSY_TIMEOUT if busy_timeout is None else busy_timeout,
             isolation_level=None,
             check_same_thread=False,
         )
         self._space = None if path is None else Space(path)
         #: What was met by any connection to the store.
         self.damage: Damage = Damage() if beside is None else beside.damage
+        self._gives_up_at = float("inf")
         self._execute = self.connection.execute
         try:
             #: The file that it has open; None in memory.
@@ -137,7 +151,7 @@ class SQLiteSession(SQLTransaction, Session):
                 if self.connection.in_transaction:  # an interrupt came before the last one was undone
                     self._execute("ROLLBACK")
                 try:
-                    self._execute("BEGIN IMMEDIATE")
+                    self._begin_to_write()
                     changes = self.connection.total_changes
                     yield
                     if self.identity is not None and self.connection.total_changes != changes:
@@ -151,6 +165,34 @@ class SQLiteSession(SQLTransaction, Session):
                     raise
             except sqlite3.Error as error:
                 raise self.failed(error) from error
+
+    def _begin_to_write(self) -> None:
+        """
+        Begin once no other process writes, for which it waits `BUSY_TIMEOUT` seconds.
+
+        SQLite's own waiting ends neither for a signal nor for `hurry`, so the writer's connection does without it.
+        """
+        gives_up_at = time.monotonic() + BUSY_TIMEOUT
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                self._execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                left = min(gives_up_at, self._gives_up_at) - time.monotonic()
+                if primary_code(error) != sqlite3.SQLITE_BUSY or left <= 0:
+                    raise
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                return
+
+    def do_not_wait(self) -> None:
+        """Leave no waiting for other processes to SQLite from now on."""
+        self._execute("PRAGMA busy_timeout = 0")
+
+    def hurry(self) -> None:
+        """Wait no longer than `CLOSING_WAIT` for other processes from now on."""
+        self._gives_up_at = min(self._gives_up_at, time.monotonic() + CLOSING_WAIT)
 
     def check_usable(self) -> None:
         """Raise `UnavailableError` where nothing may be written: once damage was met, or without the file."""
@@ -315,10 +357,29 @@ _SENTENCES: Final = {
 }
 
 
+#: The sentences for a process, and for a system, at the limit of open files, by errno.
+NO_MORE_FILES: Final = {
+    errno.EMFILE: "This process has as many files open as it may; raise its limit of open files (ulimit -n).",
+    errno.ENFILE: "The system has as many files open as it may; raise its limit of open files (fs.file-max).",
+}
+
+
 def unavailable(error: sqlite3.Error) -> UnavailableError:
     """Return what an error of SQLite is called outside."""
-    sentence = _SENTENCES.get(primary_code(error), f"The store failed: {error}.")
+    code = primary_code(error)
+    sentence = no_more_files() if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) else None
+    if sentence is None:
+        sentence = _SENTENCES.get(code, f"The store failed: {error}.")
     return UnavailableError(sentence, retry_after=1.0)
+
+
+def no_more_files() -> str | None:
+    """Return the sentence for a process or system at its limit of open files, None elsewhere; SQLite doesn't tell."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return NO_MORE_FILES.get(error.errno or 0)
+    return None
 
 
 def primary_code(error: sqlite3.Error) -> int:

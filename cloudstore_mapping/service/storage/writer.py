@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -70,6 +71,44 @@ class Session(ABC):
         """Whether the transaction still stands; an engine that fails in the middle may have undone all of it."""
 
 
+class _Jobs:
+    """
+    The work that waits for a writer's thread, and whether that thread has `ended`.
+
+    `Thread.is_alive` isn't asked: up to Python 3.12 an interrupt within it, or within `join`, makes it say False of a
+    thread that runs (python/cpython#90882).
+    """
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self.ended = threading.Event()
+        self._process = os.getpid()
+
+    def put(self, job: _Job) -> None:
+        """Have a job done, or refuse it where the thread has ended."""
+        self.queue.put(job)
+        if self.ended.is_set() or self._process != os.getpid():
+            self.refuse_all()  # asked behind `put`, for the thread refuses only jobs that it finds when it ends
+
+    def refuse_all(self) -> None:
+        """Refuse the jobs that no thread will do."""
+        with suppress(Empty):
+            while True:
+                job = self.queue.get_nowait()
+                if job is not None and job.future.set_running_or_notify_cancel():
+                    job.future.set_exception(closed_error())
+
+    def wait_for_end(self) -> None:
+        """Wait until all is done and the thread has ended; in a forked process there is none."""
+        if self._process == os.getpid():
+            self.ended.wait()
+
+
+def closed_error() -> UnavailableError:
+    """Return the error of a store that is used after it was closed."""
+    return UnavailableError("The store is closed; open it again.", sent=False, retry_after=1.0)
+
+
 class _Job:
     """A piece of work, whose `future` is told what came of it, and how often it was put off as the first."""
 
@@ -90,26 +129,24 @@ class GroupWriter:
 
     def __init__(self, session: Session, end: Callable[[], None]) -> None:
         self._session = session
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs = _Jobs()
         self._turn = threading.Lock()
-        self._closing = threading.Lock()
         self._closed = False
         # A daemon, so that a program that forgets to close can end; it holds no reference to this object.
         self._thread = threading.Thread(
             target=_write, args=(session, self._jobs, self._turn, end), name="cloudstore-writer", daemon=True
         )
         self._thread.start()
-        _writing[self._thread] = self._jobs
+        _writing.add(self._jobs)
         # Without waiting: whoever drops this may hold a lock that the work still needs, or be the thread itself.
-        weakref.finalize(self, self._jobs.put, None).atexit = False
+        weakref.finalize(self, self._jobs.queue.put, None).atexit = False
 
     def submit(self, work: Callable[[Any], T]) -> Future[T]:
         """Have `work(session)` done; the future completes after the commit."""
+        if self._closed or self._jobs.ended.is_set():
+            raise closed_error()
         future: Future[T] = Future()
-        with self._closing:
-            if self._closed or not self._thread.is_alive():  # ended with the program, or left behind by a fork
-                raise UnavailableError("The store is closed; open it again.", sent=False, retry_after=1.0)
-            self._jobs.put(_Job(work, future))
+        self._jobs.put(_Job(work, future))
         return future
 
     def run(self, work: Callable[[Any], T]) -> Future[T]:
@@ -121,7 +158,7 @@ class GroupWriter:
         if self._turn.locked():
             return self.submit(work)
         with self._turn:  # which an interrupt can't leave behind, unlike one that is only tried for
-            if self._closed or not self._thread.is_alive() or not self._jobs.empty():
+            if self._closed or self._jobs.ended.is_set() or not self._jobs.queue.empty():
                 return self.submit(work)
             future: Future[T] = Future()
             for job in _commit(self._session, [_Job(work, future)]):
@@ -133,37 +170,41 @@ class GroupWriter:
 
     def close(self) -> None:
         """Finish what was submitted, and wait for the thread to end, unless it is the caller's."""
-        with self._closing:
-            if not self._closed:
-                self._closed = True
-                self._jobs.put(None)
+        if not self._closed:
+            self._closed = True
+            self._jobs.queue.put(None)
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._jobs.wait_for_end()
+            self._thread.join()  # its last steps
 
 
-_writing: Final[weakref.WeakKeyDictionary[threading.Thread, SimpleQueue[_Job | None]]] = weakref.WeakKeyDictionary()
+_writing: Final[weakref.WeakSet[_Jobs]] = weakref.WeakSet()
 
 
 @atexit.register
 def _finish_all() -> None:
-    for thread, jobs in list(_writing.items()):
-        jobs.put(None)
-        thread.join()
+    for jobs in list(_writing):
+        jobs.queue.put(None)
+        jobs.wait_for_end()
 
 
-def _write(session: Session, jobs: SimpleQueue[_Job | None], turn: threading.Lock, end: Callable[[], None]) -> None:
+def _write(session: Session, jobs: _Jobs, turn: threading.Lock, end: Callable[[], None]) -> None:
     group: list[_Job] = []
     goes_on = True
     try:
         while goes_on or group:
             if goes_on:
-                goes_on = _gather(jobs, group, session.max_group)
+                goes_on = _gather(jobs.queue, group, session.max_group)
             if group:
                 with turn:
                     group = _commit(session, group)
     finally:
-        with turn:
-            end()
+        try:
+            with turn:
+                end()
+        finally:
+            jobs.ended.set()
+            jobs.refuse_all()
 
 
 def _gather(jobs: SimpleQueue[_Job | None], group: list[_Job], most: int) -> bool:
