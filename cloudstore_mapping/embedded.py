@@ -69,7 +69,8 @@ class InProcessTransport:
 
     def _handle(self, request: Request | Batch) -> Reply:
         max_depth = self._service.settings.max_depth
-        return self._service.handle(decode_request(request.path, encode_request(request), max_depth=max_depth))
+        decoded = decode_request(request.path, encode_request(request), max_depth=max_depth)
+        return self._service.handle(decoded, raises=True)
 
     def _upload(self, request: Upload) -> Reply:
         check_type(request.content_type)
@@ -104,6 +105,10 @@ class InProcessTransport:
         start = start if tag == media.digest else 0
         pieces = self._service.media.chunks(media, start)
         return Fetched(None, start, media.size, media.digest, mimetype, media.name, pieces, lambda: None)
+
+    def hurry(self) -> None:
+        """Have the service wait no longer than a moment for other processes from now on."""
+        self._service.hurry()
 
     def close(self) -> None:
         """Close the service."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import linecache
+import signal
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,10 +15,11 @@ from typing import Any
 import pytest
 
 import cloudstore_mapping as cm
+from cloudstore_mapping.service import desk
 from cloudstore_mapping.service.storage import sqlite, sqlite_session, writer
 
 #: The files whose every line is interrupted once.
-FILES = {module.__file__ for module in (sqlite, sqlite_session, writer)}
+FILES = {module.__file__ for module in (desk, sqlite, sqlite_session, writer)}
 
 
 def _begins_a_block(frame: FrameType) -> bool:
@@ -25,8 +28,8 @@ def _begins_a_block(frame: FrameType) -> bool:
 
 
 @contextmanager
-def interrupted(after: int) -> Iterator[list[int]]:
-    """Interrupt the block before the line of `FILES` with this number is executed; gives how many were."""
+def interrupted(after: int, error: type[BaseException] = KeyboardInterrupt) -> Iterator[list[int]]:
+    """Raise an error in the block before the line of `FILES` with this number is executed; gives how many were."""
     seen = [0]
 
     def trace(frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
@@ -35,7 +38,7 @@ def interrupted(after: int) -> Iterator[list[int]]:
         if event == "line" and not _begins_a_block(frame):
             seen[0] += 1
             if seen[0] == after:
-                raise KeyboardInterrupt
+                raise error
         return trace
 
     before = sys.gettrace()
@@ -66,3 +69,72 @@ def test_wherever_it_comes(tmp_path: Path, where: str, what: str) -> None:
             assert store["key"] in (line - 1, line, -1)
             store["key"] = line
         assert line > 10
+
+
+class MyTimeoutError(Exception):
+    """What a program's own handler of a signal raises."""
+
+
+@pytest.mark.parametrize("where", ["memory:", "store.db"])
+@pytest.mark.parametrize("what", ["save", "load", "update"])
+def test_the_program_s_own_exception(tmp_path: Path, caplog: pytest.LogCaptureFixture, where: str, what: str) -> None:
+    """What a handler of the program's signals raises within a save or load comes out as it is, and isn't logged."""
+    with cm.open(where if where == "memory:" else tmp_path / where) as store:
+        store["key"] = -1
+        for line in range(1, 1000):
+            with interrupted(line, MyTimeoutError) as seen:
+                try:
+                    if what == "save":
+                        store["key"] = line
+                    elif what == "update":
+                        store.update({"key": line, "other": line})
+                    else:
+                        store["key"]
+                    raised = False
+                except MyTimeoutError:
+                    raised = True
+            if seen[0] < line:
+                break
+            assert raised
+        assert line > 10
+        store["key"] = 0
+        assert store["key"] == 0
+    assert caplog.records == []
+
+
+def test_an_alarm_while_another_process_holds_the_store(tmp_path: Path) -> None:
+    """A signal's handler ends a save that waits for another process, which is then never done."""
+
+    def ring(*_: object) -> None:
+        raise MyTimeoutError
+
+    path = tmp_path / "store.db"
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        with cm.open(path) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
+            store["key"] = 1
+            other.execute("BEGIN IMMEDIATE")
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(MyTimeoutError):
+                store["key"] = 2
+            other.execute("ROLLBACK")
+            assert store["key"] == 1
+            store["key"] = 3
+            assert store["key"] == 3
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_closing_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another process keeps from being stored is refused when the store is closed, and not done later."""
+    monkeypatch.setattr(sqlite_session, "CLOSING_WAIT", 0.0)
+    path = tmp_path / "store.db"
+    storage = sqlite.SQLiteStorage(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        waiting = storage.submit(lambda transaction: transaction.add_account("owner", 1.0))
+        storage.close()
+        assert str(waiting.exception(0)) == "Another process holds the store; try again."
+        other.execute("ROLLBACK")
+    with sqlite.SQLiteStorage(path) as again, again.read() as transaction:
+        assert not transaction.has_accounts()

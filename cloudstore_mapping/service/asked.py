@@ -22,15 +22,19 @@ class Asked:
     """
     A request on its way through the service, and who asked it; of a batch also which passwords were refused.
 
-    `owner` is the account of somebody who is signed in; `waits` says that the caller does nothing until it is answered;
+    `owner` is the account of somebody who is signed in; `waits` says that the caller does nothing until it is answered,
+    and all is done or waited for on its thread; `raises` that the service's own failures are raised as they are;
     `admitted` says that the account's pace lets it pass; `caller` is for whom the last try was made that was answered.
     """
 
-    def __init__(self, request: Request | Batch, address: str, owner: Account | None, waits: bool) -> None:
+    def __init__(
+        self, request: Request | Batch, address: str, owner: Account | None, *, waits: bool, raises: bool
+    ) -> None:
         self.request = request
         self.address = address
         self.owner = owner
         self.waits = waits
+        self.raises = raises
         self.admitted = owner is not None
         self.refused: dict[Question, CloudStoreError] = {}
         self.caller: Caller | None = None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec import UNSET
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.base import Storage, Transaction
     from cloudstore_mapping.service.storage.records import Account
     from cloudstore_mapping.service.usage import Usage
+
+T = TypeVar("T")
 
 _log: Final = logging.getLogger(__name__)
 
@@ -78,10 +80,11 @@ class Desk:
         owner: Account | None,
         *,
         waits: bool = False,
+        raises: bool = False,
         moment: Moment | None = None,
     ) -> Reply | Future[Reply]:
         """Answer a request if that takes no waiting, else begin to; see `Service.submit`."""
-        asked = Asked(request, address, owner, waits)
+        asked = Asked(request, address, owner, waits=waits and self._reads is None, raises=raises)
         if self._reads is None and asked.is_quick:
             reply = self._answer_at_once(asked, moment)
             if reply is not None:
@@ -100,7 +103,11 @@ class Desk:
                 return self._read(transaction, asked, {})
         except CloudStoreError as error:
             return failure(error)
-        except Exception:  # noqa: BLE001 - what it means is told when it is raised again
+        except (UnadmittedError, UnprovenError):
+            return None  # what it means is told when it is raised again
+        except Exception:
+            if asked.raises:
+                raise
             return None
 
     def _read(self, transaction: Transaction, asked: Asked, accounts: dict[tuple[str, str], Account]) -> Reply | None:
@@ -136,7 +143,34 @@ class Desk:
         if isinstance(begun, Reply):
             asked.answer.set_result(begun)
         elif begun is not None:
-            begun.add_done_callback(lambda done: self._finish(done, asked))
+            self._then(begun, asked, self._finish)
+
+    def _then(self, future: Future[T], asked: Asked, step: Callable[[Future[T], Asked], object]) -> None:
+        """
+        Go on with a step once a future has an outcome.
+
+        A caller who waits does so here. A future's callback would run on its thread too, and lose what a handler of
+        the program's signals raises meanwhile.
+        """
+        if asked.waits:
+            try:
+                if not future.done():
+                    wait([future])
+            except BaseException:
+                future.cancel()  # what hasn't begun isn't done
+                raise
+            step(future, asked)
+            return
+
+        def go_on(future: Future[T]) -> None:
+            try:
+                step(future, asked)
+            except Exception as error:  # else it is lost, and nobody ever answered
+                if asked.answer.done():
+                    raise
+                self._settle(error, asked)
+
+        future.add_done_callback(go_on)
 
     def _finish(self, done: Future[Reply], asked: Asked) -> None:
         error = done.exception()
@@ -156,6 +190,10 @@ class Desk:
             asked.answer.set_result(error.reply)
         elif isinstance(error, CloudStoreError):
             asked.answer.set_result(failure(error))
+        elif asked.raises:  # perhaps what a handler of the program's signals raised
+            if asked.answer.done():
+                raise error
+            asked.answer.set_exception(error)
         else:
             _log.error("A request to %s failed.", asked.request.operation.value, exc_info=error)
             sentence = "The service failed; its owner finds the reason in its log."
@@ -166,14 +204,14 @@ class Desk:
         for question in questions:
             proof = self._proof(question, asked.address)
             if not proof.done():
-                proof.add_done_callback(partial(self._go_on, question, questions, asked))
+                self._then(proof, asked, partial(self._go_on, question, questions))
                 return
             if not self._proved(question, proof, asked):
                 return
         # All rules again from the first: what they looked at may have changed during the hashing.
         self._advance(asked)
 
-    def _go_on(self, question: Question, questions: Iterator[Question], asked: Asked, proof: Future[None]) -> None:
+    def _go_on(self, question: Question, questions: Iterator[Question], proof: Future[None], asked: Asked) -> None:
         if self._proved(question, proof, asked):
             self._prove(questions, asked)
 
@@ -203,15 +241,17 @@ class Desk:
             return self._have_answered(asked)
         with self._storage.read() as transaction:
             caller = self._caller(transaction, asked)  # who is refused never stands in a queue
-            if not asked.admitted and caller.account.limits.min_interval:
+            comes_in_turn = not asked.admitted and bool(caller.account.limits.min_interval)
+            if comes_in_turn:
                 check_turn(transaction, caller.account, self._clock.wall())
-                self._in_turn(asked, caller.account)
-                return None
-            if is_quick:
+            elif is_quick:
                 return self._answer(transaction, caller, asked)
-            if isinstance(request, Request) and asked.writes:
+            elif isinstance(request, Request) and asked.writes:
                 self._rules.check_name(request.name)
         account = caller.account
+        if comes_in_turn:  # not while it reads, for in memory writers wait for readers
+            self._in_turn(asked, account)
+            return None
         if asked.owner is None and not account.limits.min_interval and account.id != NOT_MADE:
             self._accounts.remember(request.api_key)
         return self._have_answered(asked)
@@ -234,9 +274,9 @@ class Desk:
     def _in_turn(self, asked: Asked, account: Account) -> None:
         """Go on with the request once it is stored, for all processes, that the account had its turn."""
         turn = self._storage.submit(lambda transaction: take_turn(transaction, account, self._clock.wall()))
-        turn.add_done_callback(partial(self._turned, asked))
+        self._then(turn, asked, self._turned)
 
-    def _turned(self, asked: Asked, turn: Future[None]) -> None:
+    def _turned(self, turn: Future[None], asked: Asked) -> None:
         error = turn.exception()
         if error is not None:
             self._settle(error, asked)
