@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
@@ -17,7 +18,10 @@ def main() -> None:
         sys.stderr.write(f"cloudstore: The command line needs {error.name}; pip install 'cloudstore-mapping[cli]'.\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(130)  # while still importing: later, the command line itself sees to it
+        sys.exit(130)  # while still importing, or another one while the first one's command closes its store
+    finally:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # what comes while Python ends would print a traceback
 
 
 if __name__ == "__main__":

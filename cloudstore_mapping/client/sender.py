@@ -96,6 +96,7 @@ class Sender:
         self._extensions: frozenset[str] | None = None  # before the first reply
         self._attempts: Counter[str] = Counter()
         self._repetitions = 0
+        self._ending = False
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -103,6 +104,12 @@ class Sender:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def hurry(self) -> None:
+        """Repeat nothing from now on, and have a service in this process wait no longer for others: `close` comes."""
+        self._ending = True
+        if (hurry := getattr(self._transport, "hurry", None)) is not None:
+            hurry()
 
     def close(self) -> None:
         """Close the transport."""
@@ -148,7 +155,7 @@ class Sender:
         latest = self._clock() + MAX_AGE
         while True:
             outcome = self._attempt(request, is_repetition)
-            if tries_left == 0 or not may_be_repeated(request, outcome, "once" in self.extensions):
+            if tries_left == 0 or self._ending or not may_be_repeated(request, outcome, "once" in self.extensions):
                 return concluded(request, outcome, maybe_done, key)
             wait = max(backoff * random.uniform(0.5, 1), wait_asked(outcome))  # noqa: S311 - not for a secret
             if wait > wait_left or self._clock() + wait > latest:

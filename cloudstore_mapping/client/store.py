@@ -136,6 +136,7 @@ class Store(Generic[V]):
         """Let go of the connections; any further use is `ValueError`. Closing again does nothing."""
         if not self._closed:
             self._closed = True
+            self._client.hurry()
             self._workers.close()
             self._files.close()
 

@@ -1,0 +1,85 @@
+"""Ctrl-C ends a command soon, also one that waits for another process, and leaves nothing to be done after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import cloudstore_mapping as cm
+from tests.service_fakes import PATIENCE
+
+#: Runs a command that is interrupted while another process holds its store, at the second try to begin a transaction.
+PROGRAM = """
+import os, signal, sys, time
+from cloudstore_mapping.service.storage import sqlite_session
+from cloudstore_mapping.__main__ import main
+
+sqlite_session.CLOSING_WAIT = 0.0
+tries = [0]
+sleep = time.sleep
+
+class Time:
+    monotonic = time.monotonic
+
+    def sleep(self, seconds):
+        tries[0] += 1
+        if tries[0] == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        sleep(seconds)
+
+sqlite_session.time = Time()
+main()
+"""
+
+
+@pytest.mark.parametrize("arguments", [["set", "a", "5"], ["merge", "a", "5"], ["rm", "a"], ["import", "in.json"]])
+def test_ctrl_c_while_another_process_holds_the_store(tmp_path: Path, arguments: list[str]) -> None:
+    """It is exit status 130 without a word, though the other process goes on; nothing is changed then or later."""
+    path = tmp_path / "a.db"
+    (tmp_path / "in.json").write_text(json.dumps({"a": 5, "b": 6}))
+    with cm.open(path) as store:
+        store["a"] = 1
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *arguments, "--at", os.fspath(path)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+            # Whoever runs the tests in the background may have it ignored, which a process takes from its parent.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        other.execute("ROLLBACK")
+    assert (done.returncode, done.stderr.strip()) == (130, "")
+    with cm.open(path) as store:
+        assert dict(store) == {"a": 1}
+
+
+LATE = """
+import atexit, os, signal
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+from cloudstore_mapping.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_while_python_ends() -> None:
+    """A Ctrl-C that comes after the command is done, as a second one does, prints no traceback."""
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
