@@ -27,7 +27,7 @@ from tests.vendor import serve_vendor
 Store = CloudStoreMapping[Any]
 
 SMALL = settings(max_examples=8, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-MANY = settings(SMALL, max_examples=150, stateful_step_count=50)
+MANY = settings(SMALL, max_examples=60, stateful_step_count=50)
 
 
 class _Opened(NamedTuple):

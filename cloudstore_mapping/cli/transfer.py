@@ -146,8 +146,12 @@ def _failing(file: str, verb: str, as_json: bool) -> Iterator[None]:
         _report_notes(error, as_json)
         raise typer.Exit(max(map(status_of, failures))) from error
     except (CloudStoreError, UsageError) as error:
-        _report_notes(error.__cause__ or error, as_json)
-        raise
+        noted = error.__cause__ or error
+        if not hasattr(noted, "__notes__"):
+            raise
+        report(error, as_json=as_json)
+        _report_notes(noted, as_json)
+        raise typer.Exit(status_of(error)) from error
 
 
 def _report_notes(error: BaseException, as_json: bool) -> None:
