@@ -165,9 +165,12 @@ def test_a_store_on_a_full_disk_is_named(tmp_path: Path, command: str) -> None:
             [sys.executable, "-m", "cloudstore_mapping", *arguments], capture_output=True, text=True, check=False
         )
     assert (run.returncode, run.stdout) == (3, "")
-    assert run.stderr == (
+    told = (
         f"cloudstore: {target} can't be written to: 'key': The store's disk is full; free some space, then try again.\n"
     )
+    if command == "import":
+        told += f"cloudstore: So the new store {target} is empty; import again, or delete it.\n"
+    assert run.stderr == told
 
 
 def test_a_backup_to_a_full_disk(tmp_path: Path) -> None:
