@@ -17,6 +17,7 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping.service import desk
 from cloudstore_mapping.service.storage import sqlite, sqlite_session, writer
+from cloudstore_mapping.service.storage.base import Transaction
 
 #: The files whose every line is interrupted once.
 FILES = {module.__file__ for module in (desk, sqlite, sqlite_session, writer)}
@@ -138,3 +139,28 @@ def test_closing_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         other.execute("ROLLBACK")
     with sqlite.SQLiteStorage(path) as again, again.read() as transaction:
         assert not transaction.has_accounts()
+
+
+@pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "SAVEPOINT work", "RELEASE work", "COMMIT"])
+def test_right_after_a_statement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str) -> None:
+    """An interrupt that comes when a statement was just done is raised, and taken for no failure of the store."""
+
+    def add(transaction: Transaction) -> None:
+        transaction.add_account("owner", 1.0)
+
+    with sqlite.SQLiteStorage(tmp_path / "store.db") as storage:
+        execute = storage._session._execute
+
+        def interrupted(query: str, *parameters: Any) -> Any:
+            done = execute(query, *parameters)
+            if query == statement:
+                raise KeyboardInterrupt
+            return done
+
+        with monkeypatch.context() as patch:
+            patch.setattr(storage._session, "_execute", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                storage.run(add)
+        with storage.read() as transaction:
+            assert transaction.has_accounts() == (statement == "COMMIT")
+        storage.run(lambda transaction: transaction.add_account("other", 1.0)).result(0)

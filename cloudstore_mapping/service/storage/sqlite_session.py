@@ -226,11 +226,19 @@ class SQLiteSession(SQLTransaction, Session):
                 self._execute("RELEASE work")
             except BaseException:
                 if self.connection.in_transaction:
-                    self._execute("ROLLBACK TO work")
-                    self._execute("RELEASE work")
+                    self._undo_work()
                 raise
         except sqlite3.Error as error:
             raise self.failed(error) from error
+
+    def _undo_work(self) -> None:
+        try:
+            self._execute("ROLLBACK TO work")
+            self._execute("RELEASE work")
+        except sqlite3.Error:
+            self._execute(
+                "ROLLBACK"
+            )  # an interrupt came before the savepoint was there, or when it was there no longer
 
     def row(self, query: str, *parameters: Any) -> Any:
         return self._execute(query, parameters).fetchone()
