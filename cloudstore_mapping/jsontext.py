@@ -28,14 +28,14 @@ _LONE_SURROGATE: Final = re.compile(
 )
 
 
-def fault_of(text: bytes, error: Exception) -> str:
+def fault_of(text: bytes | Raw, error: Exception) -> str:
     """
     Return why `text` can't be read as JSON, as a part of a sentence, where `error` is what the parser said.
 
     msgspec calls a lone surrogate by several names, one of them that the text is truncated, and Python's own sentences
     advise the programmer.
     """
-    if _LONE_SURROGATE.search(text.replace(rb"\\", b" ")):
+    if _LONE_SURROGATE.search(bytes(text).replace(rb"\\", b" ")):
         return "it holds a lone surrogate, which no text in JSON can; take it out"
     if isinstance(error, UnicodeDecodeError) or "Invalid UTF-8" in str(error):
         return "it is not UTF-8; write it anew as that"
