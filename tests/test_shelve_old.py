@@ -314,7 +314,7 @@ def test_a_move_that_fails_in_part_makes_nothing(tmp_path: Path) -> None:
         opened[b"broken"] = b"\x80\x04."
     before = files(tmp_path)
     status, output, errors = move()
-    assert (status, output) == (1, "")
+    assert (status, output) == (1, "Imported 0 keys; 1 failed.\n")
     first, second = errors.splitlines()
     assert first.startswith("cloudstore: The value of 'broken' can't be stored: ")
     assert (
@@ -467,7 +467,7 @@ def test_a_value_that_is_cut_off(tmp_path: Path) -> None:
         opened[b"cut"] = b"all of this too"
     Path("data.dat").write_bytes(Path("data.dat").read_bytes()[:-4])
     result = CliRunner().invoke(app, ["import", "data", "--at", "new.db"])
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout) == (1, "Imported 1 key; 1 failed.\n")
     assert "The value of 'cut' is cut off in data; " in result.stderr
     with cm.open("new.db") as store:
         assert store.copy() == {"whole": "all of it"}

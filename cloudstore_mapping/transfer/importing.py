@@ -140,6 +140,7 @@ def import_at(
             if is_new and not dry_run and not RawStore(store).keys():
                 error.add_note(f"So the new store {file} is empty; import again, or delete it.")
             if replacement is not None and isinstance(error, BulkError):
+                error.succeeded.clear()  # they were in the draft, which is gone
                 error.add_note(f"So there is no store {file} yet; mend these keys, or name another store.")
             raise
     return done, None if replacement is None else replacement.kept
