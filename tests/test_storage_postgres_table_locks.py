@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage import health, postgres_writer
+from cloudstore_mapping.service.storage import health, postgres, postgres_writer
 from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
 from tests.postgres_fixtures import address, proxy
@@ -105,7 +105,7 @@ def test_a_failed_transaction_ends_its_connection(address: str, proxy: Proxy) ->
         assert proxy.connections == before + 1
 
 
-@pytest.mark.parametrize("table", ["files", "accounts"])
+@pytest.mark.parametrize("table", ["files", "accounts", "api_keys"])
 def test_health_while_a_table_is_held(address: str, monkeypatch: pytest.MonkeyPatch, table: str) -> None:
     """While saves or loads are kept waiting by a lock, health says so in the end, and is well again after it."""
     monkeypatch.setattr(health, "OVERDUE", 0.0)
@@ -119,10 +119,30 @@ def test_health_while_a_table_is_held(address: str, monkeypatch: pytest.MonkeyPa
             == {
                 "files": "Saves wait for longer than 0 seconds; look which process holds the store.",
                 "accounts": "The database answers too slowly; look what holds its tables.",
+                "api_keys": "The database answers too slowly; look what holds its tables.",
             }[table]
         )
         storage.submit(lambda transaction: transaction.has_accounts()).result(PATIENCE)  # the probe has ended, too
         assert storage.problem() is None
+
+
+@pytest.mark.parametrize("table", ["files", "accounts", "api_keys"])
+def test_a_load_of_a_table_that_is_held(address: str, monkeypatch: pytest.MonkeyPatch, table: str) -> None:
+    """A load waits for a table that another program holds for a bounded time, is refused, and goes on after it."""
+    monkeypatch.setattr(postgres, "READ_LOCK_WAIT", "1ms")
+
+    def load(storage: PostgresStorage) -> None:
+        with storage.read() as transaction:
+            transaction.account_of_key(b"")
+            transaction.get(1, "name")
+
+    with PostgresStorage(address) as storage:
+        with locked(address, table, "ACCESS EXCLUSIVE"), pytest.raises(UnavailableError) as refused:
+            load(storage)
+        assert str(refused.value) == (
+            "Another process holds what is to be read; look which one holds the database's tables, or try again."
+        )
+        load(storage)
 
 
 def test_health_asks_the_writer(address: str) -> None:

@@ -37,6 +37,8 @@ T = TypeVar("T")
 MAX_READERS: Final = 24
 #: A key of an index takes 2,704 bytes, and a character that is written as two takes one in a name.
 MAX_NAME_BYTES: Final = 1300
+#: How long a load waits for a table that another program holds (VACUUM FULL, ALTER TABLE, a forgotten transaction).
+READ_LOCK_WAIT: Final = "10s"
 #: Seconds for which a lost database is waited for: enough for another server to take over, and less than clients wait.
 PATIENCE: Final = 12.0
 
@@ -82,7 +84,7 @@ class PostgresStorage(Storage):
         self._session = PostgresWriter(
             opened, has_trigrams=self._has_trigrams, patience=patience, closing=self._closing
         )
-        self._pool = ReaderPool(opened, MAX_READERS)
+        self._pool = ReaderPool(partial(connect, parameters, lock_timeout=READ_LOCK_WAIT), MAX_READERS)
         self._writer = GroupWriter(self._session, self._session.close)
         self._probe = health.HealthProbe(partial(self._writer.submit, PostgresWriter.check_room))
 
@@ -124,6 +126,7 @@ class PostgresStorage(Storage):
         try:
             with self._reading(min(health.PATIENCE, self._patience), health.PATIENCE) as reader:
                 reader.has_accounts()
+                reader.account_of_key(b"")  # each request looks up its key
                 if reader.row(_TAKES_NO_WRITES)[0]:
                     return READ_ONLY_SENTENCE
         except UnavailableError as error:

@@ -43,6 +43,10 @@ _SETTINGS: Final = (
     " WHERE current_setting(name, TRUE) = harmful"
 )
 
+_LOCK_TIMEOUT: Final = (
+    "SELECT set_config('lock_timeout', %s, FALSE) WHERE current_setting('lock_timeout')::interval = interval '0'"
+)
+
 # PostgreSQL's text holds no NUL. So the first six characters are written as one of the first two of the rest and one of
 # three others, none of which stands for itself: the order of texts stays, and so does what is contained in what.
 _LAST_SPECIAL: Final = 5
@@ -116,8 +120,12 @@ def without_secrets(address: str) -> str:
     return f"postgresql:///?{urlencode(given, quote_via=quote)}"
 
 
-def connect(parameters: dict[str, Any]) -> Connection:
-    """Return a new connection, made what the rest of the engine expects; raises `psycopg.OperationalError`."""
+def connect(parameters: dict[str, Any], *, lock_timeout: str | None = None) -> Connection:
+    """
+    Return a new connection, made what the rest of the engine expects; raises `psycopg.OperationalError`.
+
+    `lock_timeout` bounds its waits for locks where the server sets no bound.
+    """
     connection = _connect(parameters)
     try:
         adapters = connection.adapters
@@ -125,6 +133,8 @@ def connect(parameters: dict[str, Any]) -> Connection:
         adapters.register_loader("text", _TextLoader)
         adapters.register_dumper(int, Int8BinaryDumper)  # else each size of a number would be a statement of its own
         connection.execute(_SETTINGS, (IDLE_IN_TRANSACTION,))
+        if lock_timeout is not None:
+            connection.execute(_LOCK_TIMEOUT, (lock_timeout,))
     except BaseException:
         connection.close()
         raise

@@ -12,9 +12,11 @@ from cloudstore_mapping.errors import OutcomeUnknownError, UnavailableError
 #: Seconds after which somebody who was told that the store is unavailable may try again.
 RETRY_AFTER: Final = 1.0
 
+#: A lock was not had in time.
+LOCK_NOT_AVAILABLE: Final = "55P03"
 #: Somebody else made or holds what a piece of work meant to: it goes better when it is done again. Unique and foreign
 #: keys, a lock that wasn't had in time, and a deadlock, of which the piece that lost is undone.
-OVERTAKEN: Final = frozenset({"23505", "23503", "55P03", "40P01"})
+OVERTAKEN: Final = frozenset({"23505", "23503", LOCK_NOT_AVAILABLE, "40P01"})
 #: A transaction that has to be done again from its beginning.
 NOT_SERIALIZABLE: Final = "40001"
 #: A server that only reads: it was the primary, or another one is by now, or its owner made it so.
@@ -30,7 +32,7 @@ READ_ONLY_SENTENCE: Final = (
 _SENTENCES: Final = {
     "42501": "The store's user may not do this in the database; make it the owner of the tables.",
     "53100": "The database's disk is full; free some space, then try again.",
-    "55P03": "Another process holds what is to be written; try again.",
+    LOCK_NOT_AVAILABLE: "Another process holds what is to be written; try again.",
     "40P01": "Others write the same all the time; try again.",
     "57014": "The database answers too slowly; look what holds its tables.",
     NOT_SERIALIZABLE: "Others write the same all the time; try again.",

@@ -11,8 +11,15 @@ from typing import Any, Final
 
 import psycopg
 
+from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.postgres_connection import Connection, Cursor, sql
-from cloudstore_mapping.service.storage.postgres_errors import STALE, is_lost, unavailable
+from cloudstore_mapping.service.storage.postgres_errors import (
+    LOCK_NOT_AVAILABLE,
+    RETRY_AFTER,
+    STALE,
+    is_lost,
+    unavailable,
+)
 from cloudstore_mapping.service.storage.postgres_pool import ReaderPool
 from cloudstore_mapping.service.storage.postgres_session import PostgresSession
 
@@ -26,6 +33,7 @@ _SIZE: Final = (
     "SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class"
     " WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'"
 )
+_HELD: Final = "Another process holds what is to be read; look which one holds the database's tables, or try again."
 _BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
@@ -69,6 +77,8 @@ class PostgresReader(PostgresSession):
             finally:
                 self._end()
         except psycopg.Error as error:
+            if error.sqlstate == LOCK_NOT_AVAILABLE:
+                raise UnavailableError(_HELD, retry_after=RETRY_AFTER) from error
             raise unavailable(error) from error
 
     def _run(self, query: str, parameters: tuple[Any, ...]) -> Cursor:
