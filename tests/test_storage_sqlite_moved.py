@@ -296,3 +296,36 @@ def test_a_lost_log_takes_nothing_along(path: Path, storage: SQLiteStorage, loss
         put(storage, "late")
     storage.close()
     assert names_in(path) == ["before"]
+
+
+@pytest.mark.parametrize("size", [1, 300])
+def test_a_file_that_was_overwritten(path: Path, storage: SQLiteStorage, size: int, tmp_path: Path) -> None:
+    """A backup copied over the open file (`cp`) is noticed by the next read and write, and left as it is at the end."""
+    backup = tmp_path / "backup.db"
+    storage.back_up(backup, lambda done, total: None)
+    for number in range(size):
+        put(storage, f"later {number}")
+    shutil.copyfile(backup, path)
+    with pytest.raises(UnavailableError, match="The store's file was moved, deleted or replaced"):
+        names(storage)
+    with pytest.raises(UnavailableError, match="The store's file was moved, deleted or replaced"):
+        put(storage, "refused")
+    assert storage.problem() is not None
+    log = of(path, "-wal").read_bytes()
+    storage.close()
+    assert path.read_bytes() == backup.read_bytes()
+    assert names_in(path) == ["before"]
+    (kept,) = path.parent.glob("*.lost")
+    assert kept.read_bytes() == log
+
+
+def test_a_file_that_others_write_to_is_not_overwritten(path: Path, storage: SQLiteStorage) -> None:
+    """A checkpoint of another process changes the file, and nothing is refused."""
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0] == 0
+        put(storage, "after")
+        assert names(storage) == ["after", "before"]
+        assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+        assert names(storage) == ["after", "before"]
+        put(storage, "again")
+    assert storage.problem() is None

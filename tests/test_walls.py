@@ -48,6 +48,7 @@ OPENED: dict[str, dict[str, str]] = {
     "drafts": {"os.open": "a lock: a new file, or an empty one"},
     "service.storage.schemas": {"file.read_text": "the package's own"},
     "service.storage.sqlite_backup": {"draft.open": "its own file, closed by SQLite"},
+    "service.storage.sqlite_identity": {"shutil.copyfile": "a log, which SQLite doesn't lock"},
     "service.storage.sqlite_lineage": {"log.open": "a log, which SQLite doesn't lock"},
     "service.storage.sqlite_session": {"os.open": "a device"},
     "service.storage.sqlite_place": {"path.open": "a journal, which SQLite doesn't lock", "path.read_text": "/proc"},

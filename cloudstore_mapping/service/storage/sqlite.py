@@ -201,7 +201,9 @@ def _let_go(session: SQLiteSession, idle: list[SQLiteSession]) -> None:
     while idle:
         _close_one(idle)
     try:
-        if session.identity is not None and session.damage.error is None:
+        if session.identity is not None and session.identity.is_overwritten():
+            session.identity.set_log_aside()
+        elif session.identity is not None and session.damage.error is None:
             session.identity.part_from_log(session.connection)
     finally:
         session.close()

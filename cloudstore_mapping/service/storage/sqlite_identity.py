@@ -1,16 +1,19 @@
-"""Identity of an open SQLite store: notice that its file or its log was moved, deleted or replaced."""
+"""Identity of an open SQLite store: notice that its file or its log was moved, deleted, replaced or overwritten."""
 
 from __future__ import annotations
 
 import logging
 import os
 import secrets
+import shutil
 import sqlite3
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from cloudstore_mapping.errors import OutcomeUnknownError, UnavailableError
+from cloudstore_mapping.service.storage.sqlite_lineage import is_of_another_file
 
 _log: Final = logging.getLogger(__name__)
 
@@ -28,7 +31,8 @@ class Identity:
     Device and inode of the file at `path`, and of the log beside it, since they were opened.
 
     SQLite goes on with the files that it has open, whatever is at their paths by now. A commit then succeeds, and
-    nobody who opens the path later finds it.
+    nobody who opens the path later finds it. `cp` writes another store's bytes into the file itself, of which SQLite
+    takes no notice either. Only checkpoints write to the file, so it is looked at whenever its time has changed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,6 +41,10 @@ class Identity:
         self._log_path, self._index_path = f"{resolved}-wal", f"{resolved}-shm"
         self._file = _identity(self._path)
         self._files = [("file", self._path, self._file)]
+        self._changed = _changed(self._path)
+        self._is_overwritten = False
+        self._is_committing = False
+        self._looking = threading.Lock()
 
     def add_log(self) -> None:
         """Include the log and its index from now on; the first transaction has made them."""
@@ -48,17 +56,49 @@ class Identity:
         if (lost := self.lost()) is not None:
             raise UnavailableError(_LOST.format(lost), retry_after=1.0)
 
+    def committing(self) -> None:
+        """Take changes of the file for a checkpoint of this process, until `check_committed`."""
+        self._is_committing = True
+
     def check_committed(self) -> None:
         """Raise `OutcomeUnknownError` where one of the files is gone from its path, though a commit succeeded."""
+        self._changed = _changed(self._path)
+        self._is_committing = False
         if (lost := self.lost()) is not None:
             raise OutcomeUnknownError(_LOST_MEANWHILE.format(lost), error="OutcomeUnknown")
 
     def lost(self) -> str | None:
-        """Return which of the files is gone from its path, None for none."""
+        """Return which of the files is gone from its path, or was overwritten there; None for none."""
         for name, path, opened in self._files:
             if opened is None or _identity(path) != opened:
                 return name
-        return None
+        return "file" if self.is_overwritten() else None
+
+    def is_overwritten(self) -> bool:
+        """Return whether the file holds another store by now, as after ``cp other.db store.db``."""
+        changed = _changed(self._path)
+        if self._is_overwritten or changed == self._changed or self._is_committing:
+            return self._is_overwritten
+        if _identity(self._path) != self._file:
+            return False  # another file is there, and this one is as it was
+        if self._looking.acquire(blocking=False):  # one thread looks, for the log may be long
+            try:
+                self._is_overwritten = is_of_another_file(Path(self._log_path), Path(self._path), lambda: True)
+                self._changed = changed
+            finally:
+                self._looking.release()
+        return self._is_overwritten
+
+    def set_log_aside(self) -> None:
+        """Keep the log of a file that was overwritten under another name, and let SQLite carry nothing over from it."""
+        kept = f"{self._log_path}.{secrets.token_hex(4)}.lost"
+        try:
+            shutil.copyfile(self._log_path, kept)
+            os.truncate(self._log_path, 0)  # the connection has it open; with nothing to read its checkpoint fails
+        except OSError as error:
+            _log.error("The store's file was overwritten while it was open, and its log can't be kept: %s.", error)
+        else:
+            _log.error("The store's file was overwritten while it was open; its last writes are in %s.", kept)
 
     def part_from_log(self, connection: sqlite3.Connection) -> None:
         """
@@ -92,6 +132,14 @@ class Identity:
                     if (found.st_dev, found.st_ino) == self._file:
                         return found.st_nlink > 0
         return False
+
+
+def _changed(path: str) -> int:
+    """Return when a file's bytes last changed, 0 for no file."""
+    try:
+        return os.stat(path).st_mtime_ns  # noqa: PTH116 - a text, looked at before each read and write
+    except OSError:
+        return 0
 
 
 def _identity(path: str) -> _Id:

@@ -128,6 +128,8 @@ class SQLiteSession(SQLTransaction, Session):
     def snapshot(self) -> Iterator[Transaction]:
         """Read the database as it is at one moment; in memory, in turn with all others who use it."""
         with self._turn:
+            if self.identity is not None and self.identity.is_overwritten():
+                self._check_identity()
             try:
                 begins = not self.connection.in_transaction  # in memory, what writes may read as well
                 if begins:
@@ -156,6 +158,8 @@ class SQLiteSession(SQLTransaction, Session):
                     yield
                     if self.identity is not None and self.connection.total_changes != changes:
                         self._execute(CHANGE)
+                    if self.identity is not None:
+                        self.identity.committing()
                     self._commit()
                     if self.identity is not None:
                         self.identity.check_committed()
