@@ -77,6 +77,63 @@ def test_a_store_that_fills_its_disk(store: Store, disk: Path, size: int) -> Non
         assert len(store) == 0
 
 
+@pytest.mark.parametrize(("size", "length"), [(2, 20_000), (3, 1_000), (3, 200_000), (5, 20_000), (8, 100_000)])
+def test_a_small_disk_is_emptied_again(tmp_path: Path, size: int, length: int) -> None:
+    """A store alone on a disk of a few megabytes fills it; then all can be deleted, and soon a save is taken again."""
+    with small_disk(tmp_path / "disk", size * 2**20) as disk:
+        place = disk / "store.db"
+        with cm.open(place, retries=0) as store:
+            fill_many(store, length)
+        with cm.open(place, retries=0) as store:
+            keys = list(store)
+            for key in keys[:2]:
+                del store[key]
+            store["small"] = 1
+            for key in keys[2:]:
+                del store[key]
+            assert list(store) == ["small"]
+        assert check(place).faults == []
+
+
+def test_commands_on_a_full_disk(tmp_path: Path) -> None:
+    """After a crash on a full disk a command deletes keys, prints nothing else, and room for a save is made."""
+    with small_disk(tmp_path / "disk", 3 * 2**20) as disk:
+        place = disk / "store.db"
+        filling = f"""
+import os, cloudstore_mapping as cm
+store = cm.open({str(place)!r}, retries=0)
+try:
+    for number in range(10_000):
+        store[str(number)] = "x" * 20_000
+except cm.UnavailableError:
+    os._exit(0)
+"""
+        subprocess.run([sys.executable, "-c", filling], check=True)
+        for arguments in [["rm", "1"], ["rm", "2"], ["set", "small", "1"], ["rm", "3"]]:
+            run = subprocess.run(
+                [sys.executable, "-m", "cloudstore_mapping", *arguments, "--at", str(place)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert (run.returncode, run.stderr) == (0, "")
+        assert check(place).faults == []
+
+
+def fill_many(store: Store, length: int) -> None:
+    """Save texts of this length, a few at a time, until the disk is full."""
+
+    def write_on() -> None:
+        for number in count():
+            store.update({f"{number:06}-{part}": "x" * length for part in range(4)})
+
+    with pytest.raises(cm.BulkError) as caught:
+        write_on()
+    assert {str(error) for error in caught.value.failed.values()} == {
+        f"{key!r}: The store's disk is full; free some space, then try again." for key in caught.value.failed
+    }
+
+
 def test_media_files_that_fill_a_disk(store: Store, disk: Path) -> None:
     """An upload that finds no room is refused, and leaves no file; those that are there are still read."""
     found = {}

@@ -94,6 +94,21 @@ def test_a_sweep_that_fails_is_told_and_begun_again(
     assert comes_to(storage, 0, 0, 0)
 
 
+def test_a_sweep_of_nothing_that_fails_is_not_told(
+    storage: Storage, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where there is nothing to take away, a failure of the sweep is nobody's concern."""
+
+    def full(*_: object) -> bool:
+        raise UnavailableError("The store's disk is full.")
+
+    with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
+        patch.setattr(storage._session, "sweep", full)  # type: ignore[attr-defined]
+        sweeper.begin()
+        rows(storage)
+    assert not caplog.records
+
+
 def test_a_closed_one_begins_no_further_step(
     storage: Storage, account: int, sweeper: Sweeper, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -49,6 +49,25 @@ def test_what_fits(tmp_path: Path, total: int, free: int, log: int, unused: int,
             space.take(size, lambda: unused)
 
 
+@pytest.mark.parametrize(
+    ("total", "free", "log", "is_in_the_way"),
+    [
+        (GIB, 4 * LOG, 4 * LOG, False),
+        (GIB, 4 * LOG - 1, 2**20, False),
+        (GIB, 4 * LOG - 1, 2**20 + 1, True),
+        (2**20, 0, 2**16, False),
+        (2**20, 0, 2**16 + 1, True),
+        (0, 0, 2**30, False),
+    ],
+)
+def test_a_log_that_is_in_the_way(tmp_path: Path, total: int, free: int, log: int, is_in_the_way: bool) -> None:
+    """On a disk that gets full the log is emptied at a megabyte, or at a sixteenth of a small disk."""
+    with (tmp_path / "store.db-wal").open("wb") as file:
+        file.truncate(log)
+    space = Space(tmp_path / "store.db", lambda _: Usage(total, free))
+    assert space.log_is_in_the_way() is is_in_the_way
+
+
 def test_a_read_only_disk(tmp_path: Path) -> None:
     """Nothing is written to a file system that is read-only, and a sentence says so before a commit could fail."""
     space = Space(tmp_path / "store.db", lambda _: Usage(GIB, GIB, read_only=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from cloudstore_mapping.errors import UnavailableError
@@ -74,4 +75,7 @@ class Sweeper:
             self._running = False
             if self._closed:
                 return  # it was given up, and is done the next time
+        with suppress(UnavailableError), self._storage.read() as transaction:
+            if not transaction.has_left_over(self._clock.wall() - ABANDONED_AFTER):
+                return  # it shared the transaction of a write that failed, and is told of there
         _log.warning("Bytes that no media file has could not be taken away: %s", error)

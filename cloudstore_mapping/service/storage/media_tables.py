@@ -73,6 +73,10 @@ class MediaTable(ABC):
         Tells whether there is more to take away.
         """
 
+    @abstractmethod
+    def has_left_over(self, before: float) -> bool:
+        """Return whether `sweep` would find a blob to take away."""
+
 
 class AccessesTable(ABC):
     """How often files were used."""

@@ -135,6 +135,9 @@ class SQLMedia(Statements, MediaTable):
             self.do(f"DELETE FROM blobs WHERE {self.is_blob}", *key)  # noqa: S608 - of constants
         return True
 
+    def has_left_over(self, before: float) -> bool:
+        return self.row("SELECT 1 FROM blobs WHERE NOT kept AND touched_at < ? LIMIT 1", before) is not None
+
 
 class SQLAccesses(Statements, AccessesTable):
     """How often files were used."""

@@ -152,6 +152,8 @@ class SQLiteSession(SQLTransaction, Session):
             try:
                 if self.connection.in_transaction:  # an interrupt came before the last one was undone
                     self._execute("ROLLBACK")
+                if self._space is not None and self._space.log_is_in_the_way():
+                    self._empty_log()
                 try:
                     self._begin_to_write()
                     changes = self.connection.total_changes
@@ -169,6 +171,14 @@ class SQLiteSession(SQLTransaction, Session):
                     raise
             except sqlite3.Error as error:
                 raise self.failed(error) from error
+
+    def _empty_log(self) -> None:
+        """Carry the log over into the file and give its bytes back to the disk, unless others read or write now."""
+        try:
+            self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:  # the log stays as it is
+            if primary_code(error) not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
 
     def _begin_to_write(self) -> None:
         """

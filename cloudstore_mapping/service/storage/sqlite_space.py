@@ -17,6 +17,9 @@ READ_ONLY: Final = "The store's file system is read-only; mount it for writing, 
 LOG: Final = 5 * 2**20
 #: The part of a small disk that is kept at most.
 PART: Final = 4
+#: Bytes of a log that is given back once the disk gets full, and the part of a small disk that it may be.
+LARGE_LOG: Final = 2**20
+LARGE_LOG_PART: Final = 16
 
 
 class Disk(Protocol):
@@ -68,6 +71,15 @@ class Space:
         self._taken = 0
         self._disk: Disk | None = None
 
+    def log_is_in_the_way(self) -> bool:
+        """Return whether the disk gets full and the log is large; to empty it makes room for deletes."""
+        self._disk = self._look(self._folder)
+        log = self._log_size() if self._disk.free < 4 * LOG else 0
+        if self._disk.total <= 0 or log <= min(LARGE_LOG, self._disk.total // LARGE_LOG_PART):
+            return False
+        self._disk = None  # what is free will be another number
+        return True
+
     def take(self, size: int, unused: Callable[[], int]) -> None:
         """
         Take so many bytes; `UnavailableError` where the disk is read-only, or they would take what is kept of it.
@@ -88,8 +100,10 @@ class Space:
 
     def _kept(self, disk: Disk) -> int:
         # What is in the log may have to be added to the file before the log is written from its beginning again.
+        return max(self._log_size(), min(LOG, disk.total // PART))
+
+    def _log_size(self) -> int:
         try:
-            log = self._log.stat().st_size
+            return self._log.stat().st_size
         except FileNotFoundError:
-            log = 0
-        return min(max(log, LOG), disk.total // PART)
+            return 0
