@@ -11,6 +11,7 @@ from cloudstore_mapping.client.shelf import Shelf
 from cloudstore_mapping.locations import check_old_data, store_file
 from cloudstore_mapping.locations import open as open_store
 from cloudstore_mapping.service.storage.places import MEMORY, place_of
+from cloudstore_mapping.signed import check_secret
 
 __all__ = ["Shelf", "open"]
 
@@ -52,7 +53,8 @@ def open(  # noqa: A001 - the standard library's name
     Raises
     ------
     ValueError
-        The flag is none of these; `BadValueError` where a secret is too short.
+        The flag is none of these; `BadValueError` where a secret is too short, or where the file has signed
+        pickles and its secret is neither beside it nor given.
     FileNotFoundError
         There is no file, and the flag makes none.
     UnsupportedError
@@ -69,6 +71,8 @@ def open(  # noqa: A001 - the standard library's name
         raise FileNotFoundError(f"There is no shelf {path}; the flag 'c' makes one.")
     store = open_store(location, **options)
     try:
+        if flag != "n":
+            check_secret(secret, path)
         secrets = [new_secret()] if secret is None and location == MEMORY else secrets_of(secret, path)
         envelopes = Envelopes(secrets, protocol)
         if flag == "n":

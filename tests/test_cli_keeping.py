@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import cloudstore_mapping as cm
+from cloudstore_mapping import shelve
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.migrations import newest
@@ -50,6 +51,35 @@ def test_there_and_back(store: Path, tmp_path: Path) -> None:
         with cm.open(address.replace("://", "://an-owner.s_own~key@")) as opened:
             assert dict(opened) == {"name": {"a": 1}}
         assert b"".join(service.media.chunks(service.media.named(service.accounts.named("bob"), "a.bin"))) == b"12345"
+
+
+def test_the_secret_of_a_shelf_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that copy or look at a store with signed pickles say in one line which secret they need."""
+    monkeypatch.delenv("CLOUDSTORE_SECRET", raising=False)
+    shelf, copy, again = tmp_path / "shelf.db", tmp_path / "copy.db", tmp_path / "again.db"
+    with shelve.open(shelf) as db:
+        db["plain"] = 1
+    assert "pickle" not in run("backup", tmp_path / "plain.db", "--store", shelf).stdout
+    with shelve.open(shelf) as db:
+        db["a"] = {1}
+    beside = f"Nobody can read its signed pickles without {shelf}.secret; keep that file with each copy."
+    lost = (
+        "Nobody can read its signed pickles without their secret (FILE.secret or CLOUDSTORE_SECRET); keep it as well."
+    )
+    for note, command in [
+        (beside, ["backup", copy, "--store", shelf]),
+        (beside, ["check", "--store", shelf]),
+        (beside, ["migrate-store", shelf, tmp_path / "moved.db"]),
+        (lost, ["restore", copy, "--store", again]),
+        (lost, ["check", "--store", again]),
+        (beside, ["export", tmp_path / "all.json", "--at", shelf]),
+        (beside, ["export", tmp_path / "all.jsonl", "--at", shelf]),
+        (beside, ["export", tmp_path / "other.db", "--format", "store", "--at", shelf]),
+    ]:
+        told = run(*command)
+        assert (told.exit_code, told.stdout.splitlines()[-1]) == (0, note)
+    assert json.loads(run("check", "--json", "--store", shelf).stdout)["note"] == beside
+    assert "Nobody" not in run("export", tmp_path / "old", "--format", "shelve", "--at", shelf).stdout
 
 
 def test_a_backup_of_a_store_in_use(store: Path, tmp_path: Path) -> None:

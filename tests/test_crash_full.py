@@ -105,7 +105,12 @@ store = cm.open({str(place)!r}, retries=0)
 try:
     for number in range(10_000):
         store[str(number)] = "x" * 20_000
-except cm.UnavailableError:
+except cm.UnavailableError as error:
+    assert "disk is full" in str(error)
+try:
+    for key in reversed(list(store)[4:]):
+        del store[key]
+finally:
     os._exit(0)
 """
         subprocess.run([sys.executable, "-c", filling], check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import pickle
+import shelve as standard
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 import cloudstore_mapping as cm
-from cloudstore_mapping import shelve
+from cloudstore_mapping import shelve, transfer
 from cloudstore_mapping.client.secret import new_secret
 from cloudstore_mapping.errors import BadValueError
 
@@ -154,6 +155,57 @@ def test_a_file_makes_its_own_secret(tmp_path: Path, monkeypatch: pytest.MonkeyP
     beside.write_bytes(new_secret() + b"\n" + before)
     with shelve.open(path) as db:
         assert db["a"] == {1}
+
+
+@pytest.mark.parametrize("flag", ["r", "w", "c"])
+def test_no_second_secret_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    """A shelf with signed pickles and without its secret is refused, until the secret is there again or given."""
+    monkeypatch.delenv("CLOUDSTORE_SECRET", raising=False)
+    path, beside, away = tmp_path / "shelf", tmp_path / "shelf.secret", tmp_path / "away"
+    with shelve.open(path) as db:
+        db["a"] = {1}
+    beside.rename(away)
+    with pytest.raises(BadValueError, match=rf"holds signed pickles.*put {beside} back") as caught:
+        shelve.open(path, flag)
+    assert "\n" not in str(caught.value)
+    assert not beside.exists()
+    with shelve.open(path, flag, secret=away.read_text().strip()) as db:
+        assert db["a"] == {1}
+    away.rename(beside)
+    with shelve.open(path, flag) as db:
+        assert db["a"] == {1}
+
+
+def test_a_secret_is_made_where_nothing_is_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store without pickles gets a secret, and so does a shelf that is opened to be emptied."""
+    monkeypatch.delenv("CLOUDSTORE_SECRET", raising=False)
+    path, beside = tmp_path / "shelf", tmp_path / "shelf.secret"
+    with cm.open(path) as store:
+        store["a"] = {"__shelf__": {"json": {"__shelf__": 1}}}
+        store["b"] = '{"__shelf__":{"pickle":"'
+    with shelve.open(path) as db:
+        db["c"] = {1}
+    before = beside.read_bytes()
+    beside.unlink()
+    with shelve.open(path, "n") as db:
+        db["d"] = {2}
+        assert dict(db) == {"d": {2}}
+    assert beside.read_bytes() != before
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_an_import_makes_no_second_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool) -> None:
+    """An import of a shelf into a store that lacks the secret of its pickles is refused, and so is its dry run."""
+    monkeypatch.delenv("CLOUDSTORE_SECRET", raising=False)
+    path, beside = tmp_path / "shelf", tmp_path / "shelf.secret"
+    with shelve.open(path) as db:
+        db["a"] = {1}
+    beside.unlink()
+    with standard.open(str(tmp_path / "old")) as old:
+        old["b"] = {2}
+    with cm.open(path) as store, pytest.raises(BadValueError, match="holds signed pickles"):
+        transfer.import_store(store, tmp_path / "old", format="shelve", trust=True, dry_run=dry_run)
+    assert not beside.exists()
 
 
 def test_the_environment_s_secret(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from cloudstore_mapping.cli.accounts import AsJSON
 from cloudstore_mapping.cli.frame import Status, UsageError
 from cloudstore_mapping.cli.output import show, show_json
 from cloudstore_mapping.cli.places import StoreOption, as_usage, configured, kept_place
+from cloudstore_mapping.signed import secret_note
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.places import Place
@@ -47,7 +48,8 @@ def backup(
     with as_usage(), _bar() as report:
         faults = back_up(source, file.absolute(), report).faults
     facts: dict[str, object] = {"backup": str(file.absolute()), "bytes": file.stat().st_size, "faults": faults}
-    _show(facts, "\n".join([f"{source} is copied to {file}{', and damaged' if faults else ''}.", *faults]), as_json)
+    lines = [f"{source} is copied to {file}{', and damaged' if faults else ''}.", *faults]
+    _show(facts, "\n".join(lines), as_json, secret_note(source.file, file.absolute()))
     if faults:
         raise typer.Exit(Status.REFUSED)
 
@@ -69,7 +71,8 @@ def restore(
         restore_store(file.absolute(), target, report)
     with target.open() as storage:
         size = storage.size()
-    _show({"store": str(target), "bytes": size}, f"{file} is restored to {target}.", as_json)
+    facts: dict[str, object] = {"store": str(target), "bytes": size}
+    _show(facts, f"{file} is restored to {target}.", as_json, secret_note(target.file, file.absolute()))
 
 
 def check(store: StoreOption = None, as_json: AsJSON = False) -> None:
@@ -83,8 +86,9 @@ def check(store: StoreOption = None, as_json: AsJSON = False) -> None:
     source = _existing(store)
     with as_usage(), _bar() as report:
         findings = check_store(source, report)
+    note = secret_note(source.file)
     if as_json:
-        show_json({"store": str(source), **asdict(findings)})
+        show_json({"store": str(source), **asdict(findings), **_noted(note)})
     else:
         show(f"{source} (schema {findings.schema})")
         show(f"accounts: {findings.accounts:,}")
@@ -92,6 +96,8 @@ def check(store: StoreOption = None, as_json: AsJSON = False) -> None:
         show(f"media files: {findings.media:,}, {findings.media_bytes:,} bytes")
         show(f"left over: {findings.orphan_blobs:,} uploads, counts of {findings.orphan_accesses:,} files")
         show("\n".join(findings.faults) or "Nothing is wrong.")
+        if note is not None:
+            show(note)
     if findings.faults:
         raise typer.Exit(Status.REFUSED)
 
@@ -140,7 +146,8 @@ def migrate_store(
     rows = {name: each.rows for name, each in copied.items()}
     told = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in rows.items())
     facts: dict[str, object] = {"from": str(places[0]), "to": str(places[1]), "rows": rows}
-    _show(facts, f"{places[0]} is copied to {places[1]}: {told}.", as_json)
+    note = secret_note(places[0].file, places[0].file or places[1].file)
+    _show(facts, f"{places[0]} is copied to {places[1]}: {told}.", as_json, note)
 
 
 def _place(store: str | None) -> Place:
@@ -158,11 +165,17 @@ def _there(place: Place, remedy: str = "look at its name") -> Place:
     return place
 
 
-def _show(facts: dict[str, object], line: str, as_json: bool) -> None:
+def _show(facts: dict[str, object], line: str, as_json: bool, note: str | None = None) -> None:
     if as_json:
-        show_json(facts)
-    else:
-        show(line)
+        show_json({**facts, **_noted(note)})
+        return
+    show(line)
+    if note is not None:
+        show(note)
+
+
+def _noted(note: str | None) -> dict[str, object]:
+    return {} if note is None else {"note": note}
 
 
 @contextmanager

@@ -107,13 +107,18 @@ def export(
     values. Each key that can't be read, or that the format can't hold, is a line on stderr, and the others go on; the
     exit status is 1.
     """
+    from cloudstore_mapping.client.raw import RawStore
+    from cloudstore_mapping.signed import secret_note
     from cloudstore_mapping.transfer import export_store
+    from cloudstore_mapping.transfer.formats import format_of_target
 
     failing = _failing(file, "Would export" if dry_run else "Exported", as_json)
     with open_store(at, password=asked(password), insecure=insecure) as store, failing:
         done = export_store(store, file, format=format_, overwrite=overwrite, dry_run=dry_run, progress=True)
+        # A shelf of the standard library has the pickles alone.
+        note = None if format_of_target(file, format_) == "shelve" else secret_note(RawStore(store).file)
     if as_json:
-        show_json({"dry_run": dry_run, **done._asdict()})
+        show_json({"dry_run": dry_run, **done._asdict(), **({} if note is None else {"note": note})})
         return
     verb = "Would export" if dry_run else "Exported"
     media = "what media files their values name" if done.media is None else _media(done.media)
@@ -127,6 +132,8 @@ def export(
         show(_left(done.skipped, "", dry_run))
     for address in done.missing:
         show(f"A value names {address}, which leads nowhere.")
+    if note is not None:
+        show(note)
 
 
 @contextmanager
@@ -182,8 +189,10 @@ def _as_options(sentence: str) -> str:
 
 
 def _left(keys: int, media: str, dry_run: bool) -> str:
-    left = "would be" if dry_run else "were"
-    return f"{_keys(keys)}{media} {left} left as they are there; --overwrite replaces what differs."
+    is_one = keys == 1 and not media
+    left = "would be" if dry_run else "was" if is_one else "were"
+    as_now = "it is" if is_one else "they are"
+    return f"{_keys(keys)}{media} {left} left as {as_now} there; --overwrite replaces what differs."
 
 
 def _minutes(seconds: float) -> str:

@@ -26,6 +26,7 @@ from cloudstore_mapping.errors import (
     UnsupportedError,
 )
 from cloudstore_mapping.service.storage.places import MEMORY
+from cloudstore_mapping.signed import check_secret
 from cloudstore_mapping.transfer.dbmkinds import dbm_itself
 from cloudstore_mapping.transfer.entries import PATIENCE, Entry, Failures
 from cloudstore_mapping.transfer.formats import Format
@@ -202,6 +203,7 @@ class _Import:
             raise
 
     def _envelopes(self) -> Envelopes:
+        check_secret(self._secret, self._target.file)
         secrets = secrets_of(self._secret, self._target.file, makes=not self._dry_run)
         if not secrets and self._dry_run and self._target.file is not None:
             secrets = [new_secret()]  # in the place of the one that would be made

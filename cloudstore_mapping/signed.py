@@ -1,0 +1,58 @@
+"""Signed pickles in a store's file: nobody can read them without the secret of their shelf."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from cloudstore_mapping.client.secret import VARIABLE, Secret, place_of_secret
+from cloudstore_mapping.errors import BadValueError
+from cloudstore_mapping.service.storage.sqlite_place import reading_mode
+from cloudstore_mapping.storefiles import is_store
+
+# A signed pickle as it is stored, whichever of its two names comes first.
+_SIGNED: Final = """
+SELECT EXISTS (
+    SELECT 1 FROM files
+    WHERE replace(CAST(substr(value, 1, 100) AS TEXT), ' ', '') GLOB '{"__shelf__":{"pickle":*'
+    OR replace(CAST(substr(value, 1, 100) AS TEXT), ' ', '') GLOB '{"__shelf__":{"hmac-sha256":*'
+)
+"""
+
+
+def holds_signed(path: Path) -> bool:
+    """Return whether the store at `path` holds pickles that a shelf's secret signed; False for no store at all."""
+    path = Path(os.path.realpath(path))
+    if not is_store(path):
+        return False
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True)) as connection:
+        return bool(connection.execute(_SIGNED).fetchone()[0])
+
+
+def check_secret(given: Secret | None, file: Path | None) -> None:
+    """Raise `BadValueError` where a store holds signed pickles and their secret is neither beside it nor given."""
+    if given is not None or VARIABLE in os.environ or file is None:
+        return
+    place = place_of_secret(file)
+    if not place.exists() and holds_signed(file):
+        raise BadValueError(
+            f"{file} holds signed pickles, but no {place.name} with their secret is beside it; put {place} back, or "
+            f"give the secret by secret=… or {VARIABLE}."
+        )
+
+
+def secret_note(store: Path | None, looked_at: Path | None = None) -> str | None:
+    """
+    Return the sentence about the secret that a copy of a store needs; None where it needs none.
+
+    `looked_at` is the file that is read where that is another one than the `store`'s.
+    """
+    looked_at = looked_at or store
+    if looked_at is None or not holds_signed(looked_at):
+        return None
+    if store is not None and place_of_secret(store).exists():
+        return f"Nobody can read its signed pickles without {place_of_secret(store)}; keep that file with each copy."
+    return f"Nobody can read its signed pickles without their secret (FILE.secret or {VARIABLE}); keep it as well."
