@@ -221,6 +221,23 @@ def test_nothing_is_overwritten_unless_asked(make_store: MakeStore, tmp_path: Pa
     assert (tmp_path / "out.json").read_bytes() != before
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["file", "store"])
+def test_a_dry_run_tells_what_is_done(tmp_path: Path, kind: str, overwrite: bool) -> None:
+    """A dry run counts equal values, and media files that are there already, as the real run does."""
+    with cm.open("memory:") as source, cm.open(tmp_path / "target.db") as target:
+        source.update({"equal": 1, "other": 2, "new": 3})
+        target.update({"equal": 1, "other": 1})
+        for store, names in ((source, ["there.txt", "new.txt"]), (target, ["there.txt"])):
+            for name in names:
+                store.upload(b"data", name)
+        export_store(source, tmp_path / "all.json")
+        place: Any = source if kind == "store" else tmp_path / "all.json"
+        would = import_store(target, place, dry_run=True, overwrite=overwrite)
+        done = import_store(target, place, overwrite=overwrite)
+    assert would._replace(media=dict.fromkeys(would.media, "")) == done._replace(media=dict.fromkeys(done.media, ""))
+
+
 def test_a_dry_run_writes_nothing(make_store: MakeStore, tmp_path: Path) -> None:
     """It tells what would be written, and neither the store nor the folder changes."""
     store = make_store()

@@ -102,7 +102,9 @@ def test_export_to_a_location(url: str, tmp_path: Path) -> None:
         assert export_store(store, url) == (0, 0, 0, 3, (), 0.0)
         assert export_store(store, f"sqlite:///{tmp_path / 'other.db'}") == (3, 1, 0, 0, (), 0.0)
         store["e"] = 5
-        assert export_store(store, tmp_path / "other.db", dry_run=True) == (1, 1, 0, 3, (), 0.0)
+        assert export_store(store, tmp_path / "other.db", dry_run=True) == (1, 0, 0, 3, (), 0.0)
+        assert export_store(store, tmp_path / "none.db", format="store", dry_run=True) == (4, 1, 0, 0, (), 0.0)
+        assert not (tmp_path / "none.db").exists()
         assert export_store(store, tmp_path / "other.db") == (1, 0, 0, 3, (), 0.0)
     for location in (url, tmp_path / "other.db"):
         with cm.open(location) as other:

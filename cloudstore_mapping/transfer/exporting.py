@@ -13,7 +13,7 @@ from cloudstore_mapping.client.progress import Progress, reporting
 from cloudstore_mapping.client.raw import RawStore
 from cloudstore_mapping.client.secret import Secret, secrets_of
 from cloudstore_mapping.errors import BadValueError, CloudStoreError, NoFileError, UnsupportedError
-from cloudstore_mapping.service.storage.places import scheme_of
+from cloudstore_mapping.service.storage.places import MEMORY, scheme_of
 from cloudstore_mapping.transfer import dbmfiles
 from cloudstore_mapping.transfer.entries import PATIENCE, Entry, Failures, about, entries_of
 from cloudstore_mapping.transfer.export_target import ExportTarget
@@ -105,7 +105,11 @@ def export_store(
     kind = format_of_target(place, format)
     if kind == "store":
         from cloudstore_mapping.locations import open as open_store  # loads what only this needs
+        from cloudstore_mapping.locations import store_file
 
+        file = store_file(place)
+        if dry_run and file is not None and not file.exists():
+            place = MEMORY  # a dry run makes no store
         with open_store(place) as other:
             if RawStore(other).is_same(RawStore(store)):
                 raise ValueError("The target is the store itself; name another one.")

@@ -78,7 +78,7 @@ def import_store(
     trust
         Whether a shelf may be loaded, which runs what is in its pickles: say so of your own only.
     dry_run
-        Only say what would be written.
+        Only say what would be written. A service doesn't tell which media files it has, so of one all are counted.
     secret
         What signs those values of a shelf that are no JSON; see `cloudstore_mapping.shelve.open`.
     progress
@@ -211,12 +211,12 @@ class _Import:
 
     def _write(self, values: dict[str, bytes], there: set[str]) -> Iterator[str]:
         """Write the values, and yield each key once it is done with."""
+        if self._overwrite and self._target.takes_batches:
+            yield from self._leave_equal(values, [key for key in values if key in there])
         if self._dry_run:
             self._written |= dict.fromkeys(values)
             yield from values
             return
-        if self._overwrite and self._target.takes_batches:
-            yield from self._leave_equal(values, [key for key in values if key in there])
         # One that comes twice in a file is there by then: the last one counts, as in any JSON.
         again = {key: value for key, value in values.items() if self._overwrite or key in self._written}
         new = {key: value for key, value in values.items() if key not in again}
@@ -238,14 +238,25 @@ class _Import:
                 self._skipped += 1
                 yield key
 
+    def _media_there(self) -> set[str]:
+        """Return the names of the target's media files; none for a service, which doesn't list them."""
+        try:
+            return {media.name for media in self._target.media_files()}
+        except UnsupportedError:
+            return set()
+
     def _store_media(self, files: list[tuple[str, Opens]]) -> tuple[dict[str, str], int]:
         stored: dict[str, str] = {}
         skipped = 0
+        there = self._media_there() if self._dry_run and not self._overwrite else set()
         for called, opens in files:
             try:
                 with opens() as content:
                     if self._dry_run:
-                        stored[content.name] = ""
+                        if content.name in there:
+                            skipped += 1
+                        else:
+                            stored[content.name] = ""
                         continue
                     with self._naming_target():
                         stored[content.name] = self._target.upload(
