@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import pytest
 
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
+from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.wire import decode_value
 from tests.service_fakes import Asker
 from tests.storages import new_storage
@@ -49,6 +51,31 @@ def test_other_names_are_refused(ask: Asker, name: str) -> None:
     assert decode_value(ask.list().content) == []
 
 
+def _put(account: int, name: str, transaction: Transaction) -> None:
+    transaction.put(account, name, b'"' + b"x" * 500 + b'"', 1.0)
+
+
+def test_what_is_there_is_read_and_deleted(no_threads_left: None) -> None:
+    """A file beyond the limits of names and values is listed, loaded and deleted; only saves of it are refused."""
+    storage = new_storage()
+    names = ["n" * 1000, "m" * 1000]
+    with Service(storage, Settings(max_name_bytes=10, max_value_bytes=100)) as service:
+        key = service.accounts.create("owner")
+        account = service.accounts.named("owner").id
+        for name in names:
+            storage.submit(partial(_put, account, name)).result()
+        ask = Asker(service, key)
+        assert decode_value(ask.list().content) == sorted(names)
+        assert ask.value(names[0]) == "x" * 500
+        for refused in (ask.save(names[0], 1), ask.merge(names[0], 1), ask.load("o" * 11), ask.delete("o" * 11)):
+            assert refused.error == "BadName"
+            assert refused.sentence == (
+                "A file's name can't be longer than 10 bytes (the service's max_name_bytes); shorten it."
+            )
+        assert [ask.delete(name).error for name in names] == [None, None]
+        assert decode_value(ask.list().content) == []
+
+
 @pytest.mark.parametrize("containing", ["\0", "a" * 5000])
 def test_any_text_is_a_filter(ask: Asker, containing: str) -> None:
     """A filter that no name can contain finds nothing, and is no error."""
@@ -63,7 +90,10 @@ def test_a_value_over_the_limit(no_threads_left: None) -> None:
         assert ask.save("name", "x" * 8).error is None
         reply = ask.save("name", "x" * 9)
         assert (reply.error, reply.status) == ("TooBig", 200)
-        assert reply.sentence == "The value takes 11 bytes and a file at most 10; split it."
+        assert (
+            reply.sentence
+            == "The value takes 11 bytes and a file at most 10 (the service's max_value_bytes); split it."
+        )
         assert ask.value("name") == "x" * 8
 
 

@@ -247,7 +247,7 @@ class Desk:
             elif is_quick:
                 return self._answer(transaction, caller, asked)
             elif isinstance(request, Request) and asked.writes:
-                self._rules.check_name(request.name)
+                self._rules.check_name(request)
         account = caller.account
         if comes_in_turn:  # not while it reads, for in memory writers wait for readers
             self._in_turn(asked, account)

@@ -12,4 +12,5 @@ def check_name(name: str, max_bytes: int) -> None:
     if "\0" in name:
         raise BadNameError("A file's name can't hold the character NUL; leave it out.", key=name)
     if len(name) > max_bytes or (not name.isascii() and len(name.encode()) > max_bytes):
-        raise BadNameError(f"A file's name can't be longer than {max_bytes} bytes; shorten it.", key=name)
+        sentence = f"A file's name can't be longer than {max_bytes} bytes (the service's max_name_bytes); shorten it."
+        raise BadNameError(sentence, key=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -25,6 +26,9 @@ MAX_PAGE: Final = 10_000
 
 #: Bytes of a value that comes in a list.
 MAX_LISTED: Final = 64 * 2**10
+
+#: Operations that may make a file.
+_SAVES: Final = frozenset({Operation.SAVE, Operation.MERGE})
 
 _EMPTY: Final = encode_value("")
 _SAVED: Final = encode_value("Entry saved")
@@ -87,12 +91,22 @@ class Rules:
         """Do what a request of this caller asks for."""
         operation = request.operation
         if operation is not Operation.LIST:
-            self.check_name(request.name)
+            self.check_name(request)
         return self._rules[operation](transaction, caller, request)
 
-    def check_name(self, name: str) -> None:
-        """Raise `BadNameError` for what can't be a file's name."""
+    def check_name(self, request: Request) -> None:
+        """
+        Raise `BadNameError` for what can't be a file's name.
+
+        How long it may be holds for saves. An embedded store has other limits, and a service may have had: what is
+        there can always be loaded and deleted.
+        """
+        saves = request.operation in _SAVES
+        check_name(request.name, self._settings.max_name_bytes if saves else sys.maxsize)
+
+    def _no_file(self, name: str) -> NoFileError:
         check_name(name, self._settings.max_name_bytes)
+        return NoFileError(f"There is no file {name!r}.", key=name)
 
     def _load(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         if request.if_not_version is not UNSET:
@@ -103,7 +117,7 @@ class Rules:
                 return Reply(unchanged=True, version=info.version)
         file = caller.get(transaction, request.name)
         if file is None:
-            raise _no_file(request.name)
+            raise self._no_file(request.name)
         self._check_view(caller, request, file)
         self._access(transaction, caller, request.name)
         value = Raw(file.value)
@@ -112,7 +126,7 @@ class Rules:
     def _stat(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         info = caller.stat(transaction, request.name)
         if info is None:
-            raise _no_file(request.name)
+            raise self._no_file(request.name)
         return success(
             "",
             encode_value(
@@ -190,7 +204,7 @@ class Rules:
         account = caller.account
         info = caller.stat(transaction, request.name)
         if info is None:
-            raise _no_file(request.name)
+            raise self._no_file(request.name)
         self._check_edit(caller, request, info)
         transaction.delete(account.id, request.name)
         if account.limits.max_daily_accesses is None:  # else one could begin anew with a file made again
@@ -245,11 +259,13 @@ class Rules:
 
     def _put(self, transaction: Transaction, caller: Caller, name: str, value: bytes) -> Reply:
         account = caller.account
-        limit = account.limits.max_file_bytes
+        limit, whose = account.limits.max_file_bytes, "the account's limit"
         if limit is None or limit > self._settings.max_value_bytes:
-            limit = self._settings.max_value_bytes
+            limit, whose = self._settings.max_value_bytes, "the service's max_value_bytes"
         if len(value) > limit:
-            raise TooBigError(f"The value takes {len(value):,} bytes and a file at most {limit:,}; split it.", key=name)
+            raise TooBigError(
+                f"The value takes {len(value):,} bytes and a file at most {limit:,} ({whose}); split it.", key=name
+            )
         reply = success(_SAVED, version=transaction.put(account.id, name, value, self._clock.wall()))
         self._use(caller, name)
         return reply
@@ -258,7 +274,3 @@ class Rules:
 def _value(request: Request) -> bytes:
     assert request.value is not UNSET  # noqa: S101 - `wire.decode_request` lets no save or merge pass without one
     return bytes(request.value)
-
-
-def _no_file(name: str) -> NoFileError:
-    return NoFileError(f"There is no file {name!r}.", key=name)
