@@ -208,6 +208,32 @@ def test_certificates_are_verified(untrusted: str, has_session: bool) -> None:
             transport.send(Request(api_key="S3cretKey", name="a"))
         transport.close()
     assert caught.value.sent is False
+    assert str(caught.value).endswith("or name a private one's file by REQUESTS_CA_BUNDLE.")
+
+
+@pytest.mark.parametrize("has_session", [False, True])
+def test_https_where_http_is_spoken(has_session: bool) -> None:
+    """Of a server that answers TLS in plain text the error says that it may speak http, and blames no certificate."""
+    with socket.create_server(("127.0.0.1", 0)) as server, requests.Session() as session:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                connection.recv(1)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+                while connection.recv(4096):
+                    pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"https://127.0.0.1:{server.getsockname()[1]}/cloudstore"
+        transport = HTTPTransport(address, session=session if has_session else None)
+        with pytest.raises(TransportError, match=r"it may speak http there") as caught:
+            transport.send(Request(api_key="S3cretKey", name="a"))
+        transport.close()
+        thread.join()
+    assert "certificate" not in str(caught.value)
+    assert caught.value.sent is False
 
 
 @pytest.fixture

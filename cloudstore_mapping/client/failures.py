@@ -43,6 +43,11 @@ FAILURES: Final = (
         "{server} did not answer in time; try again later, or give a longer timeout.",
     ),
     _Row(
+        "ssl.SSLCertVerificationError",
+        _sent,
+        "TLS with {server} failed{why}; check its certificate, or name a private one's file by REQUESTS_CA_BUNDLE.",
+    ),
+    _Row(
         "requests.SSLError ssl.SSLError urllib3.SSLError",
         _sent,
         "TLS with {server} failed{why}; check its certificate.",
@@ -68,6 +73,11 @@ FAILURES: Final = (
 )
 
 
+_PLAIN: Final = _Row(
+    "ssl.SSLError", _sent, "TLS with {server} failed{why}; it may speak http there, so check the address and its port."
+)
+
+
 def translated(error: Exception, server: str) -> CloudStoreError:
     """Return the error of ours that an exception of `requests` or `urllib3` means."""
     chain = list(_chain(error))
@@ -78,6 +88,8 @@ def translated(error: Exception, server: str) -> CloudStoreError:
     cause = system[-1] if system else chain[-1]
     reason = getattr(cause, "strerror", None) or str(cause)[:200] if system else type(cause).__name__
     response = getattr(error, "response", None)
+    if "WRONG_VERSION_NUMBER" in str(reason) or "HTTP_REQUEST" in str(reason):
+        row = _PLAIN
     raised = row.error(row.sentence.format(server=server, why=f" ({reason})"), response=response)
     if isinstance(raised, TransportError | TimedOutError) and any(map(_in_handshake, chain)):
         raised.sent = False
