@@ -158,3 +158,14 @@ def test_a_copy_into_a_read_only_folder(tmp_path: Path, command: str) -> None:
         f"cloudstore: No file can be made in {folder}; look at its permissions, or name another folder.\n"
     )
     assert not list(folder.iterdir())
+
+
+def test_a_new_store_on_a_read_only_disk(tmp_path: Path) -> None:
+    """A store that can't be made on a read-only file system is one line with that reason."""
+    with read_only_disk(tmp_path / "disk", closed) as store:
+        new = store.with_name("new.db")
+        assert said("set", "key", "1", "--at", str(new)) == (
+            2,
+            "",
+            f"cloudstore: {new} can't be made on a read-only file system; choose another folder.\n",
+        )

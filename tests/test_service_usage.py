@@ -343,3 +343,30 @@ def test_a_service_that_does_not_count(clock: ManualClock) -> None:
         assert service.usage._thread is None
         with service._storage.read() as transaction:
             assert service.usage.used(transaction, 1, "data", "name") is None
+
+
+def test_a_failure_that_lasts_is_told_once(
+    storage: Storage,
+    account: int,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Counts that can't be stored are tried each second, and logged once a cause, until they were stored again."""
+    monkeypatch.setattr("cloudstore_mapping.service.usage.INTERVAL", 0.001)
+    usage = Usage(storage, clock)
+    tries = iter(["lost", "lost", "full", "full", "", "full"])
+    done = threading.Event()
+
+    def flush() -> None:
+        if (cause := next(tries, None)) is None:
+            done.set()
+        elif cause:
+            raise UnavailableError(cause)
+
+    monkeypatch.setattr(usage, "flush", flush)
+    usage.count(account, "data", "name")
+    assert done.wait(PATIENCE)
+    usage.close()
+    told = [record.getMessage().rpartition(": ")[2] for record in caplog.records]
+    assert told == ["lost", "full", "full"]

@@ -245,3 +245,15 @@ def test_many_processes_make_one_new_file_together(path: Path) -> None:
         assert [process.wait(PATIENCE) for process in processes] == [0] * 8
     with SQLiteStorage(path) as storage, storage.read() as transaction:
         assert all(transaction.account_named(str(number)) for number in range(8))
+
+
+@pytest.mark.parametrize("end", ["-wal", "-shm", "-journal", "-WAL"])
+def test_a_name_of_a_log_is_refused(tmp_path: Path, end: str) -> None:
+    """No store is made under a name that SQLite gives another store's log; one that is there already still opens."""
+    path = tmp_path / f"store.db{end}"
+    with pytest.raises(UnsupportedError, match=r"is no name for a store: .*; choose another name\.$"):
+        SQLiteStorage(path)
+    assert list(tmp_path.iterdir()) == []
+    SQLiteStorage(tmp_path / "made.db").close()
+    (tmp_path / "made.db").rename(path)
+    SQLiteStorage(path).close()

@@ -157,15 +157,19 @@ class Usage:
                         self._totals[file].times += 0 if since is None else since.times
 
     def _run(self) -> None:
+        told = ""
         while True:
             self._wake.wait()
             if self._closed.wait(INTERVAL):
                 return
             try:
                 self.flush()
+                told = ""
             except TransportError as error:
                 self._wake.set()  # tried again in a second
-                _log.warning("How often files were used could not be stored: %s", error)
+                if str(error) != told:
+                    told = str(error)
+                    _log.warning("How often files were used could not be stored: %s", error)
 
     def close(self) -> None:
         """Store what was counted, and count no more."""

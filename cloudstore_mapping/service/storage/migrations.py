@@ -65,9 +65,12 @@ def damaged(path: Path) -> UnsupportedError:
 
 def not_opened(path: Path, error: sqlite3.Error) -> PermissionError:
     """Return the error for a file that SQLite can't open: it writes beside one that is only read too."""
+    is_read_only = disk_of(str(path.parent)).read_only
+    if is_read_only and not path.exists():
+        return PermissionError(f"{path} can't be made on a read-only file system; choose another folder.")
     if not path.exists() or os.access(path.parent, os.W_OK | os.X_OK):
         return PermissionError(f"{path} can't be opened ({error}); look at its permissions.")
-    if disk_of(str(path.parent)).read_only:
+    if is_read_only:
         return PermissionError(
             f"{path} can't be opened on a read-only file system, for SQLite writes beside it even to read. Copy it, "
             "with its -wal file if there is one, to a folder that can be written to, and use the copy."

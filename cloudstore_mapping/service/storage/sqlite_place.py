@@ -11,6 +11,7 @@ from typing import Final, Literal
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.service.storage.sqlite_lineage import is_of_another_file, lineage_of
 from cloudstore_mapping.service.storage.sqlite_session import primary_code
+from cloudstore_mapping.storefiles import SIDECARS
 
 #: A journal of SQLite begins with this.
 JOURNAL: Final = bytes.fromhex("d9d505f920a163d7")
@@ -40,8 +41,13 @@ def check_place(path: Path) -> None:
         raise UnsupportedError(f"{path} is no ordinary file; choose another name.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent}; make it first.")
-    refuse_leftovers(path)
     real = Path(os.path.realpath(path))
+    if real.name.lower().endswith(SIDECARS) and not real.exists():
+        raise UnsupportedError(
+            f"{path} is no name for a store: SQLite takes a file whose name ends so for another one's log; choose "
+            "another name."
+        )
+    refuse_leftovers(path)
     _refuse_hard_links(path, real)
     if is_open_elsewhere(real):
         raise UnsupportedError(
