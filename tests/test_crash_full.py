@@ -114,7 +114,7 @@ finally:
     os._exit(0)
 """
         subprocess.run([sys.executable, "-c", filling], check=True)
-        for arguments in [["rm", "1"], ["rm", "2"], ["set", "small", "1"], ["rm", "3"]]:
+        for arguments in [["rm", "0"], ["rm", "1"], ["set", "small", "1"], ["rm", "10"]]:
             run = subprocess.run(
                 [sys.executable, "-m", "cloudstore_mapping", *arguments, "--at", str(place)],
                 capture_output=True,
