@@ -11,7 +11,7 @@ from typing import Final, Literal
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.service.storage.sqlite_lineage import is_of_another_file, lineage_of
 from cloudstore_mapping.service.storage.sqlite_session import primary_code
-from cloudstore_mapping.storefiles import SIDECARS
+from cloudstore_mapping.storefiles import SIDECARS, refuse_sidecar
 
 #: A journal of SQLite begins with this.
 JOURNAL: Final = bytes.fromhex("d9d505f920a163d7")
@@ -42,6 +42,7 @@ def check_place(path: Path) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent}; make it first.")
     real = Path(os.path.realpath(path))
+    refuse_sidecar(path)
     if real.name.lower().endswith(SIDECARS) and not real.exists():
         raise UnsupportedError(
             f"{path} is no name for a store: SQLite takes a file whose name ends so for another one's log; choose "
