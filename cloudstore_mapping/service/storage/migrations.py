@@ -11,7 +11,7 @@ from typing import Final
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.schemas import steps as schema_steps
-from cloudstore_mapping.service.storage.sqlite_lineage import change
+from cloudstore_mapping.service.storage.sqlite_lineage import change_if_there
 from cloudstore_mapping.service.storage.sqlite_place import is_of_new_file, journal_head
 from cloudstore_mapping.service.storage.sqlite_session import primary_code
 from cloudstore_mapping.service.storage.sqlite_space import disk_of
@@ -93,7 +93,7 @@ def migrate(connection: sqlite3.Connection, path: Path | None) -> None:
     connection.execute("COMMIT")
     if version < len(steps):
         connection.execute("BEGIN IMMEDIATE")
-        change(connection)
+        change_if_there(connection)
         # Asked again: another process may have done it while this one waited.
         for number in range(_version(connection, path, newest=len(steps)), len(steps)):
             for statement in _statements(steps[number]):

@@ -178,7 +178,7 @@ def _try_to_open(path: Path | None) -> SQLiteSession:
                 session.identity.add_log()
             session.do_not_wait()
         except BaseException:
-            session.close()
+            session.close_untouched()
             raise
     except OSError as error:
         if error.errno in NO_MORE_FILES:

@@ -14,7 +14,7 @@ from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.oserrors import naming
 from cloudstore_mapping.service.storage.checking import Findings, look
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, not_opened, schema_version
-from cloudstore_mapping.service.storage.sqlite_lineage import change
+from cloudstore_mapping.service.storage.sqlite_lineage import change_if_there
 from cloudstore_mapping.service.storage.sqlite_place import holds_data, reading_mode, refuse_leftovers
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession, primary_code, unavailable
 from cloudstore_mapping.service.storage.sqlite_space import FULL
@@ -54,7 +54,7 @@ def _copy(source: sqlite3.Connection, draft: Path, report: Report, check: Callab
                 progress=lambda _, remaining, total: report(total - remaining, total),
             )
             with target:
-                change(target)  # so that no log of the source seems to fit the copy
+                change_if_there(target)  # so that no log of the source seems to fit the copy
             make_one_file(target)
         return check(draft)
     except UnsupportedError as error:  # its sentence names the draft

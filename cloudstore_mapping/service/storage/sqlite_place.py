@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from contextlib import closing
 from pathlib import Path
 from typing import Final, Literal
 
 from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.service.storage.sqlite_damage import is_damaged, lacks_saves
 from cloudstore_mapping.service.storage.sqlite_lineage import is_of_another_file, lineage_of
 from cloudstore_mapping.service.storage.sqlite_session import primary_code
 from cloudstore_mapping.storefiles import SIDECARS, refuse_sidecar
@@ -21,6 +23,15 @@ NETWORK: Final = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3"}
     | {"virtiofs"}
 )
+#: The kinds of what is no ordinary file; SQLite opens none of them as a log, and some would keep it waiting for ever.
+KINDS: Final = {
+    stat.S_IFIFO: "a named pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 #: Linux's tables of mounted file systems and of the locks of this machine's processes.
 MOUNTS: Final = Path("/proc/self/mountinfo")
 LOCKS: Final = Path("/proc/locks")
@@ -61,10 +72,12 @@ def refuse_leftovers(path: Path) -> None:
     """
     Raise `UnsupportedError` for a log at `path` without its file: SQLite would delete it, or replay it over another.
 
+    The same for a log that is damaged, of which SQLite would drop what follows the damage, or that is no ordinary file.
     An empty file is as good as none. An empty log holds no data, nor does a ``-shm`` alone, and SQLite makes it anew,
     unless a process still uses it with the file that was there before.
     """
     real = Path(os.path.realpath(path))
+    _refuse_odd_kinds(path, real)
     # Found before the file is looked at: SQLite makes the file first, and another process may do so now.
     logs, shm = _logs(real), _existing(Path(f"{real}-shm"))
     file = _existing(real)
@@ -80,11 +93,50 @@ def refuse_leftovers(path: Path) -> None:
             f"{left[0]} was left by a store whose file is not at {path} any more; move that file back beside it, or "
             "move what was left away."
         )
-    if not is_gone and (log := _log_of_another_file(real)) is not None:
+    if is_gone:
+        return
+    _refuse_damage(real)
+    if (log := _log_of_another_file(real)) is not None:
         raise UnsupportedError(
             f"{log} was written for another file than the one at {path}; move that file back beside it, or move the "
             "log away."
         )
+
+
+def _refuse_odd_kinds(path: Path, real: Path) -> None:
+    """Raise `UnsupportedError` for a log that is no ordinary file; beside a link to a store it may be a link itself."""
+    beside = [(Path(f"{real}{end}"), os.lstat) for end in SIDECARS]
+    if path.is_symlink():
+        beside += [(Path(f"{path}{end}"), os.stat) for end in SIDECARS]
+    for log, look in beside:
+        try:
+            mode = look(log).st_mode
+        except OSError:  # there is none, or nothing that can be looked at
+            continue
+        if not stat.S_ISREG(mode):
+            kind = KINDS.get(stat.S_IFMT(mode), "no ordinary file")
+            raise UnsupportedError(f"{log} is {kind}, and SQLite keeps a file of that name; move it away.")
+
+
+def _refuse_damage(path: Path) -> None:
+    """Raise `UnsupportedError` for a log of which SQLite, as the first to open it, would drop what was answered."""
+    log, index = Path(f"{path}-wal"), Path(f"{path}-shm")
+    if not log.exists() or _is_in_use(path, index):
+        return
+    if is_damaged(log, path):
+        raise UnsupportedError(
+            f"{log} is damaged, and saves behind the damage would be lost; restore a backup, or move the log away to "
+            "go on without its saves."
+        )
+    if LOCKS.exists() and lacks_saves(log, path, index) and not _is_in_use(path, index):
+        raise UnsupportedError(
+            f"{log} is damaged, for it lacks saves that {index} tells of; restore a backup, or move {index} away to go "
+            "on without them."
+        )
+
+
+def _is_in_use(*files: Path) -> bool:
+    return any((found := _existing(file)) is not None and _is_locked_here(found) for file in files)
 
 
 def holds_data(log: Path) -> bool:

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal
@@ -19,7 +19,7 @@ from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.service.storage.sql import SQLTransaction
 from cloudstore_mapping.service.storage.sqlite_identity import Identity
-from cloudstore_mapping.service.storage.sqlite_lineage import CHANGE
+from cloudstore_mapping.service.storage.sqlite_lineage import change
 from cloudstore_mapping.service.storage.sqlite_space import FULL, LOG, Space
 from cloudstore_mapping.service.storage.writer import Session
 
@@ -106,6 +106,7 @@ class SQLiteSession(SQLTransaction, Session):
             isolation_level=None,
             check_same_thread=False,
         )
+        self._path = path
         self._space = None if path is None else Space(path)
         #: What was met by any connection to the store.
         self.damage: Damage = Damage() if beside is None else beside.damage
@@ -121,7 +122,7 @@ class SQLiteSession(SQLTransaction, Session):
             self._execute("PRAGMA synchronous = FULL")
             self._execute(f"PRAGMA journal_size_limit = {LOG}")  # what a large write made of it is given back
         except BaseException:
-            self.close()
+            self.close_untouched()
             raise
 
     @contextmanager
@@ -159,7 +160,7 @@ class SQLiteSession(SQLTransaction, Session):
                     changes = self.connection.total_changes
                     yield
                     if self.identity is not None and self.connection.total_changes != changes:
-                        self._execute(CHANGE)
+                        change(self.connection)
                     if self.identity is not None:
                         self.identity.committing()
                     self._commit()
@@ -333,6 +334,19 @@ class SQLiteSession(SQLTransaction, Session):
         """Let go of the connection."""
         with self._turn:
             self.connection.close()
+
+    def close_untouched(self) -> None:
+        """Let go of the connection, and leave a log that holds data as it is: it isn't carried over into the file."""
+        log = Path(f"{os.path.realpath(self._path or '')}-wal")
+        if self._path is None or not log.exists() or not log.stat().st_size:
+            self.close()
+            return
+        # While another connection has the file open SQLite leaves the log alone; this one can't write.
+        with suppress(sqlite3.Error), closing(sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True)) as other:
+            with suppress(sqlite3.Error):
+                other.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # locks it, even where this fails
+            self.close()
+        self.close()
 
 
 class Reading(AbstractContextManager[Transaction]):

@@ -1,0 +1,96 @@
+"""Format of SQLite's write-ahead log: a header, then frames of a header and a page each, with checksums over all."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Final, NamedTuple
+
+HEADER: Final = struct.Struct(">II I I 8s II")  # magic, version, page size, checkpoints, salts, checksums
+FRAME: Final = struct.Struct(">II 8s II")  # page number, pages in all after a commit, salts, checksums
+VERSION: Final = 3007000
+_MAGIC: Final = 0x377F0682
+
+
+class Frame(NamedTuple):
+    """Header of a frame in an open log, and the place of its page."""
+
+    file: IO[bytes]
+    header: bytes
+    page: int
+    size: int
+
+    @property
+    def number(self) -> int:
+        """The number of its page in the database; the first is 1."""
+        return int.from_bytes(self.header[:4], "big")
+
+    def read(self, place: int, size: int) -> bytes:
+        """Return bytes of the page, fewer where the log ends within it."""
+        return at(self.file, self.page + place, size)
+
+
+def page_size(beginning: bytes) -> int | None:
+    """Return the size of a page in a log with this header; None where it is none."""
+    if len(beginning) < HEADER.size:
+        return None
+    magic, version, size, *_ = HEADER.unpack(beginning)
+    if magic & ~1 != _MAGIC or version != VERSION or not 512 <= size <= 65536 or size & (size - 1):
+        return None
+    return int(size)
+
+
+def is_little(beginning: bytes) -> bool:
+    """Return whether the checksums of a log with this header are over little-endian numbers."""
+    return not beginning[3] & 1
+
+
+def is_right(beginning: bytes) -> bool:
+    """Return whether this is the header of a log, and fits its checksum."""
+    return page_size(beginning) is not None and HEADER.unpack(beginning)[-2:] == summed(
+        beginning[:24], (0, 0), little=is_little(beginning)
+    )
+
+
+def frames(file: IO[bytes], beginning: bytes) -> Iterator[Frame]:
+    """Yield the frames of a log with this header, up to the end or to one that is left of an older log."""
+    for frame in all_frames(file, beginning):
+        if not frame.number or FRAME.unpack(frame.header)[2] != beginning[16:24]:
+            return
+        yield frame
+
+
+def all_frames(file: IO[bytes], beginning: bytes) -> Iterator[Frame]:
+    """Yield the frames of a log with this header, and those that are left of an older log behind them."""
+    size = page_size(beginning)
+    place = HEADER.size
+    while size is not None and len(header := at(file, place, FRAME.size)) == FRAME.size:
+        yield Frame(file, header, place + FRAME.size, size)
+        place += FRAME.size + size
+
+
+def beginning_of(log: Path) -> bytes:
+    """Return the header of a log, which is another one whenever the log begins anew; empty where there is none."""
+    try:
+        with log.open("rb") as file:
+            return file.read(HEADER.size)
+    except FileNotFoundError:
+        return b""
+
+
+def at(file: IO[bytes], place: int, size: int) -> bytes:
+    """Return bytes of a file."""
+    file.seek(place)
+    return file.read(size)
+
+
+def summed(data: bytes, sums: tuple[int, int], *, little: bool) -> tuple[int, int]:
+    """Return the checksums of SQLite over data, continued from those of what was before."""
+    first, second = sums
+    if len(data) % 8:
+        return -1, -1  # the log ends within a page
+    for one, other in struct.iter_unpack("<II" if little else ">II", data):
+        first = (first + one + second) & 0xFFFFFFFF
+        second = (second + other + first) & 0xFFFFFFFF
+    return first, second
