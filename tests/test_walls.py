@@ -49,7 +49,12 @@ OPENED: dict[str, dict[str, str]] = {
     "service.storage.schemas": {"file.read_text": "the package's own"},
     "service.storage.sqlite_backup": {"draft.open": "its own file, closed by SQLite"},
     "service.storage.sqlite_identity": {"shutil.copyfile": "a log, which SQLite doesn't lock"},
+    "service.storage.sqlite_damage": {
+        "log.open": "a log, which SQLite doesn't lock",
+        "os.open": "an index, which isn't closed while SQLite may have it open",
+    },
     "service.storage.sqlite_lineage": {"log.open": "a log, which SQLite doesn't lock"},
+    "service.storage.sqlite_log": {"log.open": "a log, which SQLite doesn't lock"},
     "service.storage.sqlite_session": {"os.open": "a device"},
     "service.storage.sqlite_place": {"path.open": "a journal, which SQLite doesn't lock", "path.read_text": "/proc"},
     "storefiles": {"path.open": "SQLite was asked", "os.open": "a folder"},
