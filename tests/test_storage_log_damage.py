@@ -242,6 +242,27 @@ def test_a_torn_last_transaction(crashed: Path, path: Path) -> None:
         assert found_after(path) == ALL - {str(COUNT - 1)}
 
 
+TOKENS_ALONE = """
+import os, signal, sys
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.service.storage.sqlite_lineage import change
+storage = SQLiteStorage(sys.argv[1])
+for _ in range(3):
+    change(storage._session.connection)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_transactions_of_one_page(field: int, other: Path) -> None:
+    """A damaged transaction of a single page is told by the one after it, even if that has a single page too."""
+    subprocess.run([sys.executable, "-c", TOKENS_ALONE, other], check=False)
+    index_of(other).unlink()
+    flip(log_of(other), HEADER + (ends(log_of(other).read_bytes())[-2]) * FRAME + field)
+    with pytest.raises(UnsupportedError, match="is damaged, and saves behind the damage would be lost"):
+        refuse_leftovers(other)
+
+
 SPILL = """
 import os, signal, sqlite3, sys
 import cloudstore_mapping as cm
