@@ -74,14 +74,20 @@ def test_short_programs(kind: type[Sound]) -> None:
         paste(shrunk, kind)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Try each fault at length, and else every third."""
+    if "broken" in metafunc.fixturenames:
+        kinds = [*BROKEN] if metafunc.config.getoption("--at-length") else [*BROKEN][::3]
+        metafunc.parametrize("broken", kinds, ids=lambda kind: kind.__name__)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.__name__)
-def test_every_program_is_short(kind: type[Sound]) -> None:
+def test_every_program_is_short(broken: type[Sound]) -> None:
     """Each fault shrinks to a dozen lines or two, which fail on the mapping that has it, and not on a sound one."""
-    failure, shrunk = caught(kind, SHRUNK)
+    failure, shrunk = caught(broken, SHRUNK)
     assert len(shrunk.strip().splitlines()) <= 24
     with pytest.raises(type(failure)):
-        paste(shrunk, kind)
+        paste(shrunk, broken)
     paste(shrunk, Sound)
 
 

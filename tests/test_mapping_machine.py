@@ -27,7 +27,7 @@ from tests.vendor import serve_vendor
 Store = CloudStoreMapping[Any]
 
 SMALL = settings(max_examples=8, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-MANY = settings(SMALL, max_examples=60, stateful_step_count=50)
+MANY = settings(SMALL, max_examples=40, stateful_step_count=50)
 
 
 class _Opened(NamedTuple):
@@ -110,10 +110,10 @@ def at_the_vendor() -> Iterator[Callable[[], Connect]]:
 
 
 @pytest.fixture(params=[SMALL, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
-def tries(request: pytest.FixtureRequest) -> settings:
+def tries(request: pytest.FixtureRequest, at_length: bool) -> settings:
     """Return how often to try: few times, and many times where there is time."""
     chosen: settings = request.param
-    return chosen
+    return settings(chosen, max_examples=150) if at_length and chosen is MANY else chosen
 
 
 def run(stores: Stores, tries: settings, **parameters: Any) -> None:
