@@ -314,7 +314,8 @@ def test_a_file_that_was_overwritten(path: Path, storage: SQLiteStorage, size: i
     log = of(path, "-wal").read_bytes()
     storage.close()
     assert path.read_bytes() == backup.read_bytes()
-    assert names_in(path) == ["before"]
+    with SQLiteStorage(path) as opened:
+        assert names(opened) == ["before"]
     (kept,) = path.parent.glob("*.lost")
     assert kept.read_bytes() == log
 

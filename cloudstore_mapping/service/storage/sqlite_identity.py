@@ -95,6 +95,7 @@ class Identity:
         try:
             shutil.copyfile(self._log_path, kept)
             os.truncate(self._log_path, 0)  # the connection has it open; with nothing to read its checkpoint fails
+            os.unlink(self._index_path)  # noqa: PTH108 - a text; it tells of what the log no longer has
         except OSError as error:
             _log.error("The store's file was overwritten while it was open, and its log can't be kept: %s.", error)
         else:
