@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from cloudstore_mapping.client.secret import VARIABLE, Secret, place_of_secret
 from cloudstore_mapping.errors import BadValueError
-from cloudstore_mapping.service.storage.sqlite_place import reading_mode
 from cloudstore_mapping.storefiles import is_store
 
 # A signed pickle as it is stored, whichever of its two names comes first.
@@ -28,6 +26,10 @@ def holds_signed(path: Path) -> bool:
     path = Path(os.path.realpath(path))
     if not is_store(path):
         return False
+    import sqlite3  # which help needn't load
+
+    from cloudstore_mapping.service.storage.sqlite_place import reading_mode
+
     with closing(sqlite3.connect(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True)) as connection:
         return bool(connection.execute(_SIGNED).fetchone()[0])
 

@@ -158,8 +158,8 @@ def index_at(index: Path) -> Index | None:
             os.close(_kept.pop(key))
     try:
         found = index.stat()
-        if found.st_size < _INDEX_SIZE or found.st_ctime < started_at():
-            return None
+        if found.st_size < _INDEX_SIZE or not started_at() <= found.st_ctime <= time.time():
+            return None  # of an earlier start, or the clock isn't set yet
         key = found.st_dev, found.st_ino
         if key not in _kept:
             _kept[key] = os.open(index, os.O_RDONLY | os.O_CLOEXEC)

@@ -93,9 +93,12 @@ class Identity:
         """Keep the log of a file that was overwritten under another name, and let SQLite carry nothing over from it."""
         kept = f"{self._log_path}.{secrets.token_hex(4)}.lost"
         try:
+            if not os.path.getsize(self._log_path):  # noqa: PTH202 - a text
+                return  # another process has set it aside
             shutil.copyfile(self._log_path, kept)
             os.truncate(self._log_path, 0)  # the connection has it open; with nothing to read its checkpoint fails
-            os.unlink(self._index_path)  # noqa: PTH108 - a text; it tells of what the log no longer has
+            # The index tells of what the log no longer has.
+            Path(self._index_path).unlink(missing_ok=True)
         except OSError as error:
             _log.error("The store's file was overwritten while it was open, and its log can't be kept: %s.", error)
         else:
