@@ -72,7 +72,7 @@ BROKEN: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("examples", [50, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [50, pytest.param(300, marks=pytest.mark.slow)])
 def test_our_merge(examples: int, at_length: bool) -> None:
     """The merge of this project keeps all laws of one that can be repeated."""
     assert_merge_laws(merge, refuses=(BadMergeError,), examples=5 * examples if at_length else examples)

@@ -25,6 +25,7 @@ def fail(number: int, file: str | None = None) -> OSError:
     return OSError(number, os.strerror(number), file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [

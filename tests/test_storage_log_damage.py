@@ -139,6 +139,7 @@ def test_a_flipped_bit_in_the_header(with_index: bool, crashed: Path, path: Path
         assert found_after(path) is None
 
 
+@pytest.mark.slow
 def test_many_flipped_bits_of_a_log(crashed: Path, path: Path) -> None:
     """After bits have flipped anywhere in the log all is there, or it is refused."""
     dice = random.Random(0)
@@ -284,6 +285,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_what_is_left_of_a_torn_transaction(path: Path) -> None:
     """What was rolled back and what a power cut tore, behind what was saved since, is no damage."""
     before = ends(log_of(path).read_bytes())[-1]
