@@ -305,6 +305,7 @@ def test_a_file_that_was_overwritten(path: Path, storage: SQLiteStorage, size: i
     storage.back_up(backup, lambda done, total: None)
     for number in range(size):
         put(storage, f"later {number}")
+    assert len(names(storage)) == size + 1  # over a connection that the next read has again
     shutil.copyfile(backup, path)
     with pytest.raises(UnavailableError, match="The store's file was moved, deleted or replaced"):
         names(storage)

@@ -48,7 +48,6 @@ OPENED: dict[str, dict[str, str]] = {
     "drafts": {"os.open": "a lock: a new file, or an empty one"},
     "service.storage.schemas": {"file.read_text": "the package's own"},
     "service.storage.sqlite_backup": {"draft.open": "its own file, closed by SQLite"},
-    "service.storage.sqlite_identity": {"shutil.copyfile": "a log, which SQLite doesn't lock"},
     "service.storage.sqlite_damage": {
         "log.open": "a log, which SQLite doesn't lock",
         "os.open": "an index, which isn't closed while SQLite may have it open",

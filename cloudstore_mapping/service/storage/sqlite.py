@@ -202,7 +202,8 @@ def _let_go(session: SQLiteSession, idle: list[SQLiteSession]) -> None:
         _close_one(idle)
     try:
         if session.identity is not None and session.identity.is_overwritten():
-            session.identity.set_log_aside()
+            session.close_untouched()
+            session.identity.set_log_aside("overwritten")
         elif session.identity is not None and session.damage.error is None:
             session.identity.part_from_log(session.connection)
     finally:

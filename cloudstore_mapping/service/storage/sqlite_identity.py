@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import sqlite3
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -56,14 +56,18 @@ class Identity:
         if (lost := self.lost()) is not None:
             raise UnavailableError(_LOST.format(lost), retry_after=1.0)
 
-    def committing(self) -> None:
-        """Take changes of the file for a checkpoint of this process, until `check_committed`."""
+    @contextmanager
+    def committing(self) -> Iterator[None]:
+        """Take changes of the file within the block for a checkpoint, which a commit may begin."""
         self._is_committing = True
+        try:
+            yield
+        finally:
+            self._changed = _changed(self._path)
+            self._is_committing = False
 
     def check_committed(self) -> None:
         """Raise `OutcomeUnknownError` where one of the files is gone from its path, though a commit succeeded."""
-        self._changed = _changed(self._path)
-        self._is_committing = False
         if (lost := self.lost()) is not None:
             raise OutcomeUnknownError(_LOST_MEANWHILE.format(lost), error="OutcomeUnknown")
 
@@ -89,20 +93,13 @@ class Identity:
                 self._looking.release()
         return self._is_overwritten
 
-    def set_log_aside(self) -> None:
-        """Keep the log of a file that was overwritten under another name, and let SQLite carry nothing over from it."""
-        kept = f"{self._log_path}.{secrets.token_hex(4)}.lost"
-        try:
-            if not os.path.getsize(self._log_path):  # noqa: PTH202 - a text
-                return  # another process has set it aside
-            shutil.copyfile(self._log_path, kept)
-            os.truncate(self._log_path, 0)  # the connection has it open; with nothing to read its checkpoint fails
-            # The index tells of what the log no longer has.
-            Path(self._index_path).unlink(missing_ok=True)
-        except OSError as error:
-            _log.error("The store's file was overwritten while it was open, and its log can't be kept: %s.", error)
-        else:
-            _log.error("The store's file was overwritten while it was open; its last writes are in %s.", kept)
+    def set_log_aside(self, what_happened: str) -> None:
+        """Give the log another name, so that nobody applies it to the file that is at the path now."""
+        Path(self._index_path).unlink(missing_ok=True)  # first, for beside the log no other file is opened
+        with suppress(FileNotFoundError):  # another process has set it aside
+            kept = f"{self._log_path}.{secrets.token_hex(4)}.lost"
+            os.rename(self._log_path, kept)  # noqa: PTH104 - a text
+            _log.error("The store's file was %s while it was open; its last writes are in %s.", what_happened, kept)
 
     def part_from_log(self, connection: sqlite3.Connection) -> None:
         """
@@ -122,10 +119,7 @@ class Identity:
                 connection.execute("PRAGMA journal_mode = DELETE")
         # An empty log may be in use by now, with the file in the place of ours.
         elif os.path.exists(self._path) and os.path.getsize(self._log_path):  # noqa: PTH110, PTH202 - a text
-            os.unlink(self._index_path)  # noqa: PTH108 - a text; first, for beside the log no other file is opened
-            kept = f"{self._log_path}.{secrets.token_hex(4)}.lost"
-            os.rename(self._log_path, kept)  # noqa: PTH104 - a text
-            _log.error("The store's file was replaced while it was open; its last writes are in %s.", kept)
+            self.set_log_aside("replaced")
 
     def _is_kept(self) -> bool:
         """Whether the file still has a name somewhere, as far as the system tells."""

@@ -114,9 +114,9 @@ class SQLiteSession(SQLTransaction, Session):
         self._execute = self.connection.execute
         try:
             #: The file that it has open; None in memory.
-            self.identity: Identity | None = Identity(path) if path is not None and beside is None else None
-            if beside is not None:
-                self.identity = beside.identity
+            self.identity: Identity | None = None
+            if path is not None:
+                self.identity = Identity(path) if beside is None else beside.identity
             self._check_identity()  # before SQLite reads: it would replay our log over another file
             self._execute("PRAGMA foreign_keys = ON")
             self._execute("PRAGMA synchronous = FULL")
@@ -129,8 +129,7 @@ class SQLiteSession(SQLTransaction, Session):
     def snapshot(self) -> Iterator[Transaction]:
         """Read the database as it is at one moment; in memory, in turn with all others who use it."""
         with self._turn:
-            if self.identity is not None and self.identity.is_overwritten():
-                self._check_identity()
+            self.check_not_overwritten()
             try:
                 begins = not self.connection.in_transaction  # in memory, what writes may read as well
                 if begins:
@@ -159,12 +158,13 @@ class SQLiteSession(SQLTransaction, Session):
                     self._begin_to_write()
                     changes = self.connection.total_changes
                     yield
-                    if self.identity is not None and self.connection.total_changes != changes:
-                        change(self.connection)
-                    if self.identity is not None:
-                        self.identity.committing()
-                    self._commit()
-                    if self.identity is not None:
+                    if self.identity is None:
+                        self._commit()
+                    else:
+                        if self.connection.total_changes != changes:
+                            change(self.connection)
+                        with self.identity.committing():
+                            self._commit()
                         self.identity.check_committed()
                 except BaseException:
                     if self.connection.in_transaction:
@@ -215,6 +215,11 @@ class SQLiteSession(SQLTransaction, Session):
             raise unavailable(self.damage.error) from self.damage.error
         self._check_identity()
 
+    def check_not_overwritten(self) -> None:
+        """Raise `UnavailableError` where the file holds another store by now, of which reads would return parts."""
+        if self.identity is not None and self.identity.is_overwritten():
+            self.identity.check()
+
     def failed(self, error: sqlite3.Error) -> UnavailableError:
         """Return what an error of the connection is called outside, and remember damage."""
         self.damage.note(error)
@@ -250,10 +255,8 @@ class SQLiteSession(SQLTransaction, Session):
         try:
             self._execute("ROLLBACK TO work")
             self._execute("RELEASE work")
-        except sqlite3.Error:
-            self._execute(
-                "ROLLBACK"
-            )  # an interrupt came before the savepoint was there, or when it was there no longer
+        except sqlite3.Error:  # an interrupt came before the savepoint was there, or when it was there no longer
+            self._execute("ROLLBACK")
 
     def row(self, query: str, *parameters: Any) -> Any:
         return self._execute(query, parameters).fetchone()
@@ -362,9 +365,13 @@ class Reading(AbstractContextManager[Transaction]):
 
     def __enter__(self) -> Transaction:
         try:
+            self._session.check_not_overwritten()
             if self._session.connection.in_transaction:  # an interrupt came before it was ended
                 self._session.connection.execute("ROLLBACK")
             self._session.connection.execute("BEGIN")
+        except UnavailableError:
+            self._give_back(self._session)
+            raise
         except sqlite3.Error as error:
             self._give_back(self._session)
             raise self._session.failed(error) from error
