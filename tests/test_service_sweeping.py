@@ -69,6 +69,18 @@ def test_what_comes_during_a_sweep_is_swept_as_well(storage: Storage, account: i
     assert comes_to(storage, 0, 0, 0)
 
 
+def sweep_in_vain(storage: Storage, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweep once on a disk that is full."""
+
+    def full(*_: object) -> bool:
+        raise UnavailableError("The store's disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage._session, "sweep", full)  # type: ignore[attr-defined]
+        sweeper.begin()
+        rows(storage)
+
+
 def test_a_sweep_that_fails_is_told_and_begun_again(
     storage: Storage,
     account: int,
@@ -78,14 +90,8 @@ def test_a_sweep_that_fails_is_told_and_begun_again(
 ) -> None:
     """It is one line in the log, breaks nothing, and the next one does it all."""
     leave(storage, account, 9, at=1.0)
-
-    def full(*_: object) -> bool:
-        raise UnavailableError("The store's disk is full.")
-
-    with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
-        patch.setattr(storage._session, "sweep", full)  # type: ignore[attr-defined]
-        sweeper.begin()
-        rows(storage)
+    with caplog.at_level(logging.WARNING):
+        sweep_in_vain(storage, sweeper, monkeypatch)
     assert [record.getMessage() for record in caplog.records] == [
         "Bytes that no media file has could not be taken away: The store's disk is full."
     ]
@@ -98,14 +104,8 @@ def test_a_sweep_of_nothing_that_fails_is_not_told(
     storage: Storage, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where there is nothing to take away, a failure of the sweep is nobody's concern."""
-
-    def full(*_: object) -> bool:
-        raise UnavailableError("The store's disk is full.")
-
-    with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
-        patch.setattr(storage._session, "sweep", full)  # type: ignore[attr-defined]
-        sweeper.begin()
-        rows(storage)
+    with caplog.at_level(logging.WARNING):
+        sweep_in_vain(storage, sweeper, monkeypatch)
     assert not caplog.records
 
 

@@ -363,12 +363,10 @@ with SQLiteStorage(sys.argv[1]) as storage:
 """
 
 
-def test_a_store_in_use_is_never_refused(other: Path) -> None:
-    """While processes write, carry the log over and begin it anew, it is never taken for another file's."""
-    SQLiteStorage(other).submit(lambda transaction: transaction.put(1, "name", b"1", 1.0)).result(PATIENCE)
+def look_while_used(store: Path, saves: int, look: Callable[[], object]) -> None:
+    """Look again and again while two processes write to a store, carry its log over and begin it anew."""
     looked = 0
-    log = Path(f"{other}-wal")
-    command = [sys.executable, "-c", USE, str(other), "1000"]
+    command = [sys.executable, "-c", USE, str(store), str(saves)]
     with (
         subprocess.Popen([*command, "1"], stdout=subprocess.PIPE) as one,
         subprocess.Popen([*command, "5"], stdout=subprocess.PIPE) as two,
@@ -377,10 +375,20 @@ def test_a_store_in_use_is_never_refused(other: Path) -> None:
             assert process.stdout is not None
             process.stdout.readline()
         while one.poll() is None or two.poll() is None:
-            assert not is_of_another_file(log, other, lambda: False)
+            look()
             looked += 1
     assert one.returncode == two.returncode == 0
     assert looked
+
+
+def test_a_store_in_use_is_never_refused(other: Path) -> None:
+    """While processes write, carry the log over and begin it anew, it is never taken for another file's."""
+    SQLiteStorage(other).submit(lambda transaction: transaction.put(1, "name", b"1", 1.0)).result(PATIENCE)
+
+    def look() -> None:
+        assert not is_of_another_file(Path(f"{other}-wal"), other, lambda: False)
+
+    look_while_used(other, 1000, look)
 
 
 def test_a_file_that_changes_meanwhile(path: Path) -> None:

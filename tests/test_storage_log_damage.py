@@ -10,9 +10,11 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Final
 
 import pytest
@@ -24,7 +26,7 @@ from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_damage import is_damaged
 from cloudstore_mapping.service.storage.sqlite_place import refuse_leftovers
 from tests.test_storage_leftovers import COMMANDS, COUNT, FUNCTIONS, killed, run
-from tests.test_storage_lineage import USE, contents, filled
+from tests.test_storage_lineage import contents, filled, look_while_used
 
 pytestmark = pytest.mark.sqlite("it is about the log beside an SQLite file")
 
@@ -308,6 +310,14 @@ def test_an_index_of_an_earlier_start(path: Path, monkeypatch: pytest.MonkeyPatc
     refuse_leftovers(path)
 
 
+def test_an_index_of_the_future(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index tells nothing while the clock is behind: it may be of an earlier start."""
+    log_of(path).write_bytes(b"")
+    behind = index_of(path).stat().st_ctime - 1
+    monkeypatch.setattr(sqlite_damage, "time", SimpleNamespace(**vars(time) | {"time": lambda: behind}))
+    refuse_leftovers(path)
+
+
 @linux
 def test_an_index_that_this_process_has_open(path: Path) -> None:
     """A look at an index ends no lock of this process: another one still can't take itself for the first."""
@@ -325,20 +335,11 @@ def test_an_index_that_this_process_has_open(path: Path) -> None:
 
 def test_a_store_in_use_is_never_damaged(other: Path) -> None:
     """While processes write, carry the log over and begin it anew, it is never taken for damaged."""
-    looked = 0
-    command = [sys.executable, "-c", USE, str(other), "500"]
-    with (
-        subprocess.Popen([*command, "1"], stdout=subprocess.PIPE) as one,
-        subprocess.Popen([*command, "5"], stdout=subprocess.PIPE) as two,
-    ):
-        for process in (one, two):
-            assert process.stdout is not None
-            process.stdout.readline()
-        while one.poll() is None or two.poll() is None:
-            assert not is_damaged(log_of(other), other)
-            looked += 1
-    assert one.returncode == two.returncode == 0
-    assert looked
+
+    def look() -> None:
+        assert not is_damaged(log_of(other), other)
+
+    look_while_used(other, 500, look)
 
 
 def test_a_log_that_is_written_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

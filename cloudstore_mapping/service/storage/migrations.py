@@ -58,9 +58,13 @@ def _foreign(path: Path | None, kind: str) -> UnsupportedError:
     return UnsupportedError(f"{path} is {kind} and was left as it is; choose another name, or move it away.")
 
 
-def damaged(path: Path) -> UnsupportedError:
+class DamagedFileError(UnsupportedError):
+    """A store's file is damaged."""
+
+
+def damaged(path: Path) -> DamagedFileError:
     """Return the error for a file of ours that can't be read."""
-    return UnsupportedError(f"{path} is damaged and was left as it is; restore a backup of it.")
+    return DamagedFileError(f"{path} is damaged and was left as it is; restore a backup of it.")
 
 
 def not_opened(path: Path, error: sqlite3.Error) -> PermissionError:

@@ -13,7 +13,13 @@ from cloudstore_mapping.drafts import draft_of, remove_dead
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.oserrors import naming
 from cloudstore_mapping.service.storage.checking import Findings, look
-from cloudstore_mapping.service.storage.migrations import check_file, damaged, not_opened, schema_version
+from cloudstore_mapping.service.storage.migrations import (
+    DamagedFileError,
+    check_file,
+    damaged,
+    not_opened,
+    schema_version,
+)
 from cloudstore_mapping.service.storage.sqlite_lineage import change_if_there
 from cloudstore_mapping.service.storage.sqlite_place import holds_data, reading_mode, refuse_leftovers
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession, primary_code, unavailable
@@ -104,12 +110,8 @@ def restore(path: Path, store: Path, report: Report) -> None:
         raise FileNotFoundError(f"There is no backup {path}; look at its name.")
     try:
         verify(path)
-    except UnsupportedError as error:
-        if str(error) == str(damaged(path)):  # whose advice is to restore a backup
-            raise UnsupportedError(
-                f"The backup {path} is damaged and was not restored; restore another one."
-            ) from error
-        raise
+    except DamagedFileError as error:  # whose advice is to restore a backup
+        raise UnsupportedError(f"The backup {path} is damaged and was not restored; restore another one.") from error
     with closing(sqlite3.connect(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True)) as source:
         source.execute("BEGIN")
         source.execute("SELECT 1 FROM sqlite_schema").fetchone()
