@@ -1,8 +1,8 @@
-"""Damage of a write-ahead log that a crash left: tell whether saves that were answered stand behind it.
+"""Damaged write-ahead log: detect acknowledged commits behind a damaged frame of a log left by a crash.
 
-SQLite replays a log up to its first frame that is not right, and takes what follows for a transaction that a crash cut
-off. Each commit is synced before it is answered, and what is written next is chained to it. So the last transaction in
-a log may be torn, and nothing but damage tears an earlier one.
+SQLite recovers a log up to its first invalid frame and takes the rest for a torn transaction. Each commit is synced
+before it is acknowledged, and the checksums of the next transaction continue those of the commit. So a crash tears only
+the last transaction; an earlier one is torn by damage.
 """
 
 from __future__ import annotations
@@ -27,19 +27,18 @@ from cloudstore_mapping.service.storage.sqlite_log import (
     summed,
 )
 
-# The header of the index (``-shm``), twice, then how many frames were carried over into the file.
-_INDEX: Final = struct.Struct(
-    "=I 8x B x 2x I I 8x 8s II"
-)  # version, whether it is valid, frames, pages, salts, checksums
+# The wal-index (``-shm``): its header twice (version, initialised, frames, pages, salts, checksums), then the number of
+# frames in the file by checkpoints.
+_INDEX: Final = struct.Struct("=I 8x B x 2x I I 8x 8s II")
 _INDEX_SIZE: Final = 2 * _INDEX.size + 4
 
-#: Descriptors of indexes that were looked at, by device and inode. Closing one would end all locks of this process on
-#: its file, which another thread may have opened meanwhile.
+#: Descriptors of wal-indexes, by device and inode. Closing one would drop all locks of this process on its file, and
+#: another thread may have opened the store meanwhile.
 _kept: Final[dict[tuple[int, int], int]] = {}
 
 
 class Log(NamedTuple):
-    """What SQLite would replay: the log's header, its frames up to the last commit; and whether more was answered."""
+    """Recovery of a log: its header, its frames up to the last commit SQLite finds, and damage in front of others."""
 
     beginning: bytes
     frames: int
@@ -47,21 +46,21 @@ class Log(NamedTuple):
 
 
 class Index(NamedTuple):
-    """What an index tells: the salts of its log, the frames that were answered, and those that are in the file."""
+    """Content of a wal-index: the salts of its log, the committed frames, and those in the file by a checkpoint."""
 
     salts: bytes
     frames: int
-    carried_over: int
+    checkpointed: int
 
 
 def is_damaged(log: Path, path: Path) -> bool:
-    """Return whether the log of the file at `path` proves that SQLite would drop saves; both may be in use."""
+    """Return True if recovery of the log of the file at `path` would drop acknowledged saves; both may be in use."""
     seen: Log | None = None
     for _ in range(TRIES):
         found = look_at_log(log, path)
         if not found.is_damaged:
             return False
-        if found == seen:  # the frame where it breaks off is not just being written
+        if found == seen:  # no writer is just writing the invalid frame
             return True
         seen = found
     return False
@@ -69,21 +68,21 @@ def is_damaged(log: Path, path: Path) -> bool:
 
 def lacks_saves(log: Path, path: Path, index: Path) -> bool:
     """
-    Return whether frames that were answered are missing from a log, by its index, which no process has open.
+    Return True if the log lacks committed frames of its wal-index; no process may have the store open.
 
-    An index is never synced. It tells nothing once the machine was started anew.
+    A wal-index is never synced, so one from before the last boot is ignored.
     """
     told = index_at(index)
     if told is None:
         return False
     found = look_at_log(log, path)
     if not any(found.beginning):
-        return told.frames > told.carried_over and told == index_at(index)
+        return told.frames > told.checkpointed and told == index_at(index)
     return told.salts == found.beginning[16:24] and told.frames > found.frames
 
 
 def look_at_log(log: Path, path: Path) -> Log:
-    """Return what SQLite would replay of the log of the file at `path`."""
+    """Walk the log of the file at `path` as recovery does, and on behind the first invalid frame."""
     try:
         file = log.open("rb", buffering=0)
     except FileNotFoundError:
@@ -92,9 +91,9 @@ def look_at_log(log: Path, path: Path) -> Log:
         size = os.fstat(file.fileno()).st_size
         beginning = at(file, 0, HEADER.size)
         if not is_right(beginning):
-            # It is written and synced as one piece, before any frame.
+            # SQLite writes and syncs the header before any frame.
             return Log(beginning, 0, is_damaged=any(beginning) or size > HEADER.size)
-        lineage = lineage_of(path)  # after the header, so that it is no older than the log
+        lineage = lineage_of(path)  # read after the header, so it is no older than the log
         walk = _Walk(beginning, lineage)
         for frame in all_frames(file, beginning):
             walk.take(frame)
@@ -102,31 +101,31 @@ def look_at_log(log: Path, path: Path) -> Log:
 
 
 class _Walk:
-    """Goes through a log's frames as SQLite does, and on where SQLite ends."""
+    """Walk over a log's frames: follow recovery, then look for commits behind its end."""
 
     def __init__(self, beginning: bytes, lineage: Lineage | None) -> None:
-        #: Frames up to the last commit that SQLite would replay.
+        #: Frames up to the last commit of recovery.
         self.committed = 0
         self._beginning = beginning
         self._little = is_little(beginning)
         self._frames = 0
-        self._goes_on = True  # SQLite would read on
-        self._sums: list[tuple[int, int]] = [struct.unpack(">II", beginning[24:])]  # that the next may continue
-        self._after_commit = False  # the frame before is the end of a transaction, and right
-        self._is_continued = False  # such an end, behind the place where SQLite ends, has been written on from
-        self._known: set[bytes] = {NOTHING, *(lineage or ())}  # tokens of the states that SQLite would bring back
-        self._rows: list[Lineage] = []  # of what isn't committed
+        self._goes_on = True  # recovery has met no invalid frame
+        self._sums: list[tuple[int, int]] = [struct.unpack(">II", beginning[24:])]  # candidates for the next frame
+        self._after_commit = False  # the frame before is a valid commit frame behind the end of recovery
+        self._is_continued = False  # a frame continues the checksums of such a commit
+        self._known: set[bytes] = {NOTHING, *(lineage or ())}  # tokens of the file and of recovered transactions
+        self._rows: list[Lineage] = []  # tokens of transactions not recovered
 
     @property
     def is_damaged(self) -> bool:
-        """Whether a transaction behind the last one that SQLite would replay was answered: another continues it."""
+        """True if a later transaction continues a commit behind the end of recovery: it was acknowledged."""
         begun_from = {row.previous for row in self._rows} - self._known
-        if self._known == {NOTHING}:  # the file can't be read without the log
+        if self._known == {NOTHING}:  # the file is unreadable without the log
             begun_from &= {row.token for row in self._rows}
         return self._is_continued or bool(begun_from)
 
     def take(self, frame: Frame) -> None:
-        """Look at the next frame."""
+        """Check the next frame."""
         number, pages, salts, *stored = FRAME.unpack(frame.header)
         written = (stored[0], stored[1])
         self._frames += 1
@@ -147,19 +146,19 @@ class _Walk:
             self._known.update(*self._rows)
             self._rows.clear()
         self._after_commit = fits and pages > 0 and not self._goes_on
-        # Behind a damaged frame, its checksum is right if its page isn't, and the other way round.
+        # The stored checksum of a damaged frame is valid if the page is damaged; otherwise the computed one is.
         self._sums = [written] if fits else [written, sums[0]]
 
 
 def index_at(index: Path) -> Index | None:
-    """Return what a valid index tells that was written since the machine was started; None for all others."""
+    """Return the content of a valid wal-index written since the last boot; None for all others."""
     for key, kept in list(_kept.items()):
         if not os.fstat(kept).st_nlink:  # SQLite is done with it
             os.close(_kept.pop(key))
     try:
         found = index.stat()
         if found.st_size < _INDEX_SIZE or not started_at() <= found.st_ctime <= time.time():
-            return None  # of an earlier start, or the clock isn't set yet
+            return None  # from before the last boot, or the clock isn't set yet
         key = found.st_dev, found.st_ino
         if key not in _kept:
             _kept[key] = os.open(index, os.O_RDONLY | os.O_CLOEXEC)
@@ -177,5 +176,5 @@ def index_at(index: Path) -> Index | None:
 
 
 def started_at() -> float:
-    """Return when the machine was started, by today's clock."""
+    """Return the time of the last boot, by the present clock."""
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -30,9 +30,9 @@ class Identity:
     """
     Device and inode of the file at `path`, and of the log beside it, since they were opened.
 
-    SQLite goes on with the files that it has open, whatever is at their paths by now. A commit then succeeds, and
-    nobody who opens the path later finds it. `cp` writes another store's bytes into the file itself, of which SQLite
-    takes no notice either. Only checkpoints write to the file, so it is looked at whenever its time has changed.
+    SQLite keeps using the files it opened, even if their paths lead elsewhere by now: a commit succeeds, and whoever
+    opens the path later misses it. SQLite doesn't notice either that `cp` writes another store's bytes into the file.
+    Only checkpoints change the file, so its content is checked whenever its modification time has changed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,7 +58,7 @@ class Identity:
 
     @contextmanager
     def committing(self) -> Iterator[None]:
-        """Take changes of the file within the block for a checkpoint, which a commit may begin."""
+        """Attribute changes of the file within the block to a checkpoint of this commit."""
         self._is_committing = True
         try:
             yield
@@ -72,20 +72,20 @@ class Identity:
             raise OutcomeUnknownError(_LOST_MEANWHILE.format(lost), error="OutcomeUnknown")
 
     def lost(self) -> str | None:
-        """Return which of the files is gone from its path, or was overwritten there; None for none."""
+        """Return the name of a file moved, replaced or overwritten since it was opened; None if all are there."""
         for name, path, opened in self._files:
             if opened is None or _identity(path) != opened:
                 return name
         return "file" if self.is_overwritten() else None
 
     def is_overwritten(self) -> bool:
-        """Return whether the file holds another store by now, as after ``cp other.db store.db``."""
+        """Return True if the file holds another store by now, as after ``cp other.db store.db``."""
         changed = _changed(self._path)
         if self._is_overwritten or changed == self._changed or self._is_committing:
             return self._is_overwritten
         if _identity(self._path) != self._file:
-            return False  # another file is there, and this one is as it was
-        if self._looking.acquire(blocking=False):  # one thread looks, for the log may be long
+            return False  # the path leads to another file, and this one is unchanged
+        if self._looking.acquire(blocking=False):  # one thread is enough: the log may be long
             try:
                 self._is_overwritten = is_of_another_file(Path(self._log_path), Path(self._path), lambda: True)
                 self._changed = changed
@@ -94,8 +94,8 @@ class Identity:
         return self._is_overwritten
 
     def set_log_aside(self, what_happened: str) -> None:
-        """Give the log another name, so that nobody applies it to the file that is at the path now."""
-        Path(self._index_path).unlink(missing_ok=True)  # first, for beside the log no other file is opened
+        """Rename the log, so that it is never applied to the file at the path now."""
+        Path(self._index_path).unlink(missing_ok=True)  # first: beside the log no other file is opened
         with suppress(FileNotFoundError):  # another process has set it aside
             kept = f"{self._log_path}.{secrets.token_hex(4)}.lost"
             os.rename(self._log_path, kept)  # noqa: PTH104 - a text
@@ -133,7 +133,7 @@ class Identity:
 
 
 def _changed(path: str) -> int:
-    """Return when a file's bytes last changed, 0 for no file."""
+    """Return the modification time of a file in ns, 0 for no file."""
     try:
         return os.stat(path).st_mtime_ns  # noqa: PTH116 - a text, looked at before each read and write
     except OSError:

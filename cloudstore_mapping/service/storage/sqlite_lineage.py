@@ -1,11 +1,11 @@
-"""Lineage of an SQLite store: tell whether a write-ahead log was written for the file beside it.
+"""Lineage of an SQLite store: check that a write-ahead log belongs to the file beside it.
 
-SQLite replays any log that lies beside a file, also over a file that was put in the place of another. So each
-transaction gives the store a new random token and keeps the one before. A log continues a file exactly where the file's
-token is among those in the log: the file is as it was before the log's first transaction, or as one of them left it.
+SQLite replays any log beside a file, even if the file was replaced by another store. So each transaction gives the
+store a new random token and keeps the previous one. A log belongs to a file only if the file's token is among those in
+the log: the file is the state before the log's first transaction, or the state after one of them.
 
-A token tells the number of the schema's changes too, to which SQLite's VACUUM adds one. What ``VACUUM INTO`` made has
-the token of its source, but other pages.
+A token also holds the schema cookie, which SQLite's VACUUM increments: a copy by ``VACUUM INTO`` has the token of its
+source, but other pages.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from cloudstore_mapping.service.storage.sqlite_log import (
 #: The first schema that has the table.
 WITH_LINEAGE: Final = 3
 
-#: Looks at a file and its log that may be in use, until the log doesn't begin anew between two.
+#: Attempts to read a file and its log in use, until no writer restarts the log between two of them.
 TRIES: Final = 10
 
 NOTHING: Final = bytes(16)
 
-# A token: random bytes, a mark that tells it from those of the first schema's step, and how often the schema changed.
+# A token: random bytes, a mark (tokens of the migration have none), and the schema cookie.
 _TOKEN: Final = struct.Struct(">8s 4s I")
 _MARK: Final = b"tokn"
-_PLACE_OF_CHANGES: Final = 40  # in the first page
+_PLACE_OF_CHANGES: Final = 40  # of the schema cookie in page 1
 # A page of a table with one row; its type, first free block, count of rows, and where the row begins.
 _PAGE: Final = struct.Struct(">B 2x H 3x H")
 _LEAF: Final = 0x0D
-# The row: bytes that follow, row number, bytes of the header, two blobs of 16 bytes. No other table has such rows.
+# The row: payload size, rowid, header size, two blobs of 16 bytes. No other table has such rows.
 _ROW: Final = bytes((35, 1, 3, 44, 44))
 
 
@@ -55,20 +55,20 @@ class Lineage(NamedTuple):
 
 
 def change(connection: sqlite3.Connection) -> None:
-    """Give a store the next token, within each transaction that writes to it."""
+    """Give a store its next token; called in each writing transaction."""
     (changes,) = connection.execute("PRAGMA schema_version").fetchone()
     token = _TOKEN.pack(secrets.token_bytes(8), _MARK, changes & 0xFFFFFFFF)
     connection.execute("UPDATE lineage SET previous = token, token = ?", (token,))
 
 
 def change_if_there(connection: sqlite3.Connection) -> None:
-    """Give a store, or a copy of one, a token of its own; does nothing for a schema without the table."""
+    """Give a store, or a copy of one, its own token; does nothing for a schema without the table."""
     if connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'lineage'").fetchone() != (0,):
         change(connection)
 
 
 def lineage_of(path: Path) -> Lineage | None:
-    """Return the lineage of the file proper, whatever its log holds; None where it can't be read without the log."""
+    """Return the lineage in the file itself, without its log; None if the file is unreadable without it."""
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
             if connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'lineage'").fetchone() == (0,):
@@ -80,16 +80,16 @@ def lineage_of(path: Path) -> Lineage | None:
 
 def is_of_another_file(log: Path, path: Path, in_use: Callable[[], bool]) -> bool:
     """
-    Return whether the log was written for another file than the one at `path`; both may be in use.
+    Return True if the log belongs to another file than the one at `path`; both may be in use.
 
-    A log without tokens is another program's, or of an older version. It fits a file without a token, and otherwise
-    only one that is `in_use` with it.
+    A log without tokens was written by another program or an older version. It belongs to a file without a token, and
+    to any other file only while that is `in_use` with it.
     """
     seen: bytes | None = None
     for _ in range(TRIES):
         lineage = lineage_of(path)
         changes = _changes_of(path)
-        # After the file, for what is carried over into it was in the log before.
+        # Read after the file: a checkpoint copies only what is in the log already.
         tokens, changes_in_log = _tokens(log)
         beginning = beginning_of(log)
         if lineage is None or (lineage.token == NOTHING and not tokens):
@@ -97,16 +97,16 @@ def is_of_another_file(log: Path, path: Path, in_use: Callable[[], bool]) -> boo
         known = _changes_in(lineage.token)
         if lineage.token in tokens and (None in (known, changes) or changes in {known, *changes_in_log}):
             return False
-        if beginning == seen:  # it had a commit, and didn't begin anew before both were looked at
+        if beginning == seen:  # it has a commit, and no writer restarted it between the two attempts
             return bool(tokens) or not in_use()
         if not _has_commit(log):
             return False
         seen = beginning
-    return False  # somebody is writing to both
+    return False  # a writer is at work
 
 
 def _changes_of(path: Path) -> int | None:
-    """Return how often the schema of the file proper changed; None where it can't be read without the log."""
+    """Return the schema cookie of the file itself; None if the file is unreadable without its log."""
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
             return int(connection.execute("PRAGMA schema_version").fetchone()[0]) & 0xFFFFFFFF
@@ -115,13 +115,13 @@ def _changes_of(path: Path) -> int | None:
 
 
 def _changes_in(token: bytes) -> int | None:
-    """Return how often the schema had changed by a token; None for one without the mark, which doesn't tell."""
+    """Return the schema cookie in a token; None for a token without the mark."""
     _, mark, changes = _TOKEN.unpack(token) if len(token) == _TOKEN.size else (b"", b"", 0)
     return int(changes) if mark == _MARK else None
 
 
 def _tokens(log: Path) -> tuple[set[bytes], set[int | None]]:
-    """Return the tokens in a log's frames, those of a transaction that a crash cut off among them, and its schemas."""
+    """Return the tokens and the schema cookies in a log's frames, including those of a torn transaction."""
     tokens: set[bytes] = set()
     changes: set[int | None] = set()
     for frame in _frames(log):
@@ -133,7 +133,7 @@ def _tokens(log: Path) -> tuple[set[bytes], set[int | None]]:
 
 
 def lineage_in(frame: Frame) -> Lineage | None:
-    """Return the lineage that a frame's page holds; None for the pages of all other tables."""
+    """Return the lineage in a frame's page; None for pages of other tables."""
     facts = frame.read(0, _PAGE.size)
     if len(facts) < _PAGE.size:
         return None
@@ -147,7 +147,7 @@ def lineage_in(frame: Frame) -> Lineage | None:
 
 
 def _has_commit(log: Path) -> bool:
-    """Whether SQLite would replay anything: the checksums are right up to the end of a transaction."""
+    """Return True if recovery would replay something: the checksums are valid up to a commit frame."""
     beginning = beginning_of(log)
     if not is_right(beginning):
         return False

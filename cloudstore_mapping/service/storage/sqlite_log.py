@@ -23,16 +23,16 @@ class Frame(NamedTuple):
 
     @property
     def number(self) -> int:
-        """The number of its page in the database; the first is 1."""
+        """Page number in the database, from 1."""
         return int.from_bytes(self.header[:4], "big")
 
     def read(self, place: int, size: int) -> bytes:
-        """Return bytes of the page, fewer where the log ends within it."""
+        """Return bytes of the page, fewer if the log ends within it."""
         return at(self.file, self.page + place, size)
 
 
 def page_size(beginning: bytes) -> int | None:
-    """Return the size of a page in a log with this header; None where it is none."""
+    """Return the page size in a log's header, in bytes; None for anything else than a header."""
     if len(beginning) < HEADER.size:
         return None
     magic, version, size, *_ = HEADER.unpack(beginning)
@@ -42,19 +42,19 @@ def page_size(beginning: bytes) -> int | None:
 
 
 def is_little(beginning: bytes) -> bool:
-    """Return whether the checksums of a log with this header are over little-endian numbers."""
+    """Return True if the checksums of a log with this header use little-endian numbers."""
     return not beginning[3] & 1
 
 
 def is_right(beginning: bytes) -> bool:
-    """Return whether this is the header of a log, and fits its checksum."""
+    """Return True for a valid header of a log, with its checksum."""
     return page_size(beginning) is not None and HEADER.unpack(beginning)[-2:] == summed(
         beginning[:24], (0, 0), little=is_little(beginning)
     )
 
 
 def frames(file: IO[bytes], beginning: bytes) -> Iterator[Frame]:
-    """Yield the frames of a log with this header, up to the end or to one that is left of an older log."""
+    """Yield the frames of a log with this header, up to its end or to frames from before its last restart."""
     for frame in all_frames(file, beginning):
         if not frame.number or FRAME.unpack(frame.header)[2] != beginning[16:24]:
             return
@@ -62,7 +62,7 @@ def frames(file: IO[bytes], beginning: bytes) -> Iterator[Frame]:
 
 
 def all_frames(file: IO[bytes], beginning: bytes) -> Iterator[Frame]:
-    """Yield the frames of a log with this header, and those that are left of an older log behind them."""
+    """Yield the frames of a log with this header, and those from before its last restart behind them."""
     size = page_size(beginning)
     place = HEADER.size
     while size is not None and len(header := at(file, place, FRAME.size)) == FRAME.size:
@@ -71,7 +71,7 @@ def all_frames(file: IO[bytes], beginning: bytes) -> Iterator[Frame]:
 
 
 def beginning_of(log: Path) -> bytes:
-    """Return the header of a log, which is another one whenever the log begins anew; empty where there is none."""
+    """Return the header of a log, different after each restart of the log; empty if there is no log."""
     try:
         with log.open("rb") as file:
             return file.read(HEADER.size)
@@ -86,7 +86,7 @@ def at(file: IO[bytes], place: int, size: int) -> bytes:
 
 
 def summed(data: bytes, sums: tuple[int, int], *, little: bool) -> tuple[int, int]:
-    """Return the checksums of SQLite over data, continued from those of what was before."""
+    """Return SQLite's checksums of `data`, continued from `sums`."""
     first, second = sums
     if len(data) % 8:
         return -1, -1  # the log ends within a page
