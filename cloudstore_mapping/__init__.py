@@ -3,9 +3,9 @@
 from cloudstore_mapping._version import __version__
 from cloudstore_mapping.client.address import DEFAULT_SERVER
 from cloudstore_mapping.client.callbacks import CloudStore
+from cloudstore_mapping.client.files import Password
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.media import Media
-from cloudstore_mapping.client.passwords import Password
 from cloudstore_mapping.errors import (
     BadKeyError,
     BadMergeError,

@@ -8,8 +8,7 @@ from contextlib import suppress
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
-from cloudstore_mapping.client.fetching import Fetched, refused
-from cloudstore_mapping.client.multipart import check_type, pieces_of
+from cloudstore_mapping.client.transport import Fetched, check_type, pieces_of, refused
 from cloudstore_mapping.errors import BadNameError, CloudStoreError, NoFileError, UnsupportedError
 from cloudstore_mapping.links import FILES_PATH
 from cloudstore_mapping.service.service import Service
@@ -91,7 +90,7 @@ class InProcessTransport:
             raise
 
     def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
-        """Begin to get a media file; see `fetching.MediaTransport.fetch`."""
+        """Begin to get a media file; see `HTTPTransport.fetch`."""
         folder, _, last = link.removeprefix(FILES_PATH).partition("/")
         try:
             found = self._service.media.find(folder, last.partition(".")[0])
@@ -137,7 +136,7 @@ class StoreTransport(InProcessTransport):
         return super().send(request)
 
     def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
-        """Begin to get a media file; see `fetching.MediaTransport.fetch`."""
+        """Begin to get a media file; see `HTTPTransport.fetch`."""
         self._open_anew()
         return super().fetch(link, start, tag)
 

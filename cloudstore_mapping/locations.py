@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from cloudstore_mapping.client.address import parse_address
-from cloudstore_mapping.client.mapping import CloudStoreMapping
+from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.service.storage.places import Place, place_of, scheme_of
-
-V = TypeVar("V")
 
 _SERVICES: Final = ("http", "https")
 DEFAULT_FILE: Final = "cloudstore.db"
@@ -48,7 +46,7 @@ def open(location: str | os.PathLike[str] | None = None, **options: Any) -> Clou
     if scheme_of(location) in _SERVICES:
         api_key, server = parse_address(location, insecure=options.get("insecure", False))
         return CloudStoreMapping(api_key, server, **options)
-    return EmbeddedMapping(location, **options)
+    return _open_embedded(location, options)
 
 
 def location_of(location: str | os.PathLike[str] | None) -> str:
@@ -77,34 +75,33 @@ def check_old_data(path: Path, *, is_shelf: bool = False, needs_secret: bool = F
         raise error
 
 
-class EmbeddedMapping(CloudStoreMapping[V]):
-    """The mapping over a service in this process, which keeps its data at a location that is no service's."""
+def _open_embedded(location: str, options: dict[str, Any]) -> CloudStoreMapping[Any]:
+    """Open a store in this process: the mapping over an in-process service."""
+    from cloudstore_mapping.embedded import StoreTransport  # the service, unneeded by a program on a network
 
-    def __init__(self, location: str, **options: Any) -> None:
-        from cloudstore_mapping.embedded import StoreTransport  # the service, which a program on a network never needs
+    place = place_of(location)
+    try:
+        transport = StoreTransport(place)
+    except UnsupportedError:
+        if place.file is not None:
+            check_old_data(place.file)
+        raise
+    label = location if place.address is None else place.label
+    try:
+        mapping = CloudStoreMapping[Any](transport.api_key, label, **{**options, "transport": transport})
+    except BaseException:
+        transport.close()
+        raise
+    store = files_of(mapping).store
+    store.file = place.file
+    store.reopen = partial(_reopening, place)
+    if not place.is_memory:
+        store.identity = (place.location(secrets=False),)  # its API key differs each time
+    return mapping
 
-        self._place = place_of(location)
-        try:
-            transport = StoreTransport(self._place)
-        except UnsupportedError:
-            if self._place.file is not None:
-                check_old_data(self._place.file)
-            raise
-        label = location if self._place.address is None else self._place.label
-        try:
-            super().__init__(transport.api_key, label, **{**options, "transport": transport})
-        except BaseException:
-            transport.close()
-            raise
 
-    def _identity(self) -> tuple[str, ...]:
-        # Its API key is another each time.
-        return super()._identity() if self._place.is_memory else (self._place.location(secrets=False),)
-
-    def _file(self) -> Path | None:
-        return self._place.file
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self._place.is_memory:
-            raise TypeError("A store in memory can't be pickled: it is gone with its process.")
-        return partial(open, **self._options), (self._place.location(secrets="pickle_secrets" in self._options),)
+def _reopening(place: Place, _: type[Any], options: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the pickled form of an embedded store."""
+    if place.is_memory:
+        raise TypeError("A store in memory can't be pickled: it is gone with its process.")
+    return partial(open, **options), (place.location(secrets="pickle_secrets" in options),)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
-from cloudstore_mapping.client.envelopes import Envelopes
-from cloudstore_mapping.client.secret import Secret, new_secret, secrets_of
-from cloudstore_mapping.client.shelf import Shelf
+from cloudstore_mapping.client.shelf import Envelopes, Secret, Shelf, new_secret, secrets_of
 from cloudstore_mapping.locations import check_old_data, store_file
 from cloudstore_mapping.locations import open as open_store
 from cloudstore_mapping.service.storage.places import MEMORY, place_of

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
-from cloudstore_mapping.client.client import Client
+from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.client.transport import Sendable
 from cloudstore_mapping.errors import CloudStoreError
 from cloudstore_mapping.wire import EXTENSIONS, Batch, Reply, Request, encode_request, success

@@ -18,7 +18,7 @@ def test_a_write_forgets_before_it_begins(cache: Cache[bytes]) -> None:
     """While a write is under way nothing of before is answered, and what is read then isn't kept."""
     cache.read("k", Fetch())
     with cache.write("k"):
-        assert cache.peek("k") is None
+        assert cache.get("k") is None
         during = Fetch(Found(b"during"))
         assert cache.read("k", during) == cache.read("k", during) == Found(b"during")
     after = Fetch(Found(b"after"))
@@ -35,14 +35,14 @@ def test_a_read_that_began_during_a_write_never_fills(cache: Cache[bytes]) -> No
             slow.begun.wait()
         slow.reply.set_result(Found(b"old"))
         reading.result()
-    assert cache.peek("k") is None
+    assert cache.get("k") is None
 
 
 def test_a_write_keeps_what_it_left(cache: Cache[bytes], clock: FrozenClock) -> None:
     """What a write is known to have left is kept, from when it began."""
     with cache.write("k") as write:
         clock.now += 4
-        write.keep(Found(b"new", "v2"))
+        write.commit(Found(b"new", "v2"))
     assert cache.read("k", never) == Found(b"new", "v2")
     clock.now += 7
     fetch = Fetch()
@@ -55,49 +55,49 @@ def test_an_amendment_lives_no_longer(cache: Cache[bytes], clock: FrozenClock) -
     cache.read("k", Fetch())
     clock.now += 9
     with cache.write("k") as write:
-        write.amend(Found(b"amended"))
-    assert cache.peek("k") == Found(b"amended")
+        write.patch(Found(b"amended"))
+    assert cache.get("k") == Found(b"amended")
     clock.now += 2
-    assert cache.peek("k") is None
+    assert cache.get("k") is None
     with cache.write("k") as write:
-        write.amend(Found(b"amended"))
-    assert cache.peek("k") is None
+        write.patch(Found(b"amended"))
+    assert cache.get("k") is None
 
 
 def test_a_failed_write_keeps_nothing(cache: Cache[bytes]) -> None:
     """A write that fails leaves the key forgotten, whatever it said before."""
     cache.read("k", Fetch())
     with pytest.raises(TimeoutError), cache.write("k") as write:  # noqa: PT012 - the block is what is tested
-        write.keep(Found(b"new"))
+        write.commit(Found(b"new"))
         raise TimeoutError
-    assert cache.peek("k") is None
+    assert cache.get("k") is None
 
 
 def test_two_writes_at_once_keep_nothing(cache: Cache[bytes]) -> None:
     """Of two writes that overlap nobody knows which the service did last."""
     with cache.write("k") as first:
         with cache.write("k") as second:
-            second.keep(Found(b"second"))
-        assert cache.peek("k") is None
-        first.keep(Found(b"first"))
-    assert cache.peek("k") is None
+            second.commit(Found(b"second"))
+        assert cache.get("k") is None
+        first.commit(Found(b"first"))
+    assert cache.get("k") is None
 
 
-@pytest.mark.parametrize("disturbance", ["forget", "disturb", "clear"])
+@pytest.mark.parametrize("disturbance", ["invalidate", "invalidate_pending", "clear"])
 def test_a_write_that_was_disturbed_keeps_nothing(cache: Cache[bytes], disturbance: str) -> None:
     """Forgetting a key during a write of it holds."""
     acts: dict[str, Callable[[], object]] = {
-        "forget": lambda: cache.forget("k"),
-        "disturb": lambda: cache.disturb("k"),
+        "invalidate": lambda: cache.invalidate("k"),
+        "invalidate_pending": lambda: cache.invalidate_pending("k"),
         "clear": cache.clear,
     }
     with cache.write("k") as write:
         acts[disturbance]()
-        write.keep(FOUND)
-    assert cache.peek("k") is None
+        write.commit(FOUND)
+    assert cache.get("k") is None
 
 
-@pytest.mark.parametrize("event", ["write", "forget", "disturb", "clear", "write that fails"])
+@pytest.mark.parametrize("event", ["write", "invalidate", "invalidate_pending", "clear", "write that fails"])
 def test_a_read_that_began_before_never_fills(cache: Cache[bytes], event: str) -> None:
     """A slow read that began before a write ended is answered to its own reader only."""
     slow = SlowFetch()
@@ -106,7 +106,7 @@ def test_a_read_that_began_before_never_fills(cache: Cache[bytes], event: str) -
         slow.begun.wait()
         if event == "write":
             with cache.write("k") as write:
-                write.keep(Found(b"new"))
+                write.commit(Found(b"new"))
         elif event == "write that fails":
             with pytest.raises(OSError, match="lost"), cache.write("k"):
                 raise OSError("lost")
@@ -114,11 +114,11 @@ def test_a_read_that_began_before_never_fills(cache: Cache[bytes], event: str) -
             cache.clear()
         else:
             getattr(cache, event)("k")
-        now = cache.peek("k")
+        now = cache.get("k")
         assert now == (Found(b"new") if event == "write" else None)
         slow.reply.set_result(Found(b"old"))
         assert reading.result().value == b"old"
-    assert cache.peek("k") == now
+    assert cache.get("k") == now
 
 
 def test_who_asks_after_a_write_does_not_wait_for_a_read_of_before(cache: Cache[bytes]) -> None:
@@ -169,18 +169,22 @@ def test_other_keys_go_on_meanwhile(cache: Cache[bytes]) -> None:
 
 def test_offers(cache: Cache[bytes], clock: FrozenClock) -> None:
     """What was read beside the cache is kept from its mark on, unless anything was written since."""
-    mark = cache.mark()
+    mark = cache.generation()
     clock.now += 4
-    cache.offer("k", FOUND, mark)
-    assert cache.peek("k") == FOUND
+    cache.put_if_unchanged("k", FOUND, mark)
+    assert cache.get("k") == FOUND
     clock.now += 7
-    assert cache.peek("k") is None
-    disturbances: list[Callable[[], object]] = [lambda: cache.forget("o"), lambda: cache.disturb("o"), cache.clear]
+    assert cache.get("k") is None
+    disturbances: list[Callable[[], object]] = [
+        lambda: cache.invalidate("o"),
+        lambda: cache.invalidate_pending("o"),
+        cache.clear,
+    ]
     for disturb in disturbances:
-        mark = cache.mark()
+        mark = cache.generation()
         disturb()
-        cache.offer("k", FOUND, mark)
-        assert cache.peek("k") is None
+        cache.put_if_unchanged("k", FOUND, mark)
+        assert cache.get("k") is None
     with cache.write("k"):
-        cache.offer("k", FOUND, cache.mark())
-    assert cache.peek("k") is None
+        cache.put_if_unchanged("k", FOUND, cache.generation())
+    assert cache.get("k") is None

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from cloudstore_mapping.client.callbacks import CloudStore
-from cloudstore_mapping.client.client import Client
-from cloudstore_mapping.client.pacing import Pacer
+from cloudstore_mapping.client.files import Client
+from cloudstore_mapping.client.retry import Pacer
 from cloudstore_mapping.client.transport import Sendable
 from cloudstore_mapping.wire import Reply, Request, success
 from tests.vendor import Vendor

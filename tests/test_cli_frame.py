@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.cli.frame import UsageError, status_of
-from cloudstore_mapping.client import sender
+from cloudstore_mapping.client import retry
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
 from tests.storages import new_storage
@@ -198,7 +198,7 @@ def test_a_secret_in_the_wrong_place_is_not_shown(
 @pytest.mark.parametrize("arguments", [["get", "key"], ["set", "key", "1"], ["rm", "key"], ["ls"]])
 def test_a_service_that_is_not_reached(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing listens it is exit status 3 and one line without the API key."""
-    monkeypatch.setattr(sender, "MAX_WAIT", 0.0)
+    monkeypatch.setattr(retry, "MAX_WAIT", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     result = run(*arguments, "--at", f"http://{SECRET}@127.0.0.1:{port}/cloudstore")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from msgspec import UNSET, Raw
 
-from cloudstore_mapping.client.client import Client, described, listed
+from cloudstore_mapping.client.files import Client, described, listed
 from cloudstore_mapping.client.transport import HTTPTransport, Sendable
 from cloudstore_mapping.errors import (
     REPLY_ERRORS,

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from cloudstore_mapping.client.connections import COPIED, QUICK, plain_answer
-from cloudstore_mapping.client.transport import HTTPTransport
+from cloudstore_mapping.client.transport import MAX_COPIED_BODY, HTTPTransport, fast_connections, parse_plain_response
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TransportError
 from cloudstore_mapping.wire import Request
 from tests.service_fakes import PATIENCE
@@ -40,25 +39,25 @@ class FakeSocket:
 
 def test_a_request_is_one_piece() -> None:
     """Head and body of a small request leave together; a large body is not copied for that."""
-    connection = QUICK[HTTPConnection]("127.0.0.1", 1)
-    for body in (b"{}", b"x" * (COPIED + 1)):
+    connection = fast_connections()[HTTPConnection]("127.0.0.1", 1)
+    for body in (b"{}", b"x" * (MAX_COPIED_BODY + 1)):
         connection.sock = sent = FakeSocket()
         connection.request("POST", "/path", body, {"Host": "h", "Content-Length": str(len(body))})
         head = b"POST /path HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body)
         assert b"".join(sent.sent) == head + body
-        assert len(sent.sent) == (1 if len(body) <= COPIED else 2)
+        assert len(sent.sent) == (1 if len(body) <= MAX_COPIED_BODY else 2)
     connection.sock = None
 
 
 def test_every_kind_has_a_quick_one() -> None:
     """There is a quick kind of connection for plain HTTP and for TLS, which still is of that kind."""
-    assert all(issubclass(quick, kind) for kind, quick in QUICK.items())
-    assert set(QUICK) == {HTTPConnection, HTTPSConnection}
+    assert all(issubclass(quick, kind) for kind, quick in fast_connections().items())
+    assert set(fast_connections()) == {HTTPConnection, HTTPSConnection}
 
 
 def test_a_plain_answer_is_taken_apart() -> None:
     """Status, headers and content of a plain answer are there, and all that `urllib3` knows of it on demand."""
-    answer = plain_answer(PLAIN)
+    answer = parse_plain_response(PLAIN)
     assert answer is not None
     assert (answer.status, answer.content) == (200, BODY)
     assert answer.headers[b"cloudstore-extensions"] == b"brief"
@@ -89,7 +88,7 @@ NOT_PLAIN = {
 @pytest.mark.parametrize("what", NOT_PLAIN)
 def test_what_is_not_plain_is_left_alone(what: str) -> None:
     """Whatever is more, or less, than a whole answer of a given length is for `http.client` to read."""
-    assert plain_answer(NOT_PLAIN[what]) is None
+    assert parse_plain_response(NOT_PLAIN[what]) is None
 
 
 @contextmanager

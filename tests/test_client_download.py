@@ -15,9 +15,8 @@ import pytest
 import requests
 
 import cloudstore_mapping as cm
-from cloudstore_mapping.client.client import Client
-from cloudstore_mapping.client.downloads import Download, Target
-from cloudstore_mapping.client.saving import LONGEST_NAME, harmless
+from cloudstore_mapping.client.files import Client
+from cloudstore_mapping.client.media import LONGEST_NAME, Download, DownloadTarget, safe_filename
 from cloudstore_mapping.client.transport import HTTPTransport
 from tests.vendor import Fault, Vendor
 
@@ -48,7 +47,7 @@ def get(vendor: Vendor, session: requests.Session | None, slept: list[float]) ->
         file = io.BytesIO() if file is None else file
         transport = HTTPTransport(vendor.address, session=session)
         with Client(transport, "secret", retries=retries, sleep=slept.append) as client:
-            Download(client, LINK, Target(file), progress).run()
+            Download(client, LINK, DownloadTarget(file), progress).run()
         assert not vendor.faults
         return bytes(file.getvalue())
 
@@ -292,12 +291,12 @@ def test_no_place_for_it(store: cm.CloudStoreMapping[Any], vendor: Vendor, tmp_p
 )
 def test_harmless_names(name: str, expected: str) -> None:
     """Of a name from elsewhere stays what is visible, in this folder and not hidden."""
-    assert harmless(name) == expected
+    assert safe_filename(name) == expected
 
 
 @pytest.mark.parametrize("name", ["é" * 600 + ".png", "a." + "é" * 600, "😀" * 300])
 def test_long_names(name: str) -> None:
     """A name that no file system takes is cut, before its ending if that is short."""
-    cut = harmless(name)
+    cut = safe_filename(name)
     assert len(cut.encode()) <= LONGEST_NAME
     assert re.fullmatch(r"é+\.png|a\.é+|😀+", cut)

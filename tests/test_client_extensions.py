@@ -9,7 +9,7 @@ import pytest
 from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
-from cloudstore_mapping.client.client import Client, Loaded
+from cloudstore_mapping.client.files import Client, Loaded
 from cloudstore_mapping.errors import (
     ChangedError,
     CloudStoreError,

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cloudstore_mapping.client.client import Client
-from cloudstore_mapping.client.pacing import Pacer, pacer_of, parse_retry_after
-from cloudstore_mapping.client.transport import Sendable
+from cloudstore_mapping.client.files import Client
+from cloudstore_mapping.client.retry import Pacer, pacer_of
+from cloudstore_mapping.client.transport import Sendable, parse_retry_after
 from cloudstore_mapping.wire import Reply, Request, success
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from msgspec import Raw
 
-from cloudstore_mapping.client.client import Client
+from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.errors import (
     BadKeyError,
     CloudStoreError,

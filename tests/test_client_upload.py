@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudstore_mapping.client.client import Client
-from cloudstore_mapping.client.multipart import Form, Media, open_media
-from cloudstore_mapping.client.transport import HTTPTransport
+from cloudstore_mapping.client.files import Client
+from cloudstore_mapping.client.media import MediaData, open_media
+from cloudstore_mapping.client.transport import HTTPTransport, MultipartForm
 from cloudstore_mapping.errors import BadNameError, BadValueError
 from cloudstore_mapping.wire import Upload
 from tests.vendor import Vendor
@@ -38,7 +38,7 @@ def upload(data: bytes | IO[bytes], name: str = "a.png", content_type: str = "im
 
 def test_bytes_of_the_form() -> None:
     """The form is the API key, the password, an empty text if there is none, and the file with name and type."""
-    form = Form(upload(PNG))
+    form = MultipartForm(upload(PNG))
     boundary = form.content_type.removeprefix("multipart/form-data; boundary=").encode()
     body = b"".join(form)
     assert body == (
@@ -62,7 +62,7 @@ def test_bytes_of_the_form() -> None:
 
 def test_each_form_has_its_boundary() -> None:
     """No file can hold the boundary that it is sent with."""
-    assert Form(upload(b"")).content_type != Form(upload(b"")).content_type
+    assert MultipartForm(upload(b"")).content_type != MultipartForm(upload(b"")).content_type
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_names_arrive(client: Client, vendor: Vendor, name: str, sent: str) -> N
 @given(name=st.text(st.characters(exclude_categories=["Cs"])))
 def test_no_name_makes_a_header(name: str) -> None:
     """Whatever the name, the form has the same lines."""
-    head = next(iter(Form(upload(b"", name))))
+    head = next(iter(MultipartForm(upload(b"", name))))
     assert head.count(b"\r\n") == 12
     assert head.count(b"\n") == 12
     assert head.count(b'"') == 8
@@ -94,13 +94,13 @@ def test_no_name_makes_a_header(name: str) -> None:
 def test_bad_types(content_type: str) -> None:
     """A content type is printable ASCII, so that it can't end its header."""
     with pytest.raises(BadValueError):
-        Form(upload(b"", content_type=content_type))
+        MultipartForm(upload(b"", content_type=content_type))
 
 
 def test_lone_surrogate() -> None:
     """A name that isn't Unicode is refused before anything is sent."""
     with pytest.raises(BadNameError):
-        Form(upload(b"", "\ud800"))
+        MultipartForm(upload(b"", "\ud800"))
 
 
 @pytest.mark.parametrize("size", [0, 1, 2**16 - 1, 2**16, 2**16 + 1, 300_000])
@@ -216,7 +216,9 @@ class _Text:
         (io.StringIO(PNG64), "a.png", None, PNG, "image/png"),
     ],
 )
-def test_what_is_stored(data: Media, filename: str, given_type: str | None, content: bytes, content_type: str) -> None:
+def test_what_is_stored(
+    data: MediaData, filename: str, given_type: str | None, content: bytes, content_type: str
+) -> None:
     """Text is stored as it is under a text type, else decoded; bytes always as they are; the filename says the type."""
     assert open_media(data, filename, given_type) == (content, content_type, None)
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudstore_mapping.client.codec import MAX_DEPTH, dump, load
+from cloudstore_mapping.client.codec import MAX_DEPTH, decode, encode
 from cloudstore_mapping.errors import BadValueError, ProtocolError
 
 values: st.SearchStrategy[Any] = st.recursive(
@@ -141,10 +141,10 @@ def nested(levels: int, container: type = list) -> Any:
 )
 def test_dump(value: object, written: str) -> None:
     """A value is written as its JSON, and a subclass of what JSON knows as its plain content."""
-    raw = dump(value)
+    raw = encode(value)
     assert isinstance(raw, msgspec.Raw)
     assert bytes(raw).decode() == written
-    assert bytes(dump([value])).decode() == f"[{written}]"
+    assert bytes(encode([value])).decode() == f"[{written}]"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_other_types(value: object) -> None:
         ({"a": (Colour.RED, value)}, "$.a[1]"),
     ]:
         with pytest.raises(TypeError) as raised:
-            dump(whole)
+            encode(whole)
         assert str(raised.value) == path + message
 
 
@@ -178,7 +178,7 @@ def test_names_are_text(name: object) -> None:
     kind = type(name).__name__
     for whole, path in [({name: 1}, "$"), ({"a": [{"b": 1, name: 1}]}, "$.a[0]"), (OrderedDict({name: 1}), "$")]:
         with pytest.raises(TypeError) as raised:
-            dump(whole)
+            encode(whole)
         assert str(raised.value) == f"{path} has a key of type {kind}; JSON knows only str."
 
 
@@ -187,7 +187,7 @@ def test_no_number(value: float) -> None:
     """NaN and the infinities are refused with their path, never turned into null."""
     for whole, path in [(value, "$"), ([1.0, value], "$[1]"), ({"a": {"b": (0, value)}}, "$.a.b[1]")]:
         with pytest.raises(BadValueError) as raised:
-            dump(whole)
+            encode(whole)
         assert str(raised.value).startswith(f"{path} is {float.__repr__(value)}, ")
 
 
@@ -201,7 +201,7 @@ def test_lone_surrogates(text: str) -> None:
         ({"a": {text: 1}}, f"$.a[{json.dumps(str.__str__(text))}]"),
     ]:
         with pytest.raises(BadValueError) as raised:
-            dump(whole)
+            encode(whole)
         assert str(raised.value).startswith(f"{path} holds a lone surrogate")
         assert str(raised.value).isascii()
 
@@ -209,24 +209,24 @@ def test_lone_surrogates(text: str) -> None:
 @pytest.mark.parametrize(("longest", "step"), [(10**4300 - 1, 1), (1 - 10**4299, -1)], ids=["positive", "negative"])
 def test_long_integers(longest: int, step: int) -> None:
     """An integer of 4,300 digits, its sign counted, is exact, and a longer one is refused with its path."""
-    assert load(dump([longest])) == [longest]
+    assert decode(encode([longest])) == [longest]
     for too_long in (longest + step, Number(longest + step), longest**2 * step):
         with pytest.raises(BadValueError, match=r"^\$\.n\[0\] is an integer of more than 4,300 digits"):
-            dump({"n": [too_long]})
+            encode({"n": [too_long]})
 
 
 @pytest.mark.parametrize("container", [list, dict, tuple, Items])
 def test_depth(container: type) -> None:
     """As many levels as the limit says are written and read, one more is refused with its path."""
-    raw = dump(nested(MAX_DEPTH, container))
+    raw = encode(nested(MAX_DEPTH, container))
     assert bytes(raw).count(b"{" if container is dict else b"[") == MAX_DEPTH
-    assert dump(load(raw)) == raw
+    assert encode(decode(raw)) == raw
     path = "$" + (".a" if container is dict else "[0]") * MAX_DEPTH
     with pytest.raises(BadValueError) as raised:
-        dump(nested(MAX_DEPTH + 1, container))
+        encode(nested(MAX_DEPTH + 1, container))
     assert str(raised.value) == f"{path} is nested deeper than {MAX_DEPTH} levels; flatten it."
     with pytest.raises(BadValueError, match="nested deeper"):
-        dump(nested(100_000, container))
+        encode(nested(100_000, container))
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 300, 499])
@@ -238,7 +238,7 @@ def test_value_that_contains_itself(length: int) -> None:
         value = [value]
     innermost.append(value)
     with pytest.raises(BadValueError) as raised:
-        dump({"a": value})
+        encode({"a": value})
     assert str(raised.value) == f"$.a{'[0]' * length} contains itself; store a copy of the part that is meant."
 
 
@@ -247,13 +247,13 @@ def test_dict_that_contains_itself_twice() -> None:
     value: dict[str, Any] = {}
     value.update(a=value, b=[value, value])
     with pytest.raises(BadValueError, match="contains itself"):
-        dump(value)
+        encode(value)
 
 
 def test_shared_parts() -> None:
     """A part that stands in two places is written twice."""
     part = [1]
-    assert bytes(dump([part, {"a": part}])) == b'[[1],{"a":[1]}]'
+    assert bytes(encode([part, {"a": part}])) == b'[[1],{"a":[1]}]'
 
 
 def test_little_stack_left() -> None:
@@ -267,7 +267,7 @@ def test_little_stack_left() -> None:
         except RecursionError:
             if not errors:
                 try:
-                    dump(value)
+                    encode(value)
                 except BadValueError as error:
                     errors.append(error)
             raise
@@ -282,7 +282,7 @@ def test_little_stack_left() -> None:
 @given(values)
 def test_round_trip(value: Any) -> None:
     """What comes back is what went in, types, signs and order included."""
-    back = load(dump(value))
+    back = decode(encode(value))
     assert json.dumps(back) == json.dumps(value)
 
 
@@ -290,32 +290,32 @@ def test_round_trip(value: Any) -> None:
 def test_value_stays(value: Any) -> None:
     """Writing a value leaves it as it was."""
     before = json.dumps(value)
-    dump(value)
-    dump([Colour.RED, value])
+    encode(value)
+    encode([Colour.RED, value])
     assert json.dumps(value) == before
 
 
 @given(values)
 def test_both_ways_agree(value: Any) -> None:
     """A value is written the same whether or not some other part of it is of a subclass."""
-    assert bytes(dump([value, Colour.RED])) == bytes(dump([value, "red"]))
+    assert bytes(encode([value, Colour.RED])) == bytes(encode([value, "red"]))
 
 
 def test_load_is_fresh() -> None:
     """Two readings share nothing, so a change to one is no change to the other."""
-    raw = dump({"a": [1]})
-    first = load(raw)
+    raw = encode({"a": [1]})
+    first = decode(raw)
     first["a"].append(2)
-    assert load(raw) == {"a": [1]}
+    assert decode(raw) == {"a": [1]}
 
 
 def test_load_takes_the_last_of_equal_names() -> None:
     """Of equal names in an object that another program stored the last wins."""
-    assert load(msgspec.Raw(b'{"a":1,"a":2}')) == {"a": 2}
+    assert decode(msgspec.Raw(b'{"a":1,"a":2}')) == {"a": 2}
 
 
 @pytest.mark.parametrize("raw", [b"", b"NaN", b"1e400", b"[1] 2", b'"\xff"', b'"\\ud800"', b"9" * 4301, b"[" * 100_000])
 def test_load_of_what_cannot_be_read(raw: bytes) -> None:
     """What is no JSON, or none that Python can hold, is an error of ours."""
     with pytest.raises(ProtocolError, match=r"^The stored value can't be read"):
-        load(raw)
+        decode(raw)

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from cloudstore_mapping.client.saving import Saving
 
 import cloudstore_mapping as cm
 from cloudstore_mapping import drafts
-from cloudstore_mapping.client.saving import Saving
 from cloudstore_mapping.drafts import Draft, draft_of
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_backup import restore

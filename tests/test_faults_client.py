@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from cloudstore_mapping.client.client import Client, Loaded
+from cloudstore_mapping.client.files import Client, Loaded
 from cloudstore_mapping.errors import CloudStoreError, NoFileError, TimedOutError
 from cloudstore_mapping.testing.faults import FaultyTransport, lost, refused, stuck, twice
 from cloudstore_mapping.wire import Request, decode_value, encode_value

@@ -11,7 +11,7 @@ import pytest
 import requests
 from msgspec import Raw
 
-from cloudstore_mapping.client.client import Client
+from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.errors import NoFileError, OutcomeUnknownError
 from cloudstore_mapping.service.service import Service

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cloudstore_mapping.client.mapping import CloudStoreMapping
-from cloudstore_mapping.client.outcomes import is_write
+from cloudstore_mapping.client.retry import is_write
 from cloudstore_mapping.errors import BulkError, CloudStoreError
 from cloudstore_mapping.testing.clocks import FrozenClock
 from cloudstore_mapping.testing.faults import Delayed, FaultyTransport

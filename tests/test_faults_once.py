@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 from msgspec import Raw
 
-from cloudstore_mapping.client.client import Client
+from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.errors import ChangedError, NoFileError, OutcomeUnknownError
 from cloudstore_mapping.testing.faults import FaultyTransport, lost, lost_while, slow
 from cloudstore_mapping.wire import EXTENSIONS, Request, decode_value, encode_value

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from cloudstore_mapping.client.keys import are_ordinary, key_of, name_of
+from cloudstore_mapping.client.keys import escape_key, need_no_escape, unescape_name
 from cloudstore_mapping.errors import BadNameError
 
 BREAKING = {*map(chr, range(0x20)), "\x7f", ",", "/", "\\"}
@@ -74,8 +74,8 @@ def is_clean(name: str) -> bool:
 )
 def test_escaped(key: str, name: str) -> None:
     """What could break a listing or a path, or would read as an escape, is written as an escape."""
-    assert name_of(key) == name
-    assert key_of(name) == key
+    assert escape_key(key) == name
+    assert unescape_name(name) == key
 
 
 @pytest.mark.parametrize(
@@ -87,14 +87,14 @@ def test_escaped(key: str, name: str) -> None:
 )
 def test_ordinary_key_is_its_name(key: str) -> None:
     """An ordinary key is its own name, and a percent sign is ordinary where it reads as no escape."""
-    assert name_of(key) == key
-    assert key_of(key) == key
+    assert escape_key(key) == key
+    assert unescape_name(key) == key
 
 
 @pytest.mark.parametrize("name", ["a/b", "a,b%2C", " a", "a ", "\0", "%2C\n", ".", "..", "", " %20"])
 def test_foreign_name_is_its_own_key(name: str) -> None:
     """A name that no key has is listed under itself."""
-    assert key_of(name) == name
+    assert unescape_name(name) == name
 
 
 @settings(max_examples=1000)
@@ -103,14 +103,14 @@ def test_foreign_name_is_its_own_key(name: str) -> None:
 @example("%25%25%20")
 def test_round_trip(key: str) -> None:
     """Every text is a key: its name leads back to it, and so no two keys share a name."""
-    assert key_of(name_of(key)) == key
+    assert unescape_name(escape_key(key)) == key
 
 
 @settings(max_examples=1000)
 @given(texts)
 def test_name_is_clean(key: str) -> None:
     """A name holds nothing that could break a listing or a path."""
-    assert is_clean(name_of(key))
+    assert is_clean(escape_key(key))
 
 
 @settings(max_examples=1000)
@@ -118,13 +118,13 @@ def test_name_is_clean(key: str) -> None:
 def test_every_clean_name_has_a_key(name: str) -> None:
     """Every clean name is the name of its key, whoever wrote it."""
     assume(is_clean(name))
-    assert name_of(key_of(name)) == name
+    assert escape_key(unescape_name(name)) == name
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"], exclude_characters="%,/\\ ."), min_size=1))
 def test_ordinary_text_is_its_own_name(key: str) -> None:
     """A key of ordinary characters is its own name, both ways."""
-    assert name_of(key) == key == key_of(key)
+    assert escape_key(key) == key == unescape_name(key)
 
 
 def test_every_short_text() -> None:
@@ -132,18 +132,18 @@ def test_every_short_text() -> None:
     for length in range(6):
         for characters in itertools.product("%250 .,EC", repeat=length):
             text = "".join(characters)
-            name = name_of(text)
-            assert key_of(name) == text
+            name = escape_key(text)
+            assert unescape_name(name) == text
             assert is_clean(name)
             if is_clean(text):
-                assert name_of(key_of(text)) == text
+                assert escape_key(unescape_name(text)) == text
 
 
 @pytest.mark.parametrize("key", ["\ud800", "a\udfff", "\ud83d\ude00", ",\udc80%"])
 def test_lone_surrogate(key: str) -> None:
     """A lone surrogate is a ValueError that carries the key, and can be shown and sent."""
     with pytest.raises(BadNameError) as raised:
-        name_of(key)
+        escape_key(key)
     assert isinstance(raised.value, ValueError)
     assert raised.value.key == key
     assert str(raised.value).isascii()
@@ -163,15 +163,15 @@ def test_str_subclass() -> None:
             return self.upper()
 
     for key, name in [(Fruit.APPLE, "apple%2Cred"), (Loud("apple"), "apple"), (Loud(""), "%")]:
-        assert name_of(key) == name
-        assert type(name_of(key)) is str
+        assert escape_key(key) == name
+        assert type(escape_key(key)) is str
 
 
 @given(st.lists(texts, max_size=5))
 def test_ordinary_names_are_their_own_keys(names: list[str]) -> None:
     """Names that are told of all at once to be ordinary are each the name of itself, and plain words are."""
-    if are_ordinary(names):
-        assert [key_of(name) for name in names] == names == [name_of(name) for name in names]
+    if need_no_escape(names):
+        assert [unescape_name(name) for name in names] == names == [escape_key(name) for name in names]
     words = [f"word {number} ü" for number in range(len(names))]
-    assert are_ordinary(words)
-    assert not are_ordinary([*words, "100%", *words])
+    assert need_no_escape(words)
+    assert not need_no_escape([*words, "100%", *words])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cloudstore_mapping.client.mapping import CloudStoreMapping
+from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
 from cloudstore_mapping.client.transport import Transport
 from cloudstore_mapping.testing.clocks import FrozenClock
 from cloudstore_mapping.testing.transports import CountingTransport
@@ -139,13 +139,14 @@ def test_a_save_while_another_thread_deletes(network: Recording, clock: FrozenCl
     store = cached(network, clock)
     store["key"] = 1
     assert list(store) == ["key"]
-    save = store._client.save
+    client = files_of(store).client
+    save = client.save
 
     def late(*arguments: Any, **options: Any) -> str | None:
         del store["key"]
         return save(*arguments, **options)
 
-    store._client.save = late  # type: ignore[method-assign]
+    client.save = late  # type: ignore[method-assign]
     store["key"] = 2
     assert list(store) == ["key"]
     assert store["key"] == 2

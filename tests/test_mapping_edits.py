@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cloudstore_mapping.client.mapping import CloudStoreMapping
+from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
 from cloudstore_mapping.errors import BadValueError, BulkError, ChangedError, NoFileError
 from tests.mapping_fixtures import MakeStore
 
@@ -122,13 +122,14 @@ def test_setdefault_is_atomic(make_store: MakeStore) -> None:
     """What another client saves between the look and the save stays, and is returned."""
     store, other = make_store(), make_store()
     list(store)
-    save = store._save
+    files = files_of(store)
+    save = files.save
 
     def late(*arguments: Any) -> None:
         other.setdefault("key", "theirs")
         save(*arguments)
 
-    store._save = late  # type: ignore[method-assign,assignment]
+    files.save = late  # type: ignore[method-assign,assignment]
     assert store.setdefault("key", "mine") == "theirs"
     assert store["key"] == "theirs"
 
@@ -139,7 +140,8 @@ def test_pop_is_atomic(make_store: MakeStore, options: dict[str, Any]) -> None:
     """What pop returns is what it removed, also when another client changes it in between."""
     store, other = make_store(**options), make_store()
     store["key"] = "first"
-    delete = store._delete
+    files = files_of(store)
+    delete = files.delete
     values = iter(["second", "third"])
 
     def late(*arguments: Any) -> None:
@@ -147,7 +149,7 @@ def test_pop_is_atomic(make_store: MakeStore, options: dict[str, Any]) -> None:
             other["key"] = value
         delete(*arguments)
 
-    store._delete = late  # type: ignore[method-assign,assignment]
+    files.delete = late  # type: ignore[method-assign,assignment]
     assert store.pop("key") == "third"
     assert "key" not in other
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from cloudstore_mapping.client.client import Client
+from cloudstore_mapping.client.files import Client, Password
 from cloudstore_mapping.client.mapping import CloudStoreMapping
-from cloudstore_mapping.client.passwords import Password
 from cloudstore_mapping.embedded import InProcessTransport
 from cloudstore_mapping.errors import (
     BadKeyError,

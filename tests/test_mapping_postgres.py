@@ -56,7 +56,7 @@ def test_the_password_is_not_shown(location: str) -> None:
     """Neither what the store is shown as nor its pickle has it, unless that is asked for."""
     with cm.open(location) as store:
         store["key"] = 1
-        assert repr(store) == f"<EmbeddedMapping {place_of(location)}>"
+        assert repr(store) == f"<CloudStoreMapping {place_of(location)}>"
         data = pickle.dumps(store)
     assert b"swordfish" not in data
     with pickle.loads(data) as again:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from cloudstore_mapping.client.passwords import Password, Passwords
+from cloudstore_mapping.client.files import Password, Passwords
 
 
 class Lazy(Mapping[str, "str | Password | None"]):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudstore_mapping.client.client import Client
+from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.client.transport import Sendable
 from cloudstore_mapping.errors import TooOftenError
 from cloudstore_mapping.service.limits import DRIFT, JITTER, MAX_SKEW, take_turn

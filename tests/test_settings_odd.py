@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
-from cloudstore_mapping.client.secret import secrets_of
+from cloudstore_mapping.client.shelf import secrets_of
 from cloudstore_mapping.errors import BadValueError
 from cloudstore_mapping.service.configuration import FILE_VARIABLE, PREFIX, load
 from cloudstore_mapping.service.settings import Settings

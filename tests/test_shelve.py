@@ -242,10 +242,10 @@ class Full(dict[str, Any]):
 @pytest.fixture
 def full() -> Iterator[tuple[shelve.Shelf, Full]]:
     """Return a shelf with writeback, and the store behind it."""
-    from cloudstore_mapping.client.envelopes import Envelopes
+    from cloudstore_mapping.client.shelf import Envelopes
 
     store = Full()
-    db = shelve.Shelf(store, Envelopes([SECRET.encode()]), writeback=True)  # type: ignore[arg-type]  # all that is used
+    db = shelve.Shelf(store, Envelopes([SECRET.encode()]), writeback=True)
     yield db, store
     store.full = False
     db.close()

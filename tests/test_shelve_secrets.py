@@ -14,7 +14,7 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve, transfer
-from cloudstore_mapping.client.secret import new_secret
+from cloudstore_mapping.client.shelf import new_secret
 from cloudstore_mapping.errors import BadValueError
 
 SECRET = "a secret of the tests"

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudstore_mapping import shelve
-from cloudstore_mapping.client.envelopes import MARK, Envelopes, is_exact
+from cloudstore_mapping.client.shelf import MARK, Envelopes, is_exact
 
 
 class Colour(enum.Enum):

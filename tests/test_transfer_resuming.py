@@ -17,7 +17,6 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.client.mapping import CloudStoreMapping
-from cloudstore_mapping.client.raw import RawStore
 from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.embedded import open_service
 from cloudstore_mapping.errors import TransportError, UnsupportedError
@@ -27,6 +26,7 @@ from cloudstore_mapping.testing.faults import FaultyTransport, refused
 from cloudstore_mapping.transfer import export_store, import_store
 from cloudstore_mapping.transfer.journal import Journal
 from cloudstore_mapping.transfer.mediafolder import MediaDraft
+from cloudstore_mapping.transfer.raw_store import RawStore
 from cloudstore_mapping.web.serve import background
 from tests.storages import new_storage
 from tests.vendor import Vendor

@@ -9,7 +9,7 @@ import pytest
 import requests
 from msgspec import Raw
 
-from cloudstore_mapping.client.client import Client, Loaded
+from cloudstore_mapping.client.files import Client, Loaded
 from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.errors import ChangedError, NoFileError, TransportError
 from cloudstore_mapping.service.service import Service

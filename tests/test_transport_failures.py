@@ -18,8 +18,7 @@ import urllib3.exceptions
 from requests.adapters import BaseAdapter
 from urllib3.connectionpool import HTTPConnectionPool
 
-from cloudstore_mapping.client.failures import FAILURES, translated
-from cloudstore_mapping.client.transport import HTTPTransport
+from cloudstore_mapping.client.transport import TRANSLATIONS, HTTPTransport, translate_exception
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TimedOutError, TransportError
 from cloudstore_mapping.wire import Request, Upload
 
@@ -39,13 +38,13 @@ CLASSES = [
 def test_table_is_complete(kind: type[Exception]) -> None:
     """The table names every exception of `requests`, each once."""
     name = f"requests.{kind.__name__}"
-    assert [row.classes.split().count(name) for row in FAILURES if name in row.classes.split()] == [1]
+    assert [row.classes.split().count(name) for row in TRANSLATIONS if name in row.classes.split()] == [1]
 
 
 def test_table_names_what_exists() -> None:
     """The table names no class that there isn't."""
     modules = {"requests": requests.exceptions, "urllib3": urllib3.exceptions, "ssl": ssl, "builtins": builtins}
-    for name in " ".join(row.classes for row in FAILURES).split():
+    for name in " ".join(row.classes for row in TRANSLATIONS).split():
         module, _, kind = name.partition(".")
         assert hasattr(modules[module], kind), name
 
@@ -113,7 +112,7 @@ MEANINGS: list[tuple[Exception, type[CloudStoreError], bool | None, str]] = [
 @pytest.mark.parametrize(("error", "kind", "sent", "part"), MEANINGS)
 def test_meaning(error: Exception, kind: type[CloudStoreError], sent: bool | None, part: str) -> None:
     """Each exception is one error of ours, with a sentence of what happened and what to do, and no secret."""
-    raised = translated(error, SERVER)
+    raised = translate_exception(error, SERVER)
     assert type(raised) is kind
     assert getattr(raised, "sent", None) is sent
     assert part in str(raised)
@@ -156,7 +155,7 @@ def test_errors_of_hooks_pass() -> None:
 def test_error_that_carries_a_response() -> None:
     """A response that an exception brings along is the error's."""
     response = requests.Response()
-    assert translated(requests.HTTPError(response=response), SERVER).response is response
+    assert translate_exception(requests.HTTPError(response=response), SERVER).response is response
 
 
 #: A key, and a certificate for 127.0.0.1 that nobody vouches for.

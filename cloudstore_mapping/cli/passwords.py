@@ -101,9 +101,9 @@ def _embedded(location: str) -> Service:
 
 
 def _setter(service: Service, account: str) -> _Set:
-    from cloudstore_mapping.client.keys import name_of
+    from cloudstore_mapping.client.keys import escape_key
 
-    return lambda key, passwords: service.set_passwords(account, name_of(key), **passwords)
+    return lambda key, passwords: service.set_passwords(account, escape_key(key), **passwords)
 
 
 def _media_setter(service: Service, name: str) -> _Set:

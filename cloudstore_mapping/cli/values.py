@@ -9,7 +9,7 @@ from msgspec import MsgspecError
 
 from cloudstore_mapping.cli.asking import STDIN, reading, stdin
 from cloudstore_mapping.cli.frame import UsageError
-from cloudstore_mapping.client.codec import dump
+from cloudstore_mapping.client.codec import encode
 from cloudstore_mapping.errors import BadValueError
 from cloudstore_mapping.jsontext import fault_of
 from cloudstore_mapping.oserrors import sentence_of
@@ -44,7 +44,7 @@ def parse(name: str, text: bytes) -> Any:
 def _where(text: bytes, refusal: Exception) -> str:
     """Return what Python's own parser, which counts lines, or the codec, which names the part, says to `text`."""
     try:
-        dump(json.loads(text.decode()))
+        encode(json.loads(text.decode()))
     except json.JSONDecodeError as error:
         hint = "" if error.pos or not text.strip() else "; a text is written with its quotes, '\"text\"'"
         return f"{error.msg}, line {error.lineno}, column {error.colno}{hint}"

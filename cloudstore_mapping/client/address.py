@@ -1,4 +1,4 @@
-"""Where a service is: an address taken apart, checked, and never shown with its key."""
+"""Address of a service: parse and check it, never show its API key."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
-#: The vendor's service, as its newest clients address it.
+#: The vendor's service, as in its newest clients.
 DEFAULT_SERVER: Final = "https://droidscript.cloud/cloudstore"
 
 _VENDORS_HOSTS: Final = frozenset({"droidscript.cloud", "enjine.cloud"})
-#: Seconds that the vendor's own clients leave between two requests; its account page shows `Max Rate: 3000` (ms).
+#: Seconds between two requests of the vendor's own clients; its account page shows `Max Rate: 3000` (ms).
 VENDORS_INTERVAL: Final = 3.0
 
 _EXAMPLE: Final = "https://API_KEY@host/path"
@@ -19,9 +19,9 @@ _EXAMPLE: Final = "https://API_KEY@host/path"
 
 def parse_address(address: str, *, insecure: bool = False) -> tuple[str, str]:
     """
-    Return the API key and the server that ``https://API_KEY@host[:port]/path`` names.
+    Return the API key and the server in ``https://API_KEY@host[:port]/path``.
 
-    The key's ``%XX`` are decoded. Raises `ValueError` for anything else, and for what `check_server` refuses.
+    ``%XX`` in the key are decoded. Raises `ValueError` for any other address, including those `check_server` refuses.
     """
     parts = _split(address)
     userinfo, at, _ = parts.netloc.rpartition("@")
@@ -32,17 +32,17 @@ def parse_address(address: str, *, insecure: bool = False) -> tuple[str, str]:
     try:
         api_key = unquote(userinfo, errors="strict")
     except UnicodeDecodeError:
-        # Not chained: Python's sentence shows the bytes.
+        # Not chained: Python's message shows the bytes.
         raise ValueError("The address's API key is no UTF-8 where it is percent-encoded; encode it anew.") from None
     return api_key, _checked(parts, insecure=insecure)
 
 
 def check_server(server: str, *, insecure: bool = False) -> str:
     """
-    Return `server` in the one form that it has everywhere else: no final slash, the host in lower case.
+    Return `server` in its canonical form: no final slash, the host in lower case.
 
-    Raises `ValueError` for what is no ``https://host[:port]/path``, and for plain http to an address that is not
-    loopback, unless `insecure`.
+    Raises `ValueError` for anything but ``https://host[:port]/path``, and for plain http beyond loopback, unless
+    `insecure`.
     """
     parts = _split(server)
     if "@" in parts.netloc:
@@ -51,17 +51,17 @@ def check_server(server: str, *, insecure: bool = False) -> str:
 
 
 def resolve_server(server: str) -> str:
-    """Return the server to use: where `server` is the default, the environment's ``CLOUDSTORE_SERVER`` replaces it."""
+    """Return the server to use: the environment's ``CLOUDSTORE_SERVER`` replaces the default server."""
     return os.environ.get("CLOUDSTORE_SERVER") or server if server == DEFAULT_SERVER else server
 
 
 def default_interval(server: str) -> float:
-    """Return the seconds to leave between two requests to `server` if its user doesn't say."""
+    """Return the default seconds between two requests to `server`."""
     return VENDORS_INTERVAL if urlsplit(server).hostname in _VENDORS_HOSTS else 0.0
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host`, a name or an IP address without brackets, can only be this machine."""
+    """Return True if `host`, a name or an IP address without brackets, can only be this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -75,7 +75,7 @@ def _split(address: str) -> SplitResult:
         parts = urlsplit(address)
         _ = parts.port
     except ValueError:
-        # Not chained: Python's sentences show the host with all that stands before it.
+        # Not chained: Python's messages show the host with the user info.
         raise ValueError(f"The address can't be read; write it as {_EXAMPLE}.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"The address is none of a service; write it as {_EXAMPLE}.")

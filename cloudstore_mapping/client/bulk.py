@@ -1,4 +1,8 @@
-"""Work on many keys: batches where the service takes them, else a few requests at a time; no failure hides another."""
+"""
+Bulk work on many keys: batches if the service takes them, otherwise a bounded thread pool.
+
+If some keys fail, the rest are still processed; then `BulkError` is raised.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,7 @@ from itertools import islice
 from typing import Final, TypeVar
 
 from cloudstore_mapping.client.cache import Found
-from cloudstore_mapping.client.changes import Change
-from cloudstore_mapping.client.files import Files
+from cloudstore_mapping.client.files import Change, Files
 from cloudstore_mapping.client.progress import Progress, reporting
 from cloudstore_mapping.errors import (
     BadValueError,
@@ -27,16 +30,15 @@ from cloudstore_mapping.wire import MAX_BATCH
 
 A = TypeVar("A")
 B = TypeVar("B")
-Outcome = CloudStoreError | None
 
-#: Calls that are begun ahead of the one whose result is waited for, for each worker.
+#: Calls started ahead of the awaited result, per worker.
 AHEAD: Final = 2
-#: Bytes of values in one batch, as long as it holds more than one.
+#: Bytes of values in a batch of more than one.
 MAX_BATCH_BYTES: Final = 4 * 2**20
 
 
-class Workers:
-    """Calls a function on many arguments, at most `count` at a time; one means here and now, one after another."""
+class WorkerPool:
+    """Call a function with many arguments, at most `count` calls at a time; a count of 1 uses the calling thread."""
 
     def __init__(self, count: int) -> None:
         if not isinstance(count, int) or count < 1:
@@ -47,11 +49,11 @@ class Workers:
         self._lock = threading.Lock()
 
     def map(self, function: Callable[[A], B], arguments: Iterable[A]) -> Iterator[tuple[A, Future[B]]]:
-        """Yield each argument with its finished call, in order; an iteration that ends early begins no more calls."""
+        """Yield each argument with its finished call, in order; closing the iterator starts no more calls."""
         waiting: deque[tuple[A, Future[B]]] = deque()
         try:
             for argument in arguments:
-                waiting.append((argument, self._begin(function, argument)))
+                waiting.append((argument, self._start(function, argument)))
                 if len(waiting) >= self._count * AHEAD or self._count == 1:
                     yield _finished(waiting.popleft())
             while waiting:
@@ -60,121 +62,142 @@ class Workers:
             for _, future in waiting:
                 future.cancel()
 
-    def _begin(self, function: Callable[[A], B], argument: A) -> Future[B]:
+    def _start(self, function: Callable[[A], B], argument: A) -> Future[B]:
         if self._count > 1:
             with self._lock:
-                if self._pool is None or self._process != os.getpid():  # threads don't come along with a fork
+                if self._pool is None or self._process != os.getpid():  # threads do not survive a fork
                     self._process = os.getpid()
                     self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="cloudstore-bulk")
             return self._pool.submit(function, argument)
         future: Future[B] = Future()
         try:
             future.set_result(function(argument))
-        except Exception as error:  # noqa: BLE001 - as a pool would, the future carries it
+        except Exception as error:  # noqa: BLE001 - the future carries it, as in a pool
             future.set_exception(error)
         return future
 
     def close(self) -> None:
-        """End the threads, once they have done what they began."""
+        """End the threads after their current calls."""
         with self._lock:
             if self._pool is not None and self._process == os.getpid():
                 self._pool.shutdown(cancel_futures=True)
 
 
-def read_many(
-    files: Files, workers: Workers, keys: Sequence[str], progress: Progress, *, listed: bool = False
-) -> Iterator[tuple[str, Found[bytes] | CloudStoreError]]:
-    """
-    Yield each key with its value or what went wrong with it, in order, holding no more than a batch of them.
+class Bulk:
+    """Read and write many of the `files`, using the `pool` if the service takes no batches."""
 
-    `listed` says that they are all keys that a listing showed, in its order.
-    """
-    outcomes = _read(files, workers, keys, listed=listed)
-    return outcomes if progress is None else _reported(outcomes, progress, len(keys))
+    def __init__(self, files: Files, pool: WorkerPool) -> None:
+        self.files = files
+        self.pool = pool
 
+    def read(
+        self, keys: Sequence[str], progress: Progress = None, *, is_listing: bool = False
+    ) -> Iterator[tuple[str, Found[bytes] | CloudStoreError]]:
+        """
+        Yield each key with its value or error, in order, holding at most a batch in memory.
 
-def _reported(outcomes: Iterable[A], progress: Progress, total: int) -> Iterator[A]:
-    with reporting(progress, total) as report:
-        for done, each in enumerate(outcomes, 1):
-            report(done)
-            yield each
+        `is_listing` means consecutive keys of a listing from its beginning.
+        """
+        results = self._read(keys, is_listing=is_listing)
+        return results if progress is None else _report(results, progress, len(keys))
 
+    def _read(self, keys: Sequence[str], *, is_listing: bool) -> Iterator[tuple[str, Found[bytes] | CloudStoreError]]:
+        files = self.files
+        rest = iter(keys)
+        last: str | None = None
+        while files.supports("batch") and (chunk := list(islice(rest, MAX_BATCH))):
+            yield from zip(
+                chunk, files.load_listed(chunk, last) if is_listing else files.load_batch(chunk), strict=True
+            )
+            last = chunk[-1]
+        for key, loaded in self.pool.map(files.load, rest):
+            error = loaded.exception()
+            if error is not None and not isinstance(error, CloudStoreError):
+                raise error
+            yield key, loaded.result() if error is None else error
 
-def _read(
-    files: Files, workers: Workers, keys: Sequence[str], *, listed: bool
-) -> Iterator[tuple[str, Found[bytes] | CloudStoreError]]:
-    rest = iter(keys)
-    last: str | None = None
-    while files.supports("batch") and (chunk := list(islice(rest, MAX_BATCH))):
-        yield from zip(chunk, files.load_listed(chunk, last) if listed else files.load_batch(chunk), strict=True)
-        last = chunk[-1]
-    for key, loaded in workers.map(files.load, rest):
-        error = loaded.exception()
-        if error is not None and not isinstance(error, CloudStoreError):
-            raise error
-        yield key, loaded.result() if error is None else error
+    def write(self, changes: Sequence[Change], progress: Progress = None, *, ignore_absent: bool = False) -> None:
+        """
+        Apply all changes, those of a key in their order.
 
+        Raises `BulkError` with the keys done and failed, or the error itself if all changes are of a single key. After
+        a request that did not reach the service no more are sent.
+        """
+        failed: dict[str, CloudStoreError] = {}
+        with reporting(progress, len(changes)) as report:
+            for done, (key, error) in enumerate(self.attempt(changes), 1):
+                report(done)
+                if error is not None and not (ignore_absent and isinstance(error, NoFileError)):
+                    failed.setdefault(key, error)
+        if not failed:
+            return
+        keys = dict.fromkeys(change.key for change in changes)
+        first = next(iter(failed.values()))
+        if len(keys) == 1:
+            raise first
+        raise BulkError(
+            f"{len(failed)} of {len(keys)} keys failed, the others are done; see `.failed`. The first: {first}",
+            succeeded=[key for key in keys if key not in failed],
+            failed=failed,
+        ) from first
 
-def write_many(
-    files: Files, workers: Workers, changes: Sequence[Change], progress: Progress, *, absent_is_done: bool = False
-) -> None:
-    """
-    Make all changes, whatever fails; those of one key in their order.
+    def attempt(self, changes: Sequence[Change]) -> Iterator[tuple[str, CloudStoreError | None]]:
+        """Apply all changes; yield the key and error of each, those of a key in their order."""
+        started = 0
+        if not self.files.supports("batch") and len(changes) > 1:
+            # The first reply tells if the service takes batches.
+            started = 1
+            yield changes[0].key, self._change(changes[0])
+        if self.files.supports("batch"):
+            yield from self._attempt_batches(changes[started:])
+        else:
+            yield from self._attempt_singly(changes[started:])
 
-    Raises `BulkError` with what was done and what was not; changes of one key alone raise their own error. Once the
-    service isn't reached at all, what is left isn't tried any more.
-    """
-    failed: dict[str, CloudStoreError] = {}
-    with reporting(progress, len(changes)) as report:
-        for done, (key, error) in enumerate(attempts(files, workers, changes), 1):
-            report(done)
-            if error is not None and not (absent_is_done and isinstance(error, NoFileError)):
-                failed.setdefault(key, error)
-    if not failed:
-        return
-    keys = dict.fromkeys(change.key for change in changes)
-    first = next(iter(failed.values()))
-    if len(keys) == 1:
-        raise first
-    raise BulkError(
-        f"{len(failed)} of {len(keys)} keys failed, the others are done; see `.failed`. The first: {first}",
-        succeeded=[key for key in keys if key not in failed],
-        failed=failed,
-    ) from first
+    def _attempt_batches(self, changes: Sequence[Change]) -> Iterator[tuple[str, CloudStoreError | None]]:
+        unreachable: CloudStoreError | None = None
+        for chunk in in_batches(changes, lambda change: len(change.request.value or b"")):
+            errors: Sequence[CloudStoreError | None] = (
+                self._change_batch(chunk) if unreachable is None else [unreachable] * len(chunk)
+            )
+            unreachable = unreachable or _unreachable(errors[0])
+            yield from ((change.key, error) for change, error in zip(chunk, errors, strict=True))
 
+    def _change_batch(self, chunk: Sequence[Change]) -> Sequence[CloudStoreError | None]:
+        if len(chunk) == 1:
+            return [self._change(chunk[0])]
+        try:
+            return self.files.change_batch(chunk)
+        except (BadValueError, TooBigError):
+            # A single value made the service refuse the whole batch unread; halving isolates it.
+            middle = len(chunk) // 2
+            return [*self._change_batch(chunk[:middle]), *self._change_batch(chunk[middle:])]
+        except CloudStoreError as error:
+            return [error] * len(chunk)
 
-def attempts(files: Files, workers: Workers, changes: Sequence[Change]) -> Iterator[tuple[str, Outcome]]:
-    """Yield each key with what went wrong with its change, None for nothing; those of one key in their order."""
-    begun = 0
-    if not files.supports("batch") and len(changes) > 1:
-        # The first answer tells whether the service takes batches.
-        begun = 1
-        yield changes[0].key, _outcome(files.change, changes[0])
-    if files.supports("batch"):
-        yield from _write_batches(files, changes[begun:])
-    else:
-        yield from _write_singly(files, workers, changes[begun:])
+    def _attempt_singly(self, changes: Sequence[Change]) -> Iterator[tuple[str, CloudStoreError | None]]:
+        by_key: dict[str, list[Change]] = {}
+        for change in changes:
+            by_key.setdefault(change.key, []).append(change)
+        unreachable: list[CloudStoreError] = []
 
+        def attempt(key: str) -> list[CloudStoreError | None]:
+            errors: list[CloudStoreError | None] = []
+            for change in by_key[key]:
+                error = unreachable[0] if unreachable else self._change(change)
+                if not unreachable and (first := _unreachable(error)):
+                    unreachable.append(first)
+                errors.append(error)
+            return errors
 
-def _write_batches(files: Files, changes: Sequence[Change]) -> Iterator[tuple[str, Outcome]]:
-    lost: CloudStoreError | None = None
-    for chunk in in_batches(changes, lambda change: len(change.request.value or b"")):
-        errors: Sequence[Outcome] = [lost] * len(chunk) if lost is not None else _write_batch(files, chunk)
-        lost = lost or _loss(errors[0])
-        yield from ((change.key, error) for change, error in zip(chunk, errors, strict=True))
+        for key, attempted in self.pool.map(attempt, by_key):
+            yield from ((key, error) for error in attempted.result())
 
-
-def _write_batch(files: Files, chunk: Sequence[Change]) -> Sequence[Outcome]:
-    if len(chunk) == 1:
-        return [_outcome(files.change, chunk[0])]
-    try:
-        return files.change_batch(chunk)
-    except (BadValueError, TooBigError):
-        # One of the values is why all of the batch was refused, unread; in halves it is soon by itself.
-        middle = len(chunk) // 2
-        return [*_write_batch(files, chunk[:middle]), *_write_batch(files, chunk[middle:])]
-    except CloudStoreError as error:
-        return [error] * len(chunk)
+    def _change(self, change: Change) -> CloudStoreError | None:
+        try:
+            self.files.change(change)
+        except CloudStoreError as error:
+            return error
+        return None
 
 
 def in_batches(
@@ -185,9 +208,9 @@ def in_batches(
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[list[A]]:
     """
-    Yield the items in lists, each of them not too many, and not too many bytes, for one batch.
+    Yield the items in lists within the limits of a batch, in number and bytes.
 
-    Nor does an item wait longer than so many seconds for others to come; and those that came before an error come.
+    No item waits longer than `seconds` for others, and the items before an error are yielded before it is raised.
     """
     batch: list[A] = []
     size = 0
@@ -209,36 +232,16 @@ def in_batches(
         yield batch
 
 
-def _write_singly(files: Files, workers: Workers, changes: Sequence[Change]) -> Iterator[tuple[str, Outcome]]:
-    by_key: dict[str, list[Change]] = {}
-    for change in changes:
-        by_key.setdefault(change.key, []).append(change)
-    lost: list[CloudStoreError] = []
-
-    def make(key: str) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        for change in by_key[key]:
-            outcome = lost[0] if lost else _outcome(files.change, change)
-            if not lost and (loss := _loss(outcome)):
-                lost.append(loss)
-            outcomes.append(outcome)
-        return outcomes
-
-    for key, made in workers.map(make, by_key):
-        yield from ((key, outcome) for outcome in made.result())
+def _report(results: Iterable[A], progress: Progress, total: int) -> Iterator[A]:
+    with reporting(progress, total) as report:
+        for done, result in enumerate(results, 1):
+            report(done)
+            yield result
 
 
-def _outcome(change: Callable[[Change], object], argument: Change) -> Outcome:
-    try:
-        change(argument)
-    except CloudStoreError as error:
-        return error
-    return None
-
-
-def _loss(outcome: Outcome) -> CloudStoreError | None:
-    """Return the error that means that nothing gets through: what comes next would only wait as long again."""
-    return outcome if isinstance(outcome, TransportError) and not outcome.sent else None
+def _unreachable(error: CloudStoreError | None) -> CloudStoreError | None:
+    """Return the error if the request did not reach the service, so that others would only wait as long again."""
+    return error if isinstance(error, TransportError) and not error.sent else None
 
 
 def _finished(call: tuple[A, Future[B]]) -> tuple[A, Future[B]]:

@@ -1,4 +1,4 @@
-"""What was read lately: kept for a time, and never past a write of one's own."""
+"""TTL cache with LRU eviction: an entry is dropped before a write of its key, and no older read fills it again."""
 
 from __future__ import annotations
 
@@ -19,14 +19,10 @@ DEFAULT_BYTES: Final = 64 * 2**20
 
 
 class Found(NamedTuple, Generic[T]):
-    """What a read gave: the value, None where the service has none, and its version where the service tells it."""
+    """Result of a read: the value, None if absent, and its version if the service has versions."""
 
     value: T | None
     version: str | None = None
-
-
-class Unchanged(Exception):  # noqa: N818 - it says that all is well
-    """Raised by a fetch: what was found before still stands."""
 
 
 class _Entry(NamedTuple, Generic[T]):
@@ -35,8 +31,8 @@ class _Entry(NamedTuple, Generic[T]):
     size: int
 
 
-class Mark(NamedTuple):
-    """A moment in the life of a cache."""
+class Generation(NamedTuple):
+    """State of a cache at a moment: number of changes so far, and time."""
 
     changes: int
     time: float
@@ -44,47 +40,47 @@ class Mark(NamedTuple):
 
 class Write(Generic[T]):
     """
-    A write under way; `keep` tells what it left, once the service has said that it is done.
+    Write in progress; call `commit` with its result after the service confirmed it.
 
-    `before` is what was kept when it began, be it old.
+    `before` is the entry at its beginning, even if expired.
     """
 
     def __init__(self, began: float, before: _Entry[T] | None) -> None:
         self.began = began
         self.before = None if before is None else before.found
         self._until = -math.inf if before is None else before.until
-        self.alone = True
-        self.left: Found[T] | None = None
+        self.is_alone = True
+        self.result: Found[T] | None = None
         self.latest = math.inf
 
-    def keep(self, found: Found[T]) -> None:
-        """Let readers have this, unless something else happens to the key before the write ends."""
-        self.left = found
+    def commit(self, found: Found[T]) -> None:
+        """Cache this result at the end of the write, unless something else happened to the key meanwhile."""
+        self.result = found
 
-    def amend(self, found: Found[T]) -> None:
-        """Let readers have this in place of what was kept, no longer than they would have had that."""
-        self.left = found
+    def patch(self, found: Found[T]) -> None:
+        """Replace the entry by this result at the end of the write, with the entry's old expiry."""
+        self.result = found
         self.latest = self._until
 
 
 class Cache(Generic[T]):
     """
-    Keeps what was read of each key for `ttl` seconds, in at most `entries` slots and `max_bytes` together.
+    Keep results of reads by key for `ttl` seconds, in at most `entries` entries and `max_bytes` bytes.
 
-    A slot says present or absent; an absence is kept for `absent_ttl` seconds, None being not at all. What has run out
-    stays until its place is needed, for a fetch that can ask whether it still stands.
+    An absence is kept for `absent_ttl` seconds, or not at all for None. Expired entries stay until evicted, as a fetch
+    can ask the service to confirm them.
 
     Parameters
     ----------
     size
-        The bytes that a value takes.
+        Returns the size of a value in bytes.
     clock
         Monotonic seconds.
 
     Notes
     -----
-    May be used by many threads. No lock is held during a fetch or a write. A read that began before a write ended
-    never fills a slot, and nobody who asks after it waits for that read.
+    Thread safe; no lock is held during a fetch or write. A read begun before the end of a write never fills an entry,
+    and no later reader waits for it.
     """
 
     def __init__(
@@ -109,7 +105,7 @@ class Cache(Generic[T]):
         self._size = size
         self._clock = clock
         self._lock = threading.Lock()
-        self._entries: _Counted[str, _Entry[T]] = _Counted(max_bytes, getsizeof=lambda entry: entry.size)
+        self._entries: _CountingLRU[str, _Entry[T]] = _CountingLRU(max_bytes, getsizeof=lambda entry: entry.size)
         self._reads: dict[str, Future[Found[T]]] = {}
         self._writes: dict[str, list[Write[T]]] = {}
         self._changes = 0
@@ -118,14 +114,14 @@ class Cache(Generic[T]):
 
     @property
     def evictions(self) -> int:
-        """How many slots were given up for others."""
+        """Number of entries evicted for others."""
         return self._entries.evictions
 
     def read(self, key: str, fetch: Callable[[Found[T] | None], Found[T]]) -> Found[T]:
         """
-        Return what is kept, or what `fetch` gives; threads that miss one key together share one fetch.
+        Return the entry, or the result of `fetch`; threads missing the same key at the same time share a fetch.
 
-        `fetch` gets what has run out, and may raise `Unchanged` for it.
+        `fetch` gets the expired entry, and returns it if it is still valid.
         """
         with self._lock:
             entry = self._entries.get(key)
@@ -135,78 +131,73 @@ class Cache(Generic[T]):
             self.misses += 1
             shared = self._reads.get(key)
             if shared is None:
-                mine = self._reads[key] = Future()
-        return self._lead(key, mine, fetch, entry) if shared is None else shared.result()
+                own = self._reads[key] = Future()
+        return self._fetch(key, own, fetch, entry) if shared is None else shared.result()
 
-    def _lead(
-        self, key: str, mine: Future[Found[T]], fetch: Callable[[Found[T] | None], Found[T]], entry: _Entry[T] | None
+    def _fetch(
+        self, key: str, own: Future[Found[T]], fetch: Callable[[Found[T] | None], Found[T]], entry: _Entry[T] | None
     ) -> Found[T]:
-        before = None if entry is None else entry.found
         began = self._clock()
         try:
-            try:
-                found = fetch(before)
-            except Unchanged:
-                assert before is not None  # noqa: S101 - only what was found before can be unchanged
-                found = before
+            found = fetch(None if entry is None else entry.found)
         except BaseException as error:
             with self._lock:
-                if self._reads.get(key) is mine:
+                if self._reads.get(key) is own:
                     del self._reads[key]
                     self._entries.pop(key, None)
-            mine.set_exception(error)
+            own.set_exception(error)
             raise
         with self._lock:
-            # Taken out of the reads: a write has begun or ended since, and this is of before.
-            if self._reads.get(key) is mine:
+            # If a write started or ended meanwhile, this read was removed and its result is stale.
+            if self._reads.get(key) is own:
                 del self._reads[key]
                 if key not in self._writes:
                     self._put(key, found, began)
-        mine.set_result(found)
+        own.set_result(found)
         return found
 
     @contextmanager
     def write(self, key: str) -> Iterator[Write[T]]:
-        """Forget the key, and again when the block ends: what the block's write leaves is kept if it was alone."""
+        """Invalidate the key before and after the block; cache the block's result if no other write overlapped."""
         with self._lock:
             write: Write[T] = Write(self._clock(), self._entries.get(key))
-            self._forget(key)
+            self._invalidate(key)
             self._writes.setdefault(key, []).append(write)
-            write.alone = self._writes[key] == [write]
-        done = False
+            write.is_alone = self._writes[key] == [write]
+        succeeded = False
         try:
             yield write
-            done = True
+            succeeded = True
         finally:
             with self._lock:
-                self._forget(key, but=write)
+                self._invalidate(key, except_for=write)
                 self._writes[key].remove(write)
                 if not self._writes[key]:
                     del self._writes[key]
-                if done and write.alone and write.left is not None:
-                    self._put(key, write.left, write.began, write.latest)
+                if succeeded and write.is_alone and write.result is not None:
+                    self._put(key, write.result, write.began, write.latest)
 
-    def mark(self) -> Mark:
-        """Return a sign of this moment, for an `offer` of what is read from now on."""
+    def generation(self) -> Generation:
+        """Return the present generation, for `put_if_unchanged`."""
         with self._lock:
-            return Mark(self._changes, self._clock())
+            return Generation(self._changes, self._clock())
 
-    def offer(self, key: str, found: Found[T], mark: Mark) -> None:
-        """Keep what was read beside `read`, unless anything at all was written or forgotten since the mark."""
+    def put_if_unchanged(self, key: str, found: Found[T], generation: Generation) -> None:
+        """Cache the result of a read begun at `generation`, unless anything was written or invalidated since."""
         with self._lock:
-            if mark.changes == self._changes and not self._writes:
-                self._put(key, found, mark.time)
+            if generation.changes == self._changes and not self._writes:
+                self._put(key, found, generation.time)
 
-    def disturb(self, key: str) -> None:
-        """Keep the key's slot, but let no read or write that is under way fill it."""
+    def invalidate_pending(self, key: str) -> None:
+        """Keep the key's entry, but ignore the results of reads and writes in progress."""
         with self._lock:
             self._changes += 1
             self._reads.pop(key, None)
             for write in self._writes.get(key, ()):
-                write.alone = False
+                write.is_alone = False
 
-    def peek(self, key: str) -> Found[T] | None:
-        """Return what is kept of the key and hasn't run out."""
+    def get(self, key: str) -> Found[T] | None:
+        """Return the key's entry unless expired."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None or entry.until <= self._clock():
@@ -214,25 +205,25 @@ class Cache(Generic[T]):
             self.hits += 1
             return entry.found
 
-    def forget(self, key: str) -> None:
-        """Drop what is kept of the key, and let nothing fill it that is under way."""
+    def invalidate(self, key: str) -> None:
+        """Drop the key's entry, and ignore the results of reads and writes in progress."""
         with self._lock:
-            self._forget(key)
+            self._invalidate(key)
 
     def clear(self) -> None:
-        """Drop all that is kept, and let nothing fill it that is under way."""
+        """Drop all entries, and ignore the results of reads and writes in progress."""
         with self._lock:
             self._changes += 1
             for key in [*self._entries, *self._reads, *self._writes]:
-                self._forget(key)
+                self._invalidate(key)
 
-    def _forget(self, key: str, but: Write[T] | None = None) -> None:
+    def _invalidate(self, key: str, except_for: Write[T] | None = None) -> None:
         self._changes += 1
         self._entries.pop(key, None)
         self._reads.pop(key, None)
         for write in self._writes.get(key, ()):
-            if write is not but:
-                write.alone = False
+            if write is not except_for:
+                write.is_alone = False
 
     def _put(self, key: str, found: Found[T], now: float, latest: float = math.inf) -> None:
         ttl = self._ttl if found.value is not None else self._absent_ttl
@@ -247,8 +238,8 @@ class Cache(Generic[T]):
             self._entries.popitem()
 
 
-class _Counted(LRUCache[K, T]):
-    """An `LRUCache` that counts what it gave up."""
+class _CountingLRU(LRUCache[K, T]):
+    """`LRUCache` with a count of its evictions."""
 
     evictions = 0
 

@@ -13,9 +13,9 @@ from msgspec import UNSET
 
 from cloudstore_mapping.client import codec
 from cloudstore_mapping.client.address import DEFAULT_SERVER, check_server, default_interval, resolve_server
-from cloudstore_mapping.client.client import Client, listed
-from cloudstore_mapping.client.multipart import Media, open_media
-from cloudstore_mapping.client.pacing import pacer_of
+from cloudstore_mapping.client.files import listed
+from cloudstore_mapping.client.media import MediaData, open_media
+from cloudstore_mapping.client.retry import RequestSender, pacer_of
 from cloudstore_mapping.client.transport import DEFAULT_TIMEOUT, HTTPTransport
 from cloudstore_mapping.errors import ProtocolError
 from cloudstore_mapping.wire import Operation, Reply, Request, Upload
@@ -81,7 +81,7 @@ class CloudStore:
         self._server = check_server(resolve_server(server), insecure=insecure)
         self._password = password
         self._media_password = media_password
-        self._client = Client(
+        self._client = RequestSender(
             HTTPTransport(self._server, timeout=timeout, session=session),
             self._key,
             retries=retries,
@@ -148,7 +148,7 @@ class CloudStore:
 
     def upload(
         self,
-        data: Media,
+        data: MediaData,
         filename: str,
         type: str | None = None,  # noqa: A002 - the documentation's name
         callback: Callback | None = None,
@@ -185,7 +185,7 @@ class CloudStore:
         presented = self._password if password is None else _text(password, "password")
 
         def make() -> tuple[Request | Upload, IO[bytes] | None]:
-            encoded = UNSET if value is UNSET else codec.dump(value)
+            encoded = UNSET if value is UNSET else codec.encode(value)
             return Request(api_key=self._key, name=name, options=options, value=encoded, password=presented), None
 
         return self._start(make, callback)
@@ -277,13 +277,13 @@ def _call_back(callback: Callback, reply: ReplyDictionary) -> None:
 def _dictionary(request: Request | Upload, reply: Reply) -> ReplyDictionary:
     operation = request.operation if isinstance(request, Request) else None
     if reply.error is None and operation is Operation.LOAD:
-        message, data = codec.load(reply.message), codec.load(reply.content)
+        message, data = codec.decode(reply.message), codec.decode(reply.content)
         return {"error": None, "message": message, "data": data, "response": reply.response}
     answer = {"error": reply.error, "message": reply.sentence, "response": reply.response}
     if reply.error is None and operation is Operation.LIST:
         answer["data"] = listed(reply)
     if reply.error is None and operation is None and reply.data is not UNSET:
-        answer["data"] = codec.load(reply.data)
+        answer["data"] = codec.decode(reply.data)
     return answer
 
 

@@ -1,4 +1,4 @@
-"""Python value to stored JSON and back: what comes back equals what went in, or it never went."""
+"""JSON codec of values: encode a value only if it decodes to an equal value, or raise the path of its bad part."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from cloudstore_mapping.jsontext import fault_of
 from cloudstore_mapping.merge import JSON, path_text
 from cloudstore_mapping.wire import decode_value, encode_value
 
-#: Containers within containers that a value may have, whatever the service takes.
+#: Maximum nesting depth of a value, for any service.
 MAX_DEPTH: Final = 500
 
-# The decoder reads integers of up to 4,300 characters, their sign counted; the encoder writes some that are longer.
+# The decoder reads integers of up to 4,300 characters including the sign; the encoder also writes longer integers.
 _BELOW_INTEGERS: Final = -(10**4299)
 _ABOVE_INTEGERS: Final = 10**4300
 _SCALARS: Final = frozenset({type(None), bool, str})  # the encoder itself refuses surrogates
 _CONTAINERS: Final = frozenset({dict, list, tuple})
 
 
-def dump(value: object) -> msgspec.Raw:
+def encode(value: object) -> msgspec.Raw:
     """
     Return the JSON of `value`, made of None, bool, int, finite float, str, list, tuple and dict with str keys.
 
-    A subclass of one of these (StrEnum, OrderedDict, NamedTuple) is written as its plain content. Raises `TypeError`
-    for anything else, and `BadValueError` for what JSON can't hold: NaN, infinity, a lone surrogate, an integer of
-    more than 4,300 digits (its sign is one), more than `MAX_DEPTH` levels, a value that contains itself; each with the
-    path of the part.
+    Subclasses (StrEnum, OrderedDict, NamedTuple) are written as their plain content. Raises `TypeError` for any other
+    type, and `BadValueError` for values JSON can't hold: NaN, infinity, a lone surrogate, an integer of more than
+    4,300 digits including the sign, more than `MAX_DEPTH` levels, a value containing itself; each with the path of the
+    part.
     """
     if _is_plain(value):
         try:
             return encode_value(value)
         except (ValueError, RecursionError):
-            pass  # only the slow way knows where
+            pass  # the slow way below finds the path
     try:
-        return encode_value(_plain(_Place(value)))
+        return encode_value(_plain(_Part(value)))
     except RecursionError as error:
         raise BadValueError("The value is nested deeper than the stack that is left here; flatten it.") from error
 
 
-def load(raw: msgspec.Raw | bytes) -> Any:
-    """Return what the stored JSON `raw` says, made anew at each call; `ProtocolError` for what can't be read."""
+def decode(raw: msgspec.Raw | bytes) -> Any:
+    """Return a new object for the stored JSON `raw`; `ProtocolError` if it can't be read."""
     try:
         return decode_value(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -51,7 +51,7 @@ def load(raw: msgspec.Raw | bytes) -> Any:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether the encoder may have `value` as it is: exact types, text as names, finite floats, not too deep."""
+    """Return True if the encoder can take `value` directly: exact types, `str` names, finite floats, not too deep."""
     todo: list[tuple[Any, int]] = [((value,), 0)]
     while todo:
         container, depth = todo.pop()
@@ -77,19 +77,19 @@ def _is_plain(value: object) -> bool:
     return True
 
 
-class _Place(NamedTuple):
-    """A part of a value, and where it stands: under `name` in `outer`, within `depth` containers."""
+class _Part(NamedTuple):
+    """Part of a value and its position: `name` in `outer`, nested in `depth` containers."""
 
     value: Any
-    outer: _Place | None = None
+    outer: _Part | None = None
     name: str | int = ""
     depth: int = 0
 
-    def inner(self, name: str | int, value: object) -> _Place:
-        return _Place(value, self, name, self.depth + 1)
+    def inner(self, name: str | int, value: object) -> _Part:
+        return _Part(value, self, name, self.depth + 1)
 
-    def trail(self) -> list[_Place]:
-        """Return the places on the way here, from the whole value's on."""
+    def trail(self) -> list[_Part]:
+        """Return the parts on the path to this part, beginning with the whole value."""
         trail = [self]
         while (outer := trail[-1].outer) is not None:
             trail.append(outer)
@@ -99,12 +99,12 @@ class _Place(NamedTuple):
         return path_text(place.name for place in self.trail()[1:])
 
 
-def _plain(place: _Place) -> JSON:
-    """Return a copy of the part at `place` made of exact types, or raise the error that names its first bad part."""
+def _plain(place: _Part) -> JSON:
+    """Return a copy of the part at `place` in exact types, or raise an error with the path of its first bad part."""
     value = place.value
-    kind = type(value)  # not isinstance: a mock that poses as a str is none
+    kind = type(value)  # not isinstance: a mock may pretend to be a str
     if value is None or kind is bool:
-        return value  # type: ignore[no-any-return]  # one of the two
+        return value  # type: ignore[no-any-return]  # None or bool
     if issubclass(kind, str):
         return _plain_text(value, place)
     if issubclass(kind, int):
@@ -123,7 +123,7 @@ def _plain(place: _Place) -> JSON:
         raise TypeError(f"{place} is of type {kind.__name__}, which JSON can't say; convert it first.")
     if place.depth == MAX_DEPTH:
         _refuse_depth(place)
-    # Loops, for a comprehension would take twice the stack.
+    # Loops, because a comprehension would use twice the stack.
     if issubclass(kind, dict):
         names: dict[str, JSON] = {}
         for name, part in value.items():
@@ -138,8 +138,8 @@ def _plain(place: _Place) -> JSON:
     return parts
 
 
-def _plain_text(value: str, place: _Place) -> str:
-    text = str.__str__(value)  # what it holds, whatever a subclass prints
+def _plain_text(value: str, place: _Part) -> str:
+    text = str.__str__(value)  # the content of a subclass, not its `__str__`
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -147,7 +147,7 @@ def _plain_text(value: str, place: _Place) -> str:
     return text
 
 
-def _refuse_depth(deepest: _Place) -> NoReturn:
+def _refuse_depth(deepest: _Part) -> NoReturn:
     seen: set[int] = set()
     for place in deepest.trail():
         if id(place.value) in seen:

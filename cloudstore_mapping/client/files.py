@@ -1,109 +1,522 @@
-"""The files of an account by dict key: which name each has, which password goes with it, what is kept of it."""
+"""
+Files of a service: load, save, merge, delete, list and batch encoded values, by file name (`Client`) or key (`Files`).
+
+`Files` adds to each request the file name and password of a key, and keeps the cache correct.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final, Literal, NamedTuple, TypeAlias, cast
 
+import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from cloudstore_mapping.client.cache import Cache, Found, Mark, Unchanged
-from cloudstore_mapping.client.changes import Change, Changes
-from cloudstore_mapping.client.client import Client
-from cloudstore_mapping.client.names import ALL, Names
-from cloudstore_mapping.client.passwords import Passwords
-from cloudstore_mapping.errors import CloudStoreError, LockedError, NoFileError, TooBigError
-from cloudstore_mapping.wire import Operation, Request
+from cloudstore_mapping.client import codec, retry
+from cloudstore_mapping.client.cache import Cache, Found, Generation
+from cloudstore_mapping.client.keys import escape_key, need_no_escape, unescape_name
+from cloudstore_mapping.client.progress import Progress
+from cloudstore_mapping.client.retry import RequestSender, error_of, facts_of, raise_for, version_of
+from cloudstore_mapping.client.transport import Sendable
+from cloudstore_mapping.errors import (
+    CloudStoreError,
+    LockedError,
+    NoFileError,
+    ProtocolError,
+    TooBigError,
+    UnsupportedError,
+)
+from cloudstore_mapping.wire import MAX_BATCH, Batch, Operation, Reply, Request, Upload, decode_replies
+
+Names: TypeAlias = list[str]  # in the body of `Client`, `list` is a method
+Replies: TypeAlias = list[Reply]
+
+_decode_page: Final = msgspec.json.Decoder(list[tuple[str, str, Raw]]).decode
+_CAN_BE_BRIEF: Final = frozenset({Operation.LOAD, Operation.LIST})
+#: Key of the complete listing in the cache of listings.
+ALL: Final = ""
+# Characters with the same spelling in a key and its name, at any position.
+_LITERAL: Final = re.compile(r"[^\x00-\x1f\x7f,/\\% .\ud800-\udfff]+")
+
+
+class Loaded(NamedTuple):
+    """Value of a file and its version, None if the service has no versions."""
+
+    value: Raw
+    version: str | None
+
+
+class Client(RequestSender):
+    """
+    Operations of a service, a request each; an error reply raises its class in `errors.REPLY_ERRORS`.
+
+    Notes
+    -----
+    Thread safe. Methods take a file name; errors show `key` instead if given. Extensions are used if the last reply
+    named them, so none of them in the first request.
+    """
+
+    error_of = staticmethod(retry.error_of)
+    raise_for = staticmethod(retry.raise_for)
+
+    def load(
+        self, name: str, password: str | None = None, *, key: str | None = None, if_not_version: str | None = None
+    ) -> Loaded | None:
+        """Return the file's value, or None if its version still is `if_not_version`."""
+        known = UNSET if if_not_version is None or "version" not in self.extensions else if_not_version
+        request = Request(
+            api_key=self._api_key, name=name, password=password, if_not_version=known, brief=self._brief()
+        )
+        reply = self._ask(request, key)
+        if reply.unchanged is not True:
+            return Loaded(reply.content, version_of(reply))
+        if known is UNSET:
+            raise ProtocolError("The answer to a load holds no value; is the address right?", **facts_of(reply, key))
+        return None
+
+    def save(
+        self,
+        name: str,
+        value: Raw,
+        password: str | None = None,
+        *,
+        key: str | None = None,
+        if_version: str | UnsetType | None = UNSET,
+    ) -> str | None:
+        """
+        Store the JSON `value`, replacing the old value; return the version, None if the service has no versions.
+
+        With `if_version` only if the file has this version (None: there is no file); otherwise `ChangedError`, and
+        `UnsupportedError` if the service has no versions.
+        """
+        request = Request(api_key=self._api_key, name=name, value=value, password=password, if_version=if_version)
+        return version_of(self._ask(request, key))
+
+    def merge(self, name: str, value: Raw, password: str | None = None, *, key: str | None = None) -> str | None:
+        """Merge the JSON `value` into the stored value, as `merge.merge` does; return the version like `save`."""
+        request = Request(api_key=self._api_key, name=name, options="merge", value=value, password=password)
+        return version_of(self._ask(request, key))
+
+    def delete(
+        self,
+        name: str,
+        password: str | None = None,
+        *,
+        key: str | None = None,
+        if_version: str | UnsetType | None = UNSET,
+    ) -> None:
+        """Delete the file, under the same condition as `save`; `NoFileError` if there is none."""
+        self._ask(
+            Request(api_key=self._api_key, name=name, options="delete", password=password, if_version=if_version), key
+        )
+
+    def stat(self, name: str, *, key: str | None = None) -> dict[str, Any]:
+        """Return a file's metadata; `UnsupportedError` if the service has none."""
+        self._require("stat")
+        return described(self._ask(Request(api_key=self._api_key, name=name, options="stat"), key))
+
+    def upload(
+        self,
+        name: str,
+        data: bytes | IO[bytes],
+        content_type: str,
+        password: str | None = None,
+        *,
+        only_new: bool = False,
+    ) -> dict[str, Any]:
+        """
+        Store a media file; return its ``name``, ``folder``, ``id``, ``mimetype`` and ``size``.
+
+        With `only_new` only if there is no file of this name; otherwise `ChangedError`, and `UnsupportedError` if the
+        service has no versions.
+        """
+        if only_new:
+            self._require("version")
+        upload = Upload(
+            api_key=self._api_key,
+            name=name,
+            content_type=content_type,
+            data=data,
+            password=password,
+            only_new=only_new,
+        )
+        return described(self._ask(upload, None))
+
+    def list(self, filter: str = "", *, prefix: bool = False) -> Names:  # noqa: A002 - the documentation's name
+        """Return the names containing the text `filter`, or beginning with it if `prefix`; case-sensitive."""
+        request = self._listing(filter, prefix=prefix)
+        names = listed(self._ask(request, None))
+        return [name for name in names if name.startswith(filter)] if prefix and request.match is UNSET else names
+
+    def pages(
+        self,
+        filter: str = "",  # noqa: A002 - the documentation's name
+        *,
+        prefix: bool = False,
+        limit: int = 10_000,
+    ) -> Iterator[Names]:
+        """Yield the result of `list` in pages of at most `limit` names, or at once if the service has no pages."""
+        if "page" not in self.extensions:
+            yield self.list(filter, prefix=prefix)
+            return
+        request = msgspec.structs.replace(self._listing(filter, prefix=prefix), limit=limit)
+        while True:
+            reply = self._ask(request, None)
+            if request.after is not UNSET and reply.next in (request.after, UNSET):
+                raise ProtocolError("The service lost its place in the listing; list again.", **facts_of(reply, None))
+            yield listed(reply)
+            if reply.next is UNSET or reply.next is None:
+                return
+            request = msgspec.structs.replace(request, after=reply.next)
+
+    def values(
+        self, names: Sequence[str], prefix: str = "", *, after: str | None = None
+    ) -> Sequence[tuple[str, str, Raw]]:
+        """
+        Return a page of values: name, version and value of up to ``len(names)`` files.
+
+        They are the first files with the `prefix`, or the first after the name `after`, except large and locked ones.
+        Raises `UnsupportedError` if the service has no such pages.
+        """
+        self._require("values")
+        request = Request(
+            api_key=self._api_key,
+            name=prefix,
+            options="list",
+            match="prefix",
+            after=UNSET if after is None else after,
+            limit=len(names),
+            values=True,
+        )
+        reply = self._ask(request, None)
+        try:
+            return _decode_page(reply.content)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise ProtocolError(
+                "The answer to a list holds no values; is the address right?", **facts_of(reply, None)
+            ) from error
+
+    def batch(self, requests: Sequence[Request], *, atomic: bool = False) -> Replies:
+        """
+        Send up to `wire.MAX_BATCH` requests as a single message; return the reply to each, also if it is an error.
+
+        The requests need no API key; with `atomic` all are applied or none. Raises `UnsupportedError` if the service
+        has no batches, and an error about the whole message; `error_of` returns the error of a single reply.
+        """
+        if len(requests) > MAX_BATCH:
+            raise ValueError(f"A batch holds at most {MAX_BATCH} requests, not {len(requests)}; send several.")
+        self._require("batch")
+        if not requests:
+            return []
+        brief = self._brief()
+        items = [
+            msgspec.structs.replace(request, brief=brief)
+            if request.operation in _CAN_BE_BRIEF and brief is not UNSET
+            else request
+            for request in requests
+        ]
+        answer = self._ask(Batch(api_key=self._api_key, requests=items, atomic=atomic), None)
+        replies = [] if answer.data is UNSET else decode_replies(answer.data)
+        if len(replies) != len(items):
+            raise ProtocolError(
+                f"{len(items)} requests were answered with {len(replies)} replies; is the address right?",
+                **facts_of(answer, None),
+            )
+        for item, reply in zip(items, replies, strict=True):
+            _check_has_data(item, reply, answer)
+        return replies
+
+    def _ask(self, request: Sendable, key: str | None) -> Reply:
+        shown = _shown_key(request, key)
+        if any(part.if_version is not UNSET for part in _parts(request)):
+            self._require("version")
+        try:
+            reply = self.exchange(request, key=shown)
+        except CloudStoreError as error:
+            error.key = shown
+            raise
+        raise_for(reply, shown, request)
+        if isinstance(request, Request):
+            _check_has_data(request, reply, reply)
+        return reply
+
+    def _require(self, extension: str) -> None:
+        if extension not in self.extensions:
+            raise UnsupportedError(
+                f"The service has not said that it can do this (its extension {extension!r}); do without."
+            )
+
+    def _brief(self) -> bool | UnsetType:
+        return True if "brief" in self.extensions else UNSET
+
+    def _listing(self, text: str, *, prefix: bool) -> Request:
+        match: Literal["prefix"] | UnsetType = "prefix" if prefix and "page" in self.extensions else UNSET
+        return Request(api_key=self._api_key, name=text, options="list", match=match, brief=self._brief())
+
+
+def listed(reply: Reply) -> Names:
+    """Return the names in the reply to a list, an array or comma-joined text."""
+    names = codec.decode(reply.content)
+    if isinstance(names, str):
+        return names.split(",") if names else []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ProtocolError("The answer to a list holds no names; is the address right?", **facts_of(reply, None))
+    return names
+
+
+def described(reply: Reply) -> dict[str, Any]:
+    """Return the description of a file in the reply to an upload or stat."""
+    facts = None if reply.data is UNSET else codec.decode(reply.data)
+    if not isinstance(facts, dict):
+        raise ProtocolError("The answer doesn't describe a file; is the address right?", **facts_of(reply, None))
+    return facts
+
+
+def _parts(request: Sendable) -> Sequence[Request]:
+    if isinstance(request, Batch):
+        return request.requests
+    return () if isinstance(request, Upload) else (request,)
+
+
+def _check_has_data(request: Request, reply: Reply, answer: Reply) -> None:
+    """Refuse a reply without the requested data, as it would read as an empty text or list."""
+    is_missing = reply.data is UNSET and reply.error is None and reply.unchanged is not True
+    if is_missing and request.brief is True and "brief" in answer.extensions:
+        raise ProtocolError("The answer lacks what was asked for; is the address right?", **facts_of(answer, None))
+
+
+def _shown_key(request: Sendable, key: str | None) -> str | None:
+    if isinstance(request, Batch) or (isinstance(request, Request) and request.operation is Operation.LIST):
+        return None  # not about a single key
+    return request.name if key is None else key
+
+
+@dataclass(frozen=True, repr=False)
+class Password:
+    """The two passwords of a file: a load needs `view`, a change `edit`; None: no password."""
+
+    view: str | None = None
+    edit: str | None = None
+
+    def __repr__(self) -> str:
+        states = (f"{name}={'not set' if text is None else 'set'}" for name, text in vars(self).items())
+        return f"Password({', '.join(states)})"
+
+
+class Passwords:
+    """
+    File passwords of a store by key, looked up at each request.
+
+    Parameters
+    ----------
+    passwords
+        From key to password; a text serves as both passwords, None means no password. Only ``passwords[key]`` is
+        used, so the mapping may change or be lazy; its `KeyError` means the default.
+    default
+        The password of every other key.
+
+    Notes
+    -----
+    Thread safe if the mapping is.
+    """
+
+    def __init__(self, passwords: Mapping[str, str | Password | None] | None, default: str | None) -> None:
+        self._passwords = passwords
+        self._default = default
+
+    def __repr__(self) -> str:
+        return f"<Passwords, {'without' if self._default is None else 'with'} a default>"
+
+    def for_view(self, key: str) -> str | None:
+        """Return the password for reading `key`: the edit password if there is no view password."""
+        password = self._find(key)
+        if isinstance(password, Password):
+            return password.edit if password.view is None else password.view
+        return password
+
+    def for_edit(self, key: str) -> str | None:
+        """Return the password for changing `key`."""
+        password = self._find(key)
+        return password.edit if isinstance(password, Password) else password
+
+    def _find(self, key: str) -> str | Password | None:
+        if self._passwords is None:
+            return self._default
+        try:
+            return self._passwords[key]
+        except KeyError:
+            return self._default
+
+
+class Change(NamedTuple):
+    """A write among others: its key and request."""
+
+    key: str
+    request: Request
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class OpenStore:
+    """
+    State of an open store, shared by all its views.
+
+    `cache` keeps values and `listing` listings; both are None without a cache. `identity` identifies the store without
+    its API key, `file` is an embedded store's file, and `address` the beginning of its media URLs. `reopen` returns the
+    pickled form from a class and `options`, None if the store can't be pickled. `foreign` has, by key, file names made
+    by other programs and never returned by `escape_key`.
+    """
+
+    client: Client
+    passwords: Passwords
+    cache: Cache[bytes] | None = None
+    listing: Cache[dict[str, None]] | None = None
+    media_password: str | None = None
+    progress: Progress = None
+    location: str = ""
+    identity: tuple[str, ...] = ()
+    address: str = ""
+    file: Path | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    reopen: Callable[[type[Any], dict[str, Any]], tuple[Any, ...]] | None = None
+    foreign: dict[str, str] = field(default_factory=dict)
+    is_closed: bool = False
 
 
 class Files:
     """
-    Loads, saves, merges, deletes and lists the encoded values of a store, by key without the `prefix` of a view.
+    Encoded values of an open store by key, relative to the `prefix` of a view.
 
-    `cache` keeps values and `listing` listings, None meaning that nothing is kept. Threads may share it.
+    Thread safe.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        passwords: Passwords,
-        cache: Cache[bytes] | None = None,
-        listing: Cache[dict[str, None]] | None = None,
-        prefix: str = "",
-        foreign: dict[str, str] | None = None,
-    ) -> None:
-        self._client = client
-        self._passwords = passwords
-        self._cache = cache
-        self._listing = listing
-        self._prefix = prefix
-        self._names = Names(client, listing, prefix, {} if foreign is None else foreign)
-        #: Makes changes for `change_batch`.
-        self.changes = Changes(self._names, passwords, prefix)
+    def __init__(self, store: OpenStore, prefix: str = "") -> None:
+        self.store = store
+        self.prefix = prefix
+        self.client = store.client
+        self._passwords = store.passwords
+        self._cache = store.cache
+        self._listing = store.listing
+        self._foreign = store.foreign
 
     def under(self, prefix: str) -> Files:
-        """Return the files whose keys begin with `prefix`, known without it."""
-        full = self._prefix + prefix
-        return Files(self._client, self._passwords, self._cache, self._listing, full, self._names.foreign)
-
-    def name(self, key: str) -> str:
-        """Return the name of the key's file; `BadNameError` for a lone surrogate."""
-        return self._names.of(key)
+        """Return the files with keys beginning with `prefix`, by the rest of the key."""
+        return Files(self.store, self.prefix + prefix)
 
     def supports(self, extension: str) -> bool:
-        """Whether the service has said that it has this extension."""
-        return extension in self._client.extensions
+        """Return True if the service's last reply named this extension."""
+        return extension in self.client.extensions
+
+    # File names and listings
+
+    def name(self, key: str) -> str:
+        """Return the file name of `key`; `BadNameError` for a lone surrogate."""
+        full = self.prefix + key
+        return self._foreign.get(full) or escape_key(full)
+
+    def _names(self, keys: Sequence[str]) -> list[str]:
+        """Return the file names of many keys."""
+        full = [self.prefix + key for key in keys] if self.prefix else [*keys]
+        if not self._foreign and need_no_escape(full):
+            return full
+        return [self.name(key) for key in keys]
 
     def keys(self) -> list[str]:
-        """Return all keys, in the listing's order; a foreign name that is no key's name is listed as itself."""
-        return self._names.keys()
+        """Return all keys in the listing's order; a foreign name without a key is listed as itself."""
+        if self._listing is None:
+            return self._keys_with(self.prefix)
+        listing = self._listing.get(ALL) if self.prefix else self._listing.read(ALL, self._fetch_listing)
+        if listing is None or listing.value is None:
+            return self._keys_with(self.prefix)
+        return [key[len(self.prefix) :] for key in listing.value if key.startswith(self.prefix)]
 
     def containing(self, text: str) -> list[str]:
-        """Return the keys that contain this text, as the service's own search finds them."""
-        return self._names.containing(text)
+        """Return the keys containing `text`, by the service's own search."""
+        if self.prefix:
+            return [key for key in self._keys_with(self.prefix) if text in key]
+        # The service searches names, so search for a part with the same spelling in names.
+        literals = _LITERAL.findall(text)
+        names = self.client.list(max(literals, key=len, default=""))
+        return [key for key in self._keys_of(names, is_complete=not literals) if text in key]
+
+    def _keys_with(self, prefix: str) -> list[str]:
+        """Return the keys beginning with `prefix`, without it."""
+        if not prefix:
+            return list(self._keys_of(self.client.list(), is_complete=True))
+        literal = _LITERAL.match(prefix)
+        names = self.client.list(literal[0], prefix=True) if literal else self.client.list()
+        return [key[len(prefix) :] for key in self._keys_of(names, is_complete=False) if key.startswith(prefix)]
+
+    def _fetch_listing(self, _: object) -> Found[dict[str, None]]:
+        return Found(self._keys_of(self.client.list(), is_complete=True))
+
+    def _keys_of(self, names: list[str], *, is_complete: bool) -> dict[str, None]:
+        """Return the keys of these names, and remember the foreign names among them."""
+        keys: dict[str, None] = {}
+        foreign: dict[str, str] = {}
+        if need_no_escape(names):
+            keys, names = dict.fromkeys(names), []
+        for name in names:
+            key = unescape_name(name)
+            if name == escape_key(key):
+                foreign.pop(key, None)  # both names exist: the escaped one is the key's
+            elif key not in keys:
+                foreign[key] = name
+            keys[key] = None
+        self._foreign.update(foreign)
+        if is_complete:  # after the update, so that other threads never miss a name still there
+            for key in self._foreign.keys() - foreign.keys():
+                self._foreign.pop(key, None)
+        return keys
+
+    # Reads
 
     def load(self, key: str) -> Found[bytes]:
-        """Return the key's value as JSON, from the cache where it is there; `NoFileError` where there is none."""
+        """Return the key's value as JSON, from the cache if possible; `NoFileError` if absent."""
         if self._cache is None:
-            return self.fresh(key)
-        found = self._cache.read(self._prefix + key, lambda before: self._fetch(key, before))
+            return self.load_uncached(key)
+        found = self._cache.read(self.prefix + key, lambda before: self._fetch(key, before))
         if found.value is None:
             raise absent(key)
         return found
 
-    def kept(self, key: str) -> Found[bytes] | None:
-        """Return the key's value as JSON if the cache has it."""
-        found = None if self._cache is None else self._cache.peek(self._prefix + key)
-        return None if found is None or found.value is None else found
-
-    def fresh(self, key: str) -> Found[bytes]:
-        """Return the key's value as JSON, from the service; `NoFileError` where there is none."""
-        return self._fetch(key, None, missing=False)
-
-    def _fetch(self, key: str, before: Found[bytes] | None, *, missing: bool = True) -> Found[bytes]:
-        known = before.version if before is not None and before.value is not None else None
-        try:
-            loaded = self._client.load(
-                self.name(key), self._passwords.for_view(self._prefix + key), key=key, if_not_version=known
-            )
-        except NoFileError:
-            if missing:
-                return Found(None)
-            raise
-        if loaded is None:
-            raise Unchanged
+    def load_uncached(self, key: str) -> Found[bytes]:
+        """Return the key's value as JSON from the service; `NoFileError` if absent."""
+        loaded = cast("Loaded", self._load(key, None))
         return Found(bytes(loaded.value), loaded.version)
 
-    def has(self, key: str) -> bool:
-        """Whether there is a value under the key, asking as little as the service lets one ask."""
-        kept = None if self._cache is None else self._cache.peek(self._prefix + key)
-        if kept is not None:
-            return kept.value is not None
+    def cached(self, key: str) -> Found[bytes] | None:
+        """Return the key's value as JSON if it is in the cache."""
+        found = None if self._cache is None else self._cache.get(self.prefix + key)
+        return None if found is None or found.value is None else found
+
+    def _fetch(self, key: str, before: Found[bytes] | None) -> Found[bytes]:
+        """Return the value for the cache: `before` if the service says it is unchanged."""
+        known = before.version if before is not None and before.value is not None else None
+        try:
+            loaded = self._load(key, known)
+        except NoFileError:
+            return Found(None)
+        if loaded is None:
+            return cast("Found[bytes]", before)
+        return Found(bytes(loaded.value), loaded.version)
+
+    def _load(self, key: str, known: str | None) -> Loaded | None:
+        password = self._passwords.for_view(self.prefix + key)
+        return self.client.load(self.name(key), password, key=key, if_not_version=known)
+
+    def contains(self, key: str) -> bool:
+        """Return True if the key has a value, with the cheapest request the service supports."""
+        cached = None if self._cache is None else self._cache.get(self.prefix + key)
+        if cached is not None:
+            return cached.value is not None
         try:
             if self.supports("stat"):
-                self._client.stat(self.name(key), key=key)
+                self.client.stat(self.name(key), key=key)
             else:
                 self.load(key)
         except NoFileError:
@@ -113,53 +526,54 @@ class Files:
         return True
 
     def stat(self, key: str) -> dict[str, Any]:
-        """Return what the service knows of the key's file; `UnsupportedError` where it tells nothing."""
+        """Return the metadata of the key's file; `UnsupportedError` if the service has none."""
         if not self.supports("stat"):
-            self._client.list(self.name(key))  # any answer says what the service can do
-        return self._client.stat(self.name(key), key=key)
+            self.client.list(self.name(key))  # any reply names the extensions
+        return self.client.stat(self.name(key), key=key)
 
     def load_batch(self, keys: Sequence[str]) -> list[Found[bytes] | CloudStoreError]:
-        """Return the values, or for each what went wrong, with one request for all that isn't kept."""
-        results, mark = self._kept(keys)
-        asked = [key for key in keys if key not in results]
+        """Return the value of each key or its error, with a single request for all uncached keys."""
+        results, generation = self._from_cache(keys)
+        missing = [key for key in keys if key not in results]
         password = self._passwords.for_view
         requests = [
-            Request(name=name, password=password(self._prefix + key))
-            for key, name in zip(asked, self._names.of_all(asked), strict=True)
+            Request(name=name, password=password(self.prefix + key))
+            for key, name in zip(missing, self._names(missing), strict=True)
         ]
         loaded: dict[str, Found[bytes]] = {}
-        for key, reply in zip(asked, self._client.batch(requests) if requests else (), strict=True):
-            error = self._client.error_of(reply, key)
-            if isinstance(error, TooBigError):  # for one reply with all the others
+        for key, reply in zip(missing, self.client.batch(requests) if requests else (), strict=True):
+            error = error_of(reply, key)
+            if isinstance(error, TooBigError):  # for a reply shared with the others
                 results[key] = self.load(key)
             elif error is not None:
                 results[key] = error
             else:
                 loaded[key] = Found(bytes(reply.content), reply.version or None)
-        self._offer(loaded, mark)
+        self._put_in_cache(loaded, generation)
         results |= loaded
         return [results[key] for key in keys]
 
     def load_listed(self, keys: Sequence[str], after: str | None) -> list[Found[bytes] | CloudStoreError]:
         """
-        Return what `load_batch` does of keys that were listed one after the other, behind `after` or from the first on.
+        Return the results of `load_batch` for consecutive keys of a listing, following the key `after`.
 
-        They come as a page of values where the service has such, and only what isn't on it is asked for by name.
+        Uses a page of values if the service has them, and a batch for keys missing there.
         """
-        beginning = self._names.beginning
-        results, mark = self._kept(keys)
-        names = self._names.of_all(keys)
+        results, generation = self._from_cache(keys)
+        names = self._names(keys)
         before = None if after is None else self.name(after)
         in_order = names if before is None else [before, *names]
-        if results or beginning is None or not self.supports("values") or in_order != sorted(in_order):
+        # All names of these keys, and no others, have to begin with the prefix.
+        has_prefix = not self.prefix or _LITERAL.fullmatch(self.prefix)
+        if results or not has_prefix or not self.supports("values") or in_order != sorted(in_order):
             return self.load_batch(keys)
-        page = self._client.values(names, beginning, after=before)
+        page = self.client.values(names, self.prefix, after=before)
         found = {name: Found(bytes(value), version) for name, version, value in page}
         if [*found] == names:
             loaded = dict(zip(keys, found.values(), strict=True))
         else:
             loaded = {key: found[name] for key, name in zip(keys, names, strict=True) if name in found}
-        self._offer(loaded, mark)
+        self._put_in_cache(loaded, generation)
         if len(loaded) == len(keys):
             return [*loaded.values()]
         results |= loaded
@@ -167,45 +581,75 @@ class Files:
         results.update(zip(rest, self.load_batch(rest) if rest else (), strict=True))
         return [results[key] for key in keys]
 
-    def _kept(self, keys: Sequence[str]) -> tuple[dict[str, Found[bytes] | CloudStoreError], Mark | None]:
-        """Return what the cache has of these keys, and its mark of now."""
+    def _from_cache(self, keys: Sequence[str]) -> tuple[dict[str, Found[bytes] | CloudStoreError], Generation | None]:
+        """Return the cached results of these keys, and the cache's present generation."""
         if self._cache is None:
             return {}, None
-        kept = {key: found for key in keys if (found := self._cache.peek(self._prefix + key)) is not None}
-        results: dict[str, Found[bytes] | CloudStoreError] = {
-            key: found if found.value is not None else absent(key) for key, found in kept.items()
-        }
-        return results, self._cache.mark()
+        results: dict[str, Found[bytes] | CloudStoreError] = {}
+        for key in keys:
+            found = self._cache.get(self.prefix + key)
+            if found is not None:
+                results[key] = found if found.value is not None else absent(key)
+        return results, self._cache.generation()
 
-    def _offer(self, loaded: Mapping[str, Found[bytes]], mark: Mark | None) -> None:
-        """Let the cache keep what came for these keys, but for those that were changed since its mark."""
-        if self._cache is not None and mark is not None:
+    def _put_in_cache(self, loaded: Mapping[str, Found[bytes]], generation: Generation | None) -> None:
+        if self._cache is not None and generation is not None:
             for key, found in loaded.items():
-                self._cache.offer(self._prefix + key, found, mark)
+                self._cache.put_if_unchanged(self.prefix + key, found, generation)
+
+    # Writes
 
     def save(self, key: str, value: Raw, if_version: str | UnsetType | None = UNSET) -> None:
-        """Make this the key's value; with `if_version` only if that is its version, None meaning that it is absent."""
-        with self._changing(key) as keep:
-            version = self._client.save(
-                self.name(key), value, self._passwords.for_edit(self._prefix + key), key=key, if_version=if_version
-            )
-            keep(Found(bytes(value), version))
+        """Save the key's value; with `if_version` only if it has this version, or is absent for None."""
+        with self._changing(key) as commit:
+            password = self._passwords.for_edit(self.prefix + key)
+            version = self.client.save(self.name(key), value, password, key=key, if_version=if_version)
+            commit(Found(bytes(value), version))
 
     def merge(self, key: str, value: Raw) -> None:
         """Merge the value into the key's."""
         with self._changing(key):
-            self._client.merge(self.name(key), value, self._passwords.for_edit(self._prefix + key), key=key)
+            self.client.merge(self.name(key), value, self._passwords.for_edit(self.prefix + key), key=key)
 
     def delete(self, key: str, if_version: str | UnsetType = UNSET) -> None:
-        """Remove the key; `NoFileError` where there is none."""
-        with self._changing(key, removes=True) as keep:
-            self._client.delete(
-                self.name(key), self._passwords.for_edit(self._prefix + key), key=key, if_version=if_version
+        """Delete the key; `NoFileError` if absent."""
+        with self._changing(key, deletes=True) as commit:
+            password = self._passwords.for_edit(self.prefix + key)
+            self.client.delete(self.name(key), password, key=key, if_version=if_version)
+            commit(Found(None))
+
+    def changes_to_save(self, pairs: Sequence[tuple[str, Raw]], if_version: UnsetType | None = UNSET) -> list[Change]:
+        """Return changes to save these values; with an `if_version` of None only absent keys are written."""
+        return self._changes(None, pairs, if_version)
+
+    def changes_to_merge(self, pairs: Sequence[tuple[str, Raw]]) -> list[Change]:
+        """Return changes to merge these values into the keys'."""
+        return self._changes("merge", pairs)
+
+    def changes_to_delete(self, keys: Iterable[str]) -> list[Change]:
+        """Return changes to delete the keys."""
+        return self._changes("delete", [(key, UNSET) for key in keys])
+
+    def _changes(
+        self,
+        options: Literal["merge", "delete"] | None,
+        pairs: Sequence[tuple[str, Raw | UnsetType]],
+        if_version: UnsetType | None = UNSET,
+    ) -> list[Change]:
+        names = self._names([key for key, _ in pairs])
+        password = self._passwords.for_edit
+        return [
+            Change(
+                key,
+                Request(
+                    name=name, options=options, value=value, password=password(self.prefix + key), if_version=if_version
+                ),
             )
-            keep(Found(None))
+            for (key, value), name in zip(pairs, names, strict=True)
+        ]
 
     def change(self, change: Change) -> None:
-        """Make one change with a request of its own."""
+        """Send a change as a request of its own."""
         key, request = change
         if request.operation is Operation.DELETE:
             self.delete(key)
@@ -215,67 +659,68 @@ class Files:
             self.save(key, cast("Raw", request.value), request.if_version)
 
     def change_batch(self, changes: Sequence[Change]) -> list[CloudStoreError | None]:
-        """Make all changes with one request, in their order; return what went wrong with each."""
+        """Send all changes, in order, as a single request; return the error of each."""
         with ExitStack() as stack:
-            keep: dict[str, Callable[[Found[bytes]], None]] = {}
+            commits: dict[str, Callable[[Found[bytes]], None]] = {}
             if self._cache is not None and self._listing is not None:
                 times = Counter(change.key for change in changes)
                 stack.enter_context(self._listing.write(ALL))
                 for key, count in times.items():
-                    write = stack.enter_context(self._cache.write(self._prefix + key))
-                    if count == 1:  # of several changes of a key the last one may be the one that failed
-                        keep[key] = write.keep
-            replies = self._client.batch([change.request for change in changes])
-            errors = [self._client.error_of(reply, change.key) for change, reply in zip(changes, replies, strict=True)]
-            for change, reply, error in zip(changes, replies, errors, strict=True) if keep else ():
-                if change.key in keep and error is None and change.request.operation is Operation.SAVE:
-                    keep[change.key](Found(bytes(change.request.value or b""), reply.version or None))
+                    write = stack.enter_context(self._cache.write(self.prefix + key))
+                    if count == 1:  # of several changes of a key the last may have failed
+                        commits[key] = write.commit
+            replies = self.client.batch([change.request for change in changes])
+            errors = [error_of(reply, change.key) for change, reply in zip(changes, replies, strict=True)]
+            for change, reply, error in zip(changes, replies, errors, strict=True) if commits else ():
+                if change.key in commits and error is None and change.request.operation is Operation.SAVE:
+                    commits[change.key](Found(bytes(change.request.value or b""), reply.version or None))
         return errors
 
     @contextmanager
-    def _changing(self, key: str, *, removes: bool = False) -> Iterator[Callable[[Found[bytes]], None]]:
-        """Keep caches right around a write; the block tells what it left, if it knows."""
+    def _changing(self, key: str, *, deletes: bool = False) -> Iterator[Callable[[Found[bytes]], None]]:
+        """Invalidate the cache around a write; the block passes the written value, if known, to the function."""
         if self._cache is None or self._listing is None:
             yield lambda _: None
             return
-        full = self._prefix + key
-        listed = self._listing.peek(ALL)
-        names = None if listed is None else listed.value
+        full = self.prefix + key
+        listing = self._listing.get(ALL)
+        names = None if listing is None else listing.value
         with ExitStack() as stack:
             write = stack.enter_context(self._cache.write(full))
-            if names is not None and full in names and not removes:
-                # The listing stays what it is, unless somebody takes the key out of it meanwhile, or the write fails.
-                self._listing.disturb(ALL)
+            if names is not None and full in names and not deletes:
+                # The listing stays valid, unless the write fails or somebody removes the key meanwhile.
+                self._listing.invalidate_pending(ALL)
                 try:
-                    yield write.keep
+                    yield write.commit
                 except BaseException:
-                    self._listing.forget(ALL)
+                    self._listing.invalidate(ALL)
                     raise
                 finally:
-                    self._listing.disturb(ALL)
-                    now = self._listing.peek(ALL)
+                    self._listing.invalidate_pending(ALL)
+                    now = self._listing.get(ALL)
                     if now is not None and full not in (now.value or ()):
-                        self._listing.forget(ALL)
+                        self._listing.invalidate(ALL)
                 return
-            listing = stack.enter_context(self._listing.write(ALL))
-            yield write.keep
-            if removes and listing.before is not None:
-                listing.amend(Found({name: None for name in listing.before.value or () if name != full}))
+            listing_write = stack.enter_context(self._listing.write(ALL))
+            yield write.commit
+            if deletes and listing_write.before is not None:
+                rest = {name: None for name in listing_write.before.value or () if name != full}
+                listing_write.patch(Found(rest))
 
-    def forget(self, key: str | None = None) -> None:
-        """Drop what is kept of the key, without one all that is kept."""
+    def invalidate(self, key: str | None = None) -> None:
+        """Drop the key's cache entry and the listing, or the whole cache without a key."""
         for cache in (self._cache, self._listing):
             if cache is not None and key is None:
                 cache.clear()
         if key is not None and self._cache is not None and self._listing is not None:
-            self._cache.forget(self._prefix + key)
-            self._listing.forget(ALL)
+            self._cache.invalidate(self.prefix + key)
+            self._listing.invalidate(ALL)
 
     def close(self) -> None:
-        """Let go of the connections."""
-        self._client.close()
+        """Close the connections."""
+        self.client.close()
 
 
 def absent(key: str) -> NoFileError:
-    """Return the error that says so."""
+    """Return the error for an absent key."""
     return NoFileError(f"There is nothing under {key!r}.", key=key, status=200)

@@ -1,100 +1,350 @@
-"""The store as a `MutableMapping`: every key a file, every operation a request."""
+"""
+The store as a `MutableMapping`: each key is a file, each operation a request.
+
+`files_of` and `bulk_of` are the interface for the rest of this package, such as `transfer`; users need neither.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import random
 import threading
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar, overload
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias, TypeVar, cast, overload
 
-from msgspec import UNSET
+import msgspec
+from msgspec import UNSET, UnsetType
 
 from cloudstore_mapping.client import codec
-from cloudstore_mapping.client.beyond import NOT_GIVEN, BeyondDict
-from cloudstore_mapping.client.copying import Copying
-from cloudstore_mapping.client.views import LengthHint, StoreItems, StoreKeys, StoreValues
-from cloudstore_mapping.errors import ChangedError, CloudStoreError, NoFileError
+from cloudstore_mapping.client.address import (
+    DEFAULT_SERVER,
+    check_server,
+    default_interval,
+    parse_address,
+    resolve_server,
+)
+from cloudstore_mapping.client.bulk import Bulk, WorkerPool
+from cloudstore_mapping.client.cache import DEFAULT_BYTES, DEFAULT_ENTRIES, Cache, Found
+from cloudstore_mapping.client.files import Change, Client, Files, Names, OpenStore, Password, Passwords
+from cloudstore_mapping.client.media import Media, MediaData, Place, download_media, media_of, upload_media
+from cloudstore_mapping.client.progress import Progress
+from cloudstore_mapping.client.retry import pacer_of
+from cloudstore_mapping.client.transport import DEFAULT_TIMEOUT, HTTPTransport, Transport
+from cloudstore_mapping.client.views import LengthHint, ReadAhead, Result, StoreItems, StoreKeys, StoreValues
+from cloudstore_mapping.errors import BadValueError, BulkError, ChangedError, CloudStoreError, NoFileError
 from cloudstore_mapping.merge import merge
 
-V = TypeVar("V")
+if TYPE_CHECKING:
+    from cloudstore_mapping.client.transport import Session
+
 D = TypeVar("D")
+T = TypeVar("T")
+V = TypeVar("V")
+
+# In the body of `CloudStoreMapping`, `list` is a method.
+Pairs: TypeAlias = list[tuple[str, Any]]
+MediaFiles: TypeAlias = list[Media]
+
+MISSING: Final = object()
+
+#: Longest wait in seconds before a transform is retried, after the first and after many collisions.
+FIRST_BACKOFF: Final = 0.001
+LONGEST_BACKOFF: Final = 0.05
 
 
-class CloudStoreMapping(BeyondDict[V], MutableMapping[str, V]):
+class StoreStats(NamedTuple):
+    """Counters of a store: attempts by operation, retries among them, body bytes in each direction, cache."""
+
+    requests: Mapping[str, int]
+    retries: int
+    bytes_sent: int
+    bytes_received: int
+    hits: int
+    misses: int
+    evictions: int
+
+
+class CloudStoreMapping(MutableMapping[str, V]):
     """
     A CloudStore account as a dictionary from `str` to JSON values.
 
-    What is read is made anew at each read: changing it changes neither the store nor another read. A key that isn't
-    there is `KeyError` (`NoFileError`); a service that isn't reached, refuses or can't be understood is another error,
-    never a `KeyError`, and so goes through `get`, `in`, `pop` with a default and `setdefault`.
+    Each read returns a new object: changing it changes neither the store nor another read. An absent key raises
+    `KeyError` (`NoFileError`). A service out of reach, a refusal or an unreadable reply is another error, never a
+    `KeyError`, so `get`, `in`, `pop` with a default and `setdefault` let it through.
 
     Parameters
     ----------
     api_key
         The account's key.
     server
-        The service's address; the environment's ``CLOUDSTORE_SERVER`` replaces the default one.
+        The service's address; the environment's ``CLOUDSTORE_SERVER`` replaces the default address.
     passwords
-        From key to the file's password, or to a `Password` with two; asked at each request.
+        From key to the file's password, or to a `Password` with two; looked up at each request.
     password
         The password of every other file.
     media_password
-        The edit password of media files, where `upload` isn't given another one.
+        The edit password of media files, unless given to `upload`.
     cache_ttl
-        Seconds for which what was read, saved or listed may be answered again without asking; None: not at all.
+        Seconds to keep values and listings read or saved; None: no cache.
     cache_size, cache_bytes
-        How many values are kept, and how many bytes of JSON they may take together.
+        Maximum number of cached values, and of their bytes of JSON.
     cache_absent_ttl
-        Seconds for which it may be answered without asking that a key isn't there; None: not at all.
+        Seconds to remember an absent key; None: not at all.
     timeout
-        Seconds to wait for a connection, and for each part of a reply; or one number for both.
+        Seconds to wait for a connection, and for each part of a reply; or a single number for both.
     retries
-        How often a request that failed on the way is sent again.
+        Number of further attempts of a request after a failure on the way.
     min_interval
-        Seconds between two requests; None: 3.0 for the vendor's own service, which asks for it, else none.
+        Seconds between two requests; None: 3.0 for the vendor's own service, as it demands, otherwise none.
     max_workers
-        Requests under way at once when many keys are read or written; a service that sets a pace gets one at a time.
+        Concurrent requests of work on many keys; a service with a minimum interval gets a single request at a time.
     progress
-        A function of how many keys are done and how many there are, called during work on many keys; True: a bar.
+        Function of the keys done and their total, called during work on many keys; True: a progress bar.
     session
-        A `requests.Session` of your own, with its proxies, hooks and adapters; it stays open at the end.
+        A `requests.Session` of your own, with its proxies, hooks and adapters; it stays open.
     insecure
-        Allow plain http to another machine: the API key and all data can then be read on the way.
+        Allow plain http to another machine: anybody on the way can then read the API key and all data.
     pickle_secrets
-        Let API key and passwords come along when the store is pickled; else the one who unpickles it has to have
-        ``CLOUDSTORE_URL`` set to its address.
+        Include the API key and passwords in a pickle of the store; otherwise ``CLOUDSTORE_URL`` must be set to its
+        address when it is unpickled.
     clock
-        Monotonic seconds, by which the cache and the pace go; for tests. One that has a method `sleep` is also waited
-        on: see `testing.FrozenClock`.
+        Monotonic seconds for cache and rate limit, for tests. A clock with a method `sleep` is also used to wait: see
+        `testing.FrozenClock`.
     transport
-        Another way to a service than HTTP; the store closes it at the end.
+        Another way to a service than HTTP, closed with the store.
 
     Notes
     -----
-    Threads may share a store. Work on many keys goes on when a part of it fails, and then raises `BulkError`.
+    Thread safe. Work on many keys continues after a failure, and then raises `BulkError`.
     """
 
+    def __init__(
+        self,
+        api_key: str,
+        server: str = DEFAULT_SERVER,
+        *,
+        passwords: Mapping[str, str | Password | None] | None = None,
+        password: str | None = None,
+        media_password: str | None = None,
+        cache_ttl: float | None = None,
+        cache_size: int = DEFAULT_ENTRIES,
+        cache_bytes: int = DEFAULT_BYTES,
+        cache_absent_ttl: float | None = None,
+        timeout: float | tuple[float, float] = DEFAULT_TIMEOUT,
+        retries: int = 3,
+        min_interval: float | None = None,
+        max_workers: int = 8,
+        progress: Progress = None,
+        session: Session | None = None,
+        insecure: bool = False,
+        pickle_secrets: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        transport: Transport | None = None,
+    ) -> None:
+        # Pickled options: neither a session, clock nor function, and secrets only on request.
+        options: dict[str, Any] = {
+            "cache_ttl": cache_ttl,
+            "cache_size": cache_size,
+            "cache_bytes": cache_bytes,
+            "cache_absent_ttl": cache_absent_ttl,
+            "timeout": timeout,
+            "retries": retries,
+            "min_interval": min_interval,
+            "max_workers": max_workers,
+            "insecure": insecure,
+        }
+        if pickle_secrets:
+            secrets = {"password": password, "passwords": passwords, "media_password": media_password}
+            options |= {"pickle_secrets": True, **secrets}
+        cache: Cache[bytes] | None = None
+        listing: Cache[dict[str, None]] | None = None
+        if cache_ttl is not None:
+            cache = Cache(
+                cache_ttl,
+                entries=cache_size,
+                max_bytes=cache_bytes,
+                size=len,
+                clock=clock,
+                absent_ttl=cache_absent_ttl,
+            )
+            listing = Cache(cache_ttl, entries=1, max_bytes=1, size=lambda _: 0, clock=clock)
+        pool = WorkerPool(max_workers)
+        pacer = reopen = None
+        if transport is None:
+            server = check_server(resolve_server(server), insecure=insecure)
+            transport = HTTPTransport(server, timeout=timeout, session=session)
+            pacer = pacer_of(server)
+            reopen = partial(_reopening, api_key if pickle_secrets else None, server)
+            if min_interval is None:
+                min_interval = default_interval(server)
+        if min_interval:
+            pool = WorkerPool(1)
+        client = Client(
+            transport,
+            api_key,
+            retries=retries,
+            min_interval=min_interval or 0.0,
+            pacer=pacer,
+            clock=clock,
+            sleep=getattr(clock, "sleep", time.sleep),
+        )
+        account = hashlib.sha256(api_key.encode("utf-8", "surrogatepass")).hexdigest()
+        store = OpenStore(
+            client=client,
+            passwords=Passwords(passwords, password),
+            cache=cache,
+            listing=listing,
+            media_password=media_password,
+            progress=progress,
+            location=server,
+            identity=(server, account),
+            address=getattr(transport, "server", ""),
+            options=options,
+            reopen=reopen,
+        )
+        self._start(Files(store), pool, None)
+
+    def _start(self, files: Files, pool: WorkerPool, parent: CloudStoreMapping[V] | None) -> None:
+        self._files = files
+        self._bulk = Bulk(files, pool)
+        self._store = parent
+        self._local = threading.local()
+        self._hint = LengthHint()
+
+    def view(self, prefix: str) -> CloudStoreMapping[V]:
+        """
+        Return the keys beginning with `prefix` as a mapping of its own, in which they stand without it.
+
+        It shares the store's connections and cache, so closing it does nothing.
+        """
+        view: CloudStoreMapping[V] = CloudStoreMapping.__new__(CloudStoreMapping)
+        view._start(self._files.under(self._check_key(prefix)), self._bulk.pool, self)
+        return view
+
+    def __repr__(self) -> str:
+        kind = type(self).__name__
+        if self._store is not None:
+            return f"<{kind} {self._view_prefix!r} of {self._store!r}>"
+        store = self._files.store
+        return f"<{kind} {store.location}{' (closed)' if store.is_closed else ''}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._store is not None:
+            return _view_of, (self._store, self._view_prefix)
+        store = self._files.store
+        if store.reopen is None:
+            raise TypeError("A store over a transport of its own can't be pickled; open it anew on the other side.")
+        return store.reopen(type(self), store.options)
+
+    @property
+    def _view_prefix(self) -> str:
+        outer = "" if self._store is None else files_of(self._store).prefix
+        return self._files.prefix[len(outer) :]
+
+    def close(self) -> None:
+        """Close the connections; any further use is `ValueError`. Closing again does nothing."""
+        if self._store is None and not self._files.store.is_closed:
+            self._files.store.is_closed = True
+            self._files.client.hurry()
+            self._bulk.pool.close()
+            self._files.close()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._files.store.is_closed:
+            raise ValueError("The store is closed; open it again.")
+
+    def _require_key(self, key: object) -> str:
+        """Return the text of a key to look up; `KeyError` for a key that is not a `str`."""
+        text = self._key_or_none(key)
+        if text is None:
+            raise KeyError(key)
+        return text
+
+    def _key_or_none(self, key: object) -> str | None:
+        self._check_open()
+        hash(key)
+        return str.__str__(key) if isinstance(key, str) else None
+
+    def _check_key(self, key: object) -> str:
+        """Return the text of a key to write; `TypeError` for a key that is not a `str`."""
+        self._check_open()
+        if not isinstance(key, str):
+            raise TypeError(f"Keys are str, not {type(key).__name__}; convert {key!r} first.")
+        text = str.__str__(key)
+        if not text.isascii():
+            self._files.name(text)  # refuses a lone surrogate
+        return text
+
+    # Reads
+
     def __getitem__(self, key: str) -> V:
-        copying: Copying | None = getattr(self._local, "copying", None)
-        if copying is not None:
-            outcome = copying.take(key)
-            if isinstance(outcome, CloudStoreError):
-                raise outcome
-            if outcome is not None:
-                return self._decoded(outcome)
-            self._local.copying = None
-        return self._decoded(self._files.load(self._text(key)))
+        read_ahead: ReadAhead | None = getattr(self._local, "read_ahead", None)
+        if read_ahead is not None:
+            result = read_ahead.take(key)
+            if isinstance(result, CloudStoreError):
+                raise result
+            if result is not None:
+                return self._decode(result)
+            self._local.read_ahead = None
+        return self._decode(self._files.load(self._require_key(key)))
 
-    def __setitem__(self, key: str, value: V) -> None:
-        text = self._writable(key)
-        self._save(text, codec.dump(value))
+    @overload
+    def get(self, key: str, /) -> V | None: ...
+    @overload
+    def get(self, key: str, /, default: V | D) -> V | D: ...
+    def get(self, key: str, /, default: object = None) -> object:
+        """Return the key's value, or `default` if absent; every other failure is raised."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
 
-    def __delitem__(self, key: str) -> None:
-        self._delete(self._text(key))
+    def get_as(self, key: str, type: type[T]) -> T:  # noqa: A002 - the value's type
+        """
+        Return the key's value as a `type` known to msgspec: a dataclass, a `msgspec.Struct`, ``list[int]``, a date.
+
+        Raises `BadValueError` with the path of the first part of another type.
+        """
+        found = self._files.load(self._require_key(key))
+        try:
+            return msgspec.json.decode(found.value or b"", type=type)
+        except msgspec.ValidationError as error:
+            raise BadValueError(f"{key!r} is no {type.__name__}: {error}.", key=key) from error
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, V]:
+        """Return the values of the keys that exist; `BulkError` if some can't be read."""
+        wanted = [text for key in keys if (text := self._key_or_none(key)) is not None]
+        values: dict[str, V] = {}
+        failed: dict[str, CloudStoreError] = {}
+        for key, result in self._bulk.read(list(dict.fromkeys(wanted)), self._files.store.progress):
+            if not isinstance(result, CloudStoreError):
+                values[key] = self._decode(result)
+            elif not isinstance(result, NoFileError):
+                failed[key] = result
+        if failed:
+            first = next(iter(failed.values()))
+            raise BulkError(
+                f"{len(failed)} of {len(wanted)} keys can't be read; see `.failed`. The first: {first}",
+                succeeded=list(values),
+                failed=failed,
+            ) from first
+        return values
 
     def __contains__(self, key: object) -> bool:
-        text = self._readable(key)
-        return text is not None and self._files.has(text)
+        text = self._key_or_none(key)
+        return text is not None and self._files.contains(text)
 
     def __iter__(self) -> Iterator[str]:
         keys = self._keys()
@@ -110,110 +360,34 @@ class CloudStoreMapping(BeyondDict[V], MutableMapping[str, V]):
 
     def keys(self) -> StoreKeys[V]:
         """Return a view of the keys."""
-        copying = self._local.copying = Copying(self._keys, self._outcomes)
-        return StoreKeys(self, copying.listing, self._read)
+        read_ahead = self._local.read_ahead = ReadAhead(self._keys, self._results)
+        return StoreKeys(self, read_ahead.listing, self._read)
 
     def values(self) -> StoreValues[V]:
-        """Return a view of the values; an iteration over it loads them as it goes."""
+        """Return a view of the values; an iteration loads them as it goes."""
         return StoreValues(self, self._keys, self._read)
 
     def items(self) -> StoreItems[V]:
-        """Return a view of the keys and values; an iteration over it loads the values as it goes."""
+        """Return a view of the keys and values; an iteration loads the values as it goes."""
         return StoreItems(self, self._keys, self._read)
 
-    @overload
-    def get(self, key: str, /) -> V | None: ...
-    @overload
-    def get(self, key: str, /, default: V | D) -> V | D: ...
-    def get(self, key: str, /, default: object = None) -> object:
-        """Return the key's value, or `default` where it isn't there; no other failure is taken for that."""
-        try:
-            return self[key]
-        except KeyError:
-            return default
+    def copy(self) -> dict[str, V]:
+        """Return all keys and values as a plain dictionary."""
+        return dict(self.items())
 
-    @overload
-    def pop(self, key: str, /) -> V: ...
-    @overload
-    def pop(self, key: str, /, default: V | D) -> V | D: ...
-    def pop(self, key: str, /, default: object = NOT_GIVEN) -> object:
+    def list(self, filter: str = "") -> list[str]:  # noqa: A002 - the service's own term
+        """Return the keys containing the text `filter`; case-sensitive."""
+        self._check_open()
+        return self._files.containing(filter)
+
+    def stat(self, key: str) -> dict[str, Any]:
         """
-        Remove the key and return its value.
+        Return the key's metadata, also if its value is locked.
 
-        Two requests; atomic where the service has versions, elsewhere another client may do something in between.
+        ``size`` in bytes, ``version``, the times ``created`` and ``updated`` in seconds since 1970, and ``passwords``
+        with True or False for ``edit`` and ``view``. `UnsupportedError` if the service has no metadata.
         """
-        try:
-            return self._pop(self._text(key))
-        except KeyError:
-            if default is NOT_GIVEN:
-                raise
-            return default
-
-    def _pop(self, key: str) -> V:
-        while True:
-            atomic = self._files.supports("version")
-            # What is kept may be old, but then its version doesn't stand; an absence has none.
-            found = (self._files.kept(key) if atomic else None) or self._files.fresh(key)
-            try:
-                self._delete(key, found.version if found.version is not None else UNSET)
-            except ChangedError:
-                continue
-            return self._decoded(found)
-
-    def popitem(self) -> tuple[str, V]:
-        """Remove the last listed key, and return it with its value; `KeyError` where there is none."""
-        for key in reversed(self._keys()):
-            try:
-                return key, self._pop(key)
-            except NoFileError:  # another client was faster; the one before it then
-                continue
-        raise KeyError("popitem(): the store is empty")
-
-    @overload
-    def setdefault(self: CloudStoreMapping[V | None], key: str, default: None = None, /) -> V | None: ...
-    @overload
-    def setdefault(self, key: str, default: V, /) -> V: ...
-    def setdefault(self, key: str, default: Any = None, /) -> Any:
-        """
-        Return the key's value; where it isn't there, save `default` first.
-
-        A second request then; atomic where the service has versions, elsewhere the last one wins.
-        """
-        text = self._writable(key)
-        new = codec.dump(default)
-        while True:
-            try:
-                return self._decoded(self._files.load(text))
-            except NoFileError:
-                try:
-                    self._save(text, new, None if self._files.supports("version") else UNSET)
-                except ChangedError:
-                    self._files.forget(text)
-                else:
-                    return codec.load(new)
-
-    def update(self, other: Any = (), /, **values: V) -> None:
-        """Save all pairs of a mapping, or of an iterable of pairs, and of the keywords; a later one of a key wins."""
-        encoded = {self._writable(key): codec.dump(value) for key, value in (*_pairs(other), *values.items())}
-        self._change_many(self._files.changes.saving([*encoded.items()]))
-
-    def __ior__(self, other: Any) -> Self:  # type: ignore[misc]  # merges, where MutableMapping replaces
-        # A key's merges stay apart and in order: folded into one they could leave something else.
-        merges = [(self._writable(key), codec.dump(value)) for key, value in _pairs(other)]
-        self._change_many(self._files.changes.merging(merges))
-        return self
-
-    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the dictionary that ``store |= other`` would leave, and write nothing."""
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        return _merged(self.items(), self._jsonable(other))
-
-    def __ror__(self, other: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the dictionary that merging the store into `other` would leave, and write nothing."""
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        return _merged(self._jsonable(other), self.items())
+        return self._files.stat(self._require_key(key))
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -232,64 +406,377 @@ class CloudStoreMapping(BeyondDict[V], MutableMapping[str, V]):
             read += 1
         return read == len(keys)
 
-    __hash__ = None  # type: ignore[assignment]  # like dict's: it changes
+    __hash__ = None  # type: ignore[assignment]  # mutable, like `dict`
+
+    def _keys(self) -> Names:
+        self._check_open()
+        return self._files.keys()
+
+    def _results(self, keys: Sequence[str]) -> Iterator[tuple[str, Result]]:
+        return self._bulk.read(keys, self._files.store.progress, is_listing=True)
+
+    def _read(self, keys: Sequence[str]) -> Iterator[tuple[str, V]]:
+        for key, result in self._results(keys):
+            if isinstance(result, NoFileError):
+                continue
+            if isinstance(result, CloudStoreError):
+                raise result
+            yield key, self._decode(result)
+
+    def _decode(self, found: Found[bytes]) -> V:
+        value: V = codec.decode(cast("bytes", found.value))  # an absence raised `NoFileError`
+        return value
+
+    # Writes
+
+    def __setitem__(self, key: str, value: V) -> None:
+        text = self._check_key(key)
+        encoded = codec.encode(value)
+        self._hint.forget()
+        self._files.save(text, encoded)
+
+    def __delitem__(self, key: str) -> None:
+        text = self._require_key(key)
+        self._hint.forget()
+        self._files.delete(text)
+
+    def discard(self, key: str) -> bool:
+        """Delete the key if it exists; return True if it did."""
+        try:
+            del self[key]
+        except KeyError:
+            return False
+        return True
+
+    @overload
+    def pop(self, key: str, /) -> V: ...
+    @overload
+    def pop(self, key: str, /, default: V | D) -> V | D: ...
+    def pop(self, key: str, /, default: object = MISSING) -> object:
+        """
+        Remove the key and return its value.
+
+        Two requests; atomic if the service has versions, otherwise another client may write in between.
+        """
+        try:
+            return self._pop(self._require_key(key))
+        except KeyError:
+            if default is MISSING:
+                raise
+            return default
+
+    def _pop(self, key: str) -> V:
+        while True:
+            is_atomic = self._files.supports("version")
+            # A cached value may be old, but then the delete fails on its version; a cached absence has none.
+            found = (self._files.cached(key) if is_atomic else None) or self._files.load_uncached(key)
+            self._hint.forget()
+            try:
+                self._files.delete(key, found.version if found.version is not None else UNSET)
+            except ChangedError:
+                continue
+            return self._decode(found)
+
+    def popitem(self) -> tuple[str, V]:
+        """Remove the last listed key, and return it with its value; `KeyError` if the store is empty."""
+        for key in reversed(self._keys()):
+            try:
+                return key, self._pop(key)
+            except NoFileError:  # another client was faster: try the key before it
+                continue
+        raise KeyError("popitem(): the store is empty")
+
+    @overload
+    def setdefault(self: CloudStoreMapping[V | None], key: str, default: None = None, /) -> V | None: ...
+    @overload
+    def setdefault(self, key: str, default: V, /) -> V: ...
+    def setdefault(self, key: str, default: Any = None, /) -> Any:
+        """
+        Return the key's value; if absent, save `default` first.
+
+        The save is a second request; atomic if the service has versions, otherwise the last write wins.
+        """
+        text = self._check_key(key)
+        new = codec.encode(default)
+        while True:
+            try:
+                return self._decode(self._files.load(text))
+            except NoFileError:
+                self._hint.forget()
+                try:
+                    self._files.save(text, new, None if self._files.supports("version") else UNSET)
+                except ChangedError:
+                    self._files.invalidate(text)
+                else:
+                    return codec.decode(new)
+
+    def update(self, other: Any = (), /, **values: V) -> None:
+        """Save the pairs of a mapping or of an iterable of pairs, and the keywords; the last value of a key wins."""
+        encoded = {self._check_key(key): codec.encode(value) for key, value in (*_pairs(other), *values.items())}
+        self._change_many(self._files.changes_to_save([*encoded.items()]))
+
+    def merge(self, key: str, value: V) -> None:
+        """Merge `value` into the key's value, at the service; if absent, save it."""
+        text = self._check_key(key)
+        new = codec.encode(value)
+        self._hint.forget()
+        self._files.merge(text, new)
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[misc]  # merges, unlike MutableMapping's
+        # Several merges of a key stay separate and in order: a folded merge could have another result.
+        merges = [(self._check_key(key), codec.encode(value)) for key, value in _pairs(other)]
+        self._change_many(self._files.changes_to_merge(merges))
+        return self
+
+    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the result of ``store |= other`` as a dictionary, without writing."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return _merged(self.items(), self._normalized(other))
+
+    def __ror__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the result of merging the store into `other` as a dictionary, without writing."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return _merged(self._normalized(other), self.items())
+
+    def delete_many(self, keys: Iterable[str]) -> None:
+        """Delete the keys; `BulkError` if some can't be deleted, or do not exist."""
+        wanted = dict.fromkeys(self._require_key(key) for key in keys)
+        self._change_many(self._files.changes_to_delete(wanted))
 
     def clear(self) -> None:
-        """Delete every key that is listed now."""
-        self._change_many(self._files.changes.deleting(self._keys()), absent_is_done=True)
+        """Delete all keys listed now."""
+        self._change_many(self._files.changes_to_delete(self._keys()), ignore_absent=True)
 
-    def view(self, prefix: str) -> StoreView[V]:
-        """Return the keys that begin with `prefix` as a mapping of their own, in which they stand without it."""
-        return StoreView(self, self._writable(prefix))
+    def _change_many(self, changes: Sequence[Change], *, ignore_absent: bool = False) -> None:
+        self._hint.forget()
+        self._bulk.write(changes, self._files.store.progress, ignore_absent=ignore_absent)
 
-    def copy(self) -> dict[str, V]:
-        """Return all keys and values as a plain dictionary."""
-        return dict(self.items())
+    def _normalized(self, other: Mapping[str, Any]) -> Pairs:
+        return [(self._check_key(key), codec.decode(codec.encode(value))) for key, value in _pairs(other)]
 
-    def _jsonable(self, other: Mapping[str, Any]) -> list[tuple[str, Any]]:
-        return [(self._writable(key), codec.load(codec.dump(value))) for key, value in _pairs(other)]
+    # Edits
+
+    @contextmanager
+    def edit(self, key: str, default: Any = MISSING) -> Iterator[Any]:
+        """
+        Load a value to change in place, and save it at the end of the block if it changed.
+
+        If the key is absent, the block gets a copy of `default`; without a default it is `KeyError`. An exception in
+        the block saves nothing. If the service has versions, a change by another client meanwhile is `ChangedError`
+        and nothing is saved; otherwise the last write wins.
+        """
+        text = self._check_key(key)
+        value, before, version = self._load_to_edit(text, default)
+        yield value
+        after = codec.encode(value)
+        if bytes(after) != before:
+            self._hint.forget()
+            self._files.save(text, after, version)
+
+    def transform(self, key: str, function: Callable[[Any], Any], default: Any = MISSING) -> Any:
+        """
+        Save the result of `function` on the key's value, and return it; retry if another client changed it meanwhile.
+
+        `function` may be called more than once, each time with a new copy. If the key is absent, it gets a copy of
+        `default`; without a default it is `KeyError`. Atomic if the service has versions, otherwise the last write
+        wins.
+        """
+        text = self._check_key(key)
+        backoff = FIRST_BACKOFF
+        while True:
+            value, before, version = self._load_to_edit(text, default)
+            after = codec.encode(function(value))
+            if bytes(after) == before:
+                return codec.decode(after)
+            self._hint.forget()
+            try:
+                self._files.save(text, after, version)
+            except ChangedError:
+                time.sleep(random.uniform(0, backoff))  # noqa: S311 - jitter, so that clients do not collide again
+                backoff = min(2 * backoff, LONGEST_BACKOFF)
+            else:
+                return codec.decode(after)
+
+    def _load_to_edit(self, key: str, default: Any) -> tuple[Any, bytes, str | UnsetType | None]:
+        """Return a copy of the value, its JSON as written by `codec`, and the version to save it on."""
+        version: str | UnsetType | None
+        try:
+            found = self._files.load_uncached(key)
+        except NoFileError:
+            if default is MISSING:
+                raise
+            raw = codec.encode(default)
+            version = None
+        else:
+            raw = codec.encode(self._decode(found))
+            version = UNSET if found.version is None else found.version
+        if not self._files.supports("version"):
+            version = UNSET
+        return codec.decode(raw), bytes(raw), version
+
+    # Media files
+
+    def upload(
+        self,
+        data: MediaData | os.PathLike[str],
+        name: str | None = None,
+        *,
+        type: str | None = None,  # noqa: A002 - the documentation's name
+        password: str | None = None,
+        progress: Progress = None,
+    ) -> Media:
+        """
+        Upload a media file, replacing a file of the same name.
+
+        Parameters
+        ----------
+        data
+            A path; bytes; an open binary file, sent from its position and of any size; or text: stored as UTF-8 if the
+            type is ``"text"`` or ``"text/…"``, otherwise decoded as base64, bare or in a ``data:`` URL.
+        name
+            Its name; by default the last part of a path's or file's own name.
+        type
+            Such as ``"image/jpeg"``; by default guessed from the name.
+        password
+            The file's edit password; by default the store's `media_password`.
+        progress
+            Called with the bytes sent and their total instead of the store's own `progress`; never called for a stream
+            of unknown size.
+
+        Raises
+        ------
+        ValueError
+            There is no name, or the text is no base64.
+        LockedError, LimitError
+            A file of this name has another password; or the account's limits on size or number are exceeded.
+        UnsupportedError
+            The path is a store, which may be open.
+        """
+        self._check_open()
+        return upload_media(self._files, data, name, type, password, progress)
+
+    def media_files(self) -> MediaFiles:
+        """
+        Return all media files of an embedded store, by name.
+
+        `UnsupportedError` for a service: it lists none, because anybody with a link can download the file.
+        """
+        self._check_open()
+        return [media_of(self._files, facts) for facts in self._files.client.media_files()]
+
+    @overload
+    def download(self, media: Media | str, to: None = None, *, progress: Progress = None) -> bytes: ...
+    @overload
+    def download(self, media: Media | str, to: Place, *, overwrite: bool = True, progress: Progress = None) -> Path: ...
+    @overload
+    def download(self, media: Media | str, to: IO[bytes], *, progress: Progress = None) -> None: ...
+
+    def download(
+        self,
+        media: Media | str,
+        to: Place | IO[bytes] | None = None,
+        *,
+        overwrite: bool = True,
+        progress: Progress = None,
+    ) -> bytes | Path | None:
+        """
+        Download a media file, resuming after broken connections; `retries` limits attempts without progress.
+
+        Parameters
+        ----------
+        media
+            A result of `upload`, or the file's URL.
+        to
+            None: return the bytes. A path: replace the file there after a complete download, and return the path; in a
+            folder it gets its own name, made harmless. An open binary file: write to it.
+        overwrite
+            False raises `FileExistsError` instead of replacing a file.
+        progress
+            Called with the bytes received and their total instead of the store's own `progress`.
+
+        Raises
+        ------
+        NoFileError
+            There is no such file.
+        ValueError
+            The URL is not of this store's service.
+        OSError
+            The path can't be written.
+        UnsupportedError
+            The path is a store.
+        """
+        self._check_open()
+        return download_media(self._files, media, to, progress, overwrite=overwrite)
+
+    # Cache and counters
+
+    @property
+    def stats(self) -> StoreStats:
+        """Counters so far."""
+        client = self._files.client.stats
+        cache = self._files.store.cache
+        return StoreStats(
+            requests=client.requests,
+            retries=client.retries,
+            bytes_sent=client.bytes_sent,
+            bytes_received=client.bytes_received,
+            hits=0 if cache is None else cache.hits,
+            misses=0 if cache is None else cache.misses,
+            evictions=0 if cache is None else cache.evictions,
+        )
+
+    def cache_clear(self) -> None:
+        """Drop the whole cache: the next reads come from the service."""
+        self._files.invalidate()
+
+    def cache_invalidate(self, key: str) -> None:
+        """Drop the key's cache entry."""
+        self._files.invalidate(self._check_key(key))
 
 
-class StoreView(CloudStoreMapping[V]):
-    """
-    The keys of a store that begin with a prefix, without it; made by `CloudStoreMapping.view`.
+def files_of(store: CloudStoreMapping[Any]) -> Files:
+    """Return the files of a store or view, and with them its shared state (`Files.store`)."""
+    return store._files  # noqa: SLF001 - the interface to the mapping's inside
 
-    It lives as long as its store, whose connections and cache it uses: closing it does nothing.
-    """
 
-    def __init__(self, store: CloudStoreMapping[V], prefix: str) -> None:
-        vars(self).update(vars(store))
-        self._store = store
-        self._prefix = prefix
-        self._files = store._files.under(prefix)  # noqa: SLF001 - a store as well
-        self._local = threading.local()
-        self._hint = LengthHint()
+def bulk_of(store: CloudStoreMapping[Any]) -> Bulk:
+    """Return the bulk reads and writes of a store or view."""
+    return store._bulk  # noqa: SLF001 - the interface to the mapping's inside
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return StoreView, (self._store, self._prefix)
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._prefix!r} of {self._store!r}>"
+def _reopening(
+    api_key: str | None, server: str, kind: type[CloudStoreMapping[Any]], options: dict[str, Any]
+) -> tuple[Any, ...]:
+    """Return the pickled form of a store over HTTP."""
+    return _reopen, (kind, api_key, server, options)
 
-    def close(self) -> None:
-        """Do nothing: the connections are the store's."""
 
-    def _check_open(self) -> None:
-        self._store._check_open()  # noqa: SLF001 - a store as well
+def _reopen(
+    kind: type[CloudStoreMapping[Any]], api_key: str | None, server: str, options: dict[str, Any]
+) -> CloudStoreMapping[Any]:
+    """Open a pickled store; without an API key, the environment's key for the same server is used."""
+    if api_key is None:
+        location = os.environ.get("CLOUDSTORE_URL", "")
+        api_key, environment = parse_address(location, insecure=True) if location else ("", "")
+        if environment != server:
+            raise ValueError(
+                f"The store was pickled without its API key; set CLOUDSTORE_URL to its address at {server}."
+            )
+    return kind(api_key, server, **options)
 
-    def _identity(self) -> tuple[str, ...]:
-        return (*self._store._identity(), self._prefix)  # noqa: SLF001 - a store as well
 
-    def _file(self) -> Path | None:
-        return self._store._file()  # noqa: SLF001 - a store as well
+def _view_of(store: CloudStoreMapping[V], prefix: str) -> CloudStoreMapping[V]:
+    return store.view(prefix)
 
 
 def _pairs(other: Any) -> Iterable[tuple[Any, Any]]:
-    """Return the pairs that `dict.update` would see."""
+    """Return the same pairs as `dict.update` uses."""
     if isinstance(other, Mapping):
         return other.items()
     if hasattr(other, "keys"):
-        return [(key, other[key]) for key in other.keys()]  # noqa: SIM118 - it may have nothing else
+        return [(key, other[key]) for key in other.keys()]  # noqa: SIM118 - it may not be iterable
     return [(key, value) for key, value in other]
 
 

@@ -1,39 +1,63 @@
-"""Media files of a store: what a user uploads and downloads, streamed both ways."""
+"""Media files: upload bytes, text or a file; download with resume, and replace the target file atomically."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import errno
+import hashlib
+import io
+import mimetypes
 import os
 import re
+import shutil
+import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from io import BytesIO
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple, TypeAlias, TypeVar, overload
+from types import TracebackType
+from typing import IO, Any, Final, NamedTuple, TypeAlias
+from urllib.parse import unquote_to_bytes
 
-from cloudstore_mapping.client.downloads import Download, Target
-from cloudstore_mapping.client.multipart import Media as MediaData
-from cloudstore_mapping.client.multipart import open_media, size_of
+from cloudstore_mapping.client.files import Client, Files
 from cloudstore_mapping.client.progress import Progress, reporting
-from cloudstore_mapping.client.saving import Saving
-from cloudstore_mapping.client.store import Store
-from cloudstore_mapping.errors import ProtocolError
+from cloudstore_mapping.client.retry import MAX_WAIT
+from cloudstore_mapping.client.transport import Fetched, size_of
+from cloudstore_mapping.drafts import Draft
+from cloudstore_mapping.errors import BadValueError, ProtocolError, TimedOutError, TooOftenError, TransportError
 from cloudstore_mapping.links import FILES_PATH, media_link
-from cloudstore_mapping.storefiles import open_file
+from cloudstore_mapping.storefiles import open_file, refuse_store, sync_folder
 
-V = TypeVar("V")
-
-#: Where a download goes on the disk: a file, or the folder for it.
+#: Content of an upload: text, bytes, or an open file.
+MediaData: TypeAlias = str | bytes | bytearray | memoryview | IO[bytes] | IO[str]
+#: Target of a download on disk: a file, or a folder.
 Place: TypeAlias = str | os.PathLike[str]
 
+UNKNOWN_TYPE: Final = "application/octet-stream"
+
+#: Maximum bytes of a file name and of its suffix: common file systems allow 255 in all.
+LONGEST_NAME: Final = 200
+LONGEST_SUFFIX: Final = 20
+#: Name of a file without a safe name, and of one whose name isn't known yet.
+UNNAMED: Final = "download"
+
 _LINK: Final = re.compile(re.escape(FILES_PATH) + r"[\w-]+/[\w-]+(?:\.\w+)?", re.ASCII)
+_DATA_URL: Final = re.compile(
+    r"data:(?P<type>[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:;[\w-]+=[^;,\s]*)*)?(?P<base64>;base64)?,", re.ASCII | re.IGNORECASE
+)
+_DIGEST: Final = re.compile(r'"?([0-9a-f]{64})"?')
+_SEPARATORS: Final = re.compile(r"[/\\]")
+_HIDING: Final = re.compile(r"\A[\s.]+")
+# Control and format characters (some reverse the order of letters), surrogates, line ends.
+_INVISIBLE: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 class Media(NamedTuple):
     """
-    A media file at the service, of `size` bytes.
+    Media file at the service, of `size` bytes.
 
-    `url` is where anybody who has it gets the file; of an embedded store, which has no address, it begins with
-    ``/files/`` and means something to that store only.
+    Anybody with its `url` can download it. The `url` of an embedded store, which has no address, begins with
+    ``/files/`` and is valid for this store only.
     """
 
     name: str
@@ -44,170 +68,51 @@ class Media(NamedTuple):
     url: str
 
 
-class MediaStore(Store[V]):
-    """The part of `CloudStoreMapping` that is about media files."""
+def media_of(files: Files, facts: dict[str, Any]) -> Media:
+    """Return the media file described by the reply to an upload."""
+    try:
+        name, folder, number, kind, size = (facts[field] for field in ("name", "folder", "id", "mimetype", "size"))
+        url = files.store.address + media_link(folder, number, name, kind)
+        return Media(name, folder, number, kind, size, url)
+    except (KeyError, TypeError) as error:
+        raise ProtocolError("The answer doesn't describe a file; is the address right?") from error
 
-    def upload(
-        self,
-        data: MediaData | os.PathLike[str],
-        name: str | None = None,
-        *,
-        type: str | None = None,  # noqa: A002 - as the callback client calls it
-        password: str | None = None,
-        progress: Progress = None,
-    ) -> Media:
-        """
-        Store a media file, in the place of one of the same name, and return where it is.
 
-        Parameters
-        ----------
-        data
-            A path; bytes; an open binary file, sent from where it stands and of any size; or text: stored as UTF-8
-            where the type is ``"text"`` or ``"text/…"``, else taken as base64, bare or in a ``data:`` URL.
-        name
-            What it is called; without it a path's or file's own last part.
-        type
-            Such as ``"image/jpeg"``; without it the name says it.
-        password
-            The file's edit password, where it has one; without it the store's `media_password`.
-        progress
-            Told how many bytes of how many are sent, in the place of the store's own `progress`; a stream whose size
-            can't be known tells nothing.
+def link_of(files: Files, url: str) -> str:
+    """Return the link in a URL of this store's media files; `ValueError` for any other URL."""
+    address = files.store.address
+    link = url.removeprefix(address) if address else url
+    if not _LINK.fullmatch(link):
+        beginning = address + FILES_PATH
+        raise ValueError(f"The address is not one of this store's media files; they begin with {beginning}.")
+    return link
 
-        Raises
-        ------
-        ValueError
-            There is no name, or the text is no base64.
-        LockedError, LimitError
-            A file of this name has another password; or it is larger than the account may store, or one too many.
-        UnsupportedError
-            The path is that of a store, which may be open.
-        """
-        self._check_open()
-        called = _name_of(data) if name is None else name
-        if not called:
-            raise ValueError(
-                "It has no name of its own; give one, upload(data, 'name'), or the file as a pathlib.Path."
-            )
-        with _opened(data) as source:
-            content, content_type, own = open_media(source, called, type)
-            try:
-                with self._reported(content, progress) as sent:
-                    facts = self._client.upload(
-                        called, sent, content_type, self._media_password if password is None else password
-                    )
-            finally:
-                if own is not None:
-                    own.close()
-        return self._described(facts)
 
-    def media_files(self) -> list[Media]:
-        """
-        Return all media files of an embedded store, by name.
+# Uploads
 
-        `UnsupportedError` for a service: it tells nobody, for whoever knows a link has the file.
-        """
-        self._check_open()
-        return [self._described(facts) for facts in self._client.media_files()]
 
-    def _described(self, facts: dict[str, Any]) -> Media:
+def upload_media(
+    files: Files,
+    data: MediaData | os.PathLike[str],
+    name: str | None,
+    content_type: str | None,
+    password: str | None,
+    progress: Progress,
+) -> Media:
+    """Upload a media file; see `CloudStoreMapping.upload`."""
+    name = _name_of(data) if name is None else name
+    if not name:
+        raise ValueError("It has no name of its own; give one, upload(data, 'name'), or the file as a pathlib.Path.")
+    password = files.store.media_password if password is None else password
+    with _opened(data) as source:
+        content, full_type, own = open_media(source, name, content_type)
         try:
-            name, folder, number, kind, size = (facts[field] for field in ("name", "folder", "id", "mimetype", "size"))
-            return Media(name, folder, number, kind, size, self._address + media_link(folder, number, name, kind))
-        except (KeyError, TypeError) as error:
-            raise ProtocolError("The answer doesn't describe a file; is the address right?") from error
-
-    @overload
-    def download(self, media: Media | str, to: None = None, *, progress: Progress = None) -> bytes: ...
-    @overload
-    def download(self, media: Media | str, to: Place, *, overwrite: bool = True, progress: Progress = None) -> Path: ...
-    @overload
-    def download(self, media: Media | str, to: IO[bytes], *, progress: Progress = None) -> None: ...
-
-    def download(
-        self,
-        media: Media | str,
-        to: Place | IO[bytes] | None = None,
-        *,
-        overwrite: bool = True,
-        progress: Progress = None,
-    ) -> bytes | Path | None:
-        """
-        Get a media file. What breaks off is gone on with where it broke, as often as the store retries.
-
-        Parameters
-        ----------
-        media
-            What `upload` returned, or the file's address.
-        to
-            None: its bytes are returned. A path: the file there is replaced once the download is whole, and the path
-            returned; in a folder it gets its own name, or what of that does no harm. An open binary file: written to.
-        overwrite
-            Whether a file that is there already may be replaced; if not, `FileExistsError`.
-        progress
-            Told how many bytes of how many have come, in the place of the store's own `progress`.
-
-        Raises
-        ------
-        NoFileError
-            There is no file, or no longer.
-        ValueError
-            The address is not one of this store's service.
-        OSError
-            It can't be written to the path.
-        UnsupportedError
-            A store is at the path.
-        """
-        self._check_open()
-        link = self._link(media.url if isinstance(media, Media) else media)
-        shown = self._progress if progress is None else progress
-        if to is None:
-            buffer = BytesIO()
-            Download(self._client, link, Target(buffer), shown).run()
-            return buffer.getvalue()
-        if not isinstance(to, str | os.PathLike):
-            Download(self._client, link, Target(to), shown).run()
-            return None
-        saving = Saving(to, overwrite=overwrite)
-        with saving as file:
-            own_name = link.rpartition("/")[2]
-            Download(self._client, link, Target(file), shown, lambda told: saving.name(told.name or own_name)).run()
-        return saving.path
-
-    def _link(self, url: str) -> str:
-        link = url.removeprefix(self._address) if self._address else url
-        if not _LINK.fullmatch(link):
-            beginning = self._address + FILES_PATH
-            raise ValueError(f"The address is not one of this store's media files; they begin with {beginning}.")
-        return link
-
-    @contextmanager
-    def _reported(self, content: bytes | IO[bytes], progress: Progress) -> Iterator[bytes | IO[bytes]]:
-        shown = self._progress if progress is None else progress
-        total = size_of(content)
-        if shown is None or total is None:
-            yield content
-            return
-        file = BytesIO(content) if isinstance(content, bytes) else content
-        start = file.tell()
-        with reporting(shown, total) as report:
-            yield _Reporting(file, lambda: report(file.tell() - start))  # type: ignore[misc]  # all that is used of a file
-
-
-class _Reporting:
-    """A binary file that tells how far it was read."""
-
-    def __init__(self, file: IO[bytes], report: Callable[[], object]) -> None:
-        self._file = file
-        self._report = report
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._report()
-        return data
+            with _reported(content, files.store.progress if progress is None else progress) as sent:
+                facts = files.client.upload(name, sent, full_type, password)
+        finally:
+            if own is not None:
+                own.close()
+    return media_of(files, facts)
 
 
 def _name_of(data: Any) -> str:
@@ -224,3 +129,347 @@ def _opened(data: Any) -> Iterator[Any]:
         return
     with open_file(data) as file:
         yield file
+
+
+@contextmanager
+def _reported(content: bytes | IO[bytes], progress: Progress) -> Iterator[bytes | IO[bytes]]:
+    total = size_of(content)
+    if progress is None or total is None:
+        yield content
+        return
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    start = file.tell()
+    with reporting(progress, total) as report:
+        yield _ReportingFile(file, lambda: report(file.tell() - start))  # type: ignore[misc]  # reading is enough
+
+
+class _ReportingFile:
+    """Binary file that calls `report` after each read."""
+
+    def __init__(self, file: IO[bytes], report: Callable[[], object]) -> None:
+        self._file = file
+        self._report = report
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._report()
+        return data
+
+
+def open_media(
+    data: MediaData, filename: str, content_type: str | None
+) -> tuple[bytes | IO[bytes], str, IO[bytes] | None]:
+    """
+    Return the bytes or binary file in `data`, its content type, and a file to be closed by the caller.
+
+    Text is stored as UTF-8 for the type ``"text"`` or ``"text/…"``; for any other type it is base64, bare or in a
+    ``data:`` URL, whose own type is the default. Otherwise the default type follows from the filename.
+
+    Raises
+    ------
+    BadValueError
+        The text is no base64, or no UTF-8.
+    TypeError
+        `data` is not `MediaData`.
+    """
+    if not isinstance(data, str | bytes | bytearray | memoryview):
+        data = _binary(data)
+    if isinstance(data, str):
+        content, content_type = _from_text(data, filename, content_type)
+        return content, _full_type(content_type), None
+    content_type = _full_type(_guess_type(filename) if content_type is None else content_type)
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data), content_type, None
+    own = _own_handle(data)
+    return own or data, content_type, own
+
+
+def _binary(file: IO[bytes] | IO[str]) -> str | IO[bytes]:
+    """Return the binary file below a text file, or the text of a file without."""
+    if not hasattr(file, "read"):
+        raise TypeError(f"upload takes bytes, text or an open file, not {type(file).__name__}.")
+    if isinstance(file, io.TextIOBase):
+        with suppress(OSError):
+            file.seek(file.tell())  # undoes the read-ahead in the file below
+    below: IO[bytes] | IO[str] = getattr(file, "buffer", file)
+    return below.read() if isinstance(below, io.TextIOBase) else below  # type: ignore[return-value]  # binary by now
+
+
+def _own_handle(file: IO[bytes]) -> IO[bytes] | None:
+    """Return a handle of our own on a file of the system, so that users may close theirs during the upload."""
+    # Both handles share a position, and a writer moves it when closed, so only for readers.
+    if not isinstance(file, io.BufferedReader) or type(file.raw) is not io.FileIO or not file.seekable():
+        return None
+    position = file.tell()
+    own = os.fdopen(os.dup(file.fileno()), "rb")
+    own.seek(position)
+    return own
+
+
+def _from_text(text: str, filename: str, content_type: str | None) -> tuple[bytes, str]:
+    url = None if content_type is not None and _is_text(content_type) else _DATA_URL.match(text)
+    if url is not None:
+        payload = unquote_to_bytes(text[url.end() :])
+        content_type = content_type or url["type"] or _guess_type(filename)
+        return (_decode_base64(payload.decode("latin-1")) if url["base64"] else payload), content_type
+    content_type = _guess_type(filename) if content_type is None else content_type
+    if not _is_text(content_type):
+        return _decode_base64(text), content_type
+    try:
+        return text.encode(), content_type
+    except UnicodeEncodeError as error:
+        raise BadValueError("The text holds a lone surrogate, which UTF-8 can't; take it out.") from error
+
+
+def _is_text(content_type: str) -> bool:
+    return content_type.lower() == "text" or content_type.lower().startswith("text/")
+
+
+def _guess_type(filename: str) -> str:
+    content_type, encoding = mimetypes.guess_type(filename)
+    return UNKNOWN_TYPE if content_type is None or encoding is not None else content_type
+
+
+def _full_type(content_type: str) -> str:
+    return "text/plain" if content_type.lower() == "text" else content_type
+
+
+def _decode_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadValueError(
+            "The text is no base64, as which a file that is not text is uploaded; pass bytes, or the type 'text'."
+        ) from error
+
+
+# Downloads
+
+
+def download_media(
+    files: Files, media: Media | str, to: Place | IO[bytes] | None, progress: Progress, *, overwrite: bool
+) -> bytes | Path | None:
+    """Download a media file; see `CloudStoreMapping.download`."""
+    link = link_of(files, media.url if isinstance(media, Media) else media)
+    progress = files.store.progress if progress is None else progress
+    if to is None:
+        buffer = io.BytesIO()
+        Download(files.client, link, DownloadTarget(buffer), progress).run()
+        return buffer.getvalue()
+    if not isinstance(to, str | os.PathLike):
+        Download(files.client, link, DownloadTarget(to), progress).run()
+        return None
+    saved = DownloadFile(to, overwrite=overwrite)
+    with saved as file:
+        default_name = link.rpartition("/")[2]
+        Download(
+            files.client,
+            link,
+            DownloadTarget(file),
+            progress,
+            lambda fetched: saved.set_name(fetched.name or default_name),
+        ).run()
+    return saved.path
+
+
+class DownloadTarget:
+    """Binary file written by a download from its current position."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._start: int | None = None
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, piece: bytes) -> None:
+        """Write the next bytes."""
+        if self._start is None and self._file.seekable():
+            self._start = self._file.tell()
+        self._file.write(piece)
+        self._digest.update(piece)
+        self.size += len(piece)
+
+    def restart(self) -> None:
+        """Remove all bytes written; `ProtocolError` if the file can't."""
+        if self.size == 0:
+            return
+        if self._start is None:
+            raise ProtocolError("The file changed while it was downloaded; download it again.")
+        self._file.seek(self._start)
+        self._file.truncate()
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the bytes written, in hexadecimal."""
+        return self._digest.hexdigest()
+
+
+class Download:
+    """
+    Download of the media file at `link`, resumed as often as the connection breaks.
+
+    The client's number of retries limits consecutive attempts without progress. `on_start` is called before the first
+    byte is written.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        link: str,
+        target: DownloadTarget,
+        progress: Progress = None,
+        on_start: Callable[[Fetched], object] = lambda _: None,
+    ) -> None:
+        self._client = client
+        self._link = link
+        self._target = target
+        self._progress = progress
+        self._on_start = on_start
+        self._report: Callable[[int], object] | None = None
+        self._tag: str | None = None
+
+    def run(self) -> None:
+        """Download the whole file; raises the error of the last attempt."""
+        backoffs = self._client.backoffs()
+        with ExitStack() as stack:
+            while True:
+                before = self._target.size
+                try:
+                    self._resume(stack)
+                except (TransportError, TimedOutError, TooOftenError) as error:
+                    if self._target.size > before:
+                        backoffs = self._client.backoffs()
+                    backoff = next(backoffs)
+                    retry_after = getattr(error, "retry_after", None) or 0.0
+                    if backoff is None or retry_after > MAX_WAIT:
+                        raise
+                    self._client.sleep(max(backoff, retry_after))
+                else:
+                    return
+
+    def _resume(self, stack: ExitStack) -> None:
+        target = self._target
+        with closing(self._client.fetch(self._link, target.size, self._tag)) as fetched:
+            if fetched.start != target.size or (target.size and fetched.tag != self._tag):
+                target.restart()
+            self._tag = fetched.tag
+            if target.size != fetched.start:
+                raise TransportError("The file changed while it was downloaded; try again.", sent=True)
+            if target.size == 0:
+                self._on_start(fetched)
+            if self._report is None and fetched.size is not None:
+                self._report = stack.enter_context(reporting(self._progress, fetched.size))
+            for piece in fetched.pieces:
+                target.write(piece)
+                if self._report is not None:
+                    self._report(target.size)
+            if fetched.size is not None and target.size != fetched.size:
+                raise TransportError("The download broke off before its end; try again.", sent=True)
+            if self._expected_digest(fetched) not in (None, target.digest):
+                raise ProtocolError("What came is not what was uploaded; upload the file again.")
+
+    def _expected_digest(self, fetched: Fetched) -> str | None:
+        """Return the SHA-256 in the tag, None for a service not known to use digests as tags."""
+        if fetched.tag is None or "version" not in self._client.extensions:
+            return None
+        found = _DIGEST.fullmatch(fetched.tag)
+        return None if found is None else found[1]
+
+
+class DownloadFile:
+    """
+    File saved atomically: the block writes a new file, which replaces `path` if the block succeeds.
+
+    If `to` is a folder, call `set_name` before writing. Devices and pipes are written directly. Raises `OSError` for
+    an unwritable path, including `FileExistsError` without `overwrite`, and `UnsupportedError` for a store, which is
+    never replaced.
+
+    The new file is a `drafts.Draft`: the next download to the same place removes that of a killed process.
+    """
+
+    def __init__(self, to: str | os.PathLike[str], *, overwrite: bool) -> None:
+        self.path = Path(to)
+        self._folder = self.path if self.path.is_dir() else None
+        self._overwrite = overwrite
+        self._draft: Draft | None = None
+        if self._folder is None:
+            self._check()
+
+    def set_name(self, name: str) -> None:
+        """Set the file's name in its folder; `FileExistsError` before anything is written."""
+        if self._folder is not None:
+            self.path = self._folder / safe_filename(name)
+        self._check()
+        if self._folder is not None and self._draft is not None and os.name == "posix":  # Windows renames no open file
+            unnamed, self._draft = self._draft, Draft(self.path)
+            unnamed.path.rename(self._draft.path)
+            unnamed.close()
+
+    def __enter__(self) -> IO[bytes]:
+        if self._folder is not None:
+            self._file = self._new(self._folder / UNNAMED)
+            return self._file
+        # Replace the target of a link given by the user, but follow no link found in a folder under a download's name.
+        self._real_path = Path(os.path.realpath(self.path))
+        is_special = self._real_path.exists() and not self._real_path.is_file()
+        self._file = open_file(self._real_path, "wb") if is_special else self._new(self._real_path)
+        return self._file
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._file:
+            if self._draft is None:
+                return
+            try:
+                if kind is None:
+                    self._replace(self._draft.path)
+            finally:
+                self._draft.close()
+
+    def _new(self, target: Path) -> IO[bytes]:
+        self._draft = Draft(target)
+        try:
+            return self._draft.path.open("xb")
+        except BaseException:
+            self._draft.close()
+            raise
+
+    def _replace(self, partial: Path) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        path = self.path if self._folder is not None else self._real_path
+        self._check()
+        if path.is_file():
+            shutil.copymode(path, partial)
+        partial.replace(path)
+        sync_folder(path.parent)
+
+    def _check(self) -> None:
+        from cloudstore_mapping.client.shelf import refuse_secret  # imports pickle, rarely needed
+
+        if self.path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.path))
+        if not self._overwrite and os.path.lexists(self.path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self.path))
+        refuse_store(self.path)
+        refuse_secret(self.path)
+
+
+def safe_filename(name: str) -> str:
+    """Return a file name made of an untrusted name: visible, without folders, not hidden, not too long."""
+    base = _SEPARATORS.split(name)[-1]
+    visible = "".join(char for char in base if unicodedata.category(char) not in _INVISIBLE)
+    path = Path(_HIDING.sub("", visible).rstrip())
+    suffix = _cut(path.suffix, LONGEST_SUFFIX)
+    return (_cut(path.stem, LONGEST_NAME - len(suffix.encode())) + suffix) or UNNAMED
+
+
+def _cut(text: str, size: int) -> str:
+    return text.encode()[:size].decode(errors="ignore")

@@ -1,4 +1,4 @@
-"""How far work on many keys has come: told to a function of the user's, or shown as a bar."""
+"""Progress of work on many keys: call the user's function, or show a progress bar."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Literal, TypeAlias
 
 from cloudstore_mapping.errors import UnsupportedError
 
-#: A function of how many keys are done and how many there are; True is a bar on stderr, None says nothing.
+#: Function of the keys done and their total; True: a progress bar on stderr; None: no report.
 Progress: TypeAlias = Callable[[int, int], object] | Literal[True] | None
 
 
 @contextmanager
 def reporting(progress: Progress, total: int) -> Iterator[Callable[[int], object]]:
-    """Give the block a function to say how many of `total` are done; nothing is shown for nothing to do."""
+    """Give the block a function to report how many of `total` are done; a total of 0 reports nothing."""
     if progress is None or total == 0:
         yield lambda _: None
     elif progress is True:

@@ -1,95 +1,159 @@
-"""The way to a service: one method; over HTTP, here alone, with `requests`."""
+"""
+HTTP transport: send one request with `requests` and `urllib3`, return the reply or raise an error of this package.
+
+`requests` and `urllib3` are imported at the first request: they take most of the time of `import cloudstore_mapping`.
+Only this file imports them, and only this file uses their private names:
+
+- `HTTPConnectionPool._put_conn`, and `_pool` and `_connection` of a response: a pool takes a connection back only this
+  way. A response of `urllib3` costs half the time of a small request, so a plain answer does without it.
+- `Response._content` and `_content_consumed`: `requests` has no public way to set a body read with a size limit.
+"""
 
 from __future__ import annotations
 
+import functools
+import io
 import os
+import re
+import secrets
 import threading
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
-from urllib.parse import urlsplit
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, Protocol, TypeAlias, TypeVar
+from urllib.parse import quote, unquote, urlsplit
 
 from cloudstore_mapping._version import __version__
 from cloudstore_mapping.client.address import is_loopback
-from cloudstore_mapping.client.failures import translated
-from cloudstore_mapping.client.fetching import part_headers, received
-from cloudstore_mapping.client.lazy import lazy
-from cloudstore_mapping.client.multipart import Form
-from cloudstore_mapping.client.replies import PIECE, joined, known_extensions, pieces, reply_of
+from cloudstore_mapping.errors import (
+    BadNameError,
+    BadValueError,
+    CloudStoreError,
+    ProtocolError,
+    TimedOutError,
+    TransportError,
+)
 from cloudstore_mapping.wire import (
+    EXTENSIONS,
     EXTENSIONS_HEADER,
     UPLOAD_PATH,
     Batch,
     Reply,
     Request,
     Upload,
+    decode_reply,
     encode_request,
+    encode_value,
     id_beside,
 )
 
 if TYPE_CHECKING:
+    from http.client import HTTPResponse as RawResponse
+
     from requests import Response as Response
     from requests import Session as Session
-    from urllib3 import BaseHTTPResponse, HTTPConnectionPool
+    from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPResponse
+    from urllib3.connection import HTTPConnection as _ConnectionBase
+else:
+    _ConnectionBase = object
 
-    from cloudstore_mapping.client.fetching import Fetched
+R = TypeVar("R")
 
-#: What a service can be asked: whatever a transport sends.
+#: Any message a transport sends.
 Sendable: TypeAlias = Request | Batch | Upload
 
 DEFAULT_TIMEOUT: Final = (5.0, 30.0)
 DEFAULT_MAX_REPLY: Final = 2**28
 JSON_TYPE: Final = "application/json; charset=UTF-8"
-
 USER_AGENT: Final = f"cloudstore-mapping/{__version__}"
 
+#: Bytes read at a time.
+CHUNK_SIZE: Final = 2**16
+#: Largest request body copied behind its head; a larger body is sent separately.
+MAX_COPIED_BODY: Final = 2**16
+
 _EXTENSIONS: Final = EXTENSIONS_HEADER.lower().encode()
-#: Connections that are kept open; more may be in use at once.
-_POOL: Final = 32
+#: Connections kept open; more may be in use at once.
+_POOL_SIZE: Final = 32
+_WITHOUT_BODY: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+_ENCODING_HEADERS: Final = frozenset({b"transfer-encoding", b"content-encoding"})
+_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_FILENAME: Final = re.compile(r"filename\*=UTF-8''([^;\s]+)", re.IGNORECASE)
+# WHATWG HTML escapes exactly these three characters in a name of a form's header.
+_FORM_ESCAPES: Final = str.maketrans({"\n": "%0A", "\r": "%0D", '"': "%22"})
+_PRINTABLE: Final = re.compile(r"[ -~]+")
 
 
 class Transport(Protocol):
-    """The way to a service: whatever can send a request and say what was answered."""
+    """Way to a service: sends a message and returns the reply."""
 
     def send(self, request: Sendable) -> Reply:
         """
-        Return the service's answer, be it an error.
+        Return the service's reply, also if it is an error.
 
-        Raises `TransportError` or `TimedOutError` where none came, `ProtocolError` where it can't be read.
+        Raises `TransportError` or `TimedOutError` without a reply, `ProtocolError` for an unreadable reply.
         """
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Release all resources."""
+
+
+@dataclass
+class Fetched:
+    """
+    Media file being downloaded, from byte `start` of `size` (None if unknown).
+
+    `tag` identifies this exact content. `refusal` is the error reply if there is no such file. Call `close` to release
+    the connection, also after an incomplete read of `pieces`.
+    """
+
+    refusal: Reply | None
+    start: int
+    size: int | None
+    tag: str | None
+    mimetype: str
+    name: str | None
+    pieces: Iterator[bytes]
+    close: Callable[[], object]
+
+
+def refused(reply: Reply) -> Fetched:
+    """Return a download without content, for an error reply."""
+    return Fetched(reply, 0, None, None, "", None, iter(()), lambda: None)
 
 
 class HTTPTransport:
     """
-    Sends requests over HTTP, on connections that stay open.
+    Send requests over HTTP, on persistent connections.
 
     Parameters
     ----------
     server
-        The service's address, without the API key, as `address.check_server` gives it.
+        The service's address without the API key, as returned by `address.check_server`.
     timeout
-        Seconds to wait for the connection and for each piece of the answer, or one number for both.
+        Seconds to wait for the connection and for each part of the answer, or a single number for both.
     session
-        A `requests.Session` to use, with its proxies, hooks and adapters; `close` leaves it open. Without one, the
-        environment's proxies are used as they are at the first request, and none to loopback.
+        A `requests.Session` to use, with its proxies, hooks and adapters; `close` leaves it open. Without it, the
+        environment's proxies at the time of the first request apply, except to loopback.
     max_reply
-        Bytes of an answer, unpacked, past which it is refused.
+        Maximum size of an answer in bytes, uncompressed.
 
     Attributes
     ----------
     server
         The service's address.
     has_id_header
-        True: as long as no answer has named the extension `once`, the id of a write goes in the header
-        ``Idempotency-Key``, where it is nothing to a service that doesn't know it.
+        True: until a reply names the extension `once`, the id of a write goes into the header ``Idempotency-Key``,
+        ignored by services without the extension.
     sent_bytes, received_bytes
-        Bytes of the bodies of all requests that were answered (a stream of unknown length isn't counted), and of the
-        answers, unpacked.
+        Body bytes of all answered requests (except streams of unknown length) and of the answers, uncompressed.
 
     Notes
     -----
-    May be used by many threads, and after a fork by the child. Redirects are never followed: the key is in the body.
+    Thread safe, also after a fork. Redirects are never followed, because the body holds the API key.
     """
 
     has_id_header: Final = True
@@ -108,7 +172,7 @@ class HTTPTransport:
             raise ValueError("timeout is a number of seconds above 0, or two: for the connection and for the answer.")
         self._session = session
         self._max_reply = max_reply
-        self._line: _Line | None = None
+        self._pool: _ServerPool | None = None
         self._knows_ids = False
         self._lock = threading.Lock()
         self.sent_bytes = 0
@@ -118,65 +182,66 @@ class HTTPTransport:
         return f"<HTTPTransport to {self.server}>"
 
     def send(self, request: Sendable) -> Reply:
-        """Return the service's answer, be it an error; raises as `Transport.send` does."""
+        """Return the service's reply, also if it is an error; raises as `Transport.send` does."""
         import requests
         from urllib3.exceptions import HTTPError
 
-        body: bytes | Form
+        body: bytes | MultipartForm
         if isinstance(request, Upload):
-            body = Form(request)
+            body = MultipartForm(request)
             path, headers = UPLOAD_PATH, {"Content-Type": body.content_type}
         else:
             path, headers = request.path, {"Content-Type": JSON_TYPE}
             if not self._knows_ids:
-                request, beside = id_beside(request)
-                headers |= beside
+                request, id_header = id_beside(request)
+                headers |= id_header
             body = encode_request(request)
         try:
             response, extensions = self._post(path, headers, body)
         except (requests.RequestException, HTTPError) as error:
-            # A ValueError is about a URL, and shows it: a proxy's has a password.
-            raise translated(error, self.server) from (None if isinstance(error, ValueError) else error)
+            # The message of a ValueError shows a URL, and a proxy's URL may hold a password.
+            cause = None if isinstance(error, ValueError) else error
+            raise translate_exception(error, self.server) from cause
         with self._lock:
             self.sent_bytes += (len(body) if isinstance(body, bytes) else body.len) or 0
             self.received_bytes += len(response.content)
-        reply = reply_of(response, known_extensions(extensions))
+        reply = _reply_of(response, _known_extensions(extensions))
         if reply.extensions:
             self._knows_ids = "once" in reply.extensions
         return reply
 
     def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
-        """Begin to get a media file; see `fetching.MediaTransport.fetch`."""
+        """
+        Begin to download the media file at `link`, from byte `start` if its content still has the tag `tag`.
+
+        Raises `TransportError` or `TimedOutError` without an answer; so does iteration over the pieces.
+        """
         import requests
         from urllib3.exceptions import HTTPError
 
-        headers = part_headers(start, tag)
+        headers = _range_headers(start, tag)
         try:
             if self._session is None:
-                raw = self._own_line().get(link, headers)
+                raw = self._own_pool().get(link, headers)
             else:
                 url = self.server + link
                 raw = self._session.get(
                     url, headers=headers, timeout=self._timeout, allow_redirects=False, stream=True
                 ).raw
-            return received(raw, self._received, (requests.RequestException, HTTPError), self.server, self._max_reply)
+            return self._open_download(raw)
         except (requests.RequestException, HTTPError) as error:
-            raise translated(error, self.server) from error
-
-    def _received(self, size: int) -> None:
-        with self._lock:
-            self.received_bytes += size
+            raise translate_exception(error, self.server) from error
 
     def close(self) -> None:
-        """Close the connections, unless the session is the user's."""
-        line, self._line = self._line, None
-        if line is not None:
-            line.close()
+        """Close the connections, but not the user's session."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
 
-    def _post(self, path: str, headers: dict[str, str], body: bytes | Form) -> tuple[Response, str]:
-        """Return the response, read to its end, and what its header says of extensions."""
+    def _post(self, path: str, headers: dict[str, str], body: bytes | MultipartForm) -> tuple[Response, str]:
+        """Return the response, read completely, and its extensions header."""
         if self._session is None:
-            return self._own_line().post(path, headers, body, self._max_reply)
+            return self._own_pool().post(path, headers, body, self._max_reply)
         response = self._session.post(
             self.server + path,
             data=body,
@@ -186,24 +251,58 @@ class HTTPTransport:
             stream=True,
         )
         with response:
-            content = joined(response.iter_content(PIECE), self._max_reply)
-        response._content = content  # noqa: SLF001 - `requests` has no public way to read with a limit
+            content = _join(response.iter_content(CHUNK_SIZE), self._max_reply)
+        response._content = content  # noqa: SLF001 - see the module's docstring
         return response, response.headers.get(EXTENSIONS_HEADER, "")
 
-    def _own_line(self) -> _Line:
+    def _own_pool(self) -> _ServerPool:
         with self._lock:
-            # After a fork the old connections are the parent's.
-            if self._line is None or self._line.process != os.getpid():
-                self._line = _Line(self.server, self._timeout)
-            return self._line
+            # After a fork the open connections belong to the parent.
+            if self._pool is None or self._pool.process != os.getpid():
+                self._pool = _ServerPool(self.server, self._timeout)
+            return self._pool
+
+    def _open_download(self, raw: BaseHTTPResponse) -> Fetched:
+        if raw.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+            body = b""
+            if not raw.closed:  # `requests` has already read a redirect
+                with raw:
+                    body = _join(raw.stream(CHUNK_SIZE, decode_content=True), self._max_reply)
+            return refused(_download_refusal(raw, body))
+        is_part = raw.status == HTTPStatus.PARTIAL_CONTENT
+        part = _RANGE.fullmatch(raw.headers.get("Content-Range", "")) if is_part else None
+        length = raw.headers.get("Content-Length", "")
+        name = _FILENAME.search(raw.headers.get("Content-Disposition", ""))
+        return Fetched(
+            refusal=None,
+            start=0 if part is None else int(part[1]),
+            size=int(part[2]) if part is not None else int(length) if length.isdecimal() else None,
+            tag=raw.headers.get("ETag"),
+            mimetype=raw.headers.get("Content-Type", ""),
+            name=None if name is None else unquote(name[1]),
+            pieces=self._download_pieces(raw),
+            close=raw.close,
+        )
+
+    def _download_pieces(self, raw: BaseHTTPResponse) -> Iterator[bytes]:
+        import requests
+        from urllib3.exceptions import HTTPError
+
+        try:
+            for piece in raw.stream(CHUNK_SIZE, decode_content=False):
+                with self._lock:
+                    self.received_bytes += len(piece)
+                yield piece
+        except (requests.RequestException, HTTPError) as error:
+            raise translate_exception(error, self.server) from error
 
 
-class _Line:
+class _ServerPool:
     """
-    The connections to one server, all that its requests have in common prepared once.
+    Connection pool of a server, with everything common to its requests prepared once.
 
-    `requests.Session.post` spends half a small request's time on what is the same each time: it looks for proxies in
-    the environment, takes the URL apart, merges headers and cookies.
+    `requests.Session.post` spends half the time of a small request on repeated work: it looks up the environment's
+    proxies, parses the URL, merges headers and cookies.
     """
 
     def __init__(self, server: str, timeout: tuple[float, float]) -> None:
@@ -211,12 +310,10 @@ class _Line:
         from requests.adapters import HTTPAdapter
         from urllib3.util import Timeout
 
-        from cloudstore_mapping.client.connections import QUICK
-
         self.process = os.getpid()
         self._server = server
         self._timeout = Timeout(connect=timeout[0], read=timeout[1])
-        self._adapter = HTTPAdapter(pool_maxsize=_POOL)
+        self._adapter = HTTPAdapter(pool_maxsize=_POOL_SIZE)
         with requests.Session() as session:
             settings = session.merge_environment_settings(server, {}, None, None, None)
         self._proxies = {} if is_loopback(urlsplit(server).hostname or "") else settings["proxies"]
@@ -225,8 +322,8 @@ class _Line:
         self._pool: HTTPConnectionPool = self._adapter.get_connection_with_tls_context(  # type: ignore[assignment]
             prepared, verify, self._proxies, cert
         )
-        self._adapter.cert_verify(self._pool, server, verify, cert)  # type: ignore[no-untyped-call]  # it says CA files
-        self._pool.ConnectionCls = QUICK.get(self._pool.ConnectionCls, self._pool.ConnectionCls)
+        self._adapter.cert_verify(self._pool, server, verify, cert)  # type: ignore[no-untyped-call]  # sets the CA files
+        self._pool.ConnectionCls = fast_connections().get(self._pool.ConnectionCls, self._pool.ConnectionCls)
         self._targets: dict[str, str] = {}
         self._headers = {
             "Host": urlsplit(prepared.url or server).netloc,
@@ -236,14 +333,14 @@ class _Line:
 
     def close(self) -> None:
         """Close the connections."""
-        self._pool.close()  # the adapter lets go of its pools, but closes none that is still known to somebody
+        self._pool.close()  # the adapter drops its pools, but does not close a pool still referenced elsewhere
         self._adapter.close()
 
-    def post(self, path: str, more: dict[str, str], body: bytes | Form, max_reply: int) -> tuple[Response, str]:
-        """Return the response, read to its end, and what its header says of extensions."""
+    def post(
+        self, path: str, more: dict[str, str], body: bytes | MultipartForm, max_reply: int
+    ) -> tuple[Response, str]:
+        """Return the response, read completely, and its extensions header."""
         import requests
-
-        from cloudstore_mapping.client.connections import Answer
 
         headers = {**self._headers, **more}
         length = len(body) if isinstance(body, bytes) else body.len
@@ -262,23 +359,23 @@ class _Line:
             preload_content=False,
             decode_content=False,
         )
-        if isinstance(raw, Answer):
+        if isinstance(raw, PlainResponse):
             raw.release()
-            content = joined((raw.content,), max_reply)
+            content = _join((raw.content,), max_reply)
             extensions = raw.headers.get(_EXTENSIONS, b"").decode("latin-1")
         else:
             with raw:
-                content = joined(pieces(raw, max_reply), max_reply)
+                content = _join(_body_pieces(raw, max_reply), max_reply)
             extensions = raw.headers.get(EXTENSIONS_HEADER, "")
 
         def build() -> Response:
             prepared = requests.Request("POST", self._server + path, headers=headers, data=body).prepare()
-            return self._adapter.build_response(prepared, raw.full() if isinstance(raw, Answer) else raw)
+            return self._adapter.build_response(prepared, raw.full() if isinstance(raw, PlainResponse) else raw)
 
-        return lazy(requests.Response)(raw.status, content, build), extensions
+        return _lazy_response_class(requests.Response)(raw.status, content, build), extensions
 
     def get(self, link: str, headers: dict[str, str]) -> BaseHTTPResponse:
-        """Return the response to a GET, of which no more than the head is read."""
+        """Return the response to a GET, its body still unread."""
         return self._pool.urlopen(
             "GET",
             self._target(link),
@@ -292,7 +389,459 @@ class _Line:
         )
 
     def _target(self, path: str) -> str:
-        """Return what stands in a request's first line: a path, to a proxy the whole URL."""
+        """Return the target of the request line: a path, or the whole URL for a proxy."""
         import requests
 
         return self._adapter.request_url(requests.Request("GET", self._server + path).prepare(), self._proxies)
+
+
+@functools.cache
+def _lazy_response_class(base: type[R]) -> Callable[[int, bytes, Callable[[], R]], R]:
+    """Return a subclass of `base` made of a status, a content, and a function to build the rest on demand."""
+
+    class LazyResponse(base):  # type: ignore[valid-type, misc]  # mypy does not know the base
+        """Response built on first access to anything but status and content: building doubles the time of a save."""
+
+        def __init__(self, status: int, content: bytes, build: Callable[[], R]) -> None:
+            self.status_code = status
+            self._content = content
+            self._content_consumed = True
+            self._build = build
+
+        def __getattr__(self, name: str) -> Any:
+            build = vars(self).get("_build")
+            if build is None or name.startswith("__"):
+                raise AttributeError(name)
+            self.__dict__.update({**vars(build()), **vars(self)})
+            return object.__getattribute__(self, name)
+
+    return LazyResponse
+
+
+# Connections: `http.client` sends head and body apart, so the server wakes twice, and parses headers as e-mail.
+
+
+class PlainResponse:
+    """
+    Complete response to a POST: status, headers by lower-case name, content.
+
+    It has the attributes a pool of `urllib3` expects of a response.
+    """
+
+    retries: Any = None
+    version_string = "HTTP/1.1"
+    length_remaining = 0
+    _pool: Any = None
+    _connection: Any = None
+
+    def __init__(self, status: int, headers: dict[bytes, bytes], content: bytes, received: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.content = content
+        self._received = received
+
+    def release(self) -> None:
+        """Return the connection to its pool."""
+        self._pool._put_conn(self._connection)  # noqa: SLF001 - see the module's docstring
+
+    def full(self) -> HTTPResponse:
+        """Return the same response as an object of `urllib3`."""
+        from http.client import HTTPResponse as RawResponse  # imports email
+
+        original = RawResponse(_FakeSocket(io.BytesIO(self._received)), method="POST")  # type: ignore[arg-type]
+        original.begin()
+        original.read()  # releases the stream: Python 3.13 warns about a stream dropped half read
+        return _urllib3_response(original, io.BytesIO(self.content))
+
+
+class _FastRequests(_ConnectionBase):
+    """
+    Mixin for a connection: send a POST with a bytes body in a single segment, and parse a plain answer quickly.
+
+    Pool, TLS, proxies, timeouts and exceptions are `urllib3`'s, and so is every other request and answer.
+    """
+
+    _is_fast = False
+
+    def request(  # type: ignore[override]  # same arguments as urllib3's
+        self, method: str, url: str, body: Any = None, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> None:
+        self._is_fast = method == "POST" and isinstance(body, bytes)
+        if not self._is_fast:
+            super().request(method, url, body, headers, **options)
+            return
+        if self.sock is None:
+            self.connect()
+        self.sock.settimeout(self.timeout)
+        lines = "".join([f"{name}: {value}\r\n" for name, value in (headers or {}).items()])
+        head = f"POST {url} HTTP/1.1\r\n{lines}\r\n".encode("latin-1")
+        if len(body) > MAX_COPIED_BODY:
+            self.sock.sendall(head)
+            self.sock.sendall(body)
+        else:
+            self.sock.sendall(head + body)
+
+    def getresponse(self) -> Any:
+        if not self._is_fast:
+            return super().getresponse()
+        self.sock.settimeout(self.timeout)
+        stream = self.sock.makefile("rb")
+        try:
+            plain = parse_plain_response(stream.peek())
+        except BaseException:
+            stream.close()
+            raise
+        if plain is not None:
+            stream.close()
+            return plain
+        from http.client import HTTPResponse as RawResponse  # imports email
+
+        original = RawResponse(_FakeSocket(stream), method="POST")  # type: ignore[arg-type]
+        try:
+            original.begin()
+        except BaseException:
+            original.close()  # closes the stream, too
+            raise
+        if original.will_close:
+            self.close()
+        return _urllib3_response(original)
+
+
+@functools.cache
+def fast_connections() -> dict[type[Any], type[Any]]:
+    """Return the fast class for each class of connection; others, such as SOCKS proxies', have none."""
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+
+    class FastHTTPConnection(_FastRequests, HTTPConnection):
+        """Fast connection over plain HTTP."""
+
+    class FastHTTPSConnection(_FastRequests, HTTPSConnection):
+        """Fast connection over TLS."""
+
+    return {HTTPConnection: FastHTTPConnection, HTTPSConnection: FastHTTPSConnection}
+
+
+class _FakeSocket:
+    """Socket for `http.client`, which only calls `makefile`."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def makefile(self, _: str) -> BinaryIO:
+        return self._stream
+
+
+def parse_plain_response(received: bytes) -> PlainResponse | None:
+    """Return the response in these bytes if it is a complete HTTP/1.1 response with a Content-Length, else None."""
+    head, end, content = received.partition(b"\r\n\r\n")
+    first, *lines = head.split(b"\r\n")
+    headers: dict[bytes, bytes] = {}
+    for line in lines:
+        name, _, value = line.partition(b":")
+        headers[name.lower()] = value.strip()
+    # Repeated and folded headers are left to `http.client`.
+    if len(headers) != len(lines) or b"\r\n " in head or b"\r\n\t" in head or not _ENCODING_HEADERS.isdisjoint(headers):
+        return None
+    status = first[9:12]
+    if not (end and first.startswith(b"HTTP/1.1 ") and status.isdigit() and int(status) >= HTTPStatus.OK):
+        return None
+    if headers.get(b"content-length") != b"%d" % len(content) or int(status) in _WITHOUT_BODY:
+        return None
+    if headers.get(b"connection", b"keep-alive").lower() != b"keep-alive":
+        return None
+    return PlainResponse(int(status), headers, content, received)
+
+
+def _urllib3_response(original: RawResponse, body: BinaryIO | None = None) -> HTTPResponse:
+    from urllib3 import HTTPHeaderDict, HTTPResponse
+
+    return HTTPResponse(
+        body=original if body is None else body,
+        headers=HTTPHeaderDict(original.msg.items()),
+        status=original.status,
+        version=original.version,
+        version_string="HTTP/1.1",
+        reason=original.reason,
+        preload_content=False,
+        decode_content=False,
+        original_response=original,
+        request_method="POST",
+    )
+
+
+# Replies: read a response within the size limit and decode it.
+
+
+def _body_pieces(raw: BaseHTTPResponse, max_reply: int) -> Iterable[bytes]:
+    """Return the body of an answer, in a single piece if its known length is within the limit."""
+    length = raw.length_remaining
+    if length is not None and length <= max_reply and "Content-Encoding" not in raw.headers:
+        return (raw.read(),)
+    return raw.stream(CHUNK_SIZE, decode_content=True)
+
+
+def _join(pieces: Iterable[bytes], max_reply: int) -> bytes:
+    """Return the joined pieces; `ProtocolError` beyond `max_reply` bytes."""
+    size = 0
+    kept = []
+    for piece in pieces:
+        size += len(piece)
+        if size > max_reply:
+            raise ProtocolError(f"The answer is larger than {max_reply} bytes; ask for less at once.", status=200)
+        kept.append(piece)
+    return b"".join(kept)
+
+
+@functools.lru_cache(maxsize=16)
+def _known_extensions(header: str) -> frozenset[str]:
+    """Return the extensions in a service's header known to this version."""
+    return frozenset(map(str.strip, header.split(","))) & frozenset(EXTENSIONS)
+
+
+def _reply_of(response: Response, extensions: frozenset[str]) -> Reply:
+    """Return the reply in a response; anything else, such as a proxy's page, is an ``Http error``."""
+    status = response.status_code
+    if status == HTTPStatus.OK:
+        return decode_reply(response.content, extensions=extensions, response=response)
+    retry_after = parse_retry_after(response.headers)
+    facts: dict[str, Any] = {"retry_after": retry_after, "extensions": extensions, "response": response}
+    with suppress(ProtocolError):
+        reply = decode_reply(response.content, status=status, **facts)
+        if reply.error is not None:
+            return reply
+    message = encode_value(response.reason or f"Status {status}")
+    return Reply(error="Http error", message=message, status=status, **facts)
+
+
+def _range_headers(start: int, tag: str | None) -> dict[str, str]:
+    """Return the headers to request a file's bytes from `start` on."""
+    headers = {"Accept-Encoding": "identity"}
+    # A weak tag or none does not identify the bytes, so the whole file is requested.
+    if start and tag is not None and not tag.startswith("W/"):
+        headers |= {"Range": f"bytes={start}-", "If-Range": tag}
+    return headers
+
+
+def _download_refusal(raw: BaseHTTPResponse, body: bytes) -> Reply:
+    facts: dict[str, Any] = {"status": raw.status, "retry_after": parse_retry_after(raw.headers)}
+    try:
+        reply = decode_reply(body, **facts)
+    except ProtocolError:
+        reply = Reply(**facts)
+    if reply.error is not None and reply.error != "NoPath":
+        return reply
+    if raw.status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+        return Reply(error="NoFile", message=encode_value("There is no media file at this link."), **facts)
+    return Reply(error="Http error", message=encode_value(raw.reason or f"Status {raw.status}"), **facts)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def parse_retry_after(headers: Mapping[str, str], now: Callable[[], datetime] = _now) -> float | None:
+    """Return the seconds in ``Retry-After``, a number or a date; a date is compared with the answer's own date."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    moment = _parse_date(text)
+    if moment is None:
+        return None
+    return max(0.0, (moment - (_parse_date(headers.get("Date", "")) or now())).total_seconds())
+
+
+def _parse_date(text: str) -> datetime | None:
+    from email.utils import parsedate_to_datetime  # a tenth of this package's import time, and rarely needed
+
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+# Exceptions of `requests` and `urllib3`, recognised by name so that neither has to be imported.
+
+
+class _Translation(NamedTuple):
+    """Error for some foreign exception classes."""
+
+    classes: str
+    error: Callable[..., CloudStoreError]
+    sentence: str
+
+
+def _unsent(error: type[TransportError | TimedOutError]) -> Callable[..., CloudStoreError]:
+    return functools.partial(error, sent=False)
+
+
+_sent = functools.partial(TransportError, sent=True)
+
+#: The first row naming a class of any exception in the chain applies; `sent` is False only if the request certainly
+#: did not reach the service.
+TRANSLATIONS: Final = (
+    _Translation(
+        "urllib3.NewConnectionError", _unsent(TransportError), "{server} was not reached{why}; check the address."
+    ),
+    _Translation(
+        "requests.InvalidProxyURL requests.ProxyError urllib3.ProxyError urllib3.ProxySchemeUnknown",
+        _unsent(TransportError),
+        "The proxy on the way to {server} was not reached{why}; check the proxy's settings.",
+    ),
+    _Translation(
+        "requests.ConnectTimeout urllib3.ConnectTimeoutError",
+        _unsent(TimedOutError),
+        "{server} did not take the connection in time; try again later, or give a longer timeout.",
+    ),
+    _Translation(
+        "requests.ReadTimeout requests.Timeout urllib3.TimeoutError builtins.TimeoutError",
+        TimedOutError,
+        "{server} did not answer in time; try again later, or give a longer timeout.",
+    ),
+    _Translation(
+        "ssl.SSLCertVerificationError",
+        _sent,
+        "TLS with {server} failed{why}; check its certificate, or name a private one's file by REQUESTS_CA_BUNDLE.",
+    ),
+    _Translation(
+        "requests.SSLError ssl.SSLError urllib3.SSLError",
+        _sent,
+        "TLS with {server} failed{why}; check its certificate.",
+    ),
+    _Translation(
+        "requests.MissingSchema requests.InvalidSchema requests.InvalidURL requests.URLRequired requests.InvalidHeader "
+        "requests.UnrewindableBodyError urllib3.LocationValueError urllib3.InvalidHeader",
+        ProtocolError,
+        "The request to {server} can't be sent{why}; check the address, and the proxy's if there is one.",
+    ),
+    _Translation(
+        "requests.ContentDecodingError requests.InvalidJSONError requests.JSONDecodeError requests.HTTPError "
+        "requests.TooManyRedirects requests.StreamConsumedError urllib3.DecodeError",
+        ProtocolError,
+        "The answer of {server} can't be read{why}; is the address right?",
+    ),
+    _Translation(
+        "requests.ConnectionError requests.ChunkedEncodingError requests.RetryError requests.RequestException "
+        "urllib3.HTTPError",
+        _sent,
+        "The connection to {server} broke{why}; try again.",
+    ),
+)
+
+
+_PLAIN_HTTP: Final = _Translation(
+    "ssl.SSLError", _sent, "TLS with {server} failed{why}; it may speak http there, so check the address and its port."
+)
+
+
+def translate_exception(error: Exception, server: str) -> CloudStoreError:
+    """Return the error of this package for an exception of `requests` or `urllib3`."""
+    chain = list(_chain(error))
+    names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for link in chain for kind in type(link).__mro__}
+    row = next(row for row in TRANSLATIONS if not names.isdisjoint(row.classes.split()))
+    # Messages of `requests` may show URLs with passwords, so only the system's messages are quoted.
+    system = [link for link in chain if type(link).__module__.partition(".")[0] not in ("requests", "urllib3")]
+    cause = system[-1] if system else chain[-1]
+    reason = getattr(cause, "strerror", None) or str(cause)[:200] if system else type(cause).__name__
+    response = getattr(error, "response", None)
+    if "WRONG_VERSION_NUMBER" in str(reason) or "HTTP_REQUEST" in str(reason):
+        row = _PLAIN_HTTP
+    raised = row.error(row.sentence.format(server=server, why=f" ({reason})"), response=response)
+    if isinstance(raised, TransportError | TimedOutError) and any(map(_in_handshake, chain)):
+        raised.sent = False
+    return raised
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield `error` and the exceptions inside it, causes last."""
+    yield error
+    for part in (*error.args, getattr(error, "reason", None), error.__cause__):
+        if isinstance(part, BaseException):
+            yield from _chain(part)
+
+
+def _in_handshake(error: BaseException) -> bool:
+    # TLS raises the same classes before, during and after a request; only the traceback distinguishes them.
+    return any(frame.f_code.co_name == "do_handshake" for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+# Uploads: the multipart form of a media file.
+
+
+class MultipartForm:
+    """
+    Multipart body of an upload: iterate over it, once, to get its bytes.
+
+    `len` is the length of the body, None for a stream of unknown size; `requests` looks for this name.
+    """
+
+    def __init__(self, upload: Upload) -> None:
+        check_type(upload.content_type)
+        boundary = secrets.token_hex(16)
+        self.content_type = f"multipart/form-data; boundary={boundary}"
+        # A service may decode `=?…?=` as an encoded word, unless the plain name is sent, too.
+        plain = f"; filename*=UTF-8''{quote(upload.name, safe='', errors='replace')}" if "=?" in upload.name else ""
+        filename = upload.name.translate(_FORM_ESCAPES)
+        part = f'"file"; filename="{filename}"{plain}\r\nContent-Type: {upload.content_type}'
+        condition = (('"if_version"', ""),) if upload.only_new else ()
+        fields = (('"key"', upload.api_key), ('"password"', upload.password or ""), *condition, (part, ""))
+        try:
+            self._head = "\r\n".join(
+                f"--{boundary}\r\nContent-Disposition: form-data; name={name}\r\n\r\n{value}" for name, value in fields
+            ).encode()
+        except UnicodeEncodeError as error:
+            raise BadNameError(
+                "The API key, name or password holds a lone surrogate, which no text on the wire can; take it out.",
+                key=upload.name,
+            ) from error
+        self._tail = f"\r\n--{boundary}--\r\n".encode()
+        self._data = upload.data
+        self._size = size_of(upload.data)
+        self.len = None if self._size is None else len(self._head) + self._size + len(self._tail)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._head
+        yield from pieces_of(self._data)
+        yield self._tail
+
+
+def check_type(content_type: str) -> None:
+    """Raise `BadValueError` for a content type with characters not allowed in a form."""
+    if not _PRINTABLE.fullmatch(content_type):
+        raise BadValueError(f"{content_type!r} is no content type; give one such as 'image/jpeg', or 'text'.")
+
+
+def size_of(data: bytes | IO[bytes]) -> int | None:
+    """Return the size of an upload in bytes, a file's from its position; None if unknown."""
+    if isinstance(data, bytes):
+        return len(data)
+    try:
+        start = data.tell()
+        end = data.seek(0, os.SEEK_END)
+        data.seek(start)
+    except (OSError, AttributeError):
+        return None
+    return end - start
+
+
+def pieces_of(data: bytes | IO[bytes]) -> Iterator[bytes]:
+    """Yield the bytes of an upload, a file's from its position and no more than its size at the beginning."""
+    if isinstance(data, bytes):
+        yield data
+        return
+    left = size_of(data)
+    while left != 0:
+        try:
+            piece: Any = data.read(CHUNK_SIZE if left is None else min(left, CHUNK_SIZE))
+        except OSError as error:
+            # urllib3 would take an OSError for a broken connection.
+            raise BadValueError(f"The file can't be read ({error.strerror or type(error).__name__}).") from error
+        if isinstance(piece, str):
+            raise TypeError("The file gives text where bytes are sent; open it in binary mode.")
+        if not piece:
+            break
+        if left is not None:
+            left -= len(piece)
+        yield piece
+    if left:
+        raise BadValueError("The file became shorter while it was sent; upload it again.")

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeAlias
 from msgspec import MsgspecError
 
 from cloudstore_mapping.client import codec
-from cloudstore_mapping.client.envelopes import Envelopes
+from cloudstore_mapping.client.shelf import Envelopes
 from cloudstore_mapping.errors import BadValueError, UnsupportedError
 from cloudstore_mapping.storefiles import open_file, read_file
 from cloudstore_mapping.transfer.dbmkinds import TABLE, DbmFile, dbm_at, read_only
@@ -67,7 +67,7 @@ def read_shelf(path: Path, envelopes: Envelopes) -> Iterator[Entry]:
     def value(key: str, pickled: bytes) -> Entry:
         try:
             loaded = pickle.loads(pickled)  # noqa: S301 - whoever calls this was asked whether the shelf is trusted
-            return Entry(key, bytes(codec.dump(envelopes.dump(key, loaded))))
+            return Entry(key, bytes(codec.encode(envelopes.dump(key, loaded))))
         except Exception as error:  # noqa: BLE001 - whatever runs in a pickle raises whatever it likes
             return Entry(key, about(key, error))
 
@@ -76,7 +76,7 @@ def read_shelf(path: Path, envelopes: Envelopes) -> Iterator[Entry]:
 
 def pickled(key: str, value: bytes, envelopes: Envelopes) -> bytes:
     """Return a stored value as the standard library's shelf holds it; `BadValueError` where it can't be trusted."""
-    return pickle.dumps(envelopes.load(key, codec.load(value)))
+    return pickle.dumps(envelopes.load(key, codec.decode(value)))
 
 
 def write(path: Path, entries: Iterable[tuple[str, bytes]]) -> list[BadValueError]:

@@ -22,7 +22,7 @@ from cloudstore_mapping.errors import (
 from cloudstore_mapping.jsontext import decode_value, fault_of
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.client.raw import RawStore
+    from cloudstore_mapping.transfer.raw_store import RawStore
 
 #: Seconds that what was read of a slow service waits to be kept.
 PATIENCE: Final = 2.0
@@ -79,7 +79,7 @@ def entries_of(store: RawStore, keys: Sequence[str]) -> Iterator[Entry]:
 def checked(key: str, text: bytes) -> Entry:
     """Return the entry of a value that stands somewhere as JSON, its numbers as they are written there."""
     try:
-        codec.dump(decode_value(text))
+        codec.encode(decode_value(text))
         return Entry(key, msgspec.json.format(text, indent=-1))
     except BadValueError as error:
         return Entry(key, about(key, error))

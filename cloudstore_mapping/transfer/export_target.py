@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from cloudstore_mapping.client.secret import refuse_secret
+from cloudstore_mapping.client.shelf import refuse_secret
 from cloudstore_mapping.drafts import draft_of
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.storefiles import (

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloudstore_mapping.client.bulk import in_batches
-from cloudstore_mapping.client.envelopes import Envelopes
 from cloudstore_mapping.client.progress import Progress, reporting
-from cloudstore_mapping.client.raw import RawStore
-from cloudstore_mapping.client.secret import Secret, secrets_of
+from cloudstore_mapping.client.shelf import Envelopes, Secret, secrets_of
 from cloudstore_mapping.errors import BadValueError, CloudStoreError, NoFileError, UnsupportedError
 from cloudstore_mapping.service.storage.places import MEMORY, scheme_of
 from cloudstore_mapping.transfer import dbmfiles
@@ -23,6 +21,7 @@ from cloudstore_mapping.transfer.journal import Journal
 from cloudstore_mapping.transfer.jsonfiles import write_lines, write_object
 from cloudstore_mapping.transfer.links import Links
 from cloudstore_mapping.transfer.mediafolder import MediaDraft, MediaItem
+from cloudstore_mapping.transfer.raw_store import RawStore
 
 if TYPE_CHECKING:
     from cloudstore_mapping.client.mapping import CloudStoreMapping

@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from cloudstore_mapping.client.bulk import in_batches
-from cloudstore_mapping.client.envelopes import Envelopes
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.progress import Progress, reporting
-from cloudstore_mapping.client.raw import RawStore
-from cloudstore_mapping.client.secret import Secret, new_secret, secrets_of
+from cloudstore_mapping.client.shelf import Envelopes, Secret, new_secret, secrets_of
 from cloudstore_mapping.errors import (
     BadValueError,
     BulkError,
@@ -30,6 +28,7 @@ from cloudstore_mapping.signed import check_secret
 from cloudstore_mapping.transfer.dbmkinds import dbm_itself
 from cloudstore_mapping.transfer.entries import PATIENCE, Entry, Failures
 from cloudstore_mapping.transfer.formats import Format
+from cloudstore_mapping.transfer.raw_store import RawStore
 from cloudstore_mapping.transfer.replacing import Replacement
 from cloudstore_mapping.transfer.sources import Opens, Source, StoreSource, source_at
 

@@ -11,8 +11,8 @@ from typing import IO, Final, Protocol
 
 import msgspec
 
-from cloudstore_mapping.client.fetching import Fetched
-from cloudstore_mapping.client.saving import harmless
+from cloudstore_mapping.client.media import safe_filename
+from cloudstore_mapping.client.transport import Fetched
 from cloudstore_mapping.errors import BadValueError, UnsupportedError
 from cloudstore_mapping.storefiles import open_file, read_file, sync_folder
 from cloudstore_mapping.transfer.journal import END
@@ -106,7 +106,7 @@ class MediaDraft:
                 os.fsync(file.fileno())
                 digest, size = _digest(file)
             name = told.name or link.rpartition("/")[2]
-            item = MediaItem(f"{self._number}-{harmless(name)}", link, name, told.mimetype, size, digest)
+            item = MediaItem(f"{self._number}-{safe_filename(name)}", link, name, told.mimetype, size, digest)
             draft.replace(self._folder / item.file)
         finally:
             draft.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from cloudstore_mapping.client.secret import place_of_secret
+from cloudstore_mapping.client.shelf import place_of_secret
 from cloudstore_mapping.drafts import Draft
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.storefiles import sync_folder

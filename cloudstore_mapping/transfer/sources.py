@@ -14,8 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile, gettempdir
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from cloudstore_mapping.client.envelopes import Envelopes
-from cloudstore_mapping.client.raw import RawStore
+from cloudstore_mapping.client.shelf import Envelopes
 from cloudstore_mapping.errors import BadValueError, UnsupportedError
 from cloudstore_mapping.oserrors import naming
 from cloudstore_mapping.transfer.dbmfiles import length, read_dbm, read_shelf
@@ -25,6 +24,7 @@ from cloudstore_mapping.transfer.formats import Format, format_of_source, format
 from cloudstore_mapping.transfer.jsonfiles import read_lines, read_object
 from cloudstore_mapping.transfer.links import Links
 from cloudstore_mapping.transfer.mediafolder import MediaItem, faults_of, items_of, opened
+from cloudstore_mapping.transfer.raw_store import RawStore
 
 if TYPE_CHECKING:
     from cloudstore_mapping.client.mapping import CloudStoreMapping

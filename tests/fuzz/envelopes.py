@@ -6,7 +6,7 @@ import base64
 import secrets
 from typing import Any, Final
 
-from cloudstore_mapping.client.envelopes import MARK, Envelopes
+from cloudstore_mapping.client.shelf import MARK, Envelopes
 from cloudstore_mapping.errors import BadValueError
 from cloudstore_mapping.testing.exact import same
 from tests.fuzz.values import Values

@@ -1,0 +1,454 @@
+"""
+Retry: send a request until its outcome is final, with rate limit, idempotency keys and exponential backoff.
+
+A read is retried freely; a write only if a second application does no harm, or if an idempotency key prevents it.
+A write without a reply ends in `OutcomeUnknownError`.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple, Self, TypeAlias
+
+import msgspec
+from msgspec import UNSET
+
+from cloudstore_mapping.client.transport import Fetched, Sendable, Transport
+from cloudstore_mapping.errors import (
+    REPLY_ERRORS,
+    ChangedError,
+    CloudStoreError,
+    OutcomeUnknownError,
+    ProtocolError,
+    TimedOutError,
+    TooOftenError,
+    TransportError,
+    UnavailableError,
+    UnsupportedError,
+)
+from cloudstore_mapping.wire import Batch, Operation, Reply, Request, Upload, encode_value
+
+#: Result of a single attempt: a reply, or the reason why there is none.
+Outcome: TypeAlias = Reply | TransportError | TimedOutError
+
+#: Seconds a request may wait in total between its attempts, including ``Retry-After``.
+MAX_WAIT: Final = 30.0
+#: Seconds after the first attempt until which a request may be sent again: services keep ids for at least 600.
+MAX_AGE: Final = 540.0
+
+_FIRST_BACKOFF: Final = 0.5
+_LONGEST_BACKOFF: Final = 8.0
+
+#: Statuses after which the same request may succeed.
+BUSY: Final = frozenset({429, 502, 503, 504})
+
+
+class Pacer:
+    """
+    Rate limiter: assign start times to requests in the order of the calls.
+
+    Notes
+    -----
+    Thread safe; nobody waits while holding its lock.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], object] = time.sleep
+    ) -> None:
+        self._clock = clock
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._last = float("-inf")
+
+    def reserve(self, interval: float) -> float:
+        """Return the time at which a request may start, at least `interval` seconds after the previous start."""
+        with self._lock:
+            self._last = max(self._clock(), self._last + interval)
+            return self._last
+
+    def wait(self, until: float) -> None:
+        """Sleep until the clock shows `until`."""
+        delay = until - self._clock()
+        if delay > 0:
+            self._sleep(delay)
+
+
+_pacers: dict[str, Pacer] = {}
+
+
+def pacer_of(server: str) -> Pacer:
+    """Return the pacer shared by all clients of `server` in this process."""
+    return _pacers.setdefault(server, Pacer())
+
+
+class RequestStats(NamedTuple):
+    """
+    Attempts by operation, retries among them, and body bytes in each direction.
+
+    The transport counts the bytes; they are 0 over a transport without counters.
+    """
+
+    requests: dict[str, int]
+    retries: int
+    bytes_sent: int
+    bytes_received: int
+
+
+class RequestSender:
+    """
+    Send requests over a transport with rate limit and retries, and remember the service's extensions.
+
+    Parameters
+    ----------
+    transport
+        Way to the service, closed with the sender.
+    api_key
+        The account's key.
+    retries
+        Number of further attempts after a failed connection or a status in `BUSY`.
+    min_interval
+        Seconds between two requests of all senders with the same `pacer`.
+    pacer, clock, sleep
+        The pacer (`pacer_of`; None: a new pacer with this clock), and functions to read time and to wait.
+
+    Notes
+    -----
+    Thread safe. If the last reply named the extension `once`, all attempts of a write carry the same id, and a write
+    without a timely reply is retried, too. Before the first reply they carry it only over a transport able to send it
+    without disturbing other services (`HTTPTransport.has_id_header`).
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        api_key: str,
+        *,
+        retries: int = 3,
+        min_interval: float = 0.0,
+        pacer: Pacer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self._transport = transport
+        self._api_key = api_key
+        self._retries = retries
+        self._min_interval = min_interval
+        self._pacer = Pacer(clock, sleep) if pacer is None else pacer
+        self._clock = clock
+        self._sleep = sleep
+        self._extensions: frozenset[str] | None = None  # before the first reply
+        self._attempts: Counter[str] = Counter()
+        self._repetitions = 0
+        self._is_ending = False
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def hurry(self) -> None:
+        """Retry nothing from now on, and let a service in this process wait no longer for others: `close` follows."""
+        self._is_ending = True
+        if (hurry := getattr(self._transport, "hurry", None)) is not None:
+            hurry()
+
+    def close(self) -> None:
+        """Close the transport."""
+        self._transport.close()
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """Extensions of `wire.EXTENSIONS` in the service's last reply; none before the first."""
+        return self._extensions or frozenset()
+
+    @property
+    def stats(self) -> RequestStats:
+        """Counters so far."""
+        sent = getattr(self._transport, "sent_bytes", 0)
+        received = getattr(self._transport, "received_bytes", 0)
+        with self._lock:
+            return RequestStats(dict(self._attempts), self._repetitions, sent, received)
+
+    def reserve(self) -> float:
+        """Return the start time of the next request on the pacer's clock, for `exchange`."""
+        return self._pacer.reserve(self._min_interval)
+
+    def exchange(self, request: Sendable, *, start: float | None = None, key: str | None = None) -> Reply:
+        """
+        Return the service's reply, also if it is an error; `start` is a result of `reserve`.
+
+        Raises
+        ------
+        TransportError, TimedOutError
+            No reply came and nothing was changed: the request never left, or was a read.
+        OutcomeUnknownError
+            No reply came to a write, and an attempt of it may have reached the service.
+        ProtocolError
+            The reply can't be read.
+        """
+        request = self._with_id(request)
+        rewind = _rewinder(request)
+        backoffs = self.backoffs()
+        wait_left = MAX_WAIT
+        maybe_applied = is_retry = False
+        self._pacer.wait(self.reserve() if start is None else start)
+        latest = self._clock() + MAX_AGE
+        while True:
+            outcome = self._send_once(request, is_retry)
+            if self._is_ending or rewind is None or not is_retryable(request, outcome, "once" in self.extensions):
+                return final_reply(request, outcome, maybe_applied, key)
+            backoff = next(backoffs)
+            if backoff is None:
+                return final_reply(request, outcome, maybe_applied, key)
+            wait = max(backoff, _retry_after(outcome))
+            if wait > wait_left or self._clock() + wait > latest:
+                return final_reply(request, outcome, maybe_applied, key)
+            maybe_applied = maybe_applied or may_have_applied(outcome)
+            is_retry = True
+            wait_left -= wait
+            self._sleep(wait)
+            rewind()
+            self._pacer.wait(self.reserve())
+
+    def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
+        """
+        Begin to download a media file, in a single attempt; see `HTTPTransport.fetch`.
+
+        Raises the service's error if there is no such file, and `UnsupportedError` over a transport without `fetch`.
+        """
+        fetch = getattr(self._transport, "fetch", None)
+        if fetch is None:
+            raise UnsupportedError("This store's transport gets no media files; open the store by its address.")
+        self._pacer.wait(self.reserve())
+        with self._lock:
+            self._attempts["download"] += 1
+            self._repetitions += start > 0
+        fetched: Fetched = fetch(link, start, tag)
+        if fetched.refusal is not None:
+            raise_for(fetched.refusal, None)
+        return fetched
+
+    def media_files(self) -> list[dict[str, Any]]:
+        """Return the descriptions of all media files; `UnsupportedError` over a transport unable to list them."""
+        listing = getattr(self._transport, "media_files", None)
+        if listing is None:
+            raise UnsupportedError("A service doesn't list media files; their links are what upload returned.")
+        files: list[dict[str, Any]] = listing()
+        return files
+
+    def check_has_data(self) -> None:
+        """Raise `UnsupportedError` for an embedded store whose data all belong to a service's accounts."""
+        check = getattr(self._transport, "check_has_data", None)
+        if check is not None:
+            check()
+
+    def backoffs(self) -> Iterator[float | None]:
+        """Yield the seconds to wait after each failed attempt, then None."""
+        longest = _FIRST_BACKOFF
+        for _ in range(self._retries):
+            yield longest * random.uniform(0.5, 1)  # noqa: S311 - jitter
+            longest = min(2 * longest, _LONGEST_BACKOFF)
+        while True:
+            yield None
+
+    def sleep(self, seconds: float) -> None:
+        """Wait between two attempts."""
+        self._sleep(seconds)
+
+    def _with_id(self, request: Sendable) -> Sendable:
+        """Return the request, a write with an idempotency key if the service may know them."""
+        if self._extensions is None:
+            may_know = getattr(self._transport, "has_id_header", False)
+        else:
+            may_know = "once" in self._extensions
+        if not may_know or isinstance(request, Upload) or not is_write(request):
+            return request
+        return msgspec.structs.replace(request, once=secrets.token_hex(16))
+
+    def _send_once(self, request: Sendable, is_retry: bool) -> Outcome:
+        """Send the request: all attempts of all operations pass here."""
+        with self._lock:
+            self._attempts[operation_of(request)] += 1
+            self._repetitions += is_retry
+        try:
+            reply = self._transport.send(request)
+        except (TransportError, TimedOutError) as error:
+            return error
+        if reply.error != "Http error" or reply.extensions:  # otherwise the reply is a proxy's
+            self._extensions = reply.extensions
+        return reply
+
+
+def _rewinder(request: Sendable) -> Callable[[], object] | None:
+    """Return a function to call before a retry, None for a stream impossible to send twice."""
+    if not isinstance(request, Upload) or isinstance(request.data, bytes):
+        return _no_rewind
+    try:
+        return partial(request.data.seek, request.data.tell()) if request.data.seekable() else None
+    except (OSError, AttributeError):
+        return None
+
+
+def _no_rewind() -> None:
+    pass
+
+
+def operation_of(request: Sendable) -> str:
+    """Return the name of a request's operation."""
+    return "upload" if isinstance(request, Upload) else request.operation.value
+
+
+def is_write(request: Sendable) -> bool:
+    """Return True if the request changes stored data."""
+    if isinstance(request, Upload):
+        return True
+    return request.writes if isinstance(request, Batch) else request.operation.writes
+
+
+def is_retryable(request: Sendable, outcome: Outcome, knows_ids: bool) -> bool:
+    """
+    Return True if another attempt may succeed, and does no harm if this attempt was applied.
+
+    `knows_ids` is True for a service known to apply requests with the same id only once.
+    """
+    has_id = knows_ids and not isinstance(request, Upload) and request.once is not UNSET
+    if isinstance(outcome, Reply):
+        if outcome.status not in BUSY:
+            return False
+    elif isinstance(outcome, TimedOutError) and outcome.sent and not has_id:
+        return False
+    return not may_have_applied(outcome) or has_id or _is_idempotent(request)
+
+
+def may_have_applied(outcome: Outcome) -> bool:
+    """Return True if the service may have applied the request, judging by the outcome."""
+    if isinstance(outcome, Reply):
+        # A gateway may answer for a silent service, but 429 means an unread request. `OutcomeUnknown` is the reply of
+        # a service after the loss of its database.
+        unread = outcome.status == HTTPStatus.TOO_MANY_REQUESTS
+        return outcome.error == "OutcomeUnknown" or (outcome.error == "Http error" and not unread)
+    return outcome.sent
+
+
+def final_reply(request: Sendable, outcome: Outcome, maybe_applied: bool, key: str | None) -> Reply:
+    """
+    Return the final reply of an exchange, or raise the error for its absence.
+
+    `maybe_applied` is True if an earlier attempt may have been applied.
+    """
+    if isinstance(outcome, Reply):
+        if maybe_applied and _is_own_delete(request, outcome):
+            deleted = encode_value("Entry deleted")
+            return msgspec.structs.replace(outcome, error=None, message=deleted, data=UNSET)
+        # A refusal says nothing about the attempts before it.
+        is_unknown = maybe_applied and outcome.status in BUSY and not may_have_applied(outcome)
+    else:
+        is_unknown = maybe_applied or outcome.sent
+    if is_unknown and is_write(request):
+        cause = error_of(outcome, key) if isinstance(outcome, Reply) else outcome
+        raise _outcome_unknown(f"No answer came to the {_description(request, key)}") from cause
+    if isinstance(outcome, Reply):
+        return outcome
+    raise outcome
+
+
+def _retry_after(outcome: Outcome) -> float:
+    return outcome.retry_after or 0.0 if isinstance(outcome, Reply) else 0.0
+
+
+def _is_idempotent(request: Sendable) -> bool:
+    """Return True if a repetition has the same result: a condition may fail after the first application."""
+    if isinstance(request, Upload):
+        return not request.only_new
+    return not is_write(request) or (isinstance(request, Request) and request.if_version is UNSET)
+
+
+def _outcome_unknown(problem: str, **facts: Any) -> OutcomeUnknownError:
+    return OutcomeUnknownError(f"{problem}: it may have been done or not; load it to see, or do it again.", **facts)
+
+
+def _is_own_delete(request: Sendable, reply: Reply) -> bool:
+    """Return True for a `NoFile` reply probably caused by an earlier attempt of the same delete."""
+    if not isinstance(request, Request) or request.operation is not Operation.DELETE or reply.error != "NoFile":
+        return False
+    # A service with `once` replays its first reply to a known id, so its `NoFile` is the true reply.
+    return request.once is UNSET or "once" not in reply.extensions
+
+
+def _description(request: Sendable, key: str | None) -> str:
+    if isinstance(request, Batch):
+        return f"batch of {len(request.requests)} requests"
+    return f"{operation_of(request)} of {request.name if key is None else key!r}"
+
+
+# Sentences with the key, as the service may know it under another name.
+_SENTENCES: Final = {
+    "NoFile": "There is nothing under {key!r}.",
+    "Locked": "{key!r} is locked, and the password is missing or wrong; give the right one.",
+    "Changed": "{key!r} was changed by somebody else meanwhile; load it again before writing it.",
+}
+# Remedies for a status of a proxy or web server, not of the service.
+_ADVICE: Final = {
+    401: "check the API key, and whether a proxy asks for a sign-in",
+    403: "check the API key, and whether a proxy or firewall is in between",
+    404: "check the address, which usually ends in /cloudstore",
+}
+_REDIRECTED: Final = "redirects are never followed with an API key; give the address that this one points to"
+
+
+def error_of(reply: Reply, key: str | None) -> CloudStoreError | None:
+    """Return the error in a reply, None for a success; the error shows `key`."""
+    error = reply.error
+    if error is None:
+        return None
+    facts = facts_of(reply, key)
+    prefix = "" if key is None else f"{key!r}: "
+    kind: type[CloudStoreError]
+    if error == "Http error":
+        advice = _ADVICE.get(reply.status, _REDIRECTED if 300 <= reply.status < 400 else "try again later")
+        sentence = f"{prefix}The answer was {reply.status} {reply.sentence}; {advice}."
+        kind = UnavailableError if reply.status in BUSY else ProtocolError
+        kind = TooOftenError if reply.status == HTTPStatus.TOO_MANY_REQUESTS else kind
+    elif error in REPLY_ERRORS:
+        kind = REPLY_ERRORS[error][1]
+        sentence = prefix + (reply.sentence or f"The service says {error}.")
+    else:
+        kind = ProtocolError
+        sentence = f"{prefix}The service says {error!r}, which this version doesn't know: {reply.sentence}"
+    if key is not None and error in _SENTENCES:
+        sentence = _SENTENCES[error].format(key=key)
+    if issubclass(kind, TooOftenError | UnavailableError):
+        return kind(sentence, retry_after=reply.retry_after, **facts)
+    if issubclass(kind, ChangedError):
+        return kind(sentence, version=version_of(reply), **facts)
+    return kind(sentence, **facts)
+
+
+def raise_for(reply: Reply, key: str | None, request: Sendable | None = None) -> None:
+    """Raise the error in a reply to this request, if there is one."""
+    error = error_of(reply, key)
+    if error is None:
+        return
+    if isinstance(error, UnavailableError) and may_have_applied(reply) and request is not None and is_write(request):
+        problem = f"The answer to the {_description(request, key)} was {reply.status} {reply.sentence}"
+        raise _outcome_unknown(problem, **facts_of(reply, key)) from error
+    raise error
+
+
+def facts_of(reply: Reply, key: str | None) -> dict[str, Any]:
+    """Return the attributes common to all errors about a reply."""
+    return {"key": key, "error": reply.error, "status": reply.status, "response": reply.response}
+
+
+def version_of(reply: Reply) -> str | None:
+    """Return the file's version in a reply, None without one."""
+    return None if reply.version is UNSET else reply.version
