@@ -19,9 +19,9 @@ from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.places import place_of
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from tests.engine_use import uses_engine
-from tests.mapping_fixtures import connect, counted, http_service, make_store, store
 from tests.service_fakes import Asker, FakeHasher, ManualClock
 from tests.storages import NO_POSTGRES, end_database, engine, new_database, new_storage
+from tests.support.mapping_fixtures import connect, counted, http_service, make_store, store
 from tests.vendor import Vendor, serve_vendor
 
 # No test measures time: a loaded machine would make a slow example a failure.

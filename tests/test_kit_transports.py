@@ -11,7 +11,7 @@ import cloudstore_mapping as cm
 from cloudstore_mapping.embedded import InProcessTransport, open_service
 from cloudstore_mapping.errors import NoFileError, OutcomeUnknownError, TimedOutError, TransportError, UnsupportedError
 from cloudstore_mapping.testing import CountingTransport, FaultyTransport, FrozenClock, SlowTransport, faults
-from tests.scripted import Script
+from tests.support.scripted import Script
 
 Store = cm.CloudStoreMapping[Any]
 

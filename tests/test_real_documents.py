@@ -12,7 +12,7 @@ import pytest
 
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.merge import merge
-from tests.mapping_fixtures import Connect
+from tests.support.mapping_fixtures import Connect
 
 
 @pytest.fixture(scope="module")

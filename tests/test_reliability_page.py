@@ -12,7 +12,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 
 def test_every_test_that_is_named_is_there() -> None:
     """Each test that the page names is one, by its file and function."""
-    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", PAGE.read_text("utf-8"))
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE.read_text("utf-8"))
     assert named
     for file, function in named:
         functions = [

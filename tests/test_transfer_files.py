@@ -18,7 +18,7 @@ from cloudstore_mapping.errors import BadValueError, BulkError, CloudStoreError,
 from cloudstore_mapping.testing.strategies import json_values, keys
 from cloudstore_mapping.transfer import Format, export_store, import_store
 from tests.dbm_kinds import KINDS, force
-from tests.mapping_fixtures import MakeStore
+from tests.support.mapping_fixtures import MakeStore
 
 #: What is hard for one format or another.
 VALUES: dict[str, Any] = {

@@ -16,8 +16,8 @@ from cloudstore_mapping.errors import BulkError, UnsupportedError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.transfer import export_store, import_store
 from cloudstore_mapping.web.serve import background
-from tests.mapping_fixtures import MakeStore
 from tests.storages import new_storage
+from tests.support.mapping_fixtures import MakeStore
 from tests.vendor import Vendor
 
 CONTENT = {"a": 1, "b/c": [None, "é"], "d": {}}

@@ -12,8 +12,8 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
-from tests.mapping_fixtures import Connect, MakeStore
 from tests.storages import new_storage
+from tests.support.mapping_fixtures import Connect, MakeStore
 
 SECRETS = ("swordfish", "tuna")
 

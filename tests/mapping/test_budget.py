@@ -9,7 +9,7 @@ import pytest
 
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.testing.transports import CountingTransport
-from tests.mapping_fixtures import Connect
+from tests.support.mapping_fixtures import Connect
 
 Store = CloudStoreMapping[Any]
 Counted = tuple[Store, CountingTransport]

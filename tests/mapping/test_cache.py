@@ -12,7 +12,7 @@ from cloudstore_mapping.client.transport import Transport
 from cloudstore_mapping.testing.clocks import FrozenClock
 from cloudstore_mapping.testing.transports import CountingTransport
 from cloudstore_mapping.wire import Batch, Reply, Request, Upload
-from tests.mapping_fixtures import Connect, MakeStore
+from tests.support.mapping_fixtures import Connect, MakeStore
 
 Store = CloudStoreMapping[Any]
 

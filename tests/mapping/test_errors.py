@@ -22,8 +22,8 @@ from cloudstore_mapping.errors import (
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.wire import encode_value
-from tests.mapping_fixtures import Connect, MakeStore
 from tests.storages import new_storage
+from tests.support.mapping_fixtures import Connect, MakeStore
 
 Store = CloudStoreMapping[Any]
 

@@ -9,7 +9,7 @@ import pytest
 
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.errors import BadMergeError, NoFileError
-from tests.mapping_fixtures import MakeStore
+from tests.support.mapping_fixtures import MakeStore
 
 Store = CloudStoreMapping[Any]
 

@@ -9,7 +9,7 @@ import pytest
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.testing.concurrency import together
 from cloudstore_mapping.testing.transports import CountingTransport
-from tests.mapping_fixtures import MakeStore
+from tests.support.mapping_fixtures import MakeStore
 
 
 @pytest.mark.parametrize("connect", ["http"], indirect=True)

@@ -27,8 +27,8 @@ from cloudstore_mapping.testing import (
 from cloudstore_mapping.testing.concurrency import together
 from cloudstore_mapping.testing.faults import lost, refused, slow
 from cloudstore_mapping.web.serve import background
-from tests.mapping_fixtures import Connect, MakeStore
 from tests.storages import new_storage
+from tests.support.mapping_fixtures import Connect, MakeStore
 
 TIMES = 1000
 

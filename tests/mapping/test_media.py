@@ -17,8 +17,8 @@ from cloudstore_mapping.embedded import InProcessTransport
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.uploads import CHUNK_BYTES
 from cloudstore_mapping.web.serve import background
-from tests.mapping_fixtures import MakeStore
 from tests.storages import new_storage
+from tests.support.mapping_fixtures import MakeStore
 
 PNG = b"\x89PNG\r\n\x1a\n\0\xff"
 Store = cm.CloudStoreMapping[Any]

@@ -14,7 +14,7 @@ from cloudstore_mapping.client.retry import is_write
 from cloudstore_mapping.errors import BulkError, CloudStoreError
 from cloudstore_mapping.testing.clocks import FrozenClock
 from cloudstore_mapping.testing.faults import Delayed, FaultyTransport
-from tests.faults import DONE, TABLE, Error, Row, way
+from tests.support.faults import DONE, TABLE, Error, Row, way
 from tests.vendor import Vendor, serve_vendor
 
 Store = CloudStoreMapping[Any]

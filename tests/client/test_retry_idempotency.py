@@ -17,7 +17,7 @@ from cloudstore_mapping.errors import (
     UnavailableError,
 )
 from cloudstore_mapping.wire import Reply, Request, encode_replies, success
-from tests.scripted import ALL, DONE, NO_FILE, Outcome, Script, told
+from tests.support.scripted import ALL, DONE, NO_FILE, Outcome, Script, told
 
 ONCE = frozenset({"once", "batch", "version"})
 WITHOUT = ONCE - {"once"}

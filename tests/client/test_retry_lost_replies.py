@@ -12,7 +12,7 @@ from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.errors import ChangedError, NoFileError, OutcomeUnknownError
 from cloudstore_mapping.testing.faults import FaultyTransport, lost, lost_while, slow
 from cloudstore_mapping.wire import EXTENSIONS, Request, decode_value, encode_value
-from tests.faults import way
+from tests.support.faults import way
 from tests.vendor import Vendor, serve_vendor
 
 OURS = Raw(b'{"n":"ours"}')

@@ -13,7 +13,7 @@ from cloudstore_mapping.client.files import Client, Loaded
 from cloudstore_mapping.errors import CloudStoreError, NoFileError, TimedOutError
 from cloudstore_mapping.testing.faults import FaultyTransport, lost, refused, stuck, twice
 from cloudstore_mapping.wire import Request, decode_value, encode_value
-from tests.faults import DONE, TABLE, Error, way
+from tests.support.faults import DONE, TABLE, Error, way
 from tests.vendor import Vendor, serve_vendor
 
 BEFORE: dict[str, Any] = {"a": {"x": 1}, "b": [2]}

@@ -14,7 +14,7 @@ from cloudstore_mapping.service.rules import MAX_LISTED
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.testing.transports import CountingTransport, PassingTransport
 from cloudstore_mapping.wire import Operation, Reply, Request
-from tests.mapping_fixtures import MakeStore
+from tests.support.mapping_fixtures import MakeStore
 
 Store = CloudStoreMapping[Any]
 

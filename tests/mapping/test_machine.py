@@ -21,7 +21,7 @@ from cloudstore_mapping.embedded import open_service
 from cloudstore_mapping.merge import merge
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.testing import FaultyTransport, FrozenClock, mapping_machine, strategies
-from tests.mapping_fixtures import Connect
+from tests.support.mapping_fixtures import Connect
 from tests.vendor import serve_vendor
 
 Store = CloudStoreMapping[Any]

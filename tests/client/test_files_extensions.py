@@ -25,7 +25,7 @@ from cloudstore_mapping.wire import (
     encode_replies,
     success,
 )
-from tests.scripted import ALL, DONE, NO_FILE, Script, told
+from tests.support.scripted import ALL, DONE, NO_FILE, Script, told
 
 VALUE = Reply(data=Raw(b"1"), version="v1")
 

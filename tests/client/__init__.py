@@ -1,0 +1,1 @@
+"""Tests of the client, a file or more per module."""
