@@ -1,1 +1,1 @@
-"""What runs in the user's program; never imports `service` or `web`."""
+"""Client side: the mapping, its requests and transports; imports nothing of the service."""
