@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from cloudstore_mapping.client.saving import Saving
 
 import cloudstore_mapping as cm
 from cloudstore_mapping import drafts
+from cloudstore_mapping.client.media import DownloadFile
 from cloudstore_mapping.drafts import Draft, draft_of
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_backup import restore
@@ -33,11 +33,11 @@ COMMANDS = {
     "SQLiteStorage(target.with_name('s.db')).back_up(target, die)",
     "restore": "from cloudstore_mapping.service.storage.sqlite_backup import restore\n"
     "restore(target.with_name('b.db'), target, die)",
-    "download": "from cloudstore_mapping.client.saving import Saving\n"
-    "with Saving(target, overwrite=True) as file: file.write(b'half'); file.flush(); die()",
-    "download to a folder": "from cloudstore_mapping.client.saving import Saving\n"
-    "saving = Saving(target.parent, overwrite=True)\n"
-    "with saving as file: saving.name(target.name); file.write(b'half'); file.flush(); die()",
+    "download": "from cloudstore_mapping.client.media import DownloadFile\n"
+    "with DownloadFile(target, overwrite=True) as file: file.write(b'half'); file.flush(); die()",
+    "download to a folder": "from cloudstore_mapping.client.media import DownloadFile\n"
+    "saving = DownloadFile(target.parent, overwrite=True)\n"
+    "with saving as file: saving.set_name(target.name); file.write(b'half'); file.flush(); die()",
     "import": "from cloudstore_mapping.transfer.replacing import Replacement\n"
     "with Replacement(target) as made: made.draft.write_bytes(b'half'); die()",
 }
@@ -70,7 +70,7 @@ def test_a_killed_run_is_cleared_away(command: str, tmp_path: Path) -> None:
         with Replacement(target) as made:
             made.draft.write_bytes(b"whole")
     else:
-        with Saving(target, overwrite=True) as file:
+        with DownloadFile(target, overwrite=True) as file:
             file.write(b"whole")
     assert names(tmp_path) == []
     assert target.exists()
@@ -135,7 +135,7 @@ def test_a_lock_that_was_taken_for_a_dead_one_s(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("name", ["x" * 250, "é" * 120])
 def test_a_long_name(name: str, tmp_path: Path) -> None:
     """A target whose name leaves no room for a draft's gets a draft with the beginning of it."""
-    with Saving(tmp_path / name, overwrite=False) as file:
+    with DownloadFile(tmp_path / name, overwrite=False) as file:
         file.write(b"whole")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
