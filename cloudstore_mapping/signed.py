@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from cloudstore_mapping.client.secret import VARIABLE, Secret, place_of_secret
+from cloudstore_mapping.client.shelf import VARIABLE, Secret, place_of_secret
 from cloudstore_mapping.errors import BadValueError
 from cloudstore_mapping.storefiles import is_store
 

@@ -107,10 +107,10 @@ def export(
     values. Each key that can't be read, or that the format can't hold, is a line on stderr, and the others go on; the
     exit status is 1.
     """
-    from cloudstore_mapping.client.raw import RawStore
     from cloudstore_mapping.signed import secret_note
     from cloudstore_mapping.transfer import export_store
     from cloudstore_mapping.transfer.formats import format_of_target
+    from cloudstore_mapping.transfer.raw_store import RawStore
 
     failing = _failing(file, "Would export" if dry_run else "Exported", as_json)
     with open_store(at, password=asked(password), insecure=insecure) as store, failing:
