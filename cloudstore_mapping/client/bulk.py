@@ -43,7 +43,7 @@ class WorkerPool:
     def __init__(self, count: int) -> None:
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"max_workers is a whole number above 0, and not {count!r}.")
-        self._count = count
+        self.count = count
         self._pool: ThreadPoolExecutor | None = None
         self._process = os.getpid()
         self._lock = threading.Lock()
@@ -54,7 +54,7 @@ class WorkerPool:
         try:
             for argument in arguments:
                 waiting.append((argument, self._start(function, argument)))
-                if len(waiting) >= self._count * AHEAD or self._count == 1:
+                if len(waiting) >= self.count * AHEAD or self.count == 1:
                     yield _finished(waiting.popleft())
             while waiting:
                 yield _finished(waiting.popleft())
@@ -63,11 +63,11 @@ class WorkerPool:
                 future.cancel()
 
     def _start(self, function: Callable[[A], B], argument: A) -> Future[B]:
-        if self._count > 1:
+        if self.count > 1:
             with self._lock:
                 if self._pool is None or self._process != os.getpid():  # threads do not survive a fork
                     self._process = os.getpid()
-                    self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="cloudstore-bulk")
+                    self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="cloudstore-bulk")
             return self._pool.submit(function, argument)
         future: Future[B] = Future()
         try:
@@ -98,8 +98,7 @@ class Bulk:
 
         `is_listing` means consecutive keys of a listing from its beginning.
         """
-        results = self._read(keys, is_listing=is_listing)
-        return results if progress is None else _report(results, progress, len(keys))
+        return reported(self._read(keys, is_listing=is_listing), progress, len(keys))
 
     def _read(self, keys: Sequence[str], *, is_listing: bool) -> Iterator[tuple[str, Found[bytes] | CloudStoreError]]:
         files = self.files
@@ -115,6 +114,26 @@ class Bulk:
             if error is not None and not isinstance(error, CloudStoreError):
                 raise error
             yield key, loaded.result() if error is None else error
+
+    @property
+    def page_size(self) -> int:
+        """Maximum number of values read at once, by a single request or by concurrent ones."""
+        return MAX_BATCH if self.files.supports("batch") else self.pool.count
+
+    def read_page(self, keys: Sequence[str], after: str | None) -> list[Found[bytes] | CloudStoreError]:
+        """
+        Return the results of at most `page_size` consecutive keys of a listing, following the key `after`.
+
+        A failure of the request is the result of each key.
+        """
+        try:
+            if len(keys) == 1:
+                return [self.files.load(keys[0])]
+            if self.files.supports("batch"):
+                return self.files.load_listed(keys, after)
+            return [result for _, result in self.read(keys)]
+        except CloudStoreError as error:
+            return [error] * len(keys)
 
     def write(self, changes: Sequence[Change], progress: Progress = None, *, ignore_absent: bool = False) -> None:
         """
@@ -232,7 +251,12 @@ def in_batches(
         yield batch
 
 
-def _report(results: Iterable[A], progress: Progress, total: int) -> Iterator[A]:
+def reported(results: Iterator[A], progress: Progress, total: int) -> Iterator[A]:
+    """Return an iterator of the results that reports their number."""
+    return results if progress is None else _report(results, progress, total)
+
+
+def _report(results: Iterator[A], progress: Progress, total: int) -> Iterator[A]:
     with reporting(progress, total) as report:
         for done, result in enumerate(results, 1):
             report(done)

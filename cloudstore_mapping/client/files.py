@@ -7,6 +7,7 @@ Files of a service: load, save, merge, delete, list and batch encoded values, by
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,7 @@ from cloudstore_mapping.client import codec, retry
 from cloudstore_mapping.client.cache import Cache, Found, Generation
 from cloudstore_mapping.client.keys import escape_key, need_no_escape, unescape_name
 from cloudstore_mapping.client.progress import Progress
-from cloudstore_mapping.client.retry import RequestSender, error_of, facts_of, raise_for, version_of
+from cloudstore_mapping.client.retry import WRITES, RequestSender, error_of, facts_of, is_write, raise_for, version_of
 from cloudstore_mapping.client.transport import Sendable
 from cloudstore_mapping.errors import (
     CloudStoreError,
@@ -235,11 +236,17 @@ class Client(RequestSender):
         shown = _shown_key(request, key)
         if any(part.if_version is not UNSET for part in _parts(request)):
             self._require("version")
+        writes = is_write(request)
+        if writes:
+            WRITES.change()
         try:
             reply = self.exchange(request, key=shown)
         except CloudStoreError as error:
             error.key = shown
             raise
+        finally:
+            if writes:
+                WRITES.change()
         raise_for(reply, shown, request)
         if isinstance(request, Request):
             _check_has_data(request, reply, reply)
@@ -368,7 +375,7 @@ class OpenStore:
     `cache` keeps values and `listing` listings; both are None without a cache. `identity` identifies the store without
     its API key, `file` is an embedded store's file, and `address` the beginning of its media URLs. `reopen` returns the
     pickled form from a class and `options`, None if the store can't be pickled. `foreign` has, by key, file names made
-    by other programs and never returned by `escape_key`.
+    by other programs and never returned by `escape_key`. `clock` returns monotonic seconds.
     """
 
     client: Client
@@ -385,6 +392,7 @@ class OpenStore:
     reopen: Callable[[type[Any], dict[str, Any]], tuple[Any, ...]] | None = None
     foreign: dict[str, str] = field(default_factory=dict)
     is_closed: bool = False
+    clock: Callable[[], float] = time.monotonic
 
 
 class Files:
@@ -544,7 +552,10 @@ class Files:
         for key, reply in zip(missing, self.client.batch(requests) if requests else (), strict=True):
             error = error_of(reply, key)
             if isinstance(error, TooBigError):  # for a reply shared with the others
-                results[key] = self.load(key)
+                try:
+                    results[key] = self.load(key)
+                except CloudStoreError as own:
+                    results[key] = own
             elif error is not None:
                 results[key] = error
             else:
@@ -708,7 +719,8 @@ class Files:
                 listing_write.patch(Found(rest))
 
     def invalidate(self, key: str | None = None) -> None:
-        """Drop the key's cache entry and the listing, or the whole cache without a key."""
+        """Drop the key's cache entry and the listing, or the whole cache without a key; and all values read ahead."""
+        WRITES.change()
         for cache in (self._cache, self._listing):
             if cache is not None and key is None:
                 cache.clear()

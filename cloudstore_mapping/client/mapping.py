@@ -35,7 +35,7 @@ from cloudstore_mapping.client.media import Media, MediaData, Place, download_me
 from cloudstore_mapping.client.progress import Progress
 from cloudstore_mapping.client.retry import pacer_of
 from cloudstore_mapping.client.transport import DEFAULT_TIMEOUT, HTTPTransport, Transport
-from cloudstore_mapping.client.views import LengthHint, ReadAhead, Result, StoreItems, StoreKeys, StoreValues
+from cloudstore_mapping.client.views import Listing, ReadAhead, StoreItems, StoreKeys, StoreValues
 from cloudstore_mapping.errors import BadValueError, BulkError, ChangedError, CloudStoreError, NoFileError
 from cloudstore_mapping.merge import merge
 
@@ -206,6 +206,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
             address=getattr(transport, "server", ""),
             options=options,
             reopen=reopen,
+            clock=clock,
         )
         self._start(Files(store), pool, None)
 
@@ -214,7 +215,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
         self._bulk = Bulk(files, pool)
         self._store = parent
         self._local = threading.local()
-        self._hint = LengthHint()
+        self._listing = Listing(self._keys, self._check_open)
 
     def view(self, prefix: str) -> CloudStoreMapping[V]:
         """
@@ -292,6 +293,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
     def __getitem__(self, key: str) -> V:
         read_ahead: ReadAhead | None = getattr(self._local, "read_ahead", None)
         if read_ahead is not None:
+            self._check_open()
             result = read_ahead.take(key)
             if isinstance(result, CloudStoreError):
                 raise result
@@ -325,10 +327,11 @@ class CloudStoreMapping(MutableMapping[str, V]):
 
     def get_many(self, keys: Iterable[str]) -> dict[str, V]:
         """Return the values of the keys that exist; `BulkError` if some can't be read."""
-        wanted = [text for key in keys if (text := self._key_or_none(key)) is not None]
+        self._check_open()
+        wanted = dict.fromkeys(text for key in keys if (text := self._key_or_none(key)) is not None)
         values: dict[str, V] = {}
         failed: dict[str, CloudStoreError] = {}
-        for key, result in self._bulk.read(list(dict.fromkeys(wanted)), self._files.store.progress):
+        for key, result in self._bulk.read([*wanted], self._files.store.progress):
             if not isinstance(result, CloudStoreError):
                 values[key] = self._decode(result)
             elif not isinstance(result, NoFileError):
@@ -347,29 +350,32 @@ class CloudStoreMapping(MutableMapping[str, V]):
         return text is not None and self._files.contains(text)
 
     def __iter__(self) -> Iterator[str]:
-        keys = self._keys()
-        self._hint.note(len(keys))
-        return iter(keys)
+        self._check_open()
+        return iter(self._listing)
 
     def __reversed__(self) -> Iterator[str]:
-        return reversed(self._keys())
+        self._check_open()
+        return reversed(self._listing)
 
     def __len__(self) -> int:
-        length = self._hint.take()
-        return len(self._keys()) if length is None else length
+        return self._listing.length()
 
     def keys(self) -> StoreKeys[V]:
-        """Return a view of the keys."""
-        read_ahead = self._local.read_ahead = ReadAhead(self._keys, self._results)
-        return StoreKeys(self, read_ahead.listing, self._read)
+        """
+        Return a view of the keys.
+
+        Values looked up in the order of an iteration over it, as ``dict(store)`` does, are read ahead in pages: such a
+        value may be as old as its page's request plus 50 ms.
+        """
+        return StoreKeys(self, self._new_listing(), self._read, self._read_ahead)
 
     def values(self) -> StoreValues[V]:
         """Return a view of the values; an iteration loads them as it goes."""
-        return StoreValues(self, self._keys, self._read)
+        return StoreValues(self, self._new_listing(), self._read)
 
     def items(self) -> StoreItems[V]:
         """Return a view of the keys and values; an iteration loads the values as it goes."""
-        return StoreItems(self, self._keys, self._read)
+        return StoreItems(self, self._new_listing(), self._read)
 
     def copy(self) -> dict[str, V]:
         """Return all keys and values as a plain dictionary."""
@@ -390,8 +396,8 @@ class CloudStoreMapping(MutableMapping[str, V]):
         return self._files.stat(self._require_key(key))
 
     def __eq__(self, other: object) -> bool:
+        self._check_open()
         if self is other:
-            self._check_open()
             return True
         if not isinstance(other, Mapping):
             return NotImplemented
@@ -412,11 +418,19 @@ class CloudStoreMapping(MutableMapping[str, V]):
         self._check_open()
         return self._files.keys()
 
-    def _results(self, keys: Sequence[str]) -> Iterator[tuple[str, Result]]:
-        return self._bulk.read(keys, self._files.store.progress, is_listing=True)
+    def _new_listing(self) -> Listing:
+        """Return the listing of a new view."""
+        self._check_open()
+        return Listing(self._keys, self._check_open)
+
+    def _read_ahead(self, keys: Names) -> ReadAhead:
+        """Read these keys' values ahead for lookups by this thread."""
+        read_ahead = self._local.read_ahead = ReadAhead(keys, self._bulk, self._files.store.clock)
+        return read_ahead
 
     def _read(self, keys: Sequence[str]) -> Iterator[tuple[str, V]]:
-        for key, result in self._results(keys):
+        for key, result in self._bulk.read(keys, self._files.store.progress, is_listing=True):
+            self._check_open()
             if isinstance(result, NoFileError):
                 continue
             if isinstance(result, CloudStoreError):
@@ -432,12 +446,10 @@ class CloudStoreMapping(MutableMapping[str, V]):
     def __setitem__(self, key: str, value: V) -> None:
         text = self._check_key(key)
         encoded = codec.encode(value)
-        self._hint.forget()
         self._files.save(text, encoded)
 
     def __delitem__(self, key: str) -> None:
         text = self._require_key(key)
-        self._hint.forget()
         self._files.delete(text)
 
     def discard(self, key: str) -> bool:
@@ -470,7 +482,6 @@ class CloudStoreMapping(MutableMapping[str, V]):
             is_atomic = self._files.supports("version")
             # A cached value may be old, but then the delete fails on its version; a cached absence has none.
             found = (self._files.cached(key) if is_atomic else None) or self._files.load_uncached(key)
-            self._hint.forget()
             try:
                 self._files.delete(key, found.version if found.version is not None else UNSET)
             except ChangedError:
@@ -502,7 +513,6 @@ class CloudStoreMapping(MutableMapping[str, V]):
             try:
                 return self._decode(self._files.load(text))
             except NoFileError:
-                self._hint.forget()
                 try:
                     self._files.save(text, new, None if self._files.supports("version") else UNSET)
                 except ChangedError:
@@ -519,7 +529,6 @@ class CloudStoreMapping(MutableMapping[str, V]):
         """Merge `value` into the key's value, at the service; if absent, save it."""
         text = self._check_key(key)
         new = codec.encode(value)
-        self._hint.forget()
         self._files.merge(text, new)
 
     def __ior__(self, other: Any) -> Self:  # type: ignore[misc]  # merges, unlike MutableMapping's
@@ -550,7 +559,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
         self._change_many(self._files.changes_to_delete(self._keys()), ignore_absent=True)
 
     def _change_many(self, changes: Sequence[Change], *, ignore_absent: bool = False) -> None:
-        self._hint.forget()
+        self._check_open()
         self._bulk.write(changes, self._files.store.progress, ignore_absent=ignore_absent)
 
     def _normalized(self, other: Mapping[str, Any]) -> Pairs:
@@ -572,7 +581,6 @@ class CloudStoreMapping(MutableMapping[str, V]):
         yield value
         after = codec.encode(value)
         if bytes(after) != before:
-            self._hint.forget()
             self._files.save(text, after, version)
 
     def transform(self, key: str, function: Callable[[Any], Any], default: Any = MISSING) -> Any:
@@ -590,7 +598,6 @@ class CloudStoreMapping(MutableMapping[str, V]):
             after = codec.encode(function(value))
             if bytes(after) == before:
                 return codec.decode(after)
-            self._hint.forget()
             try:
                 self._files.save(text, after, version)
             except ChangedError:
@@ -715,6 +722,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
     @property
     def stats(self) -> StoreStats:
         """Counters so far."""
+        self._check_open()
         client = self._files.client.stats
         cache = self._files.store.cache
         return StoreStats(
@@ -729,6 +737,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
 
     def cache_clear(self) -> None:
         """Drop the whole cache: the next reads come from the service."""
+        self._check_open()
         self._files.invalidate()
 
     def cache_invalidate(self, key: str) -> None:

@@ -7,6 +7,7 @@ A write without a reply ends in `OutcomeUnknownError`.
 
 from __future__ import annotations
 
+import itertools
 import random
 import secrets
 import threading
@@ -48,6 +49,29 @@ _LONGEST_BACKOFF: Final = 8.0
 
 #: Statuses after which the same request may succeed.
 BUSY: Final = frozenset({429, 502, 503, 504})
+
+
+class WriteMark:
+    """
+    Mark that changes before a write of this process is sent, and after it ends, through any store.
+
+    If it is unchanged, a value read since is not older than any write of this process.
+
+    Notes
+    -----
+    Thread safe: no mark comes twice.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self.latest = 0
+
+    def change(self) -> None:
+        """Change the mark."""
+        self.latest = next(self._numbers)
+
+
+WRITES: Final = WriteMark()
 
 
 class Pacer:

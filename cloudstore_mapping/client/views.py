@@ -1,5 +1,5 @@
 """
-Key, value and item views of a store, with length hint and read-ahead.
+Key, value and item views of a store: lazy listings, and read-ahead for ``dict(store)``.
 
 Each operation on a view fetches a single listing, however many keys it looks at.
 """
@@ -7,117 +7,223 @@ Each operation on a view fetches a single listing, however many keys it looks at
 from __future__ import annotations
 
 import operator
-import sys
+import threading
+import weakref
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Set, Sized, ValuesView
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
+from cloudstore_mapping.client.bulk import Bulk, reported
 from cloudstore_mapping.client.cache import Found
-from cloudstore_mapping.errors import CloudStoreError
+from cloudstore_mapping.client.retry import WRITES
+from cloudstore_mapping.errors import CloudStoreError, NoFileError
 
 V = TypeVar("V")
 
 #: Value of a key, or the reason why it can't be read.
 Result: TypeAlias = Found[bytes] | CloudStoreError
 
-#: Fewer keys are loaded without read-ahead.
-MIN_READ_AHEAD: Final = 2
-
-_END: Final = object()
-
-
-def call_site(depth: int) -> tuple[int, int]:
-    """Return the frame `depth` calls up, and its current instruction."""
-    frame = sys._getframe(depth)  # noqa: SLF001 - there is no public way to recognise the caller
-    return id(frame), frame.f_lasti
+#: Seconds after its page's arrival in which a value read ahead may be used.
+LIFETIME: Final = 0.05
+#: Seconds after the first page's arrival in which further pages are read before the first value is used.
+READING_TIME: Final = LIFETIME / 2
 
 
-class LengthHint:
-    """
-    Length of the listing used by an iteration just begun.
-
-    ``list(x)`` calls ``iter(x)`` and then ``len(x)``, only to guess the memory it needs, and a second listing would be
-    wasted. Both calls come from the same instruction of the same frame; an ordinary ``len(x)`` does not.
-    """
+class _Begun:
+    """Iteration without a step so far; `keys` is a listing handed over by `len`, `mark` the mark before."""
 
     def __init__(self) -> None:
-        self._noted: tuple[int, int, int] | None = None
+        self.keys: list[str] | None = None
+        self.mark = 0
+        self.thread = threading.get_ident()
 
-    def note(self, length: int) -> None:
-        """Keep the length for the instruction calling the caller."""
-        self._noted = (*call_site(3), length)
 
-    def take(self) -> int | None:
-        """Return the length, once, if asked by the instruction that noted it."""
-        noted, self._noted = self._noted, None
-        return noted[2] if noted is not None and noted[:2] == call_site(3) else None
+class Listing:
+    """
+    Keys of a store or view, fetched by each `length`, and by an iteration at its first step.
 
-    def forget(self) -> None:
-        """Drop the length after a change of keys."""
-        self._noted = None
+    ``list(x)`` calls ``iter(x)``, then ``len(x)`` to reserve memory, then takes the first step. So `length` hands its
+    listing to the iteration begun last by the same thread, unless it took a step or this process began a write.
+
+    Notes
+    -----
+    Thread safe; an iteration belongs to a single thread.
+    """
+
+    def __init__(self, fetch: Callable[[], list[str]], check_open: Callable[[], object]) -> None:
+        self.fetch = fetch
+        self._check_open = check_open
+        self._local = threading.local()
+
+    def length(self) -> int:
+        """Return the number of keys now."""
+        mark = WRITES.latest
+        keys = self.fetch()
+        reference: weakref.ref[_Begun] | None = getattr(self._local, "begun", None)
+        begun = None if reference is None else reference()
+        if begun is not None:
+            begun.keys, begun.mark = keys, mark
+        return len(keys)
+
+    def begin(self) -> Callable[[], list[str]]:
+        """Begin an iteration; return the function to call at its first step, which returns the keys."""
+        begun = _Begun()
+        self._local.begun = weakref.ref(begun)
+
+        def keys() -> list[str]:
+            if begun.keys is None or begun.mark != WRITES.latest or begun.thread != threading.get_ident():
+                return self.fetch()
+            return begun.keys
+
+        return keys
+
+    def steps(self, keys: Iterable[str]) -> Iterator[str]:
+        """Yield the keys; `ValueError` once the store is closed."""
+        for key in keys:
+            self._check_open()
+            yield key
+
+    def __iter__(self) -> Iterator[str]:
+        return self._steps(self.begin())
+
+    def _steps(self, first: Callable[[], list[str]]) -> Iterator[str]:
+        keys = first()
+        del first  # a later `len` hands over nothing
+        yield from self.steps(keys)
+
+    def __reversed__(self) -> Iterator[str]:
+        return self._steps(lambda: self.fetch()[::-1])
+
+
+class _Page:
+    """Results read at once, to be used in their order until the clock shows `until` or the mark of writes changes."""
+
+    def __init__(self, results: Sequence[Result], mark: int, until: float) -> None:
+        self.results = results
+        self.mark = mark
+        self.until = until
+        self.used = 0
 
 
 class ReadAhead:
     """
-    Read-ahead for ``dict(store)`` and ``{**store}``, so that they need no more requests than ``dict(store.items())``.
+    Values of listed keys, read a page at a time, for lookups in the listed order.
 
-    Both call ``keys()`` and then look up every key, from the same instruction of the same frame, in order and with the
-    same `str` objects. No other code does, so only then values are loaded many at a time and handed out once.
+    A value is used once, within `LIFETIME` of its page's arrival, and never after this process began a write. After a
+    page lost that way the next page has as many values as were used of it; after a page used up in time, twice as many.
+    So a slow loop, or a loop that writes, loads a value at a time.
     """
 
-    def __init__(
-        self, listing: Callable[[], list[str]], read: Callable[[Sequence[str]], Iterator[tuple[str, Result]]]
-    ) -> None:
-        self._frame, self._instruction = call_site(3)
-        self._listing = listing
-        self._read = read
-        self._rest: Iterator[str] = iter(())
-        self._next: object = _END
-        self._results: Iterator[tuple[str, Result]] = iter(())
+    def __init__(self, keys: list[str], bulk: Bulk, clock: Callable[[], float]) -> None:
+        self._keys = keys
+        self._bulk = bulk
+        self._clock = clock
+        self._next = 0
+        self._size = bulk.page_size
+        self._page = self._new_page(())  # lost if the first lookup does not follow soon
+        self._pages: deque[_Page] = deque()
+        self._results = self._in_order()
 
-    def listing(self) -> list[str]:
-        """Return the keys, and remember them."""
-        keys = self._listing()
-        self._results = self._read(keys)
-        self._rest = iter(keys if len(keys) >= MIN_READ_AHEAD else ())
-        self._next = next(self._rest, _END)
-        return keys
+    def existing(self) -> Iterator[str]:
+        """
+        Yield the keys, reading their values first to leave out keys deleted since the listing.
+
+        Stops reading when the first value would get too old; the rest of the keys are yielded as listed.
+        """
+        listed, self._keys = self._keys, []
+        done = 0
+        duration = 0.0
+        latest = self._clock()
+        while done < len(listed) and self._clock() + duration <= latest:
+            began = self._clock()
+            chunk = listed[done : done + self._size]
+            page = self._read(chunk, listed[done - 1] if done else None)
+            duration = self._clock() - began
+            if not done:
+                latest = self._clock() + READING_TIME
+            done += len(chunk)
+            found = [pair for pair in zip(chunk, page.results, strict=True) if not isinstance(pair[1], NoFileError)]
+            page.results = [result for _, result in found]
+            self._pages.append(page)
+            for key, _ in found:
+                self._keys.append(key)
+                yield key
+        for key in listed[done:]:
+            self._keys.append(key)
+            yield key
+        self._page = self._new_page(())
+        self._results = reported(self._in_order(), self._bulk.files.store.progress, len(self._keys))
 
     def take(self, key: object) -> Result | None:
-        """Return the value read ahead for this key, None for any other lookup."""
-        if key is not self._next:
+        """Return the result of the next key, None for any other."""
+        if self._next == len(self._keys) or key is not self._keys[self._next]:
             return None
-        frame = sys._getframe(2)  # noqa: SLF001 - like `call_site`, but without a call per key
-        if id(frame) != self._frame or frame.f_lasti != self._instruction:
-            return None
-        self._next = next(self._rest, _END)
-        _, result = next(self._results)
-        if self._next is _END:
-            next(self._results, None)  # finishes the iteration
+        result = next(self._results, None)
+        self._next += 1
+        if self._next == len(self._keys):
+            next(self._results, None)  # finishes the report
         return result
+
+    def _in_order(self) -> Iterator[Result]:
+        while self._next < len(self._keys):
+            page = self._page_of_next()
+            page.used += 1
+            yield page.results[page.used - 1]
+
+    def _page_of_next(self) -> _Page:
+        """Return the page with the next result, a new page if the old is used up or lost."""
+        page = self._page
+        while page.mark == WRITES.latest and self._clock() <= page.until:
+            if page.used < len(page.results):
+                return page
+            if not self._pages:
+                self._size = min(2 * self._size, self._bulk.page_size)
+                break
+            page = self._page = self._pages.popleft()
+        else:
+            self._pages.clear()
+            if page.used or not page.results:
+                self._size = max(1, page.used)
+        start = self._next
+        keys = self._keys[start : start + self._size]
+        self._page = self._read(keys, self._keys[start - 1] if start else None)
+        return self._page
+
+    def _read(self, keys: Sequence[str], after: str | None) -> _Page:
+        mark = WRITES.latest
+        results = self._bulk.read_page(keys, after)
+        return self._new_page(results, mark)
+
+    def _new_page(self, results: Sequence[Result], mark: int | None = None) -> _Page:
+        return _Page(results, WRITES.latest if mark is None else mark, self._clock() + LIFETIME)
 
 
 class _View(Sized, Generic[V]):
-    """Base of the views; `listing` returns the keys, `read` yields the pairs of keys that still exist."""
+    """Base of the views; `listing` has the keys, `read` yields the pairs of keys that still exist."""
 
     def __init__(
-        self,
-        mapping: Mapping[str, V],
-        listing: Callable[[], list[str]],
-        read: Callable[[list[str]], Iterator[tuple[str, V]]],
+        self, mapping: Mapping[str, V], listing: Listing, read: Callable[[list[str]], Iterator[tuple[str, V]]]
     ) -> None:
         self.mapping = mapping
         self._mapping = mapping  # used by the views of collections.abc
         self._listing = listing
         self._read = read
-        self._hint = LengthHint()
 
     def __len__(self) -> int:
-        length = self._hint.take()
-        return len(self._listing()) if length is None else length
+        return self._listing.length()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.mapping!r}>"  # without the content, as that would send requests
+
+    def _pairs(self, first: Callable[[], list[str]]) -> Iterator[tuple[str, V]]:
+        """Yield the pairs of the keys returned by `first`, called at the first step."""
+        keys = first()
+        del first  # a later `len` hands over nothing
+        yield from self._read(keys)
+
+    def _reversed_pairs(self) -> Iterator[tuple[str, V]]:
+        return self._pairs(lambda: self._listing.fetch()[::-1])
 
 
 _BUILT_IN: Final = (set, frozenset, KeysView, ItemsView)
@@ -156,48 +262,80 @@ class _SetView(_View[V]):
     __hash__ = None  # type: ignore[assignment]  # mutable content, as for `dict`'s views
 
 
+class _KeyIterator(Iterator[str]):
+    """
+    Iterator of `StoreKeys`; after its first step, values looked up in its order are read ahead.
+
+    A program that makes a list of an iterator asks for its length first, as ``dict(store)`` does, which looks up all
+    keys of the list. Then values are read before the keys are yielded, and keys deleted meanwhile are left out.
+    """
+
+    def __init__(self, listing: Listing, read_ahead: Callable[[list[str]], ReadAhead]) -> None:
+        self._is_listed = False
+        self._steps = self._start(listing, listing.begin(), read_ahead)
+
+    def _start(
+        self, listing: Listing, first: Callable[[], list[str]], read_ahead: Callable[[list[str]], ReadAhead]
+    ) -> Iterator[str]:
+        keys = first()
+        del first  # a later `len` hands over nothing
+        ahead = read_ahead(keys)
+        yield from listing.steps(ahead.existing() if self._is_listed else keys)
+
+    def __next__(self) -> str:
+        return next(self._steps)
+
+    def __length_hint__(self) -> int:
+        self._is_listed = True
+        return NotImplemented  # type: ignore[no-any-return]  # as the protocol says
+
+
 class StoreKeys(_SetView[V], KeysView[str]):
-    """Keys of a store, in the listing's order."""
+    """Keys of a store, in the listing's order; an iteration uses the keys at its first step."""
+
+    def __init__(
+        self,
+        mapping: Mapping[str, V],
+        listing: Listing,
+        read: Callable[[list[str]], Iterator[tuple[str, V]]],
+        read_ahead: Callable[[list[str]], ReadAhead],
+    ) -> None:
+        super().__init__(mapping, listing, read)
+        self._read_ahead = read_ahead
 
     def snapshot(self) -> KeysView[str]:
         """Return the current keys."""
-        return dict.fromkeys(self._listing()).keys()
+        return dict.fromkeys(self._listing.fetch()).keys()
 
     def __iter__(self) -> Iterator[str]:
-        keys = self._listing()
-        self._hint.note(len(keys))
-        return iter(keys)
+        return _KeyIterator(self._listing, self._read_ahead)
 
     def __reversed__(self) -> Iterator[str]:
-        return reversed(self._listing())
+        return reversed(self._listing)
 
 
 class StoreItems(_SetView[V], ItemsView[str, V]):
-    """Keys and values of a store; iteration uses the keys at its beginning, except keys deleted since."""
+    """Keys and values of a store; an iteration uses the keys at its first step, except keys deleted since."""
 
     def snapshot(self) -> ItemsView[str, V]:
         """Return the current pairs."""
-        return dict(self._read(self._listing())).items()
+        return dict(self._read(self._listing.fetch())).items()
 
     def __iter__(self) -> Iterator[tuple[str, V]]:
-        keys = self._listing()
-        self._hint.note(len(keys))
-        return self._read(keys)
+        return self._pairs(self._listing.begin())
 
     def __reversed__(self) -> Iterator[tuple[str, V]]:
-        return self._read(self._listing()[::-1])
+        return self._reversed_pairs()
 
 
 class StoreValues(_View[V], ValuesView[V]):
-    """Values of a store; iteration uses the keys at its beginning, except keys deleted since."""
+    """Values of a store; an iteration uses the keys at its first step, except keys deleted since."""
 
     def __iter__(self) -> Iterator[V]:
-        keys = self._listing()
-        self._hint.note(len(keys))
-        return (value for _, value in self._read(keys))
+        return (value for _, value in self._pairs(self._listing.begin()))
 
     def __contains__(self, value: object) -> bool:
-        return any(each is value or each == value for _, each in self._read(self._listing()))
+        return any(each is value or each == value for _, each in self._read(self._listing.fetch()))
 
     def __reversed__(self) -> Iterator[V]:
-        return (value for _, value in self._read(self._listing()[::-1]))
+        return (value for _, value in self._reversed_pairs())

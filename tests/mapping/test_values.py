@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_keys_that_come_meanwhile(stores: tuple[Store, Between, Store]) -> None:
     store, between, other = stores
     data = {f"{number}": number for number in range(20)}
     store.update(data)
-    numbers = iter(range(20))
+    numbers = itertools.count()
     between.act = lambda: other.update({f"{number} {next(numbers)}": 0 for number in range(5)})
     for read in (dict, Store.copy, lambda store: dict(store.items())):
         listed = {key: value for key, value in other.items()}  # noqa: C416 - dict() is what is tested

@@ -14,6 +14,7 @@ from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.transport import HTTPTransport, Transport
 from cloudstore_mapping.embedded import InProcessTransport, open_service
 from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.testing.clocks import FrozenClock
 from cloudstore_mapping.testing.transports import CountingTransport
 from cloudstore_mapping.web.serve import background
 from tests.storages import location, new_storage
@@ -75,7 +76,7 @@ def counted(connect: Connect) -> Iterator[tuple[CloudStoreMapping[Any], Counting
     """Return an empty store, and the transport that counts its requests."""
     transport, api_key = connect()
     counting = CountingTransport(transport)
-    with CloudStoreMapping[Any](api_key, transport=counting) as store:
+    with CloudStoreMapping[Any](api_key, transport=counting, clock=FrozenClock()) as store:
         yield store, counting
 
 
