@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -67,13 +67,14 @@ class ReplyBody(msgspec.Struct):
     """A reply's JSON object."""
 
     error: str | None
-    message: Raw = msgspec.field(default_factory=lambda: Raw(b'""'))  # which a schema leaves out
+    message: Raw | UnsetType = UNSET
     data: Raw | UnsetType = UNSET
     version: str | UnsetType | None = UNSET
     next: str | UnsetType | None = UNSET
     unchanged: bool | UnsetType = UNSET
 
 
+_EMPTY: Final = Raw(b'""')
 _id_in = re.compile(ID_PATTERN).fullmatch
 _encode = msgspec.json.Encoder().encode
 _decode_request = msgspec.json.Decoder(Request).decode
@@ -205,10 +206,13 @@ def encode_replies(replies: Iterable[Reply]) -> Raw:
 def decode_replies(data: Raw) -> list[Reply]:
     """Return the replies that the `data` of the reply to a batch holds, raising `ProtocolError` where it holds none."""
     try:
-        return [_reply_of(body) for body in _decode_replies(data)]
+        bodies = _decode_replies(data)
     except (msgspec.MsgspecError, RecursionError) as error:
         why = fault_of(data, error)
         raise ProtocolError(f"The answer to a batch can't be read ({why}); is the address right?") from error
+    if any(_lacks_message(body) for body in bodies):
+        raise ProtocolError(f"The answer to a batch can't be read ({_NO_MESSAGE}); is the address right?")
+    return [_reply_of(body) for body in bodies]
 
 
 def decode_reply(
@@ -224,13 +228,25 @@ def decode_reply(
         body.decode()
         fields = _decode_reply(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(
-            f"The answer is not CloudStore's ({fault_of(body, error)}); is the address right, and is no sign-in page "
-            "in between?",
-            status=status,
-            response=response,
-        ) from error
+        raise _not_ours(fault_of(body, error), status, response) from error
+    if _lacks_message(fields):
+        raise _not_ours(_NO_MESSAGE, status, response)
     return _reply_of(fields, status=status, retry_after=retry_after, extensions=extensions, response=response)
+
+
+_NO_MESSAGE: Final = "object missing required field `message`"
+
+
+def _lacks_message(body: ReplyBody) -> bool:
+    return body.message is UNSET and body.unchanged is not True
+
+
+def _not_ours(why: str, status: int, response: Any) -> ProtocolError:
+    return ProtocolError(
+        f"The answer is not CloudStore's ({why}); is the address right, and is no sign-in page in between?",
+        status=status,
+        response=response,
+    )
 
 
 def _body_of(reply: Reply) -> ReplyBody:
@@ -240,7 +256,7 @@ def _body_of(reply: Reply) -> ReplyBody:
 def _reply_of(body: ReplyBody, **beside: Any) -> Reply:
     return Reply(
         error=body.error,
-        message=body.message,
+        message=_EMPTY if body.message is UNSET else body.message,
         data=body.data,
         version=body.version,
         next=body.next,

@@ -184,9 +184,9 @@ def test_answer_that_is_no_reply(sent: bytes) -> None:
 
 
 def test_reply_fields() -> None:
-    """A reply may lack its message and hold fields that we don't know; what HTTP carries stands beside them."""
+    """A reply may hold fields that we don't know; what HTTP carries stands beside them."""
     response = object()
-    reply = decode_reply(b'{"error":"X","extra":[1]}', status=429, retry_after=1.5, response=response)
+    reply = decode_reply(b'{"error":"X","message":"","extra":[1]}', status=429, retry_after=1.5, response=response)
     assert reply == Reply(error="X", message=Raw(b'""'), status=429, retry_after=1.5, response=response)
     assert reply.sentence == ""
 

@@ -39,6 +39,15 @@ Replies: TypeAlias = list[Reply]
 
 _decode_page: Final = msgspec.json.Decoder(list[tuple[str, str, Raw]]).decode
 _CAN_BE_BRIEF: Final = frozenset({Operation.LOAD, Operation.LIST})
+#: Promised fields in the reply to an upload, and to a stat.
+MEDIA_FIELDS: Final[Mapping[str, Any]] = {"name": str, "folder": str, "id": str, "mimetype": str, "size": int}
+STAT_FIELDS: Final[Mapping[str, Any]] = {
+    "size": int,
+    "version": str,
+    "created": int | float,
+    "updated": int | float,
+    "passwords": dict,
+}
 #: Key of the complete listing in the cache of listings.
 ALL: Final = ""
 # Characters with the same spelling in a key and its name, at any position.
@@ -74,11 +83,7 @@ class Client(RequestSender):
             api_key=self._api_key, name=name, password=password, if_not_version=known, brief=self._brief()
         )
         reply = self._ask(request, key)
-        if reply.unchanged is not True:
-            return Loaded(reply.content, version_of(reply))
-        if known is UNSET:
-            raise ProtocolError("The answer to a load holds no value; is the address right?", **facts_of(reply, key))
-        return None
+        return None if reply.unchanged is True else Loaded(reply.content, version_of(reply))
 
     def save(
         self,
@@ -119,7 +124,8 @@ class Client(RequestSender):
     def stat(self, name: str, *, key: str | None = None) -> dict[str, Any]:
         """Return a file's metadata; `UnsupportedError` if the service has none."""
         self._require("stat")
-        return described(self._ask(Request(api_key=self._api_key, name=name, options="stat"), key))
+        reply = self._ask(Request(api_key=self._api_key, name=name, options="stat"), key)
+        return described(reply, STAT_FIELDS)
 
     def upload(
         self,
@@ -229,7 +235,11 @@ class Client(RequestSender):
                 **facts_of(answer, None),
             )
         for item, reply in zip(items, replies, strict=True):
-            _check_has_data(item, reply, answer)
+            _check_fields(item, reply, answer)
+            if item.options == "list" and reply.error is None:
+                listed(reply)
+            elif item.options == "stat" and reply.error is None:
+                described(reply, STAT_FIELDS)
         return replies
 
     def _ask(self, request: Sendable, key: str | None) -> Reply:
@@ -247,9 +257,8 @@ class Client(RequestSender):
         finally:
             if writes:
                 WRITES.change()
+        _check_fields(request, reply, reply)
         raise_for(reply, shown, request)
-        if isinstance(request, Request):
-            _check_has_data(request, reply, reply)
         return reply
 
     def _require(self, extension: str) -> None:
@@ -267,19 +276,19 @@ class Client(RequestSender):
 
 
 def listed(reply: Reply) -> Names:
-    """Return the names in the reply to a list, an array or comma-joined text."""
+    """Return the names in the reply to a list: an array in `data`, or comma-joined text in `message`."""
     names = codec.decode(reply.content)
-    if isinstance(names, str):
+    if reply.data is UNSET and isinstance(names, str):
         return names.split(",") if names else []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if reply.data is UNSET or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ProtocolError("The answer to a list holds no names; is the address right?", **facts_of(reply, None))
     return names
 
 
-def described(reply: Reply) -> dict[str, Any]:
-    """Return the description of a file in the reply to an upload or stat."""
+def described(reply: Reply, fields: Mapping[str, Any] = MEDIA_FIELDS) -> dict[str, Any]:
+    """Return the description of a file in the reply to an upload or stat, with all these fields."""
     facts = None if reply.data is UNSET else codec.decode(reply.data)
-    if not isinstance(facts, dict):
+    if not isinstance(facts, dict) or not all(isinstance(facts.get(name), kind) for name, kind in fields.items()):
         raise ProtocolError("The answer doesn't describe a file; is the address right?", **facts_of(reply, None))
     return facts
 
@@ -290,11 +299,40 @@ def _parts(request: Sendable) -> Sequence[Request]:
     return () if isinstance(request, Upload) else (request,)
 
 
-def _check_has_data(request: Request, reply: Reply, answer: Reply) -> None:
-    """Refuse a reply without the requested data, as it would read as an empty text or list."""
-    is_missing = reply.data is UNSET and reply.error is None and reply.unchanged is not True
-    if is_missing and request.brief is True and "brief" in answer.extensions:
-        raise ProtocolError("The answer lacks what was asked for; is the address right?", **facts_of(answer, None))
+def _check_fields(request: Sendable, reply: Reply, answer: Reply) -> None:
+    """Refuse a reply without a promised field; `answer` carries the extensions: the reply itself, or a batch's."""
+    missing = _missing_field(request, reply, answer.extensions)
+    if missing is not None:
+        raise ProtocolError(f"The answer lacks {missing}; is the address right?", **facts_of(answer, None))
+
+
+def _missing_field(request: Sendable, reply: Reply, extensions: frozenset[str]) -> str | None:
+    has_version = reply.version if "version" in extensions else True
+    if reply.error is not None:
+        # The version is None if there is no file.
+        return None if has_version is not UNSET or reply.error != "Changed" else "the file's version"
+    if not isinstance(request, Request):
+        return None if _is_text(reply.message) else "its message"
+    if reply.unchanged is True:
+        return None if request.if_not_version is not UNSET and has_version else "the value"
+    # A brief reply has an empty message, which would read as an empty text or list.
+    has_data = reply.data is not UNSET or request.brief is not True or "brief" not in extensions
+    match request.options:
+        case None if request.value is UNSET:
+            return "the value" if not has_data else None if has_version else "the file's version"
+        case "list":
+            is_page = request.limit is not UNSET and "page" in extensions
+            return "the names" if not has_data else "the next page" if is_page and reply.next is UNSET else None
+        case "stat":
+            return None
+        case "delete":
+            return None if _is_text(reply.message) else "its message"
+        case _:
+            return "its message" if not _is_text(reply.message) else None if has_version else "the file's version"
+
+
+def _is_text(message: Raw) -> bool:
+    return bytes(message).startswith(b'"')
 
 
 def _shown_key(request: Sendable, key: str | None) -> str | None:

@@ -308,7 +308,7 @@ def test_a_batch_with_all_extensions() -> None:
         Request(name="a", value=Raw(b"1"), if_version=None),
         Request(name="a", options="stat"),
     ]
-    answers = success("", encode_replies([VALUE, success("", Raw(b"[]")), DONE, NO_FILE]))
+    answers = success("", encode_replies([VALUE, success("", Raw(b"[]")), replace(DONE, version="v1"), NO_FILE]))
     client, script = told(ALL, answers)
     replies = client.batch(requests, atomic=True)
     assert [reply.error for reply in replies] == [None, None, None, "NoFile"]

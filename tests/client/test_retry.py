@@ -26,7 +26,7 @@ from cloudstore_mapping.errors import (
     UnavailableError,
 )
 from cloudstore_mapping.wire import Reply, Request, Upload, encode_value, failure, success
-from tests.support.scripted import ALL, DONE, NO_FILE, Outcome, Script, told
+from tests.support.scripted import ALL, DONE, NO_FILE, UPLOADED, Outcome, Script, told
 
 
 def unsent() -> TransportError:
@@ -61,7 +61,7 @@ ANSWERS = {
     "merge": DONE,
     "delete": DONE,
     "list": success("a,b"),
-    "upload": success("", Raw(b"{}")),
+    "upload": UPLOADED,
 }
 
 
@@ -430,7 +430,6 @@ def test_an_answer_that_is_final() -> None:
         client.delete("a")
 
 
-DONE = success("", Raw(b"{}"))
 BUSY = Reply(error="Http error", message=Raw(b'"Reason"'), status=503)
 
 
@@ -473,7 +472,7 @@ def test_stream_is_rewound(first: Reply | TransportError) -> None:
     """A file is sent again from where it stood."""
     file = io.BytesIO(b"headbody")
     file.seek(4)
-    transport = _Readers(first, DONE)
+    transport = _Readers(first, UPLOADED)
     Client(transport, "key", sleep=lambda _: None).upload("a", file, "text/plain")
     assert transport.read == [b"body", b"body"]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from msgspec import UNSET, Raw
+from msgspec.structs import replace
 
 from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.errors import (
@@ -56,7 +57,7 @@ NOT_TWICE = ("save over a version", "delete of a version", "batch", "atomic batc
 
 def answer_to(write: str) -> Reply:
     """Return the answer that says that a write was done."""
-    return success("", encode_replies([DONE, DONE])) if "batch" in write else DONE
+    return success("", encode_replies([replace(DONE, version="v1")] * 2)) if "batch" in write else DONE
 
 
 @pytest.mark.parametrize("write", WRITES)

@@ -151,7 +151,7 @@ FAULTS: dict[str, tuple[Fault, type[CloudStoreError], type[CloudStoreError], boo
     "429 own": (Fault(429, b'{"error":"TooOften"}', {"Retry-After": "2"}), TooOftenError, TooOftenError, True),
     "502": (Fault(502, HTML), UnavailableError, OutcomeUnknownError, True),
     "503": (Fault(503, HTML, {"Retry-After": "2"}), UnavailableError, OutcomeUnknownError, True),
-    "503 own": (Fault(503, b'{"error":"Unavailable"}'), UnavailableError, UnavailableError, True),
+    "503 own": (Fault(503, b'{"error":"Unavailable","message":""}'), UnavailableError, UnavailableError, True),
     "504": (Fault(504, HTML), UnavailableError, OutcomeUnknownError, True),
     "500": (Fault(500, HTML), ProtocolError, ProtocolError, False),
     "500 without error": (Fault(500, b'{"error":null,"message":1}'), ProtocolError, ProtocolError, False),

@@ -49,7 +49,8 @@ def transport(request: pytest.FixtureRequest, vendor: Vendor) -> Iterator[HTTPTr
     ],
 )
 @pytest.mark.parametrize(
-    ("status", "body"), [(200, b'{"error":null}'), (429, b'{"error":"TooOften"}'), (500, b"<html>")]
+    ("status", "body"),
+    [(200, b'{"error":null,"message":""}'), (429, b'{"error":"TooOften","message":""}'), (500, b"<html>")],
 )
 def test_extensions(
     transport: HTTPTransport, vendor: Vendor, header: str | None, extensions: set[str], status: int, body: bytes
@@ -83,7 +84,7 @@ def test_bytes_are_counted(transport: HTTPTransport, vendor: Vendor) -> None:
 
 def test_a_batch_over_http(transport: HTTPTransport, vendor: Vendor) -> None:
     """A batch is posted to a path of its own, as JSON."""
-    vendor.faults.append(Fault(200, b'{"error":null,"message":"","data":[{"error":"NoFile"}]}'))
+    vendor.faults.append(Fault(200, b'{"error":null,"message":"","data":[{"error":"NoFile","message":""}]}'))
     reply = transport.send(Batch(api_key=KEY, requests=[Request(name="a")]))
     assert [each.error for each in decode_replies(reply.content)] == ["NoFile"]
     assert vendor.requests[-1].path == "/cloudstore/store/batch"

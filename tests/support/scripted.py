@@ -17,12 +17,21 @@ Outcome: TypeAlias = Reply | CloudStoreError
 
 ALL = frozenset(EXTENSIONS)
 DONE = success("Entry saved")
+UPLOADED = success(
+    "File Uploaded",
+    Raw(b'{"name":"a","folder":"0123456789abcdef","id":"fedcba9876543210","mimetype":"text/plain","size":4}'),
+)
+DESCRIBED = success(
+    "", Raw(b'{"size":1,"version":"v1","created":1.5,"updated":2,"passwords":{"edit":false,"view":false}}')
+)
 NO_FILE = Reply(error="NoFile", message=Raw(b'"no"'))
 
 
 class Script:
     """
     Gives `outcomes` in their order, in the name of a service with some `extensions`; an ``Http error`` is a proxy's.
+
+    A reply lacks no version or `next` that such a service promises.
 
     `requests` is what it was sent, `slept` how long its clients waited, `closed` how often it was closed.
     """
@@ -42,7 +51,7 @@ class Script:
             raise outcome
         if outcome.error == "Http error" or not self.extensions:
             return outcome
-        return replace(outcome, extensions=self.extensions)
+        return replace(completed(outcome, request, self.extensions), extensions=self.extensions)
 
     def close(self) -> None:
         """Count."""
@@ -64,6 +73,17 @@ class Script:
             encode_request(request if request.once is UNSET else replace(request, once="id")).decode()
             for request in self.sent
         ]
+
+
+def completed(reply: Reply, request: Sendable, extensions: frozenset[str]) -> Reply:
+    """Return the reply with the fields that a service with extensions adds, unless it has them already."""
+    if not isinstance(request, Request) or reply.error is not None:
+        return reply
+    if reply.version is UNSET and "version" in extensions and request.options in (None, "merge"):
+        reply = replace(reply, version="v0")
+    if reply.next is UNSET and request.limit is not UNSET and request.after is UNSET:
+        reply = replace(reply, next=None)
+    return reply
 
 
 def told(extensions: frozenset[str], *outcomes: Outcome) -> tuple[Client, Script]:
