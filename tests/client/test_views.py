@@ -113,8 +113,8 @@ def test_len_hands_its_listing_to_the_iteration_begun(shared: Shared, view: Call
     iterator = iter(viewed)
     assert len(viewed) == 5
     assert shared.take() == {"list": 1}
-    assert next(iterator)
-    shared.take()
+    is_of_keys = isinstance(next(iterator), str)
+    assert shared.take().get("list", 0) <= (0 if is_of_keys else 1)  # a page of values
     assert len(viewed) == 5
     assert shared.take()["list"] == 1
 
@@ -254,12 +254,17 @@ def test_a_write_under_way_while_a_page_is_read(shared: Shared) -> None:
     """A page read while a write is under way is not used after the write."""
     transport = Held(shared.transport)
     with Store(shared.api_key, transport=transport, clock=shared.clock) as store:
-        keys = iter(store.keys())
-        first = next(keys)
-        transport.during_write = lambda: store[first]
+        assert len(store) == 5  # so it knows the service's extensions
+        begun: list[Iterator[str]] = []
+
+        def read() -> None:
+            begun.append(iter(store.keys()))
+            assert store[next(begun[0])] == 1
+
+        transport.during_write = read
         transport.takes_effect_later = True
         store["b"] = "new"
-        assert store[next(keys)] == "new"
+        assert store[next(begun[0])] == "new"
 
 
 class Held:
