@@ -432,6 +432,11 @@ class OpenStore:
     is_closed: bool = False
     clock: Callable[[], float] = time.monotonic
 
+    def check_open(self) -> None:
+        """Raise `ValueError` if the store is closed."""
+        if self.is_closed:
+            raise ValueError("The store is closed; open it again.")
+
 
 class Files:
     """

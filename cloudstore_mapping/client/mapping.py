@@ -263,8 +263,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
         self.close()
 
     def _check_open(self) -> None:
-        if self._files.store.is_closed:
-            raise ValueError("The store is closed; open it again.")
+        self._files.store.check_open()
 
     def _require_key(self, key: object) -> str:
         """Return the text of a key to look up; `KeyError` for a key that is not a `str`."""

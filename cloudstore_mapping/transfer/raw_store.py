@@ -75,6 +75,7 @@ class RawStore:
 
     def read(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes | CloudStoreError]]:
         """Yield each key with its value or error, in order."""
+        self._files.store.check_open()
         for key, result in self._bulk.read(keys):
             if isinstance(result, CloudStoreError):
                 yield key, result
@@ -88,6 +89,7 @@ class RawStore:
 
         With `only_new` an existing key is `ChangedError` if the service has versions; otherwise its value is replaced.
         """
+        self._files.store.check_open()
         condition = None if only_new and self._files.supports("version") else UNSET
         changes: list[Change] = []
         for key, value in values.items():

@@ -20,6 +20,7 @@ from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.testing.clocks import FrozenClock
 from cloudstore_mapping.testing.concurrency import together
 from cloudstore_mapping.testing.transports import CountingTransport, SlowTransport
+from cloudstore_mapping.transfer.raw_store import RawStore
 from cloudstore_mapping.wire import Reply, Request, encode_value
 from tests.storages import new_storage
 from tests.support.mapping_fixtures import Connect
@@ -554,6 +555,8 @@ CLOSED: dict[str, Callable[[Store], object]] = {
     "stat": lambda store: store.stat("a"),
     "list": lambda store: store.list(),
     "get_as": lambda store: store.get_as("a", int),
+    "raw read": lambda store: [*RawStore(store).read(["a"])],
+    "raw write": lambda store: [*RawStore(store).write({"a": b"1"}, only_new=False)],
     "store == 5": lambda store: store == 5,
     "store | {}": lambda store: store | {},
     "{} | store": lambda store: {} | store,
