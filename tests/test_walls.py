@@ -34,6 +34,7 @@ LOWEST: dict[str, set[str]] = {
     f"{ROOT}.messages": {f"{ROOT}.jsontext"},
     f"{ROOT}.wire": {f"{ROOT}.errors", f"{ROOT}.jsontext", f"{ROOT}.messages"},
     f"{ROOT}.merge": {f"{ROOT}.errors"},
+    f"{ROOT}.keys": {f"{ROOT}.errors"},
 }
 HEAVY = ["psycopg", "sqlite3", "uvicorn", "starlette", "typer", "rich", "argon2", "requests", "urllib3", "email"]
 #: Calls that open files, each with the reason why none of them can be a store that this process has open.
@@ -134,7 +135,7 @@ def test_the_kit_serves_only_on_demand() -> None:
 
 @pytest.mark.parametrize("module", LOWEST)
 def test_lowest_modules(module: str) -> None:
-    """Errors import nothing of ours, the wire nothing but errors and its own parts, the merge nothing but errors."""
+    """Errors import nothing of ours, the wire nothing but errors and its own parts, merge and keys only errors."""
     assert ours(module) <= LOWEST[module]
 
 

@@ -101,7 +101,7 @@ def _embedded(location: str) -> Service:
 
 
 def _setter(service: Service, account: str) -> _Set:
-    from cloudstore_mapping.client.keys import escape_key
+    from cloudstore_mapping.keys import escape_key
 
     return lambda key, passwords: service.set_passwords(account, escape_key(key), **passwords)
 

@@ -6,7 +6,6 @@ Files of a service: load, save, merge, delete, list and batch encoded values, by
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.client import codec, retry
 from cloudstore_mapping.client.cache import Cache, Found, Generation
-from cloudstore_mapping.client.keys import escape_key, need_no_escape, unescape_name
+from cloudstore_mapping.client.keys import FileNames
 from cloudstore_mapping.client.progress import Progress
 from cloudstore_mapping.client.retry import WRITES, RequestSender, error_of, facts_of, is_write, raise_for, version_of
 from cloudstore_mapping.client.transport import Sendable
@@ -50,8 +49,8 @@ STAT_FIELDS: Final[Mapping[str, Any]] = {
 }
 #: Key of the complete listing in the cache of listings.
 ALL: Final = ""
-# Characters with the same spelling in a key and its name, at any position.
-_LITERAL: Final = re.compile(r"[^\x00-\x1f\x7f,/\\% .\ud800-\udfff]+")
+# A filter that matches nothing, for a list whose reply is only to show what the service can do.
+_NO_NAME: Final = "cloudstore-mapping asks: 2d2f5c0e8f1b4a6e"
 
 
 class Loaded(NamedTuple):
@@ -68,11 +67,13 @@ class Client(RequestSender):
     Notes
     -----
     Thread safe. Methods take a file name; errors show `key` instead if given. Extensions are used if the last reply
-    named them, so none of them in the first request.
+    named them, so none of them in the first request. `lists_exactly` is True if the last reply to a list had an array
+    of names, False if it had them joined by commas, None before the first.
     """
 
     error_of = staticmethod(retry.error_of)
     raise_for = staticmethod(retry.raise_for)
+    lists_exactly: bool | None = None
 
     def load(
         self, name: str, password: str | None = None, *, key: str | None = None, if_not_version: str | None = None
@@ -157,8 +158,32 @@ class Client(RequestSender):
     def list(self, filter: str = "", *, prefix: bool = False) -> Names:  # noqa: A002 - the documentation's name
         """Return the names containing the text `filter`, or beginning with it if `prefix`; case-sensitive."""
         request = self._listing(filter, prefix=prefix)
-        names = listed(self._ask(request, None))
+        names = self._listed(self._ask(request, None))
         return [name for name in names if name.startswith(filter)] if prefix and request.match is UNSET else names
+
+    def ask(self, filter: str | None = None) -> Names:  # noqa: A002 - the documentation's name
+        """
+        Learn `extensions` and `lists_exactly` from a list, and return the names that contain `filter`.
+
+        Without a filter nothing is listed. A service known to have pages sends a single name at most.
+        """
+        request = self._listing(_NO_NAME if filter is None else filter, prefix=False)
+        if "page" in self.extensions:
+            request = msgspec.structs.replace(request, limit=1)
+        try:
+            return self._listed(self._ask(request, None))
+        except NoFileError:  # how the vendor's service answers where nothing matches is not documented
+            self.lists_exactly = False
+        except CloudStoreError as error:
+            if error.error != "Forbidden":  # an exact service's word, to an API key that may not list
+                raise
+            self.lists_exactly = True
+        return []
+
+    def _listed(self, reply: Reply) -> Names:
+        names = listed(reply)
+        self.lists_exactly = reply.data is not UNSET and bytes(reply.data).lstrip().startswith(b"[")
+        return names
 
     def pages(
         self,
@@ -176,7 +201,7 @@ class Client(RequestSender):
             reply = self._ask(request, None)
             if request.after is not UNSET and reply.next in (request.after, UNSET):
                 raise ProtocolError("The service lost its place in the listing; list again.", **facts_of(reply, None))
-            yield listed(reply)
+            yield self._listed(reply)
             if reply.next is UNSET or reply.next is None:
                 return
             request = msgspec.structs.replace(request, after=reply.next)
@@ -266,6 +291,11 @@ class Client(RequestSender):
             raise UnsupportedError(
                 f"The service has not said that it can do this (its extension {extension!r}); do without."
             )
+
+    @property
+    def has_replied(self) -> bool:
+        """True if a reply has told which extensions the service has."""
+        return self._extensions is not None
 
     def _brief(self) -> bool | UnsetType:
         return True if "brief" in self.extensions else UNSET
@@ -412,8 +442,7 @@ class OpenStore:
 
     `cache` keeps values and `listing` listings; both are None without a cache. `identity` identifies the store without
     its API key, `file` is an embedded store's file, and `address` the beginning of its media URLs. `reopen` returns the
-    pickled form from a class and `options`, None if the store can't be pickled. `foreign` has, by key, file names made
-    by other programs and never returned by `escape_key`. `clock` returns monotonic seconds.
+    pickled form from a class and `options`, None if the store can't be pickled. `clock` returns monotonic seconds.
     """
 
     client: Client
@@ -428,9 +457,13 @@ class OpenStore:
     file: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
     reopen: Callable[[type[Any], dict[str, Any]], tuple[Any, ...]] | None = None
-    foreign: dict[str, str] = field(default_factory=dict)
     is_closed: bool = False
     clock: Callable[[], float] = time.monotonic
+    names: FileNames = field(init=False)
+
+    def __post_init__(self) -> None:
+        client = self.client
+        self.names = FileNames(lambda: client.lists_exactly, client.ask, client.list)
 
     def check_open(self) -> None:
         """Raise `ValueError` if the store is closed."""
@@ -452,7 +485,7 @@ class Files:
         self._passwords = store.passwords
         self._cache = store.cache
         self._listing = store.listing
-        self._foreign = store.foreign
+        self._file_names = store.names
 
     def under(self, prefix: str) -> Files:
         """Return the files with keys beginning with `prefix`, by the rest of the key."""
@@ -465,19 +498,22 @@ class Files:
     # File names and listings
 
     def name(self, key: str) -> str:
-        """Return the file name of `key`; `BadNameError` for a lone surrogate."""
-        full = self.prefix + key
-        return self._foreign.get(full) or escape_key(full)
+        """Return the file name of `key`, after asking the service if need be; `BadNameError` for a lone surrogate."""
+        return self._file_names.name(self.prefix + key)
+
+    def settle(self, keys: Sequence[str]) -> None:
+        """Ask the service, before work on many keys, what their file names take: in two requests at most."""
+        self._file_names.settle(self._full(keys))
+
+    def _full(self, keys: Sequence[str]) -> Sequence[str]:
+        return [self.prefix + key for key in keys] if self.prefix else keys
 
     def _names(self, keys: Sequence[str]) -> list[str]:
         """Return the file names of many keys."""
-        full = [self.prefix + key for key in keys] if self.prefix else [*keys]
-        if not self._foreign and need_no_escape(full):
-            return full
-        return [self.name(key) for key in keys]
+        return self._file_names.names(self._full(keys))
 
     def keys(self) -> list[str]:
-        """Return all keys in the listing's order; a foreign name without a key is listed as itself."""
+        """Return all keys in the listing's order; a name that is no key's is listed as itself."""
         if self._listing is None:
             return self._keys_with(self.prefix)
         listing = self._listing.get(ALL) if self.prefix else self._listing.read(ALL, self._fetch_listing)
@@ -490,39 +526,25 @@ class Files:
         if self.prefix:
             return [key for key in self._keys_with(self.prefix) if text in key]
         # The service searches names, so search for a part with the same spelling in names.
-        literals = _LITERAL.findall(text)
-        names = self.client.list(max(literals, key=len, default=""))
-        return [key for key in self._keys_of(names, is_complete=not literals) if text in key]
+        literal = self._file_names.filter(text)
+        names = self.client.list(literal)
+        return [key for key in self._file_names.keys(names, is_complete=not literal) if text in key]
 
     def _keys_with(self, prefix: str) -> list[str]:
         """Return the keys beginning with `prefix`, without it."""
         if not prefix:
-            return list(self._keys_of(self.client.list(), is_complete=True))
-        literal = _LITERAL.match(prefix)
-        names = self.client.list(literal[0], prefix=True) if literal else self.client.list()
-        return [key[len(prefix) :] for key in self._keys_of(names, is_complete=False) if key.startswith(prefix)]
+            return list(self._all_keys())
+        literal = self._file_names.prefix(prefix)
+        if not literal:
+            return [key[len(prefix) :] for key in self._all_keys() if key.startswith(prefix)]
+        keys = self._file_names.keys(self.client.list(literal, prefix=True), is_complete=False)
+        return [key[len(prefix) :] for key in keys if key.startswith(prefix)]
 
     def _fetch_listing(self, _: object) -> Found[dict[str, None]]:
-        return Found(self._keys_of(self.client.list(), is_complete=True))
+        return Found(self._all_keys())
 
-    def _keys_of(self, names: list[str], *, is_complete: bool) -> dict[str, None]:
-        """Return the keys of these names, and remember the foreign names among them."""
-        keys: dict[str, None] = {}
-        foreign: dict[str, str] = {}
-        if need_no_escape(names):
-            keys, names = dict.fromkeys(names), []
-        for name in names:
-            key = unescape_name(name)
-            if name == escape_key(key):
-                foreign.pop(key, None)  # both names exist: the escaped one is the key's
-            elif key not in keys:
-                foreign[key] = name
-            keys[key] = None
-        self._foreign.update(foreign)
-        if is_complete:  # after the update, so that other threads never miss a name still there
-            for key in self._foreign.keys() - foreign.keys():
-                self._foreign.pop(key, None)
-        return keys
+    def _all_keys(self) -> dict[str, None]:
+        return self._file_names.keys(self.client.list(), is_complete=True)
 
     # Reads
 
@@ -578,9 +600,10 @@ class Files:
 
     def stat(self, key: str) -> dict[str, Any]:
         """Return the metadata of the key's file; `UnsupportedError` if the service has none."""
-        if not self.supports("stat"):
-            self.client.list(self.name(key))  # any reply names the extensions
-        return self.client.stat(self.name(key), key=key)
+        name = self.name(key)
+        if not self.client.has_replied:
+            self.client.ask()
+        return self.client.stat(name, key=key)
 
     def load_batch(self, keys: Sequence[str]) -> list[Found[bytes] | CloudStoreError]:
         """Return the value of each key or its error, with a single request for all uncached keys."""
@@ -618,7 +641,7 @@ class Files:
         before = None if after is None else self.name(after)
         in_order = names if before is None else [before, *names]
         # All names of these keys, and no others, have to begin with the prefix.
-        has_prefix = not self.prefix or _LITERAL.fullmatch(self.prefix)
+        has_prefix = self._file_names.prefix(self.prefix) == self.prefix
         if results or not has_prefix or not self.supports("values") or in_order != sorted(in_order):
             return self.load_batch(keys)
         page = self.client.values(names, self.prefix, after=before)

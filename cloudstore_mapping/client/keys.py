@@ -1,64 +1,133 @@
-r"""
-Escape keys as file names, and back: a bijection between all texts and the names safe in listings and paths.
+"""
+Keys of an open store as file names, in the spelling that its service can keep.
 
-Ordinary keys are their own names. Control characters, comma, slash and backslash, a space at either end and the first
-dot of ``.`` and ``..`` are written as ``%XX``, the empty key as ``%``. A ``%`` is written ``%25`` only if it would
-read as one of these escapes, so ``100%``, ``%zz`` and ``a%20b`` are their own names.
+An exact service keeps more texts than a service with comma-joined lists (see `cloudstore_mapping.keys`). The reply to
+any list shows the kind; before the first use of a key with two spellings, the client asks by a list of its own.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from cloudstore_mapping.errors import BadNameError
+from cloudstore_mapping.errors import BadNameError, CloudStoreError
+from cloudstore_mapping.keys import are_plain, escape_key, is_plain, literal_part, literal_prefix, unescape_name
 
-# Characters in no name; a space at either end; the first dot of "." and "..".
-_BREAKING: Final = r"[\x00-\x1f\x7f,/\\]|\A[ ]|[ ]\Z|\A\.(?=\.?\Z)"
-# A "%" read as an escape: before a code of the above at its position, or before a code whose "%" is itself escaped, any
-# number of times. No code begins with 25, so the repetition never backtracks.
-_PERCENT: Final = (
-    r"%(?=(?:25)*+(?:[01][0-9A-F]|7F|2C|2F|5C|20\Z))"  # anywhere; a space at the end
-    r"|\A%(?=(?:25)*+(?:20|2E\.?\Z|\Z))"  # a space at the beginning; ".", ".." and the empty key, alone
-)
-# Most keys match no other pattern; this character class is three times as fast.
-_ORDINARY: Final = re.compile(r"(?![ .])[^\x00-\x1f\x7f,/\\%\ud800-\udfff]++(?<![ ])")
-_TO_ESCAPE: Final = re.compile(rf"{_BREAKING}|{_PERCENT}|[\ud800-\udfff]")
-_ESCAPE: Final = re.compile(rf"(?:{_PERCENT})([0-9A-F]{{2}})?")
-# Characters in no ordinary name, for many names joined by line feeds.
-_EXTRAORDINARY: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f,/\\%\ud800-\udfff]|\n[ .\n]| \n")
-_NOT_CLEAN: Final = re.compile(_BREAKING)
+# Filters that would list nearly everything, where the key itself is no name that such a service can keep.
+_TOO_COMMON: Final = frozenset({".", ","})
 
 
-def escape_key(key: str) -> str:
-    """Return the file name of `key`, by the text of a `str` subclass; `BadNameError` for a lone surrogate."""
-    key = str.__str__(key)
-    if _ORDINARY.fullmatch(key):
-        return key
-    return _TO_ESCAPE.sub(_escaped, key) or "%"
+class FileNames:
+    """
+    File names of a store's keys, and back.
 
+    Parameters
+    ----------
+    is_exact
+        Returns True if the last list reply was an exact service's, False if another's, None before the first.
+    ask
+        Sends a list filtered by a text, in as few bytes as possible, and returns the names; None: a filter that
+        matches nothing.
+    list_all
+        Lists all names.
 
-def unescape_name(name: str) -> str:
-    """Return the key with the file name `name`; a name never returned by `escape_key` is its own key."""
-    if "%" not in name or _NOT_CLEAN.search(name):
-        return name
-    return _ESCAPE.sub(_unescaped, name)
+    Notes
+    -----
+    Thread safe. On a service with comma-joined lists other programs may have made files whose names the mapping would
+    escape. Such a name is taken literally once it was seen: in a listing, or in the list before a key's first use.
+    """
 
+    def __init__(
+        self,
+        is_exact: Callable[[], bool | None],
+        ask: Callable[[str | None], list[str]],
+        list_all: Callable[[], list[str]],
+    ) -> None:
+        self._is_exact = is_exact
+        self._ask = ask
+        self._list_all = list_all
+        self._literal: frozenset[str] = frozenset()
+        self._asked: set[str] = set()
+        self._has_listed = False
 
-def need_no_escape(names: Sequence[str]) -> bool:
-    """Return True if every name is its own key; twenty times as fast as checking each."""
-    text = "\n".join(("", *names, ""))
-    return text.count("\n") == len(names) + 1 and not (names and _EXTRAORDINARY.search(text))
+    def name(self, key: str) -> str:
+        """Return the file name of `key`, after asking if need be; `BadNameError` for a lone surrogate."""
+        if is_plain(key):
+            return key
+        exact, joined = escape_key(key), escape_key(key, joined=True)
+        if exact != joined and self._is_open(key):
+            self._settle(key)
+        if self._is_exact():
+            return exact
+        return key if key in self._literal else joined
 
+    def names(self, keys: Sequence[str]) -> list[str]:
+        """Return the file names of many keys; asks twice at most."""
+        if are_plain(keys):
+            return [*keys]
+        self.settle(keys)
+        return [self.name(key) for key in keys]
 
-def _escaped(match: re.Match[str]) -> str:
-    if match[0] >= "\ud800":
-        raise BadNameError(
-            "A key can't hold a lone surrogate, for no text on the wire can; take it out.", key=match.string
-        )
-    return f"%{ord(match[0]):02X}"
+    def settle(self, keys: Sequence[str]) -> None:
+        """Ask what the names of these keys take, in two requests at most; an impossible key is left for `name`."""
+        if are_plain(keys):
+            return
+        unsettled = []
+        for key in keys:
+            try:
+                if escape_key(key) != escape_key(key, joined=True) and self._is_open(key):
+                    unsettled.append(key)
+            except BadNameError:
+                continue
+        if unsettled:
+            self._settle(unsettled[0])
+            rest = [key for key in unsettled[1:] if self._is_open(key)]
+            if len(rest) > 1:
+                self.keys(self._list_all(), is_complete=True)
+            elif rest:
+                self._settle(rest[0])
 
+    def keys(self, names: list[str], *, is_complete: bool) -> dict[str, None]:
+        """Return the keys of names just listed, in their order; `is_complete` for a listing of all names."""
+        if self._is_exact():
+            self._literal = frozenset()
+            return dict.fromkeys(names if are_plain(names) else map(unescape_name, names))
+        known = frozenset() if is_complete else self._literal
+        if not are_plain(names):
+            keys = {name: unescape_name(name, joined=True) for name in names}
+            known |= {name for name, key in keys.items() if escape_key(key, joined=True) != name}
+            # A name whose key is another file's very name stands for itself, so that none hides another.
+            while hidden := {name for name, key in keys.items() if key != name and key in known and name not in known}:
+                known |= hidden
+            names = [name if name in known else key for name, key in keys.items()]
+        self._literal = known
+        self._has_listed = self._has_listed or is_complete
+        return dict.fromkeys(names)
 
-def _unescaped(match: re.Match[str]) -> str:
-    return chr(int(match[1], 16)) if match[1] else ""
+    def filter(self, text: str) -> str:
+        """Return the longest filter matching the name of every key that contains `text`."""
+        return text if self._is_same(text) else literal_part(text)
+
+    def prefix(self, text: str) -> str:
+        """Return the longest text with which the name of every key beginning with `text` begins."""
+        return text if self._is_same(text) else literal_prefix(text)
+
+    def _is_same(self, text: str) -> bool:
+        return bool(self._is_exact()) and "%" not in text and "\0" not in text
+
+    def _is_open(self, key: str) -> bool:
+        """Return True if the service has to be asked before the key's first use."""
+        exact = self._is_exact()
+        return exact is None or (not exact and not self._has_listed and key not in self._asked)
+
+    def _settle(self, key: str) -> None:
+        try:
+            names = self._ask(None if key in _TOO_COMMON else key)
+        except CloudStoreError as error:
+            error.key = key
+            raise
+        if not self._is_exact():
+            self._asked.add(key)
+            # A name with a comma comes in pieces.
+            if f",{key}," in f",{','.join(names)},":
+                self._literal |= {key}

@@ -37,6 +37,7 @@ from cloudstore_mapping.client.retry import pacer_of
 from cloudstore_mapping.client.transport import DEFAULT_TIMEOUT, HTTPTransport, Transport
 from cloudstore_mapping.client.views import Listing, ReadAhead, StoreItems, StoreKeys, StoreValues
 from cloudstore_mapping.errors import BadValueError, BulkError, ChangedError, CloudStoreError, NoFileError
+from cloudstore_mapping.keys import escape_key
 from cloudstore_mapping.merge import merge
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
             raise TypeError(f"Keys are str, not {type(key).__name__}; convert {key!r} first.")
         text = str.__str__(key)
         if not text.isascii():
-            self._files.name(text)  # refuses a lone surrogate
+            escape_key(text)  # refuses a lone surrogate
         return text
 
     # Reads
@@ -328,6 +329,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
         """Return the values of the keys that exist; `BulkError` if some can't be read."""
         self._check_open()
         wanted = dict.fromkeys(text for key in keys if (text := self._key_or_none(key)) is not None)
+        self._files.settle([*wanted])
         values: dict[str, V] = {}
         failed: dict[str, CloudStoreError] = {}
         for key, result in self._bulk.read([*wanted], self._files.store.progress):

@@ -1,177 +1,158 @@
-"""Keys and names: a bijection between all texts and the names that no listing and no path can break."""
+"""File names of a store's keys: what the client asks first, and what it makes of listings."""
 
 from __future__ import annotations
 
-import enum
-import itertools
-import pickle
-
 import pytest
-from hypothesis import assume, example, given, settings
-from hypothesis import strategies as st
 
-from cloudstore_mapping.client.keys import escape_key, need_no_escape, unescape_name
-from cloudstore_mapping.errors import BadNameError
+from cloudstore_mapping.client.keys import FileNames
+from cloudstore_mapping.errors import BadNameError, TransportError
+from cloudstore_mapping.keys import escape_key
 
-BREAKING = {*map(chr, range(0x20)), "\x7f", ",", "/", "\\"}
 
-# Whatever can meet in an escape, alone and in the pieces that escapes are made of.
-pieces = st.sampled_from(
-    [
-        *"%0123456789ABCDEF ,/\\.acef",
-        "%25",
-        "25",
-        "%20",
-        "%2E",
+class Listing:
+    """A service's files, listed exactly or joined; `asked` is each filter, "" for a complete listing."""
+
+    def __init__(self, *files: str, exact: bool) -> None:
+        self.files = list(files)
+        self.asked: list[str | None] = []
+        self.kind: bool | None = None
+        self._exact = exact
+        self.names = FileNames(lambda: self.kind, self.ask, lambda: self.ask(""))
+
+    def ask(self, text: str | None) -> list[str]:
+        """Return the names that a client reads from the reply."""
+        self.asked.append(text)
+        self.kind = self._exact
+        found = [file for file in self.files if text is not None and text in file]
+        return found if self._exact else [part for part in ",".join(found).split(",") if found]
+
+    def keys(self) -> list[str]:
+        """Return the keys of a complete listing."""
+        return [*self.names.keys(self.ask(""), is_complete=True)]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_nothing_is_asked_for_one_spelling(exact: bool) -> None:
+    """A key with the same name on both kinds of services needs no request."""
+    service = Listing(exact=exact)
+    for key in ("a", "users/ann", "a b", "100%", "naïve", "a.json", "", "%", "\0"):
+        service.names.name(key)
+    assert service.names.names(["x", "", "100%"]) == ["x", "%", "100%"]
+    assert service.asked == []
+
+
+def test_an_exact_service_is_asked_once() -> None:
+    """The first key with two spellings is asked for, and no other."""
+    service = Listing("a,b", exact=True)
+    assert [service.names.name(key) for key in ("a,b", "a\tb", "..", "a,b", "%2C")] == [
+        "a,b",
+        "a\tb",
+        "..",
+        "a,b",
         "%2C",
-        "%2F",
-        "%5C",
-        "%00",
-        "%1F",
-        "%7F",
-        "%%",
-        "\0",
-        "é",
     ]
-)
-texts = st.lists(pieces, max_size=8).map("".join) | st.text(max_size=12) | st.text("%25 0E.,", max_size=10)
+    assert service.names.names(["c,d", "\n", ""]) == ["c,d", "\n", "%"]
+    assert service.asked == ["a,b"]
 
 
-def is_clean(name: str) -> bool:
-    """Whether a name is one that no listing and no path can break."""
-    return name.strip(" ") == name and name not in {"", ".", ".."} and BREAKING.isdisjoint(name)
+def test_a_joined_service_is_asked_once_a_key() -> None:
+    """Each key with two spellings is asked for before its first use, as another program may have its plain name."""
+    service = Listing(exact=False)
+    assert [service.names.name(key) for key in ("a,b", "..", "a,b", "..", "%2C")] == [
+        *("a%2Cb", "%2E%2E", "a%2Cb", "%2E%2E", "%252C"),
+    ]
+    assert service.asked == ["a,b", "..", "%2C"]
 
 
-@pytest.mark.parametrize(
-    ("key", "name"),
-    [
-        # Pinned: other programs find the files under these names.
-        ("a,b", "a%2Cb"),
-        ("a/b", "a%2Fb"),
-        ("a\\b", "a%5Cb"),
-        ("a\0b\n\x1f\x7f", "a%00b%0A%1F%7F"),
-        ("", "%"),
-        (".", "%2E"),
-        ("..", "%2E."),
-        (" ", "%20"),
-        ("  ", "%20%20"),
-        (" a b ", "%20a b%20"),
-        ("../etc", "..%2Fetc"),
-        ("%", "%25"),
-        ("%25", "%2525"),
-        ("%2C", "%252C"),
-        ("%252C", "%25252C"),
-        ("x%2C%2Fy", "x%252C%252Fy"),
-        ("%20", "%2520"),
-        ("%20a", "%2520a"),
-        ("a%20", "a%2520"),
-        ("%20%20", "%2520%2520"),
-        ("%2E", "%252E"),
-        ("%2E.", "%252E."),
-        ("%,", "%%2C"),
-        ("%2 ", "%2%20"),
-    ],
-)
-def test_escaped(key: str, name: str) -> None:
-    """What could break a listing or a path, or would read as an escape, is written as an escape."""
-    assert escape_key(key) == name
-    assert unescape_name(name) == key
+@pytest.mark.parametrize("key", [".", ","])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_filter_that_would_list_everything(key: str, exact: bool) -> None:
+    """For a key that is in nearly all names, nothing is listed to learn the kind of service."""
+    service = Listing(exact=exact)
+    assert service.names.name(key) == (key if exact else f"%{ord(key):02X}")
+    assert service.asked == [None]
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        *("Shopping_List", "a b", "steve1", "...", ".a", "a.", "Grüße", "e\u0301", "é", "😀", "\x80\u2028\u202e"),
-        *("100%", "%zz", "%41", "a%20b", "%2f", "100%25", "%%", "a%", "a%2E", "%2Ea", "%2e%2e", "%C3%A9", "x" * 10_000),
-    ],
-)
-def test_ordinary_key_is_its_name(key: str) -> None:
-    """An ordinary key is its own name, and a percent sign is ordinary where it reads as no escape."""
-    assert escape_key(key) == key
-    assert unescape_name(key) == key
+@pytest.mark.parametrize("number", [1, 2, 3, 10])
+def test_many_keys_cost_two_lists_at_most(number: int) -> None:
+    """Many keys with two spellings cost one list on an exact service, else two at most."""
+    keys = [f"{i},x" for i in range(number)]
+    exact, joined = Listing(exact=True), Listing(exact=False)
+    assert exact.names.names(keys) == keys
+    assert joined.names.names(["plain", *keys]) == ["plain", *(key.replace(",", "%2C") for key in keys)]
+    assert exact.asked == ["0,x"]
+    assert joined.asked == [["0,x"], ["0,x", "1,x"], ["0,x", ""], ["0,x", ""]][min(number, 4) - 1]
 
 
-@pytest.mark.parametrize("name", ["a/b", "a,b%2C", " a", "a ", "\0", "%2C\n", ".", "..", "", " %20"])
-def test_foreign_name_is_its_own_key(name: str) -> None:
-    """A name that no key has is listed under itself."""
-    assert unescape_name(name) == name
+@pytest.mark.parametrize("name", ["a\tb", "a/../b", "..", "a,b"])
+def test_a_plain_name_is_found_by_asking(name: str) -> None:
+    """A file that another program made under a key's plain name is found at the key's first use."""
+    service = Listing("other", name, f"{name}2", exact=False)
+    assert service.names.name(name) == name
 
 
-@settings(max_examples=1000)
-@given(texts)
-@example("%2525252C")
-@example("%25%25%20")
-def test_round_trip(key: str) -> None:
-    """Every text is a key: its name leads back to it, and so no two keys share a name."""
-    assert unescape_name(escape_key(key)) == key
+@pytest.mark.parametrize("name", ["a\tb", "a/../b", ".."])
+def test_a_plain_name_is_found_by_listing(name: str) -> None:
+    """A file that another program made under a key's plain name is listed as that key, until it is gone."""
+    service = Listing("other", name, exact=False)
+    assert service.keys() == ["other", name]
+    assert service.names.name(name) == name
+    service.files.clear()
+    assert service.keys() == []
+    assert service.names.name(name) == escape_key(name, joined=True)
 
 
-@settings(max_examples=1000)
-@given(texts)
-def test_name_is_clean(key: str) -> None:
-    """A name holds nothing that could break a listing or a path."""
-    assert is_clean(escape_key(key))
+def test_no_name_hides_another() -> None:
+    """Where a file has a key's plain name, it is the key's, and the one with the escaped name is listed as itself."""
+    files = ["a%09b", "a%2509b", "a\tb", "x"]
+    service = Listing(*files, exact=False)
+    assert sorted(service.keys()) == sorted(files)
+    assert service.names.names(files) == files
+    service.files.remove("a\tb")
+    assert service.keys() == ["a\tb", "a%09b", "x"]
+    assert service.names.name("a\tb") == "a%09b"
+    assert service.names.name("a%09b") == "a%2509b"
 
 
-@settings(max_examples=1000)
-@given(texts)
-def test_every_clean_name_has_a_key(name: str) -> None:
-    """Every clean name is the name of its key, whoever wrote it."""
-    assume(is_clean(name))
-    assert escape_key(unescape_name(name)) == name
+def test_a_listing_answers_for_all_keys() -> None:
+    """After a complete listing no key has to be asked for."""
+    for exact in (True, False):
+        service = Listing("a", exact=exact)
+        service.keys()
+        service.names.names(["a,b", "c\td", "e,f"])
+        service.names.name("..")
+        assert service.asked == [""]
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"], exclude_characters="%,/\\ ."), min_size=1))
-def test_ordinary_text_is_its_own_name(key: str) -> None:
-    """A key of ordinary characters is its own name, both ways."""
-    assert escape_key(key) == key == unescape_name(key)
+def test_filters() -> None:
+    """A filter is the text itself on an exact service, else the part that each name has."""
+    service = Listing(exact=False)
+    assert (service.names.filter("log,2024"), service.names.prefix("log,2024")) == ("2024", "log")
+    exact = Listing(exact=True)
+    exact.keys()
+    assert (exact.names.filter("log,2024"), exact.names.prefix("log,2024")) == ("log,2024", "log,2024")
+    assert (exact.names.filter("50%00"), exact.names.prefix("50%00")) == ("50", "50")
 
 
-def test_every_short_text() -> None:
-    """The laws hold for each text of up to five of the characters that matter."""
-    for length in range(6):
-        for characters in itertools.product("%250 .,EC", repeat=length):
-            text = "".join(characters)
-            name = escape_key(text)
-            assert unescape_name(name) == text
-            assert is_clean(name)
-            if is_clean(text):
-                assert escape_key(unescape_name(text)) == text
+def test_asking_fails() -> None:
+    """An error of the list that asks is the key's, and the next use asks again."""
+    service = Listing(exact=True)
+
+    def fail(text: str | None) -> list[str]:
+        raise TransportError("lost", sent=True)
+
+    failing = FileNames(lambda: service.kind, fail, list)
+    with pytest.raises(TransportError) as caught:
+        failing.name("a,b")
+    assert caught.value.key == "a,b"
+    with pytest.raises(TransportError):
+        failing.name("a,b")
 
 
-@pytest.mark.parametrize("key", ["\ud800", "a\udfff", "\ud83d\ude00", ",\udc80%"])
-def test_lone_surrogate(key: str) -> None:
-    """A lone surrogate is a ValueError that carries the key, and can be shown and sent."""
-    with pytest.raises(BadNameError) as raised:
-        escape_key(key)
-    assert isinstance(raised.value, ValueError)
-    assert raised.value.key == key
-    assert str(raised.value).isascii()
-    assert pickle.loads(pickle.dumps(raised.value)).key == key
-
-
-def test_str_subclass() -> None:
-    """A str subclass counts as its text, whatever it prints."""
-
-    class Fruit(enum.StrEnum):
-        APPLE = "apple,red"
-
-    class Loud(str):
-        __slots__ = ()
-
-        def __str__(self) -> str:
-            return self.upper()
-
-    for key, name in [(Fruit.APPLE, "apple%2Cred"), (Loud("apple"), "apple"), (Loud(""), "%")]:
-        assert escape_key(key) == name
-        assert type(escape_key(key)) is str
-
-
-@given(st.lists(texts, max_size=5))
-def test_ordinary_names_are_their_own_keys(names: list[str]) -> None:
-    """Names that are told of all at once to be ordinary are each the name of itself, and plain words are."""
-    if need_no_escape(names):
-        assert [unescape_name(name) for name in names] == names == [escape_key(name) for name in names]
-    words = [f"word {number} ü" for number in range(len(names))]
-    assert need_no_escape(words)
-    assert not need_no_escape([*words, "100%", *words])
+def test_an_impossible_key_is_left_to_its_own_error() -> None:
+    """A lone surrogate among many keys is the error of that key alone."""
+    service = Listing(exact=True)
+    service.names.settle(["\ud800", "a,b"])
+    assert service.asked == ["a,b"]
+    with pytest.raises(BadNameError):
+        service.names.name("\ud800")

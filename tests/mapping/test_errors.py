@@ -140,29 +140,33 @@ def test_a_service_that_is_not_there() -> None:
 
 
 def test_foreign_names(connect: Connect, make_store: MakeStore) -> None:
-    """Names of another program are listed, and reachable under themselves, whether or not they look escaped."""
+    """Names of another program are keys, with a listing before or without, whether or not they look escaped."""
     store = make_store()
     transport, api_key = connect()
+    names = ("100%", "%zz", "a%20b", "%2f", "a%2Fb", "a/b", "x y", "a\tb", "c/../d", "..")
     with Client(transport, api_key) as other:
-        for name in ("100%", "%zz", "a%20b", "%2f", "a/b", "x y"):
+        for name in names:
             other.save(name, encode_value(name))
-    assert dict(store) == {name: name for name in ("100%", "%zz", "a%20b", "%2f", "a/b", "x y")}
-    store["a/b"] = "changed"
-    assert sorted(store.items())[-2:] == [("a/b", "changed"), ("x y", "x y")]
+    assert {name: store[name] for name in names} == dict(make_store()) == {name: name for name in names}
+    store["a/b"] = store["a\tb"] = "changed"
+    transport, api_key = connect()
+    with Client(transport, api_key) as other:
+        assert sorted(other.list()) == sorted(names)
+    assert (dict(store)["a/b"], dict(store)["a\tb"]) == ("changed", "changed")
     store.clear()
     assert len(store) == 0
 
 
-def test_a_foreign_name_beside_the_key_it_looks_like(service: Service, api_key: str) -> None:
-    """The name that is really the key's is the one that counts, and the key is listed once."""
+def test_two_names_are_two_keys(service: Service, api_key: str) -> None:
+    """A name that looks like another's escape is a key of its own."""
     store = over(service, api_key)
     store["a/b"] = "ours"
     client = Client(InProcessTransport(service), api_key)
-    client.save("a/b", encode_value("theirs"))
-    assert list(store.items()) == [("a/b", "ours")]
+    client.save("a%2Fb", encode_value("theirs"))
+    assert list(store.items()) == [("a%2Fb", "theirs"), ("a/b", "ours")]
     assert client.list() == ["a%2Fb", "a/b"]
     del store["a/b"]
-    assert list(store.items()) == [("a/b", "theirs")]
+    assert list(store.items()) == [("a%2Fb", "theirs")]
 
 
 def test_a_session_of_the_users_stays_open(tmp_path: Path) -> None:

@@ -6,9 +6,18 @@ import enum
 from typing import Any, cast
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.client.mapping import CloudStoreMapping
-from cloudstore_mapping.errors import BadMergeError, BadNameError, BadValueError, BulkError
+from cloudstore_mapping.client.transport import HTTPTransport
+from cloudstore_mapping.errors import BadMergeError, BadNameError, BadValueError, BulkError, UnsupportedError
+from cloudstore_mapping.keys import escape_key
+from cloudstore_mapping.testing.transports import CountingTransport
+from cloudstore_mapping.wire import decode_value, encode_value
+from tests.support.mapping_fixtures import Connect, MakeStore
+from tests.vendor import Vendor
 
 Store = CloudStoreMapping[Any]
 
@@ -150,3 +159,113 @@ def test_any_text_is_a_key(store: Store) -> None:
         assert key in store
         assert store.pop(key) == number
         assert key not in store
+
+
+@pytest.fixture
+def is_joined(request: pytest.FixtureRequest) -> bool:
+    """Whether the service lists names joined by commas."""
+    return "vendor" in request.node.callspec.id
+
+
+PIECES = ["%", "25", "2C", "2E", "00", "2F", ",", "/", ".", "..", "\0", "\t", " ", "a", "é", "😀"]
+texts = st.text(max_size=8) | st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(keys=st.lists(texts, unique=True, max_size=6))
+def test_every_program_finds_a_key_under_its_name(
+    store: Store, connect: Connect, is_joined: bool, keys: list[str]
+) -> None:
+    """Any keys round-trip, each under its own name: the key itself, but for what the service can't keep."""
+    store.clear()
+    store.update({key: key for key in keys})
+    names = {escape_key(key, joined=is_joined): key for key in keys}
+    assert len(names) == len(keys)
+    transport, api_key = connect()
+    with Client(transport, api_key) as other:
+        assert sorted(other.list()) == sorted(names)
+        for name, key in names.items():
+            loaded = other.load(name)
+            assert loaded is not None
+            assert decode_value(loaded.value) == key
+            other.save(name, encode_value([key]))
+    assert dict(store) == {key: [key] for key in keys}
+    assert all(key in store for key in keys)
+
+
+def test_another_program_needs_no_listing(connect: Connect, make_store: MakeStore) -> None:
+    """A file is found under its plain name at once by every store, and a store's key by every other program."""
+    transport, api_key = connect()
+    names = ["users/bob", "a b", "100%", "naïve", "a%2Fb", "c:\\d", " x "]
+    with Client(transport, api_key) as other:
+        for name in names:
+            other.save(name, encode_value(1))
+            assert make_store()[name] == 1
+            make_store()[name] = 2
+            loaded = other.load(name)
+            assert loaded is not None
+            assert decode_value(loaded.value) == 2
+        assert sorted(other.list()) == sorted(names)
+
+
+#: What a key with two spellings costs at its first use, and at its second.
+ASKING: dict[str, tuple[Any, dict[str, int]]] = {
+    "save": (lambda store, key: store.__setitem__(key, 1), {"save": 1}),
+    "load": (lambda store, key: store.get(key), {"load": 1}),
+    "delete": (lambda store, key: store.discard(key), {"delete": 1}),
+    "merge": (lambda store, key: store.merge(key, 1), {"merge": 1}),
+}
+
+
+@pytest.mark.parametrize("operation", ASKING)
+@pytest.mark.parametrize("key", ["a,b", "a\tb", "..", ".", ",", "%2C", "x/../y"])
+def test_a_key_with_two_spellings_is_asked_for_once(store: Store, connect: Connect, operation: str, key: str) -> None:
+    """The first use of a key that has another name on the other kind of service costs one list more."""
+    transport, api_key = connect()
+    counting = CountingTransport(transport)
+    act, cost = ASKING[operation]
+    with CloudStoreMapping[Any](api_key, transport=counting) as fresh:
+        act(fresh, key)
+        assert counting.take() == {"list": 1, **cost}
+        act(fresh, key)
+        assert counting.take() == cost
+        act(fresh, "users/ann")
+        assert counting.take() == cost
+        list(fresh)
+        counting.take()
+        act(fresh, "another,key")
+        assert counting.take() == cost
+
+
+def test_many_keys_with_two_spellings(store: Store, connect: Connect, is_joined: bool) -> None:
+    """Work on many keys costs one list more, on a service with joined lists two."""
+    transport, api_key = connect()
+    counting = CountingTransport(transport)
+    with CloudStoreMapping[Any](api_key, transport=counting) as fresh:
+        fresh.update({f"{number},x": number for number in range(5)})
+        assert counting.take() == ({"list": 2, "save": 5} if is_joined else {"list": 1, "batch": 1})
+        assert len(fresh.get_many([f"{number},x" for number in range(5)])) == 5
+        assert counting.take() == ({"load": 5} if is_joined else {"batch": 1})
+
+
+@pytest.mark.parametrize("key", ["a", "a,", ",", "."])
+def test_asking_lists_next_to_nothing(vendor: Vendor, key: str) -> None:
+    """Among 50,000 names, neither `stat` nor the list before a key's first use brings them all."""
+    vendor.files.update(dict.fromkeys((f"a.{number}" for number in range(50_000)), 1))
+    with CloudStoreMapping[Any](vendor.api_key, transport=HTTPTransport(vendor.address)) as store:
+        with pytest.raises(UnsupportedError):
+            store.stat(key)
+        with pytest.raises(UnsupportedError):
+            store.stat(key)
+        assert store.get(key) is None
+        assert store.stats.bytes_received < 2000
+        assert store.stats.requests == {"list": 1, "load": 1}
+
+
+def test_stat_knows_what_the_service_can(vendor: Vendor) -> None:
+    """Once any reply has come, `stat` on a service without metadata sends nothing."""
+    with CloudStoreMapping[Any](vendor.api_key, transport=HTTPTransport(vendor.address)) as store:
+        store["a"] = 1
+        with pytest.raises(UnsupportedError):
+            store.stat("a")
+        assert store.stats.requests == {"save": 1}
