@@ -14,6 +14,7 @@ from cloudstore_mapping.links import FILES_PATH
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.places import MEMORY, Place, place_of
+from cloudstore_mapping.service.storage.renaming import refuse_old_names
 from cloudstore_mapping.service.uploads import described
 from cloudstore_mapping.wire import (
     EXTENSIONS,
@@ -120,7 +121,7 @@ class StoreTransport(InProcessTransport):
     def __init__(self, place: Place) -> None:
         storage = place.open()
         try:
-            _check_accounts(storage, place)
+            _check_contents(storage, place)
         except BaseException:
             storage.close()
             raise
@@ -183,11 +184,12 @@ class StoreTransport(InProcessTransport):
                 self._process = os.getpid()
 
 
-def _check_accounts(storage: Storage, place: Place) -> None:
-    """Raise `UnsupportedError` for a service's store: it has accounts, and none of them is the embedded store's."""
+def _check_contents(storage: Storage, place: Place) -> None:
+    """Raise `UnsupportedError` for a service's store, without the embedded store's account, or for old file names."""
     with storage.read() as transaction:
         if transaction.account_named(LOCAL_ACCOUNT) is None and transaction.has_accounts():
             raise _of_a_service(place)
+        refuse_old_names(transaction, str(place))
 
 
 def _of_a_service(place: Place) -> UnsupportedError:

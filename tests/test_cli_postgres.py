@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.service.storage.places import place_of
+from cloudstore_mapping.service.storage.postgres_migrations import newest
 from tests.postgres_fixtures import address
 from tests.serving import lines, serving, told
 
@@ -119,13 +120,13 @@ def test_keeping_it_safe(store: str, tmp_path: Path) -> None:
     """It is checked, copied into a file, and made a store again."""
     label, backup = place_of(store), tmp_path / "backup"
     checked = run("check", "--store", store)
-    assert (checked.exit_code, checked.stdout.splitlines()[:2]) == (0, [f"{label} (schema 1)", "accounts: 1"])
+    assert (checked.exit_code, checked.stdout.splitlines()[:2]) == (0, [f"{label} (schema {newest()})", "accounts: 1"])
     made = run("backup", backup, "--store", store)
     assert (made.exit_code, made.stdout, made.stderr) == (0, f"{label} is copied to {backup}.\n", "")
     refused = run("restore", backup, "--store", store)
     assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
     assert "a store in the database already" in refused.stderr
-    assert run("migrate", "--store", store).stdout == f"{label} has schema 1, the newest there is.\n"
+    assert run("migrate", "--store", store).stdout == f"{label} has schema {newest()}, the newest there is.\n"
 
 
 def test_moving_it(store: str, tmp_path: Path) -> None:

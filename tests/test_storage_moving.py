@@ -26,7 +26,10 @@ from tests.service_fakes import Asker
 __all__ = ["address"]
 
 #: All but who is signed in, and what is on its way in or out.
-TABLES = ["accounts", "api_keys", "files", "answers", "events", "blobs", "chunks", "media", "accesses", "days"]
+TABLES = [
+    *("accounts", "api_keys", "files", "answers", "events", "blobs", "chunks", "media", "accesses", "days"),
+    *("old_names", "name_scans"),
+]
 
 
 def nothing(_done: int, _total: int) -> None:
@@ -69,6 +72,9 @@ def fill(storage: Storage) -> None:
         transaction.add_chunk(transaction.add_blob(first, 9.0), 0, b"on its way in", 9.0)
         used = [Used(first, "data", "name", 19_000, 3, 1.0), Used(first, "media", "2" * 32, 19_001, 4, 2.0)]
         transaction.add_accesses(used)
+        assert isinstance(transaction, SQLTransaction)
+        transaction.do("INSERT INTO old_names VALUES (?, ?, TRUE)", first, "a%2Fb")
+        transaction.do("INSERT INTO name_scans VALUES (1.5)")
 
     storage.submit(work).result()
 

@@ -1,4 +1,4 @@
-"""The commands that keep a store safe: backup, restore, check, migrate, migrate-store."""
+"""The commands that keep a store safe: backup, restore, check, migrate, migrate-names, migrate-store."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command()(restore)
     app.command()(check)
     app.command()(migrate)
+    app.command()(migrate_names)
     app.command()(migrate_store)
 
 
@@ -123,6 +124,44 @@ def migrate(
     if before != after:
         said = f"{source} {'would go' if dry_run else 'went'} from schema {before} to {after}."
     _show({"store": str(source), "schema": before, "newest": after, "dry_run": dry_run}, said, as_json)
+
+
+def migrate_names(
+    store: StoreOption = None,
+    keep: Annotated[
+        list[str],
+        typer.Option(metavar="NAME", help="A name that stays as it is, for good; may be given many times."),
+    ] = [],  # noqa: B006 - typer takes it for the default and never changes it
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be renamed.")] = False,
+    as_json: AsJSON = False,
+) -> None:
+    """
+    Rename the files of version 0.1.0, whose names had %2F for a slash, to their keys; docs/keys.md tells more.
+
+    Each file is renamed in a transaction of its own, with its passwords, counts and version; a run that was interrupted
+    can be begun again. Where both names exist neither is changed, each pair is a line, and the exit status is 1. Stop
+    the service first.
+    """
+    from cloudstore_mapping.service.storage.keeping import migrate_names as rename
+
+    source = _existing(store)
+    with as_usage(), _bar() as report:
+        renames = rename(source, report, keep=keep, dry_run=dry_run)
+    facts: dict[str, object] = {
+        "store": str(source),
+        "renamed": [each._asdict() for each in renames.renamed],
+        "clashes": [each._asdict() for each in renames.clashes],
+        "dry_run": dry_run,
+    }
+    lines = [f"{each.account}: {each.old!r} and {each.new!r} both exist." for each in renames.clashes]
+    if dry_run:
+        lines += [f"{each.account}: {each.old!r} would be {each.new!r}." for each in renames.renamed]
+    lines.append(f"{source}: {len(renames.renamed):,} files {'would be' if dry_run else 'were'} renamed.")
+    if renames.clashes:
+        lines.append(f"{len(renames.clashes):,} were left: delete or rename one file of each pair, then run it again.")
+    _show(facts, "\n".join(lines), as_json)
+    if renames.clashes:
+        raise typer.Exit(Status.REFUSED)
 
 
 def migrate_store(

@@ -68,8 +68,13 @@ def open_service(store: str | None, *, makes: bool = False) -> Service:
 
 
 def open_at(place: Place, settings: Settings, *, to_write: bool = False) -> Service:
-    """Return the service on the store at a place; `UsageError` where it can't be opened, or is read-only `to_write`."""
+    """
+    Return the service on the store at a place; `UsageError` where it can't be opened, or is read-only `to_write`.
+
+    Raises `UnsupportedError` where its files have to be renamed first.
+    """
     from cloudstore_mapping.service.service import Service
+    from cloudstore_mapping.service.storage.renaming import refuse_old_names
 
     with as_usage():
         storage = place.open()
@@ -77,6 +82,8 @@ def open_at(place: Place, settings: Settings, *, to_write: bool = False) -> Serv
             if to_write:
                 storage.check_writable()
                 storage.look_for_damage()
+            with storage.read() as transaction:
+                refuse_old_names(transaction, str(place))
         except BaseException:
             storage.close()
             raise

@@ -66,6 +66,8 @@ _TABLES: Final = (
     ),
     _table("accesses", "account_id kind name day count last_at", "account_id, kind, name"),
     _table("days", "account_id day count", "account_id, day"),
+    _table("old_names", "account_id name clashes", "account_id, name", "clashes"),
+    _table("name_scans", "at", "at"),
 )
 
 

@@ -1,7 +1,9 @@
-"""What keeps a store safe, whatever its engine: copies, checks, and moving to another engine."""
+"""What keeps a store safe, whatever its engine: copies, checks, moving to another engine, names of version 0.1.0."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 from typing import cast
@@ -10,6 +12,7 @@ from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.service.storage.checking import Findings, look
 from cloudstore_mapping.service.storage.copying import Copied, Report, copy_store
 from cloudstore_mapping.service.storage.places import Place
+from cloudstore_mapping.service.storage.renaming import Renames, rename_files
 from cloudstore_mapping.service.storage.sql import SQLTransaction
 
 
@@ -94,6 +97,12 @@ def migrate_store(source: Place, target: Place, report: Report) -> dict[str, Cop
                 f"{source} is damaged and was not copied; `cloudstore check --store {source}` names each fault."
             )
         return _fill(transaction, target, report)
+
+
+def migrate_names(place: Place, report: Report, *, keep: Collection[str] = (), dry_run: bool = False) -> Renames:
+    """Rename the files of a store that have names of version 0.1.0; see `renaming.rename_files`."""
+    with place.open() as storage:
+        return rename_files(storage, time.time(), report, keep=keep, dry_run=dry_run)
 
 
 def _fill(source: SQLTransaction, target: Place, report: Report) -> dict[str, Copied]:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
+from cloudstore_mapping.service.storage.renaming import old_names_among
 from cloudstore_mapping.service.storage.schemas import steps as schema_steps
 from cloudstore_mapping.service.storage.sqlite_lineage import change_if_there
 from cloudstore_mapping.service.storage.sqlite_place import is_of_new_file, journal_head
 from cloudstore_mapping.service.storage.sqlite_session import primary_code
 from cloudstore_mapping.service.storage.sqlite_space import disk_of
 from cloudstore_mapping.storefiles import APPLICATION_ID, SMALLEST, refuse_sidecar
+
+#: The first schema that knows which names are of version 0.1.0.
+WITH_OLD_NAMES: Final = 4
 
 #: How often it is tried to switch a file to WAL while others switch it as well.
 SWITCHES: Final = 100
@@ -99,9 +104,12 @@ def migrate(connection: sqlite3.Connection, path: Path | None) -> None:
         connection.execute("BEGIN IMMEDIATE")
         change_if_there(connection)
         # Asked again: another process may have done it while this one waited.
-        for number in range(_version(connection, path, newest=len(steps)), len(steps)):
+        before = _version(connection, path, newest=len(steps))
+        for number in range(before, len(steps)):
             for statement in _statements(steps[number]):
                 connection.execute(statement)
+        if 0 < before < WITH_OLD_NAMES:
+            _note_old_names(connection)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(steps)}")
         connection.execute("COMMIT")
@@ -109,6 +117,13 @@ def migrate(connection: sqlite3.Connection, path: Path | None) -> None:
         connection.execute("PRAGMA wal_checkpoint").fetchall()
     if _journal_mode(connection) != "wal" and path is not None:
         raise UnsupportedError(f"The file system of {path} can't be shared between processes; use a local disk.")
+
+
+def _note_old_names(connection: sqlite3.Connection) -> None:
+    """Note which files have names of version 0.1.0, before the first file is added by this one."""
+    rows = connection.execute("SELECT account_id, name FROM files WHERE instr(name, '%')").fetchall()
+    connection.executemany("INSERT INTO old_names (account_id, name) VALUES (?, ?)", old_names_among(rows))
+    connection.execute("INSERT INTO name_scans VALUES (?)", (time.time(),))
 
 
 def schema_version(connection: sqlite3.Connection, path: Path) -> int:

@@ -9,10 +9,13 @@ import psycopg
 
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.service.storage.postgres_connection import Connection
+from cloudstore_mapping.service.storage.renaming import old_names_among
 from cloudstore_mapping.service.storage.schemas import steps
 
 #: What nodes that start at once take in turn before they change a table: "CLSD", as SQLite's files begin with.
 LOCK: Final = 0x434C5344
+#: The first schema that knows which names are of version 0.1.0.
+WITH_OLD_NAMES: Final = 2
 
 _VERSION: Final = "SELECT version, unfinished FROM cloudstore"
 # In one statement: between two of them another node may make the tables.
@@ -68,6 +71,8 @@ def migrate(connection: Connection, *, to_fill: bool = False) -> None:
                 connection.execute("CREATE TABLE cloudstore (version BIGINT NOT NULL, unfinished BOOLEAN NOT NULL)")
                 connection.execute("INSERT INTO cloudstore VALUES (0, FALSE)")
                 _index(connection)
+            elif schema.version < WITH_OLD_NAMES:
+                _note_old_names(connection)
             connection.execute("UPDATE cloudstore SET version = %s", (len(wanted),))
     if to_fill:
         if _number(connection, "SELECT count(*) FROM accounts"):
@@ -78,6 +83,14 @@ def migrate(connection: Connection, *, to_fill: bool = False) -> None:
             "The database holds a part of a store that was being copied into it; do that again with"
             " `cloudstore migrate-store`, or empty it."
         )
+
+
+def _note_old_names(connection: Connection) -> None:
+    """Note which files have names of version 0.1.0, before the first file is added by this one."""
+    rows = connection.execute("SELECT account_id, name FROM files WHERE strpos(name, '%') > 0").fetchall()
+    for row in old_names_among((account_id, name) for account_id, name in rows):
+        connection.execute("INSERT INTO old_names (account_id, name) VALUES (%s, %s)", row)
+    connection.execute("INSERT INTO name_scans VALUES (extract(epoch FROM now()))")
 
 
 def has_trigrams(connection: Connection) -> bool:

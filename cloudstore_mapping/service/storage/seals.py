@@ -6,6 +6,8 @@ import secrets
 import zlib
 from typing import Any, Final
 
+from cloudstore_mapping.service.storage.old_names import old_name
+
 #: Random bytes of a version: two of one file are never the same.
 RANDOM_BYTES: Final = 9
 #: Versions whose random parts are drawn at once, for drawing one takes as long as the rest of a version.
@@ -39,7 +41,10 @@ def is_whole(version: Any, name: str, value: Any) -> bool:
     """
     try:
         random, checksum = version[:_RANDOM], version[_RANDOM:]
-        return bool(checksum == _checksum(random, name, value) or len(checksum) != _SUM)
+        if checksum == _checksum(random, name, value) or len(checksum) != _SUM:
+            return True
+        # A file that was renamed since version 0.1.0 keeps its version.
+        return bool(checksum == _checksum(random, old_name(name), value))
     except (TypeError, UnicodeError):
         return False
 

@@ -1,0 +1,168 @@
+"""
+Rename files of version 0.1.0 to the names of today, each in a transaction of its own.
+
+The table `old_names` has the files still to be renamed. It is filled once: when a store of an older schema is opened,
+or by the first run on any other store. So no name is translated twice, however often a run is interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
+from itertools import groupby
+from shlex import quote
+from typing import Final, Literal, NamedTuple, TypeAlias, cast
+
+from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.storage.old_names import new_name
+from cloudstore_mapping.service.storage.sql import SQLTransaction
+
+#: Is told how many files are done, and of how many.
+Report: TypeAlias = Callable[[int, int], object]
+
+#: Files whose transactions may be committed together.
+TOGETHER: Final = 100
+
+_Outcome: TypeAlias = Literal["renamed", "clash", "gone"]
+
+
+class Rename(NamedTuple):
+    """A file of an account: its old name, and its new one."""
+
+    account: str
+    old: str
+    new: str
+
+
+class Renames(NamedTuple):
+    """Files that were renamed, or would be, and files left as they were because the new name is taken."""
+
+    renamed: list[Rename]
+    clashes: list[Rename]
+
+
+class _OldName(NamedTuple):
+    account_id: int
+    name: str
+
+
+def old_names_among(rows: Iterable[tuple[int, object]]) -> Iterator[tuple[int, str]]:
+    """Yield the files that have an old name, of rows with an account's id and a name; a damaged name is passed over."""
+    for account_id, name in rows:
+        if isinstance(name, str) and new_name(name) is not None:
+            yield account_id, name
+
+
+def refuse_old_names(transaction: Transaction, place: str) -> None:
+    """Raise `UnsupportedError` if files of the store at `place` have to be renamed before it is used."""
+    query = "SELECT name FROM old_names WHERE NOT clashes ORDER BY account_id, name LIMIT 1"
+    row = cast("SQLTransaction", transaction).row(query)
+    if row is not None:
+        raise UnsupportedError(
+            f"{place} has file names of version 0.1.0, such as {row[0]!r}, so that keys would seem to be missing; stop "
+            f"what uses it, then run `cloudstore migrate-names --store {quote(place)}`."
+        )
+
+
+def rename_files(
+    storage: Storage, now: float, report: Report, *, keep: Collection[str] = (), dry_run: bool = False
+) -> Renames:
+    """
+    Rename all files with old names, and return what was done.
+
+    A file whose new name another file has stays as it is; once it was reported, the store may be used. `keep` are
+    names that stay as they are for good. `dry_run` changes nothing.
+    """
+    with storage.read() as reading:
+        transaction = cast("SQLTransaction", reading)
+        is_known = _is_scanned(transaction)
+        found = [_OldName._make(row) for row in _listed(transaction) if row[1] not in keep] if dry_run else []
+        accounts = {account.id: account.name for account in transaction.accounts()}
+        if dry_run:
+            return _foreseen(transaction, found, accounts)
+    if not is_known:
+        storage.submit(partial(_scan, now)).result()
+    with storage.read() as reading:
+        rows = [_OldName._make(row) for row in _listed(cast("SQLTransaction", reading))]
+    renames = Renames([], [])
+    done = 0
+    # A new name is shorter than the old one: so it was renamed before, if it was an old name itself.
+    for _, of_length in groupby(sorted(rows, key=_order), key=lambda file: len(file.name)):
+        files_left = [*of_length]
+        while files := files_left[:TOGETHER]:
+            del files_left[:TOGETHER]
+            begun = [storage.submit(partial(_keep if file.name in keep else _rename, file)) for file in files]
+            for file, future in zip(files, begun, strict=True):
+                _note(renames, future.result(), accounts, file)
+            done += len(files)
+            report(done, len(rows))
+    return renames
+
+
+def _order(file: _OldName) -> tuple[int, int, str]:
+    return len(file.name), *file
+
+
+def _note(renames: Renames, outcome: _Outcome, accounts: dict[int, str], file: _OldName) -> None:
+    if outcome != "gone":
+        rename = Rename(accounts[file.account_id], file.name, new_name(file.name) or file.name)
+        (renames.renamed if outcome == "renamed" else renames.clashes).append(rename)
+
+
+def _is_scanned(transaction: SQLTransaction) -> bool:
+    return transaction.row("SELECT 1 FROM name_scans LIMIT 1") is not None
+
+
+def _listed(transaction: SQLTransaction) -> list[tuple[int, str]]:
+    if _is_scanned(transaction):
+        return transaction.rows("SELECT account_id, name FROM old_names")
+    return _scanned(transaction)
+
+
+def _scanned(transaction: SQLTransaction) -> list[tuple[int, str]]:
+    accounts = (account.id for account in transaction.accounts())
+    return [*old_names_among((id_, name) for id_ in accounts for name in transaction.names(id_, "%"))]
+
+
+def _scan(now: float, writing: Transaction) -> None:
+    transaction = cast("SQLTransaction", writing)
+    if not _is_scanned(transaction):
+        for row in _scanned(transaction):
+            transaction.do("INSERT INTO old_names (account_id, name) VALUES (?, ?)", *row)
+        transaction.do("INSERT INTO name_scans (at) VALUES (?)", now)
+
+
+def _rename(file: _OldName, writing: Transaction) -> _Outcome:
+    transaction = cast("SQLTransaction", writing)
+    account_id, name = file
+    new = new_name(name)
+    if new is None or transaction.stat(account_id, name) is None:
+        return _keep(file, transaction)
+    if transaction.stat(account_id, new) is not None:
+        transaction.do("UPDATE old_names SET clashes = TRUE WHERE account_id = ? AND name = ?", *file)
+        return "clash"
+    transaction.do("UPDATE files SET name = ? WHERE account_id = ? AND name = ?", new, *file)
+    transaction.forget_accesses(account_id, "data", new)  # of a file deleted before
+    transaction.do("UPDATE accesses SET name = ? WHERE account_id = ? AND kind = 'data' AND name = ?", new, *file)
+    _keep(file, transaction)
+    return "renamed"
+
+
+def _keep(file: _OldName, transaction: Transaction) -> _Outcome:
+    cast("SQLTransaction", transaction).do("DELETE FROM old_names WHERE account_id = ? AND name = ?", *file)
+    return "gone"
+
+
+def _foreseen(transaction: SQLTransaction, files: list[_OldName], accounts: dict[int, str]) -> Renames:
+    """Return what a run would do."""
+    renames = Renames([], [])
+    moved: set[_OldName] = set()
+    for file in sorted(files, key=_order):
+        target = _OldName(file.account_id, new_name(file.name) or file.name)
+        is_there = transaction.stat(*file) is not None
+        is_taken = target not in moved and transaction.stat(*target) is not None
+        if is_there and not is_taken:
+            moved.add(file)
+        _note(renames, "gone" if not is_there else "clash" if is_taken else "renamed", accounts, file)
+    return renames
