@@ -39,10 +39,12 @@ _PLAIN: Final = re.compile(
 )
 # Texts in no plain key, for many keys joined by line feeds.
 _NOT_PLAIN: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f,%\ud800-\udfff]|[\n/]\.{1,2}[\n/]|\n\n")
-# Parts of a text that stand in the name of each key that contains the text, on both kinds of services.
+# Parts of a text that stand in the name of each key that contains the text, on a service with comma-joined lists.
 _LITERAL: Final = re.compile(
     r"(?:[^\x00-\x1f\x7f,%.\ud800-\udfff]|(?<=[^\x00-\x1f\x7f,%./])\.+|\.+(?=[^\x00-\x1f\x7f,%./\ud800-\udfff])|\.{3,})+"
 )
+# What parts them on an exact service: NUL, and a "%" that may be the beginning of an escape.
+_BREAK: Final = re.compile(r"\x00|%(?=(?:25)*+0)")
 
 
 def is_plain(key: str) -> bool:
@@ -75,13 +77,19 @@ def are_plain(keys: Sequence[str]) -> bool:
     return text.count("\n") == len(keys) + 1 and not (keys and _NOT_PLAIN.search(text))
 
 
-def literal_part(text: str) -> str:
-    """Return the longest part of `text` that is in the name of every key containing `text`, on any service."""
-    return max(_LITERAL.findall(text), key=len, default="")
+def literal_part(text: str, *, joined: bool = True) -> str:
+    """
+    Return the longest part of `text` that is in the name of every key containing `text`.
+
+    If `joined` this holds on both kinds of services, otherwise on an exact one.
+    """
+    return max(_LITERAL.findall(text) if joined else _BREAK.split(text), key=len, default="")
 
 
-def literal_prefix(prefix: str) -> str:
-    """Return the longest text with which the name of every key beginning with `prefix` begins, on any service."""
+def literal_prefix(prefix: str, *, joined: bool = True) -> str:
+    """Return the longest text with which the name of every key beginning with `prefix` begins."""
+    if not joined:
+        return _BREAK.split(prefix)[0]
     found = _LITERAL.match(prefix)
     return found[0] if found else ""
 

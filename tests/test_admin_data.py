@@ -5,8 +5,11 @@ from __future__ import annotations
 import html
 import json
 import re
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import quote, urlsplit
 
+from cloudstore_mapping.client.mapping import CloudStoreMapping
+from cloudstore_mapping.embedded import InProcessTransport
 from tests.admin_fixtures import api_key, guest, program, visitor
 from tests.service_fakes import Asker, ManualClock
 from tests.visitor import Visitor, named, shown
@@ -80,6 +83,43 @@ def test_strange_names(program: Asker, visitor: Visitor) -> None:
     assert program.merge("line\nbreak", 2).error == "Locked"
     assert "Deleted: 9." in shown(visitor.post("data/delete", name=ticked))
     assert names(visitor) == []
+
+
+KEYS = ["users/ann", "a,b", "a b", "100%", "%", "%25", "%00", "a%2Fb", "naïve", "..", "😀", " x "]
+
+
+def test_keys_are_names(program: Asker, visitor: Visitor, api_key: str) -> None:
+    """A key typed in the dashboard is the key of every program, and a program's is shown, found and edited as it is."""
+    transport = InProcessTransport(program.service)
+    store = CloudStoreMapping[Any](api_key, transport=transport)
+    for key in KEYS:
+        assert "Saved." in shown(visitor.post("data/save", place="new=1", file=key, value="1", version=""))
+    assert dict(store) == dict.fromkeys(KEYS, 1)
+    assert sorted(names(visitor)) == sorted(KEYS)
+    store.clear()
+    store.update({key: key for key in [*KEYS, "", "nul\0"]})
+    page = visitor.get()
+    listed = [html.unescape(name) for name in re.findall(r'class="name">([^<]*)<', page.text)]
+    assert sorted(listed) == sorted([*KEYS, "(empty key)", "nul\u2400"])
+    links = re.findall(r'class="row" id="[^"]*" href="[^"?]*(\?[^"]*)"', page.text)
+    for key, link in zip(listed, links, strict=True):
+        opened = html.unescape(link) + "&value=1"
+        real = {"(empty key)": "", "nul\u2400": "nul\0"}.get(key, key)
+        value, version = text(visitor, opened)
+        assert json.loads(value) == real
+        (name,) = set(re.findall(r'name="name" value="([^"]*)"', visitor.get(opened).text.split('id="detail"')[1]))
+        assert "Saved." in shown(visitor.post("data/save", place=opened[1:], name=name, value="2", version=version))
+        assert store[real] == 2
+    for key in ("/ann", ",", "00", "%0", "%", "25", "naïve"):
+        assert names(visitor, f"?search={quote(key)}") == sorted(name for name in KEYS if key in name)
+
+
+def test_a_refused_key_is_kept(program: Asker, visitor: Visitor) -> None:
+    """What was typed as a key that is there already stands in the form again, as it was typed."""
+    for _ in range(2):
+        page = visitor.post("data/save", place="new=1", file="%", value="1", version="")
+    assert page.status_code == 409
+    assert 'name="file" value="%"' in page.text
 
 
 def test_a_files_own_panel(program: Asker, visitor: Visitor, clock: ManualClock) -> None:

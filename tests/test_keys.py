@@ -176,8 +176,9 @@ def test_plain_names_are_their_own_keys(names: list[str]) -> None:
 @given(texts, texts, texts, kinds)
 def test_a_filter_finds_every_key(before: str, text: str, behind: str, joined: bool) -> None:
     """The name of every key that contains or begins with a text contains or begins with its literal part."""
-    assert literal_part(text) in escape_key(before + text + behind, joined=joined)
-    assert escape_key(text + behind, joined=joined).startswith(literal_prefix(text))
+    for both in {True, joined}:  # the part for both kinds, and that for this one
+        assert literal_part(text, joined=both) in escape_key(before + text + behind, joined=joined)
+        assert escape_key(text + behind, joined=joined).startswith(literal_prefix(text, joined=both))
 
 
 @pytest.mark.parametrize(
@@ -194,3 +195,4 @@ def test_a_filter_finds_every_key(before: str, text: str, behind: str, joined: b
 def test_filters_are_long(text: str, part: str, prefix: str) -> None:
     """A filter is as long as both kinds of services allow, so that they list no more than need be."""
     assert (literal_part(text), literal_prefix(text)) == (part, prefix)
+    assert literal_part(text, joined=False) == literal_prefix(text, joined=False) == text

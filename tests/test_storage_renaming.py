@@ -165,7 +165,7 @@ def test_a_dry_run_changes_nothing(old: Place) -> None:
 
 
 def test_a_clash_is_left_and_reported(old: Place) -> None:
-    """Where both names exist neither is changed, also for names that one of them is in the way of; then both are keys."""
+    """Where both names exist neither is changed, nor a name that one of them is in the way of; then both are keys."""
     with old.open() as storage:
         fill(storage, ["users/ann", "/"])
     before = facts(old)
@@ -292,7 +292,7 @@ def test_a_damaged_value_stays_damaged(tmp_path: Path) -> None:
 
 def test_an_export_of_version_0_1_0(tmp_path: Path) -> None:
     """An export holds keys, so that of a store with old names is imported under the same keys."""
-    (tmp_path / "old.json").write_text(json.dumps({key: name for key, name in (OLD | SAME).items()}))
+    (tmp_path / "old.json").write_text(json.dumps(OLD | SAME))
     lines = [json.dumps({"key": key, "value": name}) for key, name in (OLD | SAME).items()]
     (tmp_path / "old.jsonl").write_text("\n".join(lines) + "\n")
     for file in ("old.json", "old.jsonl"):

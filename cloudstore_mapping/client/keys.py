@@ -106,14 +106,11 @@ class FileNames:
 
     def filter(self, text: str) -> str:
         """Return the longest filter matching the name of every key that contains `text`."""
-        return text if self._is_same(text) else literal_part(text)
+        return literal_part(text, joined=not self._is_exact())
 
     def prefix(self, text: str) -> str:
         """Return the longest text with which the name of every key beginning with `text` begins."""
-        return text if self._is_same(text) else literal_prefix(text)
-
-    def _is_same(self, text: str) -> bool:
-        return bool(self._is_exact()) and "%" not in text and "\0" not in text
+        return literal_prefix(text, joined=not self._is_exact())
 
     def _is_open(self, key: str) -> bool:
         """Return True if the service has to be asked before the key's first use."""

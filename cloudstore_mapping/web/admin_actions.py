@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from cloudstore_mapping.errors import REPLY_ERRORS, BadValueError, CloudStoreError, NoFileError
+from cloudstore_mapping.keys import escape_key, unescape_name
 from cloudstore_mapping.web.admin_pages import Dialog, Draft
 from cloudstore_mapping.web.admin_place import Place
 from cloudstore_mapping.web.admin_values import save_request
@@ -107,9 +108,8 @@ class Actions:
         return _done(visit, _locked(password), *_each(form.names(), lock))
 
     def _save(self, visit: Visit, form: Form) -> Done:
-        name, text, version = form.text("file"), form.text("value"), form.text("version")
-        if form.names():
-            name = form.names()[0]
+        key, text, version = form.text("file"), form.text("value"), form.text("version")
+        name = form.names()[0] if form.names() else key and escape_key(key)  # without a key it is refused below
         try:
             request = save_request(name, text, version or None, self._service.settings.max_depth)
             self._answered(visit, request)
@@ -121,9 +121,10 @@ class Actions:
 
     def _drafted(self, visit: Visit, name: str, text: str, version: str, error: CloudStoreError) -> Draft:
         if error.error != "Changed" or not version:
-            return Draft(name, text, version)
+            return Draft(unescape_name(name), text, version)
         theirs = self._pages.load(visit.account, name)
-        return Draft(name, text, "", None) if theirs is None else Draft(name, text, theirs[1], theirs[0])
+        key = unescape_name(name)
+        return Draft(key, text, "", None) if theirs is None else Draft(key, text, theirs[1], theirs[0])
 
     def _delete_media(self, visit: Visit, form: Form) -> Done:
         def delete(media_id: str) -> None:

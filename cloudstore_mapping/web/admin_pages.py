@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -15,6 +15,7 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
 
+from cloudstore_mapping.keys import literal_part, unescape_name
 from cloudstore_mapping.service.limits import DAY
 from cloudstore_mapping.service.media import link
 from cloudstore_mapping.service.media_types import begins_as, known_type
@@ -25,6 +26,7 @@ from cloudstore_mapping.wire import Request
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.owners import SignedIn
+    from cloudstore_mapping.service.panels import DataRow, Page
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.storage.records import Account, Media
 
@@ -56,9 +58,9 @@ class Visit:
 
 @dataclass(frozen=True)
 class Draft:
-    """A value on its way into a file, as somebody wrote it; `version` is the one that it is to replace."""
+    """A value on its way into a key's file, as somebody wrote it; `version` is the one that it is to replace."""
 
-    name: str
+    key: str
     text: str = field(repr=False)
     version: str
     theirs: str | None = field(default=None, repr=False)
@@ -93,13 +95,15 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters |= {
+        filters: dict[str, Callable[..., str]] = {
             "size": size_text,
             "when": _when,
             "date": lambda at: day_text(int(at // DAY)),
             "quoted": lambda name: quote(name, safe=""),
+            "key": shown_key,
             "kind": _kind,
         }
+        self._templates.filters |= filters
         self._templates.globals |= {"base": base, "panels": PANELS, "static": self._static}
 
     def address(self, place: Place) -> str:
@@ -164,12 +168,17 @@ class Pages:
         place = visit.place
         file = None if place.file is None else self._service.panels.data_file(visit.account, place.file)
         return {
-            "page": self._service.panels.data(visit.account, place.search, place.after),
+            "page": self._page_of_data(visit.account, place),
             "file": file,
             "missing": place.file is not None and file is None,
             "max_shown": MAX_SHOWN,
-            "title": "Data files" if file is None else file.name,
+            "title": "Data files" if file is None else shown_key(file.name),
         }
+
+    def _page_of_data(self, account: Account, place: Place) -> Page[DataRow]:
+        """Return the files whose keys contain what is searched for."""
+        page = self._service.panels.data(account, literal_part(place.search, joined=False), place.after)
+        return page._replace(rows=[row for row in page.rows if place.search in unescape_name(row.name)])
 
     def _draft(self, visit: Visit) -> Draft | None:
         place = visit.place
@@ -178,7 +187,7 @@ class Pages:
         if place.value is None or place.file is None:
             return None
         loaded = self.load(visit.account, place.file)
-        return None if loaded is None else Draft(place.file, *loaded)
+        return None if loaded is None else Draft(unescape_name(place.file), *loaded)
 
     def load(self, account: Account, name: str) -> tuple[str, str] | None:
         """Return a file's value, laid out for reading, and its version; None where it isn't there, or too large."""
@@ -226,7 +235,9 @@ class Pages:
             "activity": activity,
             "days": days[::-1],
             "days_picture": days_picture(activity.first_day, activity.accesses),
-            "data_picture": sizes_picture("data-sizes", "The largest data files", activity.data),
+            "data_picture": sizes_picture(
+                "data-sizes", "The largest data files", [(shown_key(name), size) for name, size in activity.data]
+            ),
             "media_picture": sizes_picture("media-sizes", "The largest media files", activity.media),
             "title": "Activity",
         }
@@ -242,6 +253,11 @@ class Pages:
 
     def _static(self, name: str) -> str:
         return f"{self._base}/admin/static/{name}?v={static(name)[1]}"
+
+
+def shown_key(name: str) -> str:
+    """Return the key with this file name as text for a page, which can hold no NUL."""
+    return unescape_name(name).replace("\0", "\u2400") or "(empty key)"
 
 
 def _when(at: float | None) -> str:

@@ -28,7 +28,8 @@ def check(data: bytes) -> None:
         if not not_kept.search(text):
             assert escape_key(unescape_name(text, joined=joined), joined=joined) == text
         assert literal_part(text) in name
-        assert name.startswith(literal_prefix(text))
+        assert literal_part(text, joined=joined) in name
+        assert name.startswith((literal_prefix(text), literal_prefix(text, joined=joined)))
     lines = text.split("\n")
     if are_plain(lines):
         assert [escape_key(line) for line in lines] == lines == [escape_key(line, joined=True) for line in lines]
