@@ -15,6 +15,7 @@ from cloudstore_mapping.cli import app
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
 from tests.storages import new_storage
+from tests.vendor import Vendor
 
 Run = Callable[..., Result]
 
@@ -45,6 +46,67 @@ def store(location: str) -> Iterator[cm.CloudStoreMapping[Any]]:
     """The same store, as a dictionary."""
     with cm.open(location) as store:
         yield store
+
+
+KEYS = [
+    *(
+        "users/ann",
+        "users/b,c",
+        "a b",
+        " x ",
+        "100%",
+        "%",
+        "%2C",
+        "%2F",
+        "a%2Fb",
+        "..",
+        "a/../b",
+        "tab\t",
+        "naïve",
+        "😀",
+    ),
+    *("", "line\nend", "\\", "-dash"),
+]
+
+
+def check_every_key(location: str, *, has_stat: bool) -> None:
+    """Check that the commands on one key find each key that `ls` prints."""
+
+    def on(command: str, *arguments: str) -> Result:
+        return CliRunner().invoke(app, [command, "--at", location, *arguments])
+
+    listed = json.loads(on("ls", "--json").stdout)
+    assert on("ls").stdout == "".join(f"{key}\n" for key in listed)
+    for key in listed:
+        assert json.loads(on("get", "--", key).stdout) == key
+        if has_stat:
+            assert on("stat", "--", key).exit_code == 0
+        assert on("set", "--", key, "1").exit_code == 0
+        assert on("get", "--", key).stdout == "1\n"
+    for text in ("users/", "a", ",", "%", "..", "/"):
+        assert json.loads(on("ls", text, "--json").stdout) == [key for key in listed if text in key]
+        assert json.loads(on("ls", text, "--prefix", "--json").stdout) == [
+            key for key in listed if key.startswith(text)
+        ]
+    assert on("rm", "--", *listed).exit_code == 0
+    assert on("ls").stdout == ""
+
+
+def test_every_key_that_is_listed_is_found(location: str, store: cm.CloudStoreMapping[Any]) -> None:
+    """`get`, `stat`, `set` and `rm` find each key that `ls` prints, and its filters take keys."""
+    store.update({key: key for key in KEYS})
+    assert sorted(store) == sorted(KEYS)
+    check_every_key(location, has_stat=True)
+
+
+def test_every_key_on_a_service_with_joined_lists(vendor: Vendor) -> None:
+    """The same holds where names are joined by commas, also for files that another program named."""
+    location = vendor.address.replace("://", f"://{vendor.api_key}@")
+    with cm.open(location) as store:
+        store.update({key: key for key in KEYS})
+    vendor.files |= {name: name for name in ("theirs/1", "their\ttab", "x/../y", "%41")}
+    check_every_key(location, has_stat=False)
+    assert vendor.files == {}
 
 
 VALUES = ["null", "false", "0", "-5", '""', "{}", "[]", str(10**40), "1.5", '"\\u0000é🍎"', '{"Apples":8,"Oranges":6}']

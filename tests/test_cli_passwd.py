@@ -91,6 +91,17 @@ def test_all_keys_are_tried(file: str) -> None:
     assert is_locked(file, "list")
 
 
+def test_every_key_that_is_listed_is_found(file: str) -> None:
+    """`passwd` finds each key that `ls` prints."""
+    keys = ["users/ann", "a,b", "100%", "%", "", "..", " x ", "a%2Fb", "tab\t"]
+    with cm.open(file) as store:
+        store.update(dict.fromkeys(keys, 1))
+    assert run("passwd", "--at", file, "--edit", "--", *keys, stdin="pie\n").exit_code == 0
+    assert all(is_locked(file, key) for key in keys)
+    with cm.open(file, password="pie") as store:
+        assert all(store.stat(key)["passwords"]["edit"] for key in keys)
+
+
 def test_a_default_password(service: tuple[str, str]) -> None:
     """--default is the edit password of all the account's files that have none of their own."""
     store, location = service

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from cloudstore_mapping.keys import escape_key
 from cloudstore_mapping.service import settings
 from cloudstore_mapping.service.configuration import load
 from cloudstore_mapping.service.service import Service
@@ -74,7 +75,7 @@ def test_curl_alone_can_drive_the_whole_wire(tmp_path: Path) -> None:
             learn(shown.rstrip("\n"), output, real)
             assert (output, done.stderr) == (filled_in(shown, real).rstrip("\n"), ""), command
             ran += 1
-    assert ran == 42
+    assert ran == 45
 
 
 def test_curl_shows_every_request() -> None:
@@ -157,6 +158,28 @@ def test_pages_of_python(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("CLOUDSTORE_SECRET", raising=False)
     failed, tried = doctest.testfile(str(DOCS / page), module_relative=False, encoding="utf-8")
     assert (failed, tried >= 5) == (0, True)
+
+
+def test_the_page_about_keys(tmp_path: Path) -> None:
+    """Each line of Python on the page gives what the page shows, and its table is what the escape does."""
+    with Service(SQLiteStorage(tmp_path / "service.db")) as service, background(service) as address:
+        api_key = service.accounts.create("keys")
+        text = (DOCS / "keys.md").read_text("utf-8").replace(f'"API_KEY", "{SERVED}"', f'"{api_key}", "{address}"')
+        text = text.replace(SERVED.replace("://", "://API_KEY@"), address.replace("://", f"://{api_key}@"))
+        examples = doctest.DocTestParser().get_doctest(text, {}, "keys.md", "keys.md", 0)
+        complaints: list[str] = []
+        doctest.DocTestRunner().run(examples, out=complaints.append)
+    assert (complaints, len(examples.examples)) == ([], 9)
+    for key, exact, joined in (
+        ("", "%", "%"),
+        ("\0", "%00", "%00"),
+        ("a,b", "a,b", "a%2Cb"),
+        ("\t", "\t", "%09"),
+        ("a/../b", "a/../b", "a/%2E%2E/b"),
+        *(("%", "%25", "%25"), ("%00", "%2500", "%2500"), ("%2C", "%2C", "%252C")),
+    ):
+        assert (escape_key(key), escape_key(key, joined=True)) == (exact, joined)
+        assert all(f"`{name}`" in text for name in (exact, joined) if name.isprintable())
 
 
 @pytest.mark.slow

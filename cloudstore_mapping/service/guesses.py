@@ -54,7 +54,7 @@ class Guesses:
                 if self._counted.get(guess, now - self._window) <= now - self._window:
                     self._tries.begin(guess[0])
                     self._counted[guess] = now
-        raise BadKeyError("The service doesn't know this API key; look it up in the dashboard.")
+        raise BadKeyError("The service doesn't know this API key; check it, or make a new one in the dashboard.")
 
 
 def network_of(address: str) -> str:
