@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from functools import partial
 
 import pytest
 
+from cloudstore_mapping.client.files import Client
+from cloudstore_mapping.client.transport import HTTPTransport
+from cloudstore_mapping.embedded import InProcessTransport
+from cloudstore_mapping.errors import LockedError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.base import Transaction
-from cloudstore_mapping.wire import decode_value
+from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.wire import Request, decode_value, encode_value
 from tests.service_fakes import Asker
 from tests.storages import new_storage
 
@@ -41,6 +47,38 @@ def test_names_are_kept_exactly(ask: Asker) -> None:
         assert ask.save(name, name).error is None
     assert decode_value(ask.list().content) == sorted(KEPT)
     assert [ask.value(name) for name in KEPT] == KEPT
+
+
+@pytest.mark.parametrize("is_http", [False, True])
+def test_names_are_kept_by_every_operation(service: Service, is_http: bool) -> None:
+    """Each name is found by load, stat, batches, prefixes, pages and passwords, in this process and over HTTP."""
+    api_key = service.accounts.create("owner")
+    with ExitStack() as stack:
+        address = stack.enter_context(background(service)) if is_http else ""
+        transport = HTTPTransport(address) if is_http else InProcessTransport(service)
+        client = stack.enter_context(Client(transport, api_key))
+        names = sorted([*KEPT, "users/ann", "100%", "%2F", "a\tb", "a/../b", "%", "%25"])
+        client.ask()
+        replies = client.batch([Request(name=name, value=encode_value(name)) for name in names])
+        assert {reply.error for reply in replies} == {None}
+        assert [name for page in client.pages(limit=3) for name in page] == client.list() == names
+        assert [name for name, _, value in client.values(names) if decode_value(value) == name] == names
+        left = [*names]
+        for name in names:
+            loaded = client.load(name)
+            assert loaded is not None
+            assert decode_value(loaded.value) == name
+            found = [other for other in left if other.startswith(name)]
+            assert [other for page in client.pages(name, prefix=True, limit=2) for other in page] == found
+            assert client.list(name) == [other for other in left if name in other]
+            service.set_passwords("owner", name, view="pie")
+            assert client.stat(name)["passwords"] == {"edit": False, "view": True}
+            with pytest.raises(LockedError):
+                client.load(name)
+            client.merge(name, encode_value(1))
+            client.delete(name)
+            left.remove(name)
+        assert client.list() == []
 
 
 @pytest.mark.parametrize("name", ["", "\0", "a\0b", "a" * 1025, "é" * 513], ids=ascii)

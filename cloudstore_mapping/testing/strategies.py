@@ -69,9 +69,11 @@ KINDS: Final[Mapping[str, Callable[[int], st.SearchStrategy[str]]]] = {
     "ordinary": lambda _: st.sampled_from(["a", "b", "key", "A"]),
     "empty": lambda _: st.just(""),
     "comma": lambda _: st.sampled_from([",", "a,b", "a,", ",a", "a,b,c"]),
-    "slash": lambda _: st.sampled_from(["/", "a/b", "a/", "/a", "..", ".", "../a", "a\\b", "C:a"]),
+    "slash": lambda _: st.sampled_from(["/", "a/b", "a/", "/a", "..", ".", "../a", "a\\b", "C:a", "a/../b", "./a"]),
     "percent": lambda _: st.sampled_from(["%", "%%", "100%", "%s", "%zz"]),
-    "looks escaped": lambda _: st.sampled_from(["%2C", "%2c", "%252C", "%00", "a%20b", "&amp;", "\\n", "\\u0041", "+"]),
+    "looks escaped": lambda _: st.sampled_from(
+        ["%2C", "%2c", "%252C", "%00", "a%20b", "&amp;", "\\n", "\\u0041", "+", "a%2Fb", "%2E%2E", "%25"]
+    ),
     "NUL": lambda _: st.sampled_from(["\0", "a\0b"]),
     "control": lambda _: st.sampled_from(["a\nb", "\r\n", "\t", "\x7f", "\ufeff"]),
     "space": lambda _: st.sampled_from([" ", "a ", " a", "\u00a0"]),
