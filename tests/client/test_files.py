@@ -467,3 +467,42 @@ def test_password_is_a_value() -> None:
     assert hash(password) == hash(Password("v", "e"))
     with pytest.raises(AttributeError):
         password.view = "other"  # type: ignore[misc]  # frozen
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_exact"),
+    [
+        (reply(b'"a,b"', b'["a,b"]'), True),
+        (reply(b'""', b"[]"), True),
+        (reply(b'"a,b"'), False),
+        (reply(b'""'), False),
+        (reply(b'"a,b"', b'"a,b"'), False),
+        (NO_FILE, False),
+        (Reply(error="Forbidden", message=Raw(b'"why"')), True),
+    ],
+)
+def test_which_service_lists_exactly(answer: Reply, is_exact: bool) -> None:
+    """A list reply with an array in its body is an exact service's, and so is its refusal; no header decides it."""
+    for extensions in (frozenset[str](), ALL - {"brief"}):
+        client, _ = told(extensions, answer)
+        assert client.lists_exactly is None
+        client.ask("a,b")
+        assert client.lists_exactly is is_exact
+
+
+def test_asking_takes_a_page_of_one() -> None:
+    """Where the service is known to have pages the list that asks brings one name, else it has no new field."""
+    client, script = told(ALL, names("a"))
+    client.ask("a")
+    client, plain = told(frozenset(), names("a"))
+    client.ask("a")
+    assert '"limit":1' in script.bodies[0]
+    assert "limit" not in plain.bodies[0]
+
+
+def test_asking_fails_like_a_list() -> None:
+    """Any other error of the list that asks is raised."""
+    client, _ = told(ALL, Reply(error="ServerError", message=Raw(b'"why"'), status=500))
+    with pytest.raises(ProtocolError):
+        client.ask("a")
+    assert client.lists_exactly is None
