@@ -50,6 +50,16 @@ def test_saving(cloud: CloudStore, vendor: Vendor) -> None:
     assert vendor.files == {"Shopping_List": {"Apples": 8, "Oranges": 6}}
 
 
+def test_names_are_sent_unchanged(cloud: CloudStore, vendor: Vendor) -> None:
+    """A key is the file's name on the wire, whatever characters it has, and nothing is asked first."""
+    keys = ["users/ann", "a,b", "a\tb", "..", "100%", "%2C", "%", "", "\0", "😀"]
+    for key in keys:
+        cloud.save(key, key).result()
+        assert answered(cloud.load(key))["message"] == key
+    assert [body["file"] for body in vendor.bodies] == [key for key in keys for _ in range(2)]
+    assert [*vendor.files] == keys
+
+
 def test_loading(cloud: CloudStore, vendor: Vendor) -> None:
     """A load hands its callback the value, as `message` and as `data`, and the response that it came with."""
     vendor.files["Shopping_List"] = {"Apples": 8}
