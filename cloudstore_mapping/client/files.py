@@ -499,7 +499,11 @@ class Files:
 
     def name(self, key: str) -> str:
         """Return the file name of `key`, after asking the service if need be; `BadNameError` for a lone surrogate."""
-        return self._file_names.name(self.prefix + key)
+        try:
+            return self._file_names.name(self.prefix + key)
+        except CloudStoreError as error:
+            error.key = key
+            raise
 
     def settle(self, keys: Sequence[str]) -> None:
         """Ask the service, before work on many keys, what their file names take: in two requests at most."""

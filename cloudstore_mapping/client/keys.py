@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from cloudstore_mapping.errors import BadNameError, CloudStoreError
+from cloudstore_mapping.errors import BadNameError
 from cloudstore_mapping.keys import are_plain, escape_key, is_plain, literal_part, literal_prefix, unescape_name
 
 # Filters that would list nearly everything, where the key itself is no name that such a service can keep.
@@ -118,11 +118,7 @@ class FileNames:
         return exact is None or (not exact and not self._has_listed and key not in self._asked)
 
     def _settle(self, key: str) -> None:
-        try:
-            names = self._ask(None if key in _TOO_COMMON else key)
-        except CloudStoreError as error:
-            error.key = key
-            raise
+        names = self._ask(None if key in _TOO_COMMON else key)
         if not self._is_exact():
             self._asked.add(key)
             # A name with a comma comes in pieces.

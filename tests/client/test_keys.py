@@ -135,18 +135,16 @@ def test_filters() -> None:
 
 
 def test_asking_fails() -> None:
-    """An error of the list that asks is the key's, and the next use asks again."""
+    """An error of the list that asks is raised, and the next use asks again."""
     service = Listing(exact=True)
 
     def fail(text: str | None) -> list[str]:
         raise TransportError("lost", sent=True)
 
     failing = FileNames(lambda: service.kind, fail, list)
-    with pytest.raises(TransportError) as caught:
-        failing.name("a,b")
-    assert caught.value.key == "a,b"
-    with pytest.raises(TransportError):
-        failing.name("a,b")
+    for _ in range(2):
+        with pytest.raises(TransportError):
+            failing.name("a,b")
 
 
 def test_an_impossible_key_is_left_to_its_own_error() -> None:

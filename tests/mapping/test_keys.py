@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -12,12 +13,19 @@ from hypothesis import strategies as st
 from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.transport import HTTPTransport
-from cloudstore_mapping.errors import BadMergeError, BadNameError, BadValueError, BulkError, UnsupportedError
+from cloudstore_mapping.errors import (
+    BadMergeError,
+    BadNameError,
+    BadValueError,
+    BulkError,
+    ProtocolError,
+    UnsupportedError,
+)
 from cloudstore_mapping.keys import escape_key
 from cloudstore_mapping.testing.transports import CountingTransport
 from cloudstore_mapping.wire import decode_value, encode_value
 from tests.support.mapping_fixtures import Connect, MakeStore
-from tests.vendor import Vendor
+from tests.vendor import Fault, Vendor
 
 Store = CloudStoreMapping[Any]
 
@@ -235,6 +243,27 @@ def test_a_key_with_two_spellings_is_asked_for_once(store: Store, connect: Conne
         counting.take()
         act(fresh, "another,key")
         assert counting.take() == cost
+
+
+def test_an_error_of_the_list_that_asks_is_the_key_s(vendor: Vendor) -> None:
+    """A failure to learn a key's name is an error of the key, in a view without the prefix, and never a `KeyError`."""
+    with CloudStoreMapping[Any](vendor.api_key, transport=HTTPTransport(vendor.address)) as store:
+        view = store.view("a/")
+        uses: list[Callable[[], object]] = [
+            lambda: view["b,c"],
+            lambda: view.update({"b,c": 1, "d": 2}),
+            lambda: view.get("b,c"),
+        ]
+        for act in uses:
+            vendor.faults.append(Fault(200, b'{"error": "ServerError", "message": "why"}'))
+            with pytest.raises(ProtocolError) as caught:
+                act()
+            assert not isinstance(caught.value, KeyError)
+        vendor.faults.append(Fault(200, b'{"error": "ServerError", "message": "why"}'))
+        with pytest.raises(ProtocolError) as caught:
+            view["b,c"] = 1
+        assert caught.value.key == "b,c"
+    assert vendor.files == {}
 
 
 def test_many_keys_with_two_spellings(store: Store, connect: Connect, is_joined: bool) -> None:
