@@ -112,6 +112,7 @@ COMMANDS = [
     "check --store LEFT",
     "migrate --store LEFT",
     "migrate --dry-run --store LEFT",
+    "migrate-names --store LEFT",
     "migrate-store LEFT OTHER.new",
     "migrate-store OTHER LEFT",
     "account create owner --store LEFT",
