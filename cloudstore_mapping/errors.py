@@ -3,6 +3,7 @@
 CloudStoreError
 ├── NoFileError (KeyError)
 ├── LockedError (PermissionError)
+├── ForbiddenError (PermissionError)
 ├── LimitError
 │   ├── TooBigError
 │   ├── TooManyFilesError
@@ -27,6 +28,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
+
+#: Characters of a key in an error message.
+MAX_SHOWN: Final = 100
+
+
+def shorten(key: object) -> str:
+    """Return a key as error messages show it: quoted, and cut at `MAX_SHOWN` characters."""
+    if not isinstance(key, str):
+        text = repr(key)
+        return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+    text = str.__str__(key)
+    return repr(text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…")
 
 
 class CloudStoreError(Exception):
@@ -69,6 +82,9 @@ class CloudStoreError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.message!r})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         # A response holds sockets and the API key: it stays behind.
         return type(self), (self.message,), {**self.__dict__, "response": None, "args": self.args}
@@ -89,6 +105,12 @@ class LockedError(CloudStoreError, PermissionError):
     """The file has a password, and the one that was given is missing or wrong."""
 
     error = "Locked"
+
+
+class ForbiddenError(CloudStoreError, PermissionError):
+    """The store was opened with ``readonly=True``, or the API key has no right to this; nothing was changed."""
+
+    error = "Forbidden"
 
 
 class LimitError(CloudStoreError):
@@ -231,6 +253,7 @@ REPLY_ERRORS: Final[Mapping[str, tuple[int, type[CloudStoreError]]]] = {
     "TooBig": (200, TooBigError),
     "TooManyFiles": (200, TooManyFilesError),
     "DailyLimit": (200, DailyLimitError),
+    "Forbidden": (200, ForbiddenError),
     "BadName": (200, BadNameError),
     "BadValue": (200, BadValueError),
     "BadMerge": (200, BadMergeError),

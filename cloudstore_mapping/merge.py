@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, TypeAlias
 
-from cloudstore_mapping.errors import BadMergeError
+from cloudstore_mapping.errors import MAX_SHOWN, BadMergeError
 
 #: What JSON can say, as `json.loads` and `msgspec` give it; `merge` takes no subclasses of these.
 JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | None
@@ -55,10 +55,12 @@ def merge(stored: JSON, value: JSON) -> JSON:
 
 def path_text(path: Iterable[str | int]) -> str:
     """Return how errors write the place of a part in a value: ``$.items[3]["a b"]``; always printable."""
-    return "$" + "".join(
-        f"[{name}]" if isinstance(name, int) else f".{name}" if name.isidentifier() else f"[{json.dumps(name)}]"
-        for name in path
-    )
+    return "$" + "".join(f"[{name}]" if isinstance(name, int) else _name_text(name) for name in path)
+
+
+def _name_text(name: str) -> str:
+    cut, end = name[:MAX_SHOWN], "…" if len(name) > MAX_SHOWN else ""
+    return f".{cut}{end}" if name.isidentifier() else f"[{json.dumps(cut)}{end}]"
 
 
 def _mergeable(stored: JSON, value: JSON) -> bool:

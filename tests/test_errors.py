@@ -34,7 +34,7 @@ FACTS: dict[str, Any] = {"key": "k", "error": "Odd", "status": 418, "response": 
 # What a reply may say beside success, and the HTTP status that it travels under: part of the protocol.
 STATUSES = {
     **dict.fromkeys(["NoFile", "Locked", "TooBig", "TooManyFiles", "DailyLimit"], 200),
-    **dict.fromkeys(["BadName", "BadValue", "BadMerge", "Disabled", "Changed"], 200),
+    **dict.fromkeys(["BadName", "BadValue", "BadMerge", "Disabled", "Changed", "Forbidden"], 200),
     "BadRequest": 400,
     "BadKey": 401,
     "NoPath": 404,
@@ -164,3 +164,43 @@ def test_names_lead_back() -> None:
     for kind in TREE:
         if "error" in vars(kind) and kind.error is not None:
             assert REPLY_ERRORS[kind.error][1] is kind
+
+
+LONG = "k" * 3000
+
+
+@pytest.mark.parametrize("key", [LONG, "é" * 3000, 10**2000, b"k" * 3000])
+def test_long_keys_are_cut(key: object) -> None:
+    """An error shows no more than 100 characters of a key, and a sign that there are more."""
+    assert len(errors.shorten(key)) <= 103
+    assert "…" in errors.shorten(key)
+    assert errors.shorten("it's") == repr("it's")
+
+
+def test_operations_cut_long_keys() -> None:
+    """Whatever operation fails, its sentence and repr stay short, while the error's `key` is the whole key."""
+    with cloudstore_mapping.open("memory:") as store:
+        store["list"] = [1]
+        too_long = "k" * 2**21
+        acts: list[Any] = [
+            lambda: store[LONG],
+            lambda: store.pop(LONG),
+            lambda: store.transform(LONG, str),
+            lambda: store.__delitem__(LONG),
+            lambda: store.stat(LONG),
+            lambda: store.__setitem__(LONG.encode(), 1),
+            lambda: store.__setitem__(too_long, 1),
+            lambda: store.update({too_long: 1, "a": 2}),
+            lambda: store.delete_many([LONG, "absent"]),
+            lambda: store.merge("list", {LONG: 1}),
+            lambda: store.__setitem__("a", {LONG: object()}),
+        ]
+        for act in acts:
+            with pytest.raises((CloudStoreError, TypeError)) as caught:
+                act()
+            assert len(str(caught.value)) < 400
+            assert len(repr(caught.value)) < 400
+        with pytest.raises(NoFileError) as missing:
+            store[LONG]
+        assert missing.value.key == LONG
+        assert missing.value.args == (LONG,)

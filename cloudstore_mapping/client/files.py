@@ -30,6 +30,7 @@ from cloudstore_mapping.errors import (
     ProtocolError,
     TooBigError,
     UnsupportedError,
+    shorten,
 )
 from cloudstore_mapping.wire import MAX_BATCH, Batch, Operation, Reply, Request, Upload, decode_replies
 
@@ -805,4 +806,4 @@ class Files:
 
 def absent(key: str) -> NoFileError:
     """Return the error for an absent key."""
-    return NoFileError(f"There is nothing under {key!r}.", key=key, status=200)
+    return NoFileError(f"There is nothing under {shorten(key)}.", key=key, status=200)

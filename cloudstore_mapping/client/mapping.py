@@ -36,7 +36,7 @@ from cloudstore_mapping.client.progress import Progress
 from cloudstore_mapping.client.retry import pacer_of
 from cloudstore_mapping.client.transport import DEFAULT_TIMEOUT, HTTPTransport, Transport
 from cloudstore_mapping.client.views import Listing, ReadAhead, StoreItems, StoreKeys, StoreValues
-from cloudstore_mapping.errors import BadValueError, BulkError, ChangedError, CloudStoreError, NoFileError
+from cloudstore_mapping.errors import BadValueError, BulkError, ChangedError, CloudStoreError, NoFileError, shorten
 from cloudstore_mapping.keys import escape_key
 from cloudstore_mapping.merge import merge
 
@@ -282,7 +282,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
         """Return the text of a key to write; `TypeError` for a key that is not a `str`."""
         self._check_open()
         if not isinstance(key, str):
-            raise TypeError(f"Keys are str, not {type(key).__name__}; convert {key!r} first.")
+            raise TypeError(f"Keys are str, not {type(key).__name__}; convert {shorten(key)} first.")
         text = str.__str__(key)
         if not text.isascii():
             escape_key(text)  # refuses a lone surrogate

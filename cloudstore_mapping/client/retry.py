@@ -33,6 +33,7 @@ from cloudstore_mapping.errors import (
     TransportError,
     UnavailableError,
     UnsupportedError,
+    shorten,
 )
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, Upload, encode_value
 
@@ -411,14 +412,14 @@ def _is_own_delete(request: Sendable, reply: Reply) -> bool:
 def _description(request: Sendable, key: str | None) -> str:
     if isinstance(request, Batch):
         return f"batch of {len(request.requests)} requests"
-    return f"{operation_of(request)} of {request.name if key is None else key!r}"
+    return f"{operation_of(request)} of {shorten(request.name if key is None else key)}"
 
 
 # Sentences with the key, as the service may know it under another name.
 _SENTENCES: Final = {
-    "NoFile": "There is nothing under {key!r}.",
-    "Locked": "{key!r} is locked, and the password is missing or wrong; give the right one.",
-    "Changed": "{key!r} was changed by somebody else meanwhile; load it again before writing it.",
+    "NoFile": "There is nothing under {key}.",
+    "Locked": "{key} is locked, and the password is missing or wrong; give the right one.",
+    "Changed": "{key} was changed by somebody else meanwhile; load it again before writing it.",
 }
 # Remedies for a status of a proxy or web server, not of the service.
 _ADVICE: Final = {
@@ -435,7 +436,7 @@ def error_of(reply: Reply, key: str | None) -> CloudStoreError | None:
     if error is None:
         return None
     facts = facts_of(reply, key)
-    prefix = "" if key is None else f"{key!r}: "
+    prefix = "" if key is None else f"{shorten(key)}: "
     kind: type[CloudStoreError]
     if error == "Http error":
         advice = _ADVICE.get(reply.status, _REDIRECTED if 300 <= reply.status < 400 else "try again later")
@@ -449,7 +450,7 @@ def error_of(reply: Reply, key: str | None) -> CloudStoreError | None:
         kind = ProtocolError
         sentence = f"{prefix}The service says {error!r}, which this version doesn't know: {reply.sentence}"
     if key is not None and error in _SENTENCES:
-        sentence = _SENTENCES[error].format(key=key)
+        sentence = _SENTENCES[error].format(key=shorten(key))
     if issubclass(kind, TooOftenError | UnavailableError):
         return kind(sentence, retry_after=reply.retry_after, **facts)
     if issubclass(kind, ChangedError):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from cloudstore_mapping.client import codec
-from cloudstore_mapping.errors import BadValueError, BulkError, UnsupportedError
+from cloudstore_mapping.errors import BadValueError, BulkError, UnsupportedError, shorten
 from cloudstore_mapping.storefiles import is_store, read_file
 
 #: The only name in a JSON object standing for another value: a pickle, or an object with just this name.
@@ -236,7 +236,7 @@ class _ShelfValues(ValuesView[Any]):
 
 def _require_text(key: object) -> str:
     if not isinstance(key, str):
-        raise TypeError(f"Keys are str, not {type(key).__name__}; convert {key!r} first.")
+        raise TypeError(f"Keys are str, not {type(key).__name__}; convert {shorten(key)} first.")
     return key
 
 
@@ -270,8 +270,8 @@ class Envelopes:
             return {MARK: {_JSON: value}} if _is_marked(value) else value
         if not self._secrets:
             raise BadValueError(
-                f"The value under {key!r} is more than JSON, so it is pickled and signed; give the shelf a secret=…, "
-                "or set CLOUDSTORE_SECRET.",
+                f"The value under {shorten(key)} is more than JSON, so it is pickled and signed; give the shelf a "
+                "secret=…, or set CLOUDSTORE_SECRET.",
                 key=key,
             )
         buffer = io.BytesIO()
@@ -298,11 +298,13 @@ class Envelopes:
             pickled = base64.b64decode(content[_PICKLE], validate=True)
             signature = bytes.fromhex(content[_SIGNATURE])
         except (TypeError, KeyError, ValueError, binascii.Error) as error:
-            raise BadValueError(f"What is under {key!r} is no value of a shelf; it was not loaded.", key=key) from error
+            raise BadValueError(
+                f"What is under {shorten(key)} is no value of a shelf; it was not loaded.", key=key
+            ) from error
         if not any(hmac.compare_digest(_sign(secret, key, pickled), signature) for secret in self._secrets):
             raise BadValueError(
-                f"The pickle under {key!r} is not signed by this shelf's secret, so it was not loaded; give the secret "
-                "that it was written with.",
+                f"The pickle under {shorten(key)} is not signed by this shelf's secret, so it was not loaded; give the "
+                "secret that it was written with.",
                 key=key,
             )
         return pickled

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from cloudstore_mapping.errors import NoFileError, UnavailableError
+from cloudstore_mapping.errors import NoFileError, UnavailableError, shorten
 from cloudstore_mapping.links import media_link
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
 from cloudstore_mapping.service.limits import DAY, day_of
@@ -99,7 +99,9 @@ class MediaFiles:
             with self._storage.read() as transaction:
                 chunk = transaction.chunk(media.blob, number)
             if chunk is None:
-                raise UnavailableError(f"{media.name!r} was replaced while it was read; begin again.", retry_after=1.0)
+                raise UnavailableError(
+                    f"{shorten(media.name)} was replaced while it was read; begin again.", retry_after=1.0
+                )
             piece = chunk[offset : offset + stop - start]
             start += len(piece)
             yield piece
@@ -164,4 +166,4 @@ def _found(transaction: Transaction, account: Account, media_id: str) -> Media:
 
 
 def _no_media(name: str) -> NoFileError:
-    return NoFileError(f"There is no media file {name!r}.", key=name)
+    return NoFileError(f"There is no media file {shorten(name)}.", key=name)

@@ -10,7 +10,7 @@ from typing import Final
 from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
-from cloudstore_mapping.errors import ChangedError, DailyLimitError, NoFileError, TooBigError
+from cloudstore_mapping.errors import ChangedError, DailyLimitError, NoFileError, TooBigError, shorten
 from cloudstore_mapping.merge import merge
 from cloudstore_mapping.service.limits import Clock, check_room
 from cloudstore_mapping.service.names import check_name
@@ -106,7 +106,7 @@ class Rules:
 
     def _no_file(self, name: str) -> NoFileError:
         check_name(name, self._settings.max_name_bytes)
-        return NoFileError(f"There is no file {name!r}.", key=name)
+        return NoFileError(f"There is no file {shorten(name)}.", key=name)
 
     def _load(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         if request.if_not_version is not UNSET:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, Self
 
-from cloudstore_mapping.errors import NoFileError, UnavailableError
+from cloudstore_mapping.errors import NoFileError, UnavailableError, shorten
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
 from cloudstore_mapping.service.desk import Desk
 from cloudstore_mapping.service.guesses import Guesses
@@ -142,7 +142,7 @@ class Service:
             owner = self.accounts.owner(transaction, account)
             info = transaction.stat(owner.id, name)
             if info is None:
-                raise NoFileError(f"There is no file {name!r}.", key=name)
+                raise NoFileError(f"There is no file {shorten(name)}.", key=name)
             hashes = {"edit": info.edit_password, "view": info.view_password, **given}
             transaction.set_passwords(owner.id, name, **hashes)
             for what, hash_ in given.items():

@@ -22,7 +22,7 @@ from msgspec import MsgspecError
 
 from cloudstore_mapping.client import codec
 from cloudstore_mapping.client.shelf import Envelopes
-from cloudstore_mapping.errors import BadValueError, UnsupportedError
+from cloudstore_mapping.errors import BadValueError, UnsupportedError, shorten
 from cloudstore_mapping.storefiles import open_file, read_file
 from cloudstore_mapping.transfer.dbmkinds import TABLE, DbmFile, dbm_at, read_only
 from cloudstore_mapping.transfer.entries import Entry, about, checked
@@ -107,7 +107,7 @@ def write(path: Path, entries: Iterable[tuple[str, bytes]]) -> list[BadValueErro
     for name in lost:
         failed[name] = "it was not there when the file was read back"
     return [
-        BadValueError(f"A file of {kind} can't hold the key {key!r}: {why}; export it as JSON.", key=key)
+        BadValueError(f"A file of {kind} can't hold the key {shorten(key)}: {why}; export it as JSON.", key=key)
         for key, why in ((name.decode(), why) for name, why in failed.items())
     ]
 
@@ -167,7 +167,7 @@ def _plain(key: str, stored: bytes) -> Entry:
         try:
             return Entry(key, bytes(encode_value(stored.decode())))
         except UnicodeDecodeError:
-            sentence = f"The value of {key!r} is neither JSON nor text in UTF-8; if the file is a shelf, say so."
+            sentence = f"The value of {shorten(key)} is neither JSON nor text in UTF-8; if the file is a shelf, say so."
             return Entry(key, BadValueError(sentence, key=key))
     return checked(key, stored)
 

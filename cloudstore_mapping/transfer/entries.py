@@ -18,6 +18,7 @@ from cloudstore_mapping.errors import (
     NoFileError,
     TooBigError,
     TooManyFilesError,
+    shorten,
 )
 from cloudstore_mapping.jsontext import decode_value, fault_of
 
@@ -89,6 +90,6 @@ def checked(key: str, text: bytes) -> Entry:
 
 def about(key: str, error: Exception, why: str | None = None) -> BadValueError:
     """Return what is wrong with a value as an error of its key."""
-    failed = BadValueError(f"The value of {key!r} can't be stored: {why or str(error).rstrip('.')}.", key=key)
+    failed = BadValueError(f"The value of {shorten(key)} can't be stored: {why or str(error).rstrip('.')}.", key=key)
     failed.__cause__ = error
     return failed

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.errors import UnavailableError, shorten
 from cloudstore_mapping.service.storage.names import after_prefix
 from cloudstore_mapping.service.storage.records import File, FileInfo, Listed
 from cloudstore_mapping.service.storage.seals import is_whole
@@ -27,7 +27,9 @@ class SQLFiles(Statements, FilesTable):
             return None
         file = File._make(row)
         if not is_whole(file.version, name, file.value):
-            raise UnavailableError(f"The value of {name!r} is damaged; save it again, or restore a backup.", key=name)
+            raise UnavailableError(
+                f"The value of {shorten(name)} is damaged; save it again, or restore a backup.", key=name
+            )
         return file
 
     def stat(self, account_id: int, name: str) -> FileInfo | None:
