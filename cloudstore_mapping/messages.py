@@ -112,6 +112,9 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
     def __repr__(self) -> str:
         return f"<Request to {self.operation.value} {self.name!r}>"  # neither API key, passwords nor value
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("name", self.name)]  # that of msgspec shows all fields
+
 
 class Batch(msgspec.Struct, kw_only=True, frozen=True):
     """Requests of one account, sent as one: each is answered for itself; if it is `atomic`, all are done or none."""
@@ -145,6 +148,9 @@ class Batch(msgspec.Struct, kw_only=True, frozen=True):
     def __repr__(self) -> str:
         return f"<Batch of {len(self.requests)} requests>"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("requests", self.requests)]
+
 
 class Upload(msgspec.Struct, kw_only=True, frozen=True):
     """
@@ -162,6 +168,9 @@ class Upload(msgspec.Struct, kw_only=True, frozen=True):
 
     def __repr__(self) -> str:
         return f"<Upload of {self.name!r} as {self.content_type}>"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("name", self.name), ("content_type", self.content_type)]
 
 
 class Reply(msgspec.Struct, kw_only=True, frozen=True):
@@ -202,3 +211,6 @@ class Reply(msgspec.Struct, kw_only=True, frozen=True):
 
     def __repr__(self) -> str:
         return f"<Reply {self.error or 'without error'}>"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("error", self.error)]

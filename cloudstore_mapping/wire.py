@@ -11,6 +11,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.errors import REPLY_ERRORS, BadValueError, ChangedError, CloudStoreError, ProtocolError
 from cloudstore_mapping.jsontext import decode_value, encode_value, fault_of, is_deeper, may_hold_long_number
+from cloudstore_mapping.masking import SecretBytes, plain
 from cloudstore_mapping.messages import (
     BATCH_PATH,
     DEFAULT_MAX_DEPTH,
@@ -76,17 +77,17 @@ class ReplyBody(msgspec.Struct):
 
 _EMPTY: Final = Raw(b'""')
 _id_in = re.compile(ID_PATTERN).fullmatch
-_encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder(enc_hook=plain).encode
 _decode_request = msgspec.json.Decoder(Request).decode
 _decode_batch = msgspec.json.Decoder(Batch).decode
 _decode_reply = msgspec.json.Decoder(ReplyBody).decode
 _decode_replies = msgspec.json.Decoder(list[ReplyBody]).decode
 
 
-def encode_request(request: Request | Batch) -> bytes:
-    """Return the body that `request` is posted with."""
+def encode_request(request: Request | Batch) -> SecretBytes:
+    """Return the body that `request` is posted with, masked as it holds the API key."""
     try:
-        return _encode(request)
+        return SecretBytes(_encode(request))
     except UnicodeEncodeError as error:
         raise ProtocolError(
             "The API key, name or password holds a lone surrogate, which no text on the wire can; take it out.",

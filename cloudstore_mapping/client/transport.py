@@ -36,6 +36,7 @@ from cloudstore_mapping.errors import (
     TimedOutError,
     TransportError,
 )
+from cloudstore_mapping.masking import SecretBytes, hide
 from cloudstore_mapping.wire import (
     EXTENSIONS,
     EXTENSIONS_HEADER,
@@ -479,7 +480,7 @@ class _FastRequests(_ConnectionBase):
             self.sock.sendall(head)
             self.sock.sendall(body)
         else:
-            self.sock.sendall(head + body)
+            self.sock.sendall(SecretBytes(head + body))  # Python's TLS has it in a variable
 
     def getresponse(self) -> Any:
         if not self._is_fast:
@@ -784,11 +785,14 @@ class MultipartForm:
         filename = upload.name.translate(_FORM_ESCAPES)
         part = f'"file"; filename="{filename}"{plain}\r\nContent-Type: {upload.content_type}'
         condition = (('"if_version"', ""),) if upload.only_new else ()
-        fields = (('"key"', upload.api_key), ('"password"', upload.password or ""), *condition, (part, ""))
+        fields = (('"key"', hide(upload.api_key)), ('"password"', hide(upload.password or "")), *condition, (part, ""))
         try:
-            self._head = "\r\n".join(
-                f"--{boundary}\r\nContent-Disposition: form-data; name={name}\r\n\r\n{value}" for name, value in fields
-            ).encode()
+            self._head = hide(
+                "\r\n".join(
+                    f"--{boundary}\r\nContent-Disposition: form-data; name={name}\r\n\r\n{value}"
+                    for name, value in fields
+                ).encode()
+            )
         except UnicodeEncodeError as error:
             raise BadNameError(
                 "The API key, name or password holds a lone surrogate, which no text on the wire can; take it out.",
