@@ -9,14 +9,19 @@ from typing import Any, Final
 
 from cloudstore_mapping.client.address import parse_address
 from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
+from cloudstore_mapping.client.options import check_options, masked
 from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.masking import hide
 from cloudstore_mapping.service.storage.places import Place, place_of, scheme_of
 
 _SERVICES: Final = ("http", "https")
 DEFAULT_FILE: Final = "cloudstore.db"
 
 
-def open(location: str | os.PathLike[str] | None = None, **options: Any) -> CloudStoreMapping[Any]:  # noqa: A001
+def open(  # noqa: A001 - the name that shelve and dbm use too
+    location: str | bytes | os.PathLike[str] | os.PathLike[bytes] | None = None,
+    **options: Any,
+) -> CloudStoreMapping[Any]:
     """
     Open a store, as a dictionary.
 
@@ -33,27 +38,34 @@ def open(location: str | os.PathLike[str] | None = None, **options: Any) -> Clou
     Raises
     ------
     ValueError
-        The location can't be understood, or is plain http to another machine without ``insecure=True``.
+        The location can't be understood, or is plain http to another machine without ``insecure=True``; or an option
+        has a value that is not allowed.
+    TypeError
+        The location is neither text nor a path, or there is no such option.
     UnsupportedError
         The file or database isn't a store of ours, or is a service's, and was left as it is; or what it takes isn't
         installed.
     UnavailableError
         The database isn't reached.
     OSError
-        The file can't be opened or made.
+        The file can't be opened or made, or is absent with ``readonly=True``.
     """
-    location = location_of(location)
+    # Masked first: a traceback with local variables shows the values that they have at the error.
+    location, options = hide(location_of(location)), masked(options)
+    check_options(options)
     if scheme_of(location) in _SERVICES:
         api_key, server = parse_address(location, insecure=options.get("insecure", False))
         return CloudStoreMapping(api_key, server, **options)
     return _open_embedded(location, options)
 
 
-def location_of(location: str | os.PathLike[str] | None) -> str:
+def location_of(location: str | bytes | os.PathLike[str] | os.PathLike[bytes] | None) -> str:
     """Return the location that `open` takes this for: without one the environment's, else the default file."""
     if location is None:
         location = os.environ.get("CLOUDSTORE_URL") or DEFAULT_FILE
-    return os.fspath(location)
+    if not isinstance(location, str | bytes | os.PathLike):
+        raise TypeError(f"A location is a text or a path, and not {type(location).__name__}.")
+    return os.fsdecode(location)
 
 
 def place_at(location: str) -> Place | None:
@@ -80,6 +92,8 @@ def _open_embedded(location: str, options: dict[str, Any]) -> CloudStoreMapping[
     from cloudstore_mapping.embedded import StoreTransport  # the service, unneeded by a program on a network
 
     place = place_of(location)
+    if options.get("readonly") and not (place.is_memory or place.exists()):
+        raise FileNotFoundError(f"There is no store {place}; look at its name, or open it without readonly=True.")
     try:
         transport = StoreTransport(place)
     except UnsupportedError:
@@ -88,7 +102,8 @@ def _open_embedded(location: str, options: dict[str, Any]) -> CloudStoreMapping[
         raise
     label = location if place.address is None else place.label
     try:
-        mapping = CloudStoreMapping[Any](transport.api_key, label, **{**options, "transport": transport})
+        options = {**options, "transport": transport}
+        mapping: CloudStoreMapping[Any] = CloudStoreMapping(transport.api_key, label, **options)
     except BaseException:
         transport.close()
         raise

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
+from cloudstore_mapping.client.options import check_options, masked
 from cloudstore_mapping.client.shelf import Envelopes, Secret, Shelf, new_secret, secrets_of
 from cloudstore_mapping.locations import check_old_data, store_file
 from cloudstore_mapping.locations import open as open_store
+from cloudstore_mapping.masking import hide, mask
 from cloudstore_mapping.service.storage.places import MEMORY, place_of
 from cloudstore_mapping.signed import check_secret
 
@@ -61,7 +63,10 @@ def open(  # noqa: A001 - the standard library's name
     """
     if flag not in tuple(_FLAGS):
         raise ValueError(f"The flag is one of 'r', 'w', 'c' and 'n', not {flag!r}.")
-    location = os.fsdecode(filename)
+    # Masked first: a traceback with local variables shows the values that they have at the error.
+    filename = location = hide(os.fsdecode(filename))
+    secret, options = mask(secret), masked(options)
+    check_options(options)
     path = store_file(location)
     if path is not None:
         check_old_data(path, is_shelf=True, needs_secret=secret is not None)

@@ -181,6 +181,7 @@ def test_operations_cut_long_keys() -> None:
     """Whatever operation fails, its sentence and repr stay short, while the error's `key` is the whole key."""
     with cloudstore_mapping.open("memory:") as store:
         store["list"] = [1]
+        no_text: Any = LONG.encode()
         too_long = "k" * 2**21
         acts: list[Any] = [
             lambda: store[LONG],
@@ -188,7 +189,7 @@ def test_operations_cut_long_keys() -> None:
             lambda: store.transform(LONG, str),
             lambda: store.__delitem__(LONG),
             lambda: store.stat(LONG),
-            lambda: store.__setitem__(LONG.encode(), 1),
+            lambda: store.__setitem__(no_text, 1),
             lambda: store.__setitem__(too_long, 1),
             lambda: store.update({too_long: 1, "a": 2}),
             lambda: store.delete_many([LONG, "absent"]),

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from typing import Final
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from cloudstore_mapping.masking import SecretText, hide, mask, type_of
+
+T = TypeVar("T")
+
+
+class _Replaceable(str):
+    """Address replaced by the environment's ``CLOUDSTORE_SERVER``; the same text written by a user is not."""
+
+    __slots__ = ()
+
+
 #: The vendor's service, as in its newest clients.
-DEFAULT_SERVER: Final = "https://droidscript.cloud/cloudstore"
+DEFAULT_SERVER: Final = _Replaceable("https://droidscript.cloud/cloudstore")
 
 _VENDORS_HOSTS: Final = frozenset({"droidscript.cloud", "enjine.cloud"})
 #: Seconds between two requests of the vendor's own clients; its account page shows `Max Rate: 3000` (ms).
@@ -17,12 +30,28 @@ VENDORS_INTERVAL: Final = 3.0
 _EXAMPLE: Final = "https://API_KEY@host/path"
 
 
-def parse_address(address: str, *, insecure: bool = False) -> tuple[str, str]:
+def check_api_key(api_key: str) -> SecretText:
+    """Return an API key, masked; `TypeError` unless it is a text, `ValueError` if empty or an address."""
+    api_key = mask(api_key)
+    if not isinstance(api_key, SecretText):
+        raise TypeError(f"The API key is a text, and not {type_of(api_key).__name__}.")
+    if not api_key:
+        raise ValueError("The API key is empty; the dashboard of the service shows it.")
+    if "://" in api_key:
+        raise ValueError("The API key is an address; give the key alone, or open the address with cm.open(…).")
+    return api_key
+
+
+def parse_address(address: str, *, insecure: bool = False) -> tuple[SecretText, str]:
     """
     Return the API key and the server in ``https://API_KEY@host[:port]/path``.
 
     ``%XX`` in the key are decoded. Raises `ValueError` for any other address, including those `check_server` refuses.
     """
+    return _without_frames(partial(_parse, insecure=insecure), hide(address))
+
+
+def _parse(address: str, *, insecure: bool) -> tuple[SecretText, str]:
     parts = _split(address)
     userinfo, at, _ = parts.netloc.rpartition("@")
     if not at or not userinfo:
@@ -34,7 +63,7 @@ def parse_address(address: str, *, insecure: bool = False) -> tuple[str, str]:
     except UnicodeDecodeError:
         # Not chained: Python's message shows the bytes.
         raise ValueError("The address's API key is no UTF-8 where it is percent-encoded; encode it anew.") from None
-    return api_key, _checked(parts, insecure=insecure)
+    return hide(api_key), _checked(parts, insecure=insecure)
 
 
 def check_server(server: str, *, insecure: bool = False) -> str:
@@ -44,15 +73,23 @@ def check_server(server: str, *, insecure: bool = False) -> str:
     Raises `ValueError` for anything but ``https://host[:port]/path``, and for plain http beyond loopback, unless
     `insecure`.
     """
+    return _without_frames(partial(_check, insecure=insecure), hide(server))
+
+
+def _check(server: str, *, insecure: bool) -> str:
     parts = _split(server)
     if "@" in parts.netloc:
         raise ValueError("The server's address holds a user name or key; give the API key as its own argument.")
     return _checked(parts, insecure=insecure)
 
 
-def resolve_server(server: str) -> str:
-    """Return the server to use: the environment's ``CLOUDSTORE_SERVER`` replaces the default server."""
-    return os.environ.get("CLOUDSTORE_SERVER") or server if server == DEFAULT_SERVER else server
+def resolve_server(server: str | None) -> str:
+    """Return the server to use: the environment's ``CLOUDSTORE_SERVER`` replaces `DEFAULT_SERVER` (None: the same)."""
+    if server is None or isinstance(server, _Replaceable):
+        return os.environ.get("CLOUDSTORE_SERVER") or str.__str__(DEFAULT_SERVER)
+    if not isinstance(server, str):
+        raise TypeError(f"The server is an address, or None for the default, and not {type(server).__name__}.")
+    return server
 
 
 def default_interval(server: str) -> float:
@@ -66,6 +103,15 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def _without_frames(parse: Callable[[str], T], address: str) -> T:
+    """Return the result of `parse`; raise its `ValueError` anew, as its frames show the API key in a traceback."""
+    try:
+        return parse(address)
+    except ValueError as error:
+        sentence = str(error)
+    raise ValueError(sentence)
 
 
 def _split(address: str) -> SplitResult:

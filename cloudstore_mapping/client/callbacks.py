@@ -12,12 +12,20 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 from msgspec import UNSET
 
 from cloudstore_mapping.client import codec
-from cloudstore_mapping.client.address import DEFAULT_SERVER, check_server, default_interval, resolve_server
+from cloudstore_mapping.client.address import (
+    DEFAULT_SERVER,
+    check_api_key,
+    check_server,
+    default_interval,
+    resolve_server,
+)
 from cloudstore_mapping.client.files import listed
 from cloudstore_mapping.client.media import MediaData, open_media
+from cloudstore_mapping.client.options import check_options
 from cloudstore_mapping.client.retry import RequestSender, pacer_of
 from cloudstore_mapping.client.transport import DEFAULT_TIMEOUT, HTTPTransport
 from cloudstore_mapping.errors import ProtocolError
+from cloudstore_mapping.masking import hide, mask
 from cloudstore_mapping.wire import Operation, Reply, Request, Upload
 
 if TYPE_CHECKING:
@@ -41,7 +49,7 @@ class CloudStore:
     key
         The account's API key.
     server
-        The service's address; the environment's ``CLOUDSTORE_SERVER`` replaces the default one.
+        The service's address. The environment's ``CLOUDSTORE_SERVER`` replaces the default address, and no other.
     password, media_password
         The default passwords of data files and of media files; one that a call gives wins.
     min_interval
@@ -67,7 +75,7 @@ class CloudStore:
     def __init__(
         self,
         key: str,
-        server: str = DEFAULT_SERVER,
+        server: str | None = DEFAULT_SERVER,
         *,
         password: str | None = None,
         media_password: str | None = None,
@@ -77,7 +85,21 @@ class CloudStore:
         insecure: bool = False,
         session: Session | None = None,
     ) -> None:
-        self._key = _text(key, "key")
+        # Masked first: a traceback with local variables shows the values that they have at the error.
+        key, password, media_password = map(mask, (key, password, media_password))
+        if type(server) is str:
+            server = hide(server)
+        given = {
+            "password": password,
+            "media_password": media_password,
+            "min_interval": min_interval,
+            "timeout": timeout,
+            "retries": retries,
+            "insecure": insecure,
+            "session": session,
+        }
+        check_options(given)
+        self._key = check_api_key(key)
         self._server = check_server(resolve_server(server), insecure=insecure)
         self._password = password
         self._media_password = media_password
@@ -93,7 +115,8 @@ class CloudStore:
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<CloudStore at {self._server}>"
+        server = vars(self).get("_server")  # absent in a traceback of `__init__`
+        return "<CloudStore, not opened>" if server is None else f"<CloudStore at {server}>"
 
     def __enter__(self) -> Self:
         return self
@@ -161,9 +184,10 @@ class CloudStore:
         stored as UTF-8 where `type` is ``"text"`` or ``"text/…"``, else taken as base64, bare or in a ``data:`` URL.
         Without a type the filename says it.
         """
+        password = hide(password)
         name = _text(filename, "filename")
         content_type = None if type is None else _text(type, "type")
-        presented = self._media_password if password is None else _text(password, "password")
+        presented = self._media_password if password is None else hide(_text(password, "password"))
 
         def make() -> tuple[Request | Upload, IO[bytes] | None]:
             content, full_type, opened = open_media(data, name, content_type)
@@ -181,8 +205,9 @@ class CloudStore:
         options: Literal["merge", "delete", "list"] | None = None,
         value: object = UNSET,
     ) -> Future[ReplyDictionary]:
+        password = hide(password)
         name = _text(name, "key")
-        presented = self._password if password is None else _text(password, "password")
+        presented = self._password if password is None else hide(_text(password, "password"))
 
         def make() -> tuple[Request | Upload, IO[bytes] | None]:
             encoded = UNSET if value is UNSET else codec.encode(value)

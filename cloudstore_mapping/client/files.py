@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Final, Literal, NamedTuple, TypeAlias, cast
 
@@ -32,6 +33,7 @@ from cloudstore_mapping.errors import (
     UnsupportedError,
     shorten,
 )
+from cloudstore_mapping.masking import hide, mask
 from cloudstore_mapping.wire import MAX_BATCH, Batch, Operation, Reply, Request, Upload, decode_replies
 
 Names: TypeAlias = list[str]  # in the body of `Client`, `list` is a method
@@ -379,6 +381,12 @@ class Password:
     view: str | None = None
     edit: str | None = None
 
+    def __post_init__(self) -> None:
+        for name, text in vars(self).copy().items():
+            if text is not None and not isinstance(text, str):
+                raise TypeError(f"Password: {name} is a text or None, and not {type(text).__name__}.")
+            object.__setattr__(self, name, hide(text))
+
     def __repr__(self) -> str:
         states = (f"{name}={'not set' if text is None else 'set'}" for name, text in vars(self).items())
         return f"Password({', '.join(states)})"
@@ -402,8 +410,8 @@ class Passwords:
     """
 
     def __init__(self, passwords: Mapping[str, str | Password | None] | None, default: str | None) -> None:
-        self._passwords = passwords
-        self._default = default
+        self._passwords = mask(passwords)
+        self._default = hide(default)
 
     def __repr__(self) -> str:
         return f"<Passwords, {'without' if self._default is None else 'with'} a default>"
@@ -424,9 +432,14 @@ class Passwords:
         if self._passwords is None:
             return self._default
         try:
-            return self._passwords[key]
+            password: object = self._passwords[key]
         except KeyError:
             return self._default
+        if isinstance(password, str | Password | None):
+            return password
+        raise TypeError(
+            f"passwords has a {type(password).__name__} for {shorten(key)}; give a text, a Password or None."
+        )
 
 
 class Change(NamedTuple):
@@ -444,6 +457,7 @@ class OpenStore:
     `cache` keeps values and `listing` listings; both are None without a cache. `identity` identifies the store without
     its API key, `file` is an embedded store's file, and `address` the beginning of its media URLs. `reopen` returns the
     pickled form from a class and `options`, None if the store can't be pickled. `clock` returns monotonic seconds.
+    `edits` has thread and key of each edit in progress.
     """
 
     client: Client
@@ -460,6 +474,8 @@ class OpenStore:
     reopen: Callable[[type[Any], dict[str, Any]], tuple[Any, ...]] | None = None
     is_closed: bool = False
     clock: Callable[[], float] = time.monotonic
+    edits: set[tuple[int, str]] = field(default_factory=set)
+    is_readonly: bool = False
     names: FileNames = field(init=False)
 
     def __post_init__(self) -> None:
@@ -525,6 +541,17 @@ class Files:
         if listing is None or listing.value is None:
             return self._keys_with(self.prefix)
         return [key[len(self.prefix) :] for key in listing.value if key.startswith(self.prefix)]
+
+    def first_keys(self, limit: int) -> list[str]:
+        """Return up to `limit` keys by a single request at most, from the cache if possible."""
+        listing = None if self._listing is None else self._listing.get(ALL)
+        if listing is not None and listing.value is not None:
+            keys: Iterable[str] = listing.value
+        else:
+            pages = self.client.pages(self._file_names.prefix(self.prefix), prefix=True, limit=limit)
+            keys = self._file_names.keys(next(pages), is_complete=False)
+        within = (key[len(self.prefix) :] for key in keys if key.startswith(self.prefix))
+        return [*islice(within, limit)]
 
     def containing(self, text: str) -> list[str]:
         """Return the keys containing `text`, by the service's own search."""
@@ -699,6 +726,24 @@ class Files:
             password = self._passwords.for_edit(self.prefix + key)
             self.client.delete(self.name(key), password, key=key, if_version=if_version)
             commit(Found(None))
+
+    def save_if(self, key: str, value: Raw, if_version: str | UnsetType | None) -> None:
+        """Save like `save` if the service has versions, otherwise whatever is there."""
+        try:
+            self.save(key, value, if_version)
+        except UnsupportedError:
+            if if_version is UNSET:
+                raise
+            self.save(key, value)
+
+    def delete_if(self, key: str, if_version: str | UnsetType) -> None:
+        """Delete like `delete` if the service has versions, otherwise whatever is there."""
+        try:
+            self.delete(key, if_version)
+        except UnsupportedError:
+            if if_version is UNSET:
+                raise
+            self.delete(key)
 
     def changes_to_save(self, pairs: Sequence[tuple[str, Raw]], if_version: UnsetType | None = UNSET) -> list[Change]:
         """Return changes to save these values; with an `if_version` of None only absent keys are written."""

@@ -12,10 +12,10 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias, TypeVar, cast, overload
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self, TypeAlias, TypeVar, cast, overload
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -23,6 +23,7 @@ from msgspec import UNSET, UnsetType
 from cloudstore_mapping.client import codec
 from cloudstore_mapping.client.address import (
     DEFAULT_SERVER,
+    check_api_key,
     check_server,
     default_interval,
     parse_address,
@@ -32,12 +33,14 @@ from cloudstore_mapping.client.bulk import Bulk, WorkerPool
 from cloudstore_mapping.client.cache import DEFAULT_BYTES, DEFAULT_ENTRIES, Cache, Found
 from cloudstore_mapping.client.files import Change, Client, Files, Names, OpenStore, Password, Passwords
 from cloudstore_mapping.client.media import Media, MediaData, Place, download_media, media_of, upload_media
+from cloudstore_mapping.client.options import check_options, pickled
 from cloudstore_mapping.client.progress import Progress
-from cloudstore_mapping.client.retry import pacer_of
+from cloudstore_mapping.client.retry import pacer_of, read_only
 from cloudstore_mapping.client.transport import DEFAULT_TIMEOUT, HTTPTransport, Transport
 from cloudstore_mapping.client.views import Listing, ReadAhead, StoreItems, StoreKeys, StoreValues
 from cloudstore_mapping.errors import BadValueError, BulkError, ChangedError, CloudStoreError, NoFileError, shorten
 from cloudstore_mapping.keys import escape_key
+from cloudstore_mapping.masking import hide, mask
 from cloudstore_mapping.merge import merge
 
 if TYPE_CHECKING:
@@ -52,10 +55,15 @@ Pairs: TypeAlias = list[tuple[str, Any]]
 MediaFiles: TypeAlias = list[Media]
 
 MISSING: Final = object()
+_NULL: Final = b"null"
 
-#: Longest wait in seconds before a transform is retried, after the first and after many collisions.
+#: Keys offered to complete an index in IPython.
+MAX_COMPLETIONS: Final = 1000
+#: Attempts of a `pop`, `setdefault` or `transform` whose key others change meanwhile.
+MAX_ATTEMPTS: Final = 30
+#: Longest wait in seconds between two of them, after the first and after many collisions.
 FIRST_BACKOFF: Final = 0.001
-LONGEST_BACKOFF: Final = 0.05
+LONGEST_BACKOFF: Final = 1.0
 
 
 class StoreStats(NamedTuple):
@@ -83,7 +91,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
     api_key
         The account's key.
     server
-        The service's address; the environment's ``CLOUDSTORE_SERVER`` replaces the default address.
+        The service's address. The environment's ``CLOUDSTORE_SERVER`` replaces the default address, and no other.
     passwords
         From key to the file's password, or to a `Password` with two; looked up at each request.
     password
@@ -110,6 +118,8 @@ class CloudStoreMapping(MutableMapping[str, V]):
         A `requests.Session` of your own, with its proxies, hooks and adapters; it stays open.
     insecure
         Allow plain http to another machine: anybody on the way can then read the API key and all data.
+    readonly
+        Refuse every write with `ForbiddenError`, before any request.
     pickle_secrets
         Include the API key and passwords in a pickle of the store; otherwise ``CLOUDSTORE_URL`` must be set to its
         address when it is unpickled.
@@ -122,12 +132,16 @@ class CloudStoreMapping(MutableMapping[str, V]):
     Notes
     -----
     Thread safe. Work on many keys continues after a failure, and then raises `BulkError`.
+
+    A store is a handle, like an open file. `copy` returns its content as a dictionary. `copy.copy`, `copy.deepcopy`
+    and so `dataclasses.asdict` raise `TypeError`, as a second handle would look like a copy of the data. A pickle
+    opens a second handle on the same data: what is deleted through it is deleted.
     """
 
     def __init__(
         self,
         api_key: str,
-        server: str = DEFAULT_SERVER,
+        server: str | None = DEFAULT_SERVER,
         *,
         passwords: Mapping[str, str | Password | None] | None = None,
         password: str | None = None,
@@ -143,12 +157,19 @@ class CloudStoreMapping(MutableMapping[str, V]):
         progress: Progress = None,
         session: Session | None = None,
         insecure: bool = False,
+        readonly: bool = False,
         pickle_secrets: bool = False,
         clock: Callable[[], float] = time.monotonic,
         transport: Transport | None = None,
     ) -> None:
-        # Pickled options: neither a session, clock nor function, and secrets only on request.
-        options: dict[str, Any] = {
+        # Masked first: a traceback with local variables shows the values that they have at the error.
+        api_key, password, media_password, passwords = map(mask, (api_key, password, media_password, passwords))
+        if type(server) is str:
+            server = hide(server)  # it may hold the key by mistake
+        options = {
+            "passwords": passwords,
+            "password": password,
+            "media_password": media_password,
             "cache_ttl": cache_ttl,
             "cache_size": cache_size,
             "cache_bytes": cache_bytes,
@@ -157,11 +178,36 @@ class CloudStoreMapping(MutableMapping[str, V]):
             "retries": retries,
             "min_interval": min_interval,
             "max_workers": max_workers,
+            "progress": progress,
+            "session": session,
             "insecure": insecure,
+            "readonly": readonly,
+            "pickle_secrets": pickle_secrets,
+            "clock": clock,
+            "transport": transport,
         }
-        if pickle_secrets:
-            secrets = {"password": password, "passwords": passwords, "media_password": media_password}
-            options |= {"pickle_secrets": True, **secrets}
+        check_options(options)
+        api_key = check_api_key(api_key)
+        pacer = reopen = None
+        if transport is not None:
+            location = str.__str__(server or "")
+        else:
+            location = check_server(resolve_server(server), insecure=insecure)
+            transport = HTTPTransport(location, timeout=timeout, session=session)
+            pacer = pacer_of(location)
+            reopen = partial(_reopening, api_key if pickle_secrets else None, location)
+            if min_interval is None:
+                min_interval = default_interval(location)
+        client = Client(
+            transport,
+            api_key,
+            retries=retries,
+            min_interval=min_interval or 0.0,
+            pacer=pacer,
+            clock=clock,
+            sleep=getattr(clock, "sleep", time.sleep),
+            readonly=readonly,
+        )
         cache: Cache[bytes] | None = None
         listing: Cache[dict[str, None]] | None = None
         if cache_ttl is not None:
@@ -174,26 +220,6 @@ class CloudStoreMapping(MutableMapping[str, V]):
                 absent_ttl=cache_absent_ttl,
             )
             listing = Cache(cache_ttl, entries=1, max_bytes=1, size=lambda _: 0, clock=clock)
-        pool = WorkerPool(max_workers)
-        pacer = reopen = None
-        if transport is None:
-            server = check_server(resolve_server(server), insecure=insecure)
-            transport = HTTPTransport(server, timeout=timeout, session=session)
-            pacer = pacer_of(server)
-            reopen = partial(_reopening, api_key if pickle_secrets else None, server)
-            if min_interval is None:
-                min_interval = default_interval(server)
-        if min_interval:
-            pool = WorkerPool(1)
-        client = Client(
-            transport,
-            api_key,
-            retries=retries,
-            min_interval=min_interval or 0.0,
-            pacer=pacer,
-            clock=clock,
-            sleep=getattr(clock, "sleep", time.sleep),
-        )
         account = hashlib.sha256(api_key.encode("utf-8", "surrogatepass")).hexdigest()
         store = OpenStore(
             client=client,
@@ -202,14 +228,15 @@ class CloudStoreMapping(MutableMapping[str, V]):
             listing=listing,
             media_password=media_password,
             progress=progress,
-            location=server,
-            identity=(server, account),
+            location=location,
+            identity=(location, account),
             address=getattr(transport, "server", ""),
-            options=options,
+            options=pickled(options),
             reopen=reopen,
             clock=clock,
+            is_readonly=readonly,
         )
-        self._start(Files(store), pool, None)
+        self._start(Files(store), WorkerPool(1 if min_interval else max_workers), None)
 
     def _start(self, files: Files, pool: WorkerPool, parent: CloudStoreMapping[V] | None) -> None:
         self._files = files
@@ -230,10 +257,18 @@ class CloudStoreMapping(MutableMapping[str, V]):
 
     def __repr__(self) -> str:
         kind = type(self).__name__
+        if "_files" not in vars(self):
+            return f"<{kind}, not opened>"  # in a traceback of `__init__`
         if self._store is not None:
             return f"<{kind} {self._view_prefix!r} of {self._store!r}>"
         store = self._files.store
         return f"<{kind} {store.location}{' (closed)' if store.is_closed else ''}>"
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError("A store is not copied; write store.copy() for its content as a dict, or open it again.")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._store is not None:
@@ -265,6 +300,26 @@ class CloudStoreMapping(MutableMapping[str, V]):
 
     def _check_open(self) -> None:
         self._files.store.check_open()
+
+    def _check_writable(self, key: object = None) -> None:
+        self._check_open()
+        if self._files.store.is_readonly:
+            raise read_only(key if isinstance(key, str) else None)
+
+    def _attempts(self, key: str) -> Iterator[AbstractContextManager[None]]:
+        """
+        Yield a block for each attempt of a conditional write, which ignores `ChangedError`; wait between them.
+
+        After `MAX_ATTEMPTS` attempts the next block is the last, and its `ChangedError` says so.
+        """
+        backoff = FIRST_BACKOFF
+        for _ in range(MAX_ATTEMPTS - 1):
+            yield suppress(ChangedError)
+            # Random, so that clients do not collide again.
+            self._files.client.sleep(random.uniform(0, backoff))  # noqa: S311 - jitter
+            backoff = min(2 * backoff, LONGEST_BACKOFF)
+            self._check_open()
+        yield _last_attempt(key)
 
     def _require_key(self, key: object) -> str:
         """Return the text of a key to look up; `KeyError` for a key that is not a `str`."""
@@ -317,13 +372,17 @@ class CloudStoreMapping(MutableMapping[str, V]):
         """
         Return the key's value as a `type` known to msgspec: a dataclass, a `msgspec.Struct`, ``list[int]``, a date.
 
-        Raises `BadValueError` with the path of the first part of another type.
+        Any other type that msgspec takes will do, such as ``int | None``. Raises `BadValueError` with the path of the
+        first part of another type.
         """
         found = self._files.load(self._require_key(key))
         try:
             return msgspec.json.decode(found.value or b"", type=type)
         except msgspec.ValidationError as error:
-            raise BadValueError(f"{key!r} is no {type.__name__}: {error}.", key=key) from error
+            raise BadValueError(f"{shorten(key)} is no {_type_name(type)}: {error}.", key=key) from error
+        except msgspec.DecodeError:
+            self._decode(found)  # raises the error for a value that can't be read
+            raise
 
     def get_many(self, keys: Iterable[str]) -> dict[str, V]:
         """Return the values of the keys that exist; `BulkError` if some can't be read."""
@@ -395,6 +454,14 @@ class CloudStoreMapping(MutableMapping[str, V]):
         with True or False for ``edit`` and ``view``. `UnsupportedError` if the service has no metadata.
         """
         return self._files.stat(self._require_key(key))
+
+    def _ipython_key_completions_(self) -> Names:
+        """Return up to 1,000 keys to complete ``store['…``, by a single request; none after any error."""
+        try:
+            self._check_open()
+            return self._files.first_keys(MAX_COMPLETIONS)
+        except Exception:  # noqa: BLE001 - an error here would be printed amid the line being typed
+            return []
 
     def __eq__(self, other: object) -> bool:
         self._check_open()
@@ -469,8 +536,11 @@ class CloudStoreMapping(MutableMapping[str, V]):
         """
         Remove the key and return its value.
 
-        Two requests; atomic if the service has versions, otherwise another client may write in between.
+        Two requests: a load, and a delete of exactly the loaded version. If another client changes the key between
+        them, both are sent again after a random wait, `MAX_ATTEMPTS` times at most; then it is `ChangedError` and
+        nothing was removed. A service without versions can't notice the change and removes it, too.
         """
+        self._check_writable(key)
         try:
             return self._pop(self._require_key(key))
         except KeyError:
@@ -479,18 +549,22 @@ class CloudStoreMapping(MutableMapping[str, V]):
             return default
 
     def _pop(self, key: str) -> V:
-        while True:
+        for attempt in self._attempts(key):
             is_atomic = self._files.supports("version")
             # A cached value may be old, but then the delete fails on its version; a cached absence has none.
             found = (self._files.cached(key) if is_atomic else None) or self._files.load_uncached(key)
-            try:
-                self._files.delete(key, found.version if found.version is not None else UNSET)
-            except ChangedError:
-                continue
-            return self._decode(found)
+            with attempt:
+                self._files.delete_if(key, found.version if found.version is not None else UNSET)
+                return self._decode(found)
+        raise AssertionError  # the last attempt returned or raised
 
     def popitem(self) -> tuple[str, V]:
-        """Remove the last listed key, and return it with its value; `KeyError` if the store is empty."""
+        """
+        Remove the last listed key, and return it with its value; `KeyError` if the store is empty.
+
+        Three requests: a listing, then those of `pop`; two more for each key that another client removed meanwhile.
+        """
+        self._check_writable()
         for key in reversed(self._keys()):
             try:
                 return key, self._pop(key)
@@ -508,21 +582,24 @@ class CloudStoreMapping(MutableMapping[str, V]):
 
         The save is a second request; atomic if the service has versions, otherwise the last write wins.
         """
+        self._check_writable(key)
         text = self._check_key(key)
         new = codec.encode(default)
-        while True:
-            try:
+        for attempt in self._attempts(text):
+            with suppress(NoFileError):
                 return self._decode(self._files.load(text))
-            except NoFileError:
+            with attempt:
                 try:
-                    self._files.save(text, new, None if self._files.supports("version") else UNSET)
+                    self._files.save_if(text, new, None)
                 except ChangedError:
                     self._files.invalidate(text)
-                else:
-                    return codec.decode(new)
+                    raise
+                return codec.decode(new)
+        raise AssertionError  # the last attempt returned or raised
 
     def update(self, other: Any = (), /, **values: V) -> None:
         """Save the pairs of a mapping or of an iterable of pairs, and the keywords; the last value of a key wins."""
+        self._check_writable()
         encoded = {self._check_key(key): codec.encode(value) for key, value in (*_pairs(other), *values.items())}
         self._change_many(self._files.changes_to_save([*encoded.items()]))
 
@@ -533,6 +610,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
         self._files.merge(text, new)
 
     def __ior__(self, other: Any) -> Self:  # type: ignore[misc]  # merges, unlike MutableMapping's
+        self._check_writable()
         # Several merges of a key stay separate and in order: a folded merge could have another result.
         merges = [(self._check_key(key), codec.encode(value)) for key, value in _pairs(other)]
         self._change_many(self._files.changes_to_merge(merges))
@@ -552,11 +630,13 @@ class CloudStoreMapping(MutableMapping[str, V]):
 
     def delete_many(self, keys: Iterable[str]) -> None:
         """Delete the keys; `BulkError` if some can't be deleted, or do not exist."""
+        self._check_writable()
         wanted = dict.fromkeys(self._require_key(key) for key in keys)
         self._change_many(self._files.changes_to_delete(wanted))
 
     def clear(self) -> None:
         """Delete all keys listed now."""
+        self._check_writable()
         self._change_many(self._files.changes_to_delete(self._keys()), ignore_absent=True)
 
     def _change_many(self, changes: Sequence[Change], *, ignore_absent: bool = False) -> None:
@@ -571,18 +651,32 @@ class CloudStoreMapping(MutableMapping[str, V]):
     @contextmanager
     def edit(self, key: str, default: Any = MISSING) -> Iterator[Any]:
         """
-        Load a value to change in place, and save it at the end of the block if it changed.
+        Load a list or dictionary to change in place, and save it at the end of the block if it changed.
 
-        If the key is absent, the block gets a copy of `default`; without a default it is `KeyError`. An exception in
-        the block saves nothing. If the service has versions, a change by another client meanwhile is `ChangedError`
-        and nothing is saved; otherwise the last write wins.
+        Assigning to the block's variable changes nothing. If the key is absent, the block gets a copy of `default`;
+        without a default it is `KeyError`. An exception in the block saves nothing. If the service has versions, a
+        change by another client meanwhile is `ChangedError` and nothing is saved; otherwise the last write wins.
+
+        Raises
+        ------
+        TypeError
+            The value is a text, a number, True, False or None, which no block can change in place: use `transform`.
+        RuntimeError
+            This thread edits or transforms the key already: the inner change would be lost, or the outer.
         """
+        self._check_writable(key)
         text = self._check_key(key)
-        value, before, version = self._load_to_edit(text, default)
-        yield value
-        after = codec.encode(value)
-        if bytes(after) != before:
-            self._files.save(text, after, version)
+        with self._editing(text):
+            value, before, version = self._load_to_edit(text, default)
+            if not isinstance(value, dict | list):
+                raise TypeError(
+                    f"{shorten(text)} holds a value of type {type(value).__name__}, which a block can't change in "
+                    f"place; write store.transform({shorten(text)}, lambda value: …)."
+                )
+            yield value
+            after = codec.encode(value)
+            if bytes(after) != before:
+                self._files.save_if(text, after, version)
 
     def transform(self, key: str, function: Callable[[Any], Any], default: Any = MISSING) -> Any:
         """
@@ -590,22 +684,48 @@ class CloudStoreMapping(MutableMapping[str, V]):
 
         `function` may be called more than once, each time with a new copy. If the key is absent, it gets a copy of
         `default`; without a default it is `KeyError`. Atomic if the service has versions, otherwise the last write
-        wins.
+        wins. It is retried after a random wait, `MAX_ATTEMPTS` times at most; then it is `ChangedError` and nothing
+        was saved.
+
+        Raises
+        ------
+        TypeError
+            The function returned None for another value, as one does that changes its argument in place: nothing is
+            saved. To save None write ``store[key] = None``.
+        RuntimeError
+            This thread edits or transforms the key already: the inner change would be lost, or the outer.
         """
+        self._check_writable(key)
         text = self._check_key(key)
-        backoff = FIRST_BACKOFF
-        while True:
-            value, before, version = self._load_to_edit(text, default)
-            after = codec.encode(function(value))
-            if bytes(after) == before:
-                return codec.decode(after)
-            try:
-                self._files.save(text, after, version)
-            except ChangedError:
-                time.sleep(random.uniform(0, backoff))  # noqa: S311 - jitter, so that clients do not collide again
-                backoff = min(2 * backoff, LONGEST_BACKOFF)
-            else:
-                return codec.decode(after)
+        with self._editing(text):
+            for attempt in self._attempts(text):
+                value, before, version = self._load_to_edit(text, default)
+                result = function(value)
+                if result is None and before != _NULL:
+                    raise TypeError(
+                        f"The function returned None, so {shorten(text)} was left as it is; return the new value, or "
+                        f"change it in place by `with store.edit({shorten(text)}) as value:`."
+                    )
+                after = codec.encode(result)
+                if bytes(after) == before:
+                    return codec.decode(after)
+                with attempt:
+                    self._files.save_if(text, after, version)
+                    return codec.decode(after)
+        raise AssertionError  # the last attempt returned or raised
+
+    @contextmanager
+    def _editing(self, key: str) -> Iterator[None]:
+        """Refuse an edit of a key within an edit of the same key by the same thread."""
+        edits = self._files.store.edits
+        edit = (threading.get_ident(), self._files.prefix + key)
+        if edit in edits:
+            raise RuntimeError(f"{shorten(key)} is being edited already; make this change in the outer edit.")
+        edits.add(edit)
+        try:
+            yield
+        finally:
+            edits.discard(edit)
 
     def _load_to_edit(self, key: str, default: Any) -> tuple[Any, bytes, str | UnsetType | None]:
         """Return a copy of the value, its JSON as written by `codec`, and the version to save it on."""
@@ -620,8 +740,6 @@ class CloudStoreMapping(MutableMapping[str, V]):
         else:
             raw = codec.encode(self._decode(found))
             version = UNSET if found.version is None else found.version
-        if not self._files.supports("version"):
-            version = UNSET
         return codec.decode(raw), bytes(raw), version
 
     # Media files
@@ -662,7 +780,8 @@ class CloudStoreMapping(MutableMapping[str, V]):
         UnsupportedError
             The path is a store, which may be open.
         """
-        self._check_open()
+        password = hide(password)
+        self._check_writable(name)
         return upload_media(self._files, data, name, type, password, progress)
 
     def media_files(self) -> MediaFiles:
@@ -768,13 +887,27 @@ def _reopen(
 ) -> CloudStoreMapping[Any]:
     """Open a pickled store; without an API key, the environment's key for the same server is used."""
     if api_key is None:
-        location = os.environ.get("CLOUDSTORE_URL", "")
+        location = hide(os.environ.get("CLOUDSTORE_URL", ""))
         api_key, environment = parse_address(location, insecure=True) if location else ("", "")
         if environment != server:
             raise ValueError(
                 f"The store was pickled without its API key; set CLOUDSTORE_URL to its address at {server}."
             )
     return kind(api_key, server, **options)
+
+
+def _type_name(kind: object) -> str:
+    # A union has no name, and `list[int]` has that of `list`.
+    return kind.__name__ if type(kind) is type else str(kind)
+
+
+@contextmanager
+def _last_attempt(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ChangedError as error:
+        sentence = f"{shorten(key)} was changed by others during each of {MAX_ATTEMPTS} attempts; try again later."
+        raise ChangedError(sentence, key=key, version=error.version, status=error.status) from error
 
 
 def _view_of(store: CloudStoreMapping[V], prefix: str) -> CloudStoreMapping[V]:

@@ -26,6 +26,7 @@ from cloudstore_mapping.errors import (
     REPLY_ERRORS,
     ChangedError,
     CloudStoreError,
+    ForbiddenError,
     OutcomeUnknownError,
     ProtocolError,
     TimedOutError,
@@ -35,6 +36,7 @@ from cloudstore_mapping.errors import (
     UnsupportedError,
     shorten,
 )
+from cloudstore_mapping.masking import hide
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, Upload, encode_value
 
 #: Result of a single attempt: a reply, or the reason why there is none.
@@ -140,6 +142,8 @@ class RequestSender:
         Number of further attempts after a failed connection or a status in `BUSY`.
     min_interval
         Seconds between two requests of all senders with the same `pacer`.
+    readonly
+        Raise `ForbiddenError` for every write.
     pacer, clock, sleep
         The pacer (`pacer_of`; None: a new pacer with this clock), and functions to read time and to wait.
 
@@ -160,9 +164,11 @@ class RequestSender:
         pacer: Pacer | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
+        readonly: bool = False,
     ) -> None:
         self._transport = transport
-        self._api_key = api_key
+        self._is_readonly = readonly
+        self._api_key = hide(api_key)
         self._retries = retries
         self._min_interval = min_interval
         self._pacer = Pacer(clock, sleep) if pacer is None else pacer
@@ -213,6 +219,8 @@ class RequestSender:
 
         Raises
         ------
+        ForbiddenError
+            The sender is read-only, and the request is a write.
         TransportError, TimedOutError
             No reply came and nothing was changed: the request never left, or was a read.
         OutcomeUnknownError
@@ -220,6 +228,8 @@ class RequestSender:
         ProtocolError
             The reply can't be read.
         """
+        if self._is_readonly and is_write(request):
+            raise read_only(key)
         request = self._with_id(request)
         rewind = _rewinder(request)
         backoffs = self.backoffs()
@@ -395,6 +405,12 @@ def _is_idempotent(request: Sendable) -> bool:
     if isinstance(request, Upload):
         return not request.only_new
     return not is_write(request) or (isinstance(request, Request) and request.if_version is UNSET)
+
+
+def read_only(key: str | None) -> ForbiddenError:
+    """Return the error for a write to a read-only store."""
+    what = "this write" if key is None else f"a write of {shorten(key)}"
+    return ForbiddenError(f"The store is read-only, so {what} was refused; open it without readonly=True.", key=key)
 
 
 def _outcome_unknown(problem: str, **facts: Any) -> OutcomeUnknownError:

@@ -23,6 +23,7 @@ from typing import Any, Final, TypeAlias
 
 from cloudstore_mapping.client import codec
 from cloudstore_mapping.errors import BadValueError, BulkError, UnsupportedError, shorten
+from cloudstore_mapping.masking import hide
 from cloudstore_mapping.storefiles import is_store, read_file
 
 #: The only name in a JSON object standing for another value: a pickle, or an object with just this name.
@@ -393,7 +394,7 @@ def place_of_secret(file: Path) -> Path:
 
 
 def _checked(given: Sequence[str | bytes]) -> list[bytes]:
-    found = [secret.encode() if isinstance(secret, str) else bytes(secret) for secret in given]
+    found: list[bytes] = [hide(secret.encode() if isinstance(secret, str) else bytes(secret)) for secret in given]
     if not found or any(len(secret.strip()) < MIN_BYTES for secret in found):
         raise BadValueError(f"A shelf's secret has at least {MIN_BYTES} bytes; make one with secrets.token_hex().")
     return found

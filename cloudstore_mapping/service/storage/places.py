@@ -22,6 +22,7 @@ _KEY_WITHOUT_SCHEME: Final = re.compile(r"[A-Za-z0-9._~-]{16,}@[^/]")
 #: Slips in a location, which would silently be the name of a new file, with the right spelling.
 _SLIPS: Final = (
     (re.compile(r"https?:", re.IGNORECASE), "https://API_KEY@host/path"),
+    (re.compile(r"[A-Za-z0-9-]{2,}(\.[A-Za-z0-9-]+)*:(?=[0-9]{2,5}(/|\Z))"), "http://API_KEY@host:port/path"),
     (re.compile(r"(localhost|[0-9]{1,3}(\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:]+\]):"), "http://API_KEY@host:port/path"),
     (re.compile(r"postgres(ql)?:", re.IGNORECASE), "postgresql://user@host/database"),
     (re.compile(r"(file|sqlite):", re.IGNORECASE), "sqlite:///path, or the path alone"),
@@ -102,6 +103,9 @@ def place_of(location: str) -> Place:
         _refuse_slip(location)
     if not location.strip():
         raise ValueError(f"The location is empty; {_EXAMPLES}.")
+    if "@" in location and not Path(location).parent.is_dir():
+        # Its name is not shown, as it may hold an API key: "https//API_KEY@host", or an address in quotes.
+        raise ValueError("The location is no path here, and has an '@'; begin an address with https://API_KEY@.")
     path = Path(location).absolute()
     return Place(str(path), file=path)
 
