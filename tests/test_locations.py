@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,9 +63,66 @@ def test_the_environments_server(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "example.org" in repr(store)
 
 
+def test_an_explicit_address_is_never_redirected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that a program gives is used, also if it is the text of the default address; so is an unpickled one."""
+    vendors = str.__str__(cm.DEFAULT_SERVER)
+    monkeypatch.setenv("CLOUDSTORE_SERVER", "http://127.0.0.1:8787/cloudstore")
+    monkeypatch.setenv("CLOUDSTORE_URL", vendors.replace("://", "://SOME-API-KEY@"))
+    for store in (
+        cm.open(vendors.replace("://", "://SOME-API-KEY@")),
+        cm.open(),
+        cm.CloudStoreMapping("SOME-API-KEY", "https://droidscript.cloud/cloudstore"),
+        pickle.loads(pickle.dumps(cm.open())),
+    ):
+        with store:
+            assert repr(store) == f"<CloudStoreMapping {vendors}>"
+    for default in (cm.CloudStoreMapping("key"), cm.CloudStoreMapping("key", None), cm.CloudStore("key", None)):
+        with default:
+            assert "127.0.0.1:8787" in repr(default)
+    with cm.CloudStore("key", vendors) as cloud:
+        assert vendors in repr(cloud)
+
+
+@pytest.mark.parametrize("opener", [cm.CloudStoreMapping, cm.CloudStore])
+def test_an_address_in_the_place_of_a_key(opener: Any) -> None:
+    """An address given as the API key is refused, and goes nowhere; the sentence has the line to write, and no key."""
+    with pytest.raises(ValueError, match=r"The API key is an address; .* cm\.open") as caught:
+        opener("http://KEY-OF-SIXTEEN-X@host/cloudstore")
+    assert "KEY-OF" not in str(caught.value)
+    with pytest.raises(ValueError, match="The API key is empty"):
+        opener("")
+    with pytest.raises(TypeError, match="The API key is a text, and not NoneType"):
+        opener(None)
+    with pytest.raises(TypeError, match="The server is an address, or None for the default, and not int"):
+        opener("key", 5)
+
+
+@pytest.mark.parametrize("location", [b"store.db", os.fsencode(Path("store.db"))])
+def test_bytes(location: bytes, tmp_path: Path) -> None:
+    """Bytes are a path, as for `open`; another type is an error that names it."""
+    cm.open(location).close()
+    assert (tmp_path / "store.db").exists()
+    wrong: Any = 5
+    with pytest.raises(TypeError, match="A location is a text or a path, and not int"):
+        cm.open(wrong)
+
+
+def test_a_name_with_an_at_sign(tmp_path: Path) -> None:
+    """A file or folder may have an @ in its name."""
+    folder = tmp_path / "ann@example.org"
+    folder.mkdir()
+    for place in (folder / "store@home.db", Path("store@home.db")):
+        cm.open(place).close()
+        assert place.exists()
+
+
 @pytest.mark.parametrize(
     ("location", "sentence"),
     [
+        ("https//KEY-OF-SIXTEEN-X@host/x", "begin an address with https://API_KEY@"),
+        ("missing/KEY-OF-SIXTEEN@host", "begin an address with https://API_KEY@"),
+        ("example.org:8787", "'example.org:' is written as http://API_KEY@host:port/path"),
+        ("myserver:8787/cloudstore", "'myserver:' is written as http://API_KEY@host:port/path"),
         ("http://KEY-OF-SIXTEEN@example.org/cloudstore", "insecure"),
         ("https://example.org/cloudstore", "API key"),
         ("ftp://example.org", "can be at ftp://"),

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
+from cloudstore_mapping.client.mapping import LONGEST_BACKOFF, MAX_ATTEMPTS, CloudStoreMapping, files_of
+from cloudstore_mapping.client.transport import Sendable, Transport
 from cloudstore_mapping.errors import BadValueError, BulkError, ChangedError, NoFileError
-from tests.support.mapping_fixtures import MakeStore
+from cloudstore_mapping.testing.clocks import FrozenClock
+from cloudstore_mapping.testing.faults import FaultyTransport
+from cloudstore_mapping.testing.transports import CountingTransport, PassingTransport
+from cloudstore_mapping.wire import Reply, Request
+from tests.support.mapping_fixtures import Connect, MakeStore
 
 Store = CloudStoreMapping[Any]
 
@@ -154,6 +161,250 @@ def test_pop_is_atomic(make_store: MakeStore, options: dict[str, Any]) -> None:
     assert "key" not in other
 
 
+# Attempts
+
+
+@extended
+def test_pop_has_bounded_attempts(make_store: MakeStore) -> None:
+    """A pop whose key others change before each delete ends in a clear error, after random waits; nothing is removed."""
+    clock = FrozenClock()
+    store, other = make_store(clock=clock), make_store()
+    store["key"] = 0
+    files = files_of(store)
+    delete = files.delete
+
+    def late(*arguments: Any) -> None:
+        other["key"] += 1
+        delete(*arguments)
+
+    files.delete = late  # type: ignore[method-assign,assignment]
+    with pytest.raises(ChangedError, match=rf"'key' was changed by others during each of {MAX_ATTEMPTS} attempts"):
+        store.pop("key", None)
+    assert store["key"] == MAX_ATTEMPTS
+    assert len(clock.slept) == MAX_ATTEMPTS - 1
+    assert len(set(clock.slept)) == len(clock.slept)
+    assert all(slept <= LONGEST_BACKOFF for slept in clock.slept)
+
+
+@extended
+def test_transform_and_setdefault_have_bounded_attempts(make_store: MakeStore) -> None:
+    """So do a transform, and a setdefault whose key appears and disappears."""
+    store, other = make_store(clock=FrozenClock()), make_store()
+    store["key"] = 0
+    files = files_of(store)
+    save = files.save
+
+    def late(key: str, *arguments: Any) -> None:
+        other[key] = other.get(key, 0) + 1
+        try:
+            save(key, *arguments)
+        finally:
+            if key == "absent":
+                del other[key]
+
+    files.save = late  # type: ignore[method-assign,assignment]
+    with pytest.raises(ChangedError, match="attempts"):
+        store.transform("key", lambda value: -value - 1)
+    assert other["key"] == MAX_ATTEMPTS
+    with pytest.raises(ChangedError, match="attempts"):
+        store.setdefault("absent", 5)
+    assert "absent" not in other
+
+
+@extended
+def test_a_change_of_another_key_in_a_transform(store: Store) -> None:
+    """A `ChangedError` of the function's own is the caller's, and no reason to call it again."""
+    store["key"] = 1
+    calls: list[Any] = []
+
+    def function(value: Any) -> Any:
+        calls.append(value)
+        raise ChangedError("Another key was changed.")
+
+    with pytest.raises(ChangedError, match="Another key"):
+        store.transform("key", function)
+    assert calls == [1]
+
+
+class Stripping(PassingTransport):
+    """A proxy that strips the header with the service's extensions from `start` on."""
+
+    def __init__(self, inner: Transport) -> None:
+        super().__init__(inner)
+        self.strips = False
+
+    def send(self, request: Sendable) -> Reply:
+        """Return the answer, without extensions if it strips."""
+        reply = super().send(request)
+        return replace(reply, extensions=frozenset()) if self.strips else reply
+
+
+@extended
+@pytest.mark.parametrize("late", [False, True], ids=["before", "at the load"])
+def test_a_stripped_header(connect: Connect, late: bool) -> None:
+    """If something strips our header in mid-session, edits work as on a service without extensions."""
+    inner, api_key = connect()
+    stripping = Stripping(inner)
+    with CloudStoreMapping[Any](api_key, transport=stripping) as store:
+        store.update({"a": 1, "b": 2, "c": 3, "d": {}})
+        for act in (
+            lambda: store.pop("a"),
+            lambda: store.popitem(),
+            lambda: store.transform("b", lambda value: value + 1),
+            lambda: store.setdefault("new", 5),
+            lambda: "b" in store,
+        ):
+            stripping.strips = False
+            len(store)
+            stripping.strips = True
+            if not late:
+                len(store)
+            act()
+        stripping.strips = False
+        with store.edit("edited", {}) as value:
+            stripping.strips = True
+            store.get("b")
+            value["x"] = 1
+        assert "a" not in store
+        assert (store["b"], store["new"], store["edited"]) == (3, 5, {"x": 1})
+
+
+# Nothing is lost silently
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, 5, "text", True])
+def test_a_function_that_returns_nothing(store: Store, value: Any) -> None:
+    """A transform whose function returns None for another value is an error with the line to write; nothing changes."""
+    store["key"] = value
+    with pytest.raises(TypeError, match=r"returned None.*return the new value.*with store\.edit\('key'\) as value"):
+        store.transform("key", lambda value: value.append(2) if isinstance(value, list) else None)
+    assert store["key"] == value
+    with pytest.raises(TypeError, match="returned None"):
+        store.transform("absent", lambda value: None, default=[])
+    assert "absent" not in store
+
+
+def test_none_may_stay_none(store: Store) -> None:
+    """A transform of None may return None."""
+    store["key"] = None
+    assert store.transform("key", lambda value: value) is None
+    assert store.transform("key", lambda value: value or 5) == 5
+
+
+@pytest.mark.parametrize("value", [5, 1.5, "text", True, None])
+def test_an_edit_of_an_immutable_value(store: Store, value: Any) -> None:
+    """A value that no block can change in place is an error before the block, with the line to write."""
+    store["key"] = value
+    entered = False
+    with (
+        pytest.raises(
+            TypeError, match=rf"{type(value).__name__}, which .* write store\.transform\('key', lambda value"
+        ),
+        store.edit("key"),
+    ):
+        entered = True
+    assert not entered
+    with pytest.raises(TypeError, match="transform"), store.edit("absent", value):
+        entered = True
+    assert not entered
+    assert dict(store) == {"key": value}
+
+
+@pytest.mark.parametrize("inner", ["edit", "transform", "view"])
+def test_nested_edits_of_one_key(store: Store, inner: str) -> None:
+    """An edit within an edit of the same key is an error, as one of the changes would be lost; the outer one goes on."""
+    store.update({"key": {}, "other": {}})
+    with store.edit("key") as value:
+        value["outer"] = 1
+        with pytest.raises(RuntimeError, match="being edited already"):
+            if inner == "transform":
+                store.transform("key", dict)
+            else:
+                (store.view("k").edit("ey") if inner == "view" else store.edit("key")).__enter__()
+        with store.edit("other") as other:
+            other["inner"] = 2
+    assert dict(store) == {"key": {"outer": 1}, "other": {"inner": 2}}
+    with pytest.raises(RuntimeError, match="being edited already"):
+        store.transform("key", lambda value: store.transform("key", lambda value: [value]))
+    with store.edit("key") as value:
+        value["again"] = 3
+    assert store["key"] == {"outer": 1, "again": 3}
+
+
+def test_an_edit_that_returns(store: Store) -> None:
+    """A block that ends by `return` saves as well; one that ends by any exception saves nothing."""
+    store["key"] = []
+
+    def leave() -> None:
+        with store.edit("key") as value:
+            value.append(1)
+            return
+
+    leave()
+    for error in (KeyboardInterrupt, GeneratorExit, StopIteration, KeyError):
+        with pytest.raises(BaseException) as caught, store.edit("key") as value:  # noqa: PT011, PT012 - any
+            value.append(2)
+            raise error
+        assert isinstance(caught.value, error)
+    assert store["key"] == [1]
+
+
+# Copies
+
+
+@dataclass
+class Holder:
+    """An object of a user's with a store in it."""
+
+    store: Any
+
+
+@pytest.mark.parametrize(
+    "act", [copy.copy, copy.deepcopy, lambda store: asdict(Holder(store)), lambda store: copy.copy(store.view("k"))]
+)
+def test_a_store_is_not_copied(store: Store, act: Any) -> None:
+    """Copying a store is an error with the line to write, so that nobody clears the original for a copy."""
+    store["key"] = 1
+    with pytest.raises(TypeError, match=r"write store\.copy\(\) for its content as a dict, or open it again"):
+        act(store)
+    content = store.copy()
+    content.clear()
+    assert dict(store) == {"key": 1}
+
+
+# Completion
+
+
+def test_key_completions(counted: tuple[Store, CountingTransport]) -> None:
+    """IPython completes keys by a single request for 1,000 of them at most, and never sees an error."""
+    store, counting = counted
+    store.update({f"users/{number}": number for number in range(3)})
+    store["other"] = 1
+    assert len(store) == 4
+    counting.take()
+    assert sorted(store._ipython_key_completions_()) == ["other", "users/0", "users/1", "users/2"]
+    assert sorted(store.view("users/")._ipython_key_completions_()) == ["0", "1", "2"]
+    assert counting.take() == {"list": 2}
+    store.close()
+    assert store._ipython_key_completions_() == []
+
+
+def test_key_completions_are_bounded(connect: Connect) -> None:
+    """More keys than that are cut, and the service isn't asked for them if it has pages."""
+    transport, api_key = connect()
+    faulty = FaultyTransport(transport)
+    with CloudStoreMapping[Any](api_key, transport=faulty) as store:
+        store.update({f"key{number}": number for number in range(20)})
+        files = files_of(store)
+        assert len(files.first_keys(7)) == 7
+        request = faulty.requests[-1]
+        if files.supports("page"):
+            assert isinstance(request, Request)
+            assert request.limit == 7
+        with faulty.broken():
+            assert store._ipython_key_completions_() == []
+
+
 @dataclass
 class Point:
     """A type of the user's."""
@@ -172,6 +423,13 @@ def test_get_as(store: Store) -> None:
         store.get_as("points", list[Point])
     with pytest.raises(KeyError):
         store.get_as("absent", Point)
+    store["text"] = "five"
+    optional: Any = int | None
+    with pytest.raises(BadValueError, match=r"^'text' is no int \| None: "):
+        store.get_as("text", optional)
+    with pytest.raises(BadValueError, match=r"^'text' is no list\[int\]: "):
+        store.get_as("text", list[int])
+    assert store.get_as("point", dict[str, int | None]) == {"x": 1}
 
 
 def test_many_at_once(store: Store) -> None:
