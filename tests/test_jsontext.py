@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 
@@ -62,6 +63,14 @@ def test_fault_of(text: bytes, fault: str) -> None:
     with pytest.raises((msgspec.MsgspecError, UnicodeDecodeError, RecursionError)) as caught:
         decode_value(text)
     assert fault_of(text, caught.value).startswith(fault)
+
+
+def test_a_byte_order_mark() -> None:
+    """A byte order mark before the JSON is told as such, with the remedy."""
+    text = codecs.BOM_UTF8 + b'{"a": 1}'
+    with pytest.raises(msgspec.MsgspecError) as caught:
+        decode_value(text)
+    assert fault_of(text, caught.value) == "it begins with a byte order mark (BOM); save it as UTF-8 without BOM"
 
 
 def test_pythons_own_sentence_about_digits() -> None:

@@ -64,7 +64,7 @@ def test_the_environments_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_explicit_address_is_never_redirected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address that a program gives is used, also if it is the text of the default address; so is an unpickled one."""
+    """An address given by a program or pickle is used, also if it is the text of the default address."""
     vendors = str.__str__(cm.DEFAULT_SERVER)
     monkeypatch.setenv("CLOUDSTORE_SERVER", "http://127.0.0.1:8787/cloudstore")
     monkeypatch.setenv("CLOUDSTORE_URL", vendors.replace("://", "://SOME-API-KEY@"))
@@ -76,7 +76,8 @@ def test_an_explicit_address_is_never_redirected(monkeypatch: pytest.MonkeyPatch
     ):
         with store:
             assert repr(store) == f"<CloudStoreMapping {vendors}>"
-    for default in (cm.CloudStoreMapping("key"), cm.CloudStoreMapping("key", None), cm.CloudStore("key", None)):
+    defaults: list[Any] = [cm.CloudStoreMapping("key"), cm.CloudStoreMapping("key", None), cm.CloudStore("key", None)]
+    for default in defaults:
         with default:
             assert "127.0.0.1:8787" in repr(default)
     with cm.CloudStore("key", vendors) as cloud:
@@ -193,3 +194,32 @@ def test_insecure() -> None:
     """Plain http to another machine opens when it is asked for."""
     with cm.open("http://SOME-API-KEY@example.org/cloudstore", insecure=True) as store:
         assert "http://example.org" in repr(store)
+
+
+@pytest.mark.parametrize("length", [248, 250, 255])
+def test_a_long_file_name(length: int, tmp_path: Path) -> None:
+    """A file name that leaves no room for the log's name is an error with the actual limit; one below it opens."""
+    with pytest.raises(OSError, match=f"has {length} bytes.* choose a name of 247 bytes at most") as caught:
+        cm.open(tmp_path / ("x" * length))
+    assert len(str(caught.value)) < 300
+    cm.open(tmp_path / ("x" * 247)).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["x" * 247]
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_a_renamed_folder(is_cached: bool, tmp_path: Path) -> None:
+    """Renaming the folder of an open store is an error that says so at the next write, and nothing is lost."""
+    (tmp_path / "before").mkdir()
+    with cm.open(tmp_path / "before" / "store.db") as store:
+        store["key"] = 1
+        if is_cached:
+            assert store["key"] == 1
+        (tmp_path / "before").rename(tmp_path / "after")
+        with pytest.raises(cm.UnavailableError, match="file was moved, deleted or replaced while the store was open"):
+            store["key"] = 2
+        try:
+            assert store["key"] == 1
+        except cm.UnavailableError as error:
+            assert "moved" in str(error)  # noqa: PT017 - either is right
+    with cm.open(tmp_path / "after" / "store.db") as store:
+        assert dict(store) == {"key": 1}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.places import Place
     from cloudstore_mapping.web.options import Options
 
-_BEFORE_AT: Final = re.compile(r"[^/\s]*@")
+_BEFORE_AT: Final = re.compile(r"(?<![^/\s])(?!API_KEY@)[^/\s]*@")
 
 StoreOption: TypeAlias = Annotated[
     str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from typing import Any
 
@@ -43,6 +44,8 @@ def parse(name: str, text: bytes) -> Any:
 
 def _where(text: bytes, refusal: Exception) -> str:
     """Return what Python's own parser, which counts lines, or the codec, which names the part, says to `text`."""
+    if text.startswith(codecs.BOM_UTF8):
+        return fault_of(text, refusal)  # Python's sentence advises the programmer
     try:
         encode(json.loads(text.decode()))
     except json.JSONDecodeError as error:

@@ -120,7 +120,10 @@ def _plain(place: _Part) -> JSON:
             raise BadValueError(f"{place} is {real}, which JSON can't say; store None or a text.")
         return real
     if not issubclass(kind, dict | list | tuple):
-        raise TypeError(f"{place} is of type {kind.__name__}, which JSON can't say; convert it first.")
+        name, remedy = kind.__name__, "convert it first"
+        if hasattr(kind, "dtype") and hasattr(kind, "tolist"):  # `numpy.bool` is also called bool
+            name, remedy = f"{kind.__module__}.{name}", "store its .tolist()"
+        raise TypeError(f"{place} is of type {name}, which JSON can't say; {remedy}.")
     if place.depth == MAX_DEPTH:
         _refuse_depth(place)
     # Loops, because a comprehension would use twice the stack.

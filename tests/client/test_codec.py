@@ -172,6 +172,26 @@ def test_other_types(value: object) -> None:
         assert str(raised.value) == path + message
 
 
+class NumpyBool:
+    """As much of `numpy.bool` as the message about it needs; numpy itself is no dependency."""
+
+    dtype = "bool"
+
+    def tolist(self) -> bool:
+        """Return the plain value."""
+        return True
+
+
+def test_numpy() -> None:
+    """A number or array of numpy is refused by the full name of its type, with the method to convert it."""
+    NumpyBool.__module__, NumpyBool.__name__ = "numpy", "bool"
+    with pytest.raises(
+        TypeError, match=r"^\$\.x is of type numpy\.bool, which JSON can't say; store its \.tolist\(\)\.$"
+    ):
+        encode({"x": NumpyBool()})
+    assert bytes(encode({"x": NumpyBool().tolist()})) == b'{"x":true}'
+
+
 @pytest.mark.parametrize("name", [1, None, True, 1.5, (), b"a", Size.BIG, Plain.A], ids=repr)
 def test_names_are_text(name: object) -> None:
     """A dict key that is no str is a TypeError with the path of the dict, never turned into text."""

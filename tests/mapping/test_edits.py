@@ -166,7 +166,7 @@ def test_pop_is_atomic(make_store: MakeStore, options: dict[str, Any]) -> None:
 
 @extended
 def test_pop_has_bounded_attempts(make_store: MakeStore) -> None:
-    """A pop whose key others change before each delete ends in a clear error, after random waits; nothing is removed."""
+    """A pop whose key others change before each delete ends in a clear error, after random waits."""
     clock = FrozenClock()
     store, other = make_store(clock=clock), make_store()
     store["key"] = 0
@@ -312,15 +312,17 @@ def test_an_edit_of_an_immutable_value(store: Store, value: Any) -> None:
 
 @pytest.mark.parametrize("inner", ["edit", "transform", "view"])
 def test_nested_edits_of_one_key(store: Store, inner: str) -> None:
-    """An edit within an edit of the same key is an error, as one of the changes would be lost; the outer one goes on."""
+    """An edit within an edit of the same key is an error, as a change would be lost; the outer one goes on."""
     store.update({"key": {}, "other": {}})
+    acts: dict[str, Any] = {
+        "edit": lambda: store.edit("key").__enter__(),
+        "transform": lambda: store.transform("key", dict),
+        "view": lambda: store.view("k").edit("ey").__enter__(),
+    }
     with store.edit("key") as value:
         value["outer"] = 1
         with pytest.raises(RuntimeError, match="being edited already"):
-            if inner == "transform":
-                store.transform("key", dict)
-            else:
-                (store.view("k").edit("ey") if inner == "view" else store.edit("key")).__enter__()
+            acts[inner]()
         with store.edit("other") as other:
             other["inner"] = 2
     assert dict(store) == {"key": {"outer": 1}, "other": {"inner": 2}}

@@ -9,12 +9,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final, Literal
 
-from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.errors import UnsupportedError, shorten
 from cloudstore_mapping.service.storage.sqlite_damage import is_damaged, lacks_saves
 from cloudstore_mapping.service.storage.sqlite_lineage import is_of_another_file, lineage_of
 from cloudstore_mapping.service.storage.sqlite_session import primary_code
 from cloudstore_mapping.storefiles import SIDECARS, refuse_sidecar
 
+#: Bytes in the name of a store's file: file systems take 255, and a log's name is longer.
+MAX_NAME: Final = 255 - len("-journal")
 #: A journal of SQLite begins with this.
 JOURNAL: Final = bytes.fromhex("d9d505f920a163d7")
 
@@ -52,6 +54,7 @@ def check_place(path: Path) -> None:
         raise UnsupportedError(f"{path} is no ordinary file; choose another name.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent}; make it first.")
+    _check_name(path)
     real = Path(os.path.realpath(path))
     refuse_sidecar(path)
     if real.name.lower().endswith(SIDECARS) and not real.exists():
@@ -65,6 +68,16 @@ def check_place(path: Path) -> None:
         raise UnsupportedError(
             f"{path} is open on another machine, which shares no memory with this one; close it there, or run "
             "`cloudstore serve` there and use its address."
+        )
+
+
+def _check_name(path: Path) -> None:
+    """Raise `OSError` for a name too long for SQLite, which adds ``-journal`` to it."""
+    length = len(os.fsencode(path.name))
+    if length > MAX_NAME:
+        raise OSError(
+            f"{shorten(path.name)} has {length} bytes, and its log's name 8 more, but a file's name has at most 255; "
+            f"choose a name of {MAX_NAME} bytes at most."
         )
 
 
