@@ -23,6 +23,7 @@ import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
 from cloudstore_mapping.client.mapping import files_of
 from cloudstore_mapping.masking import SecretBytes, SecretText, hide
+from cloudstore_mapping.wire import Batch, Request, Upload
 from tests.vendor import Fault, Vendor, serve_vendor
 
 KEY = "ZFA5mAkxjVznvSsXOUxE"
@@ -199,6 +200,14 @@ def test_reprs(vendor: Vendor) -> None:
             texts += [repr(part), pprint.pformat(part), pretty_repr(part), repr(attributes), pretty_repr(attributes)]
     for text in texts:
         check(text)
+
+
+def test_messages() -> None:
+    """A message shows neither API key nor password, also if it was made of plain texts."""
+    request = Request(api_key=KEY, name="own", password=PASSWORD)
+    upload = Upload(api_key=KEY, name="own", content_type="text/plain", data=b"", password=PASSWORD)
+    for message in (request, Batch(api_key=KEY, requests=[request]), upload):
+        check(f"{message!r} {pretty_repr(message)} {pprint.pformat(message)}")
 
 
 def test_errors_with_a_response(vendor: Vendor) -> None:
