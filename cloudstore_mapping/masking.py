@@ -82,10 +82,3 @@ def type_of(secret: object) -> type:
     if isinstance(secret, SecretObject):
         return secret.kind
     return str if isinstance(secret, SecretText) else bytes if isinstance(secret, SecretBytes) else type(secret)
-
-
-def plain(secret: object) -> str:
-    """Return the text of a `SecretText` as a `str`: the hook of an encoder of exact types."""
-    if isinstance(secret, SecretText):
-        return str.__str__(secret)
-    raise TypeError(f"Encoding objects of type {type(secret).__name__} is unsupported")

@@ -11,7 +11,6 @@ from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.errors import REPLY_ERRORS, BadValueError, ChangedError, CloudStoreError, ProtocolError
 from cloudstore_mapping.jsontext import decode_value, encode_value, fault_of, is_deeper, may_hold_long_number
-from cloudstore_mapping.masking import SecretBytes, plain
 from cloudstore_mapping.messages import (
     BATCH_PATH,
     DEFAULT_MAX_DEPTH,
@@ -76,18 +75,25 @@ class ReplyBody(msgspec.Struct):
 
 
 _EMPTY: Final = Raw(b'""')
+def _plain(text: object) -> str:
+    """Return the content of a subclass of `str`, such as masked text, for msgspec's encoder."""
+    if isinstance(text, str):
+        return str.__str__(text)
+    raise TypeError(f"Encoding objects of type {type(text).__name__} is unsupported")
+
+
 _id_in = re.compile(ID_PATTERN).fullmatch
-_encode = msgspec.json.Encoder(enc_hook=plain).encode
+_encode = msgspec.json.Encoder(enc_hook=_plain).encode
 _decode_request = msgspec.json.Decoder(Request).decode
 _decode_batch = msgspec.json.Decoder(Batch).decode
 _decode_reply = msgspec.json.Decoder(ReplyBody).decode
 _decode_replies = msgspec.json.Decoder(list[ReplyBody]).decode
 
 
-def encode_request(request: Request | Batch) -> SecretBytes:
-    """Return the body that `request` is posted with, masked as it holds the API key."""
+def encode_request(request: Request | Batch) -> bytes:
+    """Return the body that `request` is posted with."""
     try:
-        return SecretBytes(_encode(request))
+        return _encode(request)
     except UnicodeEncodeError as error:
         raise ProtocolError(
             "The API key, name or password holds a lone surrogate, which no text on the wire can; take it out.",

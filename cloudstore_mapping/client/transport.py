@@ -196,7 +196,7 @@ class HTTPTransport:
             if not self._knows_ids:
                 request, id_header = id_beside(request)
                 headers |= id_header
-            body = encode_request(request)
+            body = SecretBytes(encode_request(request))  # masked, as it holds the API key
         try:
             response, extensions = self._post(path, headers, body)
         except (requests.RequestException, HTTPError) as error:
