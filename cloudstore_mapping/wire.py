@@ -75,6 +75,8 @@ class ReplyBody(msgspec.Struct):
 
 
 _EMPTY: Final = Raw(b'""')
+
+
 def _plain(text: object) -> str:
     """Return the content of a subclass of `str`, such as masked text, for msgspec's encoder."""
     if isinstance(text, str):
