@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from configparser import ConfigParser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,26 @@ def test_the_lowest_are_those_of_setup_cfg() -> None:
     """The run on the lowest versions has the lower bound of each package that users need, and no other."""
     bounds = {}
     for name, requirement in required("cli", "server", "postgres", "testing").items():
-        (specifier,) = requirement.specifier
-        assert specifier.operator == ">=", requirement
-        bounds[name] = {Version(specifier.version)}
+        assert {specifier.operator for specifier in requirement.specifier} <= {">=", "<"}, requirement
+        bounds[name] = {Version(each.version) for each in requirement.specifier if each.operator == ">="}
     assert pinned("lowest.txt") == bounds
+
+
+def test_packages_with_private_names_in_use_have_both_bounds() -> None:
+    """A major version of `requests` or `urllib3` may rename what we use of them, so none is allowed untested."""
+    base = required()
+    newest = pinned("requirements.txt")
+    for name in ("requests", "urllib3"):
+        (below,) = (Version(each.version) for each in base[name].specifier if each.operator == "<")
+        assert {version.major + 1 for version in newest[name]} == {below.major}
+
+
+def test_each_package_imported_is_required() -> None:
+    """The base install names every package that the client imports, but `rich`, which only shows progress."""
+    imports = re.compile(r"^ *(?:import|from) (\w+)", re.MULTILINE)
+    files = [*(ROOT / "cloudstore_mapping" / "client").glob("*.py"), ROOT / "cloudstore_mapping" / "wire.py"]
+    imported = {name for file in files for name in imports.findall(file.read_text("utf-8"))}
+    assert imported & set(packages_distributions()) - {"cloudstore_mapping", "CloudStore", "rich"} <= set(required())
 
 
 def test_all_that_is_required_is_pinned() -> None:
