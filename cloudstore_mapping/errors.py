@@ -186,11 +186,16 @@ class ChangedError(CloudStoreError):
 
 
 class TransportError(CloudStoreError, ConnectionError):
-    """The service was not reached; `sent` is False where it is certain that it never saw the request."""
+    """
+    The service was not reached; `sent` is False where it is certain that it never saw the request.
 
-    def __init__(self, message: str, *, sent: bool = False, **facts: Any) -> None:
+    `is_permanent` is True if a setting is wrong (a certificate, a proxy), so that another attempt would fail, too.
+    """
+
+    def __init__(self, message: str, *, sent: bool = False, is_permanent: bool = False, **facts: Any) -> None:
         super().__init__(message, **facts)
         self.sent = sent
+        self.is_permanent = is_permanent
 
 
 class OutcomeUnknownError(TransportError):

@@ -359,7 +359,10 @@ def is_retryable(request: Sendable, outcome: Outcome, knows_ids: bool) -> bool:
     if isinstance(outcome, Reply):
         if outcome.status not in BUSY:
             return False
-    elif isinstance(outcome, TimedOutError) and outcome.sent and not has_id:
+    elif isinstance(outcome, TransportError):
+        if outcome.is_permanent:
+            return False
+    elif outcome.sent and not has_id:
         return False
     return not may_have_applied(outcome) or has_id or _is_idempotent(request)
 
@@ -441,6 +444,7 @@ _SENTENCES: Final = {
 _ADVICE: Final = {
     401: "check the API key, and whether a proxy asks for a sign-in",
     403: "check the API key, and whether a proxy or firewall is in between",
+    407: "the proxy asks for a sign-in, so put user and password into its address (HTTP_PROXY, HTTPS_PROXY)",
     404: "check the address, which usually ends in /cloudstore",
 }
 _REDIRECTED: Final = "redirects are never followed with an API key; give the address that this one points to"

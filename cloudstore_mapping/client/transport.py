@@ -12,17 +12,22 @@ Only this file imports them, and only this file uses their private names:
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import os
 import re
 import secrets
+import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
+from operator import attrgetter
+from time import perf_counter
+from types import FunctionType
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
@@ -69,6 +74,7 @@ Sendable: TypeAlias = Request | Batch | Upload
 DEFAULT_TIMEOUT: Final = (5.0, 30.0)
 DEFAULT_MAX_REPLY: Final = 2**28
 JSON_TYPE: Final = "application/json; charset=UTF-8"
+ACCEPTED_ENCODINGS: Final = "gzip, deflate"
 USER_AGENT: Final = f"cloudstore-mapping/{__version__}"
 
 #: Bytes read at a time.
@@ -81,6 +87,12 @@ _EXTENSIONS: Final = EXTENSIONS_HEADER.lower().encode()
 _POOL_SIZE: Final = 32
 _WITHOUT_BODY: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 _ENCODING_HEADERS: Final = frozenset({b"transfer-encoding", b"content-encoding"})
+# Not 101: nothing asks for another protocol, so it is an error.
+_INTERIM: Final = re.compile(rb"HTTP/1\.\d\s+1(?!01)\d\d\b")
+_INTERIM_STATUSES: Final = range(100, 200)
+_MOST_INTERIM_LINES: Final = 1000
+#: As in `http.client`, which refuses a line of this length.
+_LONGEST_LINE: Final = 2**16 + 1
 _RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
 _FILENAME: Final = re.compile(r"filename\*=UTF-8''([^;\s]+)", re.IGNORECASE)
 # WHATWG HTML escapes exactly these three characters in a name of a form's header.
@@ -138,7 +150,8 @@ class HTTPTransport:
         Seconds to wait for the connection and for each part of the answer, or a single number for both.
     session
         A `requests.Session` to use, with its proxies, hooks and adapters; `close` leaves it open. Without it, the
-        environment's proxies at the time of the first request apply, except to loopback.
+        environment's proxies at the time of the first request apply, except to loopback; and while something has
+        replaced a part of `requests` (a mock, a recorder, an instrumentation), requests go through `requests`.
     max_reply
         Maximum size of an answer in bytes, uncompressed.
 
@@ -172,6 +185,7 @@ class HTTPTransport:
         if not all(isinstance(seconds, int | float) and seconds > 0 for seconds in self._timeout):
             raise ValueError("timeout is a number of seconds above 0, or two: for the connection and for the answer.")
         self._session = session
+        self._patched: tuple[int, Session] | None = None
         self._max_reply = max_reply
         self._pool: _ServerPool | None = None
         self._knows_ids = False
@@ -199,7 +213,9 @@ class HTTPTransport:
             body = SecretBytes(encode_request(request))  # masked, as it holds the API key
         try:
             response, extensions = self._post(path, headers, body)
-        except (requests.RequestException, HTTPError) as error:
+        except (requests.RequestException, HTTPError, OSError) as error:
+            if not _is_translatable(error):
+                raise
             # The message of a ValueError shows a URL, and a proxy's URL may hold a password.
             cause = None if isinstance(error, ValueError) else error
             raise translate_exception(error, self.server) from cause
@@ -222,15 +238,15 @@ class HTTPTransport:
 
         headers = _range_headers(start, tag)
         try:
-            if self._session is None:
+            session = self._session_in_use()
+            if session is None:
                 raw = self._own_pool().get(link, headers)
-            else:
-                url = self.server + link
-                raw = self._session.get(
-                    url, headers=headers, timeout=self._timeout, allow_redirects=False, stream=True
-                ).raw
-            return self._open_download(raw)
-        except (requests.RequestException, HTTPError) as error:
+                return self._open_download(raw, raw.close)
+            response = self._send_through(session, "GET", link, headers)
+            return self._open_download(response.raw, response.close)
+        except (requests.RequestException, HTTPError, OSError) as error:
+            if not _is_translatable(error):
+                raise
             raise translate_exception(error, self.server) from error
 
     def close(self) -> None:
@@ -238,23 +254,92 @@ class HTTPTransport:
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
+        patched, self._patched = self._patched, None
+        if patched is not None:
+            patched[1].close()
 
     def _post(self, path: str, headers: dict[str, str], body: bytes | MultipartForm) -> tuple[Response, str]:
         """Return the response, read completely, and its extensions header."""
-        if self._session is None:
+        session = self._session_in_use()
+        if session is None:
             return self._own_pool().post(path, headers, body, self._max_reply)
-        response = self._session.post(
-            self.server + path,
-            data=body,
-            headers=headers,
-            timeout=self._timeout,
-            allow_redirects=False,
-            stream=True,
-        )
-        with response:
-            content = _join(response.iter_content(CHUNK_SIZE), self._max_reply)
+        response = self._send_through(session, "POST", path, headers, body)
+        if response.raw is None:  # a mock's, made by hand
+            content = response.content
+        else:
+            with response:
+                content = _join(response.iter_content(CHUNK_SIZE), self._max_reply)
         response._content = content  # noqa: SLF001 - see the module's docstring
         return response, response.headers.get(EXTENSIONS_HEADER, "")
+
+    def _session_in_use(self) -> Session | None:
+        """Return the session for the next request, None for the pool of our own."""
+        if self._session is not None or not is_requests_patched():
+            return self._session
+        with self._lock:
+            if self._patched is None or self._patched[0] != os.getpid():
+                self._patched = os.getpid(), _new_session()
+            return self._patched[1]
+
+    def _send_through(
+        self, session: Session, method: str, path: str, headers: dict[str, str], body: Any = None
+    ) -> Response:
+        """Return the response to a request sent through a session, its body still unread."""
+        import requests
+
+        options: dict[str, Any] = {}
+        if session is not self._session:
+            options["auth"] = _unchanged  # `requests` would look for a password in ~/.netrc
+            if is_loopback(urlsplit(self.server).hostname or ""):
+                options["proxies"] = {"http": "", "https": "", "all": ""}
+        received: list[Response] = []
+
+        def check(response: Response, **_: Any) -> None:
+            received.append(response)
+            self._refuse_interim(response)
+
+        # Hooks of a request replace those of the session. Ours is the first, before a hook reads the content and so
+        # gives the connection back.
+        theirs = (getattr(session, "hooks", None) or {}).get("response", ())
+        hooks = [check, *((theirs,) if callable(theirs) else theirs)]
+        url = self.server + path
+        try:
+            # Not `request`: a user's class may have a `post` of its own.
+            response = (session.post if method == "POST" else session.get)(
+                url,
+                data=body,
+                headers=headers,
+                timeout=self._timeout,
+                allow_redirects=False,
+                stream=True,
+                hooks={"response": hooks},
+                **options,
+            )
+        except BaseException as error:
+            # A hook may call `raise_for_status`: the response is the reply all the same. But the response to a
+            # hook's own request is no reply to this one.
+            failed = error.response if isinstance(error, requests.HTTPError) else None
+            if failed is None or not _is_response_to(failed, method, url, body):
+                for response in received:
+                    response.close()
+                raise
+            response = failed
+        self._refuse_interim(response)  # where something sent the request without hooks
+        return response
+
+    def _refuse_interim(self, response: Response) -> None:
+        """Close the connection of an interim (1xx) response, and raise `TransportError`: the final one will follow."""
+        if response.status_code not in _INTERIM_STATUSES:
+            return
+        response.close()
+        # If the content was read, the connection is already back in its pool.
+        if (adapter := getattr(response, "connection", None)) is not None:
+            adapter.close()
+        raise TransportError(
+            f"{self.server} sent a status {response.status_code} before its answer, which requests can't skip; "
+            "open the store without session=, or have the service or its proxy send none.",
+            sent=True,
+        )
 
     def _own_pool(self) -> _ServerPool:
         with self._lock:
@@ -263,7 +348,7 @@ class HTTPTransport:
                 self._pool = _ServerPool(self.server, self._timeout)
             return self._pool
 
-    def _open_download(self, raw: BaseHTTPResponse) -> Fetched:
+    def _open_download(self, raw: BaseHTTPResponse, close: Callable[[], object]) -> Fetched:
         if raw.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
             body = b""
             if not raw.closed:  # `requests` has already read a redirect
@@ -282,7 +367,7 @@ class HTTPTransport:
             mimetype=raw.headers.get("Content-Type", ""),
             name=None if name is None else unquote(name[1]),
             pieces=self._download_pieces(raw),
-            close=raw.close,
+            close=close,
         )
 
     def _download_pieces(self, raw: BaseHTTPResponse) -> Iterator[bytes]:
@@ -329,7 +414,7 @@ class _ServerPool:
         self._headers = {
             "Host": urlsplit(prepared.url or server).netloc,
             "User-Agent": USER_AGENT,
-            "Accept-Encoding": "gzip, deflate",
+            "Accept-Encoding": ACCEPTED_ENCODINGS,
         }
 
     def close(self) -> None:
@@ -347,6 +432,7 @@ class _ServerPool:
         length = len(body) if isinstance(body, bytes) else body.len
         if length is not None:
             headers["Content-Length"] = str(length)
+        started = perf_counter()
         raw: Any = self._pool.urlopen(
             "POST",
             self._targets.get(path) or self._targets.setdefault(path, self._target(path)),
@@ -360,6 +446,7 @@ class _ServerPool:
             preload_content=False,
             decode_content=False,
         )
+        elapsed = perf_counter() - started
         if isinstance(raw, PlainResponse):
             raw.release()
             content = _join((raw.content,), max_reply)
@@ -371,7 +458,10 @@ class _ServerPool:
 
         def build() -> Response:
             prepared = requests.Request("POST", self._server + path, headers=headers, data=body).prepare()
-            return self._adapter.build_response(prepared, raw.full() if isinstance(raw, PlainResponse) else raw)
+            full = raw.full() if isinstance(raw, PlainResponse) else raw
+            response = self._adapter.build_response(prepared, full)
+            response.elapsed = timedelta(seconds=elapsed)
+            return response
 
         return _lazy_response_class(requests.Response)(raw.status, content, build), extensions
 
@@ -394,6 +484,123 @@ class _ServerPool:
         import requests
 
         return self._adapter.request_url(requests.Request("GET", self._server + path).prepare(), self._proxies)
+
+
+# Patches of `requests`: while there are any, requests go through it.
+
+#: Attributes by module, and by module and class, that are called to send a request, or that patches of the network
+#: under `requests` replace.
+_REPLACEABLE: Final = {
+    ("requests", ""): "Session",
+    ("requests.sessions", ""): (
+        "Session HTTPAdapter Request PreparedRequest dispatch_hook extract_cookies_to_jar get_environ_proxies "
+        "merge_cookies merge_hooks merge_setting"
+    ),
+    ("requests.adapters", ""): "HTTPAdapter PoolManager Response proxy_from_url select_proxy",
+    ("requests.models", ""): "PreparedRequest Response",
+    ("requests.sessions", "Session"): (
+        "__init__ request get post send get_adapter mount prepare_request merge_environment_settings"
+    ),
+    ("requests.adapters", "HTTPAdapter"): (
+        "__init__ send get_connection_with_tls_context cert_verify build_response request_url add_headers "
+        "init_poolmanager proxy_manager_for proxy_headers"
+    ),
+    ("requests.models", "PreparedRequest"): "prepare prepare_url prepare_headers prepare_body",
+    ("urllib3.poolmanager", ""): "HTTPConnectionPool HTTPSConnectionPool",
+    ("urllib3.connectionpool", ""): "HTTPConnectionPool HTTPSConnectionPool",
+    ("urllib3.connectionpool", "HTTPConnectionPool"): "urlopen ConnectionCls",
+    ("urllib3.connectionpool", "HTTPSConnectionPool"): "urlopen ConnectionCls",
+    ("urllib3.connection", ""): "HTTPConnection HTTPSConnection",
+    ("urllib3.connection", "HTTPConnection"): "connect request putrequest putheader getresponse",
+    ("urllib3.connection", "HTTPSConnection"): "connect request getresponse",
+    ("http.client", ""): "HTTPConnection",
+    ("http.client", "HTTPConnection"): "connect request putrequest putheader endheaders send getresponse",
+}
+_OWN_PACKAGES: Final = frozenset({"requests", "urllib3", "http"})
+
+
+class _Owner(NamedTuple):
+    """Module or class with the attributes that it had when none was replaced."""
+
+    owner: Any
+    get: Callable[[Any], Any]
+    values: Any
+
+
+_originals: list[_Owner] = []
+
+
+def is_requests_patched() -> bool:
+    """Return True if anything has replaced a part of `requests`, or of the packages under it, that sends requests."""
+    global _originals
+    if not _originals:
+        found = [_look_up(module, name, names.split()) for (module, name), names in _REPLACEABLE.items()]
+        if not all(_is_own(value) for _, _, values in found for value in values):
+            return True
+        _originals = found
+    for owner, get, values in _originals:  # noqa: SIM110 - a generator would double the time, with each request
+        if get(owner) != values:
+            return True
+    return False
+
+
+def _look_up(module: str, name: str, names: list[str]) -> _Owner:
+    owner = importlib.import_module(module)
+    owner = getattr(owner, name) if name else owner
+    get = attrgetter(*names, names[0])  # two at least, for a tuple
+    return _Owner(owner, get, get(owner))
+
+
+def _is_own(value: object) -> bool:
+    """Return True for a class or function defined in `requests`, `urllib3` or `http`, False for any replacement."""
+    if isinstance(value, FunctionType):
+        module = value.__globals__.get("__name__", "")  # `functools.wraps` copies `__module__`
+    else:
+        module = value.__module__ if isinstance(value, type) else ""
+    return module.partition(".")[0] in _OWN_PACKAGES
+
+
+def _new_session() -> Session:
+    """Return a session that sends the same requests as our own pool: with no cookies, after interim responses."""
+    from http.cookiejar import DefaultCookiePolicy
+
+    import requests
+
+    session = requests.Session()
+    session.headers = {"User-Agent": USER_AGENT, "Accept-Encoding": ACCEPTED_ENCODINGS}
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
+    adapters = dict(session.adapters) if isinstance(session.adapters, dict) else {}
+    for prefix, adapter in adapters.items():
+        if type(adapter) is requests.sessions.HTTPAdapter:
+            session.mount(prefix, _adapter_class(type(adapter))(pool_maxsize=_POOL_SIZE))
+    return session
+
+
+def _adapter_class(base: Callable[..., R]) -> Callable[..., R]:
+    class Adapter(base):  # type: ignore[valid-type, misc]  # mypy does not know the base
+        """Adapter whose connections skip interim responses, unless something has replaced them."""
+
+        def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
+            pool = super().get_connection_with_tls_context(*args, **options)
+            kind = type(pool).ConnectionCls
+            pool.ConnectionCls = _patchable_connections().get(kind, kind)
+            return pool
+
+    return Adapter
+
+
+def _unchanged(prepared: R) -> R:
+    return prepared
+
+
+def _is_response_to(response: Response, method: str, url: str, body: object) -> bool:
+    """Return True for the response to this request."""
+    import requests
+
+    sent = response.request
+    if sent is None or sent.method != method or sent.body is not body:
+        return False
+    return (sent.url or "").startswith(requests.Request(method, url).prepare().url or url)
 
 
 @functools.cache
@@ -455,7 +662,17 @@ class PlainResponse:
         return _urllib3_response(original, io.BytesIO(self.content))
 
 
-class _FastRequests(_ConnectionBase):
+class _FinalResponses(_ConnectionBase):
+    """Mixin for a connection: skip interim responses, and close the connection if bytes are left behind a response."""
+
+    def response_class(  # type: ignore[override]  # a class there, called like this
+        self, sock: socket.socket, *_: Any, method: str | None = None
+    ) -> RawResponse:
+        """Return the response that `http.client` will read from this connection."""
+        return _final_response_class()(_Received(self, sock), method)
+
+
+class _FastRequests(_FinalResponses):
     """
     Mixin for a connection: send a POST with a bytes body in a single segment, and parse a plain answer quickly.
 
@@ -486,18 +703,18 @@ class _FastRequests(_ConnectionBase):
         if not self._is_fast:
             return super().getresponse()
         self.sock.settimeout(self.timeout)
-        stream = self.sock.makefile("rb")
+        stream = _Received(self, self.sock)
         try:
-            plain = parse_plain_response(stream.peek())
+            received = stream.peek()
+            # A full buffer may have left more bytes of this answer, or of another, with the socket.
+            plain = parse_plain_response(received) if len(received) < io.DEFAULT_BUFFER_SIZE else None
         except BaseException:
             stream.close()
             raise
         if plain is not None:
             stream.close()
             return plain
-        from http.client import HTTPResponse as RawResponse  # imports email
-
-        original = RawResponse(_FakeSocket(stream), method="POST")  # type: ignore[arg-type]
+        original = _final_response_class()(stream, "POST")
         try:
             original.begin()
         except BaseException:
@@ -520,6 +737,100 @@ def fast_connections() -> dict[type[Any], type[Any]]:
         """Fast connection over TLS."""
 
     return {HTTPConnection: FastHTTPConnection, HTTPSConnection: FastHTTPSConnection}
+
+
+@functools.cache
+def _patchable_connections() -> dict[type[Any], type[Any]]:
+    """Return the class for each class of connection that sends as `urllib3` does, for requests through `requests`."""
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+
+    class FinalHTTPConnection(_FinalResponses, HTTPConnection):
+        """Connection over plain HTTP."""
+
+    class FinalHTTPSConnection(_FinalResponses, HTTPSConnection):
+        """Connection over TLS."""
+
+    return {HTTPConnection: FinalHTTPConnection, HTTPSConnection: FinalHTTPSConnection}
+
+
+class _Received(io.BufferedReader):
+    """
+    Bytes received on a connection for a single response.
+
+    A line can be put back. With `is_last`, closing checks that no bytes are left, and otherwise closes the connection:
+    they belong to no request, and the next one would take them for its own response.
+    """
+
+    def __init__(self, connection: Any, sock: socket.socket) -> None:
+        super().__init__(sock.makefile("rb", buffering=0))
+        self._connection = connection
+        self._sock = sock
+        self._line = b""
+        self.is_last = False
+
+    def put_back(self, line: bytes) -> None:
+        """Have `readline` return this line next."""
+        self._line = line
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """Return the line put back, or else the next."""
+        line, self._line = self._line, b""
+        return line or super().readline(size)
+
+    def close(self) -> None:
+        """Close the stream, and the connection if bytes are left."""
+        if self.is_last:
+            self.is_last = False
+            if self._connection.sock is self._sock and self._has_more():
+                self._connection.close()
+        super().close()
+
+    def _has_more(self) -> bool:
+        from ssl import SSLWantReadError
+
+        timeout = self._sock.gettimeout()
+        try:
+            self._sock.settimeout(0)
+            return bool(self.peek(1))
+        except (BlockingIOError, SSLWantReadError):
+            return False
+        except (OSError, ValueError):
+            return True
+        finally:
+            self._sock.settimeout(timeout)
+
+
+@functools.cache
+def _final_response_class() -> Callable[[_Received, str | None], RawResponse]:
+    from http.client import HTTPException, HTTPResponse  # imports email
+
+    class FinalResponse(HTTPResponse):
+        """Response after any interim (1xx) responses: `http.client` takes all but 100 for final, without a body."""
+
+        def __init__(self, stream: _Received, method: str | None) -> None:
+            super().__init__(_FakeSocket(stream), method=method)  # type: ignore[arg-type]
+            self._stream = stream
+
+        def begin(self) -> None:
+            """Read status and headers."""
+            is_interim = False
+            for _ in range(_MOST_INTERIM_LINES):
+                line = self._stream.readline(_LONGEST_LINE)
+                if is_interim:
+                    is_interim = line not in (b"\r\n", b"\n", b"")
+                elif _INTERIM.match(line):
+                    is_interim = True
+                else:
+                    break
+            else:
+                raise HTTPException(f"more than {_MOST_INTERIM_LINES} lines of interim responses")
+            self._stream.put_back(line)
+            super().begin()
+            if self.status < HTTPStatus.OK:
+                raise HTTPException(f"a response with the status {self.status}")
+            self._stream.is_last = not self.will_close
+
+    return FinalResponse
 
 
 class _FakeSocket:
@@ -678,16 +989,19 @@ def _unsent(error: type[TransportError | TimedOutError]) -> Callable[..., CloudS
 
 _sent = functools.partial(TransportError, sent=True)
 
+_PROXY_ERRORS: Final = "requests.InvalidProxyURL requests.ProxyError urllib3.ProxyError urllib3.ProxySchemeUnknown"
+
 #: The first row naming a class of any exception in the chain applies; `sent` is False only if the request certainly
 #: did not reach the service.
 TRANSLATIONS: Final = (
     _Translation(
-        "urllib3.NewConnectionError", _unsent(TransportError), "{server} was not reached{why}; check the address."
+        _PROXY_ERRORS,
+        _unsent(TransportError),
+        "The proxy on the way to {server} can't be used{why}; "
+        "check HTTP_PROXY, HTTPS_PROXY and NO_PROXY, or the session's proxies.",
     ),
     _Translation(
-        "requests.InvalidProxyURL requests.ProxyError urllib3.ProxyError urllib3.ProxySchemeUnknown",
-        _unsent(TransportError),
-        "The proxy on the way to {server} was not reached{why}; check the proxy's settings.",
+        "urllib3.NewConnectionError", _unsent(TransportError), "{server} was not reached{why}; check the address."
     ),
     _Translation(
         "requests.ConnectTimeout urllib3.ConnectTimeoutError",
@@ -707,7 +1021,7 @@ TRANSLATIONS: Final = (
     _Translation(
         "requests.SSLError ssl.SSLError urllib3.SSLError",
         _sent,
-        "TLS with {server} failed{why}; check its certificate.",
+        "TLS with {server} failed{why}; check its certificate, and the CA file if REQUESTS_CA_BUNDLE names one.",
     ),
     _Translation(
         "requests.MissingSchema requests.InvalidSchema requests.InvalidURL requests.URLRequired requests.InvalidHeader "
@@ -737,6 +1051,12 @@ _PLAIN_HTTP: Final = _Translation(
 
 def translate_exception(error: Exception, server: str) -> CloudStoreError:
     """Return the error of this package for an exception of `requests` or `urllib3`."""
+    if (path := _missing_file(error)) is not None:
+        return TransportError(
+            f"There is no certificate file {path}; correct REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE, "
+            "or the session's verify and cert.",
+            is_permanent=True,
+        )
     chain = list(_chain(error))
     names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for link in chain for kind in type(link).__mro__}
     row = next(row for row in TRANSLATIONS if not names.isdisjoint(row.classes.split()))
@@ -750,7 +1070,39 @@ def translate_exception(error: Exception, server: str) -> CloudStoreError:
     raised = row.error(row.sentence.format(server=server, why=f" ({reason})"), response=response)
     if isinstance(raised, TransportError | TimedOutError) and any(map(_in_handshake, chain)):
         raised.sent = False
+    if isinstance(raised, TransportError):
+        raised.is_permanent = _is_permanent(chain, is_proxy=row.classes == _PROXY_ERRORS)
     return raised
+
+
+def _is_translatable(error: Exception) -> bool:
+    """Return True for an exception of `requests` or `urllib3`, False for one of a hook."""
+    import requests
+    from urllib3.exceptions import HTTPError
+
+    return isinstance(error, requests.RequestException | HTTPError) or _missing_file(error) is not None
+
+
+def _missing_file(error: Exception) -> str | None:
+    """Return the path in the plain `OSError` that `requests` raises without a file of certificates, or None."""
+    if type(error) is not OSError or error.errno is not None:
+        return None
+    path = str(error).partition(", invalid path: ")[2]
+    return path or None
+
+
+def _is_permanent(chain: list[BaseException], *, is_proxy: bool) -> bool:
+    """Return True if another attempt would fail in the same way: it is a matter of settings."""
+    import ssl
+
+    for link in chain:
+        if isinstance(link, ssl.SSLCertVerificationError):
+            return True
+        if {"ssl_wrap_socket"} == _functions(link) & {"ssl_wrap_socket", "do_handshake"}:
+            return True  # reading the files of certificates
+        if is_proxy and (isinstance(link, ConnectionRefusedError) or "Tunnel connection failed: 4" in str(link)):
+            return True
+    return False
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -763,7 +1115,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _in_handshake(error: BaseException) -> bool:
     # TLS raises the same classes before, during and after a request; only the traceback distinguishes them.
-    return any(frame.f_code.co_name == "do_handshake" for frame, _ in traceback.walk_tb(error.__traceback__))
+    return not _functions(error).isdisjoint({"ssl_wrap_socket", "do_handshake"})
+
+
+def _functions(error: BaseException) -> frozenset[str]:
+    """Return the names of the functions that an exception passed."""
+    return frozenset(frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 # Uploads: the multipart form of a media file.

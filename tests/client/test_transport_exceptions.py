@@ -8,19 +8,31 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partialmethod
 from http.client import RemoteDisconnected
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests.exceptions
 import urllib3.exceptions
+from msgspec import Raw
 from requests.adapters import BaseAdapter
 from urllib3.connectionpool import HTTPConnectionPool
 
+from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.client.transport import TRANSLATIONS, HTTPTransport, translate_exception
-from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TimedOutError, TransportError
+from cloudstore_mapping.errors import (
+    BadKeyError,
+    CloudStoreError,
+    NoFileError,
+    ProtocolError,
+    TimedOutError,
+    TransportError,
+)
 from cloudstore_mapping.wire import Request, Upload
+from tests.vendor import Fault, Vendor
 
 SERVER = "https://service.example/cloudstore"
 SECRETS = ("S3cretKey", "Passw0rd")
@@ -270,3 +282,180 @@ def test_a_handshake_comes_before_the_request(hangs_up: str, scheme: str, sent: 
                 transport.send(request)
             assert caught.value.sent is sent
         transport.close()
+
+
+ABSENT = "/absent/ca.pem"
+
+
+@pytest.fixture(params=["own", "session", "patched"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[requests.Session | None]:
+    """Return no session, a session, and no session while `requests` is patched."""
+    if request.param == "patched":
+        monkeypatch.setattr(requests.Session, "send", partialmethod(requests.Session.send))
+    with requests.Session() as session:
+        yield session if request.param == "session" else None
+
+
+@pytest.fixture
+def clean_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the proxies of the environment."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def fails_at_once(address: str, session: requests.Session | None, match: str) -> CloudStoreError:
+    """Return the error of a save, after a single attempt and no wait."""
+    transport = HTTPTransport(address, session=session)
+    with Client(transport, "S3cretKey", sleep=lambda _: pytest.fail("retried")) as client:
+        with pytest.raises(CloudStoreError, match=match) as caught:
+            client.save("a", Raw(b"1"))
+        assert client.stats.retries == 0
+    assert getattr(caught.value, "sent", False) is False
+    return caught.value
+
+
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_missing_certificate_files(
+    way: requests.Session | None, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """A file of certificates that does not exist is named at once, with the settings that may name it."""
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.setenv(variable, ABSENT)
+    error = fails_at_once("https://127.0.0.1:1/cloudstore", way, f"no certificate file {ABSENT}; .*{variable}")
+    assert type(error) is TransportError
+    with pytest.raises(TransportError, match=ABSENT):
+        HTTPTransport("https://127.0.0.1:1/cloudstore", session=way).fetch("/files/a.txt")
+
+
+def test_a_missing_client_certificate() -> None:
+    """A session's client certificate that does not exist is named at once."""
+    with requests.Session() as session:
+        session.cert = ABSENT
+        fails_at_once("https://127.0.0.1:1/cloudstore", session, f"no certificate file {ABSENT}; .*session's")
+
+
+def test_a_ca_file_without_certificates(
+    untrusted: str, way: requests.Session | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A file of certificates without any is the fault of that setting, and nothing is sent."""
+    (tmp_path / "ca.pem").write_text("nothing")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    fails_at_once(untrusted, way, "TLS with .* failed .*REQUESTS_CA_BUNDLE")
+    host, _, port = untrusted.removeprefix("https://").removesuffix("/cloudstore").partition(":")
+    with suppress(OSError):
+        socket.create_connection((host, int(port))).close()  # its server waits for a connection
+
+
+def test_a_certificate_that_nobody_vouches_for(untrusted: str, way: requests.Session | None) -> None:
+    """A server's certificate does not become valid by another attempt."""
+    error = fails_at_once(untrusted, way, "TLS.*certificate verify failed.*check its certificate")
+    assert type(error) is TransportError
+
+
+def test_errors_of_the_system_in_hooks_pass(way: requests.Session | None) -> None:
+    """An `OSError` of a user's hook or adapter is none of ours."""
+    with requests.Session() as session:
+        session.mount("https://", _Adapter(FileNotFoundError(2, "No such file", "notes.txt")))
+        with pytest.raises(FileNotFoundError):
+            HTTPTransport(SERVER, session=session).send(Request(api_key="k", name="a"))
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_is_not_there(
+    way: requests.Session | None, monkeypatch: pytest.MonkeyPatch, clean_proxies: None, scheme: str
+) -> None:
+    """A proxy that refuses the connection is to blame, and not the service."""
+    monkeypatch.setenv(f"{scheme}_proxy", "http://ann:Passw0rd@127.0.0.1:1")
+    address = f"{scheme}://service.invalid/cloudstore"
+    error = fails_at_once(address, way, r"The proxy .* can't be used \(Connection refused\); check .*HTTPS_PROXY")
+    assert "Passw0rd" not in f"{error} {error!r}"
+
+
+@pytest.fixture(params=[403, 407, 502])
+def refusing_proxy(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
+    """Return the address of a proxy that opens no tunnel, and its status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            self.send_error(request.param)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", request.param
+        server.shutdown()
+        thread.join()
+
+
+def test_a_proxy_that_opens_no_tunnel(
+    way: requests.Session | None,
+    monkeypatch: pytest.MonkeyPatch,
+    clean_proxies: None,
+    refusing_proxy: tuple[str, int],
+) -> None:
+    """A proxy's refusal to open a tunnel is named with its status; only one of the kind 5xx may pass."""
+    address, status = refusing_proxy
+    monkeypatch.setenv("https_proxy", address)
+    server = "https://service.invalid/cloudstore"
+    match = rf"The proxy .* can't be used \(Tunnel connection failed: {status} .*check HTTP_PROXY"
+    if status < 500:
+        fails_at_once(server, way, match)
+        return
+    with Client(HTTPTransport(server, session=way), "k", sleep=lambda _: None) as client:
+        with pytest.raises(TransportError, match=match) as caught:
+            client.save("a", Raw(b"1"))
+        assert client.stats.retries == 3
+    assert type(caught.value) is TransportError
+
+
+def test_a_proxy_that_asks_for_a_sign_in(
+    way: requests.Session | None, monkeypatch: pytest.MonkeyPatch, clean_proxies: None, vendor: Vendor
+) -> None:
+    """A status 407 is a proxy's, and the error says where its password goes."""
+    monkeypatch.setenv("http_proxy", vendor.address.removesuffix("/cloudstore"))
+    vendor.faults.append(Fault(407, b"<html>"))
+    fails_at_once("http://service.invalid/cloudstore", way, "407 .*user and password into its address")
+
+
+@pytest.mark.parametrize("reads_first", [False, True])
+def test_a_hook_that_raises_for_a_status(vendor: Vendor, reads_first: bool) -> None:
+    """A reply is the same reply if a hook of the session raises for its status, and 503 is retried."""
+
+    def raise_for_status(response: requests.Response, **_: Any) -> None:
+        assert not reads_first or response.content
+        response.raise_for_status()
+
+    vendor.files["a"] = 1
+    with requests.Session() as session:
+        session.hooks["response"] = raise_for_status
+        client = Client(HTTPTransport(vendor.address, session=session), "k", sleep=lambda _: None)
+        vendor.faults.extend([Fault(503, b"<html>", {"Retry-After": "1"})] * 2)
+        assert client.load("a") is not None
+        assert (len(vendor.requests), client.stats.retries) == (3, 2)
+        vendor.faults.append(Fault(401, b'{"error":"BadKey","message":"Unknown key."}'))
+        with pytest.raises(BadKeyError) as caught:
+            client.load("a")
+        assert caught.value.response.status_code == 401
+        with pytest.raises(NoFileError):
+            client.fetch("/files/absent.txt")
+
+
+def test_a_hook_whose_own_request_fails(vendor: Vendor) -> None:
+    """The response to another request, such as a hook's for a token, is never taken for the reply."""
+    vendor.files["a"] = 1
+
+    def fetch_token(response: requests.Response, **_: Any) -> None:
+        requests.post(
+            f"{vendor.address}/store/load", json={"key": "k", "file": "b", "options": None}
+        ).raise_for_status()
+
+    with requests.Session() as session:
+        session.hooks["response"].append(fetch_token)
+        vendor.faults.append(Fault(200, b'{"error":null,"message":1}'))
+        vendor.faults.append(Fault(404, b'{"error":"NoFile","message":"no token"}'))
+        with pytest.raises(ProtocolError, match="can't be read"):
+            HTTPTransport(vendor.address, session=session).send(Request(api_key="k", name="a"))
