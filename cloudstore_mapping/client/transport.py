@@ -351,9 +351,11 @@ class HTTPTransport:
     def _open_download(self, raw: BaseHTTPResponse, close: Callable[[], object]) -> Fetched:
         if raw.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
             body = b""
-            if not raw.closed:  # `requests` has already read a redirect
-                with raw:
+            try:
+                if not raw.closed:  # `requests` has already read a redirect
                     body = _join(raw.stream(CHUNK_SIZE, decode_content=True), self._max_reply)
+            finally:
+                close()
             return refused(_download_refusal(raw, body))
         is_part = raw.status == HTTPStatus.PARTIAL_CONTENT
         part = _RANGE.fullmatch(raw.headers.get("Content-Range", "")) if is_part else None

@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from cloudstore_mapping.client.transport import MAX_COPIED_BODY, HTTPTransport, fast_connections, parse_plain_response
+from cloudstore_mapping.client.transport import (
+    MAX_COPIED_BODY,
+    HTTPTransport,
+    fast_connections,
+    is_requests_patched,
+    parse_plain_response,
+)
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TransportError
 from cloudstore_mapping.wire import Request
 from tests.service_fakes import PATIENCE
@@ -53,6 +59,11 @@ def test_every_kind_has_a_quick_one() -> None:
     """There is a quick kind of connection for plain HTTP and for TLS, which still is of that kind."""
     assert all(issubclass(quick, kind) for kind, quick in fast_connections().items())
     assert set(fast_connections()) == {HTTPConnection, HTTPSConnection}
+
+
+def test_requests_is_not_patched_by_itself() -> None:
+    """An unpatched `requests`, of any version allowed, is recognized: requests take the short way."""
+    assert not is_requests_patched()
 
 
 def test_a_plain_answer_is_taken_apart() -> None:

@@ -53,11 +53,6 @@ def transport(
     opened.close()
 
 
-def test_requests_is_not_patched_by_itself() -> None:
-    """An unpatched `requests`, of any version allowed, is recognized: requests take the short way."""
-    assert not is_requests_patched()
-
-
 def test_responses_sees_our_requests(transport: HTTPTransport, vendor: Vendor) -> None:
     """`responses` answers in place of the network, and the next request after it takes the short way again."""
     with responses.RequestsMock() as mocked:
