@@ -446,9 +446,12 @@ class DownloadFile:
         self._file.close()
         path = self.path if self._folder is not None else self._real_path
         self._check()
-        if path.is_file():
-            shutil.copymode(path, partial)
-        partial.replace(path)
+        if self._overwrite:
+            if path.is_file():
+                shutil.copymode(path, partial)
+            partial.replace(path)
+        else:
+            _move_to_free_name(partial, path)
         sync_folder(path.parent)
 
     def _check(self) -> None:
@@ -460,6 +463,17 @@ class DownloadFile:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self.path))
         refuse_store(self.path)
         refuse_secret(self.path)
+
+
+def _move_to_free_name(partial: Path, path: Path) -> None:
+    """Give a file the name `path`; `FileExistsError` if anything has it."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise
+    except OSError:  # the file system has no hard links, so an empty file takes the name first
+        path.open("xb").close()
+        partial.replace(path)
 
 
 def safe_filename(name: str) -> str:

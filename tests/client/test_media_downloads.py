@@ -16,9 +16,9 @@ import requests
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.client.files import Client
-from cloudstore_mapping.client.media import LONGEST_NAME, Download, DownloadTarget, safe_filename
+from cloudstore_mapping.client.media import LONGEST_NAME, Download, DownloadFile, DownloadTarget, safe_filename
 from cloudstore_mapping.client.transport import HTTPTransport
-from tests.vendor import Fault, Vendor
+from tests.vendor import Fault, Media, Vendor
 
 LINK = "/files/a/b.bin"
 DATA = b"0123456789"
@@ -300,3 +300,52 @@ def test_long_names(name: str) -> None:
     cut = safe_filename(name)
     assert len(cut.encode()) <= LONGEST_NAME
     assert re.fullmatch(r"é+\.png|a\.é+|😀+", cut)
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_made_at_the_last_moment_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool) -> None:
+    """Without `overwrite`, a file that appears after the last look is left as it is, also without hard links."""
+    path = tmp_path / "notes.txt"
+    look = DownloadFile._check
+
+    def look_and_lose(saving: DownloadFile) -> None:
+        look(saving)
+        if saving._draft is not None:
+            path.write_bytes(b"theirs")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    with DownloadFile(path, overwrite=False) as file:
+        file.write(b"ours")
+    assert path.read_bytes() == b"ours"
+    path.unlink()
+    monkeypatch.setattr(DownloadFile, "_check", look_and_lose)
+    with pytest.raises(FileExistsError), DownloadFile(path, overwrite=False) as file:
+        file.write(b"ours")
+    assert path.read_bytes() == b"theirs"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_download_ends_with_its_response(vendor: Vendor) -> None:
+    """On a user's session, `close` of a download is the one of the session's response: a wrapper of it is told."""
+    closed = []
+
+    class Noting(requests.Session):
+        def send(self, *args: Any, **options: Any) -> requests.Response:
+            response = super().send(*args, **options)
+            close = response.close
+            response.close = lambda: (closed.append(response.url), close())[1]  # type: ignore[method-assign]
+            return response
+
+    vendor.links["/cloudstore/files/a.txt"] = Media("text/plain", b"data" * 100_000, {})
+    with Noting() as session:
+        fetched = HTTPTransport(vendor.address, session=session).fetch("/files/a.txt")
+        next(fetched.pieces)
+        fetched.close()
+        assert closed == [f"{vendor.address}/files/a.txt"]
+        refused = HTTPTransport(vendor.address, session=session).fetch("/files/absent.txt")
+        assert refused.refusal is not None
+        assert closed[1:] == [f"{vendor.address}/files/absent.txt"]
