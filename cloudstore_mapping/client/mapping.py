@@ -115,7 +115,8 @@ class CloudStoreMapping(MutableMapping[str, V]):
     progress
         Function of the keys done and their total, called during work on many keys; True: a progress bar.
     session
-        A `requests.Session` of your own, with its proxies, hooks and adapters; it stays open.
+        A `requests.Session` of your own, with its proxies, hooks and adapters; it stays open. Mocks, recorders and
+        instrumentations of `requests` see the requests with and without it.
     insecure
         Allow plain http to another machine: anybody on the way can then read the API key and all data.
     readonly

@@ -2,11 +2,18 @@
 HTTP transport: send one request with `requests` and `urllib3`, return the reply or raise an error of this package.
 
 `requests` and `urllib3` are imported at the first request: they take most of the time of `import cloudstore_mapping`.
-Only this file imports them, and only this file uses their private names:
+Only this file imports them, and only this file relies on names that they do not document. CPU time of the client for
+a small load, on CPython 3.11 with requests 2.34 and urllib3 2.8: 80 µs, and 900 µs through `requests.Session`. Savings:
 
-- `HTTPConnectionPool._put_conn`, and `_pool` and `_connection` of a response: a pool takes a connection back only this
-  way. A response of `urllib3` costs half the time of a small request, so a plain answer does without it.
-- `Response._content` and `_content_consumed`: `requests` has no public way to set a body read with a size limit.
+- 165 µs: `HTTPConnectionPool._put_conn`, and `_pool` and `_connection` of a response. A pool takes a connection back
+  only this way, and a plain response needs no object of `urllib3` (`PlainResponse`).
+- 320 µs: `Response._content` and `_content_consumed`, for a `requests.Response` built on demand. `requests` also has no
+  public way to set a body read with a size limit.
+- 25 µs, and a packet: `HTTPConnectionPool.ConnectionCls`, for connections that send head and body at once.
+
+For correctness alone: `response_class` of a connection of `http.client`, and `makefile`, all that its responses call
+of a socket, to skip interim responses; the functions of a TLS handshake in a traceback, to know that nothing was sent;
+the ends of two messages, for a missing certificate file and a refused tunnel.
 """
 
 from __future__ import annotations

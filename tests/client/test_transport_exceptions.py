@@ -459,3 +459,19 @@ def test_a_hook_whose_own_request_fails(vendor: Vendor) -> None:
         vendor.faults.append(Fault(404, b'{"error":"NoFile","message":"no token"}'))
         with pytest.raises(ProtocolError, match="can't be read"):
             HTTPTransport(vendor.address, session=session).send(Request(api_key="k", name="a"))
+
+
+def test_a_hook_that_fails_leaves_nothing_open(vendor: Vendor) -> None:
+    """If a hook raises, the response that it was given is closed."""
+    received = []
+
+    def fail(response: requests.Response, **_: Any) -> None:
+        received.append(response)
+        raise ZeroDivisionError
+
+    vendor.files["a"] = "x" * 1_000_000
+    with requests.Session() as session:
+        session.hooks["response"].append(fail)
+        with pytest.raises(ZeroDivisionError):
+            HTTPTransport(vendor.address, session=session).send(Request(api_key="k", name="a"))
+    assert [response.raw.closed for response in received] == [True]
