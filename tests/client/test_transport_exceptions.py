@@ -32,6 +32,7 @@ from cloudstore_mapping.errors import (
     TransportError,
 )
 from cloudstore_mapping.wire import Request, Upload
+from tests.support.certificates import SELF_SIGNED
 from tests.vendor import Fault, Vendor
 
 SERVER = "https://service.example/cloudstore"
@@ -168,27 +169,6 @@ def test_error_that_carries_a_response() -> None:
     """A response that an exception brings along is the error's."""
     response = requests.Response()
     assert translate_exception(requests.HTTPError(response=response), SERVER).response is response
-
-
-#: A key, and a certificate for 127.0.0.1 that nobody vouches for.
-SELF_SIGNED = """\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgJlxMx5SIfWYg/iJ+
-fMfRZgC37Pt1TuYbgx3GajO+YVyhRANCAATL3RNqx/juwZSEAd6z7rfeyxRUAiaD
-Bflk1hXiGUUYn8beFYErDmwMUFRjeJ2WVO1amB0voTIpPcTdg9fo4jVl
------END PRIVATE KEY-----
------BEGIN CERTIFICATE-----
-MIIBkDCCATagAwIBAgIUGkgBtfiRY1OcLfz9ZhdZ3bJqk1owCgYIKoZIzj0EAwIw
-FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMzEyNTcwMFoYDzIxMjYxMDMw
-MTI1NzAwWjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
-PQMBBwNCAATL3RNqx/juwZSEAd6z7rfeyxRUAiaDBflk1hXiGUUYn8beFYErDmwM
-UFRjeJ2WVO1amB0voTIpPcTdg9fo4jVlo2QwYjAdBgNVHQ4EFgQUkFxhNWicH4No
-wycFhWlKqD6Are8wHwYDVR0jBBgwFoAUkFxhNWicH4NowycFhWlKqD6Are8wDwYD
-VR0TAQH/BAUwAwEB/zAPBgNVHREECDAGhwR/AAABMAoGCCqGSM49BAMCA0gAMEUC
-IQC1CbPpJ8t+OvxFpsBizWZedQoL44ByBceQWIpJ4903UQIgSjtWduTMclBvw8TA
-WCsUYh7xGNnuMvBuutJg33NmQsw=
------END CERTIFICATE-----
-"""
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.errors import OutcomeUnknownError, TransportError
 from cloudstore_mapping.wire import Request, Upload
 from tests.cluster.balancer import MISSING, haproxy
+from tests.support.certificates import SELF_SIGNED
 from tests.vendor import Vendor
 
 HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nContent-Length: 5\r\n\r\n"
@@ -60,14 +62,22 @@ REFUSED: dict[str, Callable[[bytes], list[bytes]]] = {
 
 
 class Echo:
-    """Raw server: it answers each request with the asked name, in the pieces of `send`, and counts its connections."""
+    """
+    Raw server: it answers each request with the asked name, in the pieces of `send`, and counts its connections.
 
-    def __init__(self, send: Callable[[bytes], list[bytes]]) -> None:
+    With the file of a certificate it speaks TLS.
+    """
+
+    def __init__(self, send: Callable[[bytes], list[bytes]], certificate: Path | None = None) -> None:
         self.send = send
+        self._tls: ssl.SSLContext | None = None
+        if certificate is not None:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(certificate)
         self.accepted = 0
         self.requests = 0
         self._server = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.address = f"http://127.0.0.1:{self._server.getsockname()[1]}/cloudstore"
+        self.address = f"http{'s' if self._tls else ''}://127.0.0.1:{self._server.getsockname()[1]}/cloudstore"
         self._open: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -94,6 +104,8 @@ class Echo:
                 self._threads[-1].start()
 
     def _serve(self, connection: socket.socket) -> None:
+        if self._tls is not None:
+            connection = self._tls.wrap_socket(connection, server_side=True)
         with connection, connection.makefile("rb") as file, suppress(OSError):
             while line := file.readline():
                 length = 0
@@ -111,9 +123,9 @@ class Echo:
 
 
 @contextmanager
-def echoing(send: Callable[[bytes], list[bytes]]) -> Iterator[Echo]:
+def echoing(send: Callable[[bytes], list[bytes]], certificate: Path | None = None) -> Iterator[Echo]:
     """Run a raw server."""
-    with closing(Echo(send)) as server:
+    with closing(Echo(send, certificate)) as server:
         yield server
 
 
@@ -155,7 +167,39 @@ def test_a_connection_with_unread_bytes_is_not_reused(what: str) -> None:
             assert server.accepted == number
 
 
-def test_a_response_as_large_as_the_buffer_hides_nothing() -> None:
+@pytest.fixture
+def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the file of a certificate that clients trust."""
+    file = tmp_path / "certificate.pem"
+    file.write_text(SELF_SIGNED)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(file))
+    return file
+
+
+@pytest.mark.parametrize("place", ["plain", *PLACES])
+def test_over_tls(place: str, certificate: Path) -> None:
+    """Over TLS, too, each request gets its own response on a single connection."""
+    with echoing(PLACES.get(place, lambda final: [final]), certificate) as server:
+        transport = HTTPTransport(server.address)
+        for name in ("a", "b", "c"):
+            assert transport.send(load(name)).sentence == f"value of {name}"
+        for _ in range(2):
+            assert b"".join(transport.fetch("/x").pieces) == b'{"error":null,"message":"value of /cloudstore/x"}'
+        assert server.accepted == 1
+        transport.close()
+
+
+@pytest.mark.parametrize("what", LEFT_BEHIND)
+def test_unread_bytes_over_tls(what: str, certificate: Path) -> None:
+    """Bytes that TLS has decrypted, and that no poll of the socket shows, are no response to the next request."""
+    with echoing(LEFT_BEHIND[what], certificate) as server, closing(HTTPTransport(server.address)) as transport:
+        for number, name in enumerate(("a", "b", "c"), 1):
+            assert transport.send(load(name)).sentence == f"value of {name}"
+            assert server.accepted == number
+
+
+@pytest.mark.parametrize("has_tls", [False, True])
+def test_a_response_as_large_as_the_buffer_hides_nothing(has_tls: bool, certificate: Path) -> None:
     """A response that fills the buffer to its last byte may have more behind it."""
 
     def send(final: bytes) -> list[bytes]:
@@ -164,7 +208,8 @@ def test_a_response_as_large_as_the_buffer_hides_nothing() -> None:
         size = 8192 - len(head % 9999)
         return [head % size + content + b" " * (size - len(content)) + final.replace(b"value", b"wrong")]
 
-    with echoing(send) as server, closing(HTTPTransport(server.address)) as transport:
+    server_of = echoing(send, certificate if has_tls else None)
+    with server_of as server, closing(HTTPTransport(server.address)) as transport:
         for name in ("a", "b", "c"):
             assert transport.send(load(name)).sentence == f"value of {name}"
         assert server.accepted == 3
@@ -181,17 +226,14 @@ def test_endless_interim_responses_are_an_error(what: str) -> None:
             assert server.accepted == number
 
 
-def _read(response: requests.Response, **_: Any) -> None:
-    assert response.content is not None
-
-
 @pytest.mark.parametrize("place", sorted({*PLACES} - {"after a 100"}))
 @pytest.mark.parametrize("has_hook", [False, True])
 def test_on_a_users_session(place: str, has_hook: bool) -> None:
-    """On a user's session an interim response ends its connection, even if a hook of the user reads it."""
+    """On a user's session an interim response ends its connection, and is shown to no hook, which might read it."""
+    shown = []
     with echoing(PLACES[place]) as server, requests.Session() as session:
         if has_hook:
-            session.hooks["response"].append(_read)
+            session.hooks["response"].append(lambda response, **_: shown.append(response.content))
         transport = HTTPTransport(server.address, session=session)
         for number, name in enumerate(("a", "b", "c"), 1):
             with pytest.raises(TransportError, match=r"sent a status 10[23] .*without session=") as caught:
@@ -201,6 +243,7 @@ def test_on_a_users_session(place: str, has_hook: bool) -> None:
         with pytest.raises(TransportError, match="sent a status"):
             transport.fetch("/x")
         assert server.accepted == 4
+    assert shown == []
 
 
 def test_a_read_is_retried_and_a_write_has_an_unknown_outcome() -> None:

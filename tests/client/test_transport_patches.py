@@ -26,7 +26,7 @@ import cloudstore_mapping as cm
 from cloudstore_mapping.client import transport as module
 from cloudstore_mapping.client.transport import HTTPTransport, is_requests_patched
 from cloudstore_mapping.wire import Request, Upload
-from tests.vendor import Vendor
+from tests.vendor import Fault, Vendor
 
 LOAD = Request(api_key="S3cretKey", name="a")
 MOCKED = {"error": None, "message": "mocked"}
@@ -223,6 +223,7 @@ def test_a_patched_request_is_the_same(
     upload = Upload(api_key="k", name="a", content_type="a/b", data=b"data")
 
     def send_all() -> None:
+        vendor.faults.append(Fault(200, b'{"error":null,"message":1}', {"Set-Cookie": "a=b"}))
         for _ in range(2):
             transport.send(LOAD)
         transport.send(upload)
