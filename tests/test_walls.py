@@ -160,8 +160,9 @@ def test_docstring(module: str) -> None:
 
 
 def test_only_the_transport_names_requests() -> None:
-    """One file alone imports the library that speaks HTTP."""
-    users = {module for module in MODULES for source, _ in imports(module) if source.split(".")[0] == "requests"}
+    """One file alone imports the libraries that speak HTTP."""
+    libraries = {"requests", "urllib3"}
+    users = {module for module in MODULES for source, _ in imports(module) if source.split(".")[0] in libraries}
     assert users <= {f"{ROOT}.client.transport"}
 
 

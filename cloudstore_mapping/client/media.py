@@ -472,7 +472,7 @@ def _move_to_free_name(partial: Path, path: Path) -> None:
     except FileExistsError:
         raise
     except OSError:  # the file system has no hard links, so an empty file takes the name first
-        path.open("xb").close()
+        path.touch(exist_ok=False)
         partial.replace(path)
 
 
