@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+from concurrent.futures import Future
 from contextlib import suppress
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
+from cloudstore_mapping.client.deadline import scope
 from cloudstore_mapping.client.transport import Fetched, check_type, pieces_of, refused
-from cloudstore_mapping.errors import BadNameError, CloudStoreError, NoFileError, UnsupportedError
+from cloudstore_mapping.errors import (
+    BadNameError,
+    CloudStoreError,
+    NoFileError,
+    TimedOutError,
+    UnavailableError,
+    UnsupportedError,
+)
 from cloudstore_mapping.links import FILES_PATH
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
@@ -54,15 +64,24 @@ LOCAL_EXTENSIONS: Final = frozenset(EXTENSIONS) - {"once"}
 class InProcessTransport:
     """Sends requests to a service in this process, through the same bytes that a network would carry."""
 
+    is_in_process: Final = True
+
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def send(self, request: Request | Batch | Upload) -> Reply:
-        """Return the service's answer."""
+        """Return the service's answer; `TimedOutError` without one until the deadline of the request."""
+        deadline = scope.deadline
+        if deadline is not None:
+            deadline.sent = False  # an interrupt is raised before the write is done, or after it
         try:
             reply = self._upload(request) if isinstance(request, Upload) else self._handle(request)
+        except TimedOutError:
+            raise
         except CloudStoreError as error:
             reply = failure(error)
+        if reply.error == UnavailableError.error and deadline is not None and deadline.left() <= 0:
+            raise TimedOutError(f"The deadline passed: {reply.sentence}", sent=False)
         return decode_reply(
             encode_reply(reply), status=reply.status, retry_after=reply.retry_after, extensions=LOCAL_EXTENSIONS
         )
@@ -70,7 +89,7 @@ class InProcessTransport:
     def _handle(self, request: Request | Batch) -> Reply:
         max_depth = self._service.settings.max_depth
         decoded = decode_request(request.path, encode_request(request), max_depth=max_depth)
-        return self._service.handle(decoded, raises=True)
+        return self._service.handle(decoded, raises=True, patience=_patience())
 
     def _upload(self, request: Upload) -> Reply:
         check_type(request.content_type)
@@ -84,11 +103,17 @@ class InProcessTransport:
         try:
             for piece in pieces_of(request.data):
                 if (waiting := upload.write(piece)) is not None:
-                    waiting.result()
+                    self._wait(waiting)
             return upload.finish()
         except BaseException:
             upload.abort()
             raise
+
+    def _wait(self, future: Future[Any]) -> None:
+        try:
+            future.result(_patience())
+        except TimeoutError as error:
+            raise TimedOutError("The store did not take the file in time; give a longer deadline.") from error
 
     def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
         """Begin to get a media file; see `HTTPTransport.fetch`."""
@@ -182,6 +207,12 @@ class StoreTransport(InProcessTransport):
                 self._service = Service(self._place.open(), LOCAL_SETTINGS)
                 self._service.accounts.grant(LOCAL_ACCOUNT, self.api_key)
                 self._process = os.getpid()
+
+
+def _patience() -> float | None:
+    """Return the seconds left for the request, None for no limit."""
+    left = math.inf if scope.deadline is None else scope.deadline.left()
+    return None if left == math.inf else max(0.0, left)
 
 
 def _check_contents(storage: Storage, place: Place) -> None:

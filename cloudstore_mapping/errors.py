@@ -216,7 +216,13 @@ class UnavailableError(TransportError):
 
 
 class TimedOutError(CloudStoreError, TimeoutError):
-    """The service did not answer in time; `sent` is False where it is certain that it never saw the request."""
+    """
+    The service did not answer in time; `sent` is False where it is certain that it never saw the request.
+
+    `at_deadline` is True if the request's whole deadline was used up.
+    """
+
+    at_deadline = False
 
     def __init__(self, message: str, *, sent: bool = True, **facts: Any) -> None:
         super().__init__(message, **facts)

@@ -14,7 +14,13 @@ import typer
 from typer.core import TyperGroup
 
 from cloudstore_mapping.cli.output import drop, show_error, stdout
-from cloudstore_mapping.errors import CloudStoreError, TimedOutError, TransportError, UnsupportedError
+from cloudstore_mapping.errors import (
+    CloudStoreError,
+    OutcomeUnknownError,
+    TimedOutError,
+    TransportError,
+    UnsupportedError,
+)
 from cloudstore_mapping.oserrors import readable, sentence_of
 
 
@@ -47,9 +53,12 @@ _KEY_IN_ADDRESS: Final = re.compile(r"(?<=://)[^/\s]*@")
 class Commands(TyperGroup):
     """The group of all commands."""
 
+    _as_json = False
+
     def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
         """Run the command that `args` name, and exit with its status."""
         arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
+        self._as_json = "--json" in arguments
         _reserve_streams()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # a key or path that it can't hold is no reason to fail
@@ -63,7 +72,7 @@ class Commands(TyperGroup):
             failure = error
         except OSError as error:  # of a help that can't be printed
             failure = _lost(error)
-        report(failure, as_json="--json" in arguments)
+        report(failure, as_json=self._as_json)
         sys.exit(status_of(failure))
 
     def invoke(self, ctx: Any) -> Any:
@@ -71,6 +80,10 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except CloudStoreError:
+            raise
+        except KeyboardInterrupt as interrupt:
+            for note in getattr(interrupt, "__notes__", ()):  # a write of unknown outcome
+                report(OutcomeUnknownError(note), as_json=self._as_json)
             raise
         except BrokenPipeError:
             _drop_output()

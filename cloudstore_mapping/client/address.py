@@ -27,6 +27,7 @@ _VENDORS_HOSTS: Final = frozenset({"droidscript.cloud", "enjine.cloud"})
 #: Seconds between two requests of the vendor's own clients; its account page shows `Max Rate: 3000` (ms).
 VENDORS_INTERVAL: Final = 3.0
 
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _EXAMPLE: Final = "https://API_KEY@host/path"
 
 
@@ -68,7 +69,7 @@ def _parse(address: str, *, insecure: bool) -> tuple[SecretText, str]:
 
 def check_server(server: str, *, insecure: bool = False) -> str:
     """
-    Return `server` in its canonical form: no final slash, the host in lower case.
+    Return `server` in its canonical form: no final slash, the host in lower case, no default port.
 
     Raises `ValueError` for anything but ``https://host[:port]/path``, and for plain http beyond loopback, unless
     `insecure`.
@@ -136,5 +137,5 @@ def _checked(parts: SplitResult, *, insecure: bool) -> str:
     host = parts.hostname or ""
     if parts.scheme == "http" and not insecure and not is_loopback(host):
         raise ValueError(f"Plain http would send the API key to {host} unencrypted; use https, or say insecure=True.")
-    port = "" if parts.port is None else f":{parts.port}"
+    port = "" if parts.port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{parts.port}"
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}{parts.path.rstrip('/')}"

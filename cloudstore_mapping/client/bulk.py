@@ -1,21 +1,24 @@
 """
-Bulk work on many keys: batches if the service takes them, otherwise a bounded thread pool.
+Bulk work on many keys: batches if the service takes them, otherwise some requests at a time.
 
-If some keys fail, the rest are still processed; then `BulkError` is raised.
+If some keys fail, the rest are still processed; then `BulkError` is raised. Once a request found the service
+unreachable, the rest is not tried. However bulk work ends, none of its requests is still in flight afterwards.
 """
 
 from __future__ import annotations
 
-import os
+import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from itertools import islice
-from typing import Final, TypeVar
+from queue import SimpleQueue
+from typing import Any, Final, Generic, TypeVar, cast
 
 from cloudstore_mapping.client.cache import Found
+from cloudstore_mapping.client.deadline import scope
 from cloudstore_mapping.client.files import Change, Files
 from cloudstore_mapping.client.progress import Progress, reporting
 from cloudstore_mapping.errors import (
@@ -23,8 +26,13 @@ from cloudstore_mapping.errors import (
     BulkError,
     CloudStoreError,
     NoFileError,
+    OutcomeUnknownError,
+    TimedOutError,
     TooBigError,
+    TooOftenError,
     TransportError,
+    UnavailableError,
+    shorten,
 )
 from cloudstore_mapping.wire import MAX_BATCH
 
@@ -37,50 +45,171 @@ AHEAD: Final = 2
 MAX_BATCH_BYTES: Final = 4 * 2**20
 
 
+class _Call(Generic[A, B]):
+    """Call of a function: its argument, and its result or error once `is_done`."""
+
+    def __init__(self, argument: A) -> None:
+        self.argument = argument
+        self.is_done = False
+        self.error: BaseException | None = None
+        self._result: B | None = None
+
+    def run(self, function: Callable[[A], B]) -> None:
+        """Call the function."""
+        try:
+            self._result = function(self.argument)
+        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+            self.error = error
+        self.is_done = True
+
+    def result(self) -> B:
+        """Return the result, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return cast("B", self._result)
+
+
+class CallGroup:
+    """
+    Calls of one piece of bulk work on threads of its own, at most `count` at a time.
+
+    Signals may interrupt the caller's thread anywhere, so it shares only locks and queues of the interpreter with the
+    other threads: an interrupt inside a `threading.Condition` can leave its lock locked for ever.
+
+    Attributes
+    ----------
+    has_ended
+        True once nobody waits for results: calls not begun never begin, and a call sends no further attempt.
+    connections
+        Connection in use by thread, for `leave`.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._waiting: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._finished: SimpleQueue[None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads: set[int] = set()
+        self._submitted = self._begun = self._started = 0
+        self._asleep = threading.Lock()  # held until the end
+        self._asleep.acquire()
+        self.has_ended = False
+        self.connections: dict[int, Any] = {}
+
+    def submit(self, call: _Call[A, B], function: Callable[[A], B]) -> None:
+        """Begin a call, or have it wait for a thread."""
+        self._waiting.put(lambda: call.run(function))
+        self._submitted += 1
+        if self._started < min(self._count, self._submitted):
+            try:
+                threading.Thread(target=self._work, name="cloudstore-bulk", daemon=True).start()
+            except RuntimeError:  # the interpreter starts no more threads
+                if self._started == 0:
+                    self._waiting.get()
+                    call.run(function)
+            else:
+                self._started += 1
+
+    def wait_for(self, call: _Call[Any, Any]) -> None:
+        """Wait until a call is done."""
+        while not call.is_done:
+            self._finished.get()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but not beyond the end of the bulk work."""
+        if self._asleep.acquire(timeout=seconds):
+            self._wake()
+
+    def end(self) -> None:
+        """Begin no more calls, and wait for the running ones, which end at their deadline; interrupted, `leave`."""
+        try:
+            self._stop()
+            while self._has_threads():
+                self._finished.get()
+        except BaseException as interrupt:
+            self.leave()
+            interrupt.add_note("Requests of the bulk work were broken off: each may have been done or not.")
+            raise
+
+    def leave(self) -> None:
+        """Close the connections in use, so that no request in flight arrives later."""
+        self._stop()
+        for connection in [*self.connections.values()]:
+            with suppress(OSError, AttributeError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def _stop(self) -> None:
+        with self._lock:
+            self.has_ended = True
+        self._wake()
+        for _ in range(self._count):
+            self._waiting.put(None)
+
+    def _wake(self) -> None:
+        with suppress(RuntimeError):  # another thread has released it
+            self._asleep.release()
+
+    def _has_threads(self) -> bool:
+        with self._lock:
+            return bool(self._threads)
+
+    def _work(self) -> None:
+        with self._lock:
+            if self.has_ended:
+                return
+            self._threads.add(threading.get_ident())
+        scope.group = self
+        try:
+            while (run := self._waiting.get()) is not None and not self.has_ended:
+                run()
+                self._finished.put(None)
+        finally:
+            scope.group = None
+            with self._lock:
+                self._threads.discard(threading.get_ident())
+            self._finished.put(None)
+
+
 class WorkerPool:
-    """Call a function with many arguments, at most `count` calls at a time; a count of 1 uses the calling thread."""
+    """Call a function with many arguments, at most `count` calls at a time."""
 
     def __init__(self, count: int) -> None:
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"max_workers is a whole number above 0, and not {count!r}.")
         self.count = count
-        self._pool: ThreadPoolExecutor | None = None
-        self._process = os.getpid()
-        self._lock = threading.Lock()
 
-    def map(self, function: Callable[[A], B], arguments: Iterable[A]) -> Iterator[tuple[A, Future[B]]]:
-        """Yield each argument with its finished call, in order; closing the iterator starts no more calls."""
-        waiting: deque[tuple[A, Future[B]]] = deque()
+    def map(
+        self, function: Callable[[A], B], arguments: Sequence[A], *, on_threads: bool = True
+    ) -> Generator[_Call[A, B], None, None]:
+        """
+        Yield each finished call, in order.
+
+        However the iterator ends, no call begins afterwards and none is still running. The calls run on threads, so
+        that an interrupt does not break off a request already sent; with `on_threads` False on the caller's.
+        """
+        if not on_threads:
+            for argument in arguments:
+                call = _Call[A, B](argument)
+                call.run(function)
+                if not isinstance(call.error, Exception | None):
+                    raise call.error
+                yield call
+            return
+        group = CallGroup(self.count)
+        waiting: deque[_Call[A, B]] = deque()
+        ahead = self.count * AHEAD if self.count > 1 else 1
         try:
             for argument in arguments:
-                waiting.append((argument, self._start(function, argument)))
-                if len(waiting) >= self.count * AHEAD or self.count == 1:
-                    yield _finished(waiting.popleft())
+                waiting.append(_Call(argument))
+                group.submit(waiting[-1], function)
+                if len(waiting) >= ahead:
+                    group.wait_for(waiting[0])
+                    yield waiting.popleft()
             while waiting:
-                yield _finished(waiting.popleft())
+                group.wait_for(waiting[0])
+                yield waiting.popleft()
         finally:
-            for _, future in waiting:
-                future.cancel()
-
-    def _start(self, function: Callable[[A], B], argument: A) -> Future[B]:
-        if self.count > 1:
-            with self._lock:
-                if self._pool is None or self._process != os.getpid():  # threads do not survive a fork
-                    self._process = os.getpid()
-                    self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="cloudstore-bulk")
-            return self._pool.submit(function, argument)
-        future: Future[B] = Future()
-        try:
-            future.set_result(function(argument))
-        except Exception as error:  # noqa: BLE001 - the future carries it, as in a pool
-            future.set_exception(error)
-        return future
-
-    def close(self) -> None:
-        """End the threads after their current calls."""
-        with self._lock:
-            if self._pool is not None and self._process == os.getpid():
-                self._pool.shutdown(cancel_futures=True)
+            group.end()
 
 
 class Bulk:
@@ -91,29 +220,63 @@ class Bulk:
         self.pool = pool
 
     def read(
-        self, keys: Sequence[str], progress: Progress = None, *, is_listing: bool = False
-    ) -> Iterator[tuple[str, Found[bytes] | CloudStoreError]]:
+        self,
+        keys: Sequence[str],
+        progress: Progress = None,
+        *,
+        is_listing: bool = False,
+        stop: StopRule | None = None,
+    ) -> Generator[tuple[str, Found[bytes] | CloudStoreError], None, None]:
         """
         Yield each key with its value or error, in order, holding at most a batch in memory.
 
-        `is_listing` means consecutive keys of a listing from its beginning.
+        `is_listing` means consecutive keys of a listing from its beginning. `stop` is shared by parts of one work.
         """
-        return reported(self._read(keys, is_listing=is_listing), progress, len(keys))
+        results = self._read(keys, StopRule() if stop is None else stop, is_listing=is_listing)
+        return reported(results, progress, len(keys))
 
-    def _read(self, keys: Sequence[str], *, is_listing: bool) -> Iterator[tuple[str, Found[bytes] | CloudStoreError]]:
+    def _read(
+        self, keys: Sequence[str], stop: StopRule, *, is_listing: bool
+    ) -> Generator[tuple[str, Found[bytes] | CloudStoreError], None, None]:
         files = self.files
         rest = iter(keys)
         last: str | None = None
+        if stop.applies():
+            yield from ((key, stop.untried(key)) for key in rest)
+            return
         while files.supports("batch") and (chunk := list(islice(rest, MAX_BATCH))):
-            yield from zip(
-                chunk, files.load_listed(chunk, last) if is_listing else files.load_batch(chunk), strict=True
-            )
+            try:
+                results: Sequence[Found[bytes] | CloudStoreError] = (
+                    files.load_listed(chunk, last) if is_listing else files.load_batch(chunk)
+                )
+            except CloudStoreError as error:
+                stop.note(error)
+                if not stop.applies():
+                    raise
+                results = [error, *(stop.untried(key) for key in chunk[1:])]
+            else:
+                stop.note(None)
+            yield from zip(chunk, results, strict=True)
+            if stop.applies():
+                yield from ((key, stop.untried(key)) for key in rest)
+                return
             last = chunk[-1]
-        for key, loaded in self.pool.map(files.load, rest):
-            error = loaded.exception()
-            if error is not None and not isinstance(error, CloudStoreError):
-                raise error
-            yield key, loaded.result() if error is None else error
+
+        def load(key: str) -> Found[bytes] | CloudStoreError:
+            if stop.applies():
+                return stop.untried(key)
+            try:
+                found = files.load(key)
+            except CloudStoreError as error:
+                stop.note(error)
+                return error
+            stop.note(None)
+            return found
+
+        singly = [*rest]
+        on_threads = files.client.is_remote and len(singly) > 1
+        with closing(self.pool.map(load, singly, on_threads=on_threads)) as calls:
+            yield from ((call.argument, call.result()) for call in calls)
 
     @property
     def page_size(self) -> int:
@@ -131,7 +294,8 @@ class Bulk:
                 return [self.files.load(keys[0])]
             if self.files.supports("batch"):
                 return self.files.load_listed(keys, after)
-            return [result for _, result in self.read(keys)]
+            with closing(self.read(keys)) as results:
+                return [result for _, result in results]
         except CloudStoreError as error:
             return [error] * len(keys)
 
@@ -139,12 +303,11 @@ class Bulk:
         """
         Apply all changes, those of a key in their order.
 
-        Raises `BulkError` with the keys done and failed, or the error itself if all changes are of a single key. After
-        a request that did not reach the service no more are sent.
+        Raises `BulkError` with the keys done and failed, or the error itself if all changes are of a single key.
         """
-        failed: dict[str, CloudStoreError] = {}
-        with reporting(progress, len(changes)) as report:
-            for done, (key, error) in enumerate(self.attempt(changes), 1):
+        failed: dict[str, Exception] = {}
+        with reporting(progress, len(changes)) as report, closing(self.attempt(changes)) as attempts:
+            for done, (key, error) in enumerate(attempts, 1):
                 report(done)
                 if error is not None and not (ignore_absent and isinstance(error, NoFileError)):
                     failed.setdefault(key, error)
@@ -160,63 +323,123 @@ class Bulk:
             failed=failed,
         ) from first
 
-    def attempt(self, changes: Sequence[Change]) -> Iterator[tuple[str, CloudStoreError | None]]:
-        """Apply all changes; yield the key and error of each, those of a key in their order."""
+    def attempt(
+        self, changes: Sequence[Change], stop: StopRule | None = None
+    ) -> Generator[tuple[str, Exception | None], None, None]:
+        """
+        Apply all changes; yield the key and error of each, those of a key in their order.
+
+        `stop` is shared by parts of one work.
+        """
         started = 0
+        stop = StopRule() if stop is None else stop
         if not self.files.supports("batch") and len(changes) > 1:
             # The first reply tells if the service takes batches.
             started = 1
-            yield changes[0].key, self._change(changes[0])
+            yield changes[0].key, self._run(lambda changes: self._change(changes[0], stop), changes)
         if self.files.supports("batch"):
-            yield from self._attempt_batches(changes[started:])
+            yield from self._attempt_batches(changes[started:], stop)
         else:
-            yield from self._attempt_singly(changes[started:])
+            yield from self._attempt_singly(changes[started:], stop)
 
-    def _attempt_batches(self, changes: Sequence[Change]) -> Iterator[tuple[str, CloudStoreError | None]]:
-        unreachable: CloudStoreError | None = None
+    def _run(self, function: Callable[[Sequence[Change]], B], changes: Sequence[Change]) -> B:
+        """Return the result of a request, which an interrupt does not break off if it is one of several changes."""
+        on_threads = self.files.client.is_remote and len(changes) > 1
+        on_threads = on_threads and threading.current_thread() is threading.main_thread()  # others get no signals
+        with closing(self.pool.map(function, [changes], on_threads=on_threads)) as calls:
+            return next(calls).result()
+
+    def _attempt_batches(self, changes: Sequence[Change], stop: StopRule) -> Iterator[tuple[str, Exception | None]]:
         for chunk in in_batches(changes, lambda change: len(change.request.value or b"")):
-            errors: Sequence[CloudStoreError | None] = (
-                self._change_batch(chunk) if unreachable is None else [unreachable] * len(chunk)
-            )
-            unreachable = unreachable or _unreachable(errors[0])
+            errors = self._run(lambda chunk: self._change_batch(chunk, stop), chunk)
             yield from ((change.key, error) for change, error in zip(chunk, errors, strict=True))
 
-    def _change_batch(self, chunk: Sequence[Change]) -> Sequence[CloudStoreError | None]:
+    def _change_batch(self, chunk: Sequence[Change], stop: StopRule) -> Sequence[Exception | None]:
+        if stop.applies():
+            return [stop.untried(change.key) for change in chunk]
         if len(chunk) == 1:
-            return [self._change(chunk[0])]
+            return [self._change(chunk[0], stop)]
         try:
-            return self.files.change_batch(chunk)
+            errors = self.files.change_batch(chunk)
         except (BadValueError, TooBigError):
             # A single value made the service refuse the whole batch unread; halving isolates it.
             middle = len(chunk) // 2
-            return [*self._change_batch(chunk[:middle]), *self._change_batch(chunk[middle:])]
+            return [*self._change_batch(chunk[:middle], stop), *self._change_batch(chunk[middle:], stop)]
         except CloudStoreError as error:
+            stop.note(error)
             return [error] * len(chunk)
+        stop.note(None)
+        return errors
 
-    def _attempt_singly(self, changes: Sequence[Change]) -> Iterator[tuple[str, CloudStoreError | None]]:
+    def _attempt_singly(self, changes: Sequence[Change], stop: StopRule) -> Iterator[tuple[str, Exception | None]]:
         by_key: dict[str, list[Change]] = {}
         for change in changes:
             by_key.setdefault(change.key, []).append(change)
-        unreachable: list[CloudStoreError] = []
 
-        def attempt(key: str) -> list[CloudStoreError | None]:
-            errors: list[CloudStoreError | None] = []
-            for change in by_key[key]:
-                error = unreachable[0] if unreachable else self._change(change)
-                if not unreachable and (first := _unreachable(error)):
-                    unreachable.append(first)
-                errors.append(error)
-            return errors
+        def attempt(key: str) -> list[Exception | None]:
+            return [self._change(change, stop) for change in by_key[key]]
 
-        for key, attempted in self.pool.map(attempt, by_key):
-            yield from ((key, error) for error in attempted.result())
+        on_threads = self.files.client.is_remote and len(changes) > 1
+        with closing(self.pool.map(attempt, [*by_key], on_threads=on_threads)) as calls:
+            yield from ((call.argument, error) for call in calls for error in call.result())
 
-    def _change(self, change: Change) -> CloudStoreError | None:
+    def _change(self, change: Change, stop: StopRule) -> Exception | None:
+        if stop.applies():
+            return stop.untried(change.key)
         try:
             self.files.change(change)
-        except CloudStoreError as error:
+        except Exception as error:  # noqa: BLE001 - also of the user's `passwords`, about this key alone
+            stop.note(error)
             return error
+        stop.note(None)
         return None
+
+
+class StopRule:
+    """
+    Stop bulk work after a request that found the service unreachable; `reason` is its error.
+
+    Unreachable means no connection, or an answer that it is too busy (429, 502, 503, 504), in all attempts; no answer
+    until the deadline, or to two requests in a row. A broken connection may be caused by the value of a key, so the
+    other keys are still tried.
+    """
+
+    def __init__(self) -> None:
+        self.reason: CloudStoreError | None = None
+        self._timeouts = 0
+
+    def applies(self) -> bool:
+        """Return True once a request found the service unreachable."""
+        return self.reason is not None
+
+    def note(self, error: Exception | None) -> None:
+        """Take note of the result of a request."""
+        cause = error.__cause__ if isinstance(error, OutcomeUnknownError) else error
+        if isinstance(cause, TimedOutError) and cause.sent:
+            self._timeouts += 1
+            is_unreachable = cause.at_deadline or self._timeouts > 1
+        else:
+            self._timeouts = 0
+            is_unreachable = isinstance(cause, UnavailableError | TooOftenError | TimedOutError) or (
+                isinstance(cause, TransportError) and not cause.sent
+            )
+        if is_unreachable and self.reason is None and isinstance(error, CloudStoreError):
+            self.reason = error
+
+    def untried(self, key: str) -> CloudStoreError:
+        """Return the error of a key not tried."""
+        error = self.reason
+        cause = error.__cause__ if isinstance(error, OutcomeUnknownError) else error
+        kind = next(
+            (kind for kind in (UnavailableError, TooOftenError, TimedOutError) if isinstance(cause, kind)),
+            TransportError,
+        )
+        facts = {} if kind is TooOftenError else {"sent": False}
+        return kind(
+            f"{shorten(key)} was not tried, because the service was not reached before; try it again later.",
+            key=key,
+            **facts,
+        )
 
 
 def in_batches(
@@ -251,23 +474,13 @@ def in_batches(
         yield batch
 
 
-def reported(results: Iterator[A], progress: Progress, total: int) -> Iterator[A]:
+def reported(results: Generator[A, None, None], progress: Progress, total: int) -> Generator[A, None, None]:
     """Return an iterator of the results that reports their number."""
     return results if progress is None else _report(results, progress, total)
 
 
-def _report(results: Iterator[A], progress: Progress, total: int) -> Iterator[A]:
-    with reporting(progress, total) as report:
+def _report(results: Generator[A, None, None], progress: Progress, total: int) -> Generator[A, None, None]:
+    with reporting(progress, total) as report, closing(results):
         for done, result in enumerate(results, 1):
             report(done)
             yield result
-
-
-def _unreachable(error: CloudStoreError | None) -> CloudStoreError | None:
-    """Return the error if the request did not reach the service, so that others would only wait as long again."""
-    return error if isinstance(error, TransportError) and not error.sent else None
-
-
-def _finished(call: tuple[A, Future[B]]) -> tuple[A, Future[B]]:
-    call[1].exception()
-    return call

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self, TypeAlias, TypeVar, cast, overload
@@ -31,6 +31,7 @@ from cloudstore_mapping.client.address import (
 )
 from cloudstore_mapping.client.bulk import Bulk, WorkerPool
 from cloudstore_mapping.client.cache import DEFAULT_BYTES, DEFAULT_ENTRIES, Cache, Found
+from cloudstore_mapping.client.deadline import DEFAULT_DEADLINE
 from cloudstore_mapping.client.files import Change, Client, Files, Names, OpenStore, Password, Passwords
 from cloudstore_mapping.client.media import Media, MediaData, Place, download_media, media_of, upload_media
 from cloudstore_mapping.client.options import check_options, pickled
@@ -105,7 +106,10 @@ class CloudStoreMapping(MutableMapping[str, V]):
     cache_absent_ttl
         Seconds to remember an absent key; None: not at all.
     timeout
-        Seconds to wait for a connection, and for each part of a reply; or a single number for both.
+        Seconds to wait for a connection, and for each part of a reply, in each attempt; or a single number for both.
+    deadline
+        Seconds for a request with all its attempts, waits and slow replies; None: no limit. The wait for the pace is
+        not counted. For an upload or download, seconds without progress.
     retries
         Number of further attempts of a request after a failure on the way.
     min_interval
@@ -152,6 +156,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
         cache_bytes: int = DEFAULT_BYTES,
         cache_absent_ttl: float | None = None,
         timeout: float | tuple[float, float] = DEFAULT_TIMEOUT,
+        deadline: float | None = DEFAULT_DEADLINE,
         retries: int = 3,
         min_interval: float | None = None,
         max_workers: int = 8,
@@ -176,6 +181,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
             "cache_bytes": cache_bytes,
             "cache_absent_ttl": cache_absent_ttl,
             "timeout": timeout,
+            "deadline": deadline,
             "retries": retries,
             "min_interval": min_interval,
             "max_workers": max_workers,
@@ -204,6 +210,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
             api_key,
             retries=retries,
             min_interval=min_interval or 0.0,
+            deadline=deadline,
             pacer=pacer,
             clock=clock,
             sleep=getattr(clock, "sleep", time.sleep),
@@ -289,7 +296,6 @@ class CloudStoreMapping(MutableMapping[str, V]):
         if self._store is None and not self._files.store.is_closed:
             self._files.store.is_closed = True
             self._files.client.hurry()
-            self._bulk.pool.close()
             self._files.close()
 
     def __enter__(self) -> Self:
@@ -392,11 +398,12 @@ class CloudStoreMapping(MutableMapping[str, V]):
         self._files.settle([*wanted])
         values: dict[str, V] = {}
         failed: dict[str, CloudStoreError] = {}
-        for key, result in self._bulk.read([*wanted], self._files.store.progress):
-            if not isinstance(result, CloudStoreError):
-                values[key] = self._decode(result)
-            elif not isinstance(result, NoFileError):
-                failed[key] = result
+        with closing(self._bulk.read([*wanted], self._files.store.progress)) as results:
+            for key, result in results:
+                if not isinstance(result, CloudStoreError):
+                    values[key] = self._decode(result)
+                elif not isinstance(result, NoFileError):
+                    failed[key] = result
         if failed:
             first = next(iter(failed.values()))
             raise BulkError(
@@ -498,13 +505,14 @@ class CloudStoreMapping(MutableMapping[str, V]):
         return read_ahead
 
     def _read(self, keys: Sequence[str]) -> Iterator[tuple[str, V]]:
-        for key, result in self._bulk.read(keys, self._files.store.progress, is_listing=True):
-            self._check_open()
-            if isinstance(result, NoFileError):
-                continue
-            if isinstance(result, CloudStoreError):
-                raise result
-            yield key, self._decode(result)
+        with closing(self._bulk.read(keys, self._files.store.progress, is_listing=True)) as results:
+            for key, result in results:
+                self._check_open()
+                if isinstance(result, NoFileError):
+                    continue
+                if isinstance(result, CloudStoreError):
+                    raise result
+                yield key, self._decode(result)
 
     def _decode(self, found: Found[bytes]) -> V:
         value: V = codec.decode(cast("bytes", found.value))  # an absence raised `NoFileError`

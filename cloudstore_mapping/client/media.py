@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import IO, Any, Final, NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
+from cloudstore_mapping.client.deadline import Deadline
 from cloudstore_mapping.client.files import Client, Files
 from cloudstore_mapping.client.progress import Progress, reporting
 from cloudstore_mapping.client.retry import MAX_WAIT
@@ -313,8 +314,8 @@ class Download:
     """
     Download of the media file at `link`, resumed as often as the connection breaks.
 
-    The client's number of retries limits consecutive attempts without progress. `on_start` is called before the first
-    byte is written.
+    The client's number of retries limits consecutive attempts without progress, and its deadline the time without.
+    `on_start` is called before the first byte is written.
     """
 
     def __init__(
@@ -336,25 +337,27 @@ class Download:
     def run(self) -> None:
         """Download the whole file; raises the error of the last attempt."""
         backoffs = self._client.backoffs()
+        deadline = self._client.new_deadline()
         with ExitStack() as stack:
             while True:
                 before = self._target.size
                 try:
-                    self._resume(stack)
+                    self._resume(stack, deadline)
                 except (TransportError, TimedOutError, TooOftenError) as error:
                     if self._target.size > before:
                         backoffs = self._client.backoffs()
                     backoff = next(backoffs)
                     retry_after = getattr(error, "retry_after", None) or 0.0
-                    if backoff is None or retry_after > MAX_WAIT:
+                    if backoff is None or retry_after > MAX_WAIT or max(backoff, retry_after) >= deadline.left():
                         raise
                     self._client.sleep(max(backoff, retry_after))
                 else:
                     return
 
-    def _resume(self, stack: ExitStack) -> None:
+    def _resume(self, stack: ExitStack, deadline: Deadline) -> None:
         target = self._target
-        with closing(self._client.fetch(self._link, target.size, self._tag)) as fetched:
+        deadline.restarts_on_read = False  # until the content comes
+        with closing(self._client.fetch(self._link, target.size, self._tag, deadline)) as fetched:
             if fetched.start != target.size or (target.size and fetched.tag != self._tag):
                 target.restart()
             self._tag = fetched.tag
@@ -366,6 +369,7 @@ class Download:
                 self._report = stack.enter_context(reporting(self._progress, fetched.size))
             for piece in fetched.pieces:
                 target.write(piece)
+                deadline.restart()  # the time to write is not the service's
                 if self._report is not None:
                     self._report(target.size)
             if fetched.size is not None and target.size != fetched.size:

@@ -1,8 +1,9 @@
 """
-Retry: send a request until its outcome is final, with rate limit, idempotency keys and exponential backoff.
+Retry: send a request until its outcome is final, under one deadline, with rate limit, idempotency keys and backoff.
 
 A read is retried freely; a write only if a second application does no harm, or if an idempotency key prevents it.
-A write without a reply ends in `OutcomeUnknownError`.
+A write ends in `OutcomeUnknownError` if an attempt may have been applied and the last one doesn't tell; the table in
+``docs/errors.md`` has each case.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, Final, NamedTuple, Self, TypeAlias
 import msgspec
 from msgspec import UNSET
 
+from cloudstore_mapping.client.deadline import DEFAULT_DEADLINE, Deadline, scope
 from cloudstore_mapping.client.transport import Fetched, Sendable, Transport
 from cloudstore_mapping.errors import (
     REPLY_ERRORS,
@@ -40,12 +42,12 @@ from cloudstore_mapping.masking import hide
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, Upload, encode_value
 
 #: Result of a single attempt: a reply, or the reason why there is none.
-Outcome: TypeAlias = Reply | TransportError | TimedOutError
+Outcome: TypeAlias = Reply | CloudStoreError
 
 #: Seconds a request may wait in total between its attempts, including ``Retry-After``.
 MAX_WAIT: Final = 30.0
 #: Seconds after the first attempt until which a request may be sent again: services keep ids for at least 600.
-MAX_AGE: Final = 540.0
+MAX_AGE: Final = 480.0
 
 _FIRST_BACKOFF: Final = 0.5
 _LONGEST_BACKOFF: Final = 8.0
@@ -77,6 +79,14 @@ class WriteMark:
 WRITES: Final = WriteMark()
 
 
+def pause(seconds: float, sleep: Callable[[float], object]) -> None:
+    """Sleep; on a thread of bulk work until its end at the latest."""
+    if scope.group is None or sleep is not time.sleep:
+        sleep(seconds)
+    else:
+        scope.group.sleep(seconds)
+
+
 class Pacer:
     """
     Rate limiter: assign start times to requests in the order of the calls.
@@ -100,11 +110,15 @@ class Pacer:
             self._last = max(self._clock(), self._last + interval)
             return self._last
 
+    def delay(self, until: float) -> float:
+        """Return the seconds until the clock shows `until`, 0 or less if it does already."""
+        return until - self._clock()
+
     def wait(self, until: float) -> None:
-        """Sleep until the clock shows `until`."""
+        """Sleep until the clock shows `until`; in bulk work no longer than this goes on."""
         delay = until - self._clock()
         if delay > 0:
-            self._sleep(delay)
+            pause(delay, self._sleep)
 
 
 _pacers: dict[str, Pacer] = {}
@@ -144,6 +158,9 @@ class RequestSender:
         Seconds between two requests of all senders with the same `pacer`.
     readonly
         Raise `ForbiddenError` for every write.
+    deadline
+        Seconds for a request with all its attempts, waits and slow replies, without waits for the pace; for an upload
+        or download, seconds without progress. None: no limit.
     pacer, clock, sleep
         The pacer (`pacer_of`; None: a new pacer with this clock), and functions to read time and to wait.
 
@@ -161,6 +178,7 @@ class RequestSender:
         *,
         retries: int = 3,
         min_interval: float = 0.0,
+        deadline: float | None = DEFAULT_DEADLINE,
         pacer: Pacer | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
@@ -171,6 +189,7 @@ class RequestSender:
         self._api_key = hide(api_key)
         self._retries = retries
         self._min_interval = min_interval
+        self._deadline = deadline
         self._pacer = Pacer(clock, sleep) if pacer is None else pacer
         self._clock = clock
         self._sleep = sleep
@@ -195,6 +214,11 @@ class RequestSender:
     def close(self) -> None:
         """Close the transport."""
         self._transport.close()
+
+    @property
+    def is_remote(self) -> bool:
+        """True if a request may arrive after its sender stopped waiting for it, as over a network."""
+        return not getattr(self._transport, "is_in_process", False)
 
     @property
     def extensions(self) -> frozenset[str]:
@@ -236,38 +260,77 @@ class RequestSender:
         wait_left = MAX_WAIT
         maybe_applied = is_retry = False
         self._pacer.wait(self.reserve() if start is None else start)
-        latest = self._clock() + MAX_AGE
-        while True:
-            outcome = self._send_once(request, is_retry)
-            if self._is_ending or rewind is None or not is_retryable(request, outcome, "once" in self.extensions):
-                return final_reply(request, outcome, maybe_applied, key)
-            backoff = next(backoffs)
-            if backoff is None:
-                return final_reply(request, outcome, maybe_applied, key)
-            wait = max(backoff, _retry_after(outcome))
-            if wait > wait_left or self._clock() + wait > latest:
-                return final_reply(request, outcome, maybe_applied, key)
-            maybe_applied = maybe_applied or may_have_applied(outcome)
-            is_retry = True
-            wait_left -= wait
-            self._sleep(wait)
-            rewind()
-            self._pacer.wait(self.reserve())
+        if _is_abandoned():
+            raise TransportError("The request was not sent, because the bulk work ended; do it again.", sent=False)
+        deadline = self.new_deadline()
+        latest = deadline.began + MAX_AGE
+        outcome: Outcome
+        try:
+            while True:
+                outcome = self._send_once(request, deadline, is_retry)
+                if isinstance(outcome, TimedOutError) and deadline.left() <= 0:
+                    outcome.at_deadline = True
+                    outcome.message = outcome.message.replace("longer timeout", "longer deadline")
+                if rewind is None or not is_retryable(request, outcome, "once" in self.extensions):
+                    return final_reply(request, outcome, maybe_applied, key)
+                backoff = next(backoffs)
+                if backoff is None or self._is_ending or _is_abandoned():
+                    return final_reply(request, outcome, maybe_applied, key)
+                wait = max(backoff, _retry_after(outcome))
+                if wait > wait_left or wait >= deadline.left() or self._clock() + wait > latest:
+                    return final_reply(request, outcome, maybe_applied, key)
+                maybe_applied = maybe_applied or may_have_applied(outcome)
+                is_retry = True
+                wait_left -= wait
+                self.sleep(wait)
+                if not self._wait_for_turn(deadline, latest):
+                    return final_reply(request, outcome, maybe_applied, key)
+                rewind()
+        except CloudStoreError:
+            raise
+        except BaseException as interrupt:
+            if (maybe_applied or deadline.sent) and is_write(request):
+                interrupt.add_note(_unknown(f"The {_description(request, key)} was interrupted"))
+            raise
 
-    def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
+    def _wait_for_turn(self, deadline: Deadline, latest: float) -> bool:
+        """Wait for the pace before another attempt, uncounted; return False if it may not be sent any more."""
+        start = self.reserve()
+        before = self._clock()
+        if before + self._pacer.delay(start) <= latest:
+            self._pacer.wait(start)
+        now = self._clock()
+        deadline.extend(now - before)
+        return now + self._pacer.delay(start) <= latest and not self._is_ending and not _is_abandoned()
+
+    def new_deadline(self) -> Deadline:
+        """Return the deadline of a request beginning now."""
+        return Deadline(self._deadline, self._clock)
+
+    def fetch(self, link: str, start: int = 0, tag: str | None = None, deadline: Deadline | None = None) -> Fetched:
         """
         Begin to download a media file, in a single attempt; see `HTTPTransport.fetch`.
+
+        `deadline` is that of the whole download, by default a new one.
 
         Raises the service's error if there is no such file, and `UnsupportedError` over a transport without `fetch`.
         """
         fetch = getattr(self._transport, "fetch", None)
         if fetch is None:
             raise UnsupportedError("This store's transport gets no media files; open the store by its address.")
+        deadline = self.new_deadline() if deadline is None else deadline
+        before = self._clock()
         self._pacer.wait(self.reserve())
+        deadline.extend(self._clock() - before)
         with self._lock:
             self._attempts["download"] += 1
             self._repetitions += start > 0
-        fetched: Fetched = fetch(link, start, tag)
+        scope.deadline, outer = deadline, scope.deadline
+        try:
+            fetched: Fetched = fetch(link, start, tag)
+        finally:
+            scope.deadline = outer
+        deadline.restarts_on_read = True
         if fetched.refusal is not None:
             raise_for(fetched.refusal, None)
         return fetched
@@ -296,8 +359,8 @@ class RequestSender:
             yield None
 
     def sleep(self, seconds: float) -> None:
-        """Wait between two attempts."""
-        self._sleep(seconds)
+        """Wait between two attempts; in bulk work no longer than this goes on."""
+        pause(seconds, self._sleep)
 
     def _with_id(self, request: Sendable) -> Sendable:
         """Return the request, a write with an idempotency key if the service may know them."""
@@ -309,15 +372,21 @@ class RequestSender:
             return request
         return msgspec.structs.replace(request, once=secrets.token_hex(16))
 
-    def _send_once(self, request: Sendable, is_retry: bool) -> Outcome:
+    def _send_once(self, request: Sendable, deadline: Deadline, is_retry: bool) -> Outcome:
         """Send the request: all attempts of all operations pass here."""
         with self._lock:
             self._attempts[operation_of(request)] += 1
             self._repetitions += is_retry
+        scope.deadline, outer = deadline, scope.deadline
+        deadline.sent = True
         try:
             reply = self._transport.send(request)
-        except (TransportError, TimedOutError) as error:
+        except CloudStoreError as error:
+            deadline.sent = False  # an interrupt from here on is not in the middle of an attempt
             return error
+        finally:
+            scope.deadline = outer
+        deadline.sent = False
         if reply.error != "Http error" or reply.extensions:  # otherwise the reply is a proxy's
             self._extensions = reply.extensions
         return reply
@@ -362,19 +431,38 @@ def is_retryable(request: Sendable, outcome: Outcome, knows_ids: bool) -> bool:
     elif isinstance(outcome, TransportError):
         if outcome.is_permanent:
             return False
-    elif outcome.sent and not has_id:
+    elif not isinstance(outcome, TimedOutError) or (outcome.sent and not has_id):
         return False
     return not may_have_applied(outcome) or has_id or _is_idempotent(request)
 
 
+# Outcomes. The table in docs/errors.md shows the result for each pair of an earlier and the last attempt.
+
+
 def may_have_applied(outcome: Outcome) -> bool:
-    """Return True if the service may have applied the request, judging by the outcome."""
+    """Return True if the service may have applied the request, judging by the outcome of one attempt."""
     if isinstance(outcome, Reply):
-        # A gateway may answer for a silent service, but 429 means an unread request. `OutcomeUnknown` is the reply of
-        # a service after the loss of its database.
-        unread = outcome.status == HTTPStatus.TOO_MANY_REQUESTS
-        return outcome.error == "OutcomeUnknown" or (outcome.error == "Http error" and not unread)
-    return outcome.sent
+        # A gateway's error may hide an applied write, but its 3xx and 4xx mean a request that it did not pass on.
+        # `OutcomeUnknown` is the reply of a service after the loss of its database.
+        is_gateway = outcome.error == "Http error" and outcome.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        return is_gateway or outcome.error == "OutcomeUnknown"
+    # An answer that can't be read may come from a service that applied the request.
+    return getattr(outcome, "sent", outcome.status is not None)
+
+
+#: Refusals valid for every attempt of the same request, whenever it came.
+_ABOUT_REQUEST: Final = frozenset({"BadName", "BadValue"})
+#: Refusals that prove, under an id known to the service, that no attempt was applied: it looks up the id before it
+#: looks at the file. All other refusals may come before that.
+_AFTER_ID: Final = frozenset({"NoFile", "Changed", "BadMerge", "TooBig", "TooManyFiles"})
+
+
+def tells_all(request: Sendable, reply: Reply) -> bool:
+    """Return True if the reply to the last attempt also tells the outcome of the earlier attempts."""
+    if reply.error is None or reply.error in _ABOUT_REQUEST:
+        return True
+    has_id = not isinstance(request, Upload) and request.once is not UNSET and "once" in reply.extensions
+    return has_id and reply.error in _AFTER_ID
 
 
 def final_reply(request: Sendable, outcome: Outcome, maybe_applied: bool, key: str | None) -> Reply:
@@ -383,19 +471,22 @@ def final_reply(request: Sendable, outcome: Outcome, maybe_applied: bool, key: s
 
     `maybe_applied` is True if an earlier attempt may have been applied.
     """
+    if not is_write(request):
+        if isinstance(outcome, Reply):
+            return outcome
+        raise outcome
     if isinstance(outcome, Reply):
         if maybe_applied and _is_own_delete(request, outcome):
             deleted = encode_value("Entry deleted")
             return msgspec.structs.replace(outcome, error=None, message=deleted, data=UNSET)
+        if not maybe_applied or tells_all(request, outcome) or may_have_applied(outcome):
+            return outcome
         # A refusal says nothing about the attempts before it.
-        is_unknown = maybe_applied and outcome.status in BUSY and not may_have_applied(outcome)
-    else:
-        is_unknown = maybe_applied or outcome.sent
-    if is_unknown and is_write(request):
-        cause = error_of(outcome, key) if isinstance(outcome, Reply) else outcome
-        raise _outcome_unknown(f"No answer came to the {_description(request, key)}") from cause
-    if isinstance(outcome, Reply):
-        return outcome
+        raise _outcome_unknown(_unanswered(request, key)) from error_of(outcome, key)
+    if maybe_applied or (isinstance(outcome, TransportError | TimedOutError) and outcome.sent):
+        raise _outcome_unknown(_unanswered(request, key)) from outcome
+    if may_have_applied(outcome):  # an answer that can't be read
+        outcome.message += f" The outcome of the {_description(request, key)} is unknown."
     raise outcome
 
 
@@ -416,8 +507,21 @@ def read_only(key: str | None) -> ForbiddenError:
     return ForbiddenError(f"The store is read-only, so {what} was refused; open it without readonly=True.", key=key)
 
 
+def _unknown(problem: str) -> str:
+    return f"{problem}: it may have been done or not; load it to see, or do it again."
+
+
 def _outcome_unknown(problem: str, **facts: Any) -> OutcomeUnknownError:
-    return OutcomeUnknownError(f"{problem}: it may have been done or not; load it to see, or do it again.", **facts)
+    return OutcomeUnknownError(_unknown(problem), **facts)
+
+
+def _unanswered(request: Sendable, key: str | None) -> str:
+    return f"No answer came to the {_description(request, key)}"
+
+
+def _is_abandoned() -> bool:
+    """Return True if the bulk work of this thread has ended, so that nobody waits for another attempt."""
+    return scope.group is not None and scope.group.has_ended
 
 
 def _is_own_delete(request: Sendable, reply: Reply) -> bool:
@@ -483,7 +587,8 @@ def raise_for(reply: Reply, key: str | None, request: Sendable | None = None) ->
     error = error_of(reply, key)
     if error is None:
         return
-    if isinstance(error, UnavailableError) and may_have_applied(reply) and request is not None and is_write(request):
+    is_unknown = may_have_applied(reply) and request is not None and is_write(request)
+    if is_unknown and request is not None and not isinstance(error, OutcomeUnknownError):
         problem = f"The answer to the {_description(request, key)} was {reply.status} {reply.sentence}"
         raise _outcome_unknown(problem, **facts_of(reply, key)) from error
     raise error

@@ -12,8 +12,9 @@ a small load, on CPython 3.11 with requests 2.34 and urllib3 2.8: 80 µs, and 90
 - 25 µs, and a packet: `HTTPConnectionPool.ConnectionCls`, for connections that send head and body at once.
 
 For correctness alone: `response_class` of a connection of `http.client`, and `makefile`, all that its responses call
-of a socket, to skip interim responses; the functions of a TLS handshake in a traceback, to know that nothing was sent;
-the ends of two messages, for a missing certificate file and a refused tunnel.
+of a socket, to skip interim responses and to bound reads by a deadline; `ConnectionCls` of a pool of the user's
+session, for the same bound; the functions of a TLS handshake in a traceback, to know that nothing was sent; the ends of
+two messages, for a missing certificate file and a refused tunnel.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from cloudstore_mapping._version import __version__
 from cloudstore_mapping.client.address import is_loopback
+from cloudstore_mapping.client.deadline import Deadline, scope
 from cloudstore_mapping.errors import (
     BadNameError,
     BadValueError,
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
     from requests import Session as Session
     from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPResponse
     from urllib3.connection import HTTPConnection as _ConnectionBase
+    from urllib3.util import Timeout
 else:
     _ConnectionBase = object
 
@@ -218,6 +221,8 @@ class HTTPTransport:
                 request, id_header = id_beside(request)
                 headers |= id_header
             body = SecretBytes(encode_request(request))  # masked, as it holds the API key
+        if scope.deadline is not None:
+            scope.deadline.sent = False
         try:
             response, extensions = self._post(path, headers, body)
         except (requests.RequestException, HTTPError, OSError) as error:
@@ -225,7 +230,13 @@ class HTTPTransport:
                 raise
             # The message of a ValueError shows a URL, and a proxy's URL may hold a password.
             cause = None if isinstance(error, ValueError) else error
-            raise translate_exception(error, self.server) from cause
+            raised = translate_exception(error, self.server)
+            if scope.deadline is not None and not scope.deadline.sent and hasattr(raised, "sent"):
+                raised.sent = False  # no connection
+            raise raised from cause
+        finally:
+            if scope.group is not None:
+                scope.group.connections.pop(threading.get_ident(), None)
         with self._lock:
             self.sent_bytes += (len(body) if isinstance(body, bytes) else body.len) or 0
             self.received_bytes += len(response.content)
@@ -299,6 +310,8 @@ class HTTPTransport:
             options["auth"] = _unchanged  # `requests` would look for a password in ~/.netrc
             if is_loopback(urlsplit(self.server).hostname or ""):
                 options["proxies"] = {"http": "", "https": "", "all": ""}
+        else:
+            self._bound_reads(session)
         received: list[Response] = []
 
         def check(response: Response, **_: Any) -> None:
@@ -310,13 +323,15 @@ class HTTPTransport:
         theirs = (getattr(session, "hooks", None) or {}).get("response", ())
         hooks = [check, *((theirs,) if callable(theirs) else theirs)]
         url = self.server + path
+        if scope.deadline is not None:
+            scope.deadline.sent = True
         try:
             # Not `request`: a user's class may have a `post` of its own.
             response = (session.post if method == "POST" else session.get)(
                 url,
                 data=body,
                 headers=headers,
-                timeout=self._timeout,
+                timeout=_timeout_left(self._timeout),
                 allow_redirects=False,
                 stream=True,
                 hooks={"response": hooks},
@@ -347,6 +362,24 @@ class HTTPTransport:
             "open the store without session=, or have the service or its proxy send none.",
             sent=True,
         )
+
+    def _bound_reads(self, session: Session) -> None:
+        """
+        Have new connections of the user's session to this server obey the deadline of a request.
+
+        `requests` has only a timeout for each read, which a service sending a byte now and then never exceeds. Done for
+        each request: closing the adapter drops its pools, and a recorder replaces the class of connections.
+        """
+        if scope.deadline is None or not _is_own(getattr(type(session), "merge_environment_settings", None)):
+            return
+        find_pool = getattr(session.get_adapter(self.server), "get_connection_with_tls_context", None)
+        if find_pool is None:  # no adapter of `requests`
+            return
+        import requests
+
+        prepared = requests.Request("POST", self.server).prepare()
+        settings = session.merge_environment_settings(self.server, {}, None, None, None)
+        _bound_connections(find_pool(prepared, settings["verify"], settings["proxies"], settings["cert"]))
 
     def _own_pool(self) -> _ServerPool:
         with self._lock:
@@ -407,6 +440,7 @@ class _ServerPool:
 
         self.process = os.getpid()
         self._server = server
+        self._timeouts = timeout
         self._timeout = Timeout(connect=timeout[0], read=timeout[1])
         self._adapter = HTTPAdapter(pool_maxsize=_POOL_SIZE)
         with requests.Session() as session:
@@ -450,7 +484,7 @@ class _ServerPool:
             retries=self._adapter.max_retries,
             redirect=False,
             assert_same_host=False,
-            timeout=self._timeout,
+            timeout=self._timeout_left(),
             chunked=length is None,
             preload_content=False,
             decode_content=False,
@@ -483,10 +517,19 @@ class _ServerPool:
             retries=self._adapter.max_retries,
             redirect=False,
             assert_same_host=False,
-            timeout=self._timeout,
+            timeout=self._timeout_left(),
             preload_content=False,
             decode_content=False,
         )
+
+    def _timeout_left(self) -> Timeout:
+        deadline = scope.deadline
+        if deadline is None or deadline.left() >= max(self._timeouts):
+            return self._timeout
+        from urllib3.util import Timeout
+
+        connect, read = _timeout_left(self._timeouts)
+        return Timeout(connect=connect, read=read)
 
     def _target(self, path: str) -> str:
         """Return the target of the request line: a path, or the whole URL for a proxy."""
@@ -671,7 +714,103 @@ class PlainResponse:
         return _urllib3_response(original, io.BytesIO(self.content))
 
 
-class _FinalResponses(_ConnectionBase):
+def _timeout_left(timeout: tuple[float, float]) -> tuple[float, float]:
+    """Return the timeouts for connection and reads, neither longer than the time left for the request."""
+    if scope.deadline is None:
+        return timeout
+    try:
+        return scope.deadline.within(timeout[0]), scope.deadline.within(timeout[1])
+    except TimeoutError as error:
+        raise TimedOutError(
+            "The deadline passed before the request was sent; give a longer one.", sent=False
+        ) from error
+
+
+class _BoundedReads(io.RawIOBase):
+    """Reads of a response, each within the timeout and all within the deadline, while `are_bounded`."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, timeout: float, deadline: Deadline) -> None:
+        self._raw = raw
+        self._sock = sock
+        self._timeout = timeout
+        self._deadline = deadline
+        self.are_bounded = True
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if not self.are_bounded:
+            return self._raw.readinto(buffer)
+        self._sock.settimeout(self._deadline.within(self._timeout))
+        count = self._raw.readinto(buffer)
+        if self._deadline.restarts_on_read:
+            self._deadline.within(self._timeout)
+            self._deadline.restart()
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _raw_stream(connection: Any, sock: socket.socket) -> io.RawIOBase:
+    """Return the unbuffered stream of a response, bounded by the deadline if there is one."""
+    raw = sock.makefile("rb", buffering=0)
+    deadline = scope.deadline
+    if deadline is None or connection.timeout is None:
+        return raw
+    return _BoundedReads(raw, sock, connection.timeout, deadline)
+
+
+def _connect(connection: Any) -> None:
+    """Connect if need be, bound the sending by the deadline, and remember that the request is about to leave."""
+    if connection.sock is None:
+        connection.connect()
+    deadline, group = scope.deadline, scope.group
+    if deadline is not None and connection.timeout is not None:
+        connection.timeout = deadline.within(connection.timeout)
+        deadline.sent = True
+    if group is not None:
+        group.connections[threading.get_ident()] = connection
+
+
+class _BoundedConnection(_ConnectionBase):
+    """Mixin for a connection: sending, and all reads of a response, end at the deadline of the request."""
+
+    def request(self, *arguments: Any, **options: Any) -> None:
+        """Send a request."""
+        _connect(self)
+        super().request(*arguments, **options)
+
+    def response_class(  # type: ignore[override]  # a class there, called like this
+        self, sock: socket.socket, *arguments: Any, method: str | None = None
+    ) -> RawResponse:
+        """Return the response that `http.client` will read from this connection."""
+        from http.client import HTTPResponse  # imports email
+
+        stream = _FakeSocket(io.BufferedReader(_raw_stream(self, sock)))
+        return HTTPResponse(stream, *arguments, method=method)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _bounded_class(base: type[Any]) -> type[Any]:
+    return type(f"Bounded{base.__name__}", (_BoundedConnection, base), {})
+
+
+def _bound_connections(pool: Any) -> None:
+    """Bound the new connections of a pool, unless something has replaced their class."""
+    kind = pool.ConnectionCls
+    is_bounded = isinstance(kind, type) and issubclass(kind, _BoundedConnection)
+    if is_bounded:
+        kind = type(pool).ConnectionCls
+    if _is_own(kind):
+        pool.ConnectionCls = _bounded_class(kind)
+    elif is_bounded:
+        vars(pool).pop("ConnectionCls", None)
+
+
+class _FinalResponses(_BoundedConnection):
     """Mixin for a connection: skip interim responses, and close the connection if bytes are left behind a response."""
 
     def response_class(  # type: ignore[override]  # a class there, called like this
@@ -697,8 +836,7 @@ class _FastRequests(_FinalResponses):
         if not self._is_fast:
             super().request(method, url, body, headers, **options)
             return
-        if self.sock is None:
-            self.connect()
+        _connect(self)
         self.sock.settimeout(self.timeout)
         lines = "".join([f"{name}: {value}\r\n" for name, value in (headers or {}).items()])
         head = f"POST {url} HTTP/1.1\r\n{lines}\r\n".encode("latin-1")
@@ -771,7 +909,7 @@ class _Received(io.BufferedReader):
     """
 
     def __init__(self, connection: Any, sock: socket.socket) -> None:
-        super().__init__(sock.makefile("rb", buffering=0))
+        super().__init__(_raw_stream(connection, sock))
         self._connection = connection
         self._sock = sock
         self._line = b""
@@ -798,6 +936,8 @@ class _Received(io.BufferedReader):
         from ssl import SSLWantReadError
 
         timeout = self._sock.gettimeout()
+        if isinstance(self.raw, _BoundedReads):
+            self.raw.are_bounded = False
         try:
             self._sock.settimeout(0)
             return bool(self.peek(1))
@@ -1196,16 +1336,17 @@ def size_of(data: bytes | IO[bytes]) -> int | None:
 
 def pieces_of(data: bytes | IO[bytes]) -> Iterator[bytes]:
     """Yield the bytes of an upload, a file's from its position and no more than its size at the beginning."""
-    if isinstance(data, bytes):
-        yield data
-        return
-    left = size_of(data)
+    deadline = scope.deadline
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    left = size_of(file)
     while left != 0:
         try:
-            piece: Any = data.read(CHUNK_SIZE if left is None else min(left, CHUNK_SIZE))
+            piece: Any = file.read(CHUNK_SIZE if left is None else min(left, CHUNK_SIZE))
         except OSError as error:
             # urllib3 would take an OSError for a broken connection.
             raise BadValueError(f"The file can't be read ({error.strerror or type(error).__name__}).") from error
+        if deadline is not None:
+            deadline.restart()  # the service took the piece before, and the time to read is not the service's
         if isinstance(piece, str):
             raise TypeError("The file gives text where bytes are sent; open it in binary mode.")
         if not piece:
@@ -1213,5 +1354,7 @@ def pieces_of(data: bytes | IO[bytes]) -> Iterator[bytes]:
         if left is not None:
             left -= len(piece)
         yield piece
+    if deadline is not None:
+        deadline.restart()
     if left:
         raise BadValueError("The file became shorter while it was sent; upload it again.")

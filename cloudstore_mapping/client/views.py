@@ -11,7 +11,19 @@ import threading
 import weakref
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Set, Sized, ValuesView
+from collections.abc import (
+    Callable,
+    Generator,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    Sequence,
+    Set,
+    Sized,
+    ValuesView,
+)
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from cloudstore_mapping.client.bulk import Bulk, reported
@@ -165,7 +177,7 @@ class ReadAhead:
             next(self._results, None)  # finishes the report
         return result
 
-    def _in_order(self) -> Iterator[Result]:
+    def _in_order(self) -> Generator[Result, None, None]:
         while self._next < len(self._keys):
             page = self._page_of_next()
             page.used += 1

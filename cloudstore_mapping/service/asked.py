@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import TYPE_CHECKING, Final
@@ -24,7 +25,8 @@ class Asked:
 
     `owner` is the account of somebody who is signed in; `waits` says that the caller does nothing until it is answered,
     and all is done or waited for on its thread; `raises` that the service's own failures are raised as they are;
-    `admitted` says that the account's pace lets it pass; `caller` is for whom the last try was made that was answered.
+    `admitted` says that the account's pace lets it pass; `caller` is for whom the last try was made that was answered;
+    `until` is the monotonic time at which a caller who waits gives up.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Asked:
         self.admitted = owner is not None
         self.refused: dict[Question, CloudStoreError] = {}
         self.caller: Caller | None = None
+        self.until = math.inf
         self.answer: Future[Reply]
 
     @property

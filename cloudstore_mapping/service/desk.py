@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec import UNSET
 
-from cloudstore_mapping.errors import BadKeyError, CloudStoreError, ProtocolError, UnavailableError
+from cloudstore_mapping.errors import BadKeyError, CloudStoreError, ProtocolError, TimedOutError, UnavailableError
 from cloudstore_mapping.service.accounts import NOT_MADE
 from cloudstore_mapping.service.answers import MAX_LOADED, Answers
 from cloudstore_mapping.service.asked import Asked, Moment, UnadmittedError
@@ -81,10 +83,13 @@ class Desk:
         *,
         waits: bool = False,
         raises: bool = False,
+        patience: float | None = None,
         moment: Moment | None = None,
     ) -> Reply | Future[Reply]:
-        """Answer a request if that takes no waiting, else begin to; see `Service.submit`."""
+        """Answer a request if that takes no waiting, else begin to; see `Service.submit` and `Service.handle`."""
         asked = Asked(request, address, owner, waits=waits and self._reads is None, raises=raises)
+        if patience is not None:
+            asked.until = time.monotonic() + patience
         if self._reads is None and asked.is_quick:
             reply = self._answer_at_once(asked, moment)
             if reply is not None:
@@ -155,7 +160,7 @@ class Desk:
         if asked.waits:
             try:
                 if not future.done():
-                    wait([future])
+                    _wait_for(future, asked.until)
             except BaseException:
                 future.cancel()  # what hasn't begun isn't done
                 raise
@@ -259,8 +264,8 @@ class Desk:
     def _have_answered(self, asked: Asked) -> Future[Reply]:
         """Have the request answered by the writer, or where it only reads by a thread for that."""
         if asked.writes:
-            write = self._storage.run if asked.waits else self._storage.submit
-            return write(partial(self._write, asked))
+            work = partial(self._write, asked)
+            return self._storage.run(work, asked.until) if asked.waits else self._storage.submit(work)
         return self._scans.submit(self._scan, asked)
 
     def _caller(self, transaction: Transaction, asked: Asked, *, writes: bool = False) -> Caller:
@@ -320,3 +325,11 @@ class Desk:
         caller, asked.caller = asked.caller, None
         if caller is not None:
             self._usage.count(caller.account.id, "data", *caller.used, times=-1)
+
+
+def _wait_for(future: Future[T], until: float) -> None:
+    """Wait for a future; `TimedOutError` at the monotonic time `until`, with `sent` False if the work never begins."""
+    wait([future], None if until == math.inf else max(0.0, until - time.monotonic()))
+    if not future.done():
+        sentence = "The store was busy all the time; try again, or give a longer deadline."
+        raise TimedOutError(sentence, sent=not future.cancel())

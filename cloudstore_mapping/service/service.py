@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, Self
 
-from cloudstore_mapping.errors import NoFileError, UnavailableError, shorten
+from cloudstore_mapping.errors import NoFileError, TimedOutError, UnavailableError, shorten
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
 from cloudstore_mapping.service.desk import Desk
 from cloudstore_mapping.service.guesses import Guesses
@@ -69,17 +69,27 @@ class Service:
         self.panels = Panels(storage, self._clock, self.usage)
         self._desk = Desk(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
 
-    def handle(self, request: Request | Batch, *, address: str = "", raises: bool = False) -> Reply:
+    def handle(
+        self, request: Request | Batch, *, address: str = "", raises: bool = False, patience: float | None = None
+    ) -> Reply:
         """
         Return the answer to a request, whatever it is; see `submit`.
 
         `raises` is for a caller in whose program the service runs: what isn't a refusal is raised as it is, for it may
-        be what a handler of the program's signals raised.
+        be what a handler of the program's signals raised. After `patience` seconds without an answer `TimedOutError`
+        is raised; its `sent` is False if the request never will be done.
         """
         if self._closed:
             return _closed()
-        answer = self._desk.submit(request, address, None, waits=True, raises=raises)
-        return answer if isinstance(answer, Reply) else answer.result()
+        answer = self._desk.submit(request, address, None, waits=True, raises=raises, patience=patience)
+        if isinstance(answer, Reply):
+            return answer
+        try:
+            return answer.result(patience)
+        except TimeoutError as error:
+            if answer.done():  # raised by the work, not by the wait
+                raise
+            raise TimedOutError("The store did not answer in time; try again, or give a longer deadline.") from error
 
     def submit(self, request: Request | Batch, *, address: str = "", owner: Account | None = None) -> Future[Reply]:
         """

@@ -23,6 +23,11 @@ class PassingTransport:
         """Whether the inner one has a place for a write's id before the service has named `once`."""
         return getattr(self.inner, "has_id_header", False)
 
+    @property
+    def is_in_process(self) -> bool:
+        """True if the service runs in this process."""
+        return getattr(self.inner, "is_in_process", False)
+
     def send(self, request: Sendable) -> Reply:
         """Return the service's answer."""
         return self.inner.send(request)

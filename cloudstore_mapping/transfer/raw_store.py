@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from msgspec import UNSET, Raw
 
+from cloudstore_mapping.client.bulk import StopRule
 from cloudstore_mapping.client.files import Change
 from cloudstore_mapping.client.mapping import CloudStoreMapping, bulk_of, files_of
 from cloudstore_mapping.client.media import Download, DownloadTarget, Media, link_of, media_of
@@ -28,6 +29,7 @@ class RawStore:
         self._store = store
         self._files = files_of(store)
         self._bulk = bulk_of(store)
+        self._stop = StopRule()  # one for all reads and writes of an export or import
 
     @property
     def identity(self) -> str:
@@ -76,12 +78,13 @@ class RawStore:
     def read(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes | CloudStoreError]]:
         """Yield each key with its value or error, in order."""
         self._files.store.check_open()
-        for key, result in self._bulk.read(keys):
-            if isinstance(result, CloudStoreError):
-                yield key, result
-            else:
-                assert result.value is not None  # noqa: S101 - an absence is a `NoFileError`
-                yield key, result.value
+        with closing(self._bulk.read(keys, stop=self._stop)) as results:
+            for key, result in results:
+                if isinstance(result, CloudStoreError):
+                    yield key, result
+                else:
+                    assert result.value is not None  # noqa: S101 - an absence is a `NoFileError`
+                    yield key, result.value
 
     def write(self, values: Mapping[str, bytes], *, only_new: bool) -> Iterator[tuple[str, CloudStoreError | None]]:
         """
@@ -97,7 +100,12 @@ class RawStore:
                 changes += self._files.changes_to_save([(key, Raw(value))], condition)
             except CloudStoreError as error:
                 yield key, error
-        yield from self._bulk.attempt(changes)
+        with closing(self._bulk.attempt(changes, self._stop)) as attempts:
+            for key, outcome in attempts:
+                if isinstance(outcome, CloudStoreError | None):
+                    yield key, outcome
+                else:
+                    raise outcome
 
     def media_files(self) -> list[Media]:
         """Return all media files of an embedded store; `UnsupportedError` for a service."""

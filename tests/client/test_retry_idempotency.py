@@ -9,6 +9,7 @@ from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
 from cloudstore_mapping.client.files import Client
+from cloudstore_mapping.client.transport import Sendable
 from cloudstore_mapping.errors import (
     NoFileError,
     OutcomeUnknownError,
@@ -17,6 +18,7 @@ from cloudstore_mapping.errors import (
     TransportError,
     UnavailableError,
 )
+from cloudstore_mapping.testing.clocks import FrozenClock
 from cloudstore_mapping.wire import Reply, Request, encode_replies, success
 from tests.support.scripted import ALL, DONE, NO_FILE, Outcome, Script, told
 
@@ -198,11 +200,33 @@ def test_prepared_requests_have_ids_too() -> None:
     assert WRITE.once is UNSET
 
 
-def test_ids_are_forgotten_in_the_end() -> None:
-    """A write isn't sent again so late that the service may have forgotten its id, ten minutes after the first time."""
-    client, script = told(ONCE, slow(), slow(), slow())
-    times = iter([0.0, 100.0, 539.9])
-    client._clock = lambda: next(times)
+@pytest.mark.parametrize(("wait", "attempts"), [(0.0, 4), (159.0, 4), (160.0, 3), (240.0, 2), (479.0, 2), (480.0, 1)])
+def test_ids_are_forgotten_in_the_end(wait: float, attempts: int) -> None:
+    """A write isn't sent again 8 minutes after its first attempt: the service may forget its id after ten."""
+    clock = FrozenClock()
+    script = Script(DONE, *[slow()] * 4, extensions=ONCE)
+    send = script.send
+
+    def send_slowly(request: Sendable) -> Reply:
+        clock.advance(wait)
+        return send(request)
+
+    client = Client(script, "k", clock=clock, sleep=lambda _: None, deadline=None)
+    client.save("first", Raw(b"1"))
+    script.requests.clear()
+    script.send = send_slowly  # type: ignore[method-assign]
+    with pytest.raises(OutcomeUnknownError):
+        client.save("a", Raw(b"1"))
+    assert len(script.requests) == attempts
+
+
+def test_the_pace_counts_for_ids() -> None:
+    """A write whose turn at the pace comes more than 8 minutes after its first attempt isn't sent again."""
+    clock = FrozenClock()
+    script = Script(DONE, slow(), DONE, extensions=ONCE)
+    client = Client(script, "k", clock=clock, sleep=clock.sleep, min_interval=500.0)
+    client.save("first", Raw(b"1"))
     with pytest.raises(OutcomeUnknownError):
         client.save("a", Raw(b"1"))
     assert len(script.requests) == 2
+    assert sum(clock.slept) < 510  # the turn of the second attempt is not waited for

@@ -153,7 +153,10 @@ def test_for_ever(kind: str, vendor: Vendor, operation: str, fault: str) -> None
         first = transport.requests[0]
         of_a_write = write_with_id if kind == "extended" else write
         assert not isinstance(caught.value, KeyError)
-        assert errors_of(caught.value) == {of_a_write if is_write(first) else read}
+        error = of_a_write if is_write(first) else read
+        # Bulk work stops at a service out of reach, and the keys not tried say so.
+        untried = read if isinstance(caught.value, BulkError) and kind == "plain" else error
+        assert error in errors_of(caught.value) <= {error, untried}
         transport.break_with([])
         if fault in DONE:
             is_between(dict(store), after)

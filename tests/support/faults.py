@@ -58,6 +58,7 @@ PROTOCOL = (ProtocolError, ProtocolError, ProtocolError)
 TOO_OFTEN = (TooOftenError, TooOftenError, TooOftenError)
 UNAVAILABLE = (UnavailableError, UnavailableError, UnavailableError)
 GATEWAY = (UnavailableError, OutcomeUnknownError, OutcomeUnknownError)
+FAILED = (ProtocolError, OutcomeUnknownError, OutcomeUnknownError)
 UNKNOWN = (TransportError, OutcomeUnknownError, OutcomeUnknownError)
 
 #: Each fault as it comes once, and as it comes to every attempt.
@@ -78,7 +79,7 @@ TABLE = {
     "503": Row(answered(503, retry_after=2.0), UNSEEN, GATEWAY),
     "503 of the service": Row(turned_away(UnavailableError("Wait.", retry_after=2.0)), UNSEEN, UNAVAILABLE),
     "504": Row(answered(504, SIGN_IN_PAGE), UNSEEN, GATEWAY),
-    "500": Row(answered(500, SIGN_IN_PAGE), PROTOCOL, PROTOCOL),
+    "500": Row(answered(500, SIGN_IN_PAGE), FAILED, FAILED),
     "500 of the service": Row(turned_away(ProtocolError("It failed.", error="ServerError")), PROTOCOL, PROTOCOL),
     "truncated": Row(truncated, PROTOCOL, PROTOCOL),
     "sign-in page": Row(answered(200, SIGN_IN_PAGE), PROTOCOL, PROTOCOL),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -65,8 +66,12 @@ class Storage(ABC):
         and returns. What `work` raises undoes what it wrote, is the future's exception, and touches nobody else's work.
         """
 
-    def run(self, work: Callable[[Transaction], T]) -> Future[T]:
-        """Do as `submit` for a caller who waits for nothing else, so that it may be done on the caller's thread."""
+    def run(self, work: Callable[[Transaction], T], until: float = math.inf) -> Future[T]:  # noqa: ARG002
+        """
+        Do as `submit` for a caller who waits for nothing else, so that it may be done on the caller's thread.
+
+        From the monotonic time `until` on it may wait no longer for other processes, and raise `UnavailableError`.
+        """
         return self.submit(work)
 
     @abstractmethod

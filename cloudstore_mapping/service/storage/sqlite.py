@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import time
@@ -83,10 +84,10 @@ class SQLiteStorage(Storage):
         check_open(self._process, closed=self._closed)
         return self._writer.submit(work)
 
-    def run(self, work: Callable[[Transaction], T]) -> Future[T]:
-        """Do as `submit`, on the caller's thread where nobody else writes."""
+    def run(self, work: Callable[[Transaction], T], until: float = math.inf) -> Future[T]:
+        """Do as `submit`, on the caller's thread where nobody else writes; see `Storage.run`."""
         check_open(self._process, closed=self._closed)
-        return self._writer.run(work)
+        return self._writer.run(work, until)
 
     def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
         """Copy all that it holds at this moment into a new file at `path`, which is there only once it is whole."""

@@ -183,11 +183,11 @@ class SQLiteSession(SQLTransaction, Session):
 
     def _begin_to_write(self) -> None:
         """
-        Begin once no other process writes, for which it waits `BUSY_TIMEOUT` seconds.
+        Begin once no other process writes, for which it waits `BUSY_TIMEOUT` seconds, or until `until` if earlier.
 
         SQLite's own waiting ends neither for a signal nor for `hurry`, so the writer's connection does without it.
         """
-        gives_up_at = time.monotonic() + BUSY_TIMEOUT
+        gives_up_at = min(time.monotonic() + BUSY_TIMEOUT, self.until)
         pause = FIRST_PAUSE
         while True:
             try:

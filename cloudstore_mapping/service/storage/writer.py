@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import threading
 import weakref
@@ -53,6 +54,8 @@ class Session(ABC):
 
     #: Pieces of work in one transaction at most.
     max_group: int = MAX_GROUP
+    #: Monotonic time until which `transaction` waits for other processes, if the engine has such a wait.
+    until: float = math.inf
 
     @abstractmethod
     def transaction(self) -> AbstractContextManager[None]:
@@ -110,12 +113,25 @@ def closed_error() -> UnavailableError:
 
 
 class _Job:
-    """A piece of work, whose `future` is told what came of it, and how often it was put off as the first."""
+    """
+    A piece of work, whose `future` is told what came of it, and how often it was put off as the first.
 
-    def __init__(self, work: Callable[[Any], Any], future: Future[Any]) -> None:
+    Whoever waits for it may cancel the future before the work begins. `until` is the monotonic time at which nobody
+    waits any more.
+    """
+
+    def __init__(self, work: Callable[[Any], Any], future: Future[Any], until: float = math.inf) -> None:
         self.work = work
         self.future = future
+        self.until = until
         self.put_off = 0
+        self._has_begun: bool | None = None
+
+    def begin(self) -> bool:
+        """Begin the work, or return False if it was cancelled."""
+        if self._has_begun is None:
+            self._has_begun = self.future.set_running_or_notify_cancel()
+        return self._has_begun
 
 
 class GroupWriter:
@@ -149,11 +165,12 @@ class GroupWriter:
         self._jobs.put(_Job(work, future))
         return future
 
-    def run(self, work: Callable[[Any], T]) -> Future[T]:
+    def run(self, work: Callable[[Any], T], until: float = math.inf) -> Future[T]:
         """
         Have `work(session)` done as `submit` does, for a caller who only waits: here and now where no other work waits.
 
-        Handing it to the thread and waiting for that takes longer than the work.
+        Here it waits for other processes no longer than until the monotonic time `until`. Handing it to the thread and
+        waiting for that takes longer than the work.
         """
         if self._turn.locked():
             return self.submit(work)
@@ -161,7 +178,7 @@ class GroupWriter:
             if self._closed or self._jobs.ended.is_set() or not self._jobs.queue.empty():
                 return self.submit(work)
             future: Future[T] = Future()
-            for job in _commit(self._session, [_Job(work, future)]):
+            for job in _commit(self._session, [_Job(work, future, until)]):
                 self._jobs.put(job)
         error = future.exception() if future.done() else None
         if error is not None and not isinstance(error, Exception):
@@ -213,16 +230,19 @@ def _gather(jobs: SimpleQueue[_Job | None], group: list[_Job], most: int) -> boo
         while len(group) < most:
             if (job := jobs.get(block=not group)) is None:
                 return False
-            if job.future.set_running_or_notify_cancel():
+            if not job.future.cancelled():
                 group.append(job)
     return True
 
 
 def _commit(session: Session, group: list[_Job]) -> list[_Job]:
     """Do a group's work and tell what came of it; return what has to be done in another transaction."""
+    session.until = max(job.until for job in group)
     outcomes = _outcomes(session, group)
     later: list[_Job] = []
     for number, (job, (result, raised)) in enumerate(zip(group, outcomes, strict=True)):
+        if not job.begin():  # cancelled
+            continue
         if isinstance(raised, PutOffError):
             job.put_off += number == 0
             if job.put_off < MAX_PUT_OFF:
@@ -255,6 +275,8 @@ def _outcomes(session: Session, group: list[_Job]) -> list[tuple[Any, BaseExcept
 
 
 def _outcome(session: Session, job: _Job) -> tuple[Any, BaseException | None]:
+    if not job.begin():
+        return None, None
     try:
         with session.savepoint():
             result = job.work(session)

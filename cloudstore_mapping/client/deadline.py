@@ -1,0 +1,66 @@
+"""Deadline of a request, known to everything below it on the same thread: transport, connection, service in-process."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.client.bulk import CallGroup
+
+#: Seconds for a request with all its attempts, waits and slow replies.
+DEFAULT_DEADLINE: Final = 60.0
+
+
+class Deadline:
+    """
+    Time until which a request must end, `seconds` from now by `clock`; None: no limit.
+
+    Attributes
+    ----------
+    began
+        Time of the beginning.
+    restarts_on_read
+        True while each byte read begins the deadline anew, as during a download.
+    sent
+        True if the current attempt may have left this machine; a transport unable to tell leaves it.
+    """
+
+    def __init__(self, seconds: float | None, clock: Callable[[], float]) -> None:
+        self._seconds = math.inf if seconds is None else seconds
+        self._clock = clock
+        self.began = clock()
+        self._until = self.began + self._seconds
+        self.restarts_on_read = False
+        self.sent = False
+
+    def left(self) -> float:
+        """Return the seconds left, not above 0 once the deadline has passed."""
+        return self._until - self._clock()
+
+    def within(self, timeout: float) -> float:
+        """Return `timeout`, or the seconds left if fewer; `TimeoutError` once the deadline has passed."""
+        left = self._until - self._clock()
+        if left <= 0:
+            raise TimeoutError("The deadline has passed.")
+        return min(timeout, left)
+
+    def restart(self) -> None:
+        """Begin anew after progress of an upload or download."""
+        self._until = self._clock() + self._seconds
+
+    def extend(self, seconds: float) -> None:
+        """Add a wait not counted, such as for the pace."""
+        self._until += seconds
+
+
+class _Scope(threading.local):
+    """Request running on this thread, and the bulk work it belongs to."""
+
+    deadline: Deadline | None = None
+    group: CallGroup | None = None
+
+
+scope: Final = _Scope()
