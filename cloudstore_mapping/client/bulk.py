@@ -89,8 +89,9 @@ class CallGroup:
         self._waiting: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._finished: SimpleQueue[None] = SimpleQueue()
         self._lock = threading.Lock()
-        self._threads: set[int] = set()
-        self._submitted = self._begun = self._started = 0
+        self._threads: set[int] = set()  # that may call something
+        self._all_threads: list[threading.Thread] = []
+        self._submitted = self._started = 0
         self._asleep = threading.Lock()  # held until the end
         self._asleep.acquire()
         self.has_ended = False
@@ -102,13 +103,15 @@ class CallGroup:
         self._submitted += 1
         if self._started < min(self._count, self._submitted):
             try:
-                threading.Thread(target=self._work, name="cloudstore-bulk", daemon=True).start()
+                thread = threading.Thread(target=self._work, name="cloudstore-bulk", daemon=True)
+                thread.start()
             except RuntimeError:  # the interpreter starts no more threads
                 if self._started == 0:
                     self._waiting.get()
                     call.run(function)
             else:
                 self._started += 1
+                self._all_threads.append(thread)
 
     def wait_for(self, call: _Call[Any, Any]) -> None:
         """Wait until a call is done."""
@@ -126,6 +129,9 @@ class CallGroup:
             self._stop()
             while self._has_threads():
                 self._finished.get()
+            for thread in self._all_threads:
+                if thread is not threading.current_thread():
+                    thread.join()  # its last steps
         except BaseException as interrupt:
             self.leave()
             interrupt.add_note("Requests of the bulk work were broken off: each may have been done or not.")
@@ -151,7 +157,7 @@ class CallGroup:
 
     def _has_threads(self) -> bool:
         with self._lock:
-            return bool(self._threads)
+            return bool(self._threads - {threading.get_ident()})  # a garbage collection may run on any thread
 
     def _work(self) -> None:
         with self._lock:

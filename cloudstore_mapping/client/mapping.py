@@ -358,6 +358,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
             self._check_open()
             result = read_ahead.take(key)
             if isinstance(result, CloudStoreError):
+                read_ahead = self._local.read_ahead = None  # ends its requests
                 raise result
             if result is not None:
                 return self._decode(result)
