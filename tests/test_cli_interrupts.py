@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -83,3 +84,28 @@ def test_ctrl_c_while_python_ends() -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [(["set", "a", "1"], "save"), (["merge", "a", "{}"], "merge"), (["rm", "a"], "delete"), (["get", "a"], "")],
+)
+def test_ctrl_c_while_a_service_is_silent(arguments: list[str], what: str) -> None:
+    """Ctrl-C ends a command at once with status 130, and the outcome of a write is reported as unknown."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://KEY@127.0.0.1:{server.getsockname()[1]}/cloudstore"
+        command = subprocess.Popen(
+            [sys.executable, "-m", "cloudstore_mapping", *arguments, "--at", address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(1)
+            command.send_signal(signal.SIGINT)
+            output, errors = command.communicate(timeout=20)  # less than the 30 s that a request waits for an answer
+    assert (command.returncode, output) == (130, "")
+    assert errors.startswith(f"cloudstore: The {what} of 'a' was interrupted: it may have been done or not") or not what
+    assert errors.count("\n") == bool(what)

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import islice
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Final, Generic, TypeVar, cast
 
 from cloudstore_mapping.client.cache import Found
@@ -41,6 +41,8 @@ B = TypeVar("B")
 
 #: Calls started ahead of the awaited result, per worker.
 AHEAD: Final = 2
+#: Seconds after which a wait is begun anew: a signal just before it began does not interrupt it.
+ATTENTION: Final = 0.5
 #: Bytes of values in a batch of more than one.
 MAX_BATCH_BYTES: Final = 4 * 2**20
 
@@ -116,7 +118,7 @@ class CallGroup:
     def wait_for(self, call: _Call[Any, Any]) -> None:
         """Wait until a call is done."""
         while not call.is_done:
-            self._finished.get()
+            self._wait()
 
     def sleep(self, seconds: float) -> None:
         """Sleep, but not beyond the end of the bulk work."""
@@ -128,7 +130,7 @@ class CallGroup:
         try:
             self._stop()
             while self._has_threads():
-                self._finished.get()
+                self._wait()
             for thread in self._all_threads:
                 if thread is not threading.current_thread():
                     thread.join()  # its last steps
@@ -154,6 +156,11 @@ class CallGroup:
     def _wake(self) -> None:
         with suppress(RuntimeError):  # another thread has released it
             self._asleep.release()
+
+    def _wait(self) -> None:
+        """Wait until a call or thread may have finished."""
+        with suppress(Empty):
+            self._finished.get(timeout=ATTENTION)
 
     def _has_threads(self) -> bool:
         with self._lock:

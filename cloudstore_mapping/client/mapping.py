@@ -113,7 +113,8 @@ class CloudStoreMapping(MutableMapping[str, V]):
     retries
         Number of further attempts of a request after a failure on the way.
     min_interval
-        Seconds between two requests; None: 3.0 for the vendor's own service, as it demands, otherwise none.
+        Seconds between two requests of this process to the server; None: 3.0 for the vendor's own service, as it
+        demands, otherwise none. A forked process keeps a pace of its own: give each of n processes n times the seconds.
     max_workers
         Concurrent requests of work on many keys; a service with a minimum interval gets a single request at a time.
     progress

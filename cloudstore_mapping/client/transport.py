@@ -13,8 +13,9 @@ a small load, on CPython 3.11 with requests 2.34 and urllib3 2.8: 80 µs, and 90
 
 For correctness alone: `response_class` of a connection of `http.client`, and `makefile`, all that its responses call
 of a socket, to skip interim responses and to bound reads by a deadline; `ConnectionCls` of a pool of the user's
-session, for the same bound; the functions of a TLS handshake in a traceback, to know that nothing was sent; the ends of
-two messages, for a missing certificate file and a refused tunnel.
+session, for the same bound; `HTTPConnectionPool.pool`, for idle connections without a lock; the functions of a TLS
+handshake in a traceback, to know that nothing was sent; the ends of two messages, for a missing certificate file and a
+refused tunnel.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ import functools
 import importlib
 import io
 import os
+import queue
 import re
 import secrets
 import socket
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -425,6 +428,38 @@ class HTTPTransport:
             raise translate_exception(error, self.server) from error
 
 
+class _IdleConnections:
+    """
+    Idle connections of a pool, in place of its `queue.LifoQueue`.
+
+    A signal can interrupt the queue while it holds its lock, and then every later request waits for ever.
+    """
+
+    def __init__(self) -> None:
+        self._idle: deque[Any] = deque()
+
+    def get(self, block: bool = False, timeout: float | None = None) -> Any:  # noqa: ARG002 - as of a queue
+        """Return the connection put last; `queue.Empty` if there is none."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            raise queue.Empty from None
+
+    def put(self, connection: Any, block: bool = False) -> None:  # noqa: ARG002 - as of a queue
+        """Keep an idle connection; `queue.Full` beyond `_POOL_SIZE`."""
+        if len(self._idle) >= _POOL_SIZE:
+            raise queue.Full
+        self._idle.append(connection)
+
+    def qsize(self) -> int:
+        """Return the number of idle connections."""
+        return len(self._idle)
+
+    def __del__(self) -> None:
+        for connection in self._idle:
+            connection.close()
+
+
 class _ServerPool:
     """
     Connection pool of a server, with everything common to its requests prepared once.
@@ -451,6 +486,7 @@ class _ServerPool:
         self._pool: HTTPConnectionPool = self._adapter.get_connection_with_tls_context(  # type: ignore[assignment]
             prepared, verify, self._proxies, cert
         )
+        self._pool.pool = _IdleConnections()  # type: ignore[assignment]  # all that a pool uses of a queue
         self._adapter.cert_verify(self._pool, server, verify, cert)  # type: ignore[no-untyped-call]  # sets the CA files
         self._pool.ConnectionCls = fast_connections().get(self._pool.ConnectionCls, self._pool.ConnectionCls)
         self._targets: dict[str, str] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from msgspec import Raw
 
 from cloudstore_mapping.client.files import Client
+from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.retry import Pacer, pacer_of
 from cloudstore_mapping.client.transport import Sendable, parse_retry_after
 from cloudstore_mapping.errors import (
@@ -341,6 +343,32 @@ def test_one_pacer_a_server() -> None:
     """In a process there is one pacer for each server."""
     assert pacer_of("https://one.example/x") is pacer_of("https://one.example/x")
     assert pacer_of("https://one.example/x") is not pacer_of("https://two.example/x")
+
+
+@pytest.mark.parametrize(
+    "address", ["https://HOST.example:443/x", "https://host.example/x/", "HTTPS://host.EXAMPLE:443/x"]
+)
+def test_one_pacer_for_each_spelling(address: str) -> None:
+    """The default port, capital letters and a final slash make no other server, so the pace is the same."""
+    with CloudStoreMapping[Any]("key", address) as store:
+        assert store._files.client._pacer is pacer_of("https://host.example/x")
+    with CloudStoreMapping[Any]("key", "http://127.0.0.1:80/x") as store:
+        assert store._files.client._pacer is pacer_of("http://127.0.0.1/x")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_has_its_own_pace() -> None:
+    """A child goes on from its parent's last request, and from then on keeps a pace of its own."""
+    clock = _Clock()
+    pacer = Pacer(clock, clock.sleep)
+    assert pacer.reserve(3.0) == 1000.0
+    for _ in range(2):
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if pacer.reserve(3.0) == 1003.0 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    assert pacer.reserve(3.0) == 1003.0
 
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

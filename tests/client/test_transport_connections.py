@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.server
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from cloudstore_mapping.client.transport import (
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TransportError
 from cloudstore_mapping.wire import Request
 from tests.service_fakes import PATIENCE
+from tests.vendor import Vendor
 
 BODY = b'{"error":null,"message":"ok","data":[1,2]}'
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(BODY)
@@ -189,3 +192,37 @@ def test_what_breaks_off_is_an_error(what: str) -> None:
         pytest.raises(error),
     ):
         transport.send(LOAD)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the connection that was dropped
+def test_an_interrupt_leaves_no_lock_behind(vendor: Vendor) -> None:
+    """Idle connections are kept without a lock: an interrupt in the middle can't make later requests wait."""
+    transport = HTTPTransport(vendor.address)
+    for line in range(1, 200):
+        transport.send(LOAD)
+        seen = [0, line]
+
+        def trace(frame: FrameType, event: str, _: Any, seen: list[int] = seen) -> Any:
+            if not frame.f_code.co_filename.endswith(("queue.py", "threading.py", "client/transport.py")):
+                return trace if frame.f_code.co_filename.endswith("connectionpool.py") else None
+            if event == "line" and frame.f_code.co_name in ("get", "put", "__enter__", "_put", "_get"):
+                seen[0] += 1
+                if seen[0] == seen[1]:
+                    raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            transport.send(LOAD)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        if seen[0] < line:
+            break
+        thread = threading.Thread(target=transport.send, args=(LOAD,), daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert line > 2
+    transport.close()
