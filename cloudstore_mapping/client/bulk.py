@@ -120,10 +120,12 @@ class CallGroup:
         while not call.is_done:
             self._wait()
 
-    def sleep(self, seconds: float) -> None:
-        """Sleep, but not beyond the end of the bulk work."""
-        if self._asleep.acquire(timeout=seconds):
+    def sleep(self, seconds: float) -> bool:
+        """Sleep, but not beyond the end of the bulk work; return True if that came first."""
+        has_ended = self._asleep.acquire(timeout=seconds)
+        if has_ended:
             self._wake()
+        return has_ended
 
     def end(self) -> None:
         """Begin no more calls, and wait for the running ones, which end at their deadline; interrupted, `leave`."""

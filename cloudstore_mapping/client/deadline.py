@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from cloudstore_mapping.client.bulk import CallGroup
+from typing import Any, Final, Protocol
 
 #: Seconds for a request with all its attempts, waits and slow replies.
 DEFAULT_DEADLINE: Final = 60.0
@@ -56,11 +53,21 @@ class Deadline:
         self._until += seconds
 
 
+class Group(Protocol):
+    """Bulk work in progress, a `bulk.CallGroup`."""
+
+    has_ended: bool
+    connections: dict[int, Any]
+
+    def sleep(self, seconds: float) -> object:
+        """Sleep until the end of the bulk work at the latest."""
+
+
 class _Scope(threading.local):
     """Request running on this thread, and the bulk work it belongs to."""
 
     deadline: Deadline | None = None
-    group: CallGroup | None = None
+    group: Group | None = None
 
 
 scope: Final = _Scope()

@@ -140,7 +140,6 @@ class CloudStoreMapping(MutableMapping[str, V]):
     Thread safe. Work on many keys continues after a failure, and then raises `BulkError`; once the service was out of
     reach for a request, the rest is not tried. None of its requests is in flight when it ends.
 
-
     A store is a handle, like an open file. `copy` returns its content as a dictionary. `copy.copy`, `copy.deepcopy`
     and so `dataclasses.asdict` raise `TypeError`, as a second handle would look like a copy of the data. A pickle
     opens a second handle on the same data: what is deleted through it is deleted.

@@ -207,8 +207,7 @@ def test_a_sleeper_wakes_up() -> None:
         if number:
             asleep.set()
             assert scope.group is not None
-            scope.group.sleep(PATIENCE)
-            calls.append("awake" if scope.group.has_ended else "too early")
+            calls.append("awake" if scope.group.sleep(PATIENCE) else "slept on")
 
     results = WorkerPool(2).map(call, range(4))
     next(results)
