@@ -30,6 +30,7 @@ import secrets
 import socket
 import threading
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -455,9 +456,12 @@ class _IdleConnections:
         """Return the number of idle connections."""
         return len(self._idle)
 
-    def __del__(self) -> None:
-        for connection in self._idle:
-            connection.close()
+    def close(self) -> None:
+        """Close all idle connections."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection is not None:  # the place of a connection that broke
+                connection.close()
 
 
 class _ServerPool:
@@ -486,7 +490,9 @@ class _ServerPool:
         self._pool: HTTPConnectionPool = self._adapter.get_connection_with_tls_context(  # type: ignore[assignment]
             prepared, verify, self._proxies, cert
         )
-        self._pool.pool = _IdleConnections()  # type: ignore[assignment]  # all that a pool uses of a queue
+        idle = _IdleConnections()
+        self._pool.pool = idle  # type: ignore[assignment]  # all that a pool uses of a queue
+        weakref.finalize(self._pool, idle.close)  # as the pool does with its own queue
         self._adapter.cert_verify(self._pool, server, verify, cert)  # type: ignore[no-untyped-call]  # sets the CA files
         self._pool.ConnectionCls = fast_connections().get(self._pool.ConnectionCls, self._pool.ConnectionCls)
         self._targets: dict[str, str] = {}
