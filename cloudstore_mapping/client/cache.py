@@ -1,21 +1,28 @@
-"""TTL cache with LRU eviction: an entry is dropped before a write of its key, and no older read fills it again."""
+"""
+TTL cache with LRU eviction and a generation per key: an entry of another generation than its key's is never used.
+
+A write gives its key a new generation before it is sent, so no read begun before it fills the cache afterwards.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from cachetools import LRUCache
+from cloudstore_mapping.errors import CloudStoreError
+from cloudstore_mapping.forks import renew_after_fork
 
-K = TypeVar("K")
 T = TypeVar("T")
 
 DEFAULT_ENTRIES: Final = 1024
 DEFAULT_BYTES: Final = 64 * 2**20
+#: Generations kept beyond one for each possible entry; then all of them, and so all entries, are dropped.
+MORE_GENERATIONS: Final = 10_000
 
 
 class Found(NamedTuple, Generic[T]):
@@ -25,17 +32,18 @@ class Found(NamedTuple, Generic[T]):
     version: str | None = None
 
 
+class Mark(NamedTuple):
+    """Beginning of a read: generation of its key, None during a write, and time."""
+
+    generation: int | None
+    time: float
+
+
 class _Entry(NamedTuple, Generic[T]):
     found: Found[T]
     until: float
     size: int
-
-
-class Generation(NamedTuple):
-    """State of a cache at a moment: number of changes so far, and time."""
-
-    changes: int
-    time: float
+    generation: int
 
 
 class Write(Generic[T]):
@@ -45,11 +53,11 @@ class Write(Generic[T]):
     `before` is the entry at its beginning, even if expired.
     """
 
-    def __init__(self, began: float, before: _Entry[T] | None) -> None:
+    def __init__(self, began: Mark, before: _Entry[T] | None, *, is_alone: bool) -> None:
         self.began = began
+        self.is_alone = is_alone
         self.before = None if before is None else before.found
         self._until = -math.inf if before is None else before.until
-        self.is_alone = True
         self.result: Found[T] | None = None
         self.latest = math.inf
 
@@ -61,6 +69,42 @@ class Write(Generic[T]):
         """Replace the entry by this result at the end of the write, with the entry's old expiry."""
         self.result = found
         self.latest = self._until
+
+
+class _Fetch(Generic[T]):
+    """
+    Fetch shared by threads: the first one to take the `turn` performs it, the others wait for the turn.
+
+    An interrupt gives the turn to the next thread. The turn is an RLock, as a signal handler may read the same key.
+    """
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+        self.turn = threading.RLock()
+        self.found: Found[T] | None = None
+        self.error: CloudStoreError | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """True if there is a result for the waiting threads."""
+        return self.found is not None or self.error is not None
+
+    def result(self) -> Found[T]:
+        """Return the result, or raise the service's error."""
+        if self.found is not None:
+            return self.found
+        assert self.error is not None  # noqa: S101 - called only at the end
+        raise self.error
+
+
+class _Thread(threading.local):
+    """State of a thread: `fetching` is locked during its fetches from any cache."""
+
+    def __init__(self) -> None:
+        self.fetching = threading.Lock()
+
+
+_this_thread: Final = _Thread()
 
 
 class Cache(Generic[T]):
@@ -77,10 +121,21 @@ class Cache(Generic[T]):
     clock
         Monotonic seconds.
 
+    Attributes
+    ----------
+    hits, misses
+        Reads answered from the cache, and other reads.
+    evictions
+        Entries evicted for others.
+
     Notes
     -----
     Thread safe; no lock is held during a fetch or write. A read begun before the end of a write never fills an entry,
-    and no later reader waits for it.
+    and no later reader waits for it. A thread in a fetch never waits for another fetch.
+
+    Sound after an interrupt at any instruction: an entry counts only in its key's present generation, which is replaced
+    in a single step. What an interrupt leaves behind is a fetch without a result, which the next reader performs, or
+    the released lock of a write, which counts as none. `with` releases a lock whatever happens, unlike `finally`.
     """
 
     def __init__(
@@ -102,147 +157,205 @@ class Cache(Generic[T]):
         self._ttl = ttl
         self._absent_ttl = absent_ttl
         self._max_entries = entries
+        self._max_bytes = max_bytes
         self._size = size
         self._clock = clock
-        self._lock = threading.Lock()
-        self._entries: _CountingLRU[str, _Entry[T]] = _CountingLRU(max_bytes, getsizeof=lambda entry: entry.size)
-        self._reads: dict[str, Future[Found[T]]] = {}
-        self._writes: dict[str, list[Write[T]]] = {}
-        self._changes = 0
         self.hits = 0
         self.misses = 0
+        self.evictions = 0
+        self._numbers = itertools.count()
+        self.after_fork()
+        renew_after_fork(self)
 
-    @property
-    def evictions(self) -> int:
-        """Number of entries evicted for others."""
-        return self._entries.evictions
+    def after_fork(self) -> None:
+        """Empty the cache in a child process, as another thread may have been at work in it."""
+        self._lock = threading.RLock()  # a signal handler may come while its thread holds it
+        self._floor = next(self._numbers)  # generation of a key without one of its own
+        self._generations: dict[str, int] = {}
+        self._entries: OrderedDict[str, _Entry[T]] = OrderedDict()
+        self._bytes = 0  # never less than the entries' size; more after an interrupt, until it is counted anew
+        self._fetches: dict[str, _Fetch[T]] = {}
+        self._writes: dict[str, tuple[threading.Lock, ...]] = {}  # locked as long as the write is in progress
 
     def read(self, key: str, fetch: Callable[[Found[T] | None], Found[T]]) -> Found[T]:
         """
         Return the entry, or the result of `fetch`; threads missing the same key at the same time share a fetch.
 
-        `fetch` gets the expired entry, and returns it if it is still valid.
+        They share a service's error, too; any other exception stays in its thread. `fetch` gets the expired entry, and
+        returns it if it is still valid.
         """
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is not None and entry.until > self._clock():
-                self.hits += 1
-                return entry.found
+        entry = self._valid(key)
+        if entry is not None and entry.until > self._clock():
+            return self._hit(key, entry)
+        # In a fetch of its own, a thread could wait for a thread waiting for this one.
+        shared = None if _this_thread.fetching.locked() else self._shared_fetch(key)
+        if shared is None:
             self.misses += 1
-            shared = self._reads.get(key)
-            if shared is None:
-                own = self._reads[key] = Future()
-        return self._fetch(key, own, fetch, entry) if shared is None else shared.result()
+            return self._fetch(key, fetch)
+        with shared.turn:
+            if not shared.is_over:
+                with _this_thread.fetching:
+                    return self._perform(key, shared, fetch)
+        return shared.result()
 
-    def _fetch(
-        self, key: str, own: Future[Found[T]], fetch: Callable[[Found[T] | None], Found[T]], entry: _Entry[T] | None
-    ) -> Found[T]:
-        began = self._clock()
+    def _shared_fetch(self, key: str) -> _Fetch[T] | None:
+        """Return the key's fetch to take part in, None during a write."""
+        with self._lock:
+            generation = self._generation(key)
+            if self._is_written(key):
+                return None
+            shared = self._fetches.get(key)
+            if shared is None or shared.is_over or shared.generation != generation:
+                shared = self._fetches[key] = _Fetch(generation)
+            self.misses += 1
+            return shared
+
+    def _perform(self, key: str, shared: _Fetch[T], fetch: Callable[[Found[T] | None], Found[T]]) -> Found[T]:
+        try:
+            shared.found = found = self._fetch(key, fetch)
+        except CloudStoreError as error:
+            shared.error = error
+            raise
+        finally:
+            with self._lock:
+                if self._fetches.get(key) is shared:
+                    self._fetches.pop(key, None)
+        return found
+
+    def _fetch(self, key: str, fetch: Callable[[Found[T] | None], Found[T]]) -> Found[T]:
+        mark = self.mark(key)
+        entry = self._valid(key)
         try:
             found = fetch(None if entry is None else entry.found)
-        except BaseException as error:
-            with self._lock:
-                if self._reads.get(key) is own:
-                    del self._reads[key]
-                    self._entries.pop(key, None)
-            own.set_exception(error)
+        except BaseException:
+            self._drop(key)
             raise
-        with self._lock:
-            # If a write started or ended meanwhile, this read was removed and its result is stale.
-            if self._reads.get(key) is own:
-                del self._reads[key]
-                if key not in self._writes:
-                    self._put(key, found, began)
-        own.set_result(found)
+        self.put(key, found, mark)
         return found
 
     @contextmanager
     def write(self, key: str) -> Iterator[Write[T]]:
-        """Invalidate the key before and after the block; cache the block's result if no other write overlapped."""
-        with self._lock:
-            write: Write[T] = Write(self._clock(), self._entries.get(key))
-            self._invalidate(key)
-            self._writes.setdefault(key, []).append(write)
-            write.is_alone = self._writes[key] == [write]
-        succeeded = False
+        """Drop the entry, then run the block; cache the block's result if no other write overlapped."""
+        with self.write_many((key,)) as writes:
+            yield writes[key]
+
+    @contextmanager
+    def write_many(self, keys: Iterable[str]) -> Iterator[dict[str, Write[T]]]:
+        """Do as `write` for several keys; yield their writes."""
+        writes: dict[str, Write[T]] = {}
+        lock = threading.Lock()
         try:
-            yield write
-            succeeded = True
+            with lock:
+                for key in keys:
+                    writes[key] = self._begin(key, lock)
+                yield writes
+                for key, write in writes.items():
+                    if write.result is not None and write.is_alone:
+                        self.put(key, write.result, write.began, write.latest)
         finally:
             with self._lock:
-                self._invalidate(key, except_for=write)
-                self._writes[key].remove(write)
-                if not self._writes[key]:
-                    del self._writes[key]
-                if succeeded and write.is_alone and write.result is not None:
-                    self._put(key, write.result, write.began, write.latest)
+                for key in writes:
+                    self._active_writes(key)
 
-    def generation(self) -> Generation:
-        """Return the present generation, for `put_if_unchanged`."""
+    def _begin(self, key: str, lock: threading.Lock) -> Write[T]:
         with self._lock:
-            return Generation(self._changes, self._clock())
+            others = self._active_writes(key)
+            self._writes[key] = (*others, lock)
+            before, generation = self._begin_generation(key)
+        return Write(Mark(generation, self._clock()), before, is_alone=not others)
 
-    def put_if_unchanged(self, key: str, found: Found[T], generation: Generation) -> None:
-        """Cache the result of a read begun at `generation`, unless anything was written or invalidated since."""
-        with self._lock:
-            if generation.changes == self._changes and not self._writes:
-                self._put(key, found, generation.time)
+    def mark(self, key: str) -> Mark:
+        """Return the beginning of a read of the key, for `put`."""
+        generation = self._generation(key)
+        return Mark(None if self._is_written(key) else generation, self._clock())
 
-    def invalidate_pending(self, key: str) -> None:
-        """Keep the key's entry, but ignore the results of reads and writes in progress."""
+    def put(self, key: str, found: Found[T], mark: Mark, latest: float = math.inf) -> None:
+        """Cache the result of a read begun at `mark`, until `latest`, unless the key was written or dropped since."""
+        ttl = self._ttl if found.value is not None else self._absent_ttl
+        size = len(key) + (0 if found.value is None else self._size(found.value))
         with self._lock:
-            self._changes += 1
-            self._reads.pop(key, None)
-            for write in self._writes.get(key, ()):
-                write.is_alone = False
+            if mark.generation is None or mark.generation != self._generation(key):
+                return
+            self._drop(key)
+            if ttl is None or size > self._max_bytes:
+                return
+            self._bytes += size
+            self._entries[key] = _Entry(found, min(mark.time + ttl, latest), size, mark.generation)
+            self._evict()
 
     def get(self, key: str) -> Found[T] | None:
         """Return the key's entry unless expired."""
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is None or entry.until <= self._clock():
-                return None
-            self.hits += 1
-            return entry.found
+        entry = self._valid(key)
+        if entry is not None and entry.until > self._clock():
+            return self._hit(key, entry)
+        self.misses += 1
+        return None
 
     def invalidate(self, key: str) -> None:
         """Drop the key's entry, and ignore the results of reads and writes in progress."""
         with self._lock:
-            self._invalidate(key)
+            self._begin_generation(key)
 
     def clear(self) -> None:
         """Drop all entries, and ignore the results of reads and writes in progress."""
         with self._lock:
-            self._changes += 1
-            for key in [*self._entries, *self._reads, *self._writes]:
-                self._invalidate(key)
+            # In this order: entries of keys without a generation of their own are invalid from here on, and the others
+            # from the next step on.
+            self._floor = next(self._numbers)
+            self._generations.clear()
+            self._entries.clear()
+            self._bytes = 0
 
-    def _invalidate(self, key: str, except_for: Write[T] | None = None) -> None:
-        self._changes += 1
-        self._entries.pop(key, None)
-        self._reads.pop(key, None)
-        for write in self._writes.get(key, ()):
-            if write is not except_for:
-                write.is_alone = False
+    def _generation(self, key: str) -> int:
+        return self._generations.get(key, self._floor)
 
-    def _put(self, key: str, found: Found[T], now: float, latest: float = math.inf) -> None:
-        ttl = self._ttl if found.value is not None else self._absent_ttl
-        self._entries.pop(key, None)
-        if ttl is None:
-            return
-        size = len(key) + (0 if found.value is None else self._size(found.value))
-        if size > self._entries.maxsize:
-            return
-        self._entries[key] = _Entry(found, min(now + ttl, latest), size)
-        while len(self._entries) > self._max_entries:
-            self._entries.popitem()
+    def _begin_generation(self, key: str) -> tuple[_Entry[T] | None, int]:
+        """Drop the key's entry; return it with the key's new generation, with the lock held."""
+        if len(self._generations) > self._max_entries + MORE_GENERATIONS:
+            self.clear()
+        mine = next(self._numbers)
+        before = self._valid(key)
+        self._generations[key] = mine
+        if next(self._numbers) != mine + 1:  # a signal handler came in between, and may have written
+            before = None
+        self._drop(key)
+        return before, mine
 
+    def _valid(self, key: str) -> _Entry[T] | None:
+        """Return the key's entry if it is of the present generation, even if expired."""
+        entry = self._entries.get(key)
+        return entry if entry is not None and entry.generation == self._generation(key) else None
 
-class _CountingLRU(LRUCache[K, T]):
-    """`LRUCache` with a count of its evictions."""
+    def _hit(self, key: str, entry: _Entry[T]) -> Found[T]:
+        self.hits += 1
+        try:  # noqa: SIM105 - `suppress` takes a tenth of a cached load
+            self._entries.move_to_end(key)
+        except KeyError:  # another thread evicted it
+            pass
+        return entry.found
 
-    evictions = 0
+    def _is_written(self, key: str) -> bool:
+        return any(lock.locked() for lock in self._writes.get(key, ()))
 
-    def popitem(self) -> tuple[K, T]:
-        self.evictions += 1
-        return super().popitem()
+    def _active_writes(self, key: str) -> tuple[threading.Lock, ...]:
+        """Return the key's writes in progress, and forget the others; with the lock held."""
+        active = tuple(lock for lock in self._writes.get(key, ()) if lock.locked())
+        if active:
+            self._writes[key] = active
+        else:
+            self._writes.pop(key, None)
+        return active
+
+    def _drop(self, key: str) -> None:
+        with self._lock:
+            entry = self._entries.pop(key, None)
+            if entry is not None:
+                self._bytes -= entry.size
+
+    def _evict(self) -> None:
+        if self._bytes > self._max_bytes:
+            self._bytes = sum(entry.size for entry in list(self._entries.values()))
+        while len(self._entries) > self._max_entries or (self._entries and self._bytes > self._max_bytes):
+            _, entry = self._entries.popitem(last=False)
+            self._bytes -= entry.size
+            self.evictions += 1

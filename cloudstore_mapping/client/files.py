@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.client import codec, retry
-from cloudstore_mapping.client.cache import Cache, Found, Generation
+from cloudstore_mapping.client.cache import Cache, Found, Mark
 from cloudstore_mapping.client.keys import FileNames
 from cloudstore_mapping.client.progress import Progress
 from cloudstore_mapping.client.retry import WRITES, RequestSender, error_of, facts_of, is_write, raise_for, version_of
@@ -616,14 +616,14 @@ class Files:
 
     def contains(self, key: str) -> bool:
         """Return True if the key has a value, with the cheapest request the service supports."""
-        cached = None if self._cache is None else self._cache.get(self.prefix + key)
-        if cached is not None:
-            return cached.value is not None
         try:
-            if self.supports("stat"):
-                self.client.stat(self.name(key), key=key)
-            else:
+            if not self.supports("stat"):
                 self.load(key)
+                return True
+            cached = None if self._cache is None else self._cache.get(self.prefix + key)
+            if cached is not None:
+                return cached.value is not None
+            self.client.stat(self.name(key), key=key)
         except NoFileError:
             return False
         except LockedError:
@@ -639,7 +639,12 @@ class Files:
 
     def load_batch(self, keys: Sequence[str]) -> list[Found[bytes] | CloudStoreError]:
         """Return the value of each key or its error, with a single request for all uncached keys."""
-        results, generation = self._from_cache(keys)
+        return self._load_batch(keys, *self._from_cache(keys))
+
+    def _load_batch(
+        self, keys: Sequence[str], results: dict[str, Found[bytes] | CloudStoreError], marks: Mapping[str, Mark]
+    ) -> list[Found[bytes] | CloudStoreError]:
+        """Return the results, completed by a request for the keys without one."""
         missing = [key for key in keys if key not in results]
         password = self._passwords.for_view
         requests = [
@@ -658,7 +663,7 @@ class Files:
                 results[key] = error
             else:
                 loaded[key] = Found(bytes(reply.content), reply.version or None)
-        self._put_in_cache(loaded, generation)
+        self._put_in_cache(loaded, marks)
         results |= loaded
         return [results[key] for key in keys]
 
@@ -668,43 +673,45 @@ class Files:
 
         Uses a page of values if the service has them, and a batch for keys missing there.
         """
-        results, generation = self._from_cache(keys)
+        results, marks = self._from_cache(keys)
         names = self._names(keys)
         before = None if after is None else self.name(after)
         in_order = names if before is None else [before, *names]
         # All names of these keys, and no others, have to begin with the prefix.
         has_prefix = self._file_names.prefix(self.prefix) == self.prefix
         if results or not has_prefix or not self.supports("values") or in_order != sorted(in_order):
-            return self.load_batch(keys)
+            return self._load_batch(keys, results, marks)
         page = self.client.values(names, self.prefix, after=before)
         found = {name: Found(bytes(value), version) for name, version, value in page}
         if [*found] == names:
             loaded = dict(zip(keys, found.values(), strict=True))
         else:
             loaded = {key: found[name] for key, name in zip(keys, names, strict=True) if name in found}
-        self._put_in_cache(loaded, generation)
+        self._put_in_cache(loaded, marks)
         if len(loaded) == len(keys):
             return [*loaded.values()]
         results |= loaded
-        rest = [key for key in keys if key not in results]
-        results.update(zip(rest, self.load_batch(rest) if rest else (), strict=True))
-        return [results[key] for key in keys]
+        return self._load_batch(keys, results, marks)
 
-    def _from_cache(self, keys: Sequence[str]) -> tuple[dict[str, Found[bytes] | CloudStoreError], Generation | None]:
-        """Return the cached results of these keys, and the cache's present generation."""
-        if self._cache is None:
-            return {}, None
+    def _from_cache(self, keys: Sequence[str]) -> tuple[dict[str, Found[bytes] | CloudStoreError], dict[str, Mark]]:
+        """Return the cached results of these keys, and marks to cache the others' later."""
         results: dict[str, Found[bytes] | CloudStoreError] = {}
+        marks: dict[str, Mark] = {}
+        cache = self._cache
+        if cache is None:
+            return results, marks
         for key in keys:
-            found = self._cache.get(self.prefix + key)
-            if found is not None:
+            found = cache.get(self.prefix + key)
+            if found is None:
+                marks[key] = cache.mark(self.prefix + key)
+            else:
                 results[key] = found if found.value is not None else absent(key)
-        return results, self._cache.generation()
+        return results, marks
 
-    def _put_in_cache(self, loaded: Mapping[str, Found[bytes]], generation: Generation | None) -> None:
-        if self._cache is not None and generation is not None:
+    def _put_in_cache(self, loaded: Mapping[str, Found[bytes]], marks: Mapping[str, Mark]) -> None:
+        if self._cache is not None:
             for key, found in loaded.items():
-                self._cache.put_if_unchanged(self.prefix + key, found, generation)
+                self._cache.put(self.prefix + key, found, marks[key])
 
     # Writes
 
@@ -787,52 +794,37 @@ class Files:
 
     def change_batch(self, changes: Sequence[Change]) -> list[CloudStoreError | None]:
         """Send all changes, in order, as a single request; return the error of each."""
-        with ExitStack() as stack:
-            commits: dict[str, Callable[[Found[bytes]], None]] = {}
-            if self._cache is not None and self._listing is not None:
-                times = Counter(change.key for change in changes)
-                stack.enter_context(self._listing.write(ALL))
-                for key, count in times.items():
-                    write = stack.enter_context(self._cache.write(self.prefix + key))
-                    if count == 1:  # of several changes of a key the last may have failed
-                        commits[key] = write.commit
-            replies = self.client.batch([change.request for change in changes])
-            errors = [error_of(reply, change.key) for change, reply in zip(changes, replies, strict=True)]
-            for change, reply, error in zip(changes, replies, errors, strict=True) if commits else ():
-                if change.key in commits and error is None and change.request.operation is Operation.SAVE:
-                    commits[change.key](Found(bytes(change.request.value or b""), reply.version or None))
-        return errors
+        if self._cache is None or self._listing is None:
+            return [error for _, error in self._send_batch(changes)]
+        times = Counter(change.key for change in changes)
+        with self._cache.write_many(self.prefix + key for key in times) as writes, self._listing.write(ALL):
+            outcomes = self._send_batch(changes)
+            for change, (reply, error) in zip(changes, outcomes, strict=True):
+                # Of several changes of a key the last may have failed.
+                if error is None and times[change.key] == 1 and change.request.operation is Operation.SAVE:
+                    found = Found(bytes(change.request.value or b""), reply.version or None)
+                    writes[self.prefix + change.key].commit(found)
+        return [error for _, error in outcomes]
+
+    def _send_batch(self, changes: Sequence[Change]) -> list[tuple[Reply, CloudStoreError | None]]:
+        """Return the reply to each change, and its error."""
+        replies = self.client.batch([change.request for change in changes])
+        return [(reply, error_of(reply, change.key)) for change, reply in zip(changes, replies, strict=True)]
 
     @contextmanager
     def _changing(self, key: str, *, deletes: bool = False) -> Iterator[Callable[[Found[bytes]], None]]:
-        """Invalidate the cache around a write; the block passes the written value, if known, to the function."""
+        """Drop key and listing from the cache before a write; the block passes the written value, if known."""
         if self._cache is None or self._listing is None:
             yield lambda _: None
             return
         full = self.prefix + key
-        listing = self._listing.get(ALL)
-        names = None if listing is None else listing.value
-        with ExitStack() as stack:
-            write = stack.enter_context(self._cache.write(full))
-            if names is not None and full in names and not deletes:
-                # The listing stays valid, unless the write fails or somebody removes the key meanwhile.
-                self._listing.invalidate_pending(ALL)
-                try:
-                    yield write.commit
-                except BaseException:
-                    self._listing.invalidate(ALL)
-                    raise
-                finally:
-                    self._listing.invalidate_pending(ALL)
-                    now = self._listing.get(ALL)
-                    if now is not None and full not in (now.value or ()):
-                        self._listing.invalidate(ALL)
-                return
-            listing_write = stack.enter_context(self._listing.write(ALL))
+        with self._cache.write(full) as write, self._listing.write(ALL) as listing:
             yield write.commit
-            if deletes and listing_write.before is not None:
-                rest = {name: None for name in listing_write.before.value or () if name != full}
-                listing_write.patch(Found(rest))
+            names = None if listing.before is None else listing.before.value
+            if names is not None and deletes:
+                listing.patch(Found({name: None for name in names if name != full}))
+            elif names is not None and full in names:
+                listing.patch(Found(names))
 
     def invalidate(self, key: str | None = None) -> None:
         """Drop the key's cache entry and the listing, or the whole cache without a key; and all values read ahead."""

@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from cloudstore_mapping.client import cache as cache_module
 from cloudstore_mapping.client.cache import Cache, Found
+from cloudstore_mapping.errors import TransportError
 from cloudstore_mapping.testing.clocks import FrozenClock
 from tests.support.cache_fakes import FOUND, Fetch, SlowFetch, cache, clock, make, never
 
@@ -125,12 +127,10 @@ def test_a_write_forgets_before_it_begins(cache: Cache[bytes]) -> None:
 def test_a_read_that_began_during_a_write_never_fills(cache: Cache[bytes]) -> None:
     """It may have seen what was there before the write, even if it ends later than the write."""
     slow = SlowFetch()
-    with ThreadPoolExecutor() as pool:
-        with cache.write("k"):
-            reading = pool.submit(cache.read, "k", slow)
-            slow.begun.wait()
-        slow.reply.set_result(Found(b"old"))
-        reading.result()
+    with ThreadPoolExecutor() as pool, slow.ended_with(Found(b"old")), cache.write("k"):
+        reading = pool.submit(cache.read, "k", slow)
+        slow.begun.wait()
+    assert reading.result().value == b"old"
     assert cache.get("k") is None
 
 
@@ -179,12 +179,11 @@ def test_two_writes_at_once_keep_nothing(cache: Cache[bytes]) -> None:
     assert cache.get("k") is None
 
 
-@pytest.mark.parametrize("disturbance", ["invalidate", "invalidate_pending", "clear"])
+@pytest.mark.parametrize("disturbance", ["invalidate", "clear"])
 def test_a_write_that_was_disturbed_keeps_nothing(cache: Cache[bytes], disturbance: str) -> None:
     """Forgetting a key during a write of it holds."""
     acts: dict[str, Callable[[], object]] = {
         "invalidate": lambda: cache.invalidate("k"),
-        "invalidate_pending": lambda: cache.invalidate_pending("k"),
         "clear": cache.clear,
     }
     with cache.write("k") as write:
@@ -193,11 +192,11 @@ def test_a_write_that_was_disturbed_keeps_nothing(cache: Cache[bytes], disturban
     assert cache.get("k") is None
 
 
-@pytest.mark.parametrize("event", ["write", "invalidate", "invalidate_pending", "clear", "write that fails"])
+@pytest.mark.parametrize("event", ["write", "invalidate", "clear", "write that fails"])
 def test_a_read_that_began_before_never_fills(cache: Cache[bytes], event: str) -> None:
     """A slow read that began before a write ended is answered to its own reader only."""
     slow = SlowFetch()
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, slow.ended_with(Found(b"old")):
         reading = pool.submit(cache.read, "k", slow)
         slow.begun.wait()
         if event == "write":
@@ -212,28 +211,26 @@ def test_a_read_that_began_before_never_fills(cache: Cache[bytes], event: str) -
             getattr(cache, event)("k")
         now = cache.get("k")
         assert now == (Found(b"new") if event == "write" else None)
-        slow.reply.set_result(Found(b"old"))
-        assert reading.result().value == b"old"
+    assert reading.result().value == b"old"
     assert cache.get("k") == now
 
 
 def test_who_asks_after_a_write_does_not_wait_for_a_read_of_before(cache: Cache[bytes]) -> None:
     """A read after a write makes a request of its own, though another one is under way."""
     slow = SlowFetch()
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, slow.ended_with(Found(b"old")):
         reading = pool.submit(cache.read, "k", slow)
         slow.begun.wait()
         with cache.write("k"):
             pass
         assert cache.read("k", Fetch(Found(b"new"))).value == b"new"
-        slow.reply.set_result(Found(b"old"))
-        reading.result()
+    assert reading.result().value == b"old"
     assert cache.read("k", never).value == b"new"
 
 
 def test_one_fetch_for_all_who_miss_together(cache: Cache[bytes]) -> None:
-    """Threads that miss the same key at once share one request, its error as well."""
-    for outcome in (FOUND, ConnectionError("lost")):
+    """Threads that miss the same key at once share one request, and the service's error as well."""
+    for outcome in (FOUND, TransportError("lost", sent=True)):
         cache.clear()
         slow = SlowFetch()
         misses = cache.misses
@@ -243,7 +240,7 @@ def test_one_fetch_for_all_who_miss_together(cache: Cache[bytes]) -> None:
                 slow.begun.wait()
             if isinstance(outcome, Exception):
                 slow.reply.set_exception(outcome)
-                assert {type(reading.exception()) for reading in readings} == {ConnectionError}
+                assert {type(reading.exception()) for reading in readings} == {TransportError}
             else:
                 slow.reply.set_result(outcome)
                 assert {reading.result() for reading in readings} == {FOUND}
@@ -253,34 +250,53 @@ def test_one_fetch_for_all_who_miss_together(cache: Cache[bytes]) -> None:
 def test_other_keys_go_on_meanwhile(cache: Cache[bytes]) -> None:
     """No lock is held during a fetch or a write: other keys are read and written meanwhile."""
     slow = SlowFetch()
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, slow.ended_with(FOUND):
         reading = pool.submit(cache.read, "k", slow)
         slow.begun.wait()
         assert cache.read("other", Fetch()) == FOUND
         with cache.write("third"):
             assert cache.read("other", never) == FOUND
-        slow.reply.set_result(FOUND)
-        reading.result()
+    assert reading.result() == FOUND
 
 
 def test_offers(cache: Cache[bytes], clock: FrozenClock) -> None:
-    """What was read beside the cache is kept from its mark on, unless anything was written since."""
-    mark = cache.generation()
+    """What was read beside the cache is kept from its mark on, unless its key was written since."""
+    mark = cache.mark("k")
     clock.now += 4
-    cache.put_if_unchanged("k", FOUND, mark)
+    cache.put("k", FOUND, mark)
     assert cache.get("k") == FOUND
     clock.now += 7
     assert cache.get("k") is None
-    disturbances: list[Callable[[], object]] = [
-        lambda: cache.invalidate("o"),
-        lambda: cache.invalidate_pending("o"),
-        cache.clear,
-    ]
+    disturbances: list[Callable[[], object]] = [lambda: cache.invalidate("k"), cache.clear]
     for disturb in disturbances:
-        mark = cache.generation()
+        mark = cache.mark("k")
         disturb()
-        cache.put_if_unchanged("k", FOUND, mark)
+        cache.put("k", FOUND, mark)
         assert cache.get("k") is None
     with cache.write("k"):
-        cache.put_if_unchanged("k", FOUND, cache.generation())
+        cache.put("k", FOUND, cache.mark("k"))
     assert cache.get("k") is None
+
+
+def test_generations_are_bounded(cache: Cache[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After writes of very many keys the cache forgets all at once, and what is kept or read then is right."""
+    monkeypatch.setattr(cache_module, "MORE_GENERATIONS", 7)
+    mark = cache.mark("early")
+    cache.read("k", Fetch())
+    for number in range(30):
+        with cache.write(f"key {number}"):
+            pass
+    cache.put("early", Found(b"old"), mark)
+    assert cache.get("early") is None
+    assert cache.get("k") is None
+    assert cache.read("k", Fetch(Found(b"new"))) == cache.read("k", never) == Found(b"new")
+    assert len(cache._generations) <= 10
+
+
+def test_hits_and_misses(cache: Cache[bytes]) -> None:
+    """Each read is counted once, as a hit if it was answered from the cache, otherwise as a miss."""
+    assert cache.get("k") is None
+    cache.read("k", Fetch())
+    cache.read("k", never)
+    cache.get("k")
+    assert (cache.hits, cache.misses) == (2, 2)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -59,6 +61,14 @@ class SlowFetch:
         self.count += 1
         self.begun.set()
         return self.reply.result()
+
+    @contextmanager
+    def ended_with(self, found: Found[bytes]) -> Iterator[None]:
+        """Reply at the end of the block, also if it raised, as its thread would wait forever."""
+        try:
+            yield
+        finally:
+            self.reply.set_result(found)
 
 
 def never(before: object) -> Found[bytes]:
