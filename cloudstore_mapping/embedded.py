@@ -20,6 +20,7 @@ from cloudstore_mapping.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from cloudstore_mapping.forks import renew_after_fork
 from cloudstore_mapping.links import FILES_PATH
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
@@ -154,7 +155,12 @@ class StoreTransport(InProcessTransport):
         self._place = place
         self._process = os.getpid()
         self._lock = threading.Lock()
+        renew_after_fork(self)
         self.api_key = self._service.accounts.grant(LOCAL_ACCOUNT)
+
+    def after_fork(self) -> None:
+        """Renew the lock in a child process, which opens the store anew when it uses it."""
+        self._lock = threading.Lock()
 
     def send(self, request: Request | Batch | Upload) -> Reply:
         """Return the service's answer."""

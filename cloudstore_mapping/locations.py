@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cloudstore_mapping.client.address import parse_address
-from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
+from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of, unpickled
 from cloudstore_mapping.client.options import check_options, masked
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.masking import hide
@@ -119,4 +119,9 @@ def _reopening(place: Place, _: type[Any], options: dict[str, Any]) -> tuple[Any
     """Return the pickled form of an embedded store."""
     if place.is_memory:
         raise TypeError("A store in memory can't be pickled: it is gone with its process.")
-    return partial(open, **options), (place.location(secrets="pickle_secrets" in options),)
+    return _reopen, (place.location(secrets="pickle_secrets" in options), options)
+
+
+def _reopen(location: str, options: dict[str, Any]) -> CloudStoreMapping[Any]:
+    """Open a pickled store that needs no service."""
+    return unpickled(partial(open, location, **options))

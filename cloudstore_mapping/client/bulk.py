@@ -34,6 +34,7 @@ from cloudstore_mapping.errors import (
     UnavailableError,
     shorten,
 )
+from cloudstore_mapping.forks import renew_after_fork
 from cloudstore_mapping.wire import MAX_BATCH
 
 A = TypeVar("A")
@@ -50,16 +51,17 @@ MAX_BATCH_BYTES: Final = 4 * 2**20
 class _Call(Generic[A, B]):
     """Call of a function: its argument, and its result or error once `is_done`."""
 
-    def __init__(self, argument: A) -> None:
+    def __init__(self, function: Callable[[A], B], argument: A) -> None:
         self.argument = argument
+        self._function = function
         self.is_done = False
         self.error: BaseException | None = None
         self._result: B | None = None
 
-    def run(self, function: Callable[[A], B]) -> None:
+    def run(self) -> None:
         """Call the function."""
         try:
-            self._result = function(self.argument)
+            self._result = self._function(self.argument)
         except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
             self.error = error
         self.is_done = True
@@ -88,29 +90,36 @@ class CallGroup:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._waiting: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._submitted = self._started = 0
+        self.has_ended = False
+        self.after_fork()
+        self._is_forked = False
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Forget the threads in a child process: there its caller's thread does all calls."""
+        self._is_forked = True
+        self._waiting: SimpleQueue[_Call[Any, Any] | None] = SimpleQueue()
         self._finished: SimpleQueue[None] = SimpleQueue()
         self._lock = threading.Lock()
         self._threads: set[int] = set()  # that may call something
         self._all_threads: list[threading.Thread] = []
-        self._submitted = self._started = 0
         self._asleep = threading.Lock()  # held until the end
         self._asleep.acquire()
-        self.has_ended = False
         self.connections: dict[int, Any] = {}
 
-    def submit(self, call: _Call[A, B], function: Callable[[A], B]) -> None:
+    def submit(self, call: _Call[Any, Any]) -> None:
         """Begin a call, or have it wait for a thread."""
-        self._waiting.put(lambda: call.run(function))
+        self._waiting.put(call)
         self._submitted += 1
-        if self._started < min(self._count, self._submitted):
+        if self._started < min(self._count, self._submitted) and not self._is_forked:
             try:
                 thread = threading.Thread(target=self._work, name="cloudstore-bulk", daemon=True)
                 thread.start()
             except RuntimeError:  # the interpreter starts no more threads
                 if self._started == 0:
                     self._waiting.get()
-                    call.run(function)
+                    call.run()
             else:
                 self._started += 1
                 self._all_threads.append(thread)
@@ -118,14 +127,22 @@ class CallGroup:
     def wait_for(self, call: _Call[Any, Any]) -> None:
         """Wait until a call is done."""
         while not call.is_done:
-            self._wait()
+            if self._is_forked:
+                call.run()
+            else:
+                self._wait()
 
     def sleep(self, seconds: float) -> bool:
         """Sleep, but not beyond the end of the bulk work; return True if that came first."""
-        has_ended = self._asleep.acquire(timeout=seconds)
+        has_ended = self._asleep.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
         if has_ended:
-            self._wake()
+            self.wake()
         return has_ended
+
+    def wake(self) -> None:
+        """End all sleeps, now and from now on."""
+        with suppress(RuntimeError):  # another thread has released it
+            self._asleep.release()
 
     def end(self) -> None:
         """Begin no more calls, and wait for the running ones, which end at their deadline; interrupted, `leave`."""
@@ -151,13 +168,9 @@ class CallGroup:
     def _stop(self) -> None:
         with self._lock:
             self.has_ended = True
-        self._wake()
+        self.wake()
         for _ in range(self._count):
             self._waiting.put(None)
-
-    def _wake(self) -> None:
-        with suppress(RuntimeError):  # another thread has released it
-            self._asleep.release()
 
     def _wait(self) -> None:
         """Wait until a call or thread may have finished."""
@@ -175,8 +188,8 @@ class CallGroup:
             self._threads.add(threading.get_ident())
         scope.group = self
         try:
-            while (run := self._waiting.get()) is not None and not self.has_ended:
-                run()
+            while (call := self._waiting.get()) is not None and not self.has_ended:
+                call.run()
                 self._finished.put(None)
         finally:
             scope.group = None
@@ -204,8 +217,8 @@ class WorkerPool:
         """
         if not on_threads:
             for argument in arguments:
-                call = _Call[A, B](argument)
-                call.run(function)
+                call = _Call(function, argument)
+                call.run()
                 if not isinstance(call.error, Exception | None):
                     raise call.error
                 yield call
@@ -215,8 +228,8 @@ class WorkerPool:
         ahead = self.count * AHEAD if self.count > 1 else 1
         try:
             for argument in arguments:
-                waiting.append(_Call(argument))
-                group.submit(waiting[-1], function)
+                waiting.append(_Call(function, argument))
+                group.submit(waiting[-1])
                 if len(waiting) >= ahead:
                     group.wait_for(waiting[0])
                     yield waiting.popleft()
@@ -403,7 +416,9 @@ class Bulk:
             return stop.untried(change.key)
         try:
             self.files.change(change)
-        except Exception as error:  # noqa: BLE001 - also of the user's `passwords`, about this key alone
+        except Exception as error:  # also of the user's `passwords`, about this key alone
+            if self.files.store.is_closed and not isinstance(error, CloudStoreError):
+                raise
             stop.note(error)
             return error
         stop.note(None)

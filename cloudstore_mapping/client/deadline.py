@@ -62,6 +62,9 @@ class Group(Protocol):
     def sleep(self, seconds: float) -> object:
         """Sleep until the end of the bulk work at the latest."""
 
+    def wake(self) -> None:
+        """End all sleeps, now and from now on."""
+
 
 class _Scope(threading.local):
     """Request running on this thread, and the bulk work it belongs to."""

@@ -20,6 +20,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.client import codec, retry
 from cloudstore_mapping.client.cache import Cache, Found, Mark
+from cloudstore_mapping.client.gate import closed_error
 from cloudstore_mapping.client.keys import FileNames
 from cloudstore_mapping.client.progress import Progress
 from cloudstore_mapping.client.retry import WRITES, RequestSender, error_of, facts_of, is_write, raise_for, version_of
@@ -485,7 +486,7 @@ class OpenStore:
     def check_open(self) -> None:
         """Raise `ValueError` if the store is closed."""
         if self.is_closed:
-            raise ValueError("The store is closed; open it again.")
+            raise closed_error()
 
 
 class Files:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -37,12 +38,13 @@ from cloudstore_mapping.client.media import Media, MediaData, Place, download_me
 from cloudstore_mapping.client.options import check_options, pickled
 from cloudstore_mapping.client.progress import Progress
 from cloudstore_mapping.client.retry import pacer_of, read_only
-from cloudstore_mapping.client.transport import DEFAULT_TIMEOUT, HTTPTransport, Transport
+from cloudstore_mapping.client.transport import DEFAULT_TIMEOUT, HTTPTransport, Sendable, Transport
 from cloudstore_mapping.client.views import Listing, ReadAhead, StoreItems, StoreKeys, StoreValues
 from cloudstore_mapping.errors import BadValueError, BulkError, ChangedError, CloudStoreError, NoFileError, shorten
 from cloudstore_mapping.keys import escape_key
 from cloudstore_mapping.masking import hide, mask
 from cloudstore_mapping.merge import merge
+from cloudstore_mapping.wire import Reply
 
 if TYPE_CHECKING:
     from cloudstore_mapping.client.transport import Session
@@ -215,7 +217,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
             deadline=deadline,
             pacer=pacer,
             clock=clock,
-            sleep=getattr(clock, "sleep", time.sleep),
+            sleep=getattr(clock, "sleep", None),
             readonly=readonly,
         )
         cache: Cache[bytes] | None = None
@@ -294,7 +296,12 @@ class CloudStoreMapping(MutableMapping[str, V]):
         return self._files.prefix[len(outer) :]
 
     def close(self) -> None:
-        """Close the connections; any further use is `ValueError`. Closing again does nothing."""
+        """
+        Close the connections, once no request of other threads is in flight; closing again does nothing.
+
+        Any further use is `ValueError`, also in threads that iterate, retry, or wait for the pace. Nothing is written
+        after `close` returned.
+        """
         if self._store is None and not self._files.store.is_closed:
             self._files.store.is_closed = True
             self._files.client.hurry()
@@ -898,14 +905,49 @@ def _reopen(
     kind: type[CloudStoreMapping[Any]], api_key: str | None, server: str, options: dict[str, Any]
 ) -> CloudStoreMapping[Any]:
     """Open a pickled store; without an API key, the environment's key for the same server is used."""
-    if api_key is None:
-        location = hide(os.environ.get("CLOUDSTORE_URL", ""))
-        api_key, environment = parse_address(location, insecure=True) if location else ("", "")
-        if environment != server:
-            raise ValueError(
-                f"The store was pickled without its API key; set CLOUDSTORE_URL to its address at {server}."
-            )
-    return kind(api_key, server, **options)
+
+    def reopen() -> CloudStoreMapping[Any]:
+        key: str = api_key or ""
+        if api_key is None:
+            location = hide(os.environ.get("CLOUDSTORE_URL", ""))
+            key, environment = parse_address(location, insecure=True) if location else ("", "")
+            if environment != server:
+                raise ValueError(
+                    "The store was pickled without its API key; open it with pickle_secrets=True, or set "
+                    f"CLOUDSTORE_URL to its address at {server}."
+                )
+        return kind(key, server, **options)
+
+    return unpickled(reopen)
+
+
+def unpickled(reopen: Callable[[], CloudStoreMapping[Any]]) -> CloudStoreMapping[Any]:
+    """
+    Return the store opened by `reopen`; in a process of `multiprocessing`, an error is raised at the store's first use.
+
+    A pool waits forever for a task whose arguments can't be unpickled, and an error in the task reaches the caller.
+    """
+    try:
+        return reopen()
+    except Exception as error:
+        process = sys.modules.get("multiprocessing.process")
+        if process is None or process.parent_process() is None:
+            raise
+        return CloudStoreMapping("none", transport=_Failing(error))
+
+
+class _Failing:
+    """Transport of a store that can't be opened: each use raises the reason."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def send(self, _: Sendable) -> Reply:
+        """Raise the reason."""
+        raise self._error
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def _type_name(kind: object) -> str:

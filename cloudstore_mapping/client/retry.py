@@ -13,6 +13,7 @@ import random
 import secrets
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,6 +24,7 @@ import msgspec
 from msgspec import UNSET
 
 from cloudstore_mapping.client.deadline import DEFAULT_DEADLINE, Deadline, scope
+from cloudstore_mapping.client.gate import Gate
 from cloudstore_mapping.client.transport import Fetched, Sendable, Transport
 from cloudstore_mapping.errors import (
     REPLY_ERRORS,
@@ -38,6 +40,7 @@ from cloudstore_mapping.errors import (
     UnsupportedError,
     shorten,
 )
+from cloudstore_mapping.forks import renew_after_fork
 from cloudstore_mapping.masking import hide
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, Upload, encode_value
 
@@ -79,21 +82,13 @@ class WriteMark:
 WRITES: Final = WriteMark()
 
 
-def pause(seconds: float, sleep: Callable[[float], object]) -> None:
-    """Sleep; on a thread of bulk work until its end at the latest."""
-    if scope.group is None or sleep is not time.sleep:
-        sleep(seconds)
-    else:
-        scope.group.sleep(seconds)
-
-
 class Pacer:
     """
     Rate limiter: assign start times to requests in the order of the calls.
 
     Notes
     -----
-    Thread safe; nobody waits while holding its lock.
+    Thread safe; nobody waits while holding its lock. `is_real` is True if waits take real time.
     """
 
     def __init__(
@@ -101,8 +96,14 @@ class Pacer:
     ) -> None:
         self._clock = clock
         self._sleep = sleep
-        self._lock = threading.Lock()
+        self.is_real = sleep is time.sleep
         self._last = float("-inf")
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Renew the lock in a child process; it continues at the parent's pace."""
+        self._lock = threading.Lock()
 
     def reserve(self, interval: float) -> float:
         """Return the time at which a request may start, at least `interval` seconds after the previous start."""
@@ -115,17 +116,17 @@ class Pacer:
         return until - self._clock()
 
     def wait(self, until: float) -> None:
-        """Sleep until the clock shows `until`; in bulk work no longer than this goes on."""
-        delay = until - self._clock()
+        """Sleep until the clock shows `until`."""
+        delay = self.delay(until)
         if delay > 0:
-            pause(delay, self._sleep)
+            self._sleep(delay)
 
 
-_pacers: dict[str, Pacer] = {}
+_pacers: Final[weakref.WeakValueDictionary[str, Pacer]] = weakref.WeakValueDictionary()
 
 
 def pacer_of(server: str) -> Pacer:
-    """Return the pacer shared by all clients of `server` in this process."""
+    """Return the pacer shared by all clients of `server` in this process, as long as one of them exists."""
     return _pacers.setdefault(server, Pacer())
 
 
@@ -181,22 +182,27 @@ class RequestSender:
         deadline: float | None = DEFAULT_DEADLINE,
         pacer: Pacer | None = None,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], object] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
         readonly: bool = False,
     ) -> None:
+        self._gate = Gate()
         self._transport = transport
         self._is_readonly = readonly
         self._api_key = hide(api_key)
         self._retries = retries
         self._min_interval = min_interval
         self._deadline = deadline
-        self._pacer = Pacer(clock, sleep) if pacer is None else pacer
         self._clock = clock
-        self._sleep = sleep
+        self._sleep = self._gate.sleep if sleep is None else sleep
+        self._pacer = Pacer(clock, time.sleep if sleep is None else sleep) if pacer is None else pacer
         self._extensions: frozenset[str] | None = None  # before the first reply
         self._attempts: Counter[str] = Counter()
         self._repetitions = 0
-        self._is_ending = False
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Renew the lock in a child process."""
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -206,13 +212,15 @@ class RequestSender:
         self.close()
 
     def hurry(self) -> None:
-        """Retry nothing from now on, and let a service in this process wait no longer for others: `close` follows."""
-        self._is_ending = True
+        """Send nothing from now on, and let a service in this process wait no longer for others: `close` follows."""
+        self._gate.shut()
         if (hurry := getattr(self._transport, "hurry", None)) is not None:
             hurry()
 
     def close(self) -> None:
-        """Close the transport."""
+        """Close the transport once no request is in flight; afterwards every request is `ValueError`."""
+        self.hurry()
+        self._gate.wait()
         self._transport.close()
 
     @property
@@ -237,6 +245,16 @@ class RequestSender:
         """Return the start time of the next request on the pacer's clock, for `exchange`."""
         return self._pacer.reserve(self._min_interval)
 
+    def _wait_for_pace(self, start: float | None = None) -> None:
+        """Wait until `start`, or for the next free time of the pacer; `ValueError` as soon as the sender is closed."""
+        start = self.reserve() if start is None else start
+        if self._pacer.is_real:
+            delay = self._pacer.delay(start)
+            if delay > 0:
+                self._gate.sleep(delay)
+        else:
+            self._pacer.wait(start)
+
     def exchange(self, request: Sendable, *, start: float | None = None, key: str | None = None) -> Reply:
         """
         Return the service's reply, also if it is an error; `start` is a result of `reserve`.
@@ -249,6 +267,8 @@ class RequestSender:
             No reply came and nothing was changed: the request never left, or was a read.
         OutcomeUnknownError
             No reply came to a write, and an attempt of it may have reached the service.
+        ValueError
+            The sender was closed before the first attempt, or between attempts without effect.
         ProtocolError
             The reply can't be read.
         """
@@ -259,7 +279,8 @@ class RequestSender:
         backoffs = self.backoffs()
         wait_left = MAX_WAIT
         maybe_applied = is_retry = False
-        self._pacer.wait(self.reserve() if start is None else start)
+        self._gate.check()
+        self._wait_for_pace(start)
         if _is_abandoned():
             raise TransportError("The request was not sent, because the bulk work ended; do it again.", sent=False)
         deadline = self.new_deadline()
@@ -274,7 +295,7 @@ class RequestSender:
                 if rewind is None or not is_retryable(request, outcome, "once" in self.extensions):
                     return final_reply(request, outcome, maybe_applied, key)
                 backoff = next(backoffs)
-                if backoff is None or self._is_ending or _is_abandoned():
+                if backoff is None or _is_abandoned():
                     return final_reply(request, outcome, maybe_applied, key)
                 wait = max(backoff, _retry_after(outcome))
                 if wait > wait_left or wait >= deadline.left() or self._clock() + wait > latest:
@@ -289,6 +310,8 @@ class RequestSender:
         except CloudStoreError:
             raise
         except BaseException as interrupt:
+            if self._gate.is_closed and isinstance(interrupt, ValueError) and maybe_applied and is_write(request):
+                return final_reply(request, outcome, maybe_applied, key)
             if (maybe_applied or deadline.sent) and is_write(request):
                 interrupt.add_note(_unknown(f"The {_description(request, key)} was interrupted"))
             raise
@@ -298,10 +321,10 @@ class RequestSender:
         start = self.reserve()
         before = self._clock()
         if before + self._pacer.delay(start) <= latest:
-            self._pacer.wait(start)
+            self._wait_for_pace(start)
         now = self._clock()
         deadline.extend(now - before)
-        return now + self._pacer.delay(start) <= latest and not self._is_ending and not _is_abandoned()
+        return now + self._pacer.delay(start) <= latest and not _is_abandoned()
 
     def new_deadline(self) -> Deadline:
         """Return the deadline of a request beginning now."""
@@ -319,21 +342,31 @@ class RequestSender:
         if fetch is None:
             raise UnsupportedError("This store's transport gets no media files; open the store by its address.")
         deadline = self.new_deadline() if deadline is None else deadline
+        self._gate.check()
         before = self._clock()
-        self._pacer.wait(self.reserve())
+        self._wait_for_pace()
         deadline.extend(self._clock() - before)
         with self._lock:
             self._attempts["download"] += 1
             self._repetitions += start > 0
         scope.deadline, outer = deadline, scope.deadline
         try:
-            fetched: Fetched = fetch(link, start, tag)
+            with self._gate.turn:
+                self._gate.check()
+                fetched: Fetched = fetch(link, start, tag)
         finally:
             scope.deadline = outer
         deadline.restarts_on_read = True
+        fetched.pieces = self._checked(fetched.pieces)
         if fetched.refusal is not None:
             raise_for(fetched.refusal, None)
         return fetched
+
+    def _checked(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield the pieces of a download until the sender is closed."""
+        for piece in pieces:
+            self._gate.check()
+            yield piece
 
     def media_files(self) -> list[dict[str, Any]]:
         """Return the descriptions of all media files; `UnsupportedError` over a transport unable to list them."""
@@ -360,7 +393,7 @@ class RequestSender:
 
     def sleep(self, seconds: float) -> None:
         """Wait between two attempts; in bulk work no longer than this goes on."""
-        pause(seconds, self._sleep)
+        self._sleep(seconds)
 
     def _with_id(self, request: Sendable) -> Sendable:
         """Return the request, a write with an idempotency key if the service may know them."""
@@ -378,9 +411,11 @@ class RequestSender:
             self._attempts[operation_of(request)] += 1
             self._repetitions += is_retry
         scope.deadline, outer = deadline, scope.deadline
-        deadline.sent = True
         try:
-            reply = self._transport.send(request)
+            with self._gate.turn:
+                self._gate.check()
+                deadline.sent = True
+                reply = self._transport.send(request)
         except CloudStoreError as error:
             deadline.sent = False  # an interrupt from here on is not in the middle of an attempt
             return error

@@ -54,6 +54,7 @@ from cloudstore_mapping.errors import (
     TimedOutError,
     TransportError,
 )
+from cloudstore_mapping.forks import renew_after_fork
 from cloudstore_mapping.masking import SecretBytes, hide
 from cloudstore_mapping.wire import (
     EXTENSIONS,
@@ -199,13 +200,19 @@ class HTTPTransport:
         if not all(isinstance(seconds, int | float) and seconds > 0 for seconds in self._timeout):
             raise ValueError("timeout is a number of seconds above 0, or two: for the connection and for the answer.")
         self._session = session
-        self._patched: tuple[int, Session] | None = None
+        self._patched: Session | None = None
         self._max_reply = max_reply
         self._pool: _ServerPool | None = None
         self._knows_ids = False
         self._lock = threading.Lock()
         self.sent_bytes = 0
         self.received_bytes = 0
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave the open connections to the parent process."""
+        self._lock = threading.Lock()
+        self._pool = self._patched = None
 
     def __repr__(self) -> str:
         return f"<HTTPTransport to {self.server}>"
@@ -278,7 +285,7 @@ class HTTPTransport:
             pool.close()
         patched, self._patched = self._patched, None
         if patched is not None:
-            patched[1].close()
+            patched.close()
 
     def _post(self, path: str, headers: dict[str, str], body: bytes | MultipartForm) -> tuple[Response, str]:
         """Return the response, read completely, and its extensions header."""
@@ -299,9 +306,9 @@ class HTTPTransport:
         if self._session is not None or not is_requests_patched():
             return self._session
         with self._lock:
-            if self._patched is None or self._patched[0] != os.getpid():
-                self._patched = os.getpid(), _new_session()
-            return self._patched[1]
+            if self._patched is None:
+                self._patched = _new_session()
+            return self._patched
 
     def _send_through(
         self, session: Session, method: str, path: str, headers: dict[str, str], body: Any = None
@@ -387,8 +394,7 @@ class HTTPTransport:
 
     def _own_pool(self) -> _ServerPool:
         with self._lock:
-            # After a fork the open connections belong to the parent.
-            if self._pool is None or self._pool.process != os.getpid():
+            if self._pool is None:
                 self._pool = _ServerPool(self.server, self._timeout)
             return self._pool
 
@@ -477,7 +483,6 @@ class _ServerPool:
         from requests.adapters import HTTPAdapter
         from urllib3.util import Timeout
 
-        self.process = os.getpid()
         self._server = server
         self._timeouts = timeout
         self._timeout = Timeout(connect=timeout[0], read=timeout[1])

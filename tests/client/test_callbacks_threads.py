@@ -159,7 +159,7 @@ class _Noting(Pacer):
     """A pacer in whose time nobody waits."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        super().__init__(clock)
+        super().__init__(clock, lambda _: None)
         self.reserved: list[float] = []
         self.waited: list[float] = []
 

@@ -1,0 +1,209 @@
+"""Closing a store while other threads use it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
+from cloudstore_mapping.client.transport import HTTPTransport, Transport
+from cloudstore_mapping.errors import OutcomeUnknownError
+from cloudstore_mapping.messages import Reply
+from tests.support.mapping_fixtures import Connect, connect, http_service, make_store
+from tests.support.scripted import DONE, Script
+
+__all__ = ["connect", "http_service", "make_store"]  # fixtures
+
+Store = CloudStoreMapping[Any]
+
+FOREVER = 60.0
+
+
+class Watched:
+    """A way to a service that calls `before` ahead of each request, and counts the requests."""
+
+    def __init__(self, inner: Transport) -> None:
+        self.inner = inner
+        self.count = 0
+        self.before: Callable[[], object] = lambda: None
+
+    def send(self, request: Any) -> Reply:
+        """Send."""
+        self.count += 1
+        self.before()
+        return self.inner.send(request)
+
+    def close(self) -> None:
+        """Close."""
+        self.inner.close()
+
+
+@pytest.fixture
+def watched(connect: Connect) -> Iterator[tuple[Store, Watched]]:
+    """A store with some keys, and the way to its service."""
+    transport, api_key = connect()
+    watched = Watched(transport)
+    with Store(api_key, transport=watched, max_workers=2) as store:
+        store.update({f"key {number}": number for number in range(30)})
+        yield store, watched
+
+
+ITERATIONS: dict[str, Callable[[Store], Iterator[Any]]] = {
+    "items": lambda store: iter(store.items()),
+    "values": lambda store: iter(store.values()),
+    "items backwards": lambda store: reversed(store.items()),
+    "a view's items": lambda store: iter(store.view("key ").items()),
+}
+
+
+@pytest.mark.parametrize("what", ITERATIONS)
+def test_an_iteration_ends(watched: tuple[Store, Watched], what: str) -> None:
+    """An iteration going on when the store is closed raises `ValueError`, and sends nothing."""
+    store, way = watched
+    iterator = ITERATIONS[what](store)
+    next(iterator)
+    store.close()
+    count = way.count
+    with pytest.raises(ValueError, match="closed"):
+        next(iterator)
+    assert way.count == count
+
+
+def test_a_transform_writes_nothing(watched: tuple[Store, Watched]) -> None:
+    """A transform whose function runs while the store is closed raises `ValueError` and writes nothing."""
+    store, way = watched
+    entered: Future[None] = Future()
+    go: Future[None] = Future()
+
+    def function(value: int) -> int:
+        entered.set_result(None)
+        go.result(FOREVER)
+        return value + 1
+
+    with ThreadPoolExecutor() as pool:
+        transforming = pool.submit(store.transform, "key 1", function)
+        entered.result(FOREVER)
+        store.close()
+        count = way.count
+        go.set_result(None)
+        with pytest.raises(ValueError, match="closed"):
+            transforming.result(FOREVER)
+    assert way.count == count
+
+
+def test_closing_waits_for_a_request(watched: tuple[Store, Watched]) -> None:
+    """A save in flight is done when `close` returns, so that nothing is written afterwards."""
+    store, way = watched
+    begun = threading.Event()
+    go = threading.Event()
+    ended: list[str] = []
+
+    def wait() -> None:
+        begun.set()
+        assert go.wait(FOREVER)
+
+    def save() -> None:
+        store["key 1"] = "new"
+        ended.append("save")
+
+    way.before = wait
+    gate = files_of(store).client._gate
+    with ThreadPoolExecutor() as pool:
+        saving = pool.submit(save)
+        assert begun.wait(FOREVER)
+
+        def close() -> None:
+            store.close()
+            ended.append("close")
+
+        closing = pool.submit(close)
+        while not gate.is_closed:
+            pass
+        go.set()
+        saving.result(FOREVER)
+        closing.result(FOREVER)
+    assert sorted(ended) == ["close", "save"]
+
+
+def test_a_retry_and_a_wait_for_the_pace_end() -> None:
+    """A thread that waits before an attempt gets `ValueError` at once, or the truth about a write sent before."""
+    busy = Reply(error="Http error", message=DONE.message, status=503)
+    for outcome, act, error in (
+        (busy, lambda store: store["key"], ValueError),
+        (busy, lambda store: store.__setitem__("key", 1), OutcomeUnknownError),
+    ):
+        script = Script(outcome, outcome, outcome, outcome, outcome, outcome)
+        store = Store("k" * 16, transport=script)
+        reached = threading.Event()
+        client = files_of(store).client
+        sleep = client._gate.sleep
+
+        def sleeping(_: float, reached: threading.Event = reached, sleep: Any = sleep) -> None:
+            reached.set()
+            sleep(10_000.0)
+
+        client._sleep = sleeping
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(act, store)
+            assert reached.wait(FOREVER)
+            store.close()
+            assert isinstance(waiting.exception(FOREVER), error)
+        assert len(script.requests) == 1
+        assert script.closed == 1
+
+
+def test_the_pace_of_a_closed_store() -> None:
+    """A thread that waits for its server's pace gets `ValueError` when the store is closed, and sends nothing."""
+    script = Script(DONE)
+    store = Store("k" * 16, transport=script, min_interval=10_000.0)
+    client = files_of(store).client
+    store["key"] = 1
+    reached = threading.Event()
+    sleep = client._gate.sleep
+
+    def sleeping(seconds: float) -> None:
+        reached.set()
+        sleep(seconds)
+
+    client._gate.sleep = sleeping  # type: ignore[method-assign]
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(lambda: store["key"])
+        assert reached.wait(FOREVER)
+        store.close()
+        with pytest.raises(ValueError, match="closed"):
+            waiting.result(FOREVER)
+    assert len(script.requests) == 1
+
+
+@pytest.mark.parametrize("connect", ["http", "vendor"], indirect=True)
+def test_no_connection_afterwards(connect: Connect) -> None:
+    """A closed transport opens no connection any more."""
+    transport, api_key = connect()
+    assert isinstance(transport, HTTPTransport)
+    store = Store(api_key, transport=transport)
+    store["key"] = 1
+    store.close()
+    with pytest.raises(ValueError, match="closed"):
+        files_of(store).client.load("key")
+    assert transport._pool is None
+
+
+def test_closing_within_a_request(watched: tuple[Store, Watched]) -> None:
+    """A store may be closed by the thread that is in the middle of a request, as by a signal handler."""
+    store, way = watched
+    closed: list[bool] = []
+
+    def close() -> None:
+        if not closed:
+            closed.append(True)
+            store.close()
+
+    way.before = close
+    with ThreadPoolExecutor() as pool:
+        pool.submit(lambda: store.get("key 1")).exception(FOREVER)
+    with pytest.raises(ValueError, match="closed"):
+        store["key 1"]

@@ -1,0 +1,258 @@
+"""Stores in child processes: forks while other threads are at work, and the pools of `multiprocessing`."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import select
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cloudstore_mapping as cm
+from cloudstore_mapping.client import cache as cache_module
+from cloudstore_mapping.client import retry as retry_module
+from cloudstore_mapping.client.gate import Gate
+from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
+from cloudstore_mapping.client.retry import Pacer
+from cloudstore_mapping.client.transport import HTTPTransport
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.web.serve import background
+from tests.storages import new_storage
+from tests.support.mapping_fixtures import Connect, connect, http_service
+
+__all__ = ["connect", "http_service"]  # fixtures
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork, which this system lacks"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning"),
+]
+
+#: Seconds after which a child is taken to hang; only reached if it does.
+FOREVER = 60.0
+
+Store = CloudStoreMapping[Any]
+
+
+def in_child(act: Callable[[], object]) -> str:
+    """Run `act` in a forked child; return the `repr` of what it raised, "" if nothing, and "hangs" if it never ends."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        complaint = b""
+        try:
+            act()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the child ends here
+            complaint = repr(error).encode()
+        os.write(writing, complaint)
+        os._exit(0)
+    os.close(writing)
+    try:
+        if not select.select([reading], [], [], FOREVER)[0]:
+            os.kill(child, 9)
+            return "hangs"
+        return os.read(reading, 10_000).decode()
+    finally:
+        os.close(reading)
+        os.waitpid(child, 0)
+
+
+class Stopped:
+    """Another thread, stopped inside `act` by `stop`, which it calls; it goes on at the end of the block."""
+
+    def __init__(self, act: Callable[[Callable[[], None]], object]) -> None:
+        self._reached = threading.Event()
+        self._go = threading.Event()
+        self._thread = threading.Thread(target=act, args=(self._stop,), daemon=True)
+
+    def _stop(self) -> None:
+        if threading.current_thread() is self._thread:
+            self._reached.set()
+            self._go.wait()
+
+    def __enter__(self) -> None:
+        self._thread.start()
+        assert self._reached.wait(FOREVER)
+
+    def __exit__(self, *_: object) -> None:
+        self._go.set()
+        self._thread.join()
+
+
+class Holding:
+    """A lock that its `name` in `thing` is replaced by, to stop a thread inside it."""
+
+    def __init__(self, lock: Any, stop: Callable[[], None]) -> None:
+        self._lock = lock
+        self._stop = stop
+
+    def __enter__(self) -> None:
+        self._lock.__enter__()
+        self._stop()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.__exit__(*error)
+
+
+def holding(thing: object, act: Callable[[], object]) -> Stopped:
+    """Return a thread to stop inside the lock of a thing, which it takes in `act`."""
+
+    def run(stop: Callable[[], None]) -> None:
+        thing._lock = Holding(thing._lock, stop)  # type: ignore[attr-defined]
+        act()
+
+    return Stopped(run)
+
+
+def use(store: Store) -> None:
+    """Use a store in many ways, with a result known in advance."""
+    store["child"] = 1
+    assert store["child"] == 1
+    assert store["kept"] == "kept"
+    assert store["other"] == "other"
+    assert sorted(store) == ["child", "kept", "other"]
+    store.update({"many": 1, "more": 2})
+    assert dict(store.items()) == {"child": 1, "kept": "kept", "many": 1, "more": 2, "other": "other"}
+    store.delete_many(["many", "more"])
+    del store["child"]
+
+
+@pytest.mark.parametrize("connect", ["file", "http", "vendor"], indirect=True)
+@pytest.mark.parametrize("where", ["cache", "sender", "pacer", "transport", "fetch", "gate"])
+def test_a_fork_while_a_lock_is_held(connect: Connect, where: str) -> None:
+    """A child of a fork works, whatever lock or request another thread was in the middle of."""
+    transport, api_key = connect()
+    with Store(api_key, transport=transport, cache_ttl=1000.0) as store:
+        store.update({"kept": "kept", "other": "other"})
+        assert store["kept"] == "kept"
+        store.cache_invalidate("other")
+        client = files_of(store).client
+        things = {
+            "cache": files_of(store).store.cache,
+            "sender": client,
+            "pacer": client._pacer,
+            "transport": transport,
+        }
+        if where in ("fetch", "gate"):
+
+            def fetch(stop: Callable[[], None]) -> None:
+                send = transport.send
+
+                def stopping(request: Any) -> Any:
+                    stop()
+                    return send(request)
+
+                transport.send = stopping  # type: ignore[method-assign]
+                store["other"]
+
+            stopped = Stopped(fetch)
+        else:
+            if where == "transport" and not isinstance(transport, HTTPTransport):
+                transport._process = -1  # type: ignore[attr-defined]  # it opens the store anew under its lock
+            thing = things[where]
+            assert thing is not None
+            stopped = holding(thing, lambda: store["other"])
+        with stopped:
+            assert in_child(lambda: use(store)) == ""
+            if where == "gate":
+                assert in_child(store.close) == ""
+        assert store["other"] == "other"
+
+
+def test_every_lock_is_renewed() -> None:
+    """Everything with a lock in the client renews it in a child."""
+    for kind in (cache_module.Cache, retry_module.RequestSender, Pacer, HTTPTransport, Gate):
+        assert hasattr(kind, "after_fork"), kind
+
+
+FIRST_REQUEST = """
+import os, sys, threading
+import cloudstore_mapping as cm
+
+begun, go = threading.Event(), threading.Event()
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "requests.adapters" and threading.current_thread() is thread:
+            begun.set()
+            go.wait(0.3)
+
+sys.meta_path.insert(0, Slow())
+store = cm.open(sys.argv[1])
+thread = threading.Thread(target=lambda: store.get("key"))
+thread.start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    store["child"] = 1
+    os._exit(0)
+go.set()
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+thread.join()
+assert status == 0 and store["child"] == 1
+"""
+
+
+def test_a_fork_during_the_first_request(tmp_path: Path) -> None:
+    """A child of a fork works though another thread was importing what the first request needs."""
+    with Service(new_storage(tmp_path / "s.db")) as service, background(service) as address:
+        location = address.replace("://", f"://{service.accounts.create('tests')}@")
+        run = [sys.executable, "-W", "ignore", "-c", FIRST_REQUEST, location]
+        done = subprocess.run(run, timeout=FOREVER, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def read_key(store: Store, key: str) -> object:
+    """Read, in a process of a pool."""
+    return store[key]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_pool_of_processes(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Pool.map` with a store works if the pickle has its API key, or the environment; else it says what to do."""
+    monkeypatch.delenv("CLOUDSTORE_URL", raising=False)
+    with Service(new_storage(tmp_path / "s.db")) as service, background(service) as address:
+        location = address.replace("://", f"://{service.accounts.create('tests')}@")
+
+        def values(**options: Any) -> Any:
+            with cm.open(location, **options) as store, context.Pool(1) as pool:
+                return pool.map_async(partial(read_key, store), ["a", "b"]).get(FOREVER)
+
+        context = multiprocessing.get_context(method)
+        with cm.open(location) as store:
+            store.update({"a": 1, "b": 2})
+        with pytest.raises(ValueError, match=r"pickle_secrets=True.*CLOUDSTORE_URL"):
+            values()
+        assert values(pickle_secrets=True) == [1, 2]
+        monkeypatch.setenv("CLOUDSTORE_URL", location)
+        assert values() == [1, 2]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_pool_of_processes_on_a_file(tmp_path: Path, method: str) -> None:
+    """`Pool.map` with a store in a file works; if the file can't be opened any more, the reason is raised."""
+    path = tmp_path / "store.db"
+    with cm.open(path) as store, multiprocessing.get_context(method).Pool(1) as pool:
+        store["a"] = 1
+        assert pool.map_async(partial(read_key, store), ["a"]).get(FOREVER) == [1]
+        store.close()
+        for file in tmp_path.iterdir():
+            file.unlink()
+        path.write_text("no store")
+        with pytest.raises(cm.UnsupportedError):
+            pool.map_async(partial(read_key, store), ["a"]).get(FOREVER)
+
+
+def test_a_store_in_memory_in_a_pool() -> None:
+    """A store in memory is refused when it is sent to another process."""
+    with cm.open("memory:") as store, closing(multiprocessing.get_context("spawn").Pool(1)) as pool:
+        with pytest.raises(TypeError, match="memory"):
+            pool.map_async(partial(read_key, store), ["a"]).get(FOREVER)
+        pool.terminate()
