@@ -7,6 +7,7 @@ import os
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +27,7 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.places import MEMORY, Place, place_of
 from cloudstore_mapping.service.storage.renaming import refuse_old_names
+from cloudstore_mapping.service.storage.writer import has_finished
 from cloudstore_mapping.service.uploads import described
 from cloudstore_mapping.wire import (
     EXTENSIONS,
@@ -164,11 +166,17 @@ class StoreTransport(InProcessTransport):
 
     def send(self, request: Request | Batch | Upload) -> Reply:
         """Return the service's answer."""
+        if self._is_over():
+            with self._opened() as service:
+                return InProcessTransport(service).send(request)
         self._open_anew()
         return super().send(request)
 
     def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
         """Begin to get a media file; see `HTTPTransport.fetch`."""
+        if self._is_over():
+            service = self._opened()
+            return replace(InProcessTransport(service).fetch(link, start, tag), close=service.close)
         self._open_anew()
         return super().fetch(link, start, tag)
 
@@ -204,14 +212,26 @@ class StoreTransport(InProcessTransport):
             return self._service.accounts.named(LOCAL_ACCOUNT)
         return None  # nothing was written yet
 
+    def _is_over(self) -> bool:
+        """
+        Return True if the program is ending and has closed the store, which early functions of `atexit` still use.
+
+        It is then opened for each request, as nothing else would close it.
+        """
+        return has_finished() and not self._place.is_memory
+
+    def _opened(self) -> Service:
+        service = Service(self._place.open(), LOCAL_SETTINGS)
+        service.accounts.grant(LOCAL_ACCOUNT, self.api_key)
+        return service
+
     def _open_anew(self) -> None:
         if self._process == os.getpid() or self._place.is_memory:
             return
         with self._lock:
             if self._process != os.getpid():
                 _of_parents.append(self._service)
-                self._service = Service(self._place.open(), LOCAL_SETTINGS)
-                self._service.accounts.grant(LOCAL_ACCOUNT, self.api_key)
+                self._service = self._opened()
                 self._process = os.getpid()
 
 

@@ -108,6 +108,7 @@ class SQLiteSession(SQLTransaction, Session):
         )
         self._path = path
         self._space = None if path is None else Space(path)
+        self.outlives_program = path is not None
         #: What was met by any connection to the store.
         self.damage: Damage = Damage() if beside is None else beside.damage
         self._gives_up_at = float("inf")

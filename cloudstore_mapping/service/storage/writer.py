@@ -56,6 +56,8 @@ class Session(ABC):
     max_group: int = MAX_GROUP
     #: Monotonic time until which `transaction` waits for other processes, if the engine has such a wait.
     until: float = math.inf
+    #: True if a program that ends has to finish submitted work: not for a store in memory, which ends with it.
+    outlives_program: bool = True
 
     @abstractmethod
     def transaction(self) -> AbstractContextManager[None]:
@@ -152,8 +154,13 @@ class GroupWriter:
         self._thread = threading.Thread(
             target=_write, args=(session, self._jobs, self._turn, end), name="cloudstore-writer", daemon=True
         )
-        self._thread.start()
-        _writing.add(self._jobs)
+        self._end: Callable[[], None] | None = None
+        try:
+            self._thread.start()
+        except RuntimeError:  # the interpreter ends and begins no threads: the callers do the work
+            self._end = end
+        if session.outlives_program and self._end is None:
+            _writing.add(self._jobs)
         # Without waiting: whoever drops this may hold a lock that the work still needs, or be the thread itself.
         weakref.finalize(self, self._jobs.queue.put, None).atexit = False
 
@@ -163,7 +170,18 @@ class GroupWriter:
             raise closed_error()
         future: Future[T] = Future()
         self._jobs.put(_Job(work, future))
+        if self._end is not None:
+            self._do_here()
         return future
+
+    def _do_here(self) -> None:
+        """Do the work that waits, on the caller's thread."""
+        group: list[_Job] = []
+        while not self._jobs.queue.empty() or group:
+            with self._turn:
+                if not self._jobs.queue.empty():
+                    _gather(self._jobs.queue, group, self._session.max_group)
+                group = _commit(self._session, group) if group else group
 
     def run(self, work: Callable[[Any], T], until: float = math.inf) -> Future[T]:
         """
@@ -174,12 +192,16 @@ class GroupWriter:
         """
         if self._turn.locked():
             return self.submit(work)
+        future: Future[T] | None = None
         with self._turn:  # which an interrupt can't leave behind, unlike one that is only tried for
-            if self._closed or self._jobs.ended.is_set() or not self._jobs.queue.empty():
-                return self.submit(work)
-            future: Future[T] = Future()
-            for job in _commit(self._session, [_Job(work, future, until)]):
-                self._jobs.put(job)
+            if not self._closed and not self._jobs.ended.is_set() and self._jobs.queue.empty():
+                future = Future()
+                for job in _commit(self._session, [_Job(work, future, until)]):
+                    self._jobs.put(job)
+        if future is None:
+            return self.submit(work)
+        if self._end is not None:
+            self._do_here()
         error = future.exception() if future.done() else None
         if error is not None and not isinstance(error, Exception):
             raise error  # an interrupt is the caller's, whatever was being done
@@ -189,8 +211,15 @@ class GroupWriter:
         """Finish what was submitted, and wait for the thread to end, unless it is the caller's."""
         if not self._closed:
             self._closed = True
+            if self._end is not None:
+                self._do_here()
+                with self._turn:
+                    self._end()
+                self._jobs.ended.set()
+                self._jobs.refuse_all()
+                return
             self._jobs.queue.put(None)
-        if threading.current_thread() is not self._thread:
+        if self._end is None and threading.current_thread() is not self._thread:
             self._jobs.wait_for_end()
             self._thread.join()  # its last steps
 
@@ -198,8 +227,18 @@ class GroupWriter:
 _writing: Final[weakref.WeakSet[_Jobs]] = weakref.WeakSet()
 
 
+#: True once a program that ends finished all work, and the storages that outlive it were closed.
+_has_finished: Final[list[bool]] = []
+
+
+def has_finished() -> bool:
+    """Return True at the end of a program, when storages opened before are closed."""
+    return bool(_has_finished)
+
+
 @atexit.register
 def _finish_all() -> None:
+    _has_finished.append(True)
     for jobs in list(_writing):
         jobs.queue.put(None)
         jobs.wait_for_end()

@@ -1,0 +1,91 @@
+"""Stores at the end of a program: threads that outlive the main one, executors, `atexit`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.web.serve import background
+from tests.storages import new_storage
+from tests.vendor import serve_vendor
+
+#: Uses the store from each kind of code that runs at the end of a program, and prints what fails.
+PROGRAM = """
+import atexit, sys, threading
+
+opened = []
+
+def act(tag):
+    store = opened[0]
+    try:
+        store[tag] = 1
+        assert store[tag] == 1
+        assert tag in list(store) and len(store) > 0
+        store.update({tag + "x": 1, tag + "y": 2})
+        assert dict(store)[tag + "y"] == dict(store.items())[tag + "y"] == 2
+        store.clear()
+        assert len(store) == 0
+        store["last"] = tag
+    except BaseException as error:
+        print(tag, repr(error), flush=True)
+    else:
+        print(tag, flush=True)
+
+atexit.register(act, "before the import")
+import cloudstore_mapping as cm
+atexit.register(act, "before the opening")
+opened.append(cm.open(sys.argv[1]))
+if sys.argv[2] == "warm":
+    dict(opened[0])
+    opened[0].update({"a": 1, "b": 2, "c": 3})
+atexit.register(act, "after the opening")
+
+from concurrent.futures import ThreadPoolExecutor, thread
+
+def wait_for_shutdown():
+    while not thread._shutdown:
+        pass
+
+def outlive():
+    threading.main_thread().join()
+    act("a thread")
+
+pool = ThreadPoolExecutor(1)
+pool.submit(wait_for_shutdown)
+pool.submit(act, "a job")
+threading.Thread(target=outlive).start()
+"""
+STAGES = ["a job", "a thread", "after the opening", "before the opening", "before the import"]
+
+
+@pytest.fixture(params=["memory", "file", "http", "vendor"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Locations of a store in memory, in a file, over HTTP, and on a service without extensions."""
+    with ExitStack() as stack:
+        if request.param == "memory":
+            yield "memory:"
+        elif request.param == "file":
+            yield str(tmp_path / "store.db")
+        elif request.param == "http":
+            service = stack.enter_context(Service(new_storage(tmp_path / "service.db")))
+            address = stack.enter_context(background(service))
+            yield address.replace("://", f"://{service.accounts.create('tests')}@")
+        else:
+            vendor = stack.enter_context(serve_vendor())
+            yield vendor.address.replace("://", f"://{vendor.api_key}@")
+
+
+@pytest.mark.parametrize("use", ["cold", "warm"])
+def test_a_program_s_last_acts(place: str, use: str, tmp_path: Path) -> None:
+    """Whatever runs at the end of a program may use an open store, however early it was registered."""
+    run = [sys.executable, "-c", PROGRAM, place, use]
+    done = subprocess.run(run, timeout=30, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines(), done.stderr) == (0, STAGES, "")
+    if place.endswith("store.db"):
+        assert [file.name for file in tmp_path.iterdir()] == ["store.db"]
