@@ -24,18 +24,21 @@ FOREVER = 60.0
 
 
 class Watched:
-    """A way to a service that calls `before` ahead of each request, and counts the requests."""
+    """A way to a service that calls `before` and `after` around each request, and counts the requests."""
 
     def __init__(self, inner: Transport) -> None:
         self.inner = inner
         self.count = 0
         self.before: Callable[[], object] = lambda: None
+        self.after: Callable[[], object] = lambda: None
 
     def send(self, request: Any) -> Reply:
         """Send."""
         self.count += 1
         self.before()
-        return self.inner.send(request)
+        reply = self.inner.send(request)
+        self.after()
+        return reply
 
     def close(self) -> None:
         """Close."""
@@ -108,9 +111,9 @@ def test_closing_waits_for_a_request(watched: tuple[Store, Watched]) -> None:
 
     def save() -> None:
         store["key 1"] = "new"
-        ended.append("save")
 
     way.before = wait
+    way.after = lambda: ended.append("answered")
     gate = files_of(store).client._gate
     with ThreadPoolExecutor() as pool:
         saving = pool.submit(save)
@@ -118,15 +121,16 @@ def test_closing_waits_for_a_request(watched: tuple[Store, Watched]) -> None:
 
         def close() -> None:
             store.close()
-            ended.append("close")
+            ended.append("closed")
 
         closing = pool.submit(close)
         while not gate.is_closed:
             pass
+        assert not closing.done()
         go.set()
         saving.result(FOREVER)
         closing.result(FOREVER)
-    assert sorted(ended) == ["close", "save"]
+    assert ended == ["answered", "closed"]
 
 
 def test_a_retry_and_a_wait_for_the_pace_end() -> None:
