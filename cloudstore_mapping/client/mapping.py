@@ -32,7 +32,7 @@ from cloudstore_mapping.client.address import (
 )
 from cloudstore_mapping.client.bulk import Bulk, WorkerPool
 from cloudstore_mapping.client.cache import DEFAULT_BYTES, DEFAULT_ENTRIES, Cache, Found
-from cloudstore_mapping.client.deadline import DEFAULT_DEADLINE
+from cloudstore_mapping.client.deadline import DEFAULT_DEADLINE, scope
 from cloudstore_mapping.client.files import Change, Client, Files, Names, OpenStore, Password, Passwords
 from cloudstore_mapping.client.media import Media, MediaData, Place, download_media, media_of, upload_media
 from cloudstore_mapping.client.options import check_options, pickled
@@ -367,7 +367,6 @@ class CloudStoreMapping(MutableMapping[str, V]):
             self._check_open()
             result = read_ahead.take(key)
             if isinstance(result, CloudStoreError):
-                read_ahead = self._local.read_ahead = None  # ends its requests
                 raise result
             if result is not None:
                 return self._decode(result)
@@ -944,6 +943,8 @@ class _Failing:
 
     def send(self, _: Sendable) -> Reply:
         """Raise the reason."""
+        if scope.deadline is not None:
+            scope.deadline.sent = False
         raise self._error
 
     def close(self) -> None:

@@ -357,6 +357,8 @@ class HTTPTransport:
                     response.close()
                 raise
             response = failed
+        finally:
+            received.clear()  # in a cycle with the response, which would keep its connection beyond `session.close()`
         self._refuse_interim(response)  # where something sent the request without hooks
         return response
 
@@ -831,13 +833,13 @@ class _BoundedConnection(_ConnectionBase):
         super().request(*arguments, **options)
 
     def response_class(  # type: ignore[override]  # a class there, called like this
-        self, sock: socket.socket, *arguments: Any, method: str | None = None
+        self, sock: socket.socket, debuglevel: int = 0, method: str | None = None
     ) -> RawResponse:
         """Return the response that `http.client` will read from this connection."""
         from http.client import HTTPResponse  # imports email
 
         stream = _FakeSocket(io.BufferedReader(_raw_stream(self, sock)))
-        return HTTPResponse(stream, *arguments, method=method)  # type: ignore[arg-type]
+        return HTTPResponse(stream, debuglevel, method)  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -168,7 +168,7 @@ def test_an_upload_with_progress() -> None:
             clock.advance(90.0)
             return super().read(min(size or 0, 10))
 
-    answer = b'{"error":null,"message":"","data":{"name":"a"}}'
+    answer = b'{"error":null,"message":"","data":{"name":"a","folder":"f","id":"i","mimetype":"text/plain","size":100}}'
     with serving(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer), answer) as address:
         transport = HTTPTransport(address)
         assert Client(transport, "key", clock=clock, deadline=100.0).upload("a", Slow(bytes(100)), "text/plain")
