@@ -24,6 +24,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.client import transport as module
+from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.client.transport import HTTPTransport, is_requests_patched
 from cloudstore_mapping.wire import Request, Upload
 from tests.vendor import Fault, Vendor
@@ -109,6 +110,30 @@ def test_vcr_records_and_plays(transport: HTTPTransport, vendor: Vendor, tmp_pat
     assert len(vendor.requests) == 1
     assert bytes(transport.send(LOAD).message) == b"1"
     assert len(vendor.requests) == 2
+
+
+@pytest.mark.parametrize("is_used", [False, True], ids=["recorded before", "recorded after"])
+def test_vcr_records_a_users_session(vendor: Vendor, tmp_path: Path, is_used: bool) -> None:
+    """A recorder records a session's requests with a deadline, and afterwards they are bounded by it again."""
+    cassette = str(tmp_path / "cassette.yaml")
+    with (
+        requests.Session() as session,
+        Client(HTTPTransport(vendor.address, session=session), vendor.api_key) as client,
+    ):
+        for _ in range(is_used):
+            assert client.load("a") is not None
+        vendor.requests.clear()
+        for _ in range(2):
+            with vcr.use_cassette(cassette) as recorded:
+                assert client.load("a") is not None
+                assert len(recorded) == 1
+        assert len(vendor.requests) == 1
+        session.get_adapter(vendor.address).close()
+        assert client.load("a") is not None
+        assert len(vendor.requests) == 2
+        pools = session.get_adapter(vendor.address).poolmanager.pools  # type: ignore[attr-defined]
+        kinds = [pools[key].ConnectionCls for key in pools.keys()]  # noqa: SIM118 - it has no other iterator
+        assert [issubclass(kind, module._BoundedConnection) for kind in kinds] == [True]
 
 
 #: Places of a patch: the owner and the attribute.
