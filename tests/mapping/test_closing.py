@@ -11,7 +11,7 @@ import pytest
 
 from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
 from cloudstore_mapping.client.transport import HTTPTransport, Transport
-from cloudstore_mapping.errors import OutcomeUnknownError
+from cloudstore_mapping.errors import BulkError, OutcomeUnknownError
 from cloudstore_mapping.messages import Reply
 from tests.support.mapping_fixtures import Connect, connect, http_service, make_store
 from tests.support.scripted import DONE, Script
@@ -158,6 +158,38 @@ def test_a_retry_and_a_wait_for_the_pace_end() -> None:
             assert isinstance(waiting.exception(FOREVER), error)
         assert len(script.requests) == 1
         assert script.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("act", "error"),
+    [
+        (lambda store: store.get_many(map(str, range(9))), ValueError),
+        (lambda store: store.update(dict.fromkeys(map(str, range(9)), 1)), BulkError),
+    ],
+)
+def test_bulk_work_ends(act: Callable[[Store], object], error: type[Exception]) -> None:
+    """Bulk work whose requests wait for another attempt ends at once, and tells of a write that may have been done."""
+    busy = Reply(error="Http error", message=DONE.message, status=503)
+    script = Script(*[busy] * 30)
+    store = Store("k" * 16, transport=script, max_workers=2)
+    client = files_of(store).client
+    sleep = client._gate.sleep
+    reached = threading.Event()
+
+    def sleeping(_: float) -> None:
+        reached.set()
+        sleep(10_000.0)
+
+    client._sleep = sleeping
+    with ThreadPoolExecutor() as pool:
+        working = pool.submit(act, store)
+        assert reached.wait(FOREVER)
+        store.close()
+        raised = working.exception(FOREVER)
+    assert isinstance(raised, error)
+    if isinstance(raised, BulkError):
+        assert isinstance(raised.failed["0"], OutcomeUnknownError)
+    assert len(script.requests) <= 2
 
 
 def test_the_pace_of_a_closed_store() -> None:

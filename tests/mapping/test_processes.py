@@ -19,6 +19,7 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping.client import cache as cache_module
 from cloudstore_mapping.client import retry as retry_module
+from cloudstore_mapping.client.bulk import CallGroup
 from cloudstore_mapping.client.gate import Gate
 from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
 from cloudstore_mapping.client.retry import Pacer
@@ -166,9 +167,26 @@ def test_a_fork_while_a_lock_is_held(connect: Connect, where: str) -> None:
         assert store["other"] == "other"
 
 
+@pytest.mark.parametrize("connect", ["vendor"], indirect=True)
+def test_a_fork_within_bulk_work(connect: Connect) -> None:
+    """A child of a fork goes on with an iteration, or ends it, without the threads that its parent has for it."""
+    transport, api_key = connect()
+    with Store(api_key, transport=transport, max_workers=2) as store:
+        store.update({f"key {number}": number for number in range(20)})
+        items = iter(store.items())
+        next(items)
+
+        def go_on() -> None:
+            assert len([*items]) == 19
+
+        assert in_child(go_on) == ""
+        assert in_child(lambda: items.close()) == ""  # type: ignore[attr-defined]  # a generator
+        go_on()
+
+
 def test_every_lock_is_renewed() -> None:
     """Everything with a lock in the client renews it in a child."""
-    for kind in (cache_module.Cache, retry_module.RequestSender, Pacer, HTTPTransport, Gate):
+    for kind in (cache_module.Cache, retry_module.RequestSender, Pacer, HTTPTransport, Gate, CallGroup):
         assert hasattr(kind, "after_fork"), kind
 
 
