@@ -38,7 +38,7 @@ def fault_of(text: bytes | Raw, error: Exception) -> str:
     """
     if _LONE_SURROGATE.search(bytes(text).replace(rb"\\", b" ")):
         return "it holds a lone surrogate, which no text in JSON can; take it out"
-    if bytes(text[:3]) == codecs.BOM_UTF8:
+    if bytes(text).startswith(codecs.BOM_UTF8):
         return "it begins with a byte order mark (BOM); save it as UTF-8 without BOM"
     if isinstance(error, UnicodeDecodeError) or "Invalid UTF-8" in str(error):
         return "it is not UTF-8; write it anew as that"
