@@ -66,11 +66,23 @@ class _Call(Generic[A, B]):
             self.error = error
         self.is_done = True
 
+    def run_here(self) -> None:
+        """Call the function on the caller's thread: an interrupt ends its work at once."""
+        try:
+            self._result = self._function(self.argument)
+        except Exception as error:  # noqa: BLE001 - raised where the result is asked for
+            self.error = error
+        self.is_done = True
+
     def result(self) -> B:
-        """Return the result, or raise the error."""
-        if self.error is not None:
-            raise self.error
-        return cast("B", self._result)
+        """Return the result, or raise the error, once: an error that is kept would keep all frames of its traceback."""
+        error, self.error = self.error, None
+        try:
+            if error is not None:
+                raise error
+            return cast("B", self._result)
+        finally:
+            del error
 
 
 class CallGroup:
@@ -218,9 +230,7 @@ class WorkerPool:
         if not on_threads:
             for argument in arguments:
                 call = _Call(function, argument)
-                call.run()
-                if not isinstance(call.error, Exception | None):
-                    raise call.error
+                call.run_here()
                 yield call
             return
         group = CallGroup(self.count)
