@@ -19,7 +19,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.client import codec, retry
-from cloudstore_mapping.client.cache import Cache, Found, Mark
+from cloudstore_mapping.client.cache import Cache, Found, Mark, Write
 from cloudstore_mapping.client.gate import closed_error
 from cloudstore_mapping.client.keys import FileNames
 from cloudstore_mapping.client.progress import Progress
@@ -272,8 +272,14 @@ class Client(RequestSender):
         return replies
 
     def _ask(self, request: Sendable, key: str | None) -> Reply:
-        shown = _shown_key(request, key)
-        if any(part.if_version is not UNSET for part in _parts(request)):
+        shown = getattr(request, "name", None) if key is None else key
+        if isinstance(request, Batch):
+            is_conditional = any(part.if_version is not UNSET for part in request.requests)
+        else:
+            is_conditional = isinstance(request, Request) and request.if_version is not UNSET
+            if isinstance(request, Request) and request.options == "list":
+                shown = None  # not about a single key
+        if is_conditional:
             self._require("version")
         writes = is_write(request)
         if writes:
@@ -287,7 +293,8 @@ class Client(RequestSender):
             if writes:
                 WRITES.change()
         _check_fields(request, reply, reply)
-        raise_for(reply, shown, request)
+        if reply.error is not None:
+            raise_for(reply, shown, request)
         return reply
 
     def _require(self, extension: str) -> None:
@@ -327,12 +334,6 @@ def described(reply: Reply, fields: Mapping[str, Any] = MEDIA_FIELDS) -> dict[st
     return facts
 
 
-def _parts(request: Sendable) -> Sequence[Request]:
-    if isinstance(request, Batch):
-        return request.requests
-    return () if isinstance(request, Upload) else (request,)
-
-
 def _check_fields(request: Sendable, reply: Reply, answer: Reply) -> None:
     """Refuse a reply without a promised field; `answer` carries the extensions: the reply itself, or a batch's."""
     missing = _missing_field(request, reply, answer.extensions)
@@ -342,11 +343,12 @@ def _check_fields(request: Sendable, reply: Reply, answer: Reply) -> None:
 
 def _missing_field(request: Sendable, reply: Reply, extensions: frozenset[str]) -> str | None:
     has_version = reply.version if "version" in extensions else True
+    has_message = bytes(reply.message).startswith(b'"')
     if reply.error is not None:
         # The version is None if there is no file.
         return None if has_version is not UNSET or reply.error != "Changed" else "the file's version"
     if not isinstance(request, Request):
-        return None if _is_text(reply.message) else "its message"
+        return None if has_message else "its message"
     if reply.unchanged is True:
         return None if request.if_not_version is not UNSET and has_version else "the value"
     # A brief reply has an empty message, which would read as an empty text or list.
@@ -360,19 +362,9 @@ def _missing_field(request: Sendable, reply: Reply, extensions: frozenset[str]) 
         case "stat":
             return None
         case "delete":
-            return None if _is_text(reply.message) else "its message"
+            return None if has_message else "its message"
         case _:
-            return "its message" if not _is_text(reply.message) else None if has_version else "the file's version"
-
-
-def _is_text(message: Raw) -> bool:
-    return bytes(message).startswith(b'"')
-
-
-def _shown_key(request: Sendable, key: str | None) -> str | None:
-    if isinstance(request, Batch) or (isinstance(request, Request) and request.operation is Operation.LIST):
-        return None  # not about a single key
-    return request.name if key is None else key
+            return "its message" if not has_message else None if has_version else "the file's version"
 
 
 @dataclass(frozen=True, repr=False)
@@ -718,10 +710,11 @@ class Files:
 
     def save(self, key: str, value: Raw, if_version: str | UnsetType | None = UNSET) -> None:
         """Save the key's value; with `if_version` only if it has this version, or is absent for None."""
-        with self._changing(key) as commit:
+        with self._changing(key) as write:
             password = self._passwords.for_edit(self.prefix + key)
             version = self.client.save(self.name(key), value, password, key=key, if_version=if_version)
-            commit(Found(bytes(value), version))
+            if write is not None:
+                write.commit(Found(bytes(value), version))
 
     def merge(self, key: str, value: Raw) -> None:
         """Merge the value into the key's."""
@@ -730,10 +723,11 @@ class Files:
 
     def delete(self, key: str, if_version: str | UnsetType = UNSET) -> None:
         """Delete the key; `NoFileError` if absent."""
-        with self._changing(key, deletes=True) as commit:
+        with self._changing(key, deletes=True) as write:
             password = self._passwords.for_edit(self.prefix + key)
             self.client.delete(self.name(key), password, key=key, if_version=if_version)
-            commit(Found(None))
+            if write is not None:
+                write.commit(Found(None))
 
     def save_if(self, key: str, value: Raw, if_version: str | UnsetType | None) -> None:
         """Save like `save` if the service has versions, otherwise whatever is there."""
@@ -813,14 +807,14 @@ class Files:
         return [(reply, error_of(reply, change.key)) for change, reply in zip(changes, replies, strict=True)]
 
     @contextmanager
-    def _changing(self, key: str, *, deletes: bool = False) -> Iterator[Callable[[Found[bytes]], None]]:
-        """Drop key and listing from the cache before a write; the block passes the written value, if known."""
+    def _changing(self, key: str, *, deletes: bool = False) -> Iterator[Write[bytes] | None]:
+        """Drop key and listing from the cache before a write; the block commits the written value, if known."""
         if self._cache is None or self._listing is None:
-            yield lambda _: None
+            yield None
             return
         full = self.prefix + key
         with self._cache.write(full) as write, self._listing.write(ALL) as listing:
-            yield write.commit
+            yield write
             names = None if listing.before is None else listing.before.value
             if names is not None and deletes:
                 listing.patch(Found({name: None for name in names if name != full}))

@@ -318,7 +318,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
         self._files.store.check_open()
 
     def _check_writable(self, key: object = None) -> None:
-        self._check_open()
+        self._files.store.check_open()
         if self._files.store.is_readonly:
             raise read_only(key if isinstance(key, str) else None)
 
@@ -345,13 +345,13 @@ class CloudStoreMapping(MutableMapping[str, V]):
         return text
 
     def _key_or_none(self, key: object) -> str | None:
-        self._check_open()
+        self._files.store.check_open()
         hash(key)
         return str.__str__(key) if isinstance(key, str) else None
 
     def _check_key(self, key: object) -> str:
         """Return the text of a key to write; `TypeError` for a key that is not a `str`."""
-        self._check_open()
+        self._files.store.check_open()
         if not isinstance(key, str):
             raise TypeError(f"Keys are str, not {type(key).__name__}; convert {shorten(key)} first.")
         text = str.__str__(key)
@@ -631,7 +631,10 @@ class CloudStoreMapping(MutableMapping[str, V]):
         self._check_writable()
         # Several merges of a key stay separate and in order: a folded merge could have another result.
         merges = [(self._check_key(key), codec.encode(value)) for key, value in _pairs(other)]
-        self._change_many(self._files.changes_to_merge(merges))
+        if len(merges) == 1 and self._files.store.progress is None:
+            self._files.merge(*merges[0])
+        else:
+            self._change_many(self._files.changes_to_merge(merges))
         return self
 
     def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:

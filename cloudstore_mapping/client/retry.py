@@ -247,7 +247,7 @@ class RequestSender:
 
     def _wait_for_pace(self, start: float | None = None) -> None:
         """Wait until `start`, or for the next free time of the pacer; `ValueError` as soon as the sender is closed."""
-        start = self.reserve() if start is None else start
+        start = self._pacer.reserve(self._min_interval) if start is None else start
         if self._pacer.is_real:
             delay = self._pacer.delay(start)
             if delay > 0:
@@ -275,8 +275,8 @@ class RequestSender:
         if self._is_readonly and is_write(request):
             raise read_only(key)
         request = self._with_id(request)
-        rewind = _rewinder(request)
-        backoffs = self.backoffs()
+        rewind = _rewinder(request) if isinstance(request, Upload) else _no_rewind
+        backoffs: Iterator[float | None] | None = None
         wait_left = MAX_WAIT
         maybe_applied = is_retry = False
         self._gate.check()
@@ -289,11 +289,15 @@ class RequestSender:
         try:
             while True:
                 outcome = self._send_once(request, deadline, is_retry)
+                if isinstance(outcome, Reply) and outcome.status not in BUSY:
+                    return final_reply(request, outcome, maybe_applied, key)
                 if isinstance(outcome, TimedOutError) and deadline.left() <= 0:
                     outcome.at_deadline = True
                     outcome.message = outcome.message.replace("longer timeout", "longer deadline")
                 if rewind is None or not is_retryable(request, outcome, "once" in self.extensions):
                     return final_reply(request, outcome, maybe_applied, key)
+                if backoffs is None:
+                    backoffs = self.backoffs()
                 backoff = next(backoffs)
                 if backoff is None or _is_abandoned():
                     return final_reply(request, outcome, maybe_applied, key)
@@ -427,9 +431,9 @@ class RequestSender:
         return reply
 
 
-def _rewinder(request: Sendable) -> Callable[[], object] | None:
+def _rewinder(request: Upload) -> Callable[[], object] | None:
     """Return a function to call before a retry, None for a stream impossible to send twice."""
-    if not isinstance(request, Upload) or isinstance(request.data, bytes):
+    if isinstance(request.data, bytes):
         return _no_rewind
     try:
         return partial(request.data.seek, request.data.tell()) if request.data.seekable() else None

@@ -45,7 +45,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from cloudstore_mapping._version import __version__
 from cloudstore_mapping.client.address import is_loopback
-from cloudstore_mapping.client.deadline import Deadline, scope
+from cloudstore_mapping.client.deadline import scope
 from cloudstore_mapping.errors import (
     BadNameError,
     BadValueError,
@@ -541,7 +541,7 @@ class _ServerPool:
         elapsed = perf_counter() - started
         if isinstance(raw, PlainResponse):
             raw.release()
-            content = _join((raw.content,), max_reply)
+            content = raw.content if len(raw.content) <= max_reply else _join((raw.content,), max_reply)
             extensions = raw.headers.get(_EXTENSIONS, b"").decode("latin-1")
         else:
             with raw:
@@ -778,38 +778,30 @@ def _timeout_left(timeout: tuple[float, float]) -> tuple[float, float]:
 class _BoundedReads(io.RawIOBase):
     """Reads of a response, each within the timeout and all within the deadline, while `are_bounded`."""
 
-    def __init__(self, raw: io.RawIOBase, sock: socket.socket, timeout: float, deadline: Deadline) -> None:
-        self._raw = raw
+    def __init__(self, connection: Any, sock: socket.socket) -> None:
+        self._raw = sock.makefile("rb", buffering=0)
         self._sock = sock
-        self._timeout = timeout
-        self._deadline = deadline
-        self.are_bounded = True
+        self._timeout = connection.timeout
+        self._deadline = scope.deadline
+        self.are_bounded = self._timeout is not None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        if not self.are_bounded:
+        deadline = self._deadline
+        if deadline is None or not self.are_bounded:
             return self._raw.readinto(buffer)
-        self._sock.settimeout(self._deadline.within(self._timeout))
+        self._sock.settimeout(deadline.within(self._timeout))
         count = self._raw.readinto(buffer)
-        if self._deadline.restarts_on_read:
-            self._deadline.within(self._timeout)
-            self._deadline.restart()
+        if deadline.restarts_on_read:
+            deadline.within(self._timeout)
+            deadline.restart()
         return count
 
     def close(self) -> None:
         self._raw.close()
         super().close()
-
-
-def _raw_stream(connection: Any, sock: socket.socket) -> io.RawIOBase:
-    """Return the unbuffered stream of a response, bounded by the deadline if there is one."""
-    raw = sock.makefile("rb", buffering=0)
-    deadline = scope.deadline
-    if deadline is None or connection.timeout is None:
-        return raw
-    return _BoundedReads(raw, sock, connection.timeout, deadline)
 
 
 def _connect(connection: Any) -> None:
@@ -838,7 +830,7 @@ class _BoundedConnection(_ConnectionBase):
         """Return the response that `http.client` will read from this connection."""
         from http.client import HTTPResponse  # imports email
 
-        stream = _FakeSocket(io.BufferedReader(_raw_stream(self, sock)))
+        stream = _FakeSocket(io.BufferedReader(_BoundedReads(self, sock)))
         return HTTPResponse(stream, debuglevel, method)  # type: ignore[arg-type]
 
 
@@ -887,8 +879,8 @@ class _FastRequests(_FinalResponses):
             return
         _connect(self)
         self.sock.settimeout(self.timeout)
-        lines = "".join([f"{name}: {value}\r\n" for name, value in (headers or {}).items()])
-        head = f"POST {url} HTTP/1.1\r\n{lines}\r\n".encode("latin-1")
+        lines = "\r\n".join(map(": ".join, (headers or {}).items()))
+        head = f"POST {url} HTTP/1.1\r\n{lines}\r\n\r\n".encode("latin-1")
         if len(body) > MAX_COPIED_BODY:
             self.sock.sendall(head)
             self.sock.sendall(body)
@@ -958,7 +950,8 @@ class _Received(io.BufferedReader):
     """
 
     def __init__(self, connection: Any, sock: socket.socket) -> None:
-        super().__init__(_raw_stream(connection, sock))
+        self._reads = _BoundedReads(connection, sock)
+        super().__init__(self._reads)
         self._connection = connection
         self._sock = sock
         self._line = b""
@@ -985,8 +978,7 @@ class _Received(io.BufferedReader):
         from ssl import SSLWantReadError
 
         timeout = self._sock.gettimeout()
-        if isinstance(self.raw, _BoundedReads):
-            self.raw.are_bounded = False
+        self._reads.are_bounded = False
         try:
             self._sock.settimeout(0)
             return bool(self.peek(1))
