@@ -42,7 +42,7 @@ Operation = Callable[[Store, str], object]
 
 #: Parameters of commands that take a text, but no path.
 NO_PATHS: Final = frozenset(
-    "key keys filter_ name names type_ link format_ host port workers base_path api_key plan limits".split()  # noqa: SIM905
+    "key keys filter_ name names type_ link format_ host port workers base_path api_key plan limits keep".split()  # noqa: SIM905
 )
 #: A command line for each command and parameter that takes a path, at PATH; BUSY is a port that can't be had.
 COMMANDS: Final[dict[tuple[str, str], str]] = {
@@ -75,6 +75,7 @@ COMMANDS: Final[dict[tuple[str, str], str]] = {
     ("restore", "store"): "restore OTHER --store PATH",
     ("check", "store"): "check --store PATH",
     ("migrate", "store"): "migrate --store PATH",
+    ("migrate-names", "store"): "migrate-names --store PATH",
     ("migrate-store", "source"): "migrate-store PATH copied.db",
     ("migrate-store", "target"): "migrate-store OTHER PATH",
     ("account create", "store"): "account create another --store PATH",

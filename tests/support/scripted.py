@@ -77,6 +77,8 @@ class Script:
 
 def completed(reply: Reply, request: Sendable, extensions: frozenset[str]) -> Reply:
     """Return the reply with the fields that a service with extensions adds, unless it has them already."""
+    if reply.error == "Changed" and reply.version is UNSET and "version" in extensions:
+        return replace(reply, version="v0")
     if not isinstance(request, Request) or reply.error is not None:
         return reply
     if reply.version is UNSET and "version" in extensions and request.options in (None, "merge"):
