@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
+from unittest import mock
 
 import pytest
 import requests
 from hypothesis import settings
 
 from cloudstore_mapping.client.callbacks import CloudStore
+from cloudstore_mapping.client.transport import is_requests_patched
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.places import place_of
@@ -50,6 +53,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--at-length",
         action="store_true",
         help="trials (crashes, histories, fuzzing, load) run as long as for the figures in docs/reliability.md",
+    )
+    parser.addoption(
+        "--patch-requests",
+        action="store_true",
+        help="`requests.Session.send` is replaced throughout, as by a mock, so all requests of this process pass it",
     )
 
 
@@ -91,6 +99,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marker = item.get_closest_marker("sqlite")
         if marker is not None:
             item.add_marker(pytest.mark.skip(reason=f"about SQLite itself: {marker.args[0]}"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patched_requests(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Replace `requests.Session.send` if the run is to have it replaced."""
+    if not pytestconfig.getoption("--patch-requests"):
+        yield
+        return
+    with mock.patch.object(requests.Session, "send", functools.partialmethod(requests.Session.send)):
+        assert is_requests_patched()
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
