@@ -321,7 +321,7 @@ def listed(reply: Reply) -> Names:
     names = codec.decode(reply.content)
     if reply.data is UNSET and isinstance(names, str):
         return names.split(",") if names else []
-    if reply.data is UNSET or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if reply.data is UNSET or not isinstance(names, list) or not {*map(type, names)} <= {str}:
         raise ProtocolError("The answer to a list holds no names; is the address right?", **facts_of(reply, None))
     return names
 

@@ -255,7 +255,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
         self._bulk = Bulk(files, pool)
         self._store = parent
         self._local = threading.local()
-        self._listing = Listing(self._keys, self._check_open)
+        self._listing = Listing(self._keys, files.store)
 
     def view(self, prefix: str) -> CloudStoreMapping[V]:
         """
@@ -364,7 +364,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
     def __getitem__(self, key: str) -> V:
         read_ahead: ReadAhead | None = getattr(self._local, "read_ahead", None)
         if read_ahead is not None:
-            self._check_open()
+            self._files.store.check_open()
             result = read_ahead.take(key)
             if isinstance(result, CloudStoreError):
                 raise result
@@ -506,7 +506,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
     def _new_listing(self) -> Listing:
         """Return the listing of a new view."""
         self._check_open()
-        return Listing(self._keys, self._check_open)
+        return Listing(self._keys, self._files.store)
 
     def _read_ahead(self, keys: Names) -> ReadAhead:
         """Read these keys' values ahead for lookups by this thread."""

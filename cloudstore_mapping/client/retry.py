@@ -195,6 +195,7 @@ class RequestSender:
         self._clock = clock
         self._sleep = self._gate.sleep if sleep is None else sleep
         self._pacer = Pacer(clock, time.sleep if sleep is None else sleep) if pacer is None else pacer
+        self._is_unpaced = pacer is None and min_interval <= 0
         self._extensions: frozenset[str] | None = None  # before the first reply
         self._attempts: Counter[str] = Counter()
         self._repetitions = 0
@@ -247,7 +248,10 @@ class RequestSender:
 
     def _wait_for_pace(self, start: float | None = None) -> None:
         """Wait until `start`, or for the next free time of the pacer; `ValueError` as soon as the sender is closed."""
-        start = self._pacer.reserve(self._min_interval) if start is None else start
+        if start is None:
+            if self._is_unpaced:
+                return
+            start = self._pacer.reserve(self._min_interval)
         if self._pacer.is_real:
             delay = self._pacer.delay(start)
             if delay > 0:
@@ -272,9 +276,11 @@ class RequestSender:
         ProtocolError
             The reply can't be read.
         """
-        if self._is_readonly and is_write(request):
-            raise read_only(key)
-        request = self._with_id(request)
+        writes = is_write(request)
+        if writes:
+            if self._is_readonly:
+                raise read_only(key)
+            request = self._with_id(request)
         rewind = _rewinder(request) if isinstance(request, Upload) else _no_rewind
         backoffs: Iterator[float | None] | None = None
         wait_left = MAX_WAIT
@@ -290,6 +296,8 @@ class RequestSender:
             while True:
                 outcome = self._send_once(request, deadline, is_retry)
                 if isinstance(outcome, Reply) and outcome.status not in BUSY:
+                    if not writes:
+                        return outcome
                     return final_reply(request, outcome, maybe_applied, key)
                 if isinstance(outcome, TimedOutError) and deadline.left() <= 0:
                     outcome.at_deadline = True
@@ -314,9 +322,9 @@ class RequestSender:
         except CloudStoreError:
             raise
         except BaseException as interrupt:
-            if self._gate.is_closed and isinstance(interrupt, ValueError) and maybe_applied and is_write(request):
+            if self._gate.is_closed and isinstance(interrupt, ValueError) and maybe_applied and writes:
                 return final_reply(request, outcome, maybe_applied, key)
-            if (maybe_applied or deadline.sent) and is_write(request):
+            if (maybe_applied or deadline.sent) and writes:
                 interrupt.add_note(_unknown(f"The {_description(request, key)} was interrupted"))
             raise
 
@@ -400,24 +408,28 @@ class RequestSender:
         self._sleep(seconds)
 
     def _with_id(self, request: Sendable) -> Sendable:
-        """Return the request, a write with an idempotency key if the service may know them."""
+        """Return the write with an idempotency key if the service may know them."""
         if self._extensions is None:
             may_know = getattr(self._transport, "has_id_header", False)
         else:
             may_know = "once" in self._extensions
-        if not may_know or isinstance(request, Upload) or not is_write(request):
+        if not may_know or isinstance(request, Upload):
             return request
         return msgspec.structs.replace(request, once=secrets.token_hex(16))
 
     def _send_once(self, request: Sendable, deadline: Deadline, is_retry: bool) -> Outcome:
         """Send the request: all attempts of all operations pass here."""
+        operation = "upload" if isinstance(request, Upload) else request.operation.value
+        gate = self._gate
         with self._lock:
-            self._attempts[operation_of(request)] += 1
+            self._attempts[operation] += 1
             self._repetitions += is_retry
-        scope.deadline, outer = deadline, scope.deadline
+        outer = scope.deadline
+        scope.deadline = deadline
         try:
-            with self._gate.turn:
-                self._gate.check()
+            with gate.turn:
+                if gate.is_closed:
+                    gate.check()
                 deadline.sent = True
                 reply = self._transport.send(request)
         except CloudStoreError as error:

@@ -776,10 +776,15 @@ def _timeout_left(timeout: tuple[float, float]) -> tuple[float, float]:
 
 
 class _BoundedReads(io.RawIOBase):
-    """Reads of a response, each within the timeout and all within the deadline, while `are_bounded`."""
+    """
+    Reads of a response, each within the timeout and all within the deadline, while `are_bounded`.
 
-    def __init__(self, connection: Any, sock: socket.socket) -> None:
+    The first of them return `received`, bytes read before.
+    """
+
+    def __init__(self, connection: Any, sock: socket.socket, received: bytes = b"") -> None:
         self._raw = sock.makefile("rb", buffering=0)
+        self._received = received
         self._sock = sock
         self._timeout = connection.timeout
         self._deadline = scope.deadline
@@ -789,15 +794,20 @@ class _BoundedReads(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
+        if self._received:
+            count = min(len(buffer), len(self._received))
+            buffer[:count] = self._received[:count]
+            self._received = self._received[count:]
+            return count
         deadline = self._deadline
         if deadline is None or not self.are_bounded:
             return self._raw.readinto(buffer)
         self._sock.settimeout(deadline.within(self._timeout))
-        count = self._raw.readinto(buffer)
+        read = self._raw.readinto(buffer)
         if deadline.restarts_on_read:
             deadline.within(self._timeout)
             deadline.restart()
-        return count
+        return read
 
     def close(self) -> None:
         self._raw.close()
@@ -890,19 +900,16 @@ class _FastRequests(_FinalResponses):
     def getresponse(self) -> Any:
         if not self._is_fast:
             return super().getresponse()
-        self.sock.settimeout(self.timeout)
-        stream = _Received(self, self.sock)
-        try:
-            received = stream.peek()
-            # A full buffer may have left more bytes of this answer, or of another, with the socket.
-            plain = parse_plain_response(received) if len(received) < io.DEFAULT_BUFFER_SIZE else None
-        except BaseException:
-            stream.close()
-            raise
+        timeout = self.timeout
+        if scope.deadline is not None and timeout is not None:
+            timeout = scope.deadline.within(timeout)
+        self.sock.settimeout(timeout)
+        received = self.sock.recv(io.DEFAULT_BUFFER_SIZE)
+        # A full buffer may have left more bytes of this answer, or of another, with the socket.
+        plain = parse_plain_response(received) if len(received) < io.DEFAULT_BUFFER_SIZE else None
         if plain is not None:
-            stream.close()
             return plain
-        original = _final_response_class()(stream, "POST")
+        original = _final_response_class()(_Received(self, self.sock, received), "POST")
         try:
             original.begin()
         except BaseException:
@@ -949,8 +956,8 @@ class _Received(io.BufferedReader):
     they belong to no request, and the next one would take them for its own response.
     """
 
-    def __init__(self, connection: Any, sock: socket.socket) -> None:
-        self._reads = _BoundedReads(connection, sock)
+    def __init__(self, connection: Any, sock: socket.socket, received: bytes = b"") -> None:
+        self._reads = _BoundedReads(connection, sock, received)
         super().__init__(self._reads)
         self._connection = connection
         self._sock = sock

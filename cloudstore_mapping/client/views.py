@@ -28,6 +28,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from cloudstore_mapping.client.bulk import Bulk, reported
 from cloudstore_mapping.client.cache import Found
+from cloudstore_mapping.client.files import OpenStore
 from cloudstore_mapping.client.retry import WRITES
 from cloudstore_mapping.errors import CloudStoreError, NoFileError
 
@@ -63,9 +64,9 @@ class Listing:
     Thread safe; an iteration belongs to a single thread.
     """
 
-    def __init__(self, fetch: Callable[[], list[str]], check_open: Callable[[], object]) -> None:
+    def __init__(self, fetch: Callable[[], list[str]], store: OpenStore) -> None:
         self.fetch = fetch
-        self._check_open = check_open
+        self._store = store
         self._local = threading.local()
 
     def length(self) -> int:
@@ -92,8 +93,10 @@ class Listing:
 
     def steps(self, keys: Iterable[str]) -> Iterator[str]:
         """Yield the keys; `ValueError` once the store is closed."""
+        store = self._store
         for key in keys:
-            self._check_open()
+            if store.is_closed:
+                store.check_open()
             yield key
 
     def __iter__(self) -> Iterator[str]:
@@ -135,7 +138,7 @@ class ReadAhead:
         self._size = bulk.page_size
         self._page = self._new_page(())  # lost if the first lookup does not follow soon
         self._pages: deque[_Page] = deque()
-        self._results = self._in_order()
+        self._reported: Iterator[Result] | None = None
 
     def existing(self) -> Iterator[str]:
         """
@@ -165,23 +168,30 @@ class ReadAhead:
             self._keys.append(key)
             yield key
         self._page = self._new_page(())
-        self._results = reported(self._in_order(), self._bulk.files.store.progress, len(self._keys))
+        progress = self._bulk.files.store.progress
+        if progress is not None:
+            self._reported = reported(self._in_order(), progress, len(self._keys))
 
     def take(self, key: object) -> Result | None:
         """Return the result of the next key, None for any other."""
         if self._next == len(self._keys) or key is not self._keys[self._next]:
             return None
-        result = next(self._results, None)
+        result = self._next_result() if self._reported is None else next(self._reported, None)
         self._next += 1
-        if self._next == len(self._keys):
-            next(self._results, None)  # finishes the report
+        if self._reported is not None and self._next == len(self._keys):
+            next(self._reported, None)  # finishes the report
         return result
 
     def _in_order(self) -> Generator[Result, None, None]:
         while self._next < len(self._keys):
+            yield self._next_result()
+
+    def _next_result(self) -> Result:
+        page = self._page
+        if page.used == len(page.results) or page.mark != WRITES.latest or self._clock() > page.until:
             page = self._page_of_next()
-            page.used += 1
-            yield page.results[page.used - 1]
+        page.used += 1
+        return page.results[page.used - 1]
 
     def _page_of_next(self) -> _Page:
         """Return the page with the next result, a new page if the old is used up or lost."""
