@@ -105,9 +105,14 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
         return Operation.LOAD if self.value is UNSET else Operation.SAVE
 
     @property
+    def writes(self) -> bool:
+        """True if it changes stored data."""
+        return self.value is not UNSET if self.options is None else self.options in _WRITING_OPTIONS
+
+    @property
     def path(self) -> str:
-        """Where under the service's address it is posted to."""
-        return SAVE_PATH if self.operation.writes else LOAD_PATH
+        """Path under the service's address, to which it is posted."""
+        return SAVE_PATH if self.writes else LOAD_PATH
 
     def __repr__(self) -> str:
         return f"<Request to {self.operation.value} {self.name!r}>"  # neither API key, passwords nor value
@@ -138,8 +143,8 @@ class Batch(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def writes(self) -> bool:
-        """Whether any of its requests changes what is stored."""
-        # As their operations say, which for a thousand of them would take as long as all the rest.
+        """True if any of its requests changes stored data."""
+        # Not by `Request.writes`: for a thousand requests the calls take as long as all the rest.
         return any(
             request.value is not UNSET if request.options is None else request.options in _WRITING_OPTIONS
             for request in self.requests

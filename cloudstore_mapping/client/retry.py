@@ -464,9 +464,7 @@ def operation_of(request: Sendable) -> str:
 
 def is_write(request: Sendable) -> bool:
     """Return True if the request changes stored data."""
-    if isinstance(request, Upload):
-        return True
-    return request.writes if isinstance(request, Batch) else request.operation.writes
+    return isinstance(request, Upload) or request.writes
 
 
 def is_retryable(request: Sendable, outcome: Outcome, knows_ids: bool) -> bool:

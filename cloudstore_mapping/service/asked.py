@@ -51,7 +51,7 @@ class Asked:
     @property
     def writes(self) -> bool:
         """Whether it changes what is stored."""
-        return self.request.writes if isinstance(self.request, Batch) else self.request.operation.writes
+        return self.request.writes
 
 
 class UnadmittedError(Exception):

@@ -93,7 +93,7 @@ class BatchWork:
 
     def _answer(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         try:
-            if request.once is not UNSET and request.operation.writes:
+            if request.once is not UNSET and request.writes:
                 answer = partial(self._sized, transaction, caller, request)
                 return self._answers.once(transaction, caller.account.id, request.once, answer)
             return self._sized(transaction, caller, request)
