@@ -1,4 +1,4 @@
-"""The errors of this package: each is a `CloudStoreError`, and the built-in of its meaning where Python has one.
+"""Exception hierarchy of the package, and the HTTP status of each error on the wire.
 
 CloudStoreError
 ├── NoFileError (KeyError)
@@ -34,7 +34,7 @@ MAX_SHOWN: Final = 100
 
 
 def shorten(key: object) -> str:
-    """Return a key as error messages show it: quoted, and cut at `MAX_SHOWN` characters."""
+    """Return a key for an error message: quoted, and cut at `MAX_SHOWN` characters."""
     if not isinstance(key, str):
         text = repr(key)
         return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
@@ -49,15 +49,15 @@ class CloudStoreError(Exception):
     Parameters
     ----------
     message
-        One sentence that says what went wrong and what to do; `str(error)` is this sentence.
+        The problem and its remedy, in one sentence; also the result of `str(error)`.
     key
-        The dict key (at the callback client and the service: the file name) that it is about.
+        Key that the error is about; in the callback client and the service, the file name.
     error
-        The error's name on the wire, such as ``"NoFile"``.
+        Name of the error on the wire, such as ``"NoFile"``.
     status
-        The HTTP status that the error came with, None where there was no reply.
+        HTTP status of the reply, None without a reply.
     response
-        The `requests.Response` it came with, None where there is none.
+        The reply's `requests.Response`, None without HTTP.
     """
 
     error: str | None = None
@@ -86,12 +86,12 @@ class CloudStoreError(Exception):
         return f"{type(self).__name__}({self.message!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A response holds sockets and the API key: it stays behind.
+        # Without the response, which holds sockets and the API key.
         return type(self), (self.message,), {**self.__dict__, "response": None, "args": self.args}
 
 
 class NoFileError(CloudStoreError, KeyError):
-    """There is nothing under this key. Like `dict`'s own, its `args` hold the key alone."""
+    """The key is absent. `args` holds only the key, as in a `KeyError` of `dict`."""
 
     error = "NoFile"
 
@@ -102,41 +102,41 @@ class NoFileError(CloudStoreError, KeyError):
 
 
 class LockedError(CloudStoreError, PermissionError):
-    """The file has a password, and the one that was given is missing or wrong."""
+    """The file is locked, and the password is missing or wrong."""
 
     error = "Locked"
 
 
 class ForbiddenError(CloudStoreError, PermissionError):
-    """The store was opened with ``readonly=True``, or the API key has no right to this; nothing was changed."""
+    """The store is open with ``readonly=True``, or the API key does not permit this; nothing was changed."""
 
     error = "Forbidden"
 
 
 class LimitError(CloudStoreError):
-    """Base of the limits that an account can run into."""
+    """Base of the errors about the limits of an account."""
 
 
 class TooBigError(LimitError):
-    """The value, or the body that carried it, is larger than the service takes."""
+    """The value or the request body is larger than the service accepts."""
 
     error = "TooBig"
 
 
 class TooManyFilesError(LimitError):
-    """The account holds as many files as it may."""
+    """The account has reached its maximum number of files."""
 
     error = "TooManyFiles"
 
 
 class DailyLimitError(LimitError):
-    """The file was used as often today as it may be; the count starts anew at midnight UTC."""
+    """The file has reached its maximum number of accesses a day; the count restarts at midnight UTC."""
 
     error = "DailyLimit"
 
 
 class TooOftenError(LimitError):
-    """Requests come faster than the service takes them; `retry_after` seconds later it takes the next one."""
+    """Requests exceed the rate limit; wait `retry_after` seconds before the next."""
 
     error = "TooOften"
 
@@ -152,31 +152,31 @@ class BadKeyError(CloudStoreError):
 
 
 class DisabledError(CloudStoreError):
-    """The account is switched off."""
+    """The account is disabled."""
 
     error = "Disabled"
 
 
 class BadNameError(CloudStoreError, ValueError):
-    """The text can't be a key: it is too long for the service, or no valid Unicode."""
+    """The text can't be a key: it is too long for the service, or not valid Unicode."""
 
     error = "BadName"
 
 
 class BadValueError(CloudStoreError, ValueError):
-    """The value has no JSON form that comes back the same: NaN, infinity, a lone surrogate, nested too deeply."""
+    """The value can't be read back from JSON unchanged: NaN, infinity, a lone surrogate, nested too deeply."""
 
     error = "BadValue"
 
 
 class BadMergeError(CloudStoreError, ValueError):
-    """An object was merged onto an array under a name that is no index of an element; nothing was written."""
+    """An object to merge into an array has a name that is not the index of an element; nothing was written."""
 
     error = "BadMerge"
 
 
 class ChangedError(CloudStoreError):
-    """Somebody else changed the value meanwhile; `version` is the one that stands, and nothing was written."""
+    """Somebody else changed the value meanwhile; nothing was written. `version` is the current version."""
 
     error = "Changed"
 
@@ -187,9 +187,9 @@ class ChangedError(CloudStoreError):
 
 class TransportError(CloudStoreError, ConnectionError):
     """
-    The service was not reached; `sent` is False where it is certain that it never saw the request.
+    The connection failed; `sent` is False if the service certainly never saw the request.
 
-    `is_permanent` is True if a setting is wrong (a certificate, a proxy), so that another attempt would fail, too.
+    `is_permanent` is True if a setting is wrong (a certificate, a proxy), so another attempt would fail, too.
     """
 
     def __init__(self, message: str, *, sent: bool = False, is_permanent: bool = False, **facts: Any) -> None:
@@ -199,14 +199,14 @@ class TransportError(CloudStoreError, ConnectionError):
 
 
 class OutcomeUnknownError(TransportError):
-    """A write was sent and no reply came, or one that can't tell whether it was done: it may have been, or not."""
+    """A write was sent, but no reply tells its outcome: it may have been applied or not."""
 
     def __init__(self, message: str, *, sent: bool = True, **facts: Any) -> None:
         super().__init__(message, sent=sent, **facts)
 
 
 class UnavailableError(TransportError):
-    """The service answered that it can't work just now; `retry_after` seconds later it may."""
+    """The service is temporarily unavailable; try again after `retry_after` seconds."""
 
     error = "Unavailable"
 
@@ -217,7 +217,7 @@ class UnavailableError(TransportError):
 
 class TimedOutError(CloudStoreError, TimeoutError):
     """
-    The service did not answer in time; `sent` is False where it is certain that it never saw the request.
+    The service did not answer in time; `sent` is False if the service certainly never saw the request.
 
     `at_deadline` is True if the request's whole deadline was used up.
     """
@@ -230,14 +230,14 @@ class TimedOutError(CloudStoreError, TimeoutError):
 
 
 class ProtocolError(CloudStoreError):
-    """The two sides don't understand each other: a reply that can't be read, or a request that the service can't."""
+    """The client can't read a reply, or the service can't read a request."""
 
 
 class BulkError(CloudStoreError):
     """
-    A part of some bulk work failed, and the rest was done.
+    Some keys of bulk work failed, and the others are done.
 
-    `succeeded` lists the keys that were done, in order; `failed` maps each other key to its error.
+    `succeeded` lists the keys done, in order; `failed` maps each other key to its error.
     """
 
     def __init__(
@@ -254,10 +254,10 @@ class BulkError(CloudStoreError):
 
 
 class UnsupportedError(CloudStoreError):
-    """What was asked for is beyond this service, this file's format, or what is installed."""
+    """The service, the file format or the installed packages do not support the operation."""
 
 
-#: Every error name that a service replies with: the HTTP status it travels under, and the error that a client raises.
+#: Each error name in a service's replies: the HTTP status of the reply, and the class raised by the client.
 REPLY_ERRORS: Final[Mapping[str, tuple[int, type[CloudStoreError]]]] = {
     "NoFile": (200, NoFileError),
     "Locked": (200, LockedError),
