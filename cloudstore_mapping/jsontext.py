@@ -1,4 +1,4 @@
-"""JSON as bytes: made, read, and looked at before it is read."""
+"""JSON encoding and decoding, and cheap checks of nesting depth and number length before parsing."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _encode = msgspec.json.Encoder().encode
 
 
 def encode_value(value: Any) -> Raw:
-    """Return the JSON of a value that is known to have one (`client.codec` is for values that may not)."""
+    """Return the JSON of a value known to have a JSON form; for any other value use `client.codec`."""
     return Raw(_encode(value))
 
 
-#: Returns what the JSON of a value says, made anew: the one parser for every decision, last of equal names wins.
+#: Returns a new object for the JSON of a value. All decisions use this parser; of several equal names the last wins.
 decode_value: Final[Callable[[Raw | bytes], Any]] = msgspec.json.Decoder().decode
 
 
-# The first half of a character without the second, or the second without the first.
+# First half of a surrogate pair without the second, or the second without the first.
 _LONE_SURROGATE: Final = re.compile(
     rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]", re.DOTALL
 )
@@ -31,10 +31,10 @@ _LONE_SURROGATE: Final = re.compile(
 
 def fault_of(text: bytes | Raw, error: Exception) -> str:
     """
-    Return why `text` can't be read as JSON, as a part of a sentence, where `error` is what the parser said.
+    Return the reason why `text` can't be read as JSON, as a part of a sentence; `error` is the parser's exception.
 
-    msgspec calls a lone surrogate by several names, one of them that the text is truncated, and Python's own sentences
-    advise the programmer.
+    Messages of the parsers are unsuitable: msgspec has several for a lone surrogate (one says that the text is
+    truncated), and Python's are advice to programmers.
     """
     if _LONE_SURROGATE.search(bytes(text).replace(rb"\\", b" ")):
         return "it holds a lone surrogate, which no text in JSON can; take it out"
@@ -49,32 +49,34 @@ def fault_of(text: bytes | Raw, error: Exception) -> str:
     return str(error).rstrip(".")
 
 
-# Numbers that may be out of a float's range or over the digits limit: only these are worth a full decode.
+# Translation of bytes to find numbers possibly beyond a float's range or the limit of digits: only these need a full
+# decode.
 _NUMBERS: Final = bytes(
     ord("0") if byte in b"0123456789" else ord("e") if byte in b"eE" else ord("+") if byte in b"+" else ord(" ")
     for byte in range(256)
 )
 _LONG: Final = b"0" * 200
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'"[]{}'))
-# Brackets that are looked at before it is asked whether there were too many.
-_AT_ONCE: Final = 1024
+# Brackets counted between two comparisons with the limit.
+_BLOCK_SIZE: Final = 1024
 _STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 def may_hold_long_number(body: bytes) -> bool:
-    """Whether `body` has so many digits in a row, or an exponent of so many, that it may hold such a number."""
-    shape = body.translate(_NUMBERS)  # and text searches: four times as fast as an expression that says the same
+    """Return True if `body` may hold such a number: it has many digits in a row, or an exponent of many digits."""
+    shape = body.translate(_NUMBERS)  # with text searches four times as fast as a regular expression
     return b"e000" in shape or b"e+000" in shape or _LONG in shape
 
 
 def is_deeper(body: bytes, depth: int) -> bool:
-    """Whether `body` nests brackets deeper than `depth`; never recursive, linear in its length."""
+    """Return True if `body` nests brackets deeper than `depth`; not recursive, in linear time."""
     structure = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NOT_STRUCTURE)
-    # Two quotes side by side are an empty string, or join two strings: without them no bracket changes sides.
+    # Adjacent quotes are an empty string, or join two strings in invalid JSON: without them, brackets inside of strings
+    # stay inside, and the others outside.
     brackets = b"".join(structure.replace(b'""', b"").split(b'"')[::2])
     reached = 0
-    for start in range(0, len(brackets), _AT_ONCE):  # a flood of brackets is known as one by its beginning
-        levels = [*accumulate(map(_STEPS.__getitem__, brackets[start : start + _AT_ONCE]), initial=reached)]
+    for start in range(0, len(brackets), _BLOCK_SIZE):  # stops early in a flood of brackets
+        levels = [*accumulate(map(_STEPS.__getitem__, brackets[start : start + _BLOCK_SIZE]), initial=reached)]
         if max(levels) > depth:
             return True
         reached = levels[-1]

@@ -1,4 +1,4 @@
-"""What client and service say to each other."""
+"""Request, Batch, Upload and Reply: the messages of the protocol."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ LOAD_PATH: Final = "/store/load"
 BATCH_PATH: Final = "/store/batch"
 UPLOAD_PATH: Final = "/upload-2"
 
-#: What our services can do beyond the vendor's; one that can says so, and only then a client's message asks for it.
+#: Features of our service beyond the vendor's. A client uses an extension only after the service named it in a reply.
 EXTENSIONS: Final = ("version", "stat", "batch", "page", "once", "brief", "values")
-#: The header of every reply in which a service says so, the names joined by commas.
+#: Header of every reply that names the service's extensions, joined by commas.
 EXTENSIONS_HEADER: Final = "CloudStore-Extensions"
-#: The header for a write's id where the client has heard nothing from the service yet: one without `once` never looks
-#: at it, as at no header that it doesn't know.
+#: Header with a write's id before the service's first reply: a service without `once` ignores it, like any unknown
+#: header.
 ID_HEADER: Final = "Idempotency-Key"
-#: Characters of a write's id.
+#: Maximum length of a write's id, in characters.
 MAX_ID: Final = 64
-#: What the header may hold; structured fields have quotes around a text, people leave them out.
+#: Allowed values of the header: structured fields put a text in quotes, but people leave them out.
 ID_PATTERN: Final = rf'"?([0-9A-Za-z_-]{{1,{MAX_ID}}})"?'
 
-#: Requests that one batch may hold.
+#: Maximum number of requests in a batch.
 MAX_BATCH: Final = 1000
 
-#: Brackets within brackets that a service takes in a value, unless its settings say otherwise.
+#: Default of a service's setting for the maximum nesting depth of a value.
 DEFAULT_MAX_DEPTH: Final = 100
 
 
 class Operation(enum.Enum):
-    """What a request asks for."""
+    """Operation of a request."""
 
     SAVE = "save"
     MERGE = "merge"
@@ -45,12 +45,12 @@ class Operation(enum.Enum):
     STAT = "stat"
     BATCH = "batch"
 
-    # By identity, as they are compared: that of `Enum` is written in Python, and every request asks for it thrice.
+    # By identity, like comparison: the hash of `Enum` is written in Python, and every request needs it three times.
     __hash__ = object.__hash__
 
     @property
     def writes(self) -> bool:
-        """Whether it changes what is stored."""
+        """True if it changes stored data."""
         return self in _WRITES
 
 
@@ -66,17 +66,18 @@ _WRITING_OPTIONS: Final = frozenset(options for options, operation in _BY_OPTION
 
 class Request(msgspec.Struct, kw_only=True, frozen=True):
     """
-    A request on a data file, in the fields and the order of the wire.
+    Request on a data file, with the fields of the wire in their order.
 
-    `name` is the file's name, for a list the text to look for. A `value` makes the request a save or a merge. Within a
-    batch `api_key` is empty, or the batch's. `data_password` opens what the account's default password of data files
-    opens, whatever `password` is. What stands behind it belongs to the extensions:
+    `name` is the file's name; for a list, the text to search for. A `value` makes the request a save or a merge. In a
+    batch `api_key` is empty, or the batch's. `data_password` unlocks the files that the account's default password of
+    data files unlocks, whatever `password` is. The fields after it belong to the extensions:
 
-    `if_version`: write only if this is the file's version, None meaning that there is no file. `if_not_version`: load
-    the value only if this is no longer its version. `match`, `after`, `limit`: of a list, the names that begin with the
-    text, those behind this one, and so many of them. `once`: an id under which the write is done once, however often
-    it comes. `brief`: the reply holds the value or names in `data` only. `values`: of a list, a page of at most
-    `MAX_BATCH` names, with version and value for each that needs no password to be viewed and isn't large.
+    `if_version`: write only if the file has this version; None: only if there is no file. `if_not_version`: load the
+    value only if the file has another version. `match`: list the names containing the text, or beginning with it.
+    `after`, `limit`: list only names after this name, and at most this many. `once`: the write's id (idempotency key);
+    the service applies writes with the same id only once. `brief`: the reply has the value or names only in `data`.
+    `values`: list a page of at most `MAX_BATCH` names, with version and value of each file, except large files and
+    those with a view password.
     """
 
     api_key: str = msgspec.field(name="key", default="")
@@ -99,7 +100,7 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def operation(self) -> Operation:
-        """What it asks for."""
+        """Operation of the request."""
         if self.options is not None:
             return _BY_OPTIONS[self.options]
         return Operation.LOAD if self.value is UNSET else Operation.SAVE
@@ -111,18 +112,18 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def path(self) -> str:
-        """Path under the service's address, to which it is posted."""
+        """Path to post to, below the service's address."""
         return SAVE_PATH if self.writes else LOAD_PATH
 
     def __repr__(self) -> str:
-        return f"<Request to {self.operation.value} {self.name!r}>"  # neither API key, passwords nor value
+        return f"<Request to {self.operation.value} {self.name!r}>"  # without API key, passwords and value
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        return [("name", self.name)]  # that of msgspec shows all fields
+        return [("name", self.name)]  # msgspec's own method shows all fields
 
 
 class Batch(msgspec.Struct, kw_only=True, frozen=True):
-    """Requests of one account, sent as one: each is answered for itself; if it is `atomic`, all are done or none."""
+    """Requests of one account in a single message, each with its own reply; if `atomic`, all are applied or none."""
 
     api_key: str = msgspec.field(name="key")
     requests: Annotated[list[Request], msgspec.Meta(min_length=1, max_length=MAX_BATCH)]
@@ -133,18 +134,18 @@ class Batch(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def operation(self) -> Operation:
-        """What it asks for."""
+        """Operation of the request."""
         return Operation.BATCH
 
     @property
     def path(self) -> str:
-        """Where under the service's address it is posted to."""
+        """Path to post to, below the service's address."""
         return BATCH_PATH
 
     @property
     def writes(self) -> bool:
         """True if any of its requests changes stored data."""
-        # Not by `Request.writes`: for a thousand requests the calls take as long as all the rest.
+        # Not by `Request.writes`: for a thousand requests the calls take as long as all other work on them.
         return any(
             request.value is not UNSET if request.options is None else request.options in _WRITING_OPTIONS
             for request in self.requests
@@ -159,9 +160,9 @@ class Batch(msgspec.Struct, kw_only=True, frozen=True):
 
 class Upload(msgspec.Struct, kw_only=True, frozen=True):
     """
-    A media file on its way to the service, sent as a multipart form: `data` is its bytes, or a binary file.
+    Media file to upload as a multipart form; `data` is its bytes, or a binary file.
 
-    `only_new`: store it only if there is no media file of this name, which belongs to the extensions.
+    `only_new`, an extension: store it only if there is no media file of this name.
     """
 
     api_key: str
@@ -180,13 +181,13 @@ class Upload(msgspec.Struct, kw_only=True, frozen=True):
 
 class Reply(msgspec.Struct, kw_only=True, frozen=True):
     """
-    What a service answered: the fields of its JSON object, and what HTTP carries beside it.
+    Reply of a service: the fields of its JSON object, and facts from the HTTP response.
 
-    `error` is None on success, else a name. `message` is JSON: a sentence, after a load the value itself.
-    `version` is the file's after a load, save or merge, and the one that stands where an `if_version` doesn't; `next`
-    is the name that the next page goes on after, None on the last one; `unchanged` answers an `if_not_version`.
-    `retry_after` is in seconds. `extensions` is what the service says that it can. `response` is the
-    `requests.Response`, None where no HTTP was spoken.
+    `error` is None on success, otherwise the error's name. `message` is JSON: a sentence, or after a load the value
+    itself. `version` is the file's version after a load, save or merge, and its current version if an `if_version`
+    failed; `next` is the `after` of the next page, None on the last page; `unchanged` is the result of an
+    `if_not_version`. `retry_after` is in seconds. `extensions` are those named by the service. `response` is the
+    `requests.Response`, None without HTTP.
     """
 
     error: str | None = None
@@ -202,12 +203,12 @@ class Reply(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def content(self) -> Raw:
-        """The JSON that was asked for: `data`, or `message` from a service that sends a load's value only there."""
+        """Requested JSON: `data`, or `message` if the service sends a loaded value only there."""
         return self.message if self.data is UNSET else self.data
 
     @property
     def sentence(self) -> str:
-        """The message as text, whatever it is."""
+        """Message as text, even if it is another JSON value."""
         try:
             message = decode_value(self.message)
         except (msgspec.MsgspecError, RecursionError):

@@ -1,4 +1,4 @@
-"""The messages between client and service, and their JSON bytes; no input or output here."""
+"""Encode and decode requests and replies as JSON bytes; no input or output."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ __all__ = [
 
 
 class ReplyBody(msgspec.Struct):
-    """A reply's JSON object."""
+    """JSON object of a reply."""
 
     error: str | None
     message: Raw | UnsetType = UNSET
@@ -93,7 +93,7 @@ _decode_replies = msgspec.json.Decoder(list[ReplyBody]).decode
 
 
 def encode_request(request: Request | Batch) -> bytes:
-    """Return the body that `request` is posted with."""
+    """Return the body to post for a request."""
     try:
         return _encode(request)
     except UnicodeEncodeError as error:
@@ -104,7 +104,7 @@ def encode_request(request: Request | Batch) -> bytes:
 
 
 def id_beside(request: Request | Batch) -> tuple[Request | Batch, dict[str, str]]:
-    """Return the request without its id, and the header that says it; the request as it is where none can."""
+    """Return the request without its id, and a header with the id; unchanged if it has no id fit for a header."""
     if request.once is UNSET or not _id_in(quoted := f'"{request.once}"'):
         return request, {}
     return msgspec.structs.replace(request, once=UNSET), {ID_HEADER: quoted}
@@ -112,14 +112,14 @@ def id_beside(request: Request | Batch) -> tuple[Request | Batch, dict[str, str]
 
 def decode_request(path: str, body: bytes, *, max_depth: int = DEFAULT_MAX_DEPTH) -> Request | Batch:
     """
-    Return the request that was posted to `path`, checked in all that needs no look at what is stored.
+    Return the request posted to `path`, after all checks that do not depend on stored data.
 
-    Raises `ProtocolError` (``BadRequest``) with the path of the field that is wrong, and `BadValueError` for a value
-    nested deeper than `max_depth` or an integer over Python's 4,300 digits.
+    Raises `ProtocolError` (``BadRequest``) with the path of the wrong field, and `BadValueError` for a value nested
+    deeper than `max_depth` or an integer of more than 4,300 digits, Python's limit.
     """
     try:
         if not body.isascii():
-            body.decode()  # msgspec passes over the strings of a Raw without looking whether they are UTF-8
+            body.decode()  # msgspec does not check that strings in a Raw are UTF-8
         if path == BATCH_PATH:
             batch = _decode_batch(body)
             _check_values(batch.requests, body, max_depth)
@@ -140,25 +140,25 @@ def decode_request(path: str, body: bytes, *, max_depth: int = DEFAULT_MAX_DEPTH
 
 
 def _check_values(requests: Sequence[Request], body: bytes, max_depth: int) -> None:
-    """Refuse a value that is nested too deep or has too long a number; most bodies have nothing like it in them."""
+    """Refuse values nested too deeply or with too long numbers; most bodies pass after a quick check."""
     may_be_long = may_hold_long_number(body)
     brackets = _brackets(body)
     if not may_be_long and brackets <= max_depth:
         return
     for request in requests:
         if request.value is not UNSET:
-            its = _brackets(value := bytes(request.value))
-            brackets -= its
-            if its > max_depth:
+            count = _brackets(value := bytes(request.value))
+            brackets -= count
+            if count > max_depth:
                 _check_depth(value, max_depth)
             if may_be_long:
                 _check_numbers(request.value)
-    if brackets - len(requests) > max_depth:  # in fields that nobody knows, or in texts
+    if brackets - len(requests) > max_depth:  # in unknown fields, or in strings
         _check_depth(body, max_depth, around=3)
 
 
 def _check_depth(text: bytes, max_depth: int, *, around: int = 0) -> None:
-    """Refuse a value that is nested too deep, so many brackets around it not counted."""
+    """Refuse a value nested too deeply, not counting `around` levels of brackets around it."""
     if _brackets(text) > max_depth and is_deeper(text, max_depth + around):
         raise _too_deep(max_depth)
 
@@ -176,17 +176,17 @@ def _complete_items(batch: Batch) -> None:
     for number, request in enumerate(batch.requests):
         if request.api_key not in ("", batch.api_key):
             raise _bad_request(f"`$.requests[{number}].key` is another account's; a batch is one account's")
-        # Which path it would have been posted to follows from what it holds: without a value and options it is a load.
+        # A request without value and options is a load, so only a merge can lack its value.
         if request.options == "merge" and request.value is UNSET:
             raise _bad_request(f"`$.requests[{number}].value` is missing")
-        msgspec.structs.force_setattr(request, "api_key", batch.api_key)  # nobody else has seen it yet
+        msgspec.structs.force_setattr(request, "api_key", batch.api_key)  # nothing else refers to it yet
 
 
 def _checked(path: str, request: Request) -> Request:
     if path == LOAD_PATH and request.options is None:
         if request.value is UNSET:
             return request
-        return msgspec.structs.replace(request, value=UNSET)  # a load is a load, whatever else it carries
+        return msgspec.structs.replace(request, value=UNSET)  # a load ignores a value
     if request.options is not None and path != request.path:
         raise _bad_request(f"`$.options` belongs to {request.path}")
     if request.options in (None, "merge") and request.value is UNSET:
@@ -203,17 +203,17 @@ def _bad_request(why: str) -> ProtocolError:
 
 
 def encode_reply(reply: Reply) -> bytes:
-    """Return the body that `reply` is sent with."""
+    """Return the body of a reply."""
     return _encode(_body_of(reply))
 
 
 def encode_replies(replies: Iterable[Reply]) -> Raw:
-    """Return the `data` of the reply to a batch."""
+    """Return the `data` of a batch's reply, made of these replies."""
     return Raw(_encode([_body_of(reply) for reply in replies]))
 
 
 def decode_replies(data: Raw) -> list[Reply]:
-    """Return the replies that the `data` of the reply to a batch holds, raising `ProtocolError` where it holds none."""
+    """Return the replies in the `data` of a batch's reply; `ProtocolError` if it can't be read."""
     try:
         bodies = _decode_replies(data)
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -232,7 +232,7 @@ def decode_reply(
     extensions: frozenset[str] = frozenset(),
     response: Any = None,
 ) -> Reply:
-    """Return the reply that `body` is, raising `ProtocolError` for anything that is none."""
+    """Return the reply in `body`; `ProtocolError` if it is not a reply."""
     try:
         body.decode()
         fields = _decode_reply(body)
@@ -275,12 +275,12 @@ def _reply_of(body: ReplyBody, **beside: Any) -> Reply:
 
 
 def success(message: str | Raw, data: Raw | UnsetType = UNSET, *, version: str | UnsetType = UNSET) -> Reply:
-    """Return the reply that all went well; a text is encoded, JSON is taken as it is."""
+    """Return a successful reply; a text `message` is encoded, JSON is used as it is."""
     return Reply(message=message if isinstance(message, Raw) else encode_value(message), data=data, version=version)
 
 
 def failure(error: CloudStoreError) -> Reply:
-    """Return the reply that says `error`."""
+    """Return the reply for an error."""
     name = error.error if error.error is not None and error.error in REPLY_ERRORS else "ServerError"
     return Reply(
         error=name,
