@@ -1,4 +1,4 @@
-"""The cloud as a Python dict: a mapping over CloudStore, its callback client, and the service itself."""
+"""The cloud as a Python dict: public names of the package (mapping, callback client, errors)."""
 
 from cloudstore_mapping._version import __version__
 from cloudstore_mapping.client.address import DEFAULT_SERVER

@@ -11,14 +11,14 @@ from typing import Any, Final, Protocol
 
 
 class Forking(Protocol):
-    """Object with locks, or with state that belongs to other threads or to the process."""
+    """Object with locks, or with state of other threads or of the process."""
 
     def after_fork(self) -> None:
-        """Renew all of it, in the child, before any other code runs there."""
+        """Renew locks and state in the child process, before any other code runs there."""
 
 
 _objects: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
-#: Modules and packages imported at their first use, by whichever thread needs them.
+#: Modules and packages imported at their first use, on any thread.
 _LAZY: Final = ("requests", "urllib3", "http", "email", "sqlite3")
 
 
@@ -28,12 +28,12 @@ def renew_after_fork(thing: Forking) -> None:
 
 
 def _before() -> None:
-    # In the child nobody would finish an import begun by another thread, and the next import would wait forever. An
-    # import waits for an unfinished one here, too.
+    # An import begun by another thread would never end in the child process, and block the next import there. Importing
+    # the same module here waits for its end.
     ours = [name for name in list(sys.modules) if name.startswith("cloudstore_mapping.")]
     for name in (*_LAZY, *ours):
         if name in sys.modules:
-            with suppress(Exception):  # the other thread gets it
+            with suppress(Exception):  # raised on the other thread, too
                 importlib.import_module(name)
 
 

@@ -37,13 +37,13 @@ _JOINED_ESCAPE: Final = re.compile(
 _PLAIN: Final = re.compile(
     r"(?!\.{1,2}(?:/|\Z))(?:[^\x00-\x1f\x7f,%/\ud800-\udfff]++|/(?!\.{1,2}(?:/|\Z)))++"  # a key that is not empty
 )
-# Texts in no plain key, for many keys joined by line feeds.
+# Texts found in no plain key, to check many keys joined by line feeds.
 _NOT_PLAIN: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f,%\ud800-\udfff]|[\n/]\.{1,2}[\n/]|\n\n")
-# Parts of a text that stand in the name of each key that contains the text, on a service with comma-joined lists.
+# Parts of a text found in the name of every key that contains the text, on a service with comma-joined lists.
 _LITERAL: Final = re.compile(
     r"(?:[^\x00-\x1f\x7f,%.\ud800-\udfff]|(?<=[^\x00-\x1f\x7f,%./])\.+|\.+(?=[^\x00-\x1f\x7f,%./\ud800-\udfff])|\.{3,})+"
 )
-# What parts them on an exact service: NUL, and a "%" that may be the beginning of an escape.
+# Separators of these parts on an exact service: NUL, and a "%" that may begin an escape.
 _BREAK: Final = re.compile(r"\x00|%(?=(?:25)*+0)")
 
 
@@ -56,7 +56,7 @@ def escape_key(key: str, *, joined: bool = False) -> str:
     """
     Return the file name of `key` on an exact service, or on a service with comma-joined lists if `joined`.
 
-    A `str` subclass counts by its text. Raises `BadNameError` for a lone surrogate.
+    Of a `str` subclass only the text counts. Raises `BadNameError` for a lone surrogate.
     """
     key = str.__str__(key)
     if _PLAIN.fullmatch(key):
@@ -65,7 +65,7 @@ def escape_key(key: str, *, joined: bool = False) -> str:
 
 
 def unescape_name(name: str, *, joined: bool = False) -> str:
-    """Return the key with this file name; on a service with comma-joined lists some names are no key's."""
+    """Return the key with this file name; on a service with comma-joined lists some names belong to no key."""
     if "%" not in name:
         return name
     return _JOINED_ESCAPE.sub(_joined_unescaped, name) if joined else _EXACT_ESCAPE.sub(_unescaped, name)

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class SecretText(str):
-    """Text whose repr shows nothing of it; `str` and formatting give the text."""
+    """Text with a masked repr; `str` and formatting show the text."""
 
     __slots__ = ()
 
@@ -17,11 +17,11 @@ class SecretText(str):
         return "'…'"
 
     def __rich_repr__(self) -> Iterator[object]:
-        yield from ()  # rich cuts a long text before it asks for its repr
+        yield from ()  # rich would cut a long text before it calls its repr
 
 
 class SecretBytes(bytes):
-    """Bytes whose repr shows nothing of them."""
+    """Bytes with a masked repr."""
 
     __slots__ = ()
 
@@ -33,7 +33,7 @@ class SecretBytes(bytes):
 
 
 class SecretObject:
-    """Object of a user's with secrets, such as a mapping; its repr and attributes show nothing of it."""
+    """Wrapper of a user's object with secrets, such as a mapping, that hides it from repr and attributes."""
 
     def __init__(self, inner: Any) -> None:
         self._inner: Any = lambda: inner  # a closure, as debuggers show attributes
@@ -60,7 +60,7 @@ def hide(secret: bytes) -> SecretBytes: ...
 @overload
 def hide(secret: T) -> T: ...
 def hide(secret: object) -> object:
-    """Return a text or bytes with a masked repr, and anything else as it is."""
+    """Return a text or bytes with a masked repr, and any other object unchanged."""
     if isinstance(secret, SecretText | SecretBytes):
         return secret
     if isinstance(secret, str):
@@ -72,13 +72,13 @@ Masked: Final = (SecretText, SecretBytes, SecretObject)
 
 
 def mask(secret: Any) -> Any:
-    """Return any secret with a masked repr; None as it is."""
+    """Return any secret with a masked repr; None unchanged."""
     hidden = hide(secret)
     return hidden if hidden is None or isinstance(hidden, Masked) else SecretObject(hidden)
 
 
 def type_of(secret: object) -> type:
-    """Return the type of an object before it was masked."""
+    """Return the type that an object had before it was masked."""
     if isinstance(secret, SecretObject):
         return secret.kind
     return str if isinstance(secret, SecretText) else bytes if isinstance(secret, SecretBytes) else type(secret)

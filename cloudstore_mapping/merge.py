@@ -1,4 +1,4 @@
-"""The recursive merge of two JSON values, as lodash's `_.merge` does it; pure."""
+"""Recursive JSON merge (objects, arrays), as lodash's `_.merge`; pure."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from typing import Any, Final, TypeAlias
 
 from cloudstore_mapping.errors import MAX_SHOWN, BadMergeError
 
-#: What JSON can say, as `json.loads` and `msgspec` give it; `merge` takes no subclasses of these.
+#: JSON value, as returned by `json.loads` and `msgspec`; `merge` takes no subclasses of these types.
 JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | None
 
-# An index as JavaScript writes it, no longer than the length of a list can be: int() refuses 4,301 digits.
+# Index in JavaScript's notation, no longer than the length of a list can be: int() refuses 4,301 digits.
 _INDEX: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
 def merge(stored: JSON, value: JSON) -> JSON:
     """
-    Return what a merge of `value` leaves where `stored` stands; an absent one is None.
+    Return the result of merging `value` into `stored`, None for an absent value.
 
-    An object goes name by name onto an object and index by index onto an array, an array position by position onto an
-    array; anything else takes the place of what is stored. Nothing is ever removed. Neither argument is changed, and
-    the result shares no mutable part with them; stored names keep their place, new ones follow in the value's order.
+    An object is merged into an object name by name, and into an array index by index; an array is merged into an array
+    position by position. Any other value replaces the stored value. Nothing is ever removed. Neither argument is
+    changed, and the result shares no mutable part with them. Stored names keep their place; new names follow in the
+    order of `value`.
 
     Merging is idempotent but not associative, so two merges may never be folded into one.
 
     Raises
     ------
     BadMergeError
-        An object was merged onto an array under a name that is no index of an element; the sentence shows its path.
+        An object to merge into an array has a name that is not the index of an element; the message shows its path.
     """
     if not _mergeable(stored, value):
         return _copied(value)
     result = _copied(stored)
     _lengthen(result, value)
-    # No recursion: what a service took at its depth limit must not depend on the stack that is left here. Nor is all
-    # that is yet to be merged held at once: a list of a million empty ones would take a hundred times its JSON.
+    # No recursion: a merge at a service's depth limit must not depend on the stack left here. And no list of all parts
+    # still to be merged: for a list of a million empty lists it would take a hundred times the memory of the JSON.
     steps: list[tuple[Any, Iterator[tuple[Any, Any]], tuple[str | int, ...]]] = [(result, _parts(value), ())]
     while steps:
         into, parts, path = steps[-1]
@@ -54,7 +55,7 @@ def merge(stored: JSON, value: JSON) -> JSON:
 
 
 def path_text(path: Iterable[str | int]) -> str:
-    """Return how errors write the place of a part in a value: ``$.items[3]["a b"]``; always printable."""
+    """Return the path of a part of a value for error messages: ``$.items[3]["a b"]``; always printable."""
     return "$" + "".join(f"[{name}]" if isinstance(name, int) else _name_text(name) for name in path)
 
 
