@@ -1,4 +1,4 @@
-"""The service within the user's own process: the same messages as over a network, without the socket."""
+"""In-process transport: run the service inside the caller's process, with the same messages as over a network."""
 
 from __future__ import annotations
 
@@ -46,12 +46,11 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.base import Storage
     from cloudstore_mapping.service.storage.records import Account
 
-#: The account that holds the files of a store which is opened without a service.
+#: Account with the files of an embedded store.
 LOCAL_ACCOUNT: Final = "local"
 
-#: Who opens the store owns the machine's memory anyway: keys and values may be longer than a service on a network
-#: takes. Together they stay below the billion bytes that SQLite takes in a row.
-#: And nobody asks how often files were used, which would write where a program only reads.
+#: Keys and values may be longer than on a network, as the caller could fill the machine's memory anyway; together they
+#: stay below SQLite's limit of a billion bytes per row. Accesses are not counted, so that reading writes nothing.
 LOCAL_SETTINGS: Final = Settings(
     max_name_bytes=2**20,
     max_value_bytes=900 * 2**20,
@@ -60,12 +59,12 @@ LOCAL_SETTINGS: Final = Settings(
     count_accesses=False,
 )
 
-#: Within a process no reply is lost on its way, so no request has to say that it is the same as before.
+#: Without `once`: within a process no reply is lost, so no request needs an idempotency key.
 LOCAL_EXTENSIONS: Final = frozenset(EXTENSIONS) - {"once"}
 
 
 class InProcessTransport:
-    """Sends requests to a service in this process, through the same bytes that a network would carry."""
+    """Send requests to a service in this process, as the same bytes as over a network."""
 
     is_in_process: Final = True
 
@@ -73,10 +72,10 @@ class InProcessTransport:
         self._service = service
 
     def send(self, request: Request | Batch | Upload) -> Reply:
-        """Return the service's answer; `TimedOutError` without one until the deadline of the request."""
+        """Return the service's reply; `TimedOutError` if there is none before the request's deadline."""
         deadline = scope.deadline
         if deadline is not None:
-            deadline.sent = False  # an interrupt is raised before the write is done, or after it
+            deadline.sent = False  # an interrupt comes before the write or after it, never within
         try:
             reply = self._upload(request) if isinstance(request, Upload) else self._handle(request)
         except TimedOutError:
@@ -119,7 +118,7 @@ class InProcessTransport:
             raise TimedOutError("The store did not take the file in time; give a longer deadline.") from error
 
     def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
-        """Begin to get a media file; see `HTTPTransport.fetch`."""
+        """Begin to download a media file; see `HTTPTransport.fetch`."""
         folder, _, last = link.removeprefix(FILES_PATH).partition("/")
         try:
             found = self._service.media.find(folder, last.partition(".")[0])
@@ -135,7 +134,7 @@ class InProcessTransport:
         return Fetched(None, start, media.size, media.digest, mimetype, media.name, pieces, lambda: None)
 
     def hurry(self) -> None:
-        """Have the service wait no longer than a moment for other processes from now on."""
+        """Let the service wait only a moment for other processes from now on."""
         self._service.hurry()
 
     def close(self) -> None:
@@ -144,7 +143,7 @@ class InProcessTransport:
 
 
 class StoreTransport(InProcessTransport):
-    """Sends requests to the store at a place, with a service of its own in every process after a fork."""
+    """Send requests to an embedded store; a forked process runs a service of its own."""
 
     def __init__(self, place: Place) -> None:
         storage = place.open()
@@ -161,28 +160,28 @@ class StoreTransport(InProcessTransport):
         self.api_key = self._service.accounts.grant(LOCAL_ACCOUNT)
 
     def after_fork(self) -> None:
-        """Renew the lock in a child process, which opens the store anew when it uses it."""
+        """Renew the lock in a child process; its first request opens the store again."""
         self._lock = threading.Lock()
 
     def send(self, request: Request | Batch | Upload) -> Reply:
-        """Return the service's answer."""
-        if self._is_over():
-            with self._opened() as service:
+        """Return the service's reply."""
+        if self._is_exiting():
+            with self._new_service() as service:
                 return InProcessTransport(service).send(request)
-        self._open_anew()
+        self._reopen_after_fork()
         return super().send(request)
 
     def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
-        """Begin to get a media file; see `HTTPTransport.fetch`."""
-        if self._is_over():
-            service = self._opened()
+        """Begin to download a media file; see `HTTPTransport.fetch`."""
+        if self._is_exiting():
+            service = self._new_service()
             return replace(InProcessTransport(service).fetch(link, start, tag), close=service.close)
-        self._open_anew()
+        self._reopen_after_fork()
         return super().fetch(link, start, tag)
 
     def media_files(self) -> list[dict[str, Any]]:
-        """Return of all media files, by name, what the answer to an upload says."""
-        self._open_anew()
+        """Return the descriptions of all media files by name, as in the reply to an upload."""
+        self._reopen_after_fork()
         account = self._account()
         if account is None:
             return []
@@ -196,8 +195,8 @@ class StoreTransport(InProcessTransport):
             after = page.next
 
     def check_has_data(self) -> None:
-        """Raise `UnsupportedError` if the store is empty for this account, and all data in it are a service's."""
-        self._open_anew()
+        """Raise `UnsupportedError` if this account has no data, but a service's accounts have."""
+        self._reopen_after_fork()
         account = self._account()
         if account is not None and self._has_data(account):
             return
@@ -212,26 +211,26 @@ class StoreTransport(InProcessTransport):
             return self._service.accounts.named(LOCAL_ACCOUNT)
         return None  # nothing was written yet
 
-    def _is_over(self) -> bool:
+    def _is_exiting(self) -> bool:
         """
-        Return True if the program is ending and has closed the store, which early functions of `atexit` still use.
+        Return True if the program is ending and has closed the store; functions registered early in `atexit` still run.
 
-        It is then opened for each request, as nothing else would close it.
+        Each of their requests opens and closes the store, as nothing would close it later.
         """
         return has_finished() and not self._place.is_memory
 
-    def _opened(self) -> Service:
+    def _new_service(self) -> Service:
         service = Service(self._place.open(), LOCAL_SETTINGS)
         service.accounts.grant(LOCAL_ACCOUNT, self.api_key)
         return service
 
-    def _open_anew(self) -> None:
+    def _reopen_after_fork(self) -> None:
         if self._process == os.getpid() or self._place.is_memory:
             return
         with self._lock:
             if self._process != os.getpid():
-                _of_parents.append(self._service)
-                self._service = self._opened()
+                _inherited.append(self._service)
+                self._service = self._new_service()
                 self._process = os.getpid()
 
 
@@ -250,18 +249,18 @@ def _check_contents(storage: Storage, place: Place) -> None:
 
 
 def _of_a_service(place: Place) -> UnsupportedError:
-    """Return the error for a store whose data belong to a service's accounts."""
+    """Return the error for a store with the data of a service's accounts."""
     return UnsupportedError(
         f"The data in {place} belong to the accounts of a service; run `cloudstore serve --store {quote(str(place))}` "
         "and use its address with an account's API key."
     )
 
 
-#: What a fork copied: its connections are the parent's, so here they are neither used nor closed.
-_of_parents: Final[list[Service]] = []
+#: Services copied by a fork: their connections belong to the parent process, so this process never uses or closes them.
+_inherited: Final[list[Service]] = []
 
 
 def open_service(location: str | os.PathLike[str] | None) -> tuple[InProcessTransport, str]:
-    """Return a way to the store at a location (None: in memory), and an API key that opens it meanwhile."""
+    """Return a transport to the store at a location (None: in memory), and an API key for it."""
     transport = StoreTransport(place_of(MEMORY if location is None else os.fspath(location)))
     return transport, transport.api_key

@@ -1,4 +1,4 @@
-"""Where a store can be: the addresses and paths that `open` takes."""
+"""`open()`: parse a location (URL, path, ``memory:``) and open the store at it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def open(  # noqa: A001 - the name that shelve and dbm use too
     **options: Any,
 ) -> CloudStoreMapping[Any]:
     """
-    Open a store, as a dictionary.
+    Open a store as a dictionary.
 
     Parameters
     ----------
     location
-        ``https://API_KEY@host/path``, a service; a path or ``sqlite:///path``, one SQLite file, created if it is
-        absent; ``postgresql://user:password@host/database``, a PostgreSQL database, whose tables are made if they are
-        absent (with the extra ``postgres``); ``memory:``, gone with the process; None, what the environment's
-        ``CLOUDSTORE_URL`` says, else ``cloudstore.db`` in the working directory.
+        ``https://API_KEY@host/path``: a service. A path or ``sqlite:///path``: an SQLite file, created if absent.
+        ``postgresql://user:password@host/database``: a PostgreSQL database, whose tables are created if absent (needs
+        the extra ``postgres``). ``memory:``: a store that ends with the process. None: the environment's
+        ``CLOUDSTORE_URL``, or else ``cloudstore.db`` in the working directory.
     options
-        Those of `CloudStoreMapping`; what concerns only a service over HTTP is without effect on others.
+        Options of `CloudStoreMapping`; those about HTTP have no effect on other stores.
 
     Raises
     ------
@@ -43,12 +43,12 @@ def open(  # noqa: A001 - the name that shelve and dbm use too
     TypeError
         The location is neither text nor a path, or there is no such option.
     UnsupportedError
-        The file or database isn't a store of ours, or is a service's, and was left as it is; or what it takes isn't
-        installed.
+        The file or database is not a store of this package, or belongs to a service; it was left unchanged. Or a
+        required package is not installed.
     UnavailableError
-        The database isn't reached.
+        The database can't be reached.
     OSError
-        The file can't be opened or made, or is absent with ``readonly=True``.
+        The file can't be opened or created, or is absent with ``readonly=True``.
     """
     # Masked first: a traceback with local variables shows the values that they have at the error.
     location, options = hide(location_of(location)), masked(options)
@@ -60,7 +60,7 @@ def open(  # noqa: A001 - the name that shelve and dbm use too
 
 
 def location_of(location: str | bytes | os.PathLike[str] | os.PathLike[bytes] | None) -> str:
-    """Return the location that `open` takes this for: without one the environment's, else the default file."""
+    """Return the location as text; for None the environment's, or else the default file."""
     if location is None:
         location = os.environ.get("CLOUDSTORE_URL") or DEFAULT_FILE
     if not isinstance(location, str | bytes | os.PathLike):
@@ -69,19 +69,19 @@ def location_of(location: str | bytes | os.PathLike[str] | os.PathLike[bytes] | 
 
 
 def place_at(location: str) -> Place | None:
-    """Return the place where `open` itself keeps the store at a location; None for a service's."""
+    """Return the place of an embedded store at a location; None for a service."""
     return None if scheme_of(location) in _SERVICES else place_of(location)
 
 
 def store_file(location: str) -> Path | None:
-    """Return the file that `open` keeps the store at a location in; None where it keeps it in none."""
+    """Return the file of the store at a location; None for a store without a file."""
     place = place_at(location)
     return None if place is None else place.file
 
 
 def check_old_data(path: Path, *, is_shelf: bool = False, needs_secret: bool = False) -> None:
-    """Raise `UnsupportedError`, with the command that moves the data, where a dbm file is in the way of a store."""
-    from cloudstore_mapping.transfer.dbmkinds import refusal  # loads what only this needs
+    """Raise `UnsupportedError`, with the command to move the data, if a dbm file is at the path of a store."""
+    from cloudstore_mapping.transfer.dbmkinds import refusal  # with imports that nothing else needs
 
     if error := refusal(path, is_shelf=is_shelf, needs_secret=needs_secret):
         raise error
@@ -89,7 +89,7 @@ def check_old_data(path: Path, *, is_shelf: bool = False, needs_secret: bool = F
 
 def _open_embedded(location: str, options: dict[str, Any]) -> CloudStoreMapping[Any]:
     """Open a store in this process: the mapping over an in-process service."""
-    from cloudstore_mapping.embedded import StoreTransport  # the service, unneeded by a program on a network
+    from cloudstore_mapping.embedded import StoreTransport  # the service, not needed over a network
 
     place = place_of(location)
     if options.get("readonly") and not (place.is_memory or place.exists()):
@@ -123,5 +123,5 @@ def _reopening(place: Place, _: type[Any], options: dict[str, Any]) -> tuple[Any
 
 
 def _reopen(location: str, options: dict[str, Any]) -> CloudStoreMapping[Any]:
-    """Open a pickled store that needs no service."""
+    """Open a pickled embedded store."""
     return unpickled(partial(open, location, **options))
