@@ -1,4 +1,4 @@
-"""A drop-in for the standard library's `shelve`: the same functions, on a file, a service, or the vendor's."""
+"""Drop-in replacement for the standard library's `shelve`, over a file or a service."""
 
 from __future__ import annotations
 
@@ -28,38 +28,38 @@ def open(  # noqa: A001 - the standard library's name
     **options: Any,
 ) -> Shelf:
     """
-    Open a shelf: a dictionary that keeps any picklable values.
+    Open a shelf: a dictionary of any picklable values.
 
-    A value that comes back from JSON equal, types and all, is stored as that JSON, which other programs can read; any
-    other as a pickle with its HMAC-SHA256, and a pickle that isn't signed by `secret` is refused, never loaded.
+    A value is stored as JSON, readable by other programs, if it comes back equal and of the same types. Any other value
+    is stored as a pickle with its HMAC-SHA256; a pickle not signed with `secret` is refused, never loaded.
 
     Parameters
     ----------
     filename
-        A path, or any other location that `cloudstore_mapping.open` knows.
+        A path, or any other location accepted by `cloudstore_mapping.open`.
     flag
-        ``r``: read only; ``w``: read and write; ``c``: the same, and a file is made where there is none; ``n``: the
-        same, and all that is there is deleted.
+        ``r``: read only; ``w``: read and write; ``c``: read and write, creating an absent file; ``n``: like ``c``, and
+        delete all existing data.
     protocol
-        Of the pickles, as in `pickle`.
+        Pickle protocol, as in `pickle`.
     writeback
-        Keep the values that were read, and write those that were changed at `Shelf.sync` and `Shelf.close`.
+        Keep values read, and write changed ones in `Shelf.sync` and `Shelf.close`.
     secret
-        What signs the pickles, of at least 16 bytes; or several: the first signs, and each of them verifies. Without
-        it the environment's ``CLOUDSTORE_SECRET``; else a file's own, which is made beside it as ``….secret``.
+        Secret of at least 16 bytes to sign the pickles; or several: the first signs, all of them verify. By default the
+        environment's ``CLOUDSTORE_SECRET``, or else the file's own secret, created beside it as ``….secret``.
     options
-        Those of `cloudstore_mapping.open`.
+        Options of `cloudstore_mapping.open`.
 
     Raises
     ------
     ValueError
-        The flag is none of these; `BadValueError` where a secret is too short, or where the file has signed
-        pickles and its secret is neither beside it nor given.
+        The flag is unknown. `BadValueError`: a secret is too short, or the file has signed pickles and their secret is
+        neither beside it nor given.
     FileNotFoundError
-        There is no file, and the flag makes none.
+        There is no file, and the flag does not create it.
     UnsupportedError
-        The standard library made a shelf of this name, whatever the flag; the sentence has the command that moves its
-        data. Or what else `cloudstore_mapping.open` raises.
+        The standard library made a shelf of this name, whatever the flag; the message has the command to move its data.
+        Also for any reason in `cloudstore_mapping.open`, whose other errors are raised, too.
     """
     if flag not in tuple(_FLAGS):
         raise ValueError(f"The flag is one of 'r', 'w', 'c' and 'n', not {flag!r}.")

@@ -1,4 +1,4 @@
-"""Signed pickles in a store's file: nobody can read them without the secret of their shelf."""
+"""Signed pickles in a store's file: unreadable without the secret of their shelf."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cloudstore_mapping.client.shelf import VARIABLE, Secret, place_of_secret
 from cloudstore_mapping.errors import BadValueError
 from cloudstore_mapping.storefiles import is_store
 
-# A signed pickle as it is stored, whichever of its two names comes first.
+# Matches a stored signed pickle, whichever of its two names comes first.
 _SIGNED: Final = """
 SELECT EXISTS (
     SELECT 1 FROM files
@@ -22,11 +22,11 @@ SELECT EXISTS (
 
 
 def holds_signed(path: Path) -> bool:
-    """Return whether the store at `path` holds pickles that a shelf's secret signed; False for no store at all."""
+    """Return True if the file at `path` is a store with pickles signed by a shelf's secret."""
     path = Path(os.path.realpath(path))
     if not is_store(path):
         return False
-    import sqlite3  # which help needn't load
+    import sqlite3  # not needed for --help
 
     from cloudstore_mapping.service.storage.sqlite_place import reading_mode
 
@@ -35,7 +35,7 @@ def holds_signed(path: Path) -> bool:
 
 
 def check_secret(given: Secret | None, file: Path | None) -> None:
-    """Raise `BadValueError` where a store holds signed pickles and their secret is neither beside it nor given."""
+    """Raise `BadValueError` if a store holds signed pickles and their secret is neither beside it nor given."""
     if given is not None or VARIABLE in os.environ or file is None:
         return
     place = place_of_secret(file)
@@ -48,9 +48,9 @@ def check_secret(given: Secret | None, file: Path | None) -> None:
 
 def secret_note(store: Path | None, looked_at: Path | None = None) -> str | None:
     """
-    Return the sentence about the secret that a copy of a store needs; None where it needs none.
+    Return a sentence about the secret needed with a copy of a store; None if it needs none.
 
-    `looked_at` is the file that is read where that is another one than the `store`'s.
+    `looked_at` is the file to search for pickles, by default `store`.
     """
     looked_at = looked_at or store
     if looked_at is None or not holds_signed(looked_at):
