@@ -1,4 +1,4 @@
-"""The shopping list of the original documentation as a dictionary, played line by line at a Python prompt."""
+"""Script of `cloudstore demo`: the shopping list of the original documentation, as in a Python session."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _SERVED: Final = (
 
 def transcript() -> Generator[str]:
     """
-    Yield the demonstration part by part: headings, and lines after ``>>>`` with what they gave when they were executed.
+    Yield the parts of the demonstration: headings, and executed lines after ``>>>`` with their results.
 
-    It works in a temporary folder, which is the current one meanwhile, and shows its API key as ``API_KEY``.
+    Meanwhile the working directory is a temporary folder. The API key is shown as ``API_KEY``.
     """
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
@@ -74,7 +74,7 @@ def _play(lines: Iterable[str], names: dict[str, Any], api_key: str = "API_KEY")
 
 
 def _execute(line: str, names: dict[str, Any]) -> str | None:
-    """Return what Python's prompt prints for `line`, of a traceback the last line only; None is nothing."""
+    """Return the output of `line` at Python's prompt, only the last line of a traceback; None for no output."""
     try:
         try:
             code = compile(line, "<demo>", "eval")
@@ -82,6 +82,6 @@ def _execute(line: str, names: dict[str, Any]) -> str | None:
             exec(line, names)  # noqa: S102 - the lines are this file's own
             return None
         value = eval(code, names)  # noqa: S307 - the lines are this file's own
-    except Exception as error:  # noqa: BLE001 - that it may fail is part of the show
+    except Exception as error:  # noqa: BLE001 - errors are part of the demonstration
         return traceback.format_exception_only(error)[-1].rstrip()
     return None if value is None else repr(value)

@@ -1,6 +1,7 @@
-"""Drafts beside the files they become: named after them, locked while in use, and removed once their process is dead.
+"""
+Drafts: temporary files beside their targets, locked while in use, and removed once their process is dead.
 
-A draft may be a store, which only SQLite opens, so the lock is on a file of its own.
+A draft may be a store, which only SQLite may open, so the lock is on a separate file.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from cloudstore_mapping.storefiles import SIDECARS
 
 try:
     import fcntl
-except ImportError:  # Windows: there nothing tells whether a process is alive, and drafts of dead ones stay
+except ImportError:  # Windows: nothing tells if a process is alive, so drafts of dead processes stay
     fcntl = None  # type: ignore[assignment]
 
-#: The ends of a draft's name, and of its lock's.
+#: Suffixes of a draft and of its lock file.
 PART: Final = ".part"
 LOCK: Final = ".lock"
-#: Bytes of the target's name that a draft's name has: with the rest of it, and SQLite's, it stays below 255.
+#: Bytes of the target's name in a draft's name; with the other parts and SQLite's suffixes it stays below 255.
 LONGEST: Final = 220
 
 _OWN: Final = re.compile(r"[0-9a-f]{16}")
@@ -33,10 +34,10 @@ _OWN: Final = re.compile(r"[0-9a-f]{16}")
 
 class Draft:
     """
-    The name of a new file or folder beside `target`, which `close` removes with what SQLite keeps beside it.
+    Name for a new file or folder beside `target`; `close` removes it, and the files that SQLite keeps beside it.
 
-    It is ``.NAME.<16 hexadecimal digits>.part``, and ``….lock`` is locked until `close`. The drafts of the same target
-    whose processes ended before they closed them are removed first.
+    The name is ``.NAME.<16 hexadecimal digits>.part``; ``….lock`` is locked until `close`. Drafts of the same target
+    left by dead processes are removed first.
     """
 
     def __init__(self, target: Path) -> None:
@@ -46,11 +47,11 @@ class Draft:
             beginning = f"{_beginning(target)}{secrets.token_hex(8)}"
             self.path = target.with_name(beginning + PART)
             self._locked = target.with_name(beginning + LOCK)
-            if self._take():
+            if self._acquire():
                 return
 
-    def _take(self) -> bool:
-        """Return whether this draft may be used; not if another process took its lock for that of a dead one."""
+    def _acquire(self) -> bool:
+        """Lock the draft; return False if another process took it for the draft of a dead process meanwhile."""
         if os.name != "posix":
             return True
         self._lock = os.open(self._locked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -58,7 +59,7 @@ class Draft:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             pass
-        except OSError:  # a file system without locks: then nobody may take the draft for a dead one's
+        except OSError:  # a file system without locks: without a lock file, no process removes the draft
             self._release()
             return True
         else:
@@ -68,7 +69,7 @@ class Draft:
         return False
 
     def close(self) -> None:
-        """Remove what is left of the draft, then its lock."""
+        """Remove the draft, if it still exists, then its lock."""
         _remove(self.path)
         self._release()
 
@@ -81,7 +82,7 @@ class Draft:
 
 @contextmanager
 def draft_of(target: Path) -> Iterator[Path]:
-    """Give the block the name of a draft, which is gone afterwards."""
+    """Give the block the path of a draft, and remove it afterwards."""
     draft = Draft(target)
     try:
         yield draft.path
@@ -90,7 +91,7 @@ def draft_of(target: Path) -> Iterator[Path]:
 
 
 def remove_dead(target: Path) -> None:
-    """Remove the drafts of a target whose processes are dead; what can't be removed stays."""
+    """Remove the drafts of a target left by dead processes; errors are ignored."""
     if os.name != "posix":
         return
     with suppress(OSError):
@@ -103,7 +104,7 @@ def remove_dead(target: Path) -> None:
 def _remove_if_dead(lock: Path) -> None:
     facts = lock.lstat()
     if lock.suffix != LOCK or not stat.S_ISREG(facts.st_mode) or facts.st_size:
-        return  # none of ours: these are empty
+        return  # not a draft's lock, which is empty
     opened = os.open(lock, os.O_RDWR)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

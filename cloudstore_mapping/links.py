@@ -1,4 +1,4 @@
-"""Where media files are: the part of their address behind the service's, made alike by both sides."""
+"""URL path of a media file, below the service's address; the same on client and service."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import mimetypes
 import re
 from typing import Final
 
-#: What every link of a media file begins with.
+#: Beginning of every link to a media file.
 FILES_PATH: Final = "/files/"
 
 _EXTENSION: Final = re.compile(r".*\.([A-Za-z0-9]{1,16})", re.DOTALL)
@@ -14,12 +14,12 @@ UNKNOWN_EXTENSION: Final = "bin"
 
 
 def media_link(folder: str, media_id: str, name: str, mimetype: str) -> str:
-    """Return where the media file is that was uploaded under this name, as this type."""
+    """Return the link to a media file uploaded with this name and type."""
     return f"{FILES_PATH}{folder}/{media_id}.{extension(name, mimetype)}"
 
 
 def extension(name: str, mimetype: str) -> str:
-    """Return the end of a media file's link: its name's, where that is a plain one, else its type's."""
+    """Return the extension in a media file's link: the extension of its name if plain, otherwise of its type."""
     guessed = mimetypes.guess_extension(mimetype.partition(";")[0].strip(), strict=False)
     match = _EXTENSION.fullmatch(name) or _EXTENSION.fullmatch(guessed or "")
     return UNKNOWN_EXTENSION if match is None else match[1].lower()

@@ -1,4 +1,4 @@
-"""Errors of the operating system as sentences: the file, the reason, the remedy."""
+"""Error messages for `OSError`: the file, the reason, the remedy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-#: Errors of writing, whatever is read at the same time.
+#: Errors caused only by writing, even while another file is read.
 OF_WRITING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 _SURROGATE: Final = re.compile(r"\\udc([89a-f][0-9a-f])")
@@ -37,9 +37,9 @@ _REMEDIES: Final = {
 
 def sentence_of(error: OSError, file: str | None = None) -> str:
     """
-    Return an error as the problem and its remedy; `file` is its file where the error names none.
+    Return the problem and its remedy as text; `file` is used if the error names no file.
 
-    An error that was raised with a sentence of its own has no number, and is returned as it is.
+    An error without a number was raised with a full message, which is returned unchanged.
     """
     if error.errno is None:
         return str(error)
@@ -53,18 +53,18 @@ def sentence_of(error: OSError, file: str | None = None) -> str:
 
 
 def shown(name: str) -> str:
-    r"""Return the name of a file in quotes; a byte that isn't UTF-8 is ``\xff``."""
+    r"""Return a file name in quotes; bytes that are not UTF-8 are shown as ``\xff``."""
     return _SURROGATE.sub(r"\\x\1", repr(name))
 
 
 def readable(text: str) -> str:
-    r"""Return a text in which each byte of a name that isn't UTF-8 is ``\xff``, which Python holds as a surrogate."""
+    r"""Return the text with bytes that are not UTF-8 (in Python surrogates, as in file names) shown as ``\xff``."""
     return "".join(f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char for char in text)
 
 
 @contextmanager
 def naming(file: str | os.PathLike[str]) -> Iterator[None]:
-    """Name the file in an error of writing that names none: the system tells of no name once a file is open."""
+    """Add the file name to a write error without one: errors of an open file have no name."""
     try:
         yield
     except OSError as error:
@@ -75,7 +75,7 @@ def naming(file: str | os.PathLike[str]) -> Iterator[None]:
 
 def _has_working_directory() -> bool:
     try:
-        os.getcwd()  # noqa: PTH109 - only whether there is one
+        os.getcwd()  # noqa: PTH109 - raises an error if it was deleted
     except OSError:
         return False
     return True

@@ -1,4 +1,8 @@
-"""Fixtures for pytest, which loads them in every project: so hypothesis and services come only where one is used."""
+"""
+pytest fixtures: cloudstore, cloudstore_faults, cloudstore_service.
+
+pytest loads this file in every project, so hypothesis and the service are imported only when a fixture is used.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +28,13 @@ def _cloudstore_and_faults() -> Iterator[tuple[CloudStoreMapping[Any], FaultyTra
 
 @pytest.fixture
 def cloudstore(_cloudstore_and_faults: tuple[CloudStoreMapping[Any], FaultyTransport]) -> CloudStoreMapping[Any]:
-    """Return an empty store in memory, as `cloudstore_mapping.open` gives one; closed at the end."""
+    """Return an empty store in memory, like those of `cloudstore_mapping.open`; closed at the end."""
     return _cloudstore_and_faults[0]
 
 
 @pytest.fixture
 def cloudstore_faults(_cloudstore_and_faults: tuple[CloudStoreMapping[Any], FaultyTransport]) -> FaultyTransport:
-    """Return the way to the store `cloudstore`, which breaks as it is told to: `testing.FaultyTransport`."""
+    """Return the transport of the store `cloudstore`, a `testing.FaultyTransport` that fails on demand."""
     return _cloudstore_and_faults[1]
 
 
