@@ -37,11 +37,11 @@ def fault_of(text: bytes | Raw, error: Exception) -> str:
     truncated), and Python's are advice to programmers.
     """
     if _LONE_SURROGATE.search(bytes(text).replace(rb"\\", b" ")):
-        return "it holds a lone surrogate, which no text in JSON can; take it out"
+        return "it holds a lone surrogate, which JSON can't hold; remove it"
     if bytes(text).startswith(codecs.BOM_UTF8):
         return "it begins with a byte order mark (BOM); save it as UTF-8 without BOM"
     if isinstance(error, UnicodeDecodeError) or "Invalid UTF-8" in str(error):
-        return "it is not UTF-8; write it anew as that"
+        return "it is not UTF-8; convert it to UTF-8"
     if isinstance(error, RecursionError):
         return "it is nested too deeply; flatten it"
     if "Integer value out of range" in str(error) or "integer string conversion" in str(error):

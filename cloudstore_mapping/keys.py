@@ -96,9 +96,7 @@ def literal_prefix(prefix: str, *, joined: bool = True) -> str:
 
 def _escaped(match: re.Match[str]) -> str:
     if match[0] >= "\ud800":
-        raise BadNameError(
-            "A key can't hold a lone surrogate, for no text on the wire can; take it out.", key=match.string
-        )
+        raise BadNameError("A key can't hold a lone surrogate, because it can't be sent; remove it.", key=match.string)
     return f"%{ord(match[0]):02X}"
 
 

@@ -98,7 +98,7 @@ def encode_request(request: Request | Batch) -> bytes:
         return _encode(request)
     except UnicodeEncodeError as error:
         raise ProtocolError(
-            "The API key, name or password holds a lone surrogate, which no text on the wire can; take it out.",
+            "The API key, name or password holds a lone surrogate, which can't be sent; remove it.",
             error="BadRequest",
         ) from error
 

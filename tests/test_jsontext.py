@@ -35,7 +35,7 @@ def test_ordinary_numbers(body: bytes) -> None:
     assert not may_hold_long_number(body)
 
 
-LONE = "it holds a lone surrogate, which no text in JSON can; take it out"
+LONE = "it holds a lone surrogate, which JSON can't hold; remove it"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ LONE = "it holds a lone surrogate, which no text in JSON can; take it out"
         (rb'"\\\ud800"', LONE),
         (rb'"\\ud800', "Input data was truncated"),
         (rb'"\ud83d\ude00', "Input data was truncated"),
-        (b'"\xff"', "it is not UTF-8; write it anew as that"),
+        (b'"\xff"', "it is not UTF-8; convert it to UTF-8"),
         (b"[" * 10**6, "it is nested too deeply; flatten it"),
         (b"1" * 5000, "it holds an integer of more than 4,300 digits; store it as text"),
         (b"[1", "Input data was truncated"),

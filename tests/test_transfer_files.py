@@ -133,7 +133,7 @@ def test_what_is_no_json(text: str, said: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ('"\\ud800"', "it holds a lone surrogate, which no text in JSON can; take it out"),
+        ('"\\ud800"', "it holds a lone surrogate, which JSON can't hold; remove it"),
         ("[" * 10**6, "it is nested too deeply; flatten it"),
     ],
     ids=["surrogate", "brackets"],
@@ -178,7 +178,7 @@ def test_what_one_key_lacks(tmp_path: Path) -> None:
             import_store(store, tmp_path / "in.json")
         assert {key: str(error) for key, error in caught.value.failed.items()} == {
             "b": "The value of 'b' can't be stored: Number out of range - at `$[0]`.",
-            "c": "The value of 'c' can't be stored: it holds a lone surrogate, which no text in JSON can; take it out.",
+            "c": "The value of 'c' can't be stored: it holds a lone surrogate, which JSON can't hold; remove it.",
         }
         assert caught.value.succeeded == ["a", "d"]
         assert store.copy() == {"a": 1, "d": 2}

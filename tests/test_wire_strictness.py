@@ -68,7 +68,7 @@ def test_lone_surrogate_in_a_body(raw: bytes) -> None:
         (BATCH_PATH, b'{"key": "K", "requests": [' + with_value(raw) + b"]}"),
     ):
         assert refused(path, posted) == (
-            "The body is not a request: it holds a lone surrogate, which no text in JSON can; take it out."
+            "The body is not a request: it holds a lone surrogate, which JSON can't hold; remove it."
         )
 
 

@@ -1,4 +1,4 @@
-"""JSON codec of values: encode a value only if it decodes to an equal value, or raise the path of its bad part."""
+"""JSON codec of values: encode a value that decodes to an equal value, or raise an error with the path of its fault."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def encode(value: object) -> msgspec.Raw:
         try:
             return encode_value(value)
         except (ValueError, RecursionError):
-            pass  # the slow way below finds the path
+            pass  # the slow path below finds the bad part
     try:
         return encode_value(_plain(_Part(value)))
     except RecursionError as error:
@@ -117,13 +117,13 @@ def _plain(place: _Part) -> JSON:
     if issubclass(kind, float):
         real = float.__float__(value)
         if not isfinite(real):
-            raise BadValueError(f"{place} is {real}, which JSON can't say; store None or a text.")
+            raise BadValueError(f"{place} is {real}, which JSON can't represent; store None or a text.")
         return real
     if not issubclass(kind, dict | list | tuple):
         name, remedy = kind.__name__, "convert it first"
         if hasattr(kind, "dtype") and hasattr(kind, "tolist"):  # `numpy.bool` is also called bool
             name, remedy = f"{kind.__module__}.{name}", "store its .tolist()"
-        raise TypeError(f"{place} is of type {name}, which JSON can't say; {remedy}.")
+        raise TypeError(f"{place} is of type {name}, which JSON can't represent; {remedy}.")
     if place.depth == MAX_DEPTH:
         _refuse_depth(place)
     # Loops, because a comprehension would use twice the stack.
@@ -131,7 +131,7 @@ def _plain(place: _Part) -> JSON:
         names: dict[str, JSON] = {}
         for name, part in value.items():
             if not issubclass(type(name), str):
-                raise TypeError(f"{place} has a key of type {type(name).__name__}; JSON knows only str.")
+                raise TypeError(f"{place} has a key of type {type(name).__name__}; JSON has only str keys.")
             inner = place.inner(str.__str__(name), part)
             names[_plain_text(name, inner)] = _plain(inner)
         return names
@@ -146,7 +146,7 @@ def _plain_text(value: str, place: _Part) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise BadValueError(f"{place} holds a lone surrogate, which no text in JSON can; take it out.") from error
+        raise BadValueError(f"{place} holds a lone surrogate, which JSON can't hold; remove it.") from error
     return text
 
 

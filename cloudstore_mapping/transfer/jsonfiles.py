@@ -212,7 +212,7 @@ class _Scanner:
         try:
             more = self._file.read(max(PIECE, len(held)))
         except UnicodeDecodeError as error:
-            raise BadValueError(f"{self._called} is not UTF-8 ({error.reason}); write it anew as that.") from error
+            raise BadValueError(f"{self._called} is not UTF-8 ({error.reason}); convert it to UTF-8.") from error
         if not more:
             return False
         self._passed += self._at

@@ -159,7 +159,7 @@ def test_dump(value: object, written: str) -> None:
 )
 def test_other_types(value: object) -> None:
     """What JSON has no form for is a TypeError with its path, wherever it stands."""
-    message = f" is of type {type(value).__name__}, which JSON can't say; convert it first."
+    message = f" is of type {type(value).__name__}, which JSON can't represent; convert it first."
     for whole, path in [
         (value, "$"),
         ([value], "$[0]"),
@@ -186,7 +186,7 @@ def test_numpy() -> None:
     """A number or array of numpy is refused by the full name of its type, with the method to convert it."""
     NumpyBool.__module__, NumpyBool.__name__ = "numpy", "bool"
     with pytest.raises(
-        TypeError, match=r"^\$\.x is of type numpy\.bool, which JSON can't say; store its \.tolist\(\)\.$"
+        TypeError, match=r"^\$\.x is of type numpy\.bool, which JSON can't represent; store its \.tolist\(\)\.$"
     ):
         encode({"x": NumpyBool()})
     assert bytes(encode({"x": NumpyBool().tolist()})) == b'{"x":true}'
@@ -199,7 +199,7 @@ def test_names_are_text(name: object) -> None:
     for whole, path in [({name: 1}, "$"), ({"a": [{"b": 1, name: 1}]}, "$.a[0]"), (OrderedDict({name: 1}), "$")]:
         with pytest.raises(TypeError) as raised:
             encode(whole)
-        assert str(raised.value) == f"{path} has a key of type {kind}; JSON knows only str."
+        assert str(raised.value) == f"{path} has a key of type {kind}; JSON has only str keys."
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, Real("nan"), Real("inf")])
