@@ -50,7 +50,7 @@ def open(  # noqa: A001 - the name that shelve and dbm use too
     OSError
         The file can't be opened or created, or is absent with ``readonly=True``.
     """
-    # Masked first: a traceback with local variables shows the values that they have at the error.
+    # Masked first: a traceback with local variables would show the secrets.
     location, options = hide(location_of(location)), masked(options)
     check_options(options)
     if scheme_of(location) in _SERVICES:
@@ -64,7 +64,7 @@ def location_of(location: str | bytes | os.PathLike[str] | os.PathLike[bytes] | 
     if location is None:
         location = os.environ.get("CLOUDSTORE_URL") or DEFAULT_FILE
     if not isinstance(location, str | bytes | os.PathLike):
-        raise TypeError(f"A location is a text or a path, and not {type(location).__name__}.")
+        raise TypeError(f"A location must be a text or a path, not {type(location).__name__}.")
     return os.fsdecode(location)
 
 

@@ -92,9 +92,9 @@ def test_an_address_in_the_place_of_a_key(opener: Any) -> None:
     assert "KEY-OF" not in str(caught.value)
     with pytest.raises(ValueError, match="The API key is empty"):
         opener("")
-    with pytest.raises(TypeError, match="The API key is a text, and not NoneType"):
+    with pytest.raises(TypeError, match="The API key must be a str, not NoneType"):
         opener(None)
-    with pytest.raises(TypeError, match="The server is an address, or None for the default, and not int"):
+    with pytest.raises(TypeError, match="The server must be an address, or None for the default, not int"):
         opener("key", 5)
 
 
@@ -104,7 +104,7 @@ def test_bytes(location: bytes, tmp_path: Path) -> None:
     cm.open(location).close()
     assert (tmp_path / "store.db").exists()
     wrong: Any = 5
-    with pytest.raises(TypeError, match="A location is a text or a path, and not int"):
+    with pytest.raises(TypeError, match="A location must be a text or a path, not int"):
         cm.open(wrong)
 
 

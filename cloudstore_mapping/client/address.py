@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class _Replaceable(str):
-    """Address replaced by the environment's ``CLOUDSTORE_SERVER``; the same text written by a user is not."""
+    """Default address, replaced by the environment's ``CLOUDSTORE_SERVER``; an equal address of a user is kept."""
 
     __slots__ = ()
 
@@ -35,7 +35,7 @@ def check_api_key(api_key: str) -> SecretText:
     """Return an API key, masked; `TypeError` unless it is a text, `ValueError` if empty or an address."""
     api_key = mask(api_key)
     if not isinstance(api_key, SecretText):
-        raise TypeError(f"The API key is a text, and not {type_of(api_key).__name__}.")
+        raise TypeError(f"The API key must be a str, not {type_of(api_key).__name__}.")
     if not api_key:
         raise ValueError("The API key is empty; the dashboard of the service shows it.")
     if "://" in api_key:
@@ -47,7 +47,7 @@ def parse_address(address: str, *, insecure: bool = False) -> tuple[SecretText, 
     """
     Return the API key and the server in ``https://API_KEY@host[:port]/path``.
 
-    ``%XX`` in the key are decoded. Raises `ValueError` for any other address, including those `check_server` refuses.
+    Escapes ``%XX`` in the key are decoded. Raises `ValueError` for any other address, or if `check_server` does.
     """
     return _without_frames(partial(_parse, insecure=insecure), hide(address))
 
@@ -63,7 +63,7 @@ def _parse(address: str, *, insecure: bool) -> tuple[SecretText, str]:
         api_key = unquote(userinfo, errors="strict")
     except UnicodeDecodeError:
         # Not chained: Python's message shows the bytes.
-        raise ValueError("The address's API key is no UTF-8 where it is percent-encoded; encode it anew.") from None
+        raise ValueError("The percent-encoded API key in the address is not UTF-8; encode it again.") from None
     return hide(api_key), _checked(parts, insecure=insecure)
 
 
@@ -89,7 +89,7 @@ def resolve_server(server: str | None) -> str:
     if server is None or isinstance(server, _Replaceable):
         return os.environ.get("CLOUDSTORE_SERVER") or str.__str__(DEFAULT_SERVER)
     if not isinstance(server, str):
-        raise TypeError(f"The server is an address, or None for the default, and not {type(server).__name__}.")
+        raise TypeError(f"The server must be an address, or None for the default, not {type(server).__name__}.")
     return server
 
 
@@ -107,7 +107,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _without_frames(parse: Callable[[str], T], address: str) -> T:
-    """Return the result of `parse`; raise its `ValueError` anew, as its frames show the API key in a traceback."""
+    """Return the result of `parse`; raise its `ValueError` without the frames, as they show the API key."""
     try:
         return parse(address)
     except ValueError as error:
@@ -117,7 +117,7 @@ def _without_frames(parse: Callable[[str], T], address: str) -> T:
 
 def _split(address: str) -> SplitResult:
     if any(character.isspace() or not character.isprintable() for character in address):
-        raise ValueError("The address holds white space or a control character; take it out.")
+        raise ValueError("The address holds white space or a control character; remove it.")
     try:
         parts = urlsplit(address)
         _ = parts.port
@@ -125,7 +125,7 @@ def _split(address: str) -> SplitResult:
         # Not chained: Python's messages show the host with the user info.
         raise ValueError(f"The address can't be read; write it as {_EXAMPLE}.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"The address is none of a service; write it as {_EXAMPLE}.")
+        raise ValueError(f"The address is not that of a service; write it as {_EXAMPLE}.")
     if "?" in address or "#" in address:
         raise ValueError(f"The address has a query or fragment; write it as {_EXAMPLE}, a '?' or '#' in it as %XX.")
     if "@" in parts.path:

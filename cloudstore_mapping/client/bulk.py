@@ -1,8 +1,8 @@
 """
-Bulk work on many keys: batches if the service takes them, otherwise some requests at a time.
+Bulk work on many keys: batches if the service supports them, otherwise concurrent requests.
 
-If some keys fail, the rest are still processed; then `BulkError` is raised. Once a request found the service
-unreachable, the rest is not tried. However bulk work ends, none of its requests is still in flight afterwards.
+If some keys fail, the rest are still processed; then `BulkError` is raised. Once a request finds the service
+unreachable, the rest are not tried. However bulk work ends, none of its requests is still in flight afterwards.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ B = TypeVar("B")
 
 #: Calls started ahead of the awaited result, per worker.
 AHEAD: Final = 2
-#: Seconds after which a wait is begun anew: a signal just before it began does not interrupt it.
-ATTENTION: Final = 0.5
-#: Bytes of values in a batch of more than one.
+#: Maximum seconds of a single wait, then repeated: a signal just before a wait does not interrupt it.
+POLL_INTERVAL: Final = 0.5
+#: Maximum bytes of values in a batch of several requests.
 MAX_BATCH_BYTES: Final = 4 * 2**20
 
 
@@ -67,7 +67,7 @@ class _Call(Generic[A, B]):
         self.is_done = True
 
     def run_here(self) -> None:
-        """Call the function on the caller's thread: an interrupt ends its work at once."""
+        """Call the function on the caller's thread, where an interrupt ends the work at once."""
         try:
             self._result = self._function(self.argument)
         except Exception as error:  # noqa: BLE001 - raised where the result is asked for
@@ -75,7 +75,7 @@ class _Call(Generic[A, B]):
         self.is_done = True
 
     def result(self) -> B:
-        """Return the result, or raise the error, once: an error that is kept would keep all frames of its traceback."""
+        """Return the result, or raise the error, once: a kept error would keep all frames of its traceback."""
         error, self.error = self.error, None
         try:
             if error is not None:
@@ -109,19 +109,19 @@ class CallGroup:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Forget the threads in a child process: there its caller's thread does all calls."""
+        """Forget the threads in a child process, where the caller's thread runs all calls."""
         self._is_forked = True
         self._waiting: SimpleQueue[_Call[Any, Any] | None] = SimpleQueue()
         self._finished: SimpleQueue[None] = SimpleQueue()
         self._lock = threading.Lock()
-        self._threads: set[int] = set()  # that may call something
+        self._threads: set[int] = set()  # those that may run a call
         self._all_threads: list[threading.Thread] = []
         self._asleep = threading.Lock()  # held until the end
         self._asleep.acquire()
         self.connections: dict[int, Any] = {}
 
     def submit(self, call: _Call[Any, Any]) -> None:
-        """Begin a call, or have it wait for a thread."""
+        """Begin a call, or queue it until a thread is free."""
         self._waiting.put(call)
         self._submitted += 1
         if self._started < min(self._count, self._submitted) and not self._is_forked:
@@ -152,12 +152,12 @@ class CallGroup:
         return has_ended
 
     def wake(self) -> None:
-        """End all sleeps, now and from now on."""
+        """End all present and future sleeps."""
         with suppress(RuntimeError):  # another thread has released it
             self._asleep.release()
 
     def end(self) -> None:
-        """Begin no more calls, and wait for the running ones, which end at their deadline; interrupted, `leave`."""
+        """Begin no more calls, and wait for the running ones until their deadline; if interrupted, `leave`."""
         try:
             self._stop()
             while self._has_threads():
@@ -187,11 +187,12 @@ class CallGroup:
     def _wait(self) -> None:
         """Wait until a call or thread may have finished."""
         with suppress(Empty):
-            self._finished.get(timeout=ATTENTION)
+            self._finished.get(timeout=POLL_INTERVAL)
 
     def _has_threads(self) -> bool:
         with self._lock:
-            return bool(self._threads - {threading.get_ident()})  # a garbage collection may run on any thread
+            # Without this thread: the garbage collector may close the iterator on a thread of the group.
+            return bool(self._threads - {threading.get_ident()})
 
     def _work(self) -> None:
         with self._lock:
@@ -215,7 +216,7 @@ class WorkerPool:
 
     def __init__(self, count: int) -> None:
         if not isinstance(count, int) or count < 1:
-            raise ValueError(f"max_workers is a whole number above 0, and not {count!r}.")
+            raise ValueError(f"max_workers must be a whole number above 0, not {count!r}.")
         self.count = count
 
     def map(
@@ -426,7 +427,7 @@ class Bulk:
             return stop.untried(change.key)
         try:
             self.files.change(change)
-        except Exception as error:  # also of the user's `passwords`, about this key alone
+        except Exception as error:  # including errors of the user's `passwords` for this key
             if self.files.store.is_closed and not isinstance(error, CloudStoreError):
                 raise
             stop.note(error)
@@ -453,7 +454,7 @@ class StopRule:
         return self.reason is not None
 
     def note(self, error: Exception | None) -> None:
-        """Take note of the result of a request."""
+        """Record the result of a request."""
         cause = error.__cause__ if isinstance(error, OutcomeUnknownError) else error
         if isinstance(cause, TimedOutError) and cause.sent:
             self._timeouts += 1

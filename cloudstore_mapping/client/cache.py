@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 DEFAULT_ENTRIES: Final = 1024
 DEFAULT_BYTES: Final = 64 * 2**20
-#: Generations kept beyond one for each possible entry; then all of them, and so all entries, are dropped.
+#: Generations kept beyond the maximum number of entries; beyond that all of them, and so all entries, are dropped.
 MORE_GENERATIONS: Final = 10_000
 
 
@@ -66,16 +66,16 @@ class Write(Generic[T]):
         self.result = found
 
     def patch(self, found: Found[T]) -> None:
-        """Replace the entry by this result at the end of the write, with the entry's old expiry."""
+        """Replace the entry by this result at the end of the write, but keep the entry's expiry."""
         self.result = found
         self.latest = self._until
 
 
 class _Fetch(Generic[T]):
     """
-    Fetch shared by threads: the first one to take the `turn` performs it, the others wait for the turn.
+    Fetch shared by threads: the first thread to acquire `turn` performs it, the others wait for the lock.
 
-    An interrupt gives the turn to the next thread. The turn is an RLock, as a signal handler may read the same key.
+    After an interrupt the next thread performs it. The turn is an RLock, as a signal handler may read the same key.
     """
 
     def __init__(self, generation: int) -> None:
@@ -133,9 +133,9 @@ class Cache(Generic[T]):
     Thread safe; no lock is held during a fetch or write. A read begun before the end of a write never fills an entry,
     and no later reader waits for it. A thread in a fetch never waits for another fetch.
 
-    Sound after an interrupt at any instruction: an entry counts only in its key's present generation, which is replaced
-    in a single step. What an interrupt leaves behind is a fetch without a result, which the next reader performs, or
-    the released lock of a write, which counts as none. `with` releases a lock whatever happens, unlike `finally`.
+    Consistent after an interrupt at any instruction: an entry counts only in its key's present generation, which is
+    replaced in a single step. An interrupt leaves at most a fetch without a result, which the next reader performs, or
+    the released lock of a write, which is ignored. `with` releases a lock whatever happens, unlike `finally`.
     """
 
     def __init__(
@@ -150,10 +150,10 @@ class Cache(Generic[T]):
     ) -> None:
         for name, seconds in (("cache_ttl", ttl), ("cache_absent_ttl", absent_ttl)):
             if seconds is not None and not (isinstance(seconds, int | float) and 0 < seconds < math.inf):
-                raise ValueError(f"{name} is a number of seconds above 0, or None for none, and not {seconds!r}.")
+                raise ValueError(f"{name} must be a number of seconds above 0, or None, not {seconds!r}.")
         for name, count in (("cache_size", entries), ("cache_bytes", max_bytes)):
             if not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} is a whole number above 0, and not {count!r}.")
+                raise ValueError(f"{name} must be a whole number above 0, not {count!r}.")
         self._ttl = ttl
         self._absent_ttl = absent_ttl
         self._max_entries = entries
@@ -168,8 +168,8 @@ class Cache(Generic[T]):
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Empty the cache in a child process, as another thread may have been at work in it."""
-        self._lock = threading.RLock()  # a signal handler may come while its thread holds it
+        """Empty the cache in a child process, as another thread may have been changing it."""
+        self._lock = threading.RLock()  # a signal handler may run while its thread holds the lock
         self._floor = next(self._numbers)  # generation of a key without one of its own
         self._generations: dict[str, int] = {}
         self._entries: OrderedDict[str, _Entry[T]] = OrderedDict()
@@ -187,7 +187,7 @@ class Cache(Generic[T]):
         entry = self._valid(key)
         if entry is not None and entry.until > self._clock():
             return self._hit(key, entry)
-        # In a fetch of its own, a thread could wait for a thread waiting for this one.
+        # A thread in a fetch could wait for a thread that waits for it.
         shared = None if _this_thread.fetching.locked() else self._shared_fetch(key)
         if shared is None:
             self.misses += 1
@@ -241,7 +241,7 @@ class Cache(Generic[T]):
 
     @contextmanager
     def write_many(self, keys: Iterable[str]) -> Iterator[dict[str, Write[T]]]:
-        """Do as `write` for several keys; yield their writes."""
+        """Apply `write` to several keys; yield their writes by key."""
         writes: dict[str, Write[T]] = {}
         lock = threading.Lock()
         try:
@@ -316,7 +316,7 @@ class Cache(Generic[T]):
         mine = next(self._numbers)
         before = self._valid(key)
         self._generations[key] = mine
-        if next(self._numbers) != mine + 1:  # a signal handler came in between, and may have written
+        if next(self._numbers) != mine + 1:  # a signal handler ran in between, and may have written
             before = None
         self._drop(key)
         return before, mine

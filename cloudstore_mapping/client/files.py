@@ -53,7 +53,7 @@ STAT_FIELDS: Final[Mapping[str, Any]] = {
 }
 #: Key of the complete listing in the cache of listings.
 ALL: Final = ""
-# A filter that matches nothing, for a list whose reply is only to show what the service can do.
+# Filter that matches nothing, for a list sent only to learn the service's extensions.
 _NO_NAME: Final = "cloudstore-mapping asks: 2d2f5c0e8f1b4a6e"
 
 
@@ -71,7 +71,7 @@ class Client(RequestSender):
     Notes
     -----
     Thread safe. Methods take a file name; errors show `key` instead if given. Extensions are used if the last reply
-    named them, so none of them in the first request. `lists_exactly` is True if the last reply to a list had an array
+    named them, so the first request uses none. `lists_exactly` is True if the last reply to a list had an array
     of names, False if it had them joined by commas, None before the first.
     """
 
@@ -176,10 +176,10 @@ class Client(RequestSender):
             request = msgspec.structs.replace(request, limit=1)
         try:
             return self._listed(self._ask(request, None))
-        except NoFileError:  # how the vendor's service answers where nothing matches is not documented
+        except NoFileError:  # the vendor does not document the reply to a list without matches
             self.lists_exactly = False
         except CloudStoreError as error:
-            if error.error != "Forbidden":  # an exact service's word, to an API key that may not list
+            if error.error != "Forbidden":  # reply of an exact service if the API key must not list
                 raise
             self.lists_exactly = True
         return []
@@ -300,12 +300,12 @@ class Client(RequestSender):
     def _require(self, extension: str) -> None:
         if extension not in self.extensions:
             raise UnsupportedError(
-                f"The service has not said that it can do this (its extension {extension!r}); do without."
+                f"The service does not offer the extension {extension!r}, which this needs; do without it."
             )
 
     @property
     def has_replied(self) -> bool:
-        """True if a reply has told which extensions the service has."""
+        """True once a reply has named the service's extensions."""
         return self._extensions is not None
 
     def _brief(self) -> bool | UnsetType:
@@ -377,7 +377,7 @@ class Password:
     def __post_init__(self) -> None:
         for name, text in vars(self).copy().items():
             if text is not None and not isinstance(text, str):
-                raise TypeError(f"Password: {name} is a text or None, and not {type(text).__name__}.")
+                raise TypeError(f"Password: {name} must be a text or None, not {type(text).__name__}.")
             object.__setattr__(self, name, hide(text))
 
     def __repr__(self) -> str:
@@ -449,8 +449,8 @@ class OpenStore:
 
     `cache` keeps values and `listing` listings; both are None without a cache. `identity` identifies the store without
     its API key, `file` is an embedded store's file, and `address` the beginning of its media URLs. `reopen` returns the
-    pickled form from a class and `options`, None if the store can't be pickled. `clock` returns monotonic seconds.
-    `edits` has thread and key of each edit in progress.
+    pickled form for a class and `options`; None if the store can't be pickled. `clock` returns monotonic seconds.
+    `edits` has the thread and key of each edit in progress.
     """
 
     client: Client
@@ -516,7 +516,7 @@ class Files:
             raise
 
     def settle(self, keys: Sequence[str]) -> None:
-        """Ask the service, before work on many keys, what their file names take: in two requests at most."""
+        """Ask the service, before work on many keys, for the spelling of their file names; two requests at most."""
         self._file_names.settle(self._full(keys))
 
     def _full(self, keys: Sequence[str]) -> Sequence[str]:
@@ -527,7 +527,7 @@ class Files:
         return self._file_names.names(self._full(keys))
 
     def keys(self) -> list[str]:
-        """Return all keys in the listing's order; a name that is no key's is listed as itself."""
+        """Return all keys in the listing's order; a name that belongs to no key is listed as it is."""
         if self._listing is None:
             return self._keys_with(self.prefix)
         listing = self._listing.get(ALL) if self.prefix else self._listing.read(ALL, self._fetch_listing)
@@ -647,7 +647,7 @@ class Files:
         loaded: dict[str, Found[bytes]] = {}
         for key, reply in zip(missing, self.client.batch(requests) if requests else (), strict=True):
             error = error_of(reply, key)
-            if isinstance(error, TooBigError):  # for a reply shared with the others
+            if isinstance(error, TooBigError):  # too big for a reply shared with other values
                 try:
                     results[key] = self.load(key)
                 except CloudStoreError as own:
@@ -670,7 +670,7 @@ class Files:
         names = self._names(keys)
         before = None if after is None else self.name(after)
         in_order = names if before is None else [before, *names]
-        # All names of these keys, and no others, have to begin with the prefix.
+        # A page needs a prefix shared by the names of all these keys, and by no others.
         has_prefix = self._file_names.prefix(self.prefix) == self.prefix
         if results or not has_prefix or not self.supports("values") or in_order != sorted(in_order):
             return self._load_batch(keys, results, marks)
@@ -730,7 +730,7 @@ class Files:
                 write.commit(Found(None))
 
     def save_if(self, key: str, value: Raw, if_version: str | UnsetType | None) -> None:
-        """Save like `save` if the service has versions, otherwise whatever is there."""
+        """Save like `save` if the service has versions, otherwise unconditionally."""
         try:
             self.save(key, value, if_version)
         except UnsupportedError:
@@ -739,7 +739,7 @@ class Files:
             self.save(key, value)
 
     def delete_if(self, key: str, if_version: str | UnsetType) -> None:
-        """Delete like `delete` if the service has versions, otherwise whatever is there."""
+        """Delete like `delete` if the service has versions, otherwise unconditionally."""
         try:
             self.delete(key, if_version)
         except UnsupportedError:
@@ -795,7 +795,7 @@ class Files:
         with self._cache.write_many(self.prefix + key for key in times) as writes, self._listing.write(ALL):
             outcomes = self._send_batch(changes)
             for change, (reply, error) in zip(changes, outcomes, strict=True):
-                # Of several changes of a key the last may have failed.
+                # Only a single change of the key: of several, the last may have failed.
                 if error is None and times[change.key] == 1 and change.request.operation is Operation.SAVE:
                     found = Found(bytes(change.request.value or b""), reply.version or None)
                     writes[self.prefix + change.key].commit(found)

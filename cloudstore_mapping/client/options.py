@@ -29,7 +29,7 @@ def check_options(given: Mapping[str, Any]) -> None:
         is_allowed, allowed = _CHECKS[name]
         if not is_allowed(value):
             shown = f"of type {type_of(value).__name__}" if name in SECRET else shorten(value)
-            raise ValueError(f"{name} is {allowed}, and not {shown}.")
+            raise ValueError(f"{name} must be {allowed}, not {shown}.")
 
 
 def masked(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _has(*methods: str) -> Check:
     return lambda value: value is None or all(callable(getattr(value, method, None)) for method in methods)
 
 
-_SECONDS: Final = "a number of seconds above 0, or None for none"
+_SECONDS: Final = "a number of seconds above 0, or None"
 _FLAG: Final = (_is_flag, "True or False")
 
 #: For each option its check, and the allowed values.
@@ -88,8 +88,8 @@ _CHECKS: Final[Mapping[str, tuple[Check, str]]] = {
         lambda value: value is None or _is_lookup(type_of(value)),
         "a mapping from key to password, or None",
     ),
-    "password": (_is_text, "a text, or None for none"),
-    "media_password": (_is_text, "a text, or None for none"),
+    "password": (_is_text, "a text, or None"),
+    "media_password": (_is_text, "a text, or None"),
     "cache_ttl": (_is_positive_or_none, _SECONDS),
     "cache_size": (_is_count(1), "a whole number above 0"),
     "cache_bytes": (_is_count(1), "a whole number above 0"),

@@ -11,8 +11,8 @@ a small load, on CPython 3.11 with requests 2.34 and urllib3 2.8: 80 µs, and 90
   public way to set a body read with a size limit.
 - 25 µs, and a packet: `HTTPConnectionPool.ConnectionCls`, for connections that send head and body at once.
 
-For correctness alone: `response_class` of a connection of `http.client`, and `makefile`, all that its responses call
-of a socket, to skip interim responses and to bound reads by a deadline; `ConnectionCls` of a pool of the user's
+For correctness alone: `response_class` of a connection of `http.client`, and `makefile`, the only call of its responses
+on a socket, to skip interim responses and to bound reads by a deadline; `ConnectionCls` of a pool of the user's
 session, for the same bound; `HTTPConnectionPool.pool`, for idle connections without a lock; the functions of a TLS
 handshake in a traceback, to know that nothing was sent; the ends of two messages, for a missing certificate file and a
 refused tunnel.
@@ -116,7 +116,7 @@ _PRINTABLE: Final = re.compile(r"[ -~]+")
 
 
 class Transport(Protocol):
-    """Way to a service: sends a message and returns the reply."""
+    """Transport to a service: sends a message and returns the reply."""
 
     def send(self, request: Sendable) -> Reply:
         """
@@ -198,7 +198,7 @@ class HTTPTransport:
         self.server = server
         self._timeout = timeout if isinstance(timeout, tuple) else (timeout, timeout)
         if not all(isinstance(seconds, int | float) and seconds > 0 for seconds in self._timeout):
-            raise ValueError("timeout is a number of seconds above 0, or two: for the connection and for the answer.")
+            raise ValueError("timeout must be seconds above 0: one number, or two for the connection and the answer.")
         self._session = session
         self._patched: Session | None = None
         self._max_reply = max_reply
@@ -329,8 +329,8 @@ class HTTPTransport:
             received.append(response)
             self._refuse_interim(response)
 
-        # Hooks of a request replace those of the session. Ours is the first, before a hook reads the content and so
-        # gives the connection back.
+        # Hooks of a request replace those of the session. Ours runs first, as another hook may read the content and so
+        # give the connection back.
         theirs = (getattr(session, "hooks", None) or {}).get("response", ())
         hooks = [check, *((theirs,) if callable(theirs) else theirs)]
         url = self.server + path
@@ -359,7 +359,7 @@ class HTTPTransport:
             response = failed
         finally:
             received.clear()  # in a cycle with the response, which would keep its connection beyond `session.close()`
-        self._refuse_interim(response)  # where something sent the request without hooks
+        self._refuse_interim(response)  # again, as something may have sent the request without hooks
         return response
 
     def _refuse_interim(self, response: Response) -> None:
@@ -468,7 +468,7 @@ class _IdleConnections:
         """Close all idle connections."""
         while self._idle:
             connection = self._idle.pop()
-            if connection is not None:  # the place of a connection that broke
+            if connection is not None:  # None stands for a broken connection
                 connection.close()
 
 
@@ -679,7 +679,7 @@ def _new_session() -> Session:
 
 def _adapter_class(base: Callable[..., R]) -> Callable[..., R]:
     class Adapter(base):  # type: ignore[valid-type, misc]  # mypy does not know the base
-        """Adapter whose connections skip interim responses, unless something has replaced them."""
+        """Adapter with connections that skip interim responses, unless something has replaced their class."""
 
         def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
             pool = super().get_connection_with_tls_context(*args, **options)
@@ -1002,7 +1002,7 @@ def _final_response_class() -> Callable[[_Received, str | None], RawResponse]:
     from http.client import HTTPException, HTTPResponse  # imports email
 
     class FinalResponse(HTTPResponse):
-        """Response after any interim (1xx) responses: `http.client` takes all but 100 for final, without a body."""
+        """Final response, after any interim (1xx) responses; `http.client` skips only those with the status 100."""
 
         def __init__(self, stream: _Received, method: str | None) -> None:
             super().__init__(_FakeSocket(stream), method=method)  # type: ignore[arg-type]
@@ -1289,7 +1289,7 @@ def _missing_file(error: Exception) -> str | None:
 
 
 def _is_permanent(chain: list[BaseException], *, is_proxy: bool) -> bool:
-    """Return True if another attempt would fail in the same way: it is a matter of settings."""
+    """Return True if another attempt would fail in the same way, because a setting is wrong."""
     import ssl
 
     for link in chain:
@@ -1349,7 +1349,7 @@ class MultipartForm:
             )
         except UnicodeEncodeError as error:
             raise BadNameError(
-                "The API key, name or password holds a lone surrogate, which no text on the wire can; take it out.",
+                "The API key, name or password holds a lone surrogate, which can't be sent; remove it.",
                 key=upload.name,
             ) from error
         self._tail = f"\r\n--{boundary}--\r\n".encode()
@@ -1394,7 +1394,7 @@ def pieces_of(data: bytes | IO[bytes]) -> Iterator[bytes]:
             # urllib3 would take an OSError for a broken connection.
             raise BadValueError(f"The file can't be read ({error.strerror or type(error).__name__}).") from error
         if deadline is not None:
-            deadline.restart()  # the service took the piece before, and the time to read is not the service's
+            deadline.restart()  # the service accepted the previous piece, and the time for reading does not count
         if isinstance(piece, str):
             raise TypeError("The file gives text where bytes are sent; open it in binary mode.")
         if not piece:

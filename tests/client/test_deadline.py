@@ -256,7 +256,7 @@ def test_a_slow_answer_to_the_pace() -> None:
 def test_it_is_checked_when_given(tmp_path: Path, deadline: Any) -> None:
     """Anything but a finite number of seconds above 0, or None, is refused when the store is opened."""
     for location in ("http://KEY@127.0.0.1:1/cloudstore", tmp_path / "a.db"):
-        with pytest.raises(ValueError, match="deadline is a number of seconds above 0, or None"):
+        with pytest.raises(ValueError, match="deadline must be a number of seconds above 0, or None"):
             cm.open(location, deadline=deadline)
     cm.open(tmp_path / "a.db", deadline=None).close()
     cm.open(tmp_path / "a.db", deadline=5).close()

@@ -58,10 +58,10 @@ CASES = [(opener, name, value) for opener in OPENERS for name, values in BAD.ite
 def test_a_bad_value(opener: str, name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A value that is not allowed is an error at once that names the option and the value; no store is made."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=rf"^{name} is .*, and not ") as caught:
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, not ") as caught:
         OPENERS[opener](**{name: value})
     shown = f"of type {type(value).__name__}" if name in options.SECRET else repr(value)
-    assert str(caught.value).endswith(f"and not {shown}.")
+    assert str(caught.value).endswith(f", not {shown}.")
     assert not list(tmp_path.iterdir())
 
 
@@ -94,7 +94,7 @@ def test_an_unknown_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("value", [-1, 2.5, True])
 def test_options_of_the_callback_client(value: Any) -> None:
     """The callback client's options have the same checks."""
-    with pytest.raises(ValueError, match=f"^retries is a whole number, 0 or above, and not {value}"):
+    with pytest.raises(ValueError, match=f"^retries must be a whole number, 0 or above, not {value}"):
         cm.CloudStore("SOME-API-KEY", retries=value)
 
 
@@ -109,7 +109,7 @@ def test_passwords_of_another_type() -> None:
         store["key"] = 1
     assert "swordfish" not in str(caught.value)
     wrong: Any = 5
-    with pytest.raises(TypeError, match="edit is a text or None, and not int"):
+    with pytest.raises(TypeError, match="edit must be a text or None, not int"):
         cm.Password(edit=wrong)
 
 
