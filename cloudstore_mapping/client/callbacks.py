@@ -1,4 +1,4 @@
-"""The callback client of the original documentation: each call on a thread, its reply to a callback and a future."""
+"""Callback client of the original documentation: each call runs on a thread, and returns a future of its reply."""
 
 from __future__ import annotations
 
@@ -37,12 +37,16 @@ Callback: TypeAlias = Callable[[ReplyDictionary], object]
 
 class CloudStore:
     """
-    A CloudStore account whose methods return at once, and hand their reply to a callback.
+    A CloudStore account; each method returns at once, and passes its reply to a callback.
 
-    A reply is a dictionary: ``error``, None or the error's name; ``message``, a sentence, after a load the value, after
-    a list the names joined by commas; ``data`` after a load (the value), a list (the names) and an upload (``name``,
-    ``folder``, ``id``, ``mimetype``, ``size``); ``response``, the `requests.Response` or None; ``exception``, only
-    where ``error`` is ``Error sending data`` or ``Error parsing data``.
+    A reply is a dictionary:
+
+    - ``error``: None, or the error's name.
+    - ``message``: a sentence; after a load the value, after a list the names joined by commas.
+    - ``data``: after a load the value, after a list the names, after an upload ``name``, ``folder``, ``id``,
+      ``mimetype`` and ``size``.
+    - ``response``: the `requests.Response`, or None.
+    - ``exception``: only if ``error`` is ``Error sending data`` or ``Error parsing data``.
 
     Parameters
     ----------
@@ -51,23 +55,23 @@ class CloudStore:
     server
         The service's address. The environment's ``CLOUDSTORE_SERVER`` replaces the default address, and no other.
     password, media_password
-        The default passwords of data files and of media files; one that a call gives wins.
+        Default passwords of data files and of media files, unless a call gives its own.
     min_interval
-        Seconds between two requests of all instances that talk to this server; None: 3.0 for the vendor's, else 0.
+        Seconds between two requests of all instances with this server; None: 3.0 for the vendor's, otherwise 0.
     timeout
-        Seconds to wait for the connection and for each piece of the answer.
+        Seconds to wait for a connection, and for each part of a reply; or a single number for both.
     retries
-        How often a request is sent again that didn't get through.
+        Number of further attempts of a request after a failure on the way.
     insecure
-        Whether plain http may be used to another machine.
+        Allow plain http to another machine.
     session
         A `requests.Session` to use, with its proxies, hooks and adapters; it stays open.
 
     Notes
     -----
-    Each call returns a `concurrent.futures.Future` of the reply, which has it before the callback runs. Calls run in
-    parallel on a thread each; a program that ends waits for them. `CloudStore.lock` is held while any callback runs.
-    An exception in a callback goes to `threading.excepthook`.
+    Each call returns a `concurrent.futures.Future` of the reply, completed before the callback runs. Calls run in
+    parallel, each on a thread of its own; the interpreter waits for them before it exits. `CloudStore.lock` is held
+    while any callback runs. An exception in a callback goes to `threading.excepthook`.
     """
 
     lock: ClassVar[Any] = threading.RLock()
@@ -85,7 +89,7 @@ class CloudStore:
         insecure: bool = False,
         session: Session | None = None,
     ) -> None:
-        # Masked first: a traceback with local variables shows the values that they have at the error.
+        # Masked first: a traceback with local variables would show the secrets.
         key, password, media_password = map(mask, (key, password, media_password))
         if type(server) is str:
             server = hide(server)
@@ -126,10 +130,10 @@ class CloudStore:
 
     def close(self) -> None:
         """
-        Wait for the calls that run and those that their callbacks make, then close the connections.
+        Wait for running calls, and calls made by their callbacks; then close the connections.
 
-        A callback may close too: it doesn't wait, and the last call that runs closes the connections. Nobody who holds
-        `lock` may wait here, for the callbacks need it.
+        In a callback it does not wait: the last running call closes the connections. Elsewhere do not hold `lock` while
+        calling it, because the callbacks need the lock.
         """
         while not isinstance(threading.current_thread(), _Call) and (calls := self._running()):
             for call in calls:
@@ -141,7 +145,7 @@ class CloudStore:
     def save(
         self, key: str, value: object, callback: Callback | None = None, password: str | None = None
     ) -> Future[ReplyDictionary]:
-        """Store a JSON value under `key`, in place of what is there."""
+        """Store a JSON value under `key`, replacing the old value."""
         return self._data(key, callback, password, value=value)
 
     def load(self, key: str, callback: Callback | None = None, password: str | None = None) -> Future[ReplyDictionary]:
@@ -151,7 +155,7 @@ class CloudStore:
     def merge(
         self, key: str, value: object, callback: Callback | None = None, password: str | None = None
     ) -> Future[ReplyDictionary]:
-        """Merge a JSON value into the one under `key`, recursively and at the service; what is new is added."""
+        """Merge a JSON value into the value under `key`, recursively, at the service; new parts are added."""
         return self._data(key, callback, password, options="merge", value=value)
 
     def list(
@@ -160,13 +164,13 @@ class CloudStore:
         callback: Callback | None = None,
         password: str | None = None,
     ) -> Future[ReplyDictionary]:
-        """List the keys that hold the text `filter`, of upper and lower case as it stands; all for the empty one."""
+        """List the keys containing the text `filter`, all keys if it is empty; case-sensitive."""
         return self._data(filter, callback, password, options="list")
 
     def delete(
         self, key: str, callback: Callback | None = None, password: str | None = None
     ) -> Future[ReplyDictionary]:
-        """Delete what is stored under `key`; an absent one gets the error ``NoFile``."""
+        """Delete the value under `key`; the error for an absent key is ``NoFile``."""
         return self._data(key, callback, password, options="delete")
 
     def upload(
@@ -178,11 +182,11 @@ class CloudStore:
         password: str | None = None,
     ) -> Future[ReplyDictionary]:
         """
-        Store a media file, and replace one of the same name.
+        Store a media file, replacing a file of the same name.
 
-        `data` is bytes, an open file (sent in pieces; one that was opened for reading may be closed at once), or text:
-        stored as UTF-8 where `type` is ``"text"`` or ``"text/…"``, else taken as base64, bare or in a ``data:`` URL.
-        Without a type the filename says it.
+        `data` is bytes; an open file, sent in pieces (a file opened only for reading may be closed at once); or text:
+        stored as UTF-8 if `type` is ``"text"`` or ``"text/…"``, otherwise decoded as base64, bare or in a ``data:``
+        URL. By default the type is guessed from the filename.
         """
         password = hide(password)
         name = _text(filename, "filename")
@@ -232,7 +236,7 @@ class CloudStore:
         future: Future[ReplyDictionary] = Future()
         future.set_running_or_notify_cancel()
         call = _Call(target=self._run, args=(work, future, callback), daemon=False)
-        with self._guard:  # the thread can't take itself off before it is on
+        with self._guard:  # so that the thread can't remove itself before it was added
             call.start()
             self._calls.add(call)
         return future
@@ -256,9 +260,9 @@ class CloudStore:
         try:
             with nullcontext() if opened is None else opened:
                 reply = self._client.exchange(request, start=start)
-        except Exception as error:  # noqa: BLE001 - whatever the user's file, hook or adapter raises is the reply
-            came = isinstance(error, ProtocolError) and error.status is not None
-            return _failed("Error parsing data" if came else "Error sending data", error)
+        except Exception as error:  # noqa: BLE001 - an error of the user's file, hook or adapter is the reply, too
+            has_reply = isinstance(error, ProtocolError) and error.status is not None
+            return _failed("Error parsing data" if has_reply else "Error sending data", error)
         try:
             return _dictionary(request, reply)
         except (ProtocolError, ValueError) as error:
@@ -279,13 +283,13 @@ class CloudStore:
 
 
 class _Call(threading.Thread):
-    """The thread of one call; its kind tells `close` that it is called by a callback."""
+    """Thread of a call; the class tells `close` if it is called by a callback."""
 
 
-def _text(text: str, what: str) -> str:
+def _text(text: str, argument: str) -> str:
     if not isinstance(text, str):
-        raise TypeError(f"{what} must be a str, not {type(text).__name__}.")
-    return str.__str__(text)  # of a StrEnum what it holds
+        raise TypeError(f"{argument} must be a str, not {type(text).__name__}.")
+    return str.__str__(text)  # the content of a StrEnum
 
 
 def _call_back(callback: Callback, reply: ReplyDictionary) -> None:
@@ -293,7 +297,7 @@ def _call_back(callback: Callback, reply: ReplyDictionary) -> None:
     try:
         callback(reply)
     finally:
-        # However often the callback took the lock and kept it, or gave it back: this thread is done with it.
+        # The callback may have acquired or released the lock any number of times: release it completely.
         with suppress(RuntimeError):
             while True:
                 CloudStore.lock.release()
