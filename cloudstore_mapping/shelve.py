@@ -63,7 +63,7 @@ def open(  # noqa: A001 - the standard library's name
     """
     if flag not in tuple(_FLAGS):
         raise ValueError(f"The flag is one of 'r', 'w', 'c' and 'n', not {flag!r}.")
-    # Masked first: a traceback with local variables shows the values that they have at the error.
+    # Masked first: a traceback with local variables would show the secrets.
     filename = location = hide(os.fsdecode(filename))
     secret, options = mask(secret), masked(options)
     check_options(options)

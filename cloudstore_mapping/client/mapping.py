@@ -62,9 +62,9 @@ _NULL: Final = b"null"
 
 #: Keys offered to complete an index in IPython.
 MAX_COMPLETIONS: Final = 1000
-#: Attempts of a `pop`, `setdefault` or `transform` whose key others change meanwhile.
+#: Maximum attempts of a `pop`, `setdefault` or `transform` while other clients change the key.
 MAX_ATTEMPTS: Final = 30
-#: Longest wait in seconds between two of them, after the first and after many collisions.
+#: Maximum seconds between two attempts: after the first collision, and after many.
 FIRST_BACKOFF: Final = 0.001
 LONGEST_BACKOFF: Final = 1.0
 
@@ -110,13 +110,13 @@ class CloudStoreMapping(MutableMapping[str, V]):
     timeout
         Seconds to wait for a connection, and for each part of a reply, in each attempt; or a single number for both.
     deadline
-        Seconds for a request with all its attempts, waits and slow replies; None: no limit. The wait for the pace is
-        not counted. For an upload or download, seconds without progress.
+        Seconds for a request with all its attempts, waits and slow replies; None: no limit. Waits for the rate limit
+        are not counted. For an upload or download, seconds without progress.
     retries
         Number of further attempts of a request after a failure on the way.
     min_interval
         Seconds between two requests of this process to the server; None: 3.0 for the vendor's own service, as it
-        demands, otherwise none. A forked process keeps a pace of its own: give each of n processes n times the seconds.
+        demands, otherwise none. Forked processes are limited separately: give each of n processes n times the seconds.
     max_workers
         Concurrent requests of work on many keys; a service with a minimum interval gets a single request at a time.
     progress
@@ -125,7 +125,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
         A `requests.Session` of your own, with its proxies, hooks and adapters; it stays open. Mocks, recorders and
         instrumentations of `requests` see the requests with and without it.
     insecure
-        Allow plain http to another machine: anybody on the way can then read the API key and all data.
+        Allow plain http to another machine: anybody on the network can then read the API key and all data.
     readonly
         Refuse every write with `ForbiddenError`, before any request.
     pickle_secrets
@@ -139,12 +139,12 @@ class CloudStoreMapping(MutableMapping[str, V]):
 
     Notes
     -----
-    Thread safe. Work on many keys continues after a failure, and then raises `BulkError`; once the service was out of
-    reach for a request, the rest is not tried. None of its requests is in flight when it ends.
+    Thread safe. Work on many keys continues after a failure, and then raises `BulkError`; once a request finds the
+    service out of reach, the rest are not tried. None of its requests is in flight when it ends.
 
     A store is a handle, like an open file. `copy` returns its content as a dictionary. `copy.copy`, `copy.deepcopy`
     and so `dataclasses.asdict` raise `TypeError`, as a second handle would look like a copy of the data. A pickle
-    opens a second handle on the same data: what is deleted through it is deleted.
+    opens a second handle on the same data.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
         clock: Callable[[], float] = time.monotonic,
         transport: Transport | None = None,
     ) -> None:
-        # Masked first: a traceback with local variables shows the values that they have at the error.
+        # Masked first: a traceback with local variables would show the secrets.
         api_key, password, media_password, passwords = map(mask, (api_key, password, media_password, passwords))
         if type(server) is str:
             server = hide(server)  # it may hold the key by mistake
@@ -259,9 +259,9 @@ class CloudStoreMapping(MutableMapping[str, V]):
 
     def view(self, prefix: str) -> CloudStoreMapping[V]:
         """
-        Return the keys beginning with `prefix` as a mapping of its own, in which they stand without it.
+        Return a mapping of the keys beginning with `prefix`, which is removed from each key.
 
-        It shares the store's connections and cache, so closing it does nothing.
+        The view shares the store's connections and cache, so closing it does nothing.
         """
         view: CloudStoreMapping[V] = CloudStoreMapping.__new__(CloudStoreMapping)
         view._start(self._files.under(self._check_key(prefix)), self._bulk.pool, self)
@@ -299,8 +299,8 @@ class CloudStoreMapping(MutableMapping[str, V]):
         """
         Close the connections, once no request of other threads is in flight; closing again does nothing.
 
-        Any further use is `ValueError`, also in threads that iterate, retry, or wait for the pace. Nothing is written
-        after `close` returned.
+        Any further use raises `ValueError`, also in threads that iterate, retry, or wait for the rate limit. Nothing is
+        written after `close` has returned.
         """
         if self._store is None and not self._files.store.is_closed:
             self._files.store.is_closed = True
@@ -324,9 +324,9 @@ class CloudStoreMapping(MutableMapping[str, V]):
 
     def _attempts(self, key: str) -> Iterator[AbstractContextManager[None]]:
         """
-        Yield a block for each attempt of a conditional write, which ignores `ChangedError`; wait between them.
+        Yield a context manager for each attempt of a conditional write: it suppresses `ChangedError`; wait in between.
 
-        After `MAX_ATTEMPTS` attempts the next block is the last, and its `ChangedError` says so.
+        The last of `MAX_ATTEMPTS` context managers raises a `ChangedError` about all attempts instead.
         """
         backoff = FIRST_BACKOFF
         for _ in range(MAX_ATTEMPTS - 1):
@@ -386,10 +386,9 @@ class CloudStoreMapping(MutableMapping[str, V]):
 
     def get_as(self, key: str, type: type[T]) -> T:  # noqa: A002 - the value's type
         """
-        Return the key's value as a `type` known to msgspec: a dataclass, a `msgspec.Struct`, ``list[int]``, a date.
+        Return the key's value as any `type` supported by msgspec: a dataclass, ``list[int]``, a date, ``int | None``.
 
-        Any other type that msgspec takes will do, such as ``int | None``. Raises `BadValueError` with the path of the
-        first part of another type.
+        Raises `BadValueError` with the path of the first part of another type.
         """
         found = self._files.load(self._require_key(key))
         try:
@@ -555,8 +554,8 @@ class CloudStoreMapping(MutableMapping[str, V]):
         Remove the key and return its value.
 
         Two requests: a load, and a delete of exactly the loaded version. If another client changes the key between
-        them, both are sent again after a random wait, `MAX_ATTEMPTS` times at most; then it is `ChangedError` and
-        nothing was removed. A service without versions can't notice the change and removes it, too.
+        them, both are sent again after a random wait, `MAX_ATTEMPTS` times at most; then `ChangedError` is raised and
+        nothing was removed. A service without versions can't notice the change, and the changed value is lost.
         """
         self._check_writable(key)
         try:
@@ -586,7 +585,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
         for key in reversed(self._keys()):
             try:
                 return key, self._pop(key)
-            except NoFileError:  # another client was faster: try the key before it
+            except NoFileError:  # another client removed it: try the key listed before
                 continue
         raise KeyError("popitem(): the store is empty")
 
@@ -675,15 +674,15 @@ class CloudStoreMapping(MutableMapping[str, V]):
         Load a list or dictionary to change in place, and save it at the end of the block if it changed.
 
         Assigning to the block's variable changes nothing. If the key is absent, the block gets a copy of `default`;
-        without a default it is `KeyError`. An exception in the block saves nothing. If the service has versions, a
-        change by another client meanwhile is `ChangedError` and nothing is saved; otherwise the last write wins.
+        without a default `KeyError` is raised. An exception in the block saves nothing. If the service has versions, a
+        change by another client meanwhile raises `ChangedError` and nothing is saved; otherwise the last write wins.
 
         Raises
         ------
         TypeError
-            The value is a text, a number, True, False or None, which no block can change in place: use `transform`.
+            The value is a text, a number, True, False or None, which can't be changed in place: use `transform`.
         RuntimeError
-            This thread edits or transforms the key already: the inner change would be lost, or the outer.
+            This thread already edits or transforms the key: one of the two changes would be lost.
         """
         self._check_writable(key)
         text = self._check_key(key)
@@ -704,17 +703,17 @@ class CloudStoreMapping(MutableMapping[str, V]):
         Save the result of `function` on the key's value, and return it; retry if another client changed it meanwhile.
 
         `function` may be called more than once, each time with a new copy. If the key is absent, it gets a copy of
-        `default`; without a default it is `KeyError`. Atomic if the service has versions, otherwise the last write
-        wins. It is retried after a random wait, `MAX_ATTEMPTS` times at most; then it is `ChangedError` and nothing
+        `default`; without a default `KeyError` is raised. Atomic if the service has versions, otherwise the last write
+        wins. It is retried after a random wait, `MAX_ATTEMPTS` times at most; then `ChangedError` is raised and nothing
         was saved.
 
         Raises
         ------
         TypeError
-            The function returned None for another value, as one does that changes its argument in place: nothing is
-            saved. To save None write ``store[key] = None``.
+            The function returned None for another value, like functions that change their argument in place; nothing
+            is saved. To save None write ``store[key] = None``.
         RuntimeError
-            This thread edits or transforms the key already: the inner change would be lost, or the outer.
+            This thread already edits or transforms the key: one of the two changes would be lost.
         """
         self._check_writable(key)
         text = self._check_key(key)
@@ -795,7 +794,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
         Raises
         ------
         ValueError
-            There is no name, or the text is no base64.
+            There is no name, or the text is not base64.
         LockedError, LimitError
             A file of this name has another password; or the account's limits on size or number are exceeded.
         UnsupportedError
@@ -809,7 +808,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
         """
         Return all media files of an embedded store, by name.
 
-        `UnsupportedError` for a service: it lists none, because anybody with a link can download the file.
+        `UnsupportedError` for a service, which does not list them: anybody with a link can download the file.
         """
         self._check_open()
         return [media_of(self._files, facts) for facts in self._files.client.media_files()]
@@ -838,7 +837,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
             A result of `upload`, or the file's URL.
         to
             None: return the bytes. A path: replace the file there after a complete download, and return the path; in a
-            folder it gets its own name, made harmless. An open binary file: write to it.
+            folder the file gets its own name, made safe. An open binary file: write to it.
         overwrite
             False raises `FileExistsError` instead of replacing a file.
         progress
@@ -887,13 +886,13 @@ class CloudStoreMapping(MutableMapping[str, V]):
 
 
 def files_of(store: CloudStoreMapping[Any]) -> Files:
-    """Return the files of a store or view, and with them its shared state (`Files.store`)."""
-    return store._files  # noqa: SLF001 - the interface to the mapping's inside
+    """Return the files of a store or view; `Files.store` is the shared state of the store."""
+    return store._files  # noqa: SLF001 - the package's interface to the mapping
 
 
 def bulk_of(store: CloudStoreMapping[Any]) -> Bulk:
     """Return the bulk reads and writes of a store or view."""
-    return store._bulk  # noqa: SLF001 - the interface to the mapping's inside
+    return store._bulk  # noqa: SLF001 - the package's interface to the mapping
 
 
 def _reopening(
@@ -927,7 +926,7 @@ def unpickled(reopen: Callable[[], CloudStoreMapping[Any]]) -> CloudStoreMapping
     """
     Return the store opened by `reopen`; in a process of `multiprocessing`, an error is raised at the store's first use.
 
-    A pool waits forever for a task whose arguments can't be unpickled, and an error in the task reaches the caller.
+    If arguments of a task can't be unpickled, a pool waits for the task forever, but an error in it reaches the caller.
     """
     try:
         return reopen()

@@ -26,7 +26,7 @@ from cloudstore_mapping.errors import BadValueError, BulkError, UnsupportedError
 from cloudstore_mapping.masking import hide
 from cloudstore_mapping.storefiles import is_store, read_file
 
-#: The only name in a JSON object standing for another value: a pickle, or an object with just this name.
+#: Only name of a JSON object that stands for another value: a pickle, or an object with only this name.
 MARK: Final = "__shelf__"
 _JSON: Final = "json"
 _PICKLE: Final = "pickle"
@@ -34,7 +34,7 @@ _SIGNATURE: Final = "hmac-sha256"
 
 #: Nesting depth stored as JSON: every service takes it.
 MAX_DEPTH: Final = 60
-# Python itself parses no longer integers.
+# Python's limit for parsing is a little longer.
 _MAX_INT: Final = 10**4000
 _PURPOSE: Final = b"cloudstore-mapping shelf\0"
 
@@ -66,8 +66,8 @@ class Shelf(shelve.Shelf[Any]):
 
     Notes
     -----
-    Unlike the standard library's, it never serves a value whose write failed, a failed `sync` keeps the unwritten
-    values and can be repeated, and a `close` with a failed `sync` leaves the shelf open.
+    Unlike the standard library's shelf, it never serves a value after its write failed, a failed `sync` keeps the
+    unwritten values and can be repeated, and a `close` with a failed `sync` leaves the shelf open.
     """
 
     _before: dict[str, bytes]  # stored JSON of each cached value
@@ -191,7 +191,7 @@ class Shelf(shelve.Shelf[Any]):
         self.dict.close()
 
     def __del__(self) -> None:
-        # A forgotten shelf writes back, like the standard library's; a shelf whose `__init__` failed has nothing to.
+        # A forgotten shelf writes back, like the standard library's, unless its `__init__` failed.
         if vars(self).get("_closed") is False:
             self.close()
 
@@ -263,7 +263,7 @@ class Envelopes:
 
     def dump(self, key: str, value: Any) -> Any:
         """
-        Return the JSON value standing for `value`: itself, if it comes back equal and of the same types.
+        Return the JSON value to store for `value`: itself, if it comes back equal and of the same types.
 
         Raises `BadValueError` for a value to be pickled without a secret, and the errors of `pickle`.
         """
@@ -271,8 +271,8 @@ class Envelopes:
             return {MARK: {_JSON: value}} if _is_marked(value) else value
         if not self._secrets:
             raise BadValueError(
-                f"The value under {shorten(key)} is more than JSON, so it is pickled and signed; give the shelf a "
-                "secret=…, or set CLOUDSTORE_SECRET.",
+                f"The value under {shorten(key)} is not plain JSON, so it must be pickled and signed; give the shelf "
+                "a secret=…, or set CLOUDSTORE_SECRET.",
                 key=key,
             )
         buffer = io.BytesIO()
@@ -300,7 +300,7 @@ class Envelopes:
             signature = bytes.fromhex(content[_SIGNATURE])
         except (TypeError, KeyError, ValueError, binascii.Error) as error:
             raise BadValueError(
-                f"What is under {shorten(key)} is no value of a shelf; it was not loaded.", key=key
+                f"The value under {shorten(key)} was not stored by a shelf, so it was not loaded.", key=key
             ) from error
         if not any(hmac.compare_digest(_sign(secret, key, pickled), signature) for secret in self._secrets):
             raise BadValueError(
@@ -365,7 +365,7 @@ def secrets_of(given: Secret | None, file: Path | None, *, makes: bool = True) -
     Return the secrets of a shelf, the signing secret first: those given, or the environment's.
 
     Otherwise the secret is in a file beside the store's `file`, readable by its owner only, and created if absent and
-    `makes` is true. A store without a file has none. Raises `BadValueError` for a secret too short.
+    `makes` is true. A store without a file has no secret. Raises `BadValueError` if a secret is too short.
     """
     if given is not None:
         return _checked([given] if isinstance(given, str | bytes) else given)

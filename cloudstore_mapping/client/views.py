@@ -37,14 +37,14 @@ V = TypeVar("V")
 #: Value of a key, or the reason why it can't be read.
 Result: TypeAlias = Found[bytes] | CloudStoreError
 
-#: Seconds after its page's arrival in which a value read ahead may be used.
+#: Seconds during which a value read ahead may be used, from the arrival of its page.
 LIFETIME: Final = 0.05
-#: Seconds after the first page's arrival in which further pages are read before the first value is used.
+#: Seconds during which further pages are read before the first value is used, from the arrival of the first page.
 READING_TIME: Final = LIFETIME / 2
 
 
-class _Begun:
-    """Iteration without a step so far; `keys` is a listing handed over by `len`, `mark` the mark before."""
+class _PendingIteration:
+    """Iteration before its first step; `keys` is a listing from `len`, `mark` the mark of writes before it."""
 
     def __init__(self) -> None:
         self.keys: list[str] | None = None
@@ -73,21 +73,21 @@ class Listing:
         """Return the number of keys now."""
         mark = WRITES.latest
         keys = self.fetch()
-        reference: weakref.ref[_Begun] | None = getattr(self._local, "begun", None)
-        begun = None if reference is None else reference()
-        if begun is not None:
-            begun.keys, begun.mark = keys, mark
+        reference: weakref.ref[_PendingIteration] | None = getattr(self._local, "pending", None)
+        pending = None if reference is None else reference()
+        if pending is not None:
+            pending.keys, pending.mark = keys, mark
         return len(keys)
 
     def begin(self) -> Callable[[], list[str]]:
         """Begin an iteration; return the function to call at its first step, which returns the keys."""
-        begun = _Begun()
-        self._local.begun = weakref.ref(begun)
+        pending = _PendingIteration()
+        self._local.pending = weakref.ref(pending)
 
         def keys() -> list[str]:
-            if begun.keys is None or begun.mark != WRITES.latest or begun.thread != threading.get_ident():
+            if pending.keys is None or pending.mark != WRITES.latest or pending.thread != threading.get_ident():
                 return self.fetch()
-            return begun.keys
+            return pending.keys
 
         return keys
 
@@ -127,7 +127,7 @@ class ReadAhead:
 
     A value is used once, within `LIFETIME` of its page's arrival, and never after this process began a write. After a
     page lost that way the next page has as many values as were used of it; after a page used up in time, twice as many.
-    So a slow loop, or a loop that writes, loads a value at a time.
+    So a slow loop, or a loop that writes, soon loads a single value at a time.
     """
 
     def __init__(self, keys: list[str], bulk: Bulk, clock: Callable[[], float]) -> None:
@@ -144,7 +144,7 @@ class ReadAhead:
         """
         Yield the keys, reading their values first to leave out keys deleted since the listing.
 
-        Stops reading when the first value would get too old; the rest of the keys are yielded as listed.
+        Stops reading before the first value would get too old; the rest of the keys are yielded as listed.
         """
         listed, self._keys = self._keys, []
         done = 0
@@ -288,8 +288,8 @@ class _KeyIterator(Iterator[str]):
     """
     Iterator of `StoreKeys`; after its first step, values looked up in its order are read ahead.
 
-    A program that makes a list of an iterator asks for its length first, as ``dict(store)`` does, which looks up all
-    keys of the list. Then values are read before the keys are yielded, and keys deleted meanwhile are left out.
+    ``dict(store)`` makes a list of the iterator, which asks for its length first, and then looks up all keys of the
+    list. In this case values are read before the keys are yielded, and keys deleted meanwhile are left out.
     """
 
     def __init__(self, listing: Listing, read_ahead: Callable[[list[str]], ReadAhead]) -> None:
