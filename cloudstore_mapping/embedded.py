@@ -75,7 +75,7 @@ class InProcessTransport:
         """Return the service's reply; `TimedOutError` if there is none before the request's deadline."""
         deadline = scope.deadline
         if deadline is not None:
-            deadline.sent = False  # an interrupt comes before the write or after it, never within
+            deadline.sent = False  # an interrupt is raised before the write or after it, never during it
         try:
             reply = self._upload(request) if isinstance(request, Upload) else self._handle(request)
         except TimedOutError:

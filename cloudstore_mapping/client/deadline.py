@@ -1,4 +1,4 @@
-"""Deadline of a request, known to everything below it on the same thread: transport, connection, service in-process."""
+"""Deadline of a request, for all code below it on the same thread: transport, connection, in-process service."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFAULT_DEADLINE: Final = 60.0
 
 class Deadline:
     """
-    Time until which a request must end, `seconds` from now by `clock`; None: no limit.
+    Time by which a request must end: `seconds` from now by `clock`; None: no limit.
 
     Attributes
     ----------
@@ -22,7 +22,7 @@ class Deadline:
     restarts_on_read
         True while each byte read begins the deadline anew, as during a download.
     sent
-        True if the current attempt may have left this machine; a transport unable to tell leaves it.
+        True if the current attempt may have left this machine; a transport that can't tell does not set it.
     """
 
     def __init__(self, seconds: float | None, clock: Callable[[], float]) -> None:
@@ -34,7 +34,7 @@ class Deadline:
         self.sent = False
 
     def left(self) -> float:
-        """Return the seconds left, not above 0 once the deadline has passed."""
+        """Return the seconds left, 0 or less once the deadline has passed."""
         return self._until - self._clock()
 
     def within(self, timeout: float) -> float:
@@ -45,11 +45,11 @@ class Deadline:
         return min(timeout, left)
 
     def restart(self) -> None:
-        """Begin anew after progress of an upload or download."""
+        """Restart the deadline after progress of an upload or download."""
         self._until = self._clock() + self._seconds
 
     def extend(self, seconds: float) -> None:
-        """Add a wait not counted, such as for the pace."""
+        """Exclude a wait from the deadline, such as for the rate limit."""
         self._until += seconds
 
 
@@ -60,10 +60,10 @@ class Group(Protocol):
     connections: dict[int, Any]
 
     def sleep(self, seconds: float) -> object:
-        """Sleep until the end of the bulk work at the latest."""
+        """Sleep, but not beyond the end of the bulk work."""
 
     def wake(self) -> None:
-        """End all sleeps, now and from now on."""
+        """End all present and future sleeps."""
 
 
 class _Scope(threading.local):

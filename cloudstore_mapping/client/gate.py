@@ -17,7 +17,7 @@ def closed_error() -> ValueError:
 
 
 class _Thread(threading.local):
-    """State of a thread: it holds `turn` during a request, an RLock, as a signal handler may send another one."""
+    """State of a thread: it holds `turn` during a request; an RLock, as a signal handler may send another request."""
 
     def __init__(self, turns: weakref.WeakValueDictionary[int, Any]) -> None:
         self.turn = threading.RLock()
@@ -26,9 +26,9 @@ class _Thread(threading.local):
 
 class Gate:
     """
-    Let requests pass until `close`, which returns only once none is in flight.
+    Let requests pass until `shut`; `wait` then returns once none is in flight.
 
-    Send a request in ``with gate.turn:`` after `check`. Thread safe; `close` does not wait for its own thread.
+    Send a request in ``with gate.turn:`` after `check`. Thread safe; `wait` ignores requests of its own thread.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Gate:
         self._turns: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._sleepers: dict[int, Group] = {}  # by thread
         self._thread = _Thread(self._turns)
-        # Held until the gate closes. A lock, as an interrupt inside an `Event` can leave its lock held.
+        # Held until the gate closes. Not an `Event`: an interrupt inside an `Event` can leave its lock held.
         self._asleep = threading.Lock()
         if not self.is_closed:
             self._asleep.acquire()
@@ -57,7 +57,7 @@ class Gate:
             raise closed_error()
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, on a thread of bulk work until its end at the latest; `ValueError` as soon as the gate closes."""
+        """Sleep, but not beyond the end of this thread's bulk work; `ValueError` as soon as the gate closes."""
         if scope.group is None:
             until = time.monotonic() + seconds
             while not self.is_closed and (left := until - time.monotonic()) > 0:
@@ -85,7 +85,7 @@ class Gate:
                 group.wake()
 
     def wait(self) -> None:
-        """Wait for the requests in flight, those of this thread excepted."""
+        """Wait for the requests in flight, except those of this thread."""
         for reference in self._turns.valuerefs():  # a copy, as other threads add turns
             turn = reference()
             if turn is not None:

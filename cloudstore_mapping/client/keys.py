@@ -1,8 +1,8 @@
 """
-Keys of an open store as file names, in the spelling that its service can keep.
+File names of the keys of an open store, in the spelling that its service can keep.
 
 An exact service keeps more texts than a service with comma-joined lists (see `cloudstore_mapping.keys`). The reply to
-any list shows the kind; before the first use of a key with two spellings, the client asks by a list of its own.
+any list shows the kind of service; before the first use of a key with two spellings, the client sends an extra list.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from cloudstore_mapping.errors import BadNameError
 from cloudstore_mapping.keys import are_plain, escape_key, is_plain, literal_part, literal_prefix, unescape_name
 
-# Filters that would list nearly everything, where the key itself is no name that such a service can keep.
+# Filters that would list nearly everything; a service with comma-joined lists can't keep these keys as names anyway.
 _TOO_COMMON: Final = frozenset({".", ","})
 
 
@@ -33,8 +33,8 @@ class FileNames:
 
     Notes
     -----
-    Thread safe. On a service with comma-joined lists other programs may have made files whose names the mapping would
-    escape. Such a name is taken literally once it was seen: in a listing, or in the list before a key's first use.
+    Thread safe. On a service with comma-joined lists, other programs may have made files with names that the mapping
+    would escape. Such a name is used literally once it was seen, in a listing or in the list before a key's first use.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class FileNames:
         self._has_listed = False
 
     def name(self, key: str) -> str:
-        """Return the file name of `key`, after asking if need be; `BadNameError` for a lone surrogate."""
+        """Return the file name of `key`, after asking if needed; `BadNameError` for a lone surrogate."""
         if is_plain(key):
             return key
         exact, joined = escape_key(key), escape_key(key, joined=True)
-        if exact != joined and self._is_open(key):
+        if exact != joined and self._must_ask(key):
             self._settle(key)
         if self._is_exact():
             return exact
@@ -69,19 +69,19 @@ class FileNames:
         return [self.name(key) for key in keys]
 
     def settle(self, keys: Sequence[str]) -> None:
-        """Ask what the names of these keys take, in two requests at most; an impossible key is left for `name`."""
+        """Ask for the spelling of these keys, in two requests at most; `name` raises the error of an invalid key."""
         if are_plain(keys):
             return
         unsettled = []
         for key in keys:
             try:
-                if escape_key(key) != escape_key(key, joined=True) and self._is_open(key):
+                if escape_key(key) != escape_key(key, joined=True) and self._must_ask(key):
                     unsettled.append(key)
             except BadNameError:
                 continue
         if unsettled:
             self._settle(unsettled[0])
-            rest = [key for key in unsettled[1:] if self._is_open(key)]
+            rest = [key for key in unsettled[1:] if self._must_ask(key)]
             if len(rest) > 1:
                 self.keys(self._list_all(), is_complete=True)
             elif rest:
@@ -96,7 +96,7 @@ class FileNames:
         if not are_plain(names):
             keys = {name: unescape_name(name, joined=True) for name in names}
             known |= {name for name, key in keys.items() if escape_key(key, joined=True) != name}
-            # A name whose key is another file's very name stands for itself, so that none hides another.
+            # If a name's key is also another file's literal name, the name is used literally: no file hides another.
             while hidden := {name for name, key in keys.items() if key != name and key in known and name not in known}:
                 known |= hidden
             names = [name if name in known else key for name, key in keys.items()]
@@ -112,7 +112,7 @@ class FileNames:
         """Return the longest text with which the name of every key beginning with `text` begins."""
         return literal_prefix(text, joined=not self._is_exact())
 
-    def _is_open(self, key: str) -> bool:
+    def _must_ask(self, key: str) -> bool:
         """Return True if the service has to be asked before the key's first use."""
         exact = self._is_exact()
         return exact is None or (not exact and not self._has_listed and key not in self._asked)
@@ -121,6 +121,6 @@ class FileNames:
         names = self._ask(None if key in _TOO_COMMON else key)
         if not self._is_exact():
             self._asked.add(key)
-            # A name with a comma comes in pieces.
+            # A name with a comma is split in such a list.
             if f",{key}," in f",{','.join(names)},":
                 self._literal |= {key}

@@ -39,7 +39,7 @@ UNKNOWN_TYPE: Final = "application/octet-stream"
 #: Maximum bytes of a file name and of its suffix: common file systems allow 255 in all.
 LONGEST_NAME: Final = 200
 LONGEST_SUFFIX: Final = 20
-#: Name of a file without a safe name, and of one whose name isn't known yet.
+#: Name of a file without a safe name, or until its name is known.
 UNNAMED: Final = "download"
 
 _LINK: Final = re.compile(re.escape(FILES_PATH) + r"[\w-]+/[\w-]+(?:\.\w+)?", re.ASCII)
@@ -103,7 +103,7 @@ def upload_media(
     """Upload a media file; see `CloudStoreMapping.upload`."""
     name = _name_of(data) if name is None else name
     if not name:
-        raise ValueError("It has no name of its own; give one, upload(data, 'name'), or the file as a pathlib.Path.")
+        raise ValueError("The data has no file name; give one, upload(data, 'name'), or the file as a pathlib.Path.")
     password = files.store.media_password if password is None else password
     with _opened(data) as source:
         content, full_type, own = open_media(source, name, content_type)
@@ -172,7 +172,7 @@ def open_media(
     Raises
     ------
     BadValueError
-        The text is no base64, or no UTF-8.
+        The text is not base64, or can't be encoded as UTF-8.
     TypeError
         `data` is not `MediaData`.
     """
@@ -189,7 +189,7 @@ def open_media(
 
 
 def _binary(file: IO[bytes] | IO[str]) -> str | IO[bytes]:
-    """Return the binary file below a text file, or the text of a file without."""
+    """Return the binary file under a text file, or the text of a text file without one."""
     if not hasattr(file, "read"):
         raise TypeError(f"upload takes bytes, text or an open file, not {type(file).__name__}.")
     if isinstance(file, io.TextIOBase):
@@ -222,7 +222,7 @@ def _from_text(text: str, filename: str, content_type: str | None) -> tuple[byte
     try:
         return text.encode(), content_type
     except UnicodeEncodeError as error:
-        raise BadValueError("The text holds a lone surrogate, which UTF-8 can't; take it out.") from error
+        raise BadValueError("The text holds a lone surrogate, which UTF-8 can't encode; remove it.") from error
 
 
 def _is_text(content_type: str) -> bool:
@@ -243,7 +243,7 @@ def _decode_base64(text: str) -> bytes:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadValueError(
-            "The text is no base64, as which a file that is not text is uploaded; pass bytes, or the type 'text'."
+            "The text is not base64, as required for any type but text; pass bytes, or the type 'text'."
         ) from error
 
 
@@ -294,7 +294,7 @@ class DownloadTarget:
         self.size += len(piece)
 
     def restart(self) -> None:
-        """Remove all bytes written; `ProtocolError` if the file can't."""
+        """Remove all bytes written; `ProtocolError` if the file can't be rewound."""
         if self.size == 0:
             return
         if self._start is None:
@@ -314,7 +314,7 @@ class Download:
     """
     Download of the media file at `link`, resumed as often as the connection breaks.
 
-    The client's number of retries limits consecutive attempts without progress, and its deadline the time without.
+    The client's number of retries limits consecutive attempts without progress; its deadline limits time without it.
     `on_start` is called before the first byte is written.
     """
 
@@ -369,13 +369,13 @@ class Download:
                 self._report = stack.enter_context(reporting(self._progress, fetched.size))
             for piece in fetched.pieces:
                 target.write(piece)
-                deadline.restart()  # the time to write is not the service's
+                deadline.restart()  # the time for writing does not count
                 if self._report is not None:
                     self._report(target.size)
             if fetched.size is not None and target.size != fetched.size:
                 raise TransportError("The download broke off before its end; try again.", sent=True)
             if self._expected_digest(fetched) not in (None, target.digest):
-                raise ProtocolError("What came is not what was uploaded; upload the file again.")
+                raise ProtocolError("The download differs from the uploaded file; upload the file again.")
 
     def _expected_digest(self, fetched: Fetched) -> str | None:
         """Return the SHA-256 in the tag, None for a service not known to use digests as tags."""
@@ -393,7 +393,7 @@ class DownloadFile:
     an unwritable path, including `FileExistsError` without `overwrite`, and `UnsupportedError` for a store, which is
     never replaced.
 
-    The new file is a `drafts.Draft`: the next download to the same place removes that of a killed process.
+    The new file is a `drafts.Draft`: the next download to the same target removes a draft left by a killed process.
     """
 
     def __init__(self, to: str | os.PathLike[str], *, overwrite: bool) -> None:

@@ -88,7 +88,7 @@ class Pacer:
 
     Notes
     -----
-    Thread safe; nobody waits while holding its lock. `is_real` is True if waits take real time.
+    Thread safe; no thread waits while holding the lock. `is_real` is True if waits take real time.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Pacer:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Renew the lock in a child process; it continues at the parent's pace."""
+        """Renew the lock in a child process, which continues after the parent's last start time."""
         self._lock = threading.Lock()
 
     def reserve(self, interval: float) -> float:
@@ -150,7 +150,7 @@ class RequestSender:
     Parameters
     ----------
     transport
-        Way to the service, closed with the sender.
+        Transport to the service, closed with the sender.
     api_key
         The account's key.
     retries
@@ -160,8 +160,8 @@ class RequestSender:
     readonly
         Raise `ForbiddenError` for every write.
     deadline
-        Seconds for a request with all its attempts, waits and slow replies, without waits for the pace; for an upload
-        or download, seconds without progress. None: no limit.
+        Seconds for a request with all its attempts, waits and slow replies, except waits for the rate limit; for an
+        upload or download, seconds without progress. None: no limit.
     pacer, clock, sleep
         The pacer (`pacer_of`; None: a new pacer with this clock), and functions to read time and to wait.
 
@@ -213,13 +213,13 @@ class RequestSender:
         self.close()
 
     def hurry(self) -> None:
-        """Send nothing from now on, and let a service in this process wait no longer for others: `close` follows."""
+        """Prepare for `close`: send nothing more, and let a service in this process wait no longer for others."""
         self._gate.shut()
         if (hurry := getattr(self._transport, "hurry", None)) is not None:
             hurry()
 
     def close(self) -> None:
-        """Close the transport once no request is in flight; afterwards every request is `ValueError`."""
+        """Close the transport once no request is in flight; afterwards every request raises `ValueError`."""
         self.hurry()
         self._gate.wait()
         self._transport.close()
@@ -247,7 +247,7 @@ class RequestSender:
         return self._pacer.reserve(self._min_interval)
 
     def _wait_for_pace(self, start: float | None = None) -> None:
-        """Wait until `start`, or for the next free time of the pacer; `ValueError` as soon as the sender is closed."""
+        """Wait until `start`, by default a new time of the pacer; `ValueError` as soon as the sender is closed."""
         if start is None:
             if self._is_unpaced:
                 return
@@ -329,7 +329,7 @@ class RequestSender:
             raise
 
     def _wait_for_turn(self, deadline: Deadline, latest: float) -> bool:
-        """Wait for the pace before another attempt, uncounted; return False if it may not be sent any more."""
+        """Wait for the rate limit before another attempt; return False if it must not be sent any more."""
         start = self.reserve()
         before = self._clock()
         if before + self._pacer.delay(start) <= latest:
@@ -346,13 +346,13 @@ class RequestSender:
         """
         Begin to download a media file, in a single attempt; see `HTTPTransport.fetch`.
 
-        `deadline` is that of the whole download, by default a new one.
+        `deadline` is for the whole download, by default a new deadline.
 
         Raises the service's error if there is no such file, and `UnsupportedError` over a transport without `fetch`.
         """
         fetch = getattr(self._transport, "fetch", None)
         if fetch is None:
-            raise UnsupportedError("This store's transport gets no media files; open the store by its address.")
+            raise UnsupportedError("This store's transport can't download media files; open the store by its address.")
         deadline = self.new_deadline() if deadline is None else deadline
         self._gate.check()
         before = self._clock()
@@ -384,12 +384,12 @@ class RequestSender:
         """Return the descriptions of all media files; `UnsupportedError` over a transport unable to list them."""
         listing = getattr(self._transport, "media_files", None)
         if listing is None:
-            raise UnsupportedError("A service doesn't list media files; their links are what upload returned.")
+            raise UnsupportedError("A service doesn't list media files; keep the links returned by upload.")
         files: list[dict[str, Any]] = listing()
         return files
 
     def check_has_data(self) -> None:
-        """Raise `UnsupportedError` for an embedded store whose data all belong to a service's accounts."""
+        """Raise `UnsupportedError` if all data in an embedded store belong to a service's accounts."""
         check = getattr(self._transport, "check_has_data", None)
         if check is not None:
             check()
@@ -404,7 +404,7 @@ class RequestSender:
             yield None
 
     def sleep(self, seconds: float) -> None:
-        """Wait between two attempts; in bulk work no longer than this goes on."""
+        """Wait between two attempts, but not beyond the end of bulk work."""
         self._sleep(seconds)
 
     def _with_id(self, request: Sendable) -> Sendable:
@@ -492,7 +492,7 @@ def may_have_applied(outcome: Outcome) -> bool:
     """Return True if the service may have applied the request, judging by the outcome of one attempt."""
     if isinstance(outcome, Reply):
         # A gateway's error may hide an applied write, but its 3xx and 4xx mean a request that it did not pass on.
-        # `OutcomeUnknown` is the reply of a service after the loss of its database.
+        # `OutcomeUnknown` is the reply of a service that lost its database.
         is_gateway = outcome.error == "Http error" and outcome.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         return is_gateway or outcome.error == "OutcomeUnknown"
     # An answer that can't be read may come from a service that applied the request.
@@ -544,7 +544,7 @@ def _retry_after(outcome: Outcome) -> float:
 
 
 def _is_idempotent(request: Sendable) -> bool:
-    """Return True if a repetition has the same result: a condition may fail after the first application."""
+    """Return True if a repetition has the same result; not with a condition, which may fail after the first time."""
     if isinstance(request, Upload):
         return not request.only_new
     return not is_write(request) or (isinstance(request, Request) and request.if_version is UNSET)
@@ -569,7 +569,7 @@ def _unanswered(request: Sendable, key: str | None) -> str:
 
 
 def _is_abandoned() -> bool:
-    """Return True if the bulk work of this thread has ended, so that nobody waits for another attempt."""
+    """Return True if the bulk work of this thread has ended, so that no caller waits for another attempt."""
     return scope.group is not None and scope.group.has_ended
 
 
@@ -587,7 +587,7 @@ def _description(request: Sendable, key: str | None) -> str:
     return f"{operation_of(request)} of {shorten(request.name if key is None else key)}"
 
 
-# Sentences with the key, as the service may know it under another name.
+# Messages with the key, because the service's own message may show another file name.
 _SENTENCES: Final = {
     "NoFile": "There is nothing under {key}.",
     "Locked": "{key} is locked, and the password is missing or wrong; give the right one.",
