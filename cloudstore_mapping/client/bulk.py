@@ -95,7 +95,7 @@ class CallGroup:
     Attributes
     ----------
     has_ended
-        True once nobody waits for results: calls not begun never begin, and a call sends no further attempt.
+        True once results are no longer awaited: no further call begins, and running calls send no further attempt.
     connections
         Connection in use by thread, for `leave`.
     """
@@ -145,7 +145,7 @@ class CallGroup:
                 self._wait()
 
     def sleep(self, seconds: float) -> bool:
-        """Sleep, but not beyond the end of the bulk work; return True if that came first."""
+        """Sleep, but not beyond the end of the bulk work; return True if the work ended first."""
         has_ended = self._asleep.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
         if has_ended:
             self.wake()
@@ -373,7 +373,7 @@ class Bulk:
         started = 0
         stop = StopRule() if stop is None else stop
         if not self.files.supports("batch") and len(changes) > 1:
-            # The first reply tells if the service takes batches.
+            # The first reply shows if the service supports batches.
             started = 1
             yield changes[0].key, self._run(lambda changes: self._change(changes[0], stop), changes)
         if self.files.supports("batch"):

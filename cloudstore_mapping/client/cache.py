@@ -173,7 +173,7 @@ class Cache(Generic[T]):
         self._floor = next(self._numbers)  # generation of a key without one of its own
         self._generations: dict[str, int] = {}
         self._entries: OrderedDict[str, _Entry[T]] = OrderedDict()
-        self._bytes = 0  # never less than the entries' size; more after an interrupt, until it is counted anew
+        self._bytes = 0  # never less than the entries' size; more after an interrupt, until it is recounted
         self._fetches: dict[str, _Fetch[T]] = {}
         self._writes: dict[str, tuple[threading.Lock, ...]] = {}  # locked as long as the write is in progress
 

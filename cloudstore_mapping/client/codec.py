@@ -24,7 +24,7 @@ _CONTAINERS: Final = frozenset({dict, list, tuple})
 
 def encode(value: object) -> msgspec.Raw:
     """
-    Return the JSON of `value`, made of None, bool, int, finite float, str, list, tuple and dict with str keys.
+    Return the JSON of `value`, which consists of None, bool, int, finite float, str, list, tuple, dict with str keys.
 
     Subclasses (StrEnum, OrderedDict, NamedTuple) are written as their plain content. Raises `TypeError` for any other
     type, and `BadValueError` for values JSON can't hold: NaN, infinity, a lone surrogate, an integer of more than

@@ -20,7 +20,7 @@ class Deadline:
     began
         Time of the beginning.
     restarts_on_read
-        True while each byte read begins the deadline anew, as during a download.
+        True while each read restarts the deadline, as during a download.
     sent
         True if the current attempt may have left this machine; a transport that can't tell does not set it.
     """

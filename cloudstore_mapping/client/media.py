@@ -481,7 +481,7 @@ def _move_to_free_name(partial: Path, path: Path) -> None:
 
 
 def safe_filename(name: str) -> str:
-    """Return a file name made of an untrusted name: visible, without folders, not hidden, not too long."""
+    """Return a safe file name for an untrusted name: visible, without folders, not hidden, not too long."""
     base = _SEPARATORS.split(name)[-1]
     visible = "".join(char for char in base if unicodedata.category(char) not in _INVISIBLE)
     path = Path(_HIDING.sub("", visible).rstrip())

@@ -2,8 +2,8 @@
 Retry: send a request until its outcome is final, under one deadline, with rate limit, idempotency keys and backoff.
 
 A read is retried freely; a write only if a second application does no harm, or if an idempotency key prevents it.
-A write ends in `OutcomeUnknownError` if an attempt may have been applied and the last one doesn't tell; the table in
-``docs/errors.md`` has each case.
+A write raises `OutcomeUnknownError` if an attempt may have been applied and the last reply doesn't tell; see the table
+of all cases in ``docs/errors.md``.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ _pacers: Final[weakref.WeakValueDictionary[str, Pacer]] = weakref.WeakValueDicti
 
 
 def pacer_of(server: str) -> Pacer:
-    """Return the pacer shared by all clients of `server` in this process, as long as one of them exists."""
+    """Return the pacer shared by all clients of `server` in this process, kept as long as any of them exists."""
     return _pacers.setdefault(server, Pacer())
 
 

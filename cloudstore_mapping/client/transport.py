@@ -358,7 +358,7 @@ class HTTPTransport:
                 raise
             response = failed
         finally:
-            received.clear()  # in a cycle with the response, which would keep its connection beyond `session.close()`
+            received.clear()  # breaks a cycle that would keep the response's connection open after `session.close()`
         self._refuse_interim(response)  # again, as something may have sent the request without hooks
         return response
 
@@ -648,7 +648,7 @@ def is_requests_patched() -> bool:
 def _look_up(module: str, name: str, names: list[str]) -> _Owner:
     owner = importlib.import_module(module)
     owner = getattr(owner, name) if name else owner
-    get = attrgetter(*names, names[0])  # two at least, for a tuple
+    get = attrgetter(*names, names[0])  # at least two names, so that it returns a tuple
     return _Owner(owner, get, get(owner))
 
 
@@ -706,7 +706,7 @@ def _is_response_to(response: Response, method: str, url: str, body: object) -> 
 
 @functools.cache
 def _lazy_response_class(base: type[R]) -> Callable[[int, bytes, Callable[[], R]], R]:
-    """Return a subclass of `base` made of a status, a content, and a function to build the rest on demand."""
+    """Return a subclass of `base` that takes a status, a content, and a function to build the rest on demand."""
 
     class LazyResponse(base):  # type: ignore[valid-type, misc]  # mypy does not know the base
         """Response built on first access to anything but status and content: building doubles the time of a save."""

@@ -57,7 +57,7 @@ class Listing:
     Keys of a store or view, fetched by each `length`, and by an iteration at its first step.
 
     ``list(x)`` calls ``iter(x)``, then ``len(x)`` to reserve memory, then takes the first step. So `length` hands its
-    listing to the iteration begun last by the same thread, unless it took a step or this process began a write.
+    listing to the latest iteration of the same thread, unless that took a step or this process began a write.
 
     Notes
     -----
