@@ -287,7 +287,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
             return _view_of, (self._store, self._view_prefix)
         store = self._files.store
         if store.reopen is None:
-            raise TypeError("A store over a transport of its own can't be pickled; open it anew on the other side.")
+            raise TypeError("A store over a transport of its own can't be pickled; open it again in the other process.")
         return store.reopen(type(self), store.options)
 
     @property

@@ -403,7 +403,9 @@ def _checked(given: Sequence[str | bytes]) -> list[bytes]:
 def _file_secret(file: Path) -> bytes:
     path = place_of_secret(file)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; move it away, for the shelf's secret is kept in a file there.")
+        raise IsADirectoryError(
+            f"{path} is a folder; move it away, because the shelf's secret is kept in a file of this name."
+        )
     with suppress(FileNotFoundError):
         return read_file(path)
     # Written under another name first, as other processes may read it at any moment.

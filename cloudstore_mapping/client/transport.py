@@ -1366,7 +1366,7 @@ class MultipartForm:
 def check_type(content_type: str) -> None:
     """Raise `BadValueError` for a content type with characters not allowed in a form."""
     if not _PRINTABLE.fullmatch(content_type):
-        raise BadValueError(f"{content_type!r} is no content type; give one such as 'image/jpeg', or 'text'.")
+        raise BadValueError(f"{content_type!r} is not a content type; give one such as 'image/jpeg', or 'text'.")
 
 
 def size_of(data: bytes | IO[bytes]) -> int | None:
