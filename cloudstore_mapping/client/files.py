@@ -23,7 +23,16 @@ from cloudstore_mapping.client.cache import Cache, Found, Mark, Write
 from cloudstore_mapping.client.gate import closed_error
 from cloudstore_mapping.client.keys import FileNames
 from cloudstore_mapping.client.progress import Progress
-from cloudstore_mapping.client.retry import WRITES, RequestSender, error_of, facts_of, is_write, raise_for, version_of
+from cloudstore_mapping.client.retry import (
+    WRITES,
+    RequestSender,
+    error_of,
+    facts_of,
+    is_write,
+    raise_for,
+    read_only,
+    version_of,
+)
 from cloudstore_mapping.client.transport import Sendable
 from cloudstore_mapping.errors import (
     CloudStoreError,
@@ -809,6 +818,8 @@ class Files:
     @contextmanager
     def _changing(self, key: str, *, deletes: bool = False) -> Iterator[Write[bytes] | None]:
         """Drop key and listing from the cache before a write; the block commits the written value, if known."""
+        if self.store.is_readonly:  # before the service is asked for the spelling of the name
+            raise read_only(key)
         if self._cache is None or self._listing is None:
             yield None
             return

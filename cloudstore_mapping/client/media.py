@@ -338,11 +338,12 @@ class Download:
         """Download the whole file; raises the error of the last attempt."""
         backoffs = self._client.backoffs()
         deadline = self._client.new_deadline()
+        is_retry = False
         with ExitStack() as stack:
             while True:
                 before = self._target.size
                 try:
-                    self._resume(stack, deadline)
+                    self._resume(stack, deadline, is_retry)
                 except (TransportError, TimedOutError, TooOftenError) as error:
                     if self._target.size > before:
                         backoffs = self._client.backoffs()
@@ -351,13 +352,14 @@ class Download:
                     if backoff is None or retry_after > MAX_WAIT or max(backoff, retry_after) >= deadline.left():
                         raise
                     self._client.sleep(max(backoff, retry_after))
+                    is_retry = True
                 else:
                     return
 
-    def _resume(self, stack: ExitStack, deadline: Deadline) -> None:
+    def _resume(self, stack: ExitStack, deadline: Deadline, is_retry: bool) -> None:
         target = self._target
         deadline.restarts_on_read = False  # until the content comes
-        with closing(self._client.fetch(self._link, target.size, self._tag, deadline)) as fetched:
+        with closing(self._client.fetch(self._link, target.size, self._tag, deadline, is_retry=is_retry)) as fetched:
             if fetched.start != target.size or (target.size and fetched.tag != self._tag):
                 target.restart()
             self._tag = fetched.tag

@@ -342,7 +342,15 @@ class RequestSender:
         """Return the deadline of a request beginning now."""
         return Deadline(self._deadline, self._clock)
 
-    def fetch(self, link: str, start: int = 0, tag: str | None = None, deadline: Deadline | None = None) -> Fetched:
+    def fetch(
+        self,
+        link: str,
+        start: int = 0,
+        tag: str | None = None,
+        deadline: Deadline | None = None,
+        *,
+        is_retry: bool = False,
+    ) -> Fetched:
         """
         Begin to download a media file, in a single attempt; see `HTTPTransport.fetch`.
 
@@ -360,7 +368,7 @@ class RequestSender:
         deadline.extend(self._clock() - before)
         with self._lock:
             self._attempts["download"] += 1
-            self._repetitions += start > 0
+            self._repetitions += is_retry
         scope.deadline, outer = deadline, scope.deadline
         try:
             with self._gate.turn:
@@ -385,14 +393,18 @@ class RequestSender:
         listing = getattr(self._transport, "media_files", None)
         if listing is None:
             raise UnsupportedError("A service doesn't list media files; keep the links returned by upload.")
-        files: list[dict[str, Any]] = listing()
+        with self._gate.turn:
+            self._gate.check()
+            files: list[dict[str, Any]] = listing()
         return files
 
     def check_has_data(self) -> None:
         """Raise `UnsupportedError` if all data in an embedded store belong to a service's accounts."""
         check = getattr(self._transport, "check_has_data", None)
         if check is not None:
-            check()
+            with self._gate.turn:
+                self._gate.check()
+                check()
 
     def backoffs(self) -> Iterator[float | None]:
         """Yield the seconds to wait after each failed attempt, then None."""

@@ -66,6 +66,14 @@ def test_it_goes_on_where_it_broke_off(get: Callable[..., bytes], vendor: Vendor
     assert len(slept) == 2
 
 
+def test_every_further_attempt_is_a_retry(vendor: Vendor, slept: list[float]) -> None:
+    """`stats.retries` counts each further attempt, also one from the beginning."""
+    vendor.faults = deque([part(0, 0), part(0, 4), part(4, 10)])
+    with Client(HTTPTransport(vendor.address), "secret", sleep=slept.append) as client:
+        Download(client, LINK, DownloadTarget(io.BytesIO())).run()
+        assert client.stats.retries == 2
+
+
 def test_a_file_that_changed_meanwhile(get: Callable[..., bytes], vendor: Vendor) -> None:
     """Where the file is another one by now, it is got from its beginning, and nothing of the old one stays."""
     assert get(part(0, 7), part(0, 3, '"two"', b"new"), file=io.BytesIO()) == b"new"

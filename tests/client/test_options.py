@@ -132,6 +132,11 @@ WRITES: dict[str, Callable[[cm.CloudStoreMapping[Any]], object]] = {
     "edit": lambda store: store.edit("key").__enter__(),
     "transform": lambda store: store.transform("key", str),
     "upload": lambda store: store.upload(b"x", "x.bin"),
+    "store[k] = v, with two possible names": lambda store: store.__setitem__("a,b", 1),
+    "del store[k], with two possible names": lambda store: store.__delitem__("a,b"),
+    "merge, with two possible names": lambda store: store.merge("a,b", 1),
+    "update, with two possible names": lambda store: store.update({"a,b": 1}),
+    "upload, with two possible names": lambda store: store.upload(b"x", "a,b"),
     "a write through a view": lambda store: store.view("k").__setitem__("ey", 1),
 }
 

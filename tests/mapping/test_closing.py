@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
 from cloudstore_mapping.client.transport import HTTPTransport, Transport
 from cloudstore_mapping.errors import BulkError, OutcomeUnknownError
@@ -96,6 +97,36 @@ def test_a_transform_writes_nothing(watched: tuple[Store, Watched]) -> None:
         with pytest.raises(ValueError, match="closed"):
             transforming.result(FOREVER)
     assert way.count == count
+
+
+@pytest.mark.parametrize("what", ["media_files", "check_has_data"])
+def test_closing_waits_for_other_work(what: str) -> None:
+    """`close` also waits for work that is no request, and on a closed store such work doesn't begin."""
+    seen: list[bool] = []
+
+    class Way:
+        """Way to a service: whether another thread can take the turn in the middle of its work is noted in `seen`."""
+
+        def send(self, request: Any) -> Reply:
+            raise AssertionError
+
+        def close(self) -> None:
+            pass
+
+        def _work(self) -> list[Any]:
+            turn = client._gate.turn
+            with ThreadPoolExecutor() as pool:
+                seen.append(pool.submit(turn.acquire, blocking=False).result(FOREVER))
+            return []
+
+        media_files = check_has_data = _work
+
+    client = Client(Way(), "key")
+    getattr(client, what)()
+    client.close()
+    with pytest.raises(ValueError, match="closed"):
+        getattr(client, what)()
+    assert seen == [False]
 
 
 def test_closing_waits_for_a_request(watched: tuple[Store, Watched]) -> None:
