@@ -297,14 +297,13 @@ class CloudStoreMapping(MutableMapping[str, V]):
 
     def close(self) -> None:
         """
-        Close the connections, once no request of other threads is in flight; closing again does nothing.
+        Close the connections, once no request of other threads is in flight; closing again changes nothing.
 
         Any further use raises `ValueError`, also in threads that iterate, retry, or wait for the rate limit. Nothing is
         written after `close` has returned.
         """
-        if self._store is None and not self._files.store.is_closed:
+        if self._store is None:
             self._files.store.is_closed = True
-            self._files.client.hurry()
             self._files.close()
 
     def __enter__(self) -> Self:
@@ -739,13 +738,12 @@ class CloudStoreMapping(MutableMapping[str, V]):
         """Refuse an edit of a key within an edit of the same key by the same thread."""
         edits = self._files.store.edits
         edit = (threading.get_ident(), self._files.prefix + key)
-        if edit in edits:
+        if edit in edits and edits[edit].locked():
             raise RuntimeError(f"{shorten(key)} is being edited already; make this change in the outer edit.")
-        edits.add(edit)
-        try:
+        lock = edits[edit] = threading.Lock()
+        with lock:  # released even if an interrupt comes at once
             yield
-        finally:
-            edits.discard(edit)
+        edits.pop(edit, None)
 
     def _load_to_edit(self, key: str, default: Any) -> tuple[Any, bytes, str | UnsetType | None]:
         """Return a copy of the value, its JSON as written by `codec`, and the version to save it on."""

@@ -33,8 +33,8 @@ def check_options(given: Mapping[str, Any]) -> None:
 
 
 def masked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options with masked secrets."""
-    return {name: mask(value) if name in SECRET else value for name, value in given.items()}
+    """Return the options with masked secrets; a value under an unknown name may be one, too."""
+    return {name: mask(value) if name in SECRET or name not in _CHECKS else value for name, value in given.items()}
 
 
 def pickled(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,12 +122,33 @@ class Pacer:
             self._sleep(delay)
 
 
-_pacers: Final[weakref.WeakValueDictionary[str, Pacer]] = weakref.WeakValueDictionary()
+class _Pacers:
+    """Pacers in use by server. Thread safe, unlike `WeakValueDictionary.setdefault`."""
+
+    def __init__(self) -> None:
+        self._pacers: weakref.WeakValueDictionary[str, Pacer] = weakref.WeakValueDictionary()
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Renew the lock in a child process."""
+        self._lock = threading.Lock()
+
+    def of(self, server: str) -> Pacer:
+        """Return the server's pacer, or a new one."""
+        with self._lock:
+            pacer = self._pacers.get(server)
+            if pacer is None:
+                pacer = self._pacers[server] = Pacer()
+            return pacer
+
+
+_pacers: Final = _Pacers()
 
 
 def pacer_of(server: str) -> Pacer:
     """Return the pacer shared by all clients of `server` in this process, kept as long as any of them exists."""
-    return _pacers.setdefault(server, Pacer())
+    return _pacers.of(server)
 
 
 class RequestStats(NamedTuple):
@@ -199,12 +220,14 @@ class RequestSender:
         self._extensions: frozenset[str] | None = None  # before the first reply
         self._attempts: Counter[str] = Counter()
         self._repetitions = 0
+        self._has_closed = False
         self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Renew the lock in a child process."""
+        """Renew the locks in a child process."""
         self._lock = threading.Lock()
+        self._closing = threading.RLock()  # a signal handler may close in the middle of `close`
 
     def __enter__(self) -> Self:
         return self
@@ -219,10 +242,19 @@ class RequestSender:
             hurry()
 
     def close(self) -> None:
-        """Close the transport once no request is in flight; afterwards every request raises `ValueError`."""
+        """
+        Close the transport once no request is in flight; afterwards every request raises `ValueError`.
+
+        A second call waits for those requests, too, and completes a call that was interrupted.
+        """
+        if self._has_closed:
+            return
         self.hurry()
         self._gate.wait()
-        self._transport.close()
+        with self._closing:
+            if not self._has_closed:
+                self._transport.close()
+                self._has_closed = True
 
     @property
     def is_remote(self) -> bool:
@@ -503,9 +535,12 @@ def is_retryable(request: Sendable, outcome: Outcome, knows_ids: bool) -> bool:
 def may_have_applied(outcome: Outcome) -> bool:
     """Return True if the service may have applied the request, judging by the outcome of one attempt."""
     if isinstance(outcome, Reply):
-        # A gateway's error may hide an applied write, but its 3xx and 4xx mean a request that it did not pass on.
+        # A gateway's 5xx may hide an applied write, and so may a 2xx without the service's reply. But its 3xx and 4xx
+        # mean a request that it did not pass on.
         # `OutcomeUnknown` is the reply of a service that lost its database.
-        is_gateway = outcome.error == "Http error" and outcome.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        is_gateway = outcome.error == "Http error" and (
+            outcome.status >= HTTPStatus.INTERNAL_SERVER_ERROR or outcome.status < HTTPStatus.MULTIPLE_CHOICES
+        )
         return is_gateway or outcome.error == "OutcomeUnknown"
     # An answer that can't be read may come from a service that applied the request.
     return getattr(outcome, "sent", outcome.status is not None)

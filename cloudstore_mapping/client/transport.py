@@ -210,9 +210,14 @@ class HTTPTransport:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Leave the open connections to the parent process."""
+        """Leave the open connections to the parent process, those of the user's session, too."""
         self._lock = threading.Lock()
         self._pool = self._patched = None
+        adapters = getattr(self._session, "adapters", None)
+        for adapter in adapters.values() if isinstance(adapters, dict) else ():
+            # As if the adapter came out of a pickle: with new pools.
+            if (state := getattr(adapter, "__getstate__", None)) and hasattr(adapter, "__setstate__"):
+                adapter.__setstate__(state())
 
     def __repr__(self) -> str:
         return f"<HTTPTransport to {self.server}>"
@@ -829,6 +834,18 @@ def _connect(connection: Any) -> None:
 class _BoundedConnection(_ConnectionBase):
     """Mixin for a connection: sending, and all reads of a response, end at the deadline of the request."""
 
+    def send(self, data: Any) -> None:
+        """Send bytes in parts: the timeout is for each of them, as for each part of a response."""
+        if not isinstance(data, bytes) or len(data) <= CHUNK_SIZE:
+            super().send(data)
+            return
+        deadline = scope.deadline
+        with memoryview(data) as view:
+            for start in range(0, len(view), CHUNK_SIZE):
+                if deadline is not None and self.sock is not None and self.timeout is not None:
+                    self.sock.settimeout(deadline.within(self.timeout))
+                super().send(view[start : start + CHUNK_SIZE])
+
     def request(self, *arguments: Any, **options: Any) -> None:
         """Send a request."""
         _connect(self)
@@ -845,7 +862,8 @@ class _BoundedConnection(_ConnectionBase):
 
 
 @functools.cache
-def _bounded_class(base: type[Any]) -> type[Any]:
+def bounded_class(base: type[Any]) -> type[Any]:
+    """Return the bounded class for a class of connection."""
     return type(f"Bounded{base.__name__}", (_BoundedConnection, base), {})
 
 
@@ -856,7 +874,7 @@ def _bound_connections(pool: Any) -> None:
     if is_bounded:
         kind = type(pool).ConnectionCls
     if _is_own(kind):
-        pool.ConnectionCls = _bounded_class(kind)
+        pool.ConnectionCls = bounded_class(kind)
     elif is_bounded:
         vars(pool).pop("ConnectionCls", None)
 
@@ -893,7 +911,7 @@ class _FastRequests(_FinalResponses):
         head = f"POST {url} HTTP/1.1\r\n{lines}\r\n\r\n".encode("latin-1")
         if len(body) > MAX_COPIED_BODY:
             self.sock.sendall(head)
-            self.sock.sendall(body)
+            self.send(body)
         else:
             self.sock.sendall(SecretBytes(head + body))  # Python's TLS has it in a variable
 
@@ -1108,7 +1126,11 @@ def _known_extensions(header: str) -> frozenset[str]:
 
 
 def _reply_of(response: Response, extensions: frozenset[str]) -> Reply:
-    """Return the reply in a response; anything else, such as a proxy's page, is an ``Http error``."""
+    """
+    Return the reply in a response; anything else, such as a proxy's page, is an ``Http error``.
+
+    A proxy may pass on a success with another 2xx, such as 203.
+    """
     status = response.status_code
     if status == HTTPStatus.OK:
         return decode_reply(response.content, extensions=extensions, response=response)
@@ -1116,7 +1138,7 @@ def _reply_of(response: Response, extensions: frozenset[str]) -> Reply:
     facts: dict[str, Any] = {"retry_after": retry_after, "extensions": extensions, "response": response}
     with suppress(ProtocolError):
         reply = decode_reply(response.content, status=status, **facts)
-        if reply.error is not None:
+        if reply.error is not None or status < HTTPStatus.MULTIPLE_CHOICES:
             return reply
     message = encode_value(response.reason or f"Status {status}")
     return Reply(error="Http error", message=message, status=status, **facts)

@@ -236,7 +236,7 @@ def test_errors_of_sending(size: int, vendor: Vendor, monkeypatch: pytest.Monkey
             return getattr(self._inner, name)
 
         def sendall(self, data: bytes) -> None:
-            if KEY.encode() in data:
+            if KEY.encode() in bytes(data):
                 raise ConnectionResetError
             self._inner.sendall(data)
 
@@ -279,3 +279,11 @@ def test_masked_texts() -> None:
     assert [type(part) for part in again] == [SecretText, SecretBytes]
     assert hide(text) is text
     assert hide(None) is None
+
+
+def test_a_misspelled_option() -> None:
+    """The value under an unknown name may be a secret, so it is masked, too."""
+    with pytest.raises(TypeError, match="did you mean 'password'") as caught:
+        cm.open("memory:", pasword=SECRETS[0])
+    frames = traceback.TracebackException.from_exception(caught.value, capture_locals=True).stack
+    assert not [frame for frame in frames if "cloudstore_mapping" in frame.filename and SECRETS[0] in str(frame.locals)]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
+from cloudstore_mapping.client import retry
 from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.retry import Pacer, pacer_of
@@ -343,6 +344,23 @@ def test_one_pacer_a_server() -> None:
     """In a process there is one pacer for each server."""
     assert pacer_of("https://one.example/x") is pacer_of("https://one.example/x")
     assert pacer_of("https://one.example/x") is not pacer_of("https://two.example/x")
+
+
+def test_one_pacer_for_threads_that_open_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other thread can make a second pacer for a server while the first is made."""
+    locked: list[bool] = []
+
+    class Noting(Pacer):
+        """Notes whether others are kept out while it is made."""
+
+        def __init__(self) -> None:
+            locked.append(retry._pacers._lock.locked())
+            super().__init__()
+
+    monkeypatch.setattr(retry, "Pacer", Noting)
+    pacer = retry.pacer_of("http://one.example")
+    assert retry.pacer_of("http://one.example") is pacer
+    assert locked == [True]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from cloudstore_mapping.client.files import Client, Loaded
 from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.errors import (
     CloudStoreError,
+    NoFileError,
     OutcomeUnknownError,
     ProtocolError,
     TooOftenError,
@@ -157,7 +158,8 @@ FAULTS: dict[str, tuple[Fault, type[CloudStoreError], type[CloudStoreError], boo
     "500 without error": (Fault(500, b'{"error":null,"message":1}'), ProtocolError, OutcomeUnknownError, False),
     "301": (Fault(301, b"", {"Location": "/cloudstore/elsewhere"}), ProtocolError, ProtocolError, False),
     "307": (Fault(307, b"", {"Location": "/cloudstore/store/load"}), ProtocolError, ProtocolError, False),
-    "204": (Fault(204), ProtocolError, ProtocolError, False),
+    "202": (Fault(202, HTML), ProtocolError, OutcomeUnknownError, False),
+    "204": (Fault(204), ProtocolError, OutcomeUnknownError, False),
     "sign-in page": (Fault(200, HTML, {"Content-Type": "text/html"}), ProtocolError, ProtocolError, False),
     "nothing": (Fault(200), ProtocolError, ProtocolError, False),
     "array": (Fault(200, b"[]"), ProtocolError, ProtocolError, False),
@@ -195,6 +197,19 @@ def test_faults(client: Client, vendor: Vendor, operation: str, fault: str) -> N
         vendor.faults.extend([given] * 3)
         OPERATIONS[operation](client)
         assert len(vendor.requests) == 4 + 1 + 4
+
+
+@pytest.mark.parametrize("status", [201, 202, 203])
+def test_a_success_with_another_status(client: Client, vendor: Vendor, status: int) -> None:
+    """The service's reply counts, also if a proxy passes it on with another 2xx."""
+    vendor.faults.extend(
+        [Fault(status, b'{"error":null,"message":"Entry saved"}'), Fault(status, b'{"error":null,"message":5}')]
+    )
+    client.save("a", Raw(b"1"))
+    assert client.load("a") == Loaded(Raw(b"5"), None)
+    vendor.faults.append(Fault(status, b'{"error":"NoFile","message":"No."}'))
+    with pytest.raises(NoFileError):
+        client.load("a")
 
 
 def test_dropped_after_the_write(client: Client, vendor: Vendor) -> None:

@@ -14,14 +14,18 @@ from typing import Any
 import pytest
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from cloudstore_mapping.client.deadline import Deadline, scope
 from cloudstore_mapping.client.transport import (
+    CHUNK_SIZE,
     MAX_COPIED_BODY,
     HTTPTransport,
+    bounded_class,
     fast_connections,
     is_requests_patched,
     parse_plain_response,
 )
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TransportError
+from cloudstore_mapping.testing.clocks import FrozenClock
 from cloudstore_mapping.wire import Request
 from tests.service_fakes import PATIENCE
 from tests.vendor import Vendor
@@ -54,8 +58,44 @@ def test_a_request_is_one_piece() -> None:
         connection.request("POST", "/path", body, {"Host": "h", "Content-Length": str(len(body))})
         head = b"POST /path HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body)
         assert b"".join(sent.sent) == head + body
-        assert len(sent.sent) == (1 if len(body) <= MAX_COPIED_BODY else 2)
+        assert len(sent.sent) == (1 if len(body) <= MAX_COPIED_BODY else 3)
     connection.sock = None
+
+
+@pytest.mark.parametrize("kind", [fast_connections()[HTTPConnection], bounded_class(HTTPConnection)])
+def test_a_large_body_is_sent_in_parts(kind: type[HTTPConnection]) -> None:
+    """The timeout bounds each part of a large body, and the deadline all of them: a slow line is no failure."""
+    clock = FrozenClock()
+    body = b"x" * (10 * CHUNK_SIZE)
+    timeouts: list[float | None] = []
+
+    class SlowSocket(FakeSocket):
+        """Takes 4 s for each part."""
+
+        def settimeout(self, seconds: float | None) -> None:
+            timeouts.append(seconds)
+
+        def sendall(self, data: bytes) -> None:
+            super().sendall(data)
+            clock.now += 4.0 if len(data) == CHUNK_SIZE else 0.0
+
+    for seconds in (60.0, 30.0):
+        connection = kind("127.0.0.1", 1, timeout=5.0)
+        connection.sock = sent = SlowSocket()
+        timeouts.clear()
+        scope.deadline = Deadline(seconds, clock)
+        try:
+            if seconds == 60.0:
+                connection.request("POST", "/path", body, {"Content-Length": str(len(body))})
+                assert b"".join(sent.sent).endswith(b"\r\n\r\n" + body)
+                assert set(timeouts) == {5.0}
+            else:
+                with pytest.raises(TimeoutError, match="deadline"):
+                    connection.request("POST", "/path", body, {"Content-Length": str(len(body))})
+                assert len(b"".join(sent.sent)) < len(body)
+        finally:
+            scope.deadline = None
+            connection.sock = None
 
 
 def test_every_kind_has_a_quick_one() -> None:

@@ -129,6 +129,26 @@ def test_closing_waits_for_other_work(what: str) -> None:
     assert seen == [False]
 
 
+def test_an_interrupted_close_is_completed_by_the_next() -> None:
+    """Closing again completes what an interrupt broke off, and then changes nothing."""
+
+    class Way(Script):
+        """Way to a service whose first `close` is interrupted."""
+
+        def close(self) -> None:
+            super().close()
+            if self.closed == 1:
+                raise KeyboardInterrupt
+
+    way = Way()
+    store = Store("key", transport=way)
+    with pytest.raises(KeyboardInterrupt):
+        store.close()
+    store.close()
+    store.close()
+    assert way.closed == 2
+
+
 def test_closing_waits_for_a_request(watched: tuple[Store, Watched]) -> None:
     """A save in flight is done when `close` returns, so that nothing is written afterwards."""
     store, way = watched
@@ -157,11 +177,13 @@ def test_closing_waits_for_a_request(watched: tuple[Store, Watched]) -> None:
         closing = pool.submit(close)
         while not gate.is_closed:
             pass
+        again = pool.submit(close)
         assert not closing.done()
+        assert not again.done()
         go.set()
         saving.result(FOREVER)
         closing.result(FOREVER)
-    assert ended == ["answered", "closed"]
+    assert ended == ["answered", "closed", "closed"]
 
 
 def test_a_retry_and_a_wait_for_the_pace_end() -> None:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
+import gc
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+import cloudstore_mapping as cm
 from cloudstore_mapping.client.mapping import LONGEST_BACKOFF, MAX_ATTEMPTS, CloudStoreMapping, files_of
 from cloudstore_mapping.client.transport import Sendable, Transport
+from cloudstore_mapping.embedded import open_service
 from cloudstore_mapping.errors import BadValueError, BulkError, ChangedError, NoFileError
 from cloudstore_mapping.testing.clocks import FrozenClock
 from cloudstore_mapping.testing.faults import FaultyTransport
 from cloudstore_mapping.testing.transports import CountingTransport, PassingTransport
 from cloudstore_mapping.wire import Reply, Request
+from tests.support.interrupts import at_line, interrupt
 from tests.support.mapping_fixtures import Connect, MakeStore
 
 Store = CloudStoreMapping[Any]
@@ -331,6 +337,32 @@ def test_nested_edits_of_one_key(store: Store, inner: str) -> None:
     with store.edit("key") as value:
         value["again"] = 3
     assert store["key"] == {"outer": 1, "again": 3}
+
+
+@pytest.mark.parametrize("act", ["edit", "transform"])
+def test_an_interrupt_of_an_edit(act: str) -> None:
+    """After an interrupt at any line of an edit, its key can be edited again."""
+    transport, api_key = open_service(None)
+    files = {str(Path(cm.__file__).parent / "client" / "mapping.py")}
+    with Store(api_key, transport=transport) as store:
+        store["k"] = [0]
+
+        def edit(number: int) -> None:
+            if act == "edit":
+                with store.edit("k") as value:
+                    value.append(number)
+            else:
+                store.transform("k", lambda value: [*value, number])
+
+        for line in range(1, 500):
+            with at_line(line, files, interrupt) as seen, suppress(KeyboardInterrupt):
+                edit(line)
+            gc.collect()
+            edit(-line)
+            assert store["k"][-1] == -line
+            if seen[0] < line:
+                break
+        assert 10 < line < 499
 
 
 def test_an_edit_that_returns(store: Store) -> None:

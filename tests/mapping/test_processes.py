@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+from requests.adapters import HTTPAdapter
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.client import cache as cache_module
@@ -166,6 +168,27 @@ def test_a_fork_while_a_lock_is_held(connect: Connect, where: str) -> None:
             if where == "gate":
                 assert in_child(store.close) == ""
         assert store["other"] == "other"
+
+
+def test_a_fork_with_a_users_session(http_service: tuple[Service, str]) -> None:
+    """A child of a fork never uses the connections of the parent's session, or each would get the other's replies."""
+    service, server = http_service
+    with (
+        requests.Session() as session,
+        Store(service.accounts.create("session"), server, session=session) as store,
+    ):
+        store.update({"kept": "kept", "other": "other"})
+        adapter = session.get_adapter(server)
+        assert isinstance(adapter, HTTPAdapter)
+        pools = adapter.poolmanager
+
+        def act() -> None:
+            assert adapter.poolmanager is not pools
+            use(store)
+
+        assert in_child(act) == ""
+        assert adapter.poolmanager is pools
+        assert store["kept"] == "kept"
 
 
 @pytest.mark.parametrize("connect", ["vendor"], indirect=True)
