@@ -6,6 +6,7 @@ A draft may be a store, which only SQLite may open, so the lock is on a separate
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -54,7 +55,11 @@ class Draft:
         """Lock the draft; return False if another process took it for the draft of a dead process meanwhile."""
         if os.name != "posix":
             return True
-        self._lock = os.open(self._locked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            self._lock = os.open(self._locked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileNotFoundError:
+            folder = self._locked.parent
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder)) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

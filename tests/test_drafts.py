@@ -147,3 +147,10 @@ def test_an_export_leaves_no_hidden_files(tmp_path: Path) -> None:
         seen: list[str] = []
         export_store(store, tmp_path / "all.json", progress=lambda *_: seen.extend(p.name for p in tmp_path.iterdir()))
     assert set(seen) == {"all.json.part"}
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    """The error names the folder that is absent, and no inner name."""
+    with pytest.raises(FileNotFoundError) as caught:
+        Draft(tmp_path / "absent" / "file.txt")
+    assert caught.value.filename == str(tmp_path / "absent")

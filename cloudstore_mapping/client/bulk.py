@@ -21,6 +21,7 @@ from cloudstore_mapping.client.cache import Found
 from cloudstore_mapping.client.deadline import scope
 from cloudstore_mapping.client.files import Change, Files
 from cloudstore_mapping.client.progress import Progress, reporting
+from cloudstore_mapping.client.retry import WRITES
 from cloudstore_mapping.errors import (
     BadValueError,
     BulkError,
@@ -264,25 +265,42 @@ class Bulk:
         progress: Progress = None,
         *,
         is_listing: bool = False,
+        after: str | None = None,
         stop: StopRule | None = None,
     ) -> Generator[tuple[str, Found[bytes] | CloudStoreError], None, None]:
         """
         Yield each key with its value or error, in order, holding at most a batch in memory.
 
-        `is_listing` means consecutive keys of a listing from its beginning. `stop` is shared by parts of one work.
+        `is_listing` means consecutive keys of a listing, following the key `after`, or from its beginning for None.
+        `stop` is shared by parts of one work.
         """
-        results = self._read(keys, StopRule() if stop is None else stop, is_listing=is_listing)
+        results = self._read(keys, StopRule() if stop is None else stop, after, is_listing=is_listing)
         return reported(results, progress, len(keys))
 
     def _read(
-        self, keys: Sequence[str], stop: StopRule, *, is_listing: bool
+        self, keys: Sequence[str], stop: StopRule, last: str | None, *, is_listing: bool
     ) -> Generator[tuple[str, Found[bytes] | CloudStoreError], None, None]:
         files = self.files
         rest = iter(keys)
-        last: str | None = None
         if stop.applies():
             yield from ((key, stop.untried(key)) for key in rest)
             return
+
+        def load(key: str) -> Found[bytes] | CloudStoreError:
+            if stop.applies():
+                return stop.untried(key)
+            try:
+                found = files.load(key)
+            except CloudStoreError as error:
+                stop.note(error)
+                return error
+            stop.note(None)
+            return found
+
+        # The first reply tells if the service takes batches.
+        while not files.client.has_replied and (key := next(rest, None)) is not None:
+            yield key, load(key)
+            last = key
         while files.supports("batch") and (chunk := list(islice(rest, MAX_BATCH))):
             try:
                 results: Sequence[Found[bytes] | CloudStoreError] = (
@@ -300,22 +318,36 @@ class Bulk:
                 yield from ((key, stop.untried(key)) for key in rest)
                 return
             last = chunk[-1]
-
-        def load(key: str) -> Found[bytes] | CloudStoreError:
-            if stop.applies():
-                return stop.untried(key)
-            try:
-                found = files.load(key)
-            except CloudStoreError as error:
-                stop.note(error)
-                return error
-            stop.note(None)
-            return found
-
         singly = [*rest]
         on_threads = files.client.is_remote and len(singly) > 1
         with closing(self.pool.map(load, singly, on_threads=on_threads)) as calls:
             yield from ((call.argument, call.result()) for call in calls)
+
+    def read_in_steps(
+        self, keys: Sequence[str], progress: Progress = None
+    ) -> Generator[tuple[str, Found[bytes] | CloudStoreError], None, None]:
+        """
+        Yield as `read` does for all keys of a listing; after a write of this process the rest is read anew.
+
+        The next page has as many keys as were used of the page lost that way, and twice as many after a page used up:
+        a loop that writes loads a value at a time.
+        """
+        return reported(self._read_in_steps(keys), progress, len(keys))
+
+    def _read_in_steps(self, keys: Sequence[str]) -> Generator[tuple[str, Found[bytes] | CloudStoreError], None, None]:
+        stop = StopRule()
+        place, size = 0, len(keys)
+        while place < len(keys):
+            mark, begin = WRITES.latest, place
+            page = keys[begin : begin + size]
+            after = keys[begin - 1] if begin else None
+            with closing(self.read(page, is_listing=True, after=after, stop=stop)) as results:
+                # Looked at before the next result is read. The first one was read in this very step.
+                while (place == begin or WRITES.latest == mark) and (pair := next(results, None)) is not None:
+                    place += 1
+                    yield pair
+            used = place - begin
+            size = 2 * size if used == len(page) else used
 
     @property
     def page_size(self) -> int:
@@ -345,19 +377,29 @@ class Bulk:
         Raises `BulkError` with the keys done and failed, or the error itself if all changes are of a single key.
         """
         failed: dict[str, Exception] = {}
-        with reporting(progress, len(changes)) as report, closing(self.attempt(changes)) as attempts:
-            for done, (key, error) in enumerate(attempts, 1):
-                report(done)
-                if error is not None and not (ignore_absent and isinstance(error, NoFileError)):
-                    failed.setdefault(key, error)
+        done = 0
+        try:
+            with reporting(progress, len(changes)) as report, closing(self.attempt(changes)) as attempts:
+                for done, (key, error) in enumerate(attempts, 1):
+                    report(done)
+                    if error is not None and not (ignore_absent and isinstance(error, NoFileError)):
+                        failed.setdefault(key, error)
+        except BaseException as interrupt:
+            if not isinstance(interrupt, CloudStoreError) and done < len(changes):
+                interrupt.add_note(
+                    f"The work on {len(changes)} keys was interrupted: {done} were processed, and each of the others "
+                    "may have been done or not; load them to see, or do it again."
+                )
+            raise
         if not failed:
             return
         keys = dict.fromkeys(change.key for change in changes)
         first = next(iter(failed.values()))
         if len(keys) == 1:
             raise first
+        others = "" if len(failed) == len(keys) else ", the others are done"
         raise BulkError(
-            f"{len(failed)} of {len(keys)} keys failed, the others are done; see `.failed`. The first: {first}",
+            f"{len(failed)} of {len(keys)} keys failed{others}; see `.failed`. The first: {first}",
             succeeded=[key for key in keys if key not in failed],
             failed=failed,
         ) from first

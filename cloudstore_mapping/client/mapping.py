@@ -12,7 +12,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -401,6 +401,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
     def get_many(self, keys: Iterable[str]) -> dict[str, V]:
         """Return the values of the keys that exist; `BulkError` if some can't be read."""
         self._check_open()
+        _check_several(keys)
         wanted = dict.fromkeys(text for key in keys if (text := self._key_or_none(key)) is not None)
         self._files.settle([*wanted])
         values: dict[str, V] = {}
@@ -442,15 +443,15 @@ class CloudStoreMapping(MutableMapping[str, V]):
         Values looked up in the order of an iteration over it, as ``dict(store)`` does, are read ahead in pages: such a
         value may be as old as its page's request plus 50 ms.
         """
-        return StoreKeys(self, self._new_listing(), self._read, self._read_ahead)
+        return StoreKeys(self, self._new_listing(), self._read, self._read_in_steps, self._read_ahead)
 
     def values(self) -> StoreValues[V]:
         """Return a view of the values; an iteration loads them as it goes."""
-        return StoreValues(self, self._new_listing(), self._read)
+        return StoreValues(self, self._new_listing(), self._read, self._read_in_steps)
 
     def items(self) -> StoreItems[V]:
         """Return a view of the keys and values; an iteration loads the values as it goes."""
-        return StoreItems(self, self._new_listing(), self._read)
+        return StoreItems(self, self._new_listing(), self._read, self._read_in_steps)
 
     def copy(self) -> dict[str, V]:
         """Return all keys and values as a plain dictionary."""
@@ -512,7 +513,17 @@ class CloudStoreMapping(MutableMapping[str, V]):
         return read_ahead
 
     def _read(self, keys: Sequence[str]) -> Iterator[tuple[str, V]]:
-        with closing(self._bulk.read(keys, self._files.store.progress, is_listing=True)) as results:
+        """Yield the pairs of the keys that exist, for work that runs none of the program's own code in between."""
+        return self._existing(self._bulk.read(keys, self._files.store.progress, is_listing=True))
+
+    def _read_in_steps(self, keys: Sequence[str]) -> Iterator[tuple[str, V]]:
+        """Yield the pairs of the keys that exist, for a loop of the program, which sees its own writes."""
+        return self._existing(self._bulk.read_in_steps(keys, self._files.store.progress))
+
+    def _existing(
+        self, results: Generator[tuple[str, Found[bytes] | CloudStoreError], None, None]
+    ) -> Iterator[tuple[str, V]]:
+        with closing(results):
             for key, result in results:
                 self._check_open()
                 if isinstance(result, NoFileError):
@@ -603,13 +614,9 @@ class CloudStoreMapping(MutableMapping[str, V]):
         new = codec.encode(default)
         for attempt in self._attempts(text):
             with suppress(NoFileError):
-                return self._decode(self._files.load(text))
+                return self._decode(self._files.load_uncached(text))  # a cached value may be gone
             with attempt:
-                try:
-                    self._files.save_if(text, new, None)
-                except ChangedError:
-                    self._files.invalidate(text)
-                    raise
+                self._files.save_if(text, new, None)
                 return codec.decode(new)
         raise AssertionError  # the last attempt returned or raised
 
@@ -650,6 +657,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
     def delete_many(self, keys: Iterable[str]) -> None:
         """Delete the keys; `BulkError` if some can't be deleted, or do not exist."""
         self._check_writable()
+        _check_several(keys)
         wanted = dict.fromkeys(self._require_key(key) for key in keys)
         self._change_many(self._files.changes_to_delete(wanted))
 
@@ -688,6 +696,11 @@ class CloudStoreMapping(MutableMapping[str, V]):
         with self._editing(text):
             value, before, version = self._load_to_edit(text, default)
             if not isinstance(value, dict | list):
+                if version is None:
+                    raise TypeError(
+                        f"There is nothing under {shorten(text)}, and a block can't change the default, of type "
+                        f"{type(value).__name__}, in place; give a list or dictionary, or use store.transform."
+                    )
                 raise TypeError(
                     f"{shorten(text)} holds a value of type {type(value).__name__}, which a block can't change in "
                     f"place; write store.transform({shorten(text)}, lambda value: …)."
@@ -967,6 +980,12 @@ def _last_attempt(key: str) -> Iterator[None]:
 
 def _view_of(store: CloudStoreMapping[V], prefix: str) -> CloudStoreMapping[V]:
     return store.view(prefix)
+
+
+def _check_several(keys: object) -> None:
+    """Raise `TypeError` for a text in the place of several keys: each of its characters would be a key."""
+    if isinstance(keys, str | bytes):
+        raise TypeError(f"Give a list of keys, such as [{shorten(keys)}], not a single {type(keys).__name__}.")
 
 
 def _pairs(other: Any) -> Iterable[tuple[Any, Any]]:

@@ -638,7 +638,7 @@ def _description(request: Sendable, key: str | None) -> str:
 _SENTENCES: Final = {
     "NoFile": "There is nothing under {key}.",
     "Locked": "{key} is locked, and the password is missing or wrong; give the right one.",
-    "Changed": "{key} was changed by somebody else meanwhile; load it again before writing it.",
+    "Changed": "{key} was changed meanwhile; load it again before writing it.",
 }
 # Remedies for a status of a proxy or web server, not of the service.
 _ADVICE: Final = {

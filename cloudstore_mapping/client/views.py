@@ -222,15 +222,24 @@ class ReadAhead:
 
 
 class _View(Sized, Generic[V]):
-    """Base of the views; `listing` has the keys, `read` yields the pairs of keys that still exist."""
+    """
+    Base of the views; `listing` has the keys, `read` yields the pairs of keys that still exist.
+
+    `read_in_steps` does so for a loop of the program, which sees its own writes.
+    """
 
     def __init__(
-        self, mapping: Mapping[str, V], listing: Listing, read: Callable[[list[str]], Iterator[tuple[str, V]]]
+        self,
+        mapping: Mapping[str, V],
+        listing: Listing,
+        read: Callable[[list[str]], Iterator[tuple[str, V]]],
+        read_in_steps: Callable[[list[str]], Iterator[tuple[str, V]]],
     ) -> None:
         self.mapping = mapping
         self._mapping = mapping  # used by the views of collections.abc
         self._listing = listing
         self._read = read
+        self._read_in_steps = read_in_steps
 
     def __len__(self) -> int:
         return self._listing.length()
@@ -242,7 +251,7 @@ class _View(Sized, Generic[V]):
         """Yield the pairs of the keys returned by `first`, called at the first step."""
         keys = first()
         del first  # a later `len` hands over nothing
-        yield from self._read(keys)
+        yield from self._read_in_steps(keys)
 
     def _reversed_pairs(self) -> Iterator[tuple[str, V]]:
         return self._pairs(lambda: self._listing.fetch()[::-1])
@@ -320,9 +329,10 @@ class StoreKeys(_SetView[V], KeysView[str]):
         mapping: Mapping[str, V],
         listing: Listing,
         read: Callable[[list[str]], Iterator[tuple[str, V]]],
+        read_in_steps: Callable[[list[str]], Iterator[tuple[str, V]]],
         read_ahead: Callable[[list[str]], ReadAhead],
     ) -> None:
-        super().__init__(mapping, listing, read)
+        super().__init__(mapping, listing, read, read_in_steps)
         self._read_ahead = read_ahead
 
     def snapshot(self) -> KeysView[str]:

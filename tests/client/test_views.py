@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from cloudstore_mapping.testing.concurrency import together
 from cloudstore_mapping.testing.transports import CountingTransport, SlowTransport
 from cloudstore_mapping.transfer.raw_store import RawStore
 from cloudstore_mapping.wire import Reply, Request, encode_value
+from tests.service_fakes import PATIENCE
 from tests.storages import new_storage
 from tests.support.mapping_fixtures import Connect
 
@@ -392,6 +394,76 @@ def test_a_locked_file_is_an_error_of_its_own_lookup() -> None:
             with pytest.raises(LockedError) as caught:
                 dict(store)
             assert caught.value.key == "c"
+
+
+# Loops that write
+
+
+@pytest.mark.parametrize("prefix", ["", "view of "])
+def test_a_loop_sees_its_own_writes(shared: Shared, prefix: str) -> None:
+    """A loop over items or values sees what the program writes meanwhile, as a loop over a `dict` does."""
+    loops: list[Callable[[Any], list[Any]]] = [_writing_items, _writing_values, _deleting_items]
+    for loop in loops:
+        plain = dict.fromkeys("abcde", 0)
+        store = shared.store.view(prefix)
+        store.clear()
+        store.update(plain)
+        assert loop(store) == loop(plain)
+        assert dict(store) == plain
+
+
+def _writing_items(mapping: Any) -> list[Any]:
+    seen = []
+    for key, value in mapping.items():
+        seen.append((key, value))
+        if key == "a":
+            mapping["b"] = 10
+        else:
+            mapping[key] = value + 1
+    return seen
+
+
+def _writing_values(mapping: Any) -> list[Any]:
+    seen = []
+    for number, value in enumerate(mapping.values()):
+        seen.append(value)
+        if number in (0, 2):
+            mapping.update(d=number, e=number)
+    return seen
+
+
+def _deleting_items(mapping: Any) -> list[Any]:
+    seen = []
+    for key, value in mapping.items() if not isinstance(mapping, dict) else list(mapping.items()):
+        if key == "d" and isinstance(mapping, dict):
+            continue  # a `dict` can't be changed in size during a loop
+        seen.append((key, value))
+        if key == "b":
+            del mapping["d"]
+    return seen
+
+
+@pytest.mark.parametrize("connect", ["memory"], indirect=True)
+def test_a_loop_that_writes_reads_a_value_at_a_time(shared: Shared) -> None:
+    """A loop that writes at each step reads few values more than it uses; one that doesn't reads a page at a time."""
+    many = {f"{number:04}": number for number in range(2500)}
+    shared.store.update(many)
+    shared.take()
+    for _ in shared.store.items():
+        pass
+    assert shared.take() == {"list": 4}  # the keys, and three pages of values
+    for key, value in shared.store.view("00").items():
+        shared.store[f"00{key}"] = value + 1
+    assert sum(shared.take().values()) < 3 * 100 + 10
+
+
+def test_a_write_by_another_thread_before_a_step_is_seen(shared: Shared) -> None:
+    """What another thread wrote before a step of the loop is in it."""
+    items = iter(shared.store.items())
+    next(items)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(shared.store.__setitem__, "c", "new").result(PATIENCE)
+    assert dict(items)["c"] == "new"
 
 
 # Keys deleted by another client

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from cloudstore_mapping.client.mapping import CloudStoreMapping
+from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
 from cloudstore_mapping.testing.transports import CountingTransport
 from tests.support.mapping_fixtures import Connect
 
@@ -183,3 +183,15 @@ def test_a_refused_value_costs_nothing(filled: Counted) -> None:
     with pytest.raises(TypeError):
         store.setdefault("key1", {1})
     assert transport.take() == {}
+
+
+def test_the_first_get_many(connect: Connect) -> None:
+    """A fresh store learns from its first reply that the service has batches."""
+    transport, api_key = connect()
+    with CloudStoreMapping[Any](api_key, transport=transport) as store:
+        store.update(DATA)
+        counting = CountingTransport(transport)
+        fresh = CloudStoreMapping[Any](api_key, transport=counting)
+        assert fresh.get_many(DATA) == DATA
+        has_batches = "batch" in files_of(fresh).client.extensions
+        assert counting.counts == ({"load": 1, "batch": 1} if has_batches else {"load": N})

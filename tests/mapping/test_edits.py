@@ -546,3 +546,36 @@ def test_a_bar(make_store: MakeStore, capfd: pytest.CaptureFixture[str], monkeyp
     store.update({"a": 1, "b": 2})
     out, err = capfd.readouterr()
     assert (out, "100%" in err) == ("", True)
+
+
+@extended
+def test_setdefault_asks_the_service(make_store: MakeStore) -> None:
+    """`setdefault` never answers from the cache: its value, or nothing, may be there by now."""
+    cached, other = make_store(cache_ttl=1000.0, cache_absent_ttl=1000.0), make_store()
+    assert cached.setdefault("lock", "mine") == "mine"
+    del other["lock"]
+    assert other.setdefault("lock", "theirs") == "theirs"
+    assert cached.setdefault("lock", "mine") == "theirs"
+    del other["lock"]
+    assert cached.setdefault("lock", "mine") == "mine"
+    assert other["lock"] == "mine"
+
+
+@pytest.mark.parametrize("method", ["get_many", "delete_many"])
+@pytest.mark.parametrize("keys", ["ab", b"ab"])
+def test_a_text_is_no_list_of_keys(store: Store, method: str, keys: Any) -> None:
+    """A text in the place of several keys is an error: each of its characters would be a key."""
+    store.update(a=1, b=2)
+    with pytest.raises(TypeError, match=r"Give a list of keys, such as \[b?'ab'\]"):
+        getattr(store, method)(keys)
+    assert dict(store) == {"a": 1, "b": 2}
+
+
+def test_an_edit_with_a_default_that_no_block_can_change(store: Store) -> None:
+    """The error names the default, for there is no value."""
+    with (
+        pytest.raises(TypeError, match=r"nothing under 'absent'.*default, of type NoneType"),
+        store.edit("absent", None),
+    ):
+        pass
+    assert "absent" not in store
