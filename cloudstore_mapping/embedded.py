@@ -153,6 +153,7 @@ class StoreTransport(InProcessTransport):
             storage.close()
             raise
         super().__init__(Service(storage, LOCAL_SETTINGS))
+        self._storage = storage
         self._place = place
         self._process = os.getpid()
         self._lock = threading.Lock()
@@ -220,18 +221,39 @@ class StoreTransport(InProcessTransport):
         return has_finished() and not self._place.is_memory
 
     def _new_service(self) -> Service:
-        service = Service(self._place.open(), LOCAL_SETTINGS)
+        return self._serving(self._place.open())
+
+    def _serving(self, storage: Storage) -> Service:
+        service = Service(storage, LOCAL_SETTINGS)
         service.accounts.grant(LOCAL_ACCOUNT, self.api_key)
         return service
 
     def _reopen_after_fork(self) -> None:
-        if self._process == os.getpid() or self._place.is_memory:
+        if self._process == os.getpid():
             return
         with self._lock:
             if self._process != os.getpid():
+                service = self._service_in_child()
                 _inherited.append(self._service)
-                self._service = self._new_service()
+                self._service = service
                 self._process = os.getpid()
+
+    def _service_in_child(self) -> Service:
+        copy = self._storage.in_child()
+        if copy is None:
+            return self._new_service()
+        self._storage = copy
+        return self._serving(copy)
+
+    def hurry(self) -> None:
+        """Have the service wait no longer than a moment for other processes; a child has none of its own at first."""
+        if self._process == os.getpid():
+            super().hurry()
+
+    def close(self) -> None:
+        """Close the service, but in a child never its parent's."""
+        if self._process == os.getpid():
+            super().close()
 
 
 def _patience() -> float | None:
@@ -256,7 +278,7 @@ def _of_a_service(place: Place) -> UnsupportedError:
     )
 
 
-#: Services copied by a fork: their connections belong to the parent process, so this process never uses or closes them.
+#: Services copied by a fork: they wait for threads of the parent process, so this process never uses or closes them.
 _inherited: Final[list[Service]] = []
 
 

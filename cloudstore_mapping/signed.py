@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from cloudstore_mapping.client.shelf import VARIABLE, Secret, place_of_secret
 from cloudstore_mapping.errors import BadValueError
+from cloudstore_mapping.quiet import connected
 from cloudstore_mapping.storefiles import is_store
 
 # Matches a stored signed pickle, whichever of its two names comes first.
@@ -26,11 +26,10 @@ def holds_signed(path: Path) -> bool:
     path = Path(os.path.realpath(path))
     if not is_store(path):
         return False
-    import sqlite3  # not needed for --help
 
     from cloudstore_mapping.service.storage.sqlite_place import reading_mode
 
-    with closing(sqlite3.connect(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True)) as connection:
+    with connected(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True) as connection:
         return bool(connection.execute(_SIGNED).fetchone()[0])
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import closing
 from pathlib import Path
 from typing import IO, Final, Literal
 
 from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.quiet import connected
 
 #: "CLSD": `file(1)` and SQLite's own tools know our files by it.
 APPLICATION_ID: Final = 0x434C5344
@@ -42,7 +42,7 @@ def application_id(path: Path) -> int | None:
         return None
     try:
         uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"  # neither reads nor leaves a log
-        with closing(sqlite3.connect(uri, uri=True)) as connection:
+        with connected(uri, uri=True) as connection:
             return int(connection.execute("PRAGMA application_id").fetchone()[0])
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF

@@ -23,6 +23,7 @@ from msgspec import MsgspecError
 from cloudstore_mapping.client import codec
 from cloudstore_mapping.client.shelf import Envelopes
 from cloudstore_mapping.errors import BadValueError, UnsupportedError, shorten
+from cloudstore_mapping.quiet import connected
 from cloudstore_mapping.storefiles import open_file, read_file
 from cloudstore_mapping.transfer.dbmkinds import TABLE, DbmFile, dbm_at, read_only
 from cloudstore_mapping.transfer.entries import Entry, about, checked
@@ -102,7 +103,7 @@ def write(path: Path, entries: Iterable[tuple[str, bytes]]) -> list[BadValueErro
                 failed[name] = str(error) or type(error).__name__
     lost = _lost(path, digests)
     if kind == "dbm.sqlite3":
-        with closing(sqlite3.connect(path)) as connection:  # so that no log is left beside it
+        with connected(path) as connection:  # so that no log is left beside it
             connection.execute("PRAGMA journal_mode = DELETE")
     for name in lost:
         failed[name] = "it was not there when the file was read back"

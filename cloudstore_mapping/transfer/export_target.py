@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import stat
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +18,7 @@ import msgspec
 from cloudstore_mapping.client.shelf import refuse_secret
 from cloudstore_mapping.drafts import draft_of
 from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.quiet import connected
 from cloudstore_mapping.storefiles import (
     SIDECARS,
     application_id,
@@ -286,7 +287,7 @@ def _digest(file: Path) -> str:
     if any(os.path.lexists(f"{file}{end}") for end in SIDECARS):
         return ""
     digest = hashlib.sha256()
-    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+    with connected(f"{file.absolute().as_uri()}?mode=ro&immutable=1", uri=True) as connection:
         try:
             for key, value in connection.execute(f"SELECT key, value FROM {TABLE} ORDER BY key"):  # noqa: S608 - constants
                 digest.update(_encode([key, value]))

@@ -13,6 +13,7 @@ from typing import Self
 from cloudstore_mapping.client.shelf import place_of_secret
 from cloudstore_mapping.drafts import Draft
 from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.quiet import connected
 from cloudstore_mapping.storefiles import sync_folder
 
 #: What the kept file's name ends with.
@@ -79,10 +80,10 @@ class Replacement:
         if logs and self._path.exists():
             with (
                 suppress(sqlite3.Error),
-                closing(sqlite3.connect(f"{self._path.as_uri()}?mode=rw", uri=True)) as opened,
+                connected(f"{self._path.as_uri()}?mode=rw", uri=True) as connection,
             ):
-                opened.execute("PRAGMA busy_timeout = 1000")
-                opened.execute("PRAGMA journal_mode = DELETE")
+                connection.execute("PRAGMA busy_timeout = 1000")
+                connection.execute("PRAGMA journal_mode = DELETE")
             logs = [log for log in logs if log.exists()]
         if logs:
             raise UnsupportedError(

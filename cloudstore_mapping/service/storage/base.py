@@ -74,6 +74,10 @@ class Storage(ABC):
         """
         return self.submit(work)
 
+    def in_child(self) -> Storage | None:
+        """Return what a forked process goes on with if that is a copy of memory; None where it opens its own."""
+        return None
+
     @abstractmethod
     def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
         """

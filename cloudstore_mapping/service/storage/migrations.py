@@ -6,11 +6,11 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
+from cloudstore_mapping.quiet import connected
 from cloudstore_mapping.service.storage.renaming import old_names_among
 from cloudstore_mapping.service.storage.schemas import steps as schema_steps
 from cloudstore_mapping.service.storage.sqlite_lineage import change_if_there
@@ -40,7 +40,7 @@ def check_file(path: Path) -> None:
         return
     if not size:
         return
-    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+    with connected(f"{path.as_uri()}?mode=ro&immutable=1", uri=True) as connection:
         try:
             (application,) = connection.execute("PRAGMA application_id").fetchone()
             (page_size,) = connection.execute("PRAGMA page_size").fetchone()

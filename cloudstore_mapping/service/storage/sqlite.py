@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.quiet import forkers, inside_sqlite, refuse_forker
 from cloudstore_mapping.service.storage import health, sqlite_session
 from cloudstore_mapping.service.storage.base import Storage, Transaction, check_open
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, migrate, not_opened
@@ -44,17 +45,24 @@ class SQLiteStorage(Storage):
     Several processes may use one file, but a forked one has to open it anew. Every commit is synced
     (``synchronous=FULL``) before it is answered, and readers see the last commit without waiting. Raises
     `UnsupportedError` for a file that isn't ours, is damaged or is of a newer version, and `OSError` for one that can't
-    be opened.
+    be opened. A `session` that holds data in memory is used as it is.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, session: SQLiteSession | None = None) -> None:
         self._path = None if path is None else Path(path).absolute()
-        self._session = _open(self._path)
+        self._session = session or _open(self._path)
         self._idle: list[SQLiteSession] = []
         self._closed = False
         self._process = os.getpid()
         self._writer = GroupWriter(self._session, partial(_let_go, self._session, self._idle))
         self._probe = health.HealthProbe(partial(self._writer.submit, SQLiteSession.check_room))
+
+    def in_child(self) -> Storage | None:
+        """Return what a forked process goes on with if that is a copy of memory; None where it opens its own."""
+        if self._path is not None:
+            return None
+        with inside_sqlite():  # which refuses it where the copy was made in the middle of something
+            return SQLiteStorage(None, self._session)
 
     def read(self) -> AbstractContextManager[Transaction]:
         """Return a transaction to read with, on the caller's thread: all it reads is of one moment."""
@@ -82,16 +90,24 @@ class SQLiteStorage(Storage):
     def submit(self, work: Callable[[Transaction], T]) -> Future[T]:
         """Run `work` in a writing transaction; the future completes after the commit is on disk."""
         check_open(self._process, closed=self._closed)
+        if forkers:
+            refuse_forker()
         return self._writer.submit(work)
 
     def run(self, work: Callable[[Transaction], T], until: float = math.inf) -> Future[T]:
         """Do as `submit`, on the caller's thread where nobody else writes; see `Storage.run`."""
         check_open(self._process, closed=self._closed)
+        if forkers:
+            refuse_forker()
         return self._writer.run(work, until)
 
     def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
         """Copy all that it holds at this moment into a new file at `path`, which is there only once it is whole."""
         check_open(self._process, closed=self._closed)
+        with inside_sqlite():
+            self._back_up(path, report)
+
+    def _back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
         if self._path is None:
             with self._session.snapshot():
                 back_up(self._session.connection, path, report)
@@ -157,7 +173,8 @@ def _open(path: Path | None) -> SQLiteSession:
     gives_up_at = time.monotonic() + sqlite_session.BUSY_TIMEOUT
     while True:
         try:
-            return _try_to_open(path)
+            with inside_sqlite():
+                return _try_to_open(path)
         except UnavailableError as error:
             cause = error.__cause__
             is_busy = isinstance(cause, sqlite3.Error) and primary_code(cause) == sqlite3.SQLITE_BUSY
@@ -199,16 +216,17 @@ def _try_to_open(path: Path | None) -> SQLiteSession:
 
 
 def _let_go(session: SQLiteSession, idle: list[SQLiteSession]) -> None:
-    while idle:
-        _close_one(idle)
-    try:
-        if session.identity is not None and session.identity.is_overwritten():
-            session.close_untouched()
-            session.identity.set_log_aside("overwritten")
-        elif session.identity is not None and session.damage.error is None:
-            session.identity.part_from_log(session.connection)
-    finally:
-        session.close()
+    with inside_sqlite():
+        while idle:
+            _close_one(idle)
+        try:
+            if session.identity is not None and session.identity.is_overwritten():
+                session.close_untouched()
+                session.identity.set_log_aside("overwritten")
+            elif session.identity is not None and session.damage.error is None:
+                session.identity.part_from_log(session.connection)
+        finally:
+            session.close()
 
 
 def _close_one(idle: list[SQLiteSession]) -> None:

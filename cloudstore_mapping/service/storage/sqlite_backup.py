@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 from cloudstore_mapping.drafts import draft_of, remove_dead
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.oserrors import naming
+from cloudstore_mapping.quiet import connected
 from cloudstore_mapping.service.storage.checking import Findings, look
 from cloudstore_mapping.service.storage.migrations import (
     DamagedFileError,
@@ -53,7 +54,7 @@ def back_up(source: sqlite3.Connection, path: Path, report: Report) -> None:
 
 def _copy(source: sqlite3.Connection, draft: Path, report: Report, check: Callable[[Path], T]) -> T:
     try:
-        with closing(sqlite3.connect(draft)) as target:
+        with connected(draft) as target:
             source.backup(
                 target,
                 pages=PAGES_AT_ONCE,
@@ -112,7 +113,7 @@ def restore(path: Path, store: Path, report: Report) -> None:
         verify(path)
     except DamagedFileError as error:  # whose advice is to restore a backup
         raise UnsupportedError(f"The backup {path} is damaged and was not restored; restore another one.") from error
-    with closing(sqlite3.connect(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True)) as source:
+    with connected(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True) as source:
         source.execute("BEGIN")
         source.execute("SELECT 1 FROM sqlite_schema").fetchone()
         with drafted(store) as draft:
@@ -143,7 +144,7 @@ def examine(path: Path, report: Report) -> Findings:
 def _roll_back(path: Path) -> None:
     """Undo a transaction that a crash left half done in a journal, which a connection that only reads can't do."""
     if Path(f"{path}-journal").exists():
-        with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as connection:
+        with suppress(sqlite3.Error), connected(f"{path.as_uri()}?mode=rw", uri=True) as connection:
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
 
 
@@ -158,7 +159,7 @@ def verify(path: Path) -> int:
     check_file(path)
     _roll_back(path)
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True)) as connection:
+        with connected(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True) as connection:
             version = schema_version(connection, path)
             (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
             broken = connection.execute("PRAGMA foreign_key_check").fetchone()

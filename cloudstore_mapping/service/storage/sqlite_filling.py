@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.quiet import connected
 from cloudstore_mapping.service.storage.copying import Copied, Report, copy_store
 from cloudstore_mapping.service.storage.sql import SQLTransaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
@@ -23,7 +23,7 @@ def copy_to_file(source: SQLTransaction, path: Path, report: Report) -> dict[str
         try:
             with SQLiteStorage(draft) as storage:
                 copied = copy_store(source, storage, report)
-            with closing(sqlite3.connect(draft)) as connection:
+            with connected(draft) as connection:
                 make_one_file(connection)
         except (sqlite3.Error, PermissionError, UnavailableError) as error:
             raise failed_copy(error, draft) from error

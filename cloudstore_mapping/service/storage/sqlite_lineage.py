@@ -14,10 +14,10 @@ import secrets
 import sqlite3
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from cloudstore_mapping.quiet import connected
 from cloudstore_mapping.service.storage.sqlite_log import (
     FRAME,
     Frame,
@@ -70,7 +70,7 @@ def change_if_there(connection: sqlite3.Connection) -> None:
 def lineage_of(path: Path) -> Lineage | None:
     """Return the lineage in the file itself, without its log; None if the file is unreadable without it."""
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+        with connected(f"{path.as_uri()}?mode=ro&immutable=1", uri=True) as connection:
             if connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'lineage'").fetchone() == (0,):
                 return Lineage(NOTHING, NOTHING)
             return Lineage(*connection.execute("SELECT token, previous FROM lineage").fetchone())
@@ -108,7 +108,7 @@ def is_of_another_file(log: Path, path: Path, in_use: Callable[[], bool]) -> boo
 def _changes_of(path: Path) -> int | None:
     """Return the schema cookie of the file itself; None if the file is unreadable without its log."""
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+        with connected(f"{path.as_uri()}?mode=ro&immutable=1", uri=True) as connection:
             return int(connection.execute("PRAGMA schema_version").fetchone()[0]) & 0xFFFFFFFF
     except sqlite3.Error:
         return None

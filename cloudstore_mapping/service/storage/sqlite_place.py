@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from contextlib import closing
 from pathlib import Path
 from typing import Final, Literal
 
 from cloudstore_mapping.errors import UnsupportedError, shorten
+from cloudstore_mapping.quiet import connected
 from cloudstore_mapping.service.storage.sqlite_damage import is_damaged, lacks_saves
 from cloudstore_mapping.service.storage.sqlite_lineage import is_of_another_file, lineage_of
 from cloudstore_mapping.service.storage.sqlite_session import primary_code
@@ -264,7 +264,7 @@ def _table(path: Path) -> list[str]:
 
 def _is_free(path: Path) -> bool:
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=PATIENCE)) as connection:
+        with connected(f"{path.as_uri()}?mode=rw", uri=True, timeout=PATIENCE) as connection:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # which needs no shared memory
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     except sqlite3.Error as error:

@@ -10,12 +10,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from threading import get_ident
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.quiet import connected, forkers, inside_sqlite, keep_quiet, let_fork
 from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.service.storage.sql import SQLTransaction
 from cloudstore_mapping.service.storage.sqlite_identity import Identity
@@ -99,6 +101,14 @@ class SQLiteSession(SQLTransaction, Session):
     ) -> None:
         # In memory there is one connection only, which readers and the writer take in turn; both are quick.
         self._turn: AbstractContextManager[Any] = threading.RLock() if path is None else nullcontext()
+        self._path = path
+        #: The thread that is in a transaction, for which a fork waits; 0 for none.
+        self.user = 0
+        with inside_sqlite():
+            self._open(mode, beside, busy_timeout)
+
+    def _open(self, mode: str, beside: SQLiteSession | None, busy_timeout: float | None) -> None:
+        path = self._path
         self.connection = sqlite3.connect(
             ":memory:" if path is None else f"{path.as_uri()}?mode={mode}",
             uri=True,
@@ -106,7 +116,7 @@ class SQLiteSession(SQLTransaction, Session):
             isolation_level=None,
             check_same_thread=False,
         )
-        self._path = path
+        keep_quiet(self)
         self._space = None if path is None else Space(path)
         self.outlives_program = path is not None
         #: What was met by any connection to the store.
@@ -130,49 +140,63 @@ class SQLiteSession(SQLTransaction, Session):
     def snapshot(self) -> Iterator[Transaction]:
         """Read the database as it is at one moment; in memory, in turn with all others who use it."""
         with self._turn:
-            self.check_not_overwritten()
+            before = self.user  # in memory its thread may be in a transaction already
             try:
-                begins = not self.connection.in_transaction  # in memory, what writes may read as well
-                if begins:
-                    self._execute("BEGIN")
+                self.user = get_ident()
+                if forkers and not before:
+                    let_fork(self)
+                self.check_not_overwritten()
                 try:
-                    yield self
-                finally:
-                    if begins and self.connection.in_transaction:
-                        self._execute("ROLLBACK")
-            except sqlite3.Error as error:
-                raise self.failed(error) from error
+                    begins = not self.connection.in_transaction  # in memory, what writes may read as well
+                    if begins:
+                        self._execute("BEGIN")
+                    try:
+                        yield self
+                    finally:
+                        if begins and self.connection.in_transaction:
+                            self._execute("ROLLBACK")
+                except sqlite3.Error as error:
+                    raise self.failed(error) from error
+            finally:
+                self.user = before
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Begin, then commit, or roll back and raise `UnavailableError` if SQLite fails."""
         with self._turn:
-            self.check_usable()
-            if self._space is not None:
-                self._space.begin()
+            before = self.user  # in memory its thread may be in a transaction already
             try:
-                if self.connection.in_transaction:  # an interrupt came before the last one was undone
-                    self._execute("ROLLBACK")
-                if self._space is not None and self._space.log_is_in_the_way():
-                    self._empty_log()
+                self.user = get_ident()
+                if forkers and not before:
+                    let_fork(self)
+                self.check_usable()
+                if self._space is not None:
+                    self._space.begin()
                 try:
-                    self._begin_to_write()
-                    changes = self.connection.total_changes
-                    yield
-                    if self.identity is None:
-                        self._commit()
-                    else:
-                        if self.connection.total_changes != changes:
-                            change(self.connection)
-                        with self.identity.committing():
-                            self._commit()
-                        self.identity.check_committed()
-                except BaseException:
-                    if self.connection.in_transaction:
+                    if self.connection.in_transaction:  # an interrupt came before the last one was undone
                         self._execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as error:
-                raise self.failed(error) from error
+                    if self._space is not None and self._space.log_is_in_the_way():
+                        self._empty_log()
+                    try:
+                        self._begin_to_write()
+                        changes = self.connection.total_changes
+                        yield
+                        if self.identity is None:
+                            self._commit()
+                        else:
+                            if self.connection.total_changes != changes:
+                                change(self.connection)
+                            with self.identity.committing():
+                                self._commit()
+                            self.identity.check_committed()
+                    except BaseException:
+                        if self.connection.in_transaction:
+                            self._execute("ROLLBACK")
+                        raise
+                except sqlite3.Error as error:
+                    raise self.failed(error) from error
+            finally:
+                self.user = before
 
     def _empty_log(self) -> None:
         """Carry the log over into the file and give its bytes back to the disk, unless others read or write now."""
@@ -197,7 +221,11 @@ class SQLiteSession(SQLTransaction, Session):
                 left = min(gives_up_at, self._gives_up_at) - time.monotonic()
                 if primary_code(error) != sqlite3.SQLITE_BUSY or left <= 0:
                     raise
+                self.user = 0  # a fork doesn't wait for another process
                 time.sleep(min(pause, left))
+                self.user = get_ident()
+                if forkers:
+                    let_fork(self)
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 return
@@ -336,7 +364,25 @@ class SQLiteSession(SQLTransaction, Session):
 
     def close(self) -> None:
         """Let go of the connection."""
-        with self._turn:
+        with self._turn, inside_sqlite():
+            self.connection.close()
+
+    def leave_to_parent(self, *, is_quiet: bool) -> None:
+        """
+        Let go of the connection in a child; memory goes on as a copy, unless it was in use at the fork.
+
+        A transaction that the parent is in is neither committed nor rolled back here, nor is its connection closed,
+        even when the child ends: both would write the parent's log.
+        """
+        if not is_quiet:
+            import ctypes  # which the parent has loaded
+
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.connection))  # so that nothing ever frees it
+            self.connection = cast("sqlite3.Connection", _Parents())
+            self._execute = self.connection.execute
+        elif self._path is None:
+            self._turn = threading.RLock()
+        else:
             self.connection.close()
 
     def close_untouched(self) -> None:
@@ -346,11 +392,24 @@ class SQLiteSession(SQLTransaction, Session):
             self.close()
             return
         # While another connection has the file open SQLite leaves the log alone; this one can't write.
-        with suppress(sqlite3.Error), closing(sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True)) as other:
+        with suppress(sqlite3.Error), connected(f"{self._path.as_uri()}?mode=ro", uri=True) as other:
             with suppress(sqlite3.Error):
                 other.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # locks it, even where this fails
             self.close()
         self.close()
+
+
+class _Parents:
+    """What a child has in the place of a connection that its parent was using at the fork."""
+
+    in_transaction: Final = False
+    total_changes: Final = 0
+
+    def execute(self, *_: Any) -> Any:
+        raise sqlite3.OperationalError("the connection was in use when this process was forked")
+
+    def close(self) -> None:
+        pass
 
 
 class Reading(AbstractContextManager[Transaction]):
@@ -365,18 +424,26 @@ class Reading(AbstractContextManager[Transaction]):
         self._give_back = give_back
 
     def __enter__(self) -> Transaction:
+        session = self._session
         try:
-            self._session.check_not_overwritten()
-            if self._session.connection.in_transaction:  # an interrupt came before it was ended
-                self._session.connection.execute("ROLLBACK")
-            self._session.connection.execute("BEGIN")
+            session.user = get_ident()
+            if forkers:
+                let_fork(session)
+            session.check_not_overwritten()
+            if session.connection.in_transaction:  # an interrupt came before it was ended
+                session.connection.execute("ROLLBACK")
+            session.connection.execute("BEGIN")
         except UnavailableError:
-            self._give_back(self._session)
+            self._end()
             raise
         except sqlite3.Error as error:
-            self._give_back(self._session)
-            raise self._session.failed(error) from error
-        return self._session
+            self._end()
+            raise session.failed(error) from error
+        return session
+
+    def _end(self) -> None:
+        self._session.user = 0
+        self._give_back(self._session)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
@@ -385,6 +452,7 @@ class Reading(AbstractContextManager[Transaction]):
         except sqlite3.Error as failure:
             error = failure
         finally:
+            self._session.user = 0
             self._give_back(self._session)
         if isinstance(error, sqlite3.Error):
             raise self._session.failed(error) from error
