@@ -23,6 +23,7 @@ from cloudstore_mapping.errors import (
 )
 from cloudstore_mapping.forks import renew_after_fork
 from cloudstore_mapping.links import FILES_PATH
+from cloudstore_mapping.quiet import forkers, refuse_forker
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.places import MEMORY, Place, place_of
@@ -165,7 +166,9 @@ class StoreTransport(InProcessTransport):
         self._lock = threading.Lock()
 
     def send(self, request: Request | Batch | Upload) -> Reply:
-        """Return the service's reply."""
+        """Return the service's reply; `UnsupportedError` to a thread that is forking, when SQLite must stay quiet."""
+        if forkers and self._place.address is None:
+            refuse_forker()
         if self._is_exiting():
             with self._new_service() as service:
                 return InProcessTransport(service).send(request)

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager, suppress
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from cloudstore_mapping.errors import UnavailableError, UnsupportedError
+from cloudstore_mapping.errors import UnsupportedError
 
 if TYPE_CHECKING:
     import sqlite3
@@ -36,7 +36,7 @@ _BROKEN: Final = (
     "SQLite was in use when this process was forked, and can't be used here; fork while no thread uses a store for "
     "longer, or start the process by 'spawn'."
 )
-_FORKS: Final = "The process is being forked by this thread; save before the fork, or after it."
+_FORKS: Final = "This thread is forking the process; use the store before the fork, or after it."
 
 
 class Session(Protocol):
@@ -116,9 +116,9 @@ def let_fork(session: Session) -> None:
 
 
 def refuse_forker() -> None:
-    """Raise `UnavailableError` in a thread that is forking: who writes for it waits for the fork to be over."""
+    """Raise `UnsupportedError` in a thread that is forking: those that work for it wait for the fork's end."""
     if get_ident() in forkers:
-        raise UnavailableError(_FORKS, sent=False)
+        raise UnsupportedError(_FORKS)
 
 
 def _has_to_wait(me: int, session: Session | None) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.quiet import forkers, inside_sqlite, refuse_forker
+from cloudstore_mapping.quiet import inside_sqlite
 from cloudstore_mapping.service.storage import health, sqlite_session
 from cloudstore_mapping.service.storage.base import Storage, Transaction, check_open
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, migrate, not_opened
@@ -90,24 +90,16 @@ class SQLiteStorage(Storage):
     def submit(self, work: Callable[[Transaction], T]) -> Future[T]:
         """Run `work` in a writing transaction; the future completes after the commit is on disk."""
         check_open(self._process, closed=self._closed)
-        if forkers:
-            refuse_forker()
         return self._writer.submit(work)
 
     def run(self, work: Callable[[Transaction], T], until: float = math.inf) -> Future[T]:
         """Do as `submit`, on the caller's thread where nobody else writes; see `Storage.run`."""
         check_open(self._process, closed=self._closed)
-        if forkers:
-            refuse_forker()
         return self._writer.run(work, until)
 
     def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
         """Copy all that it holds at this moment into a new file at `path`, which is there only once it is whole."""
         check_open(self._process, closed=self._closed)
-        with inside_sqlite():
-            self._back_up(path, report)
-
-    def _back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
         if self._path is None:
             with self._session.snapshot():
                 back_up(self._session.connection, path, report)
