@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import weakref
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from cloudstore_mapping.errors import UnsupportedError
 
 if TYPE_CHECKING:
     import sqlite3
+    from types import FrameType
 
 # SQLite keeps, for the whole process, mutexes and a list of the files that it has open with the locks on each. A fork
 # copies both. A mutex that another thread held stays locked in the child. And the child's new connections would take
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 PATIENCE: Final = 10.0
 #: Seconds between two looks.
 PAUSE: Final = 0.001
+_OURS: Final = f"{__package__}."
 
 #: The threads that are forking now. A thread marks itself before it looks here, and a fork looks for marks afterwards.
 forkers: Final[set[int]] = set()
@@ -44,6 +47,9 @@ class Session(Protocol):
 
     #: The thread that is in a transaction of it, 0 for none.
     user: int
+
+    def has_begun(self) -> bool:
+        """Return whether a transaction is open."""
 
     def leave_to_parent(self, *, is_quiet: bool) -> None:
         """Let go of the connection in a child; it was in use at the fork unless `is_quiet`."""
@@ -89,7 +95,7 @@ def inside_sqlite() -> Iterator[None]:
     try:
         _inside[me] = True
         while forkers and _has_to_wait(me, None):
-            del _inside[me]
+            _inside.pop(me, None)
             time.sleep(PAUSE)
             _inside[me] = True
         yield
@@ -126,9 +132,41 @@ def _has_to_wait(me: int, session: Session | None) -> bool:
     return me not in forkers and not any(other.user == me for other in _all() if other is not session)
 
 
-def _users() -> set[int]:
-    """Return the threads that are inside SQLite, or are about to see that they have to wait."""
+def _marks() -> set[int]:
+    """Return the threads that have a mark."""
     return {*list(_inside), *(session.user for session in _all())} - {0}
+
+
+def _users() -> set[int]:
+    """
+    Return the threads that are inside SQLite, or are about to see that they have to wait.
+
+    An interrupt may leave a mark behind. It is taken away here, unless its thread is at work or a transaction is open.
+    """
+    frames = sys._current_frames()  # noqa: SLF001 - of the interpreter, which documents it
+    users: set[int] = set()
+    for thread in list(_inside):
+        if _is_at_work(frames.get(thread)):
+            users.add(thread)
+        else:
+            _inside.pop(thread, None)
+    for session in _all():
+        thread = session.user
+        if thread and (_is_at_work(frames.get(thread)) or session.has_begun()):
+            users.add(thread)
+        else:
+            session.user = 0
+    return users
+
+
+def _is_at_work(frame: FrameType | None) -> bool:
+    """Return whether a thread at this frame is in a function of ours; the one that forks is in this module."""
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        if module.startswith(_OURS) and module != __name__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _before() -> None:
@@ -154,7 +192,7 @@ def _after_in_parent() -> None:
 
 
 def _after_in_child() -> None:
-    is_quiet = not _state.is_broken and (_state.is_quiet.get(get_ident(), False) or not _users())
+    is_quiet = not _state.is_broken and (_state.is_quiet.get(get_ident(), False) or not _marks())
     forkers.clear()
     _inside.clear()
     _state.is_quiet.clear()

@@ -139,8 +139,9 @@ class CloudStoreMapping(MutableMapping[str, V]):
 
     Notes
     -----
-    Thread safe. Work on many keys continues after a failure, and then raises `BulkError`; once a request finds the
-    service out of reach, the rest are not tried. None of its requests is in flight when it ends.
+        Thread safe, and usable in forked processes; docs/errors.md has the limits. Work on many keys continues after a
+    failure, and then raises `BulkError`; once a request finds the service out of reach, the rest are not tried. None of
+    its requests is in flight when it ends.
 
     A store is a handle, like an open file. `copy` returns its content as a dictionary. `copy.copy`, `copy.deepcopy`
     and so `dataclasses.asdict` raise `TypeError`, as a second handle would look like a copy of the data. A pickle

@@ -25,7 +25,7 @@ from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_identity import Identity
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
 from cloudstore_mapping.storefiles import is_store
-from tests.support.forking import FOREVER, in_child
+from tests.support.forking import ENDS, FOREVER, Saving, in_child
 from tests.test_storage_locks import unlocked
 
 pytestmark = [
@@ -35,6 +35,9 @@ pytestmark = [
 ]
 
 Store = CloudStoreMapping[Any]
+
+#: A value whose transaction is in the log before its commit: larger than SQLite's cache.
+LARGE = "x" * 8_000_000
 
 
 @pytest.fixture
@@ -94,11 +97,18 @@ PLACES: dict[str, tuple[Any, str, Callable[[Store, Path], object]]] = {
     "save": (SQLiteSession, "_commit", lambda store, _: store.update(saved=1)),
     "load": (SQLiteSession, "row", lambda store, _: store["kept"]),
     "opening": (sqlite, "check_place", lambda _, path: cm.open(path).close()),
-    "a new connection": (sqlite_session, "keep_quiet", lambda _, path: cm.open(path).close()),
+    "a new connection": (sqlite_session, "keep_quiet", lambda store, _: read_anew(store)),
     "closing": (Identity, "part_from_log", lambda _, path: cm.open(path).close()),
     "a look at a file": (quiet, "closing", lambda _, path: is_store(path)),
     "backup": (sqlite, "back_up", lambda _, path: back_up(path)),
 }
+
+
+def read_anew(store: Store) -> None:
+    """Load over a connection that is opened for it."""
+    transport: Any = files_of(store).client._transport
+    transport._storage._idle.clear()
+    store["kept"]
 
 
 def back_up(path: Path) -> None:
@@ -129,6 +139,17 @@ def test_a_fork_waits_for_threads_in_sqlite(
     use(store)
 
 
+@pytest.mark.parametrize("where", PLACES)
+def test_a_fork_gives_up_waiting(where: str, store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork is done though another thread stays in SQLite: each use in the child is refused, with the remedy."""
+    monkeypatch.setattr(quiet, "PATIENCE", 0.0)
+    thing, name, act = PLACES[where]
+    with StoppedInside(monkeypatch, thing, name, lambda: act(store, path)):
+        for child_s in (lambda: store["kept"], lambda: store.update(a=1), lambda: cm.open(path)):
+            assert "by 'spawn'" in complaint(cm.UnsupportedError, child_s)
+    use(store)
+
+
 @pytest.mark.parametrize("location", ["store.db", "memory:"])
 @pytest.mark.parametrize("act", [lambda store: store.update(b=1), lambda store: store["a"]], ids=["save", "load"])
 def test_nothing_begins_during_a_fork(
@@ -155,6 +176,16 @@ def test_nothing_begins_during_a_fork(
             quiet._after_in_parent()
         thread.join(FOREVER)
         assert not thread.is_alive()
+
+
+def test_what_an_interrupt_left_behind(store: Store) -> None:
+    """A thread that was interrupted, and left its mark in SQLite behind, keeps no fork waiting."""
+    transport: Any = files_of(store).client._transport
+    session = transport._storage._session
+    session.user = threading.get_ident()
+    quiet._inside[threading.get_ident()] = True
+    assert in_child(lambda: use(store)) == ""
+    assert (session.user, quiet._inside) == (0, {})
 
 
 def test_a_fork_waits_for_no_other_process(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,14 +286,14 @@ def test_a_fork_within_a_transaction(store: Store, path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(SQLiteSession, "_commit", forking)
     try:
-        store["a"] = 1
+        store["a"] = LARGE
     finally:
         if children == [0]:
             os._exit(3 if isinstance(sys.exc_info()[1], cm.CloudStoreError) else 4)  # the transaction is the parent's
     assert os.waitstatus_to_exitcode(os.waitpid(children[-1], 0)[1]) == 3
     assert all("by 'spawn'" in sentence for sentence in found)
     assert waited == []
-    assert dict(store) == {"a": 1, "kept": "kept"}
+    assert dict(store) == {"a": LARGE, "kept": "kept"}
     assert in_child(lambda: use(store)) == ""
     store.close()
     with closing(sqlite3.connect(path)) as connection:
@@ -367,23 +398,6 @@ def test_a_hook_within_a_fork(store: Store) -> None:
     use(store)
 
 
-ENDS = """
-import os, sys
-import cloudstore_mapping as cm
-
-store = cm.open(sys.argv[1])
-store["a"] = 1
-for act in (lambda: None, lambda: store.update(b=2), store.close):
-    child = os.fork()
-    if child == 0:
-        act()
-        sys.exit()
-    assert os.waitpid(child, 0)[1] == 0
-store["c"] = 3
-print(dict(store))
-"""
-
-
 @pytest.mark.parametrize("location", ["store.db", "memory:"])
 def test_a_child_ends_like_any_program(location: str, tmp_path: Path) -> None:
     """A child that used the store, closed it or did neither ends by `sys.exit`, and its parent goes on."""
@@ -391,39 +405,6 @@ def test_a_child_ends_like_any_program(location: str, tmp_path: Path) -> None:
     done = subprocess.run(run, timeout=FOREVER, capture_output=True, text=True, check=False, cwd=tmp_path)
     known = "{'a': 1, 'c': 3}" if location == "memory:" else "{'a': 1, 'b': 2, 'c': 3}"
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, known, "")
-
-
-class Saving:
-    """Threads that save and load in a loop as long as the block; `known` is what was acknowledged last, by key."""
-
-    def __init__(self, store: Store, threads: int = 3, prefix: str = "") -> None:
-        self.prefix = prefix
-        self.known: dict[str, int] = {}
-        self.errors: list[BaseException] = []
-        self._store = store
-        self._ends = threading.Event()
-        self._threads = [threading.Thread(target=self._save, args=(n,), daemon=True) for n in range(threads)]
-
-    def _save(self, number: int) -> None:
-        count = 0
-        try:
-            while not self._ends.is_set():
-                key = f"{self.prefix}{number}.{count % 10}"
-                self._store[key] = self.known[key] = count
-                assert self._store[key] == count
-                count += 1
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the test tells
-            self.errors.append(error)
-
-    def __enter__(self) -> Saving:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ends.set()
-        for thread in self._threads:
-            thread.join()
 
 
 @pytest.mark.parametrize("forks", [4, pytest.param(100, marks=pytest.mark.slow)])

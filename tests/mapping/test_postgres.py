@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import partial
 
 import psycopg
 import pytest
@@ -14,6 +15,7 @@ import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
 from cloudstore_mapping.service.storage.places import place_of
 from tests.postgres_fixtures import address
+from tests.support.forking import ENDS, FOREVER, Saving, in_child
 
 __all__ = ["address"]
 
@@ -82,6 +84,31 @@ def test_a_child_opens_its_own_connections(location: str) -> None:
         assert status == 0
         store["parent"] = 3
         assert dict(store) == {"child": 2, "parent": 3}
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_forks_while_threads_save(location: str) -> None:
+    """Children work while threads of the parent save over its connections, which they neither use nor end."""
+    with cm.open(location) as store:
+        store["kept"] = "kept"
+
+        def use(number: int) -> None:
+            store[f"child {number}"] = number
+            assert (store["kept"], len(dict(store)) > number) == ("kept", True)
+            if number % 2:
+                store.close()
+
+        with Saving(store) as saving:
+            assert [in_child(partial(use, number)) for number in range(4)] == [""] * 4
+        assert saving.errors == []
+        assert {**saving.known, **{f"child {number}": number for number in range(4)}, "kept": "kept"} == dict(store)
+
+
+def test_a_child_ends_like_any_program(location: str) -> None:
+    """A child that used the store, closed it or did neither ends by `sys.exit`, and its parent goes on."""
+    run = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", ENDS, location]
+    done = subprocess.run(run, timeout=FOREVER, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{'a': 1, 'b': 2, 'c': 3}\n", "")
 
 
 def test_a_long_key_is_refused(location: str) -> None:

@@ -140,7 +140,7 @@ class SQLiteSession(SQLTransaction, Session):
     def snapshot(self) -> Iterator[Transaction]:
         """Read the database as it is at one moment; in memory, in turn with all others who use it."""
         with self._turn:
-            before = self.user  # in memory its thread may be in a transaction already
+            before = 0 if self._path else self.user  # in memory its thread may be in a transaction already
             try:
                 self.user = get_ident()
                 if forkers and not before:
@@ -164,7 +164,7 @@ class SQLiteSession(SQLTransaction, Session):
     def transaction(self) -> Iterator[None]:
         """Begin, then commit, or roll back and raise `UnavailableError` if SQLite fails."""
         with self._turn:
-            before = self.user  # in memory its thread may be in a transaction already
+            before = 0 if self._path else self.user  # in memory its thread may be in a transaction already
             try:
                 self.user = get_ident()
                 if forkers and not before:
@@ -366,6 +366,12 @@ class SQLiteSession(SQLTransaction, Session):
         """Let go of the connection."""
         with self._turn, inside_sqlite():
             self.connection.close()
+
+    def has_begun(self) -> bool:
+        """Return whether a transaction is open."""
+        with suppress(sqlite3.ProgrammingError):  # it was closed
+            return self.connection.in_transaction
+        return False
 
     def leave_to_parent(self, *, is_quiet: bool) -> None:
         """
