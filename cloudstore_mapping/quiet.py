@@ -143,6 +143,7 @@ def _users() -> set[int]:
 
     An interrupt may leave a mark behind. It is taken away here, unless its thread is at work or a transaction is open.
     """
+    # A thread that isn't at work here, and marks itself afterwards, finds out that there is a fork.
     frames = sys._current_frames()  # noqa: SLF001 - of the interpreter, which documents it
     users: set[int] = set()
     for thread in list(_inside):
@@ -152,7 +153,9 @@ def _users() -> set[int]:
             _inside.pop(thread, None)
     for session in _all():
         thread = session.user
-        if thread and (_is_at_work(frames.get(thread)) or session.has_begun()):
+        if not thread:
+            continue
+        if _is_at_work(frames.get(thread)) or session.has_begun():
             users.add(thread)
         else:
             session.user = 0
