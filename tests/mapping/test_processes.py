@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,10 @@ def test_a_fork_while_a_lock_is_held(connect: Connect, where: str) -> None:
     """A child of a fork works, whatever lock or request another thread was in the middle of."""
     transport, api_key = connect()
     interval = 1e-9 if where == "pacer" else None  # without an interval nothing is paced
-    with Store(api_key, transport=transport, cache_ttl=1000.0, min_interval=interval) as store:
+    with (
+        ExitStack() as ended,
+        Store(api_key, transport=transport, cache_ttl=1000.0, min_interval=interval) as store,
+    ):
         store.update({"kept": "kept", "other": "other"})
         assert store["kept"] == "kept"
         store.cache_invalidate("other")
@@ -110,6 +113,7 @@ def test_a_fork_while_a_lock_is_held(connect: Connect, where: str) -> None:
             stopped = Stopped(fetch)
         else:
             if where == "transport" and not isinstance(transport, HTTPTransport):
+                ended.callback(transport._service.close)  # type: ignore[attr-defined]
                 transport._process = -1  # type: ignore[attr-defined]  # it opens the store anew under its lock
             thing = things[where]
             assert thing is not None
