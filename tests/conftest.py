@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
+import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -30,6 +33,10 @@ from tests.vendor import Vendor, serve_vendor
 # No test measures time: a loaded machine would make a slow example a failure.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+# Tests start hundreds of programs, and without compiled files each of them would compile all modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 __all__ = ["connect", "counted", "http_service", "make_store", "store"]  # fixtures for all, defined beside
 
@@ -99,6 +106,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marker = item.get_closest_marker("sqlite")
         if marker is not None:
             item.add_marker(pytest.mark.skip(reason=f"about SQLite itself: {marker.args[0]}"))
+
+
+def pytest_collection_finish() -> None:
+    """Have no garbage collection look at the thousands of tests that were collected."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ import cloudstore_mapping
 PACKAGE = Path(cloudstore_mapping.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 PATHS = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in FILES}
-MODULES = {name.removesuffix(".__init__"): ast.parse(path.read_bytes()) for name, path in PATHS.items()}
+MODULES = {name.removesuffix(".__init__"): path for name, path in PATHS.items()}
 
 ROOT = "cloudstore_mapping"
 #: What may not be imported by what, parts under it included.
@@ -73,16 +73,25 @@ OPENED: dict[str, dict[str, str]] = {
 NO_FILES = re.compile(r"(.*\.)?_?(place|source|target|reader|line)\.open|(read|write)_text")
 
 
-def imports(module: str) -> Iterator[tuple[str, str]]:
-    """Yield each import of a module, wherever it stands in it, as (from where, what); what is empty for the whole."""
+@functools.cache
+def tree(module: str) -> ast.Module:
+    """Return what a module says, read where a test wants it."""
+    return ast.parse(MODULES[module].read_bytes())
+
+
+@functools.cache
+def imports(module: str) -> list[tuple[str, str]]:
+    """Return each import of a module, wherever it stands in it, as (from where, what); what is empty for the whole."""
+    found: list[tuple[str, str]] = []
     package = module if f"{module}.__init__" in PATHS else module.rpartition(".")[0]
-    for node in ast.walk(MODULES[module]):
+    for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, "") for alias in node.names)
+            found += [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
             source = ".".join([*above, *filter(None, [node.module])])
-            yield from ((source, alias.name) for alias in node.names)
+            found += [(source, alias.name) for alias in node.names]
+    return found
 
 
 def ours(module: str) -> set[str]:
@@ -154,7 +163,7 @@ def test_no_private_names(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_docstring(module: str) -> None:
     """Each file says its purpose in its first line, as a sentence does, with a full stop or a colon and more."""
-    docstring = ast.get_docstring(MODULES[module])
+    docstring = ast.get_docstring(tree(module))
     assert docstring
     assert docstring.splitlines()[0].endswith((".", ":"))
 
@@ -184,6 +193,6 @@ def test_no_placeholder_has_a_number() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_only_sqlite_opens_what_may_be_a_store(module: str) -> None:
     """A file is opened by `storefiles`, which asks SQLite first, unless it can't be a store: its close drops locks."""
-    called = {ast.unparse(node.func) for node in ast.walk(MODULES[module]) if isinstance(node, ast.Call)}
+    called = {ast.unparse(node.func) for node in ast.walk(tree(module)) if isinstance(node, ast.Call)}
     opening = {name for name in called if OPENING.search(name) and not NO_FILES.fullmatch(name)}
     assert opening == set(OPENED.get(module.removeprefix(f"{ROOT}."), ())), module
