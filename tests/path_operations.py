@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from typer.main import get_command
-from typer.testing import CliRunner
 
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve, transfer
@@ -28,6 +27,7 @@ from cloudstore_mapping.service.storage.sqlite_check import check
 from cloudstore_mapping.transfer import Format, export_store, import_store
 from cloudstore_mapping.web.options import Options
 from cloudstore_mapping.web.tls import check_certificate
+from tests.support.command_line import CliRunner
 
 #: The store that is open, another one that isn't, and a file of JSON.
 LIVE: Final = "live.db"

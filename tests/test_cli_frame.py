@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
@@ -21,6 +20,7 @@ from cloudstore_mapping.client import retry
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
 from tests.storages import new_storage
+from tests.support.command_line import CliRunner, Result
 
 COMMAND = [sys.executable, "-m", "cloudstore_mapping"]
 SECRET = "Sup3rS3cretSup3rS3cret"  # an API key's form

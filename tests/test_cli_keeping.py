@@ -9,7 +9,6 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
@@ -19,6 +18,7 @@ from cloudstore_mapping.service.storage.migrations import newest
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.storefiles import APPLICATION_ID
 from cloudstore_mapping.web.serve import background
+from tests.support.command_line import CliRunner, Result
 
 
 def run(*arguments: object) -> Result:

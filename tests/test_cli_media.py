@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from typer.testing import CliRunner, Result
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
 from tests.storages import new_storage
+from tests.support.command_line import CliRunner, Result
 from tests.test_cli_terminal import on_terminal
 
 PNG = b"\x89PNG\r\n\x1a\n\0\xff"

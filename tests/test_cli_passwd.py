@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
 from tests.storages import location, new_storage
+from tests.support.command_line import CliRunner, Result
 from tests.test_cli_terminal import on_terminal
 
 OWN_KEY = "an-owner.s_own~key"

@@ -11,7 +11,6 @@ from pathlib import Path
 import psycopg
 import pytest
 import requests
-from typer.testing import CliRunner, Result
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
@@ -19,6 +18,7 @@ from cloudstore_mapping.service.storage.places import place_of
 from cloudstore_mapping.service.storage.postgres_migrations import newest
 from tests.postgres_fixtures import address
 from tests.serving import lines, serving, told
+from tests.support.command_line import CliRunner, Result
 
 __all__ = ["address"]
 

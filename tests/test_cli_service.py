@@ -15,7 +15,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
@@ -26,6 +25,7 @@ from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.service.storage.places import place_of
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from tests.serving import lines, serving
+from tests.support.command_line import CliRunner, Result
 
 
 def test_the_first_start_prints_all_that_a_program_needs(tmp_path: Path) -> None:

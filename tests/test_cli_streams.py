@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import typer.main
-from typer.testing import CliRunner, Result
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app, asking
 from cloudstore_mapping.cli.frame import UsageError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from tests.support.command_line import CliRunner, Result
 from tests.test_cli_terminal import on_terminal
 
 COMMAND = [sys.executable, "-m", "cloudstore_mapping"]

@@ -8,7 +8,6 @@ import shelve
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
@@ -16,6 +15,7 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.transfer import Exported
 from cloudstore_mapping.web.serve import background
 from tests.storages import new_storage
+from tests.support.command_line import CliRunner, Result
 from tests.test_cli_terminal import on_terminal
 
 

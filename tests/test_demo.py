@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from cloudstore_mapping import demo
 from cloudstore_mapping.cli import app
+from tests.support.command_line import CliRunner
 
 TRANSCRIPT = """\
 1. A dictionary in a file

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
@@ -22,6 +21,7 @@ from cloudstore_mapping.service.storage.sql_accounts import SQLAccounts
 from cloudstore_mapping.transfer import export_store, import_store
 from tests.service_fakes import Asker
 from tests.storages import location, new_storage
+from tests.support.command_line import CliRunner, Result
 
 
 @pytest.fixture

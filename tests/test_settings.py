@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from msgspec import Raw
-from typer.testing import CliRunner
 
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.cli.places import configured
@@ -17,6 +16,7 @@ from cloudstore_mapping.service.settings import Settings, check_together
 from cloudstore_mapping.service.sizes import parse_size
 from cloudstore_mapping.web.options import Options
 from cloudstore_mapping.wire import Request, encode_request
+from tests.support.command_line import CliRunner
 
 KINDS = (Options, Settings)
 FIELDS = {field.name: field.default for kind in KINDS for field in dataclasses.fields(kind)}

@@ -8,7 +8,6 @@ import socket
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
@@ -18,6 +17,7 @@ from cloudstore_mapping.service.configuration import FILE_VARIABLE, PREFIX, load
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web.listening import listen
 from cloudstore_mapping.web.options import Options
+from tests.support.command_line import CliRunner
 
 KINDS = (Options, Settings)
 #: Every setting, so that a new one is tried too, and its default.

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
@@ -25,6 +24,7 @@ from cloudstore_mapping.cli import app
 from cloudstore_mapping.errors import BadValueError, UnsupportedError
 from cloudstore_mapping.transfer import import_store, replacing
 from cloudstore_mapping.transfer.dbmkinds import dbm_at
+from tests.support.command_line import CliRunner
 
 ROOT = Path(__file__).parent.parent
 #: Shelves named ``todo``: `dbm.gnu` and `dbm.ndbm` of Debian's Python 3.11, where ndbm is Berkeley DB's; ndbm of GNU's

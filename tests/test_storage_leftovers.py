@@ -13,7 +13,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
@@ -25,6 +24,7 @@ from cloudstore_mapping.service.storage.sqlite_backup import restore
 from cloudstore_mapping.service.storage.sqlite_check import check
 from cloudstore_mapping.transfer import export_store, import_store
 from tests.path_operations import commands
+from tests.support.command_line import CliRunner, Result
 
 pytestmark = pytest.mark.sqlite("it is about the files beside an SQLite file")
 

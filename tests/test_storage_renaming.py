@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from typer.testing import CliRunner, Result
 
 import cloudstore_mapping as cm
 from cloudstore_mapping import transfer
@@ -25,6 +24,7 @@ from cloudstore_mapping.service.storage.places import Place, place_of
 from cloudstore_mapping.service.storage.records import Used
 from cloudstore_mapping.service.storage.sql import SQLTransaction
 from tests.storages import new_database
+from tests.support.command_line import CliRunner, Result
 
 # Keys with their names in version 0.1.0.
 OLD = {

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import requests
-from typer.testing import CliRunner, Result
 
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
@@ -19,6 +18,7 @@ from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web.serve import background
 from tests.service_fakes import PATIENCE
 from tests.serving import serving, told
+from tests.support.command_line import CliRunner, Result
 
 SENTENCE = "file was moved, deleted or replaced"
 

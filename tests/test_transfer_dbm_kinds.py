@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.transfer import Format, export_store, import_store
 from tests.dbm_kinds import KINDS, force, force_faulty, names_of
+from tests.support.command_line import CliRunner
 
 VALUES: dict[str, Any] = {
     "": [None],

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve as our_shelve
@@ -25,6 +24,7 @@ from cloudstore_mapping.transfer import Format, export_store, import_store
 from cloudstore_mapping.web.serve import background
 from tests.dbm_kinds import KINDS, force, names_of, parts
 from tests.storages import new_storage
+from tests.support.command_line import CliRunner
 
 FORMATS: list[Format] = ["json", "jsonl", "dbm", "shelve"]
 

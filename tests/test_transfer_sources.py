@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.transfer import export_store, import_store
+from tests.support.command_line import CliRunner
 
 COMMAND = shlex.join([sys.executable, "-m", "cloudstore_mapping"])
 SAMPLES = Path(__file__).parent / "samples" / "dbm"

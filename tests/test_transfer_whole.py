@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
@@ -17,6 +16,7 @@ from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.errors import BadValueError, BulkError
 from cloudstore_mapping.transfer import export_store, import_store
 from tests.dbm_kinds import force
+from tests.support.command_line import CliRunner
 
 PICTURES = {f"{name}.png": name.encode() for name in ("one", "two", "three")}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import requests
-from typer.testing import CliRunner
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
 from tests.serving import serving, told
+from tests.support.command_line import CliRunner
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made by the program openssl")
 

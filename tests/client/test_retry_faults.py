@@ -13,8 +13,10 @@ from cloudstore_mapping.client.files import Client, Loaded
 from cloudstore_mapping.errors import CloudStoreError, NoFileError, TimedOutError
 from cloudstore_mapping.testing.faults import FaultyTransport, lost, refused, stuck, twice
 from cloudstore_mapping.wire import Request, decode_value, encode_value
-from tests.support.faults import DONE, TABLE, Error, way
-from tests.vendor import Vendor, serve_vendor
+from tests.support.faults import DONE, TABLE, Error, Ways, ways
+from tests.support.matrix import spread
+
+__all__ = ["ways"]  # a fixture
 
 BEFORE: dict[str, Any] = {"a": {"x": 1}, "b": [2]}
 
@@ -45,17 +47,10 @@ def value(loaded: Loaded | None) -> Any:
     return decode_value(loaded.value)
 
 
-@pytest.fixture(scope="module")
-def vendor() -> Iterator[Vendor]:
-    """Return a service without extensions."""
-    with serve_vendor() as service:
-        yield service
-
-
 @pytest.fixture(params=["extended", "plain"])
-def subject(request: pytest.FixtureRequest, vendor: Vendor) -> Iterator[Subject]:
+def subject(request: pytest.FixtureRequest, ways: Ways) -> Iterator[Subject]:
     """Return a client that knows what the service can, with all extensions and with none."""
-    transport, api_key = way(request.param, vendor)
+    transport, api_key = ways.to(request.param)
     slept: list[float] = []
     with Client(transport, api_key, clock=lambda: 0.0, sleep=slept.append) as client:
         for name, content in BEFORE.items():
@@ -118,13 +113,18 @@ NEED_EXTENSIONS = {
 NEED_MEDIA = {"upload"}  # which a service in memory doesn't take
 OPERATIONS = {**READS, **WRITES}
 
+EXTENDED = [operation for operation in OPERATIONS if operation not in NEED_MEDIA]
+PLAIN = [operation for operation in OPERATIONS if operation not in NEED_EXTENSIONS]
 #: A test of each operation on each service that has it.
 each_operation = pytest.mark.parametrize(
     ("subject", "operation"),
-    [
-        *(("extended", operation) for operation in OPERATIONS if operation not in NEED_MEDIA),
-        *(("plain", operation) for operation in OPERATIONS if operation not in NEED_EXTENSIONS),
-    ],
+    [*(("extended", operation) for operation in EXTENDED), *(("plain", operation) for operation in PLAIN)],
+    indirect=["subject"],
+)
+#: The same with each fault; half of them by default.
+each_operation_and_fault = pytest.mark.parametrize(
+    ("subject", "operation", "fault"),
+    [*spread([["extended"], EXTENDED, TABLE], 2), *spread([["plain"], PLAIN, TABLE], 2)],
     indirect=["subject"],
 )
 
@@ -137,8 +137,7 @@ def expected(subject: Subject, operation: str, errors: tuple[Error, Error, Error
     return write_with_id if subject.has_ids and operation != "upload" else write
 
 
-@each_operation
-@pytest.mark.parametrize("fault", TABLE)
+@each_operation_and_fault
 def test_once(subject: Subject, operation: str, fault: str) -> None:
     """A fault that comes once goes unseen or is its error, and what is stored is known."""
     error = expected(subject, operation, TABLE[fault].once)
@@ -155,8 +154,7 @@ def test_once(subject: Subject, operation: str, fault: str) -> None:
     assert subject.files() == (meant if is_done else BEFORE)
 
 
-@each_operation
-@pytest.mark.parametrize("fault", TABLE)
+@each_operation_and_fault
 def test_for_ever(subject: Subject, operation: str, fault: str) -> None:
     """A fault that stays is its error once the attempts are used up, and what is stored is known."""
     error = expected(subject, operation, TABLE[fault].for_ever)

@@ -12,18 +12,12 @@ from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.errors import ChangedError, NoFileError, OutcomeUnknownError
 from cloudstore_mapping.testing.faults import FaultyTransport, lost, lost_while, slow
 from cloudstore_mapping.wire import EXTENSIONS, Request, decode_value, encode_value
-from tests.support.faults import way
-from tests.vendor import Vendor, serve_vendor
+from tests.support.faults import Ways, ways
+
+__all__ = ["ways"]  # a fixture
 
 OURS = Raw(b'{"n":"ours"}')
 THEIRS = Raw(b'{"n":"theirs"}')
-
-
-@pytest.fixture(scope="module")
-def vendor() -> Iterator[Vendor]:
-    """Return a service without extensions."""
-    with serve_vendor() as service:
-        yield service
 
 
 class _Pair(NamedTuple):
@@ -64,17 +58,17 @@ class _Through:
 
 
 @pytest.fixture
-def extended(vendor: Vendor) -> Iterator[_Pair]:
+def extended(ways: Ways) -> Iterator[_Pair]:
     """Return two clients of a service with all extensions."""
-    transport, api_key = way("extended", vendor)
+    transport, api_key = ways.to("extended")
     yield pair(transport, api_key)
     transport.close()
 
 
 @pytest.fixture
-def plain(vendor: Vendor) -> Iterator[_Pair]:
+def plain(ways: Ways) -> Iterator[_Pair]:
     """Return two clients of a service with none."""
-    transport, api_key = way("plain", vendor)
+    transport, api_key = ways.to("plain")
     yield pair(transport, api_key)
     transport.close()
 
@@ -174,9 +168,9 @@ def test_ids_of_two_writes(extended: _Pair) -> None:
     assert extended.stored() == {"a": {"n": "ours"}}
 
 
-def test_conditions_without_ids(vendor: Vendor) -> None:
+def test_conditions_without_ids(ways: Ways) -> None:
     """Where the service has versions but no ids, a conditional write that was lost is unknown and not repeated."""
-    transport, api_key = way("extended", vendor)
+    transport, api_key = ways.to("extended")
     transport.extensions = frozenset(EXTENSIONS) - {"once"}
     client, _, other = pair(transport, api_key)
     transport.break_with([lost])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,31 +14,27 @@ from cloudstore_mapping.client.retry import is_write
 from cloudstore_mapping.errors import BulkError, CloudStoreError
 from cloudstore_mapping.testing.clocks import FrozenClock
 from cloudstore_mapping.testing.faults import Delayed, FaultyTransport
-from tests.support.faults import DONE, TABLE, Error, Row, way
-from tests.vendor import Vendor, serve_vendor
+from tests.support.faults import DONE, TABLE, Error, Row, Ways, ways
+from tests.support.matrix import spread
+
+__all__ = ["ways"]  # a fixture
 
 Store = CloudStoreMapping[Any]
 
+KINDS = ["extended", "plain"]
 BEFORE: dict[str, Any] = {"a": {"x": 1}, "b": [2]}
 
 
-@pytest.fixture(scope="module")
-def vendor() -> Iterator[Vendor]:
-    """Return a service without extensions."""
-    with serve_vendor() as service:
-        yield service
-
-
-@pytest.fixture(params=["extended", "plain"])
+@pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """Return the kind of service: with all extensions, and with none."""
     kind: str = request.param
     return kind
 
 
-def opened(kind: str, vendor: Vendor, **options: Any) -> tuple[Store, FaultyTransport]:
+def opened(kind: str, ways: Ways, **options: Any) -> tuple[Store, FaultyTransport]:
     """Return a store that holds `BEFORE` and knows what its service can, and the way that faults lie on."""
-    transport, api_key = way(kind, vendor)
+    transport, api_key = ways.to(kind)
     store = Store(api_key, transport=transport, max_workers=1, clock=FrozenClock(), **options)
     store["a"] = BEFORE["a"]
     store["b"] = BEFORE["b"]
@@ -96,6 +92,11 @@ OPERATIONS = {
     **WRITES,
 }
 
+#: A test of each operation with each fault, on both kinds of service; a third of them by default.
+each_operation = pytest.mark.parametrize(
+    ("operation", "fault", "kind"), spread([OPERATIONS, TABLE, KINDS], 3), indirect=["kind"]
+)
+
 
 def expected(row: Row, transport: FaultyTransport, position: int) -> Error:
     """Return what a fault means that came to one of the requests once, by whether that one writes."""
@@ -111,13 +112,12 @@ def errors_of(error: CloudStoreError) -> set[type[Exception]]:
     return {type(each) for each in error.failed.values()} if isinstance(error, BulkError) else {type(error)}
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("fault", TABLE)
-def test_once(kind: str, vendor: Vendor, operation: str, fault: str) -> None:
+@each_operation
+def test_once(kind: str, ways: Ways, operation: str, fault: str) -> None:
     """A fault at any one request goes unseen or is its error; each key holds its value from before, or the new one."""
     act, meant, after = OPERATIONS[operation]
     for position in itertools.count():
-        store, transport = opened(kind, vendor)
+        store, transport = opened(kind, ways)
         with store:
             transport.break_with([FaultyTransport.pass_on] * position + [TABLE[fault].fault])
             error: CloudStoreError | None = None
@@ -139,12 +139,11 @@ def test_once(kind: str, vendor: Vendor, operation: str, fault: str) -> None:
     assert position > 0
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("fault", TABLE)
-def test_for_ever(kind: str, vendor: Vendor, operation: str, fault: str) -> None:
+@each_operation
+def test_for_ever(kind: str, ways: Ways, operation: str, fault: str) -> None:
     """A fault that stays is its error for each key; nothing is changed but by requests that were done."""
     act, _, after = OPERATIONS[operation]
-    store, transport = opened(kind, vendor)
+    store, transport = opened(kind, ways)
     with store:
         transport.break_with([TABLE[fault].fault] * 99)
         with pytest.raises(CloudStoreError) as caught:
@@ -184,10 +183,10 @@ ABSENT: dict[str, tuple[Callable[[Store], object], object]] = {
 
 @pytest.mark.parametrize("operation", ABSENT)
 @pytest.mark.parametrize("fault", TABLE)
-def test_absence_is_never_guessed(kind: str, vendor: Vendor, operation: str, fault: str) -> None:
+def test_absence_is_never_guessed(kind: str, ways: Ways, operation: str, fault: str) -> None:
     """A key is absent when the service says so, and no fault is taken for that."""
     act, meant = ABSENT[operation]
-    store, transport = opened(kind, vendor)
+    store, transport = opened(kind, ways)
     with store:
         transport.break_with([TABLE[fault].fault])
         outcome: object
@@ -202,9 +201,9 @@ def test_absence_is_never_guessed(kind: str, vendor: Vendor, operation: str, fau
 
 
 @pytest.mark.parametrize("fault", ["dropped", "lost", "502", "504"])
-def test_deleting_nothing(kind: str, vendor: Vendor, fault: str) -> None:
+def test_deleting_nothing(kind: str, ways: Ways, fault: str) -> None:
     """With ids a repeated delete tells that nothing was there; without, it can't know and says that it deleted."""
-    store, transport = opened(kind, vendor)
+    store, transport = opened(kind, ways)
     with store:
         transport.break_with([TABLE[fault].fault])
         assert store.discard("c") is (kind == "plain")
@@ -217,9 +216,9 @@ def test_deleting_nothing(kind: str, vendor: Vendor, fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", TABLE)
-def test_a_failed_write_is_not_cached(kind: str, vendor: Vendor, fault: str) -> None:
+def test_a_failed_write_is_not_cached(kind: str, ways: Ways, fault: str) -> None:
     """Whatever became of a write, the cache tells the next read nothing that the service doesn't."""
-    store, transport = opened(kind, vendor, cache_ttl=60.0)
+    store, transport = opened(kind, ways, cache_ttl=60.0)
     with store:
         assert store["a"] == {"x": 1}
         transport.break_with([TABLE[fault].fault] * 4)
@@ -230,9 +229,9 @@ def test_a_failed_write_is_not_cached(kind: str, vendor: Vendor, fault: str) -> 
         assert list(store) == ["a", "b"]
 
 
-def test_a_late_answer(kind: str, vendor: Vendor) -> None:
+def test_a_late_answer(kind: str, ways: Ways) -> None:
     """The answer to a read that began before a write comes after it, and is not kept as the value."""
-    store, transport = opened(kind, vendor, cache_ttl=60.0)
+    store, transport = opened(kind, ways, cache_ttl=60.0)
     with store:
         store.cache_clear()
         late = Delayed()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias
 
+import pytest
+
 from cloudstore_mapping.client.transport import HTTPTransport
-from cloudstore_mapping.embedded import open_service
+from cloudstore_mapping.embedded import LOCAL_SETTINGS, InProcessTransport
 from cloudstore_mapping.errors import (
     CloudStoreError,
     OutcomeUnknownError,
@@ -15,6 +19,8 @@ from cloudstore_mapping.errors import (
     TransportError,
     UnavailableError,
 )
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.storage.places import MEMORY, place_of
 from cloudstore_mapping.testing.faults import (
     SIGN_IN_PAGE,
     Fault,
@@ -30,16 +36,37 @@ from cloudstore_mapping.testing.faults import (
     turned_away,
 )
 from cloudstore_mapping.wire import EXTENSIONS
-from tests.vendor import Vendor
+from tests.vendor import Vendor, serve_vendor
 
 
-def way(kind: str, vendor: Vendor) -> tuple[FaultyTransport, str]:
-    """Return a way to an empty account and its API key: ``extended`` with all extensions, ``plain`` at the vendor's."""
-    if kind == "plain":
-        vendor.files.clear()
-        return FaultyTransport(HTTPTransport(vendor.address)), vendor.api_key
-    inner, api_key = open_service(None)
-    return FaultyTransport(inner, frozenset(EXTENSIONS)), api_key
+class Ways:
+    """Ways to empty accounts: on one service with all extensions, which many tests share, and on one with none."""
+
+    def __init__(self, vendor: Vendor, service: Service) -> None:
+        self.vendor = vendor
+        self.service = service
+
+    def to(self, kind: str) -> tuple[FaultyTransport, str]:
+        """Return a way and its API key: ``extended`` with all extensions, ``plain`` at the vendor's."""
+        if kind == "plain":
+            self.vendor.files.clear()
+            return FaultyTransport(HTTPTransport(self.vendor.address)), self.vendor.api_key
+        api_key = self.service.accounts.create(secrets.token_hex(8))
+        return FaultyTransport(_Shared(self.service), frozenset(EXTENSIONS)), api_key
+
+
+class _Shared(InProcessTransport):
+    """A way to a service that others use as well."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+@pytest.fixture(scope="module")
+def ways() -> Iterator[Ways]:
+    """Return ways to services, one of each kind for all tests of a file."""
+    with serve_vendor() as vendor, Service(place_of(MEMORY).open(), LOCAL_SETTINGS) as service:
+        yield Ways(vendor, service)
 
 
 Error: TypeAlias = type[CloudStoreError] | None
