@@ -25,7 +25,7 @@ UNPRIVILEGED: Final = "nobody"
 #: Seconds until a server answers, or has ended, on a machine that has much else to do.
 PATIENCE: Final = 60.0
 #: What makes tests quick, and loses nothing as long as the machine runs.
-QUICK: Final = {"fsync": "off", "full_page_writes": "off"}
+QUICK: Final = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off", "jit": "off"}
 
 
 def bundled() -> Path | None:

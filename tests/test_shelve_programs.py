@@ -60,7 +60,14 @@ def run(program: Path, shelf: str, arguments: list[str]) -> tuple[int, str, str]
     return ran.returncode, ran.stdout, ran.stderr
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    ("name", "location"),
+    [
+        *((name, "file") for name in RUNS),
+        *(pytest.param(name, "http", marks=pytest.mark.slow if len(RUNS[name]) > 2 else ()) for name in RUNS),
+    ],
+    indirect=["location"],
+)
 def test_the_same_output(name: str, location: str, tmp_path: Path) -> None:
     """Each run prints the same and ends with the same status, on the standard library's shelf and on ours."""
     theirs = PROGRAMS / f"{name}.py"

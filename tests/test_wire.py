@@ -19,6 +19,7 @@ texts = st.text(st.characters(codec="utf-8"))
 json_values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
     lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
+    max_leaves=25,
 )
 raws = json_values.map(wire.encode_value)
 

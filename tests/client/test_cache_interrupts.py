@@ -95,24 +95,35 @@ class Stores:
             self.store["new"] = 4
 
 
+#: How far from each other the lines are that are tried: all of them when slow; from another first line for each act.
+each_step = pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 7])
+
+
+def lines(what: str, step: int) -> range:
+    """Return the lines that are tried."""
+    return range(1 + list(ACTS).index(what) % step, MANY, step)
+
+
+@each_step
 @pytest.mark.parametrize("what", ACTS)
-def test_an_interrupt_at_any_line(what: str, service: Service, clock: FrozenClock) -> None:
+def test_an_interrupt_at_any_line(what: str, step: int, service: Service, clock: FrozenClock) -> None:
     """After an interrupt at any line of a cached operation, reads and writes of its keys are right, and cached."""
-    stores = Stores(service, clock, f"interrupt {what}")
-    for line in range(1, MANY):
+    stores = Stores(service, clock, f"interrupt {what} {step}")
+    for line in lines(what, step):
         stores.start()
         with at_line(line, FILES, interrupt) as seen, suppress(KeyboardInterrupt):
             ACTS[what](stores.store)
         stores.check()
         if seen[0] < line:
             break
-    assert 1 < line < MANY - 1
+    assert 1 < line < MANY - step
 
 
+@each_step
 @pytest.mark.parametrize("what", ACTS)
-def test_a_signal_handler_at_any_line(what: str, service: Service, clock: FrozenClock) -> None:
+def test_a_signal_handler_at_any_line(what: str, step: int, service: Service, clock: FrozenClock) -> None:
     """A handler that reads and writes the same keys at any line of an operation never waits for its own thread."""
-    stores = Stores(service, clock, f"handler {what}")
+    stores = Stores(service, clock, f"handler {what} {step}")
 
     def handler() -> None:
         for key in ("kept", "other"):
@@ -122,7 +133,7 @@ def test_a_signal_handler_at_any_line(what: str, service: Service, clock: Frozen
         assert list(stores.store) == list(stores.truth)
 
     def run() -> None:
-        for line in range(1, MANY):
+        for line in lines(what, step):
             stores.start()
             with at_line(line, FILES, handler) as seen, suppress(KeyError):
                 ACTS[what](stores.store)

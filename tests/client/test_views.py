@@ -25,7 +25,8 @@ from cloudstore_mapping.transfer.raw_store import RawStore
 from cloudstore_mapping.wire import Reply, Request, encode_value
 from tests.service_fakes import PATIENCE
 from tests.storages import new_storage
-from tests.support.mapping_fixtures import Connect
+from tests.support.mapping_fixtures import CONNECTIONS, Connect
+from tests.support.matrix import spread
 
 Store = CloudStoreMapping[Any]
 
@@ -513,9 +514,11 @@ def _updated(store: Store) -> dict[str, Any]:
     return plain
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 4])
-@pytest.mark.parametrize("key", ["a", "c", "e"])
-@pytest.mark.parametrize("expression", READING)
+@pytest.mark.parametrize(
+    ("expression", "connect", "key", "after"),
+    spread([READING, CONNECTIONS, "ace", [1, 2, 3, 4]], 4),
+    indirect=["connect"],
+)
 def test_a_key_deleted_meanwhile_is_left_out(shared: Shared, expression: str, key: str, after: int) -> None:
     """A key that another client deletes while everything is read is there or left out, and never an error."""
     transport = Deleting(shared.inner, shared.elsewhere, key, after)
@@ -577,12 +580,15 @@ WRITERS: dict[str, Callable[[Shared], Store]] = {
 }
 
 
-@pytest.mark.parametrize(("writer", "cache_ttl"), [(w, None) for w in WRITERS] + [("parent", 60.0), ("view", 60.0)])
-@pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
-def test_kept_views_are_current(
-    connect: Connect, kept: Callable[[Store], Any], writer: str, cache_ttl: float | None
-) -> None:
+@pytest.mark.parametrize(
+    ("view", "connect", "by"),
+    spread([KEPT, CONNECTIONS, [*((w, None) for w in WRITERS), ("parent", 60.0), ("view", 60.0)]], 3),
+    indirect=["connect"],
+)
+def test_kept_views_are_current(connect: Connect, view: str, by: tuple[str, float | None]) -> None:
     """A kept view has the current length and content after writes through any handle of the store."""
+    kept = KEPT[view]
+    writer, cache_ttl = by
     shared = Shared(connect, cache_ttl=cache_ttl)
     with shared.store:
         viewed = kept(shared.store)

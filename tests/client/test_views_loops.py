@@ -75,7 +75,7 @@ COMPILERS: dict[str, Callable[[Path], ModuleType]] = {
 }
 
 
-@pytest.fixture(scope="module", params=COMPILERS)
+@pytest.fixture(scope="module", params=["Python", "Cython", pytest.param("mypyc", marks=pytest.mark.slow)])
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """Return the loops, as Python or compiled in a temporary folder."""
     folder = tmp_path_factory.mktemp("compiled")

@@ -34,7 +34,11 @@ def http_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ser
         yield service, address
 
 
-@pytest.fixture(params=["memory", "file", "http", "vendor"])
+#: The ways that there are.
+CONNECTIONS = ["memory", "file", "http", "vendor"]
+
+
+@pytest.fixture(params=CONNECTIONS)
 def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Connect]:
     """Ways to an empty account: embedded in memory, in a file, over HTTP, and on a service without extensions."""
     with ExitStack() as stack:
