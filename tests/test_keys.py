@@ -27,6 +27,8 @@ pieces = st.sampled_from(
 )
 texts = st.lists(pieces, max_size=8).map("".join) | st.text(max_size=12) | st.text("%25 0E.,/", max_size=10)
 kinds = st.booleans()
+#: Examples of each rule; `tests/fuzz/keys.py` tries many thousands, when slow.
+TRIES = 200
 
 
 def can_keep(name: str, *, joined: bool) -> bool:
@@ -73,7 +75,7 @@ def test_spellings(key: str, exact: str, joined: str) -> None:
     assert unescape_name(joined, joined=True) == key
 
 
-@settings(max_examples=1000)
+@settings(max_examples=TRIES)
 @given(texts, kinds)
 @example("%2525252C", True)
 @example("%25%25%20", False)
@@ -82,7 +84,7 @@ def test_round_trip(key: str, joined: bool) -> None:
     assert unescape_name(escape_key(key, joined=joined), joined=joined) == key
 
 
-@settings(max_examples=1000)
+@settings(max_examples=TRIES)
 @given(texts, texts, kinds)
 def test_two_keys_have_two_names(key: str, other: str, joined: bool) -> None:
     """Two different keys have different names."""
@@ -90,7 +92,7 @@ def test_two_keys_have_two_names(key: str, other: str, joined: bool) -> None:
     assert escape_key(key, joined=joined) != escape_key(other, joined=joined)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=TRIES)
 @given(texts, kinds)
 def test_services_can_keep_names(key: str, joined: bool) -> None:
     """A key's name is one that the service can keep; a key that it can keep differs only for a percent sign."""
@@ -100,7 +102,7 @@ def test_services_can_keep_names(key: str, joined: bool) -> None:
         assert name == key
 
 
-@settings(max_examples=1000)
+@settings(max_examples=TRIES)
 @given(texts, kinds)
 def test_every_name_has_a_key(name: str, joined: bool) -> None:
     """Every name that the service can keep is the name of its key, whoever wrote it."""
@@ -172,7 +174,7 @@ def test_plain_names_are_their_own_keys(names: list[str]) -> None:
     assert not are_plain([*words, "a/..", *words])
 
 
-@settings(max_examples=500)
+@settings(max_examples=TRIES)
 @given(texts, texts, texts, kinds)
 def test_a_filter_finds_every_key(before: str, text: str, behind: str, joined: bool) -> None:
     """The name of every key that contains or begins with a text contains or begins with its literal part."""

@@ -13,9 +13,11 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
+from cloudstore_mapping.cli import app
 from cloudstore_mapping.oserrors import naming, sentence_of, shown
 from tests.crash.small_disk import small_disk
 from tests.permissions import heed_permissions
+from tests.support.command_line import CliRunner
 
 COMMAND = [sys.executable, "-m", "cloudstore_mapping"]
 
@@ -110,10 +112,13 @@ LONG = "n" * 252 + ".db"
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_a_name_that_is_too_long(arguments: list[str], tmp_path: Path) -> None:
+def test_a_name_that_is_too_long(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that is too long for the file system is exit status 2, and one line with the name and the remedy."""
     cm.open(tmp_path / "store.db").close()
-    status, said = run(*arguments, folder=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, arguments)
+    status, said = result.exit_code, result.stderr
+    assert (result.stdout, said.count("\n")) == ("", 1)
     assert (status, "[Errno" in said) == (2, False)
     assert LONG[:90] in said
     assert "File name too long. Choose a shorter name." in said or "choose a name of 247 bytes at most." in said

@@ -25,6 +25,7 @@ from cloudstore_mapping.service.storage.sqlite_check import check
 from cloudstore_mapping.transfer import export_store, import_store
 from tests.path_operations import commands
 from tests.support.command_line import CliRunner, Result
+from tests.support.matrix import spread
 
 pytestmark = pytest.mark.sqlite("it is about the files beside an SQLite file")
 
@@ -127,8 +128,11 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("spelling", ["PATH", "sqlite:///PATH"])
-@pytest.mark.parametrize("command", COMMANDS)
+#: How a location is written.
+SPELLINGS = ["PATH", "sqlite:///PATH"]
+
+
+@pytest.mark.parametrize(("command", "spelling"), spread([COMMANDS, SPELLINGS], 2))
 def test_every_command_refuses_a_log_without_its_file(
     command: str, spelling: str, path: Path, elsewhere: Path, tmp_path: Path
 ) -> None:

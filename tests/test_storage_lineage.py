@@ -24,7 +24,8 @@ from cloudstore_mapping.service.storage.sqlite_backup import restore
 from cloudstore_mapping.service.storage.sqlite_lineage import Lineage, is_of_another_file, lineage_of
 from cloudstore_mapping.service.storage.sqlite_place import refuse_leftovers
 from tests.service_fakes import PATIENCE
-from tests.test_storage_leftovers import COMMANDS, COUNT, FUNCTIONS, killed, run
+from tests.support.matrix import spread
+from tests.test_storage_leftovers import COMMANDS, COUNT, FUNCTIONS, SPELLINGS, killed, run
 
 pytestmark = pytest.mark.sqlite("it is about the log beside an SQLite file")
 
@@ -143,8 +144,7 @@ def come_back(path: Path, keys: set[str]) -> None:
         assert len(store) == COUNT + 2
 
 
-@pytest.mark.parametrize("spelling", ["PATH", "sqlite:///PATH"])
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("command", "spelling"), spread([COMMANDS, SPELLINGS], 2))
 def test_every_command_refuses_the_log_of_another_file(command: str, spelling: str, path: Path, other: Path) -> None:
     """A command that would open, read or replace a store beside the log of another one says so, and changes nothing."""
     by_another(path)
@@ -165,8 +165,7 @@ def test_every_command_refuses_the_log_of_another_file(command: str, spelling: s
     come_back(path, {"precious"})
 
 
-@pytest.mark.parametrize("replaced", REPLACED)
-@pytest.mark.parametrize("what", FUNCTIONS)
+@pytest.mark.parametrize(("what", "replaced"), spread([FUNCTIONS, REPLACED], 2))
 def test_every_function_refuses_the_log_of_another_file(what: str, replaced: str, path: Path, other: Path) -> None:
     """A function that would open a store beside the log of another file, or of a later one, raises: nothing changes."""
     REPLACED[replaced](path)
