@@ -100,7 +100,7 @@ def test_a_killed_program(tmp_path: Path) -> None:
     assert any(ran.status == 0 for ran in kill_program(tmp_path, 0))
 
 
-@pytest.mark.parametrize("asked", [1, STEPS // 2, STEPS])
+@pytest.mark.parametrize("asked", [1, pytest.param(STEPS // 2, marks=pytest.mark.slow), STEPS])
 def test_a_killed_program_whose_file_was_replaced(tmp_path: Path, asked: int) -> None:
     """After a kill no command applies the log to another store in the file's place; both are whole after that."""
     file, other, away = tmp_path / "store.db", tmp_path / "other.db", tmp_path / "away.db"

@@ -52,10 +52,11 @@ def lost(each: Iterator[Cut], expected: Sequence[Contents], folder: Path) -> Ite
             assert check(folder / NAME).faults == []
 
 
-def test_power_cuts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [15, pytest.param(5, marks=pytest.mark.slow)])
+def test_power_cuts(tmp_path: Path, every: int) -> None:
     """After a power cut a store holds what was answered, and what was under way is whole or not there."""
     log = logged(tmp_path / "before", 12, 1)
-    assert list(lost(cuts(log, every=5), states(12, 1), tmp_path / "after")) == []
+    assert list(lost(cuts(log, every=every), states(12, 1), tmp_path / "after")) == []
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -116,10 +116,17 @@ def test_patches() -> None:
 nested = st.lists(st.lists(strategies.json_values(max_leaves=3)), min_size=1)
 
 
-@given((strategies.json_values() | nested).flatmap(lambda value: st.tuples(st.just(value), strategies.patches(value))))
-def test_patches_are_never_refused(pair: tuple[Any, Any]) -> None:
+@pytest.mark.parametrize("examples", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_patches_are_never_refused(examples: int) -> None:
     """Of any value every patch can be merged into it."""
-    merge(*pair)
+    values = strategies.json_values() | nested
+
+    @settings(max_examples=examples)
+    @given(values.flatmap(lambda value: st.tuples(st.just(value), strategies.patches(value))))
+    def check(pair: tuple[Any, Any]) -> None:
+        merge(*pair)
+
+    check()
 
 
 def test_operations() -> None:

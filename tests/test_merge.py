@@ -212,9 +212,10 @@ def test_table(stored: JSON, value: JSON) -> None:
         assert text(merge(stored, value)) == text(expected)
 
 
-def test_laws() -> None:
+@pytest.mark.parametrize("examples", [30, pytest.param(200, marks=pytest.mark.slow)])
+def test_laws(examples: int) -> None:
     """Merging again changes nothing, and leaves both arguments alone; the other laws of the test kit hold as well."""
-    assert_merge_laws(merge, values=values, refuses=(BadMergeError,))
+    assert_merge_laws(merge, values=values, refuses=(BadMergeError,), examples=examples)
 
 
 @given(values, values)

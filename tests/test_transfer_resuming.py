@@ -29,6 +29,7 @@ from cloudstore_mapping.transfer.mediafolder import MediaDraft
 from cloudstore_mapping.transfer.raw_store import RawStore
 from cloudstore_mapping.web.serve import background
 from tests.storages import new_storage
+from tests.support.matrix import spread
 from tests.vendor import Vendor
 
 CONTENT = {f"key {number:04}": {"number": number} for number in range(3_500)}
@@ -80,8 +81,7 @@ def test_an_import_goes_on(faulty: tuple[CloudStoreMapping[Any], FaultyTransport
     assert store.copy() == CONTENT
 
 
-@pytest.mark.parametrize("lines", [0, 1, 2, 1_500])
-@pytest.mark.parametrize("more", [-2, -1, 0, 1, 30])
+@pytest.mark.parametrize(("lines", "more"), spread([[0, 1, 2, 1_500], [-2, -1, 0, 1, 30]], 2))
 def test_a_journal_that_was_cut_off(
     lines: int, more: int, faulty: tuple[CloudStoreMapping[Any], FaultyTransport], tmp_path: Path
 ) -> None:

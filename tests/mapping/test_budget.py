@@ -106,6 +106,14 @@ def _edit(store: Store, new: object) -> None:
             value["new"] = new
 
 
+#: A test on our own service and on the vendor's; how ours is reached makes no difference, and is tried when slow.
+each_way = pytest.mark.parametrize(
+    "connect",
+    ["memory", "vendor", *(pytest.param(way, marks=pytest.mark.slow) for way in ("file", "http"))],
+    indirect=True,
+)
+
+
 @pytest.fixture
 def filled(counted: Counted) -> Counted:
     """Return a store with N keys, and its counter at zero."""
@@ -115,6 +123,7 @@ def filled(counted: Counted) -> Counted:
     return store, transport
 
 
+@each_way
 @pytest.mark.parametrize("expression", LISTING)
 def test_looking_at_keys_costs_one_listing(filled: Counted, expression: str) -> None:
     """However many keys there are, and whatever is asked of them."""
@@ -129,6 +138,7 @@ def extended(request: pytest.FixtureRequest) -> bool:
     return "vendor" not in request.node.callspec.id
 
 
+@each_way
 @pytest.mark.parametrize("expression", READING)
 def test_reading_everything(filled: Counted, extended: bool, expression: str) -> None:
     """It costs one listing, and a page of values for each 1,000 keys, or a load for each key."""
@@ -137,6 +147,7 @@ def test_reading_everything(filled: Counted, extended: bool, expression: str) ->
     assert transport.take() == ({"list": 1 + 1} if extended else {"list": 1, "load": N})
 
 
+@each_way
 @pytest.mark.parametrize("expression", SINGLE)
 def test_the_cost_of_one_operation(filled: Counted, extended: bool, expression: str) -> None:
     """Each operation sends these requests and no others."""
@@ -159,6 +170,7 @@ def test_a_batch_holds_1000(counted: Counted) -> None:
     assert transport.take() == {"list": 1, "batch": 3}
 
 
+@each_way
 @pytest.mark.parametrize("expression", [*LISTING, *READING])
 def test_what_the_cache_answers_costs_nothing(connect: Connect, expression: str) -> None:
     """A second time within the cache's time costs nothing, where all values fit."""

@@ -92,9 +92,9 @@ OPERATIONS = {
     **WRITES,
 }
 
-#: A test of each operation with each fault, on both kinds of service; a third of them by default.
+#: A test of each operation with each fault, on both kinds of service; a fifth of them by default.
 each_operation = pytest.mark.parametrize(
-    ("operation", "fault", "kind"), spread([OPERATIONS, TABLE, KINDS], 3), indirect=["kind"]
+    ("operation", "fault", "kind"), spread([OPERATIONS, TABLE, KINDS], 5), indirect=["kind"]
 )
 
 
