@@ -70,7 +70,7 @@ def check(ended: subprocess.CompletedProcess[str], status: int) -> None:
 
 
 @also_as_json
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_serve(run: Run, status: int, as_json: list[str], workers: str, tmp_path: Path) -> None:
     """A first start that can't show its secrets makes no account, so that the next one shows them."""
     file = tmp_path / "s.db"

@@ -55,7 +55,7 @@ def test_the_first_start_prints_all_that_a_program_needs(tmp_path: Path) -> None
         assert process.communicate()[0] == ""
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_store_that_no_key_opens(tmp_path: Path, workers: str) -> None:
     """A start on a file that `cm.open` made prints the command that makes an API key, with which its data is there."""
     file = tmp_path / "shop's.db"

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from cloudstore_mapping.cli import app, asking
 from cloudstore_mapping.cli.frame import UsageError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from tests.support.command_line import CliRunner, Result
+from tests.support.command_line import CliRunner, Result, command_of
 from tests.test_cli_terminal import on_terminal
 
 COMMAND = [sys.executable, "-m", "cloudstore_mapping"]
@@ -64,24 +65,32 @@ COMMANDS = {re.split(" -| key| name", " ".join(line))[0]: line for line in every
 del COMMANDS["serve"]  # which runs until somebody ends it
 
 
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a store and a service's store, of the default names."""
+    folder = tmp_path_factory.mktemp("stores")
+    with cm.open(folder / "cloudstore.db") as store:
+        store["key"] = 1
+    with Service(SQLiteStorage(folder / "cloudstore-service.db")) as service:
+        service.accounts.create("name")
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a folder with a store and a service's store, the default ones."""
+    shutil.copytree(stores, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     for name in ("CLOUDSTORE_URL", "CLOUDSTORE_SERVICE_STORE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("EDITOR", "true")
-    with cm.open("cloudstore.db") as store:
-        store["key"] = 1
-    with Service(SQLiteStorage("cloudstore-service.db")) as service:
-        service.accounts.create("name")
     return tmp_path
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Run a command in this process as it is set up; return its status and what it said on stderr."""
     with pytest.raises(SystemExit) as ended:
-        app(arguments, prog_name="cloudstore")
+        command_of(app)(arguments, prog_name="cloudstore")
     return int(ended.value.code or 0), capsys.readouterr().err
 
 

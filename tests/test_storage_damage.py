@@ -166,7 +166,7 @@ def test_every_connection_tells_the_store(path: Path, meet: str, monkeypatch: py
             put(storage, "late")
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_start_on_a_damaged_store(path: Path, workers: str) -> None:
     """A service that is started on a damaged store isn't healthy from the start, and takes no save."""
     damage(path)

@@ -54,7 +54,7 @@ def unlocked(store: Path) -> list[str]:
         pytest.param("sqlite:///live.db", marks=pytest.mark.slow),
         pytest.param("sqlite:///FOLDER/live.db", marks=pytest.mark.slow),
         pytest.param("link.db", marks=pytest.mark.slow),
-        "hard.db",
+        pytest.param("hard.db", marks=pytest.mark.slow),
         pytest.param("live.db-shm", marks=pytest.mark.slow),
         pytest.param("live.db-wal", marks=pytest.mark.slow),
         pytest.param("live.db-journal", marks=pytest.mark.slow),

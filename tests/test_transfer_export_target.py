@@ -405,8 +405,8 @@ def interrupt(done: int, total: int) -> None:
 
 
 SETS: list[tuple[Format, Format, bool]] = [
-    ("json", "json", True),
     ("dbm", "dbm", True),
+    ("json", "json", True),
     ("dbm", "json", True),
     ("json", "dbm", True),
     ("json", "json", False),
@@ -416,7 +416,7 @@ SETS: list[tuple[Format, Format, bool]] = [
 
 @pytest.mark.parametrize(
     ("before", "after", "overwrite"),
-    [pytest.param(*each, marks=pytest.mark.slow if number > 1 else ()) for number, each in enumerate(SETS)],
+    [pytest.param(*each, marks=pytest.mark.slow if number else ()) for number, each in enumerate(SETS)],
 )
 @pytest.mark.parametrize("kind", ["dbm.dumb", pytest.param("dbm.gnu", marks=pytest.mark.slow)])
 def test_an_end_at_every_step(

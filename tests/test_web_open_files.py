@@ -66,7 +66,7 @@ def test_connections_leave_room_for_the_store(tmp_path: Path) -> None:
     assert "raise the limit of open files (ulimit -n" in line
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_too_few_files(tmp_path: Path, workers: str) -> None:
     """A limit under which no service can work is exit status 2 and a line that says how many files it needs."""
     command = [sys.executable, "-c", LIMITED, "40", "serve", "--port", "0", "--workers", workers]

@@ -99,7 +99,7 @@ def test_ctrl_c_twice_waits_for_no_client(tmp_path: Path) -> None:
             check_end(process)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_nohup(workers: str, tmp_path: Path) -> None:
     """Under nohup a service outlives its terminal."""
     serve = ["serve", "--json", "--port", "0", "--workers", workers, "--store", str(tmp_path / "s.db")]

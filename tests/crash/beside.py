@@ -40,12 +40,13 @@ class Ran:
 def run_here(command: Command) -> Ran:
     """Run a command in this process, whose standard output and errors it takes meanwhile."""
     from cloudstore_mapping.cli import app  # what loads this may be without the extra
+    from tests.support.command_line import command_of
 
     output, errors = StringIO(), StringIO()
     status = 0
     with redirect_stdout(output), redirect_stderr(errors):
         try:
-            app(command.arguments, prog_name="cloudstore")
+            command_of(app)(command.arguments, prog_name="cloudstore")
         except SystemExit as end:
             status = int(end.code or 0)
         except Exception:  # noqa: BLE001 - whatever it is, it should have been a sentence

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
-from typer import testing
+from typer import Typer, testing
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-__all__ = ["CliRunner", "Result"]
+__all__ = ["CliRunner", "Result", "command_of"]
 
-_typer = vars(testing)
-_typer["_get_command"] = functools.cache(_typer["_get_command"])
+#: The commands of an application.
+command_of: Callable[[Typer], Any] = functools.cache(get_command)
+
+vars(testing)["_get_command"] = command_of
