@@ -106,7 +106,7 @@ def seen(folder: Path) -> set[tuple[str, ...]]:
 
 def test_the_service(tmp_path: Path) -> None:
     """All tests have one service, and each an empty account there."""
-    done = run(tmp_path, SERVICE)
+    done = run(tmp_path, SERVICE, plugins=False)
     assert "6 passed" in done.stdout, done.stdout + done.stderr
     assert len(seen(tmp_path)) == 1
 
@@ -156,6 +156,6 @@ def test_the_module_imports_pytest_alone() -> None:
 @pytest.mark.slow
 def test_the_fixtures_are_explained(tmp_path: Path) -> None:
     """`pytest --fixtures` lists the three, each with a sentence."""
-    done = run(tmp_path, "", "--fixtures")
+    done = run(tmp_path, "", "--fixtures", plugins=False)
     for name in ("cloudstore", "cloudstore_faults", "cloudstore_service"):
         assert f"\n{name} -- " in done.stdout or f"\n{name} [" in done.stdout, name
