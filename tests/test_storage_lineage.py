@@ -380,14 +380,15 @@ def look_while_used(store: Path, saves: int, look: Callable[[], object]) -> None
     assert looked
 
 
-def test_a_store_in_use_is_never_refused(other: Path) -> None:
+@pytest.mark.parametrize("looks", [250, pytest.param(2000, marks=pytest.mark.slow)])
+def test_a_store_in_use_is_never_refused(looks: int, other: Path) -> None:
     """While processes write, carry the log over and begin it anew, it is never taken for another file's."""
     SQLiteStorage(other).submit(lambda transaction: transaction.put(1, "name", b"1", 1.0)).result(PATIENCE)
 
     def look() -> None:
         assert not is_of_another_file(Path(f"{other}-wal"), other, lambda: False)
 
-    look_while_used(other, 1000, look)
+    look_while_used(other, looks, look)
 
 
 def test_a_file_that_changes_meanwhile(path: Path) -> None:

@@ -21,6 +21,7 @@ from cloudstore_mapping.errors import (
 )
 from cloudstore_mapping.testing.faults import SIGN_IN_PAGE
 from cloudstore_mapping.wire import Reply, decode_reply, encode_value
+from tests.support.matrix import spread
 from tests.support.scripted import ALL, DONE, Outcome, Script, told
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
@@ -74,17 +75,20 @@ def expected(cell: str, write: str) -> type[CloudStoreError] | None:
     return error
 
 
-@pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize("column", range(3), ids=COLUMNS)
-@pytest.mark.parametrize("last", TABLE)
-@pytest.mark.parametrize("first", ["a broken connection", "502 of a gateway", "504 of a gateway", "OutcomeUnknown"])
-def test_cell(first: str, last: str, column: int, write: str) -> None:
+@pytest.mark.parametrize(
+    ("first", "last", "column", "write"),
+    spread(
+        [["a broken connection", "502 of a gateway", "504 of a gateway", "OutcomeUnknown"], TABLE, COLUMNS, WRITES], 3
+    ),
+)
+def test_cell(first: str, last: str, column: str, write: str) -> None:
     """A write raises `OutcomeUnknownError` whenever an attempt may have been applied and the last doesn't tell."""
-    before = outcome_of("no connection" if column == 0 else first)
-    extensions = ALL if column == 2 else frozenset[str]()
+    number = COLUMNS.index(column)
+    before = outcome_of("no connection" if number == 0 else first)
+    extensions = ALL if number == 2 else frozenset[str]()
     client, script = told(extensions, before, *[outcome_of(last) for _ in range(3)])
     client._retries = 1
-    error = expected(TABLE[last][column], write)
+    error = expected(TABLE[last][number], write)
     if error is None:
         WRITES[write](client)
     else:

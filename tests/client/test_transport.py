@@ -29,6 +29,7 @@ from cloudstore_mapping.errors import (
     UnavailableError,
 )
 from cloudstore_mapping.wire import Request
+from tests.support.matrix import spread
 from tests.vendor import Fault, Vendor, serve_vendor
 
 KEY = "S3cretKey"
@@ -177,8 +178,7 @@ FAULTS: dict[str, tuple[Fault, type[CloudStoreError], type[CloudStoreError], boo
 }
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("operation", "fault"), spread([OPERATIONS, FAULTS], 2))
 def test_faults(client: Client, vendor: Vendor, operation: str, fault: str) -> None:
     """Every fault is its error, and never success; a passing one goes unseen; the next request finds a sound way."""
     given, of_a_read, of_a_write, is_repeated = FAULTS[fault]

@@ -181,8 +181,7 @@ ABSENT: dict[str, tuple[Callable[[Store], object], object]] = {
 }
 
 
-@pytest.mark.parametrize("operation", ABSENT)
-@pytest.mark.parametrize("fault", TABLE)
+@pytest.mark.parametrize(("operation", "fault", "kind"), spread([ABSENT, TABLE, KINDS], 5), indirect=["kind"])
 def test_absence_is_never_guessed(kind: str, ways: Ways, operation: str, fault: str) -> None:
     """A key is absent when the service says so, and no fault is taken for that."""
     act, meant = ABSENT[operation]
