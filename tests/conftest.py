@@ -140,9 +140,9 @@ def no_threads_left() -> Iterator[None]:
     assert set(threading.enumerate()) <= before
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=["memory", "sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
 def storage(request: pytest.FixtureRequest, tmp_path: Path, no_threads_left: None) -> Iterator[Storage]:
-    """Return an empty storage, once for each engine."""
+    """Return an empty storage, once for each engine; by default PostgreSQL has the tests of its own files alone."""
     with ENGINES[request.param](tmp_path) as storage:
         yield storage
 
