@@ -41,7 +41,15 @@ main()
 """
 
 
-@pytest.mark.parametrize("arguments", [["set", "a", "5"], ["merge", "a", "5"], ["rm", "a"], ["import", "in.json"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["set", "a", "5"],
+        pytest.param(["merge", "a", "5"], marks=pytest.mark.slow),
+        pytest.param(["rm", "a"], marks=pytest.mark.slow),
+        ["import", "in.json"],
+    ],
+)
 def test_ctrl_c_while_another_process_holds_the_store(tmp_path: Path, arguments: list[str]) -> None:
     """It is exit status 130 without a word, though the other process goes on; nothing is changed then or later."""
     path = tmp_path / "a.db"
@@ -88,7 +96,12 @@ def test_ctrl_c_while_python_ends() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "what"),
-    [(["set", "a", "1"], "save"), (["merge", "a", "{}"], "merge"), (["rm", "a"], "delete"), (["get", "a"], "")],
+    [
+        pytest.param(["set", "a", "1"], "save", marks=pytest.mark.slow),
+        (["merge", "a", "{}"], "merge"),
+        pytest.param(["rm", "a"], "delete", marks=pytest.mark.slow),
+        (["get", "a"], ""),
+    ],
 )
 def test_ctrl_c_while_a_service_is_silent(arguments: list[str], what: str) -> None:
     """Ctrl-C ends a command at once with status 130, and the outcome of a write is reported as unknown."""

@@ -46,7 +46,10 @@ def test_there_and_back(kind: Format, make_store: MakeStore, tmp_path: Path, mon
     assert store.copy() == VALUES
 
 
-@pytest.mark.parametrize("form", ["json", "jsonl", *KINDS])
+@pytest.mark.parametrize(
+    "form",
+    ["json", "jsonl", *(pytest.param(kind, marks=() if kind == "dbm.dumb" else pytest.mark.slow) for kind in KINDS)],
+)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.dictionaries(keys(), json_values(), max_size=5))
 def test_whatever_it_is(form: str, content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
