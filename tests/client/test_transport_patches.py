@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import http.client
+import re
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,24 @@ def test_vcr_records_and_plays(transport: HTTPTransport, vendor: Vendor, tmp_pat
     assert len(vendor.requests) == 1
     assert bytes(transport.send(LOAD).message) == b"1"
     assert len(vendor.requests) == 2
+
+
+def test_vcr_records_no_key(vendor: Vendor, tmp_path: Path) -> None:
+    """A recorder's hook can remove the API key from a request's body."""
+
+    def without_key(request: Any) -> Any:
+        request.body = re.sub(rb'"key":"[^"]*"', b'"key":""', request.body)
+        return request
+
+    cassette = tmp_path / "cassette.yaml"
+    with (
+        closing(HTTPTransport(vendor.address)) as transport,
+        vcr.use_cassette(str(cassette), before_record_request=without_key),
+    ):
+        assert bytes(transport.send(LOAD).message) == b"1"
+    recorded = cassette.read_text()
+    assert "store/load" in recorded
+    assert LOAD.api_key not in recorded
 
 
 @pytest.mark.parametrize("is_used", [False, True], ids=["recorded before", "recorded after"])
