@@ -181,7 +181,7 @@ def test_a_damaged_media_file_is_not_taken_for_whole(tmp_path: Path) -> None:
     with cm.open(file) as store:
         assert len(store) == 0
         (media,) = store.media_files()
-        with pytest.raises(cm.ProtocolError, match="is not what was uploaded"):
+        with pytest.raises(cm.ProtocolError, match="differs from the uploaded file"):
             store.download(media, target)
     assert not target.exists()
 

@@ -385,7 +385,7 @@ class Bulk:
                     if error is not None and not (ignore_absent and isinstance(error, NoFileError)):
                         failed.setdefault(key, error)
         except BaseException as interrupt:
-            if not isinstance(interrupt, CloudStoreError) and done < len(changes):
+            if not isinstance(interrupt, CloudStoreError) and done < len(changes) > 1:
                 interrupt.add_note(
                     f"The work on {len(changes)} keys was interrupted: {done} were processed, and each of the others "
                     "may have been done or not; load them to see, or do it again."
