@@ -456,7 +456,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
 
     def copy(self) -> dict[str, V]:
         """Return all keys and values as a plain dictionary."""
-        return dict(self.items())
+        return dict(self._read(self._keys()))
 
     def list(self, filter: str = "") -> list[str]:  # noqa: A002 - the service's own term
         """Return the keys containing the text `filter`; case-sensitive."""
@@ -525,13 +525,14 @@ class CloudStoreMapping(MutableMapping[str, V]):
         self, results: Generator[tuple[str, Found[bytes] | CloudStoreError], None, None]
     ) -> Iterator[tuple[str, V]]:
         with closing(results):
+            store = self._files.store
             for key, result in results:
-                self._check_open()
-                if isinstance(result, NoFileError):
-                    continue
-                if isinstance(result, CloudStoreError):
+                if store.is_closed:
+                    store.check_open()
+                if not isinstance(result, CloudStoreError):
+                    yield key, self._decode(result)
+                elif not isinstance(result, NoFileError):
                     raise result
-                yield key, self._decode(result)
 
     def _decode(self, found: Found[bytes]) -> V:
         value: V = codec.decode(cast("bytes", found.value))  # an absence raised `NoFileError`
@@ -647,13 +648,13 @@ class CloudStoreMapping(MutableMapping[str, V]):
         """Return the result of ``store |= other`` as a dictionary, without writing."""
         if not isinstance(other, Mapping):
             return NotImplemented
-        return _merged(self.items(), self._normalized(other))
+        return _merged(self._read(self._keys()), self._normalized(other))
 
     def __ror__(self, other: Mapping[str, Any]) -> dict[str, Any]:
         """Return the result of merging the store into `other` as a dictionary, without writing."""
         if not isinstance(other, Mapping):
             return NotImplemented
-        return _merged(self._normalized(other), self.items())
+        return _merged(self._normalized(other), self._read(self._keys()))
 
     def delete_many(self, keys: Iterable[str]) -> None:
         """Delete the keys; `BulkError` if some can't be deleted, or do not exist."""
