@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +23,7 @@ from cloudstore_mapping.errors import (
     UnsupportedError,
 )
 from cloudstore_mapping.forks import renew_after_fork
+from cloudstore_mapping.interrupts import let_go
 from cloudstore_mapping.links import FILES_PATH
 from cloudstore_mapping.quiet import forkers, refuse_forker
 from cloudstore_mapping.service.service import Service
@@ -45,7 +47,7 @@ from cloudstore_mapping.wire import (
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.base import Storage
-    from cloudstore_mapping.service.storage.records import Account
+    from cloudstore_mapping.service.storage.records import Account, Media
 
 #: Account with the files of an embedded store.
 LOCAL_ACCOUNT: Final = "local"
@@ -83,6 +85,9 @@ class InProcessTransport:
             raise
         except CloudStoreError as error:
             reply = failure(error)
+        except BaseException as error:
+            let_go(error)
+            raise
         if reply.error == UnavailableError.error and deadline is not None and deadline.left() <= 0:
             raise TimedOutError(f"The deadline passed: {reply.sentence}", sent=False)
         return decode_reply(
@@ -120,19 +125,26 @@ class InProcessTransport:
 
     def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
         """Begin to download a media file; see `HTTPTransport.fetch`."""
-        folder, _, last = link.removeprefix(FILES_PATH).partition("/")
         try:
-            found = self._service.media.find(folder, last.partition(".")[0])
-            if found is None:
-                raise NoFileError("There is no media file at this link.")
-            account, media = found
-            mimetype, _ = self._service.media.typed(media)
-            self._service.media.use(account, media)
+            media, mimetype = self._use(link)
         except CloudStoreError as error:
             return refused(failure(error))
+        except BaseException as error:
+            let_go(error)
+            raise
         start = start if tag == media.digest else 0
-        pieces = self._service.media.chunks(media, start)
+        pieces = _letting_go(self._service.media.chunks(media, start))
         return Fetched(None, start, media.size, media.digest, mimetype, media.name, pieces, lambda: None)
+
+    def _use(self, link: str) -> tuple[Media, str]:
+        folder, _, last = link.removeprefix(FILES_PATH).partition("/")
+        found = self._service.media.find(folder, last.partition(".")[0])
+        if found is None:
+            raise NoFileError("There is no media file at this link.")
+        account, media = found
+        mimetype, _ = self._service.media.typed(media)
+        self._service.media.use(account, media)
+        return media, mimetype
 
     def hurry(self) -> None:
         """Let the service wait only a moment for other processes from now on."""
@@ -257,6 +269,14 @@ class StoreTransport(InProcessTransport):
         """Close the service, but in a child never its parent's."""
         if self._process == os.getpid():
             super().close()
+
+
+def _letting_go(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    try:
+        yield from pieces
+    except BaseException as error:
+        let_go(error)
+        raise
 
 
 def _patience() -> float | None:

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -19,6 +19,7 @@ from cloudstore_mapping.service.accounts import NOT_MADE
 from cloudstore_mapping.service.answers import MAX_LOADED, Answers
 from cloudstore_mapping.service.asked import Asked, Moment, UnadmittedError
 from cloudstore_mapping.service.batch import BatchWork, UndoneError
+from cloudstore_mapping.service.futures import PlainFuture, wait_for
 from cloudstore_mapping.service.limits import check_turn, take_turn
 from cloudstore_mapping.service.passwords import Question, UnprovenError
 from cloudstore_mapping.service.pool import Pool
@@ -94,7 +95,7 @@ class Desk:
             reply = self._answer_at_once(asked, moment)
             if reply is not None:
                 return reply
-        asked.answer = Future()
+        asked.answer = PlainFuture()
         asked.answer.set_running_or_notify_cancel()
         self._advance(asked)
         return asked.answer
@@ -160,7 +161,7 @@ class Desk:
         if asked.waits:
             try:
                 if not future.done():
-                    _wait_for(future, asked.until)
+                    _wait_until(future, asked.until)
             except BaseException:
                 future.cancel()  # what hasn't begun isn't done
                 raise
@@ -224,7 +225,7 @@ class Desk:
         try:
             return self._passwords.prove(question, address)
         except Exception as error:  # noqa: BLE001 - every failure becomes a reply
-            failed: Future[None] = Future()
+            failed: Future[None] = PlainFuture()
             failed.set_exception(error)
             return failed
 
@@ -327,9 +328,8 @@ class Desk:
             self._usage.count(caller.account.id, "data", *caller.used, times=-1)
 
 
-def _wait_for(future: Future[T], until: float) -> None:
+def _wait_until(future: Future[T], until: float) -> None:
     """Wait for a future; `TimedOutError` at the monotonic time `until`, with `sent` False if the work never begins."""
-    wait([future], None if until == math.inf else max(0.0, until - time.monotonic()))
-    if not future.done():
+    if not wait_for(future, None if until == math.inf else until - time.monotonic()):
         sentence = "The store was busy all the time; try again, or give a longer deadline."
         raise TimedOutError(sentence, sent=not future.cancel())

@@ -108,7 +108,8 @@ class Passwords:
         """
         subject = (question.file, network_of(address))
         with self._lock:
-            if (proof := self._proofs.get((question, address))) is not None:
+            proof = self._proofs.get((question, address))
+            if proof is not None and not proof.done():  # an interrupt may have left one that is
                 return proof
             begun = self._tries.begin(subject)
             try:

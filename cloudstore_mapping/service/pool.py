@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
-from typing import Final, ParamSpec, TypeVar
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, Final, ParamSpec, TypeVar
 
 from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.futures import PlainFuture
 
 #: The priority of threads that step back: a tenth of the processor where all others want it, so that they go on too.
 LOWER: Final = 10
@@ -23,47 +27,148 @@ class Pool:
     """
     Runs work on as many as `threads` threads, while as many as `waiting` more pieces of it wait.
 
-    Where it `steps_back`, other threads of the machine come before its own.
+    Where it `steps_back`, other threads of the machine come before its own. A signal may interrupt who submits work
+    anywhere, so that thread counts nothing: all that it does to the pool is to put the work into a queue.
     """
 
     def __init__(self, threads: int, waiting: int, name: str, *, steps_back: bool = False) -> None:
-        self._executor = ThreadPoolExecutor(
-            threads, thread_name_prefix=name, initializer=_step_back if steps_back else None
-        )
-        self._places = threading.BoundedSemaphore(threads + waiting)
-        self._closed = False
+        self._workers = _Workers(threads, name, steps_back=steps_back)
+        self._most = threads + waiting
+        self._process = os.getpid()
+        # It is dropped without `close`: the threads hold no reference to it.
+        weakref.finalize(self, self._workers.waiting.put, None).atexit = False
 
     def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """
         Begin some work; raises `UnavailableError` where too much of it waits already, and after `close`.
 
-        Once the interpreter ends and lets no thread begin, the work is done on the caller's.
+        Once the interpreter ends and lets no thread begin, the work is done on the caller's; so it is in a forked
+        process, which has none of the threads.
         """
-        if not self._places.acquire(blocking=False):
+        workers = self._workers
+        if workers.closed:
+            raise UnavailableError("The service is closed; try again once it is open.", retry_after=1.0)
+        if workers.waiting.qsize() + workers.busy >= self._most:
             raise UnavailableError("The service is busy; try again.", retry_after=1.0)
-        try:
-            future = self._executor.submit(work, *args, **kwargs)
-        except RuntimeError as error:  # what an executor says once it is shut down
-            self._places.release()
-            if not self._closed:
-                return _done(work, *args, **kwargs)
-            raise UnavailableError("The service is closed; try again once it is open.", retry_after=1.0) from error
-        future.add_done_callback(lambda _: self._places.release())
-        return future
+        piece = _Piece(partial(work, *args, **kwargs))
+        if self._process != os.getpid():
+            piece.settle(piece.run())
+            return piece.future
+        workers.put(piece)
+        return piece.future
 
     def close(self) -> None:
         """Finish what was submitted, and end the threads; not from one of them."""
-        self._closed = True
-        self._executor.shutdown()
+        if self._process == os.getpid():
+            self._workers.close()
 
 
-def _done(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-    future: Future[T] = Future()
-    try:
-        future.set_result(work(*args, **kwargs))
-    except Exception as error:  # noqa: BLE001 - the future carries it, as in an executor
-        future.set_exception(error)
-    return future
+class _Piece:
+    """A piece of work, and the future of its outcome."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work = work
+        self.future: Future[Any] = PlainFuture()
+
+    def run(self) -> tuple[Any, BaseException | None] | None:
+        """Return what the work returned and what it raised, or None if it was cancelled."""
+        if not self.future.set_running_or_notify_cancel():
+            return None
+        try:
+            return self._work(), None
+        except BaseException as error:  # noqa: BLE001 - the future carries it
+            return None, error
+
+    def settle(self, outcome: tuple[Any, BaseException | None] | None) -> None:
+        """Tell the future what came of it."""
+        if outcome is not None:
+            result, error = outcome
+            if error is None:
+                self.future.set_result(result)
+            else:
+                self.future.set_exception(error)
+
+
+class _Workers:
+    """
+    The threads of a pool, begun one by one as they are needed, and the work that waits for them.
+
+    Daemons, so that a program that forgets to close can end. Each counts itself once it runs: an interrupt while it is
+    started may keep it from ever running.
+    """
+
+    def __init__(self, most: int, name: str, *, steps_back: bool) -> None:
+        self.waiting: SimpleQueue[_Piece | None] = SimpleQueue()
+        self.busy = 0
+        self.closed = False
+        self._most = most
+        self._name = name
+        self._steps_back = steps_back
+        self._lock = threading.Lock()
+        self._running: list[threading.Lock] = []  # each is held by a thread for as long as it works
+        self._threads: list[threading.Thread] = []
+
+    def put(self, piece: _Piece) -> None:
+        """Have a piece of work done."""
+        self.waiting.put(piece)
+        self._grow()
+        if self.closed:  # asked behind `put`: the threads may have ended before it
+            self._work_off()
+
+    def _grow(self) -> None:
+        """Begin another thread if work waits and no thread does; where none can begin, do the work here."""
+        if self.waiting.qsize() <= len(self._running) - self.busy or len(self._running) >= self._most:
+            return
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if "new thread" not in str(error):  # what a handler of the program's signals raised
+                raise
+            if not self._running:  # the interpreter ends
+                self._work_off()
+        else:
+            self._threads.append(thread)
+
+    def close(self) -> None:
+        """Finish the work that waits, and end the threads."""
+        with self._lock:
+            self.closed = True
+        self.waiting.put(None)
+        for running in self._running:
+            with running:
+                pass
+        self._work_off()
+        for thread in self._threads:
+            thread.join()  # its last steps
+
+    def _run(self) -> None:
+        running = threading.Lock()
+        with running:
+            with self._lock:
+                if self.closed or len(self._running) >= self._most:
+                    return
+                self._running.append(running)
+            if self._steps_back:
+                _step_back()
+            while (piece := self.waiting.get()) is not None:
+                with self._lock:
+                    self.busy += 1
+                self._grow()  # who submitted more may have taken this one for idle
+                outcome = piece.run()
+                with self._lock:
+                    self.busy -= 1
+                piece.settle(outcome)
+                del piece, outcome  # else an idle thread keeps them
+            self.waiting.put(None)  # for the next one
+
+    def _work_off(self) -> None:
+        """Do the work that waits on the caller's thread."""
+        with suppress(Empty):
+            while True:
+                piece = self.waiting.get_nowait()
+                if piece is not None:
+                    piece.settle(piece.run())
 
 
 def _step_back() -> None:

@@ -13,6 +13,7 @@ from typing import Final, Self
 from cloudstore_mapping.errors import NoFileError, TimedOutError, UnavailableError, shorten
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
 from cloudstore_mapping.service.desk import Desk
+from cloudstore_mapping.service.futures import PlainFuture
 from cloudstore_mapping.service.guesses import Guesses
 from cloudstore_mapping.service.hashing import Argon2Hasher, Hasher
 from cloudstore_mapping.service.limits import Clock
@@ -102,7 +103,7 @@ class Service:
         answer = self.answer(request, address=address, owner=owner)
         if not isinstance(answer, Reply):
             return answer
-        answered: Future[Reply] = Future()
+        answered: Future[Reply] = PlainFuture()
         answered.set_result(answer)
         return answered
 

@@ -35,12 +35,16 @@ class Sweeper:
 
     def begin(self) -> None:
         """Sweep all that can be swept, without waiting for it."""
-        with self._lock:
-            self._again = self._running
-            if self._running or self._closed:
-                return
-            self._running = True
-        self._step()
+        try:
+            with self._lock:
+                self._again = self._running
+                if self._running or self._closed:
+                    return
+                self._running = True
+            self._step()
+        except BaseException:  # an interrupt: whoever begins next sweeps
+            self._running = False
+            raise
 
     def close(self) -> None:
         """Begin no further step; what is left is swept the next time."""

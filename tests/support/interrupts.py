@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import linecache
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from functools import cache
+from types import CodeType, FrameType
 from typing import Any
 
 
@@ -45,6 +47,50 @@ def at_line(number: int, files: Collection[str], act: Callable[[], object]) -> I
         yield seen
     finally:
         sys.settrace(before)
+
+
+@cache
+def _heeding(code: CodeType) -> frozenset[int]:
+    """Return where in the code Python takes signals at the end of an instruction: calls, resumptions and loops."""
+    heeding = ("CALL", "RESUME", "JUMP_BACKWARD")
+    return frozenset(
+        each.offset
+        for each in dis.get_instructions(code)
+        if each.opname.startswith(heeding) and not each.opname.startswith("CALL_INTRINSIC")
+    )
+
+
+@contextmanager
+def at_instruction(number: int, files: Collection[str], act: Callable[[], object]) -> Iterator[list[int]]:
+    """Do as `at_line`, but wherever Python takes signals in the files, and nowhere else."""
+    seen = [0]
+    last: dict[FrameType, int] = {}
+
+    def trace(frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
+        if event == "call":
+            if not _is_in(frame, files):
+                return None
+            frame.f_trace_opcodes = True
+            last[frame] = -1
+        elif event == "opcode":
+            before, last[frame] = last[frame], frame.f_lasti
+            if before == -1 or before in _heeding(frame.f_code):
+                seen[0] += 1
+                if seen[0] == number:
+                    sys.settrace(None)
+                    last.clear()
+                    act()
+        elif event == "return":
+            last.pop(frame, None)
+        return trace
+
+    outer = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield seen
+    finally:
+        sys.settrace(outer)
+        last.clear()
 
 
 def interrupt() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from typing import Final
 
 from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.futures import wait_for
 
 #: Seconds that a health check waits for the storage.
 PATIENCE: Final = 1.0
@@ -42,7 +43,7 @@ class HealthProbe:
                 running, since = self._running, self._since
         except UnavailableError as error:
             return str(error)
-        wait([running], patience)
+        wait_for(running, patience)
         with self._lock:
             if not running.done():
                 is_overdue = self._clock() - since >= OVERDUE

@@ -63,8 +63,10 @@ class Identity:
         try:
             yield
         finally:
-            self._changed = _changed(self._path)
-            self._is_committing = False
+            try:
+                self._changed = _changed(self._path)
+            finally:
+                self._is_committing = False
 
     def check_committed(self) -> None:
         """Raise `OutcomeUnknownError` where one of the files is gone from its path, though a commit succeeded."""
@@ -85,12 +87,10 @@ class Identity:
             return self._is_overwritten
         if _identity(self._path) != self._file:
             return False  # the path leads to another file, and this one is unchanged
-        if self._looking.acquire(blocking=False):  # one thread is enough: the log may be long
-            try:
+        if not self._looking.locked():  # one thread is enough: the log may be long
+            with self._looking:  # which an interrupt can't leave behind, unlike one that is only tried for
                 self._is_overwritten = is_of_another_file(Path(self._log_path), Path(self._path), lambda: True)
                 self._changed = changed
-            finally:
-                self._looking.release()
         return self._is_overwritten
 
     def set_log_aside(self, what_happened: str) -> None:

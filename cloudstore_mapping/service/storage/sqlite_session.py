@@ -195,6 +195,9 @@ class SQLiteSession(SQLTransaction, Session):
                         raise
                 except sqlite3.Error as error:
                     raise self.failed(error) from error
+                finally:
+                    if self.connection.in_transaction:  # an interrupt came before it was undone
+                        self._execute("ROLLBACK")
             finally:
                 self.user = before
 

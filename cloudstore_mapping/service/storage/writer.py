@@ -14,7 +14,9 @@ from contextlib import AbstractContextManager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
-from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.errors import CloudStoreError, UnavailableError
+from cloudstore_mapping.interrupts import let_go
+from cloudstore_mapping.service.futures import PlainFuture
 
 T = TypeVar("T")
 
@@ -86,13 +88,15 @@ class _Jobs:
 
     def __init__(self) -> None:
         self.queue: SimpleQueue[_Job | None] = SimpleQueue()
-        self.ended = threading.Event()
+        self.ended = False
+        self._working = threading.Lock()  # held until the thread has ended
+        self._working.acquire()
         self._process = os.getpid()
 
     def put(self, job: _Job) -> None:
         """Have a job done, or refuse it where the thread has ended."""
         self.queue.put(job)
-        if self.ended.is_set() or self._process != os.getpid():
+        if self.ended or self._process != os.getpid():
             self.refuse_all()  # asked behind `put`, for the thread refuses only jobs that it finds when it ends
 
     def refuse_all(self) -> None:
@@ -106,7 +110,14 @@ class _Jobs:
     def wait_for_end(self) -> None:
         """Wait until all is done and the thread has ended; in a forked process there is none."""
         if self._process == os.getpid():
-            self.ended.wait()
+            with self._working:
+                pass
+
+    def end(self) -> None:
+        """Refuse what comes from now on, and let those go on who wait for the end."""
+        self.ended = True
+        self._working.release()
+        self.refuse_all()
 
 
 def closed_error() -> UnavailableError:
@@ -118,22 +129,17 @@ class _Job:
     """
     A piece of work, whose `future` is told what came of it, and how often it was put off as the first.
 
-    Whoever waits for it may cancel the future before the work begins. `until` is the monotonic time at which nobody
-    waits any more.
+    Whoever waits for it may cancel the future before the work begins.
     """
 
-    def __init__(self, work: Callable[[Any], Any], future: Future[Any], until: float = math.inf) -> None:
+    def __init__(self, work: Callable[[Any], Any], future: Future[Any]) -> None:
         self.work = work
         self.future = future
-        self.until = until
         self.put_off = 0
-        self._has_begun: bool | None = None
 
     def begin(self) -> bool:
-        """Begin the work, or return False if it was cancelled."""
-        if self._has_begun is None:
-            self._has_begun = self.future.set_running_or_notify_cancel()
-        return self._has_begun
+        """Begin the work, perhaps again, or return False if it was cancelled."""
+        return self.future.set_running_or_notify_cancel()
 
 
 class GroupWriter:
@@ -157,8 +163,10 @@ class GroupWriter:
         self._end: Callable[[], None] | None = None
         try:
             self._thread.start()
-        except RuntimeError:  # the interpreter ends and begins no threads: the callers do the work
-            self._end = end
+        except RuntimeError as error:
+            if "new thread" not in str(error):  # what a handler of the program's signals raised
+                raise
+            self._end = end  # the interpreter ends and begins no threads: the callers do the work
         if session.outlives_program and self._end is None:
             _writing.add(self._jobs)
         # Without waiting: whoever drops this may hold a lock that the work still needs, or be the thread itself.
@@ -166,9 +174,9 @@ class GroupWriter:
 
     def submit(self, work: Callable[[Any], T]) -> Future[T]:
         """Have `work(session)` done; the future completes after the commit."""
-        if self._closed or self._jobs.ended.is_set():
+        if self._closed or self._jobs.ended:
             raise closed_error()
-        future: Future[T] = Future()
+        future: Future[T] = PlainFuture()
         self._jobs.put(_Job(work, future))
         if self._end is not None:
             self._do_here()
@@ -188,38 +196,50 @@ class GroupWriter:
         Have `work(session)` done as `submit` does, for a caller who only waits: here and now where no other work waits.
 
         Here it waits for other processes no longer than until the monotonic time `until`. Handing it to the thread and
-        waiting for that takes longer than the work.
+        waiting for that takes longer than the work. Only for a session that never has work done again.
         """
         if self._turn.locked():
             return self.submit(work)
         future: Future[T] | None = None
         with self._turn:  # which an interrupt can't leave behind, unlike one that is only tried for
-            if not self._closed and not self._jobs.ended.is_set() and self._jobs.queue.empty():
-                future = Future()
-                for job in _commit(self._session, [_Job(work, future, until)]):
-                    self._jobs.put(job)
+            if not self._closed and not self._jobs.ended and self._jobs.queue.empty():
+                future = self._run_alone(work, until)
         if future is None:
             return self.submit(work)
         if self._end is not None:
             self._do_here()
-        error = future.exception() if future.done() else None
-        if error is not None and not isinstance(error, Exception):
-            raise error  # an interrupt is the caller's, whatever was being done
+        return future
+
+    def _run_alone(self, work: Callable[[Any], T], until: float) -> Future[T]:
+        """Do the work in a transaction of its own, all of which is undone if anything is raised."""
+        future: Future[T] = PlainFuture()
+        self._session.until = until
+        try:
+            with self._session.transaction(), self._session.savepoint():
+                result = work(self._session)
+        except CloudStoreError as error:
+            future.set_exception(error)
+        except BaseException as error:
+            let_go(error)  # within the turn: it may hold the transaction
+            if not isinstance(error, Exception):
+                raise  # an interrupt is the caller's
+            future.set_exception(error)
+        else:
+            future.set_result(result)
         return future
 
     def close(self) -> None:
         """Finish what was submitted, and wait for the thread to end, unless it is the caller's."""
-        if not self._closed:
-            self._closed = True
-            if self._end is not None:
+        self._closed = True
+        if self._end is not None:
+            if not self._jobs.ended:
                 self._do_here()
                 with self._turn:
                     self._end()
-                self._jobs.ended.set()
-                self._jobs.refuse_all()
-                return
-            self._jobs.queue.put(None)
-        if self._end is None and threading.current_thread() is not self._thread:
+                self._jobs.end()
+            return
+        self._jobs.queue.put(None)  # also the second time: an interrupt may have come before the first
+        if threading.current_thread() is not self._thread:
             self._jobs.wait_for_end()
             self._thread.join()  # its last steps
 
@@ -259,8 +279,7 @@ def _write(session: Session, jobs: _Jobs, turn: threading.Lock, end: Callable[[]
             with turn:
                 end()
         finally:
-            jobs.ended.set()
-            jobs.refuse_all()
+            jobs.end()
 
 
 def _gather(jobs: SimpleQueue[_Job | None], group: list[_Job], most: int) -> bool:
@@ -276,7 +295,7 @@ def _gather(jobs: SimpleQueue[_Job | None], group: list[_Job], most: int) -> boo
 
 def _commit(session: Session, group: list[_Job]) -> list[_Job]:
     """Do a group's work and tell what came of it; return what has to be done in another transaction."""
-    session.until = max(job.until for job in group)
+    session.until = math.inf
     outcomes = _outcomes(session, group)
     later: list[_Job] = []
     for number, (job, (result, raised)) in enumerate(zip(group, outcomes, strict=True)):
