@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import queue
+import random
+import signal
 import threading
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -128,3 +131,39 @@ def test_an_interrupt_anywhere(tmp_path: Path, where: str, what: str) -> None:
     """The same at each instruction of the package."""
     with cm.open(where if where == "memory:" else tmp_path / where) as store:
         interrupted_everywhere(store, what, EVERYTHING | LIBRARY)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs alarms, which Windows lacks")
+@pytest.mark.parametrize("where", ["memory:", "store.db"])
+def test_interrupts_at_random(tmp_path: Path, where: str) -> None:
+    """A program that catches Ctrl-C at whatever moment of a save, load or listing goes on, and reads what it wrote."""
+    moments = random.Random(1)
+    is_armed = False
+
+    def ring(*_: object) -> None:
+        if is_armed:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        with cm.open(where if where == "memory:" else tmp_path / where) as store:
+            acts: list[Callable[[], object]] = [
+                lambda: len(store),
+                lambda: store.update(kept=1, other=1),
+                lambda: store.get("kept"),
+            ]
+            for number in range(3000):
+                try:
+                    is_armed = True
+                    signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-6, 0.002))
+                    acts[number % len(acts)]()
+                except KeyboardInterrupt:
+                    pass
+                finally:
+                    is_armed = False
+                in_time(partial(store.__setitem__, "kept", -number))
+                assert store["kept"] == -number
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

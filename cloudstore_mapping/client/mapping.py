@@ -757,8 +757,10 @@ class CloudStoreMapping(MutableMapping[str, V]):
             raise RuntimeError(f"{shorten(key)} is being edited already; make this change in the outer edit.")
         lock = edits[edit] = threading.Lock()
         with lock:  # released even if an interrupt comes at once
-            yield
-        edits.pop(edit, None)
+            try:
+                yield
+            finally:
+                edits.pop(edit, None)
 
     def _load_to_edit(self, key: str, default: Any) -> tuple[Any, bytes, str | UnsetType | None]:
         """Return a copy of the value, its JSON as written by `codec`, and the version to save it on."""

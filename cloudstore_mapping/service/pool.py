@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
 import threading
@@ -49,6 +50,7 @@ class Pool:
         if workers.closed:
             raise UnavailableError("The service is closed; try again once it is open.", retry_after=1.0)
         if workers.waiting.qsize() + workers.busy >= self._most:
+            workers.grow()  # an interrupt may have come between a submission and its thread
             raise UnavailableError("The service is busy; try again.", retry_after=1.0)
         piece = _Piece(partial(work, *args, **kwargs))
         if self._process != os.getpid():
@@ -93,8 +95,7 @@ class _Workers:
     """
     The threads of a pool, begun one by one as they are needed, and the work that waits for them.
 
-    Daemons, so that a program that forgets to close can end. Each counts itself once it runs: an interrupt while it is
-    started may keep it from ever running.
+    Daemons, so that a program that forgets to close can end. Each counts itself once it runs.
     """
 
     def __init__(self, most: int, name: str, *, steps_back: bool) -> None:
@@ -111,24 +112,21 @@ class _Workers:
     def put(self, piece: _Piece) -> None:
         """Have a piece of work done."""
         self.waiting.put(piece)
-        self._grow()
+        self.grow()
         if self.closed:  # asked behind `put`: the threads may have ended before it
             self._work_off()
 
-    def _grow(self) -> None:
+    def grow(self) -> None:
         """Begin another thread if work waits and no thread does; where none can begin, do the work here."""
         if self.waiting.qsize() <= len(self._running) - self.busy or len(self._running) >= self._most:
             return
-        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         try:
-            thread.start()
+            _thread.start_new_thread(self._start, ())  # unlike `Thread.start` no interrupt leaves it half-way
         except RuntimeError as error:
             if "new thread" not in str(error):  # what a handler of the program's signals raised
                 raise
             if not self._running:  # the interpreter ends
                 self._work_off()
-        else:
-            self._threads.append(thread)
 
     def close(self) -> None:
         """Finish the work that waits, and end the threads."""
@@ -142,6 +140,13 @@ class _Workers:
         for thread in self._threads:
             thread.join()  # its last steps
 
+    def _start(self) -> None:
+        if not self.closed:
+            try:
+                threading.Thread(target=self._run, name=self._name, daemon=True).start()
+            except RuntimeError:  # there are as many threads as the system allows
+                self._work_off()
+
     def _run(self) -> None:
         running = threading.Lock()
         with running:
@@ -149,12 +154,13 @@ class _Workers:
                 if self.closed or len(self._running) >= self._most:
                     return
                 self._running.append(running)
+                self._threads.append(threading.current_thread())
             if self._steps_back:
                 _step_back()
             while (piece := self.waiting.get()) is not None:
                 with self._lock:
                     self.busy += 1
-                self._grow()  # who submitted more may have taken this one for idle
+                self.grow()  # who submitted more may have taken this one for idle
                 outcome = piece.run()
                 with self._lock:
                     self.busy -= 1

@@ -164,8 +164,8 @@ class GroupWriter:
         try:
             self._thread.start()
         except RuntimeError as error:
-            if "new thread" not in str(error):  # what a handler of the program's signals raised
-                raise
+            if "new thread" not in str(error):  # an interrupt within `start`, which may make this of it
+                raise (error.__context__ or error) from None
             self._end = end  # the interpreter ends and begins no threads: the callers do the work
         if session.outlives_program and self._end is None:
             _writing.add(self._jobs)
