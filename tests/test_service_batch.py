@@ -117,6 +117,28 @@ def test_a_refusal_is_its_own(service: Service, ask: Asker) -> None:
     assert (ask.value("a"), ask.value("b"), ask.value("list")) == (1, 2, [1])
 
 
+@pytest.mark.parametrize("atomic", [False, True])
+def test_ids_in_a_batch(service: Service, ask: Asker, atomic: bool) -> None:
+    """A request with the id of its batch is refused with the batch, before anything is done."""
+    batch = Batch(
+        api_key=ask.api_key,
+        requests=[
+            Request(name="a", value=encode_value(1), once="r1"),
+            Request(name="b", value=encode_value(2), once="r2"),
+            Request(name="c", value=encode_value(3), once="r2"),
+        ],
+        once="r1",
+        atomic=atomic,
+    )
+    refused = service.handle(batch)
+    assert (refused.error, refused.status) == ("BadRequest", 400)
+    load = [item("a"), item("b"), item("c")]
+    assert errors(ask_batch(service, ask, *load)) == ["NoFile", "NoFile", "NoFile"]
+    assert service.handle(msgspec.structs.replace(batch, once="r3")).error is None
+    # The third has the id of the second, whose reply it gets.
+    assert errors(ask_batch(service, ask, *load)) == [None, None, "NoFile"]
+
+
 def test_an_atomic_batch(service: Service, ask: Asker) -> None:
     """The first refusal undoes all that came before it, and says which request it was."""
     ask.save("a", 1)

@@ -305,6 +305,10 @@ class Desk:
         once = asked.request.once
         if once is UNSET:
             return self._answer(transaction, caller, asked)
+        if isinstance(asked.request, Batch) and once in [part.once for part in asked.request.requests]:
+            raise ProtocolError(
+                "A request of the batch has the id of the batch itself; give each an id of its own.", error="BadRequest"
+            )
         return self._answers.once(
             transaction, caller.account.id, once, partial(self._answer, transaction, caller, asked, MAX_LOADED)
         )
