@@ -15,9 +15,13 @@ from typing import Any
 import pytest
 
 import cloudstore_mapping as cm
+from cloudstore_mapping.client.mapping import files_of
 from cloudstore_mapping.service import desk
+from cloudstore_mapping.service.asked import Asked
+from cloudstore_mapping.service.futures import PlainFuture
 from cloudstore_mapping.service.storage import sqlite, sqlite_session, writer
 from cloudstore_mapping.service.storage.base import Transaction
+from cloudstore_mapping.wire import Request
 
 #: The files whose every line is interrupted once.
 FILES = {module.__file__ for module in (desk, sqlite, sqlite_session, writer)}
@@ -164,3 +168,27 @@ def test_right_after_a_statement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with storage.read() as transaction:
             assert transaction.has_accounts() == (statement == "COMMIT")
         storage.run(lambda transaction: transaction.add_account("other", 1.0)).result(0)
+
+
+def test_an_interrupt_comes_before_a_write_or_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt of a thread whose work another thread has begun is raised once that work is done."""
+    with cm.open("memory:") as store:
+        store["k"] = 1
+        service = files_of(store).client._transport._service  # type: ignore[attr-defined]
+        work: PlainFuture[None] = PlainFuture()
+        work.set_running_or_notify_cancel()
+        waited: list[object] = []
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        def finish(future: PlainFuture[None]) -> None:
+            waited.append(future)
+            future.set_result(None)
+
+        monkeypatch.setattr(desk, "_wait_until", interrupted)
+        monkeypatch.setattr(desk, "wait_for", finish)
+        asked = Asked(Request(api_key="", name="k"), "", None, waits=True, raises=True)
+        with pytest.raises(KeyboardInterrupt):
+            service._desk._then(work, asked, lambda *_: None)
+        assert waited == [work]

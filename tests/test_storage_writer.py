@@ -203,6 +203,22 @@ def test_others_wait_for_work_on_a_caller_s_thread(session: FakeSession, writer:
     assert submitted[0].result(PATIENCE) == 1
 
 
+def test_a_signal_handler_does_not_wait_for_its_own_thread(session: FakeSession, writer: Writer) -> None:
+    """In the middle of its thread's work a signal handler can't have work done and wait; it can close the writer."""
+    seen: list[str] = []
+
+    def handler(_: Any) -> None:
+        with pytest.raises(RuntimeError, match="set a flag") as caught:
+            writer.run(lambda _: None)
+        seen.append(str(caught.value))
+        writer.close()
+
+    writer.run(handler).result(0)
+    writer.close()
+    assert len(seen) == 1
+    assert session.commits == [1]
+
+
 def test_nothing_is_run_after_the_end(session: FakeSession, writer: Writer) -> None:
     """Once it is closed `run` refuses work, as `submit` does."""
     writer.close()

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from cloudstore_mapping.errors import CloudStoreError
+from cloudstore_mapping.errors import CloudStoreError, OutcomeUnknownError, ProtocolError
 from cloudstore_mapping.forks import renew_after_fork
 
 T = TypeVar("T")
 
 DEFAULT_ENTRIES: Final = 1024
 DEFAULT_BYTES: Final = 64 * 2**20
+#: Seconds in which a write of unknown outcome may still be applied; until then its key is not cached.
+LATEST_WRITE: Final = 60.0
 #: Generations kept beyond the maximum number of entries; beyond that all of them, and so all entries, are dropped.
 MORE_GENERATIONS: Final = 10_000
 
@@ -53,13 +55,22 @@ class Write(Generic[T]):
     `before` is the entry at its beginning, even if expired.
     """
 
-    def __init__(self, began: Mark, before: _Entry[T] | None, *, is_alone: bool) -> None:
-        self.began = began
+    def __init__(self, lock: threading.Lock, time: float, *, is_alone: bool) -> None:
+        self.lock = lock  # locked as long as the write is in progress
+        self.is_uncertain = True  # until its outcome is known, also if an interrupt ends it
+        self.began = Mark(None, time)
         self.is_alone = is_alone
-        self.before = None if before is None else before.found
-        self._until = -math.inf if before is None else before.until
+        self.before: Found[T] | None = None
+        self._until = -math.inf
         self.result: Found[T] | None = None
         self.latest = math.inf
+
+    def begin(self, generation: int, before: _Entry[T] | None) -> None:
+        """Begin the write in a new generation of its key, which replaces the entry `before`."""
+        self.began = Mark(generation, self.began.time)
+        if before is not None:
+            self.before = before.found
+            self._until = before.until
 
     def commit(self, found: Found[T]) -> None:
         """Cache this result at the end of the write, unless something else happened to the key meanwhile."""
@@ -131,7 +142,8 @@ class Cache(Generic[T]):
     Notes
     -----
     Thread safe; no lock is held during a fetch or write. A read begun before the end of a write never fills an entry,
-    and no later reader waits for it. A thread in a fetch never waits for another fetch.
+    and no later reader waits for it. A thread in a fetch never waits for another fetch. After a write whose
+    outcome is unknown, which may be applied later, its key is not cached for `LATEST_WRITE` seconds.
 
     Consistent after an interrupt at any instruction: an entry counts only in its key's present generation, which is
     replaced in a single step. An interrupt leaves at most a fetch without a result, which the next reader performs, or
@@ -175,7 +187,7 @@ class Cache(Generic[T]):
         self._entries: OrderedDict[str, _Entry[T]] = OrderedDict()
         self._bytes = 0  # never less than the entries' size; more after an interrupt, until it is recounted
         self._fetches: dict[str, _Fetch[T]] = {}
-        self._writes: dict[str, tuple[threading.Lock, ...]] = {}  # locked as long as the write is in progress
+        self._writes: dict[str, tuple[Write[T], ...]] = {}  # in progress, or of unknown outcome
 
     def read(self, key: str, fetch: Callable[[Found[T] | None], Found[T]]) -> Found[T]:
         """
@@ -248,7 +260,16 @@ class Cache(Generic[T]):
             with lock:
                 for key in keys:
                     writes[key] = self._begin(key, lock)
-                yield writes
+                try:
+                    yield writes
+                except (OutcomeUnknownError, ProtocolError):
+                    raise
+                except CloudStoreError:
+                    for write in writes.values():
+                        write.is_uncertain = False
+                    raise
+                for write in writes.values():
+                    write.is_uncertain = False
                 for key, write in writes.items():
                     if write.result is not None and write.is_alone:
                         self.put(key, write.result, write.began, write.latest)
@@ -259,10 +280,15 @@ class Cache(Generic[T]):
 
     def _begin(self, key: str, lock: threading.Lock) -> Write[T]:
         with self._lock:
+            if len(self._writes) > 2 * self._max_entries + MORE_GENERATIONS:
+                for other in list(self._writes):
+                    self._active_writes(other)
             others = self._active_writes(key)
-            self._writes[key] = (*others, lock)
+            write: Write[T] = Write(lock, self._clock(), is_alone=not others)
+            self._writes[key] = (*others, write)
             before, generation = self._begin_generation(key)
-        return Write(Mark(generation, self._clock()), before, is_alone=not others)
+            write.begin(generation, before)
+        return write
 
     def mark(self, key: str) -> Mark:
         """Return the beginning of a read of the key, for `put`."""
@@ -335,11 +361,15 @@ class Cache(Generic[T]):
         return entry.found
 
     def _is_written(self, key: str) -> bool:
-        return any(lock.locked() for lock in self._writes.get(key, ()))
+        return any(map(self._is_active, self._writes.get(key, ())))
 
-    def _active_writes(self, key: str) -> tuple[threading.Lock, ...]:
-        """Return the key's writes in progress, and forget the others; with the lock held."""
-        active = tuple(lock for lock in self._writes.get(key, ()) if lock.locked())
+    def _is_active(self, write: Write[T]) -> bool:
+        """Return True for a write in progress, or one that may still be applied."""
+        return write.lock.locked() or (write.is_uncertain and self._clock() < write.began.time + LATEST_WRITE)
+
+    def _active_writes(self, key: str) -> tuple[Write[T], ...]:
+        """Return the key's writes in progress or of unknown outcome, and forget the others; with the lock held."""
+        active = tuple(filter(self._is_active, self._writes.get(key, ())))
         if active:
             self._writes[key] = active
         else:

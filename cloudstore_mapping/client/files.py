@@ -601,8 +601,20 @@ class Files:
 
     def load_uncached(self, key: str) -> Found[bytes]:
         """Return the key's value as JSON from the service; `NoFileError` if absent."""
-        loaded = cast("Loaded", self._load(key, None))
-        return Found(bytes(loaded.value), loaded.version)
+        if self._cache is None:
+            loaded = cast("Loaded", self._load(key, None))
+            return Found(bytes(loaded.value), loaded.version)
+        # Cached as well, so that no later read is older than this one.
+        full = self.prefix + key
+        mark = self._cache.mark(full)
+        try:
+            loaded = cast("Loaded", self._load(key, None))
+        except NoFileError:
+            self._cache.put(full, Found(None), mark)
+            raise
+        found = Found(bytes(loaded.value), loaded.version)
+        self._cache.put(full, found, mark)
+        return found
 
     def cached(self, key: str) -> Found[bytes] | None:
         """Return the key's value as JSON if it is in the cache."""

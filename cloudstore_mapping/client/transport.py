@@ -249,6 +249,8 @@ class HTTPTransport:
             raised = translate_exception(error, self.server)
             if scope.deadline is not None and not scope.deadline.sent and hasattr(raised, "sent"):
                 raised.sent = False  # no connection
+            elif scope.deadline is not None and scope.deadline.sent and isinstance(raised, ProtocolError):
+                raised = _unreadable(raised)
             raise raised from cause
         finally:
             if scope.group is not None:
@@ -1300,6 +1302,12 @@ def _is_translatable(error: Exception) -> bool:
     from urllib3.exceptions import HTTPError
 
     return isinstance(error, requests.RequestException | HTTPError) or _missing_file(error) is not None
+
+
+def _unreadable(error: ProtocolError) -> ProtocolError:
+    """Return the error of a reply that can't be read, for an error after the request was sent."""
+    message = error.message.replace("The request to ", "The answer of ").replace(" can't be sent", " can't be read")
+    return ProtocolError(message, status=error.status or 0, response=error.response)
 
 
 def _missing_file(error: Exception) -> str | None:

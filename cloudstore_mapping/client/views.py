@@ -44,11 +44,16 @@ READING_TIME: Final = LIFETIME / 2
 
 
 class _PendingIteration:
-    """Iteration before its first step; `keys` is a listing from `len`, `mark` the mark of writes before it."""
+    """
+    Iteration before its first step.
+
+    `keys` is a listing from `len`, to be used until the clock shows `until`, and `mark` the mark of writes before it.
+    """
 
     def __init__(self) -> None:
         self.keys: list[str] | None = None
         self.mark = 0
+        self.until = 0.0
         self.thread = threading.get_ident()
 
 
@@ -57,7 +62,8 @@ class Listing:
     Keys of a store or view, fetched by each `length`, and by an iteration at its first step.
 
     ``list(x)`` calls ``iter(x)``, then ``len(x)`` to reserve memory, then takes the first step. So `length` hands its
-    listing to the latest iteration of the same thread, unless that took a step or this process began a write.
+    listing to the latest iteration of the same thread, for `LIFETIME`, unless that took a step or this process began a
+    write.
 
     Notes
     -----
@@ -76,7 +82,7 @@ class Listing:
         reference: weakref.ref[_PendingIteration] | None = getattr(self._local, "pending", None)
         pending = None if reference is None else reference()
         if pending is not None:
-            pending.keys, pending.mark = keys, mark
+            pending.keys, pending.mark, pending.until = keys, mark, self._store.clock() + LIFETIME
         return len(keys)
 
     def begin(self) -> Callable[[], list[str]]:
@@ -87,7 +93,7 @@ class Listing:
         def keys() -> list[str]:
             if pending.keys is None or pending.mark != WRITES.latest or pending.thread != threading.get_ident():
                 return self.fetch()
-            return pending.keys
+            return pending.keys if self._store.clock() <= pending.until else self.fetch()
 
         return keys
 

@@ -163,7 +163,8 @@ class Desk:
                 if not future.done():
                     _wait_until(future, asked.until)
             except BaseException:
-                future.cancel()  # what hasn't begun isn't done
+                if not future.cancel():  # the work has begun: an interrupt comes before a write or after it
+                    wait_for(future)
                 raise
             step(future, asked)
             return

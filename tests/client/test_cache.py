@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
 from cloudstore_mapping.client import cache as cache_module
-from cloudstore_mapping.client.cache import Cache, Found
-from cloudstore_mapping.errors import TransportError
+from cloudstore_mapping.client.cache import LATEST_WRITE, Cache, Found
+from cloudstore_mapping.errors import OutcomeUnknownError, ProtocolError, TransportError
 from cloudstore_mapping.testing.clocks import FrozenClock
 from tests.support.cache_fakes import FOUND, Fetch, SlowFetch, cache, clock, make, never
 
@@ -300,3 +301,29 @@ def test_hits_and_misses(cache: Cache[bytes]) -> None:
     cache.read("k", never)
     cache.get("k")
     assert (cache.hits, cache.misses) == (2, 2)
+
+
+@pytest.mark.parametrize("error", [OutcomeUnknownError("lost"), ProtocolError("unreadable"), KeyboardInterrupt()])
+def test_a_write_of_unknown_outcome(error: BaseException, clock: FrozenClock) -> None:
+    """A key whose write may still be applied is not cached, until that can't be any more."""
+    cache: Cache[bytes] = Cache(1000.0, entries=10, max_bytes=1000, size=len, clock=clock)
+    with suppress(type(error)), cache.write("k"):
+        raise error
+    values = iter([b"before", b"late", b"late"])
+    assert cache.read("k", lambda _: Found(next(values))).value == b"before"
+    assert cache.read("k", lambda _: Found(next(values))).value == b"late"
+    with cache.write("k") as write:
+        write.commit(Found(b"own"))
+    assert cache.get("k") is None
+    clock.now += LATEST_WRITE
+    assert cache.read("k", lambda _: Found(next(values))).value == b"late"
+    assert cache.read("k", lambda _: Found(next(values))).value == b"late"
+
+
+def test_a_refused_write(clock: FrozenClock) -> None:
+    """A key whose write was refused is cached again."""
+    cache: Cache[bytes] = Cache(1000.0, entries=10, max_bytes=1000, size=len, clock=clock)
+    with suppress(TransportError), cache.write("k"):
+        raise TransportError("refused", sent=False)
+    assert cache.read("k", lambda _: Found(b"value")).value == b"value"
+    assert cache.get("k") == Found(b"value")

@@ -14,7 +14,7 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping.client import cache as cache_module
 from cloudstore_mapping.client import files as files_module
-from cloudstore_mapping.client.cache import Cache, Found
+from cloudstore_mapping.client.cache import LATEST_WRITE, Cache, Found
 from cloudstore_mapping.embedded import InProcessTransport
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.testing.clocks import FrozenClock
@@ -82,7 +82,14 @@ class Stores:
         assert len(self.store) == 3
 
     def check(self) -> None:
-        """Check that reads are right, twice, and from the cache the second time; then the same after a write."""
+        """
+        Check that reads are right, and once no interrupted write can be applied any more, also cached.
+
+        Cached means read from the cache the second time; then the same after a write.
+        """
+        truth = self.truth.copy()
+        assert {key: self.store.get(key) for key in truth} == truth
+        self.clock.now += LATEST_WRITE
         for _ in range(2):
             truth = self.truth.copy()
             assert list(self.store) == list(truth)

@@ -190,6 +190,8 @@ def test_faults(client: Client, vendor: Vendor, operation: str, fault: str) -> N
     assert len(vendor.requests) == (4 if is_repeated else 1)
     shown = f"{caught.value} {caught.value!r} {caught.value.__cause__}"
     assert KEY not in shown
+    if expected is ProtocolError and given.status == 200:
+        assert ("outcome" in str(caught.value)) is (operation in WRITES)
     vendor.faults.clear()
     vendor.files["a"] = 1
     assert client.load("a") == Loaded(Raw(b"1"), None)

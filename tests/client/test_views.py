@@ -144,6 +144,17 @@ def test_len_is_always_fresh(shared: Shared, view: Callable[[Store], Any]) -> No
 
 
 @each_view
+def test_a_listing_is_handed_over_at_once_or_not(shared: Shared, view: Callable[[Store], Any]) -> None:
+    """An iteration whose first step comes later than its `len` fetches the listing anew."""
+    looked_at = view(shared.store)
+    iterator = iter(looked_at)
+    assert len(looked_at) == 5
+    shared.elsewhere["f"] = 6
+    shared.clock.now += 1
+    assert len(list(iterator)) == 6
+
+
+@each_view
 def test_own_writes_are_in_the_iteration(shared: Shared, view: Callable[[Store], Any]) -> None:
     """A listing handed over is not used after a write of this process, through any handle."""
     viewed = view(shared.store)

@@ -579,3 +579,23 @@ def test_an_edit_with_a_default_that_no_block_can_change(store: Store) -> None:
     ):
         pass
     assert "absent" not in store
+
+
+def test_no_read_is_older_than_the_one_before(make_store: MakeStore) -> None:
+    """What an operation was told by the service is what the cache has from then on."""
+    cached, other = make_store(cache_ttl=1000.0, cache_absent_ttl=1000.0), make_store()
+    assert cached.get("k") is None
+    other["k"] = [1]
+    assert cached.setdefault("k", []) == [1]
+    assert cached["k"] == [1]
+    other["k"] = [2]
+    assert cached.transform("k", lambda value: value) == [2]
+    assert cached["k"] == [2]
+    other["k"] = [3]
+    with cached.edit("k") as value:
+        assert value == [3]
+    assert cached["k"] == [3]
+    del other["k"]
+    with pytest.raises(NoFileError), cached.edit("k"):
+        pass
+    assert "k" not in cached

@@ -156,6 +156,7 @@ class GroupWriter:
         self._jobs = _Jobs()
         self._turn = threading.Lock()
         self._closed = False
+        self._owner = 0  # thread that does work in its turn
         # A daemon, so that a program that forgets to close can end; it holds no reference to this object.
         self._thread = threading.Thread(
             target=_write, args=(session, self._jobs, self._turn, end), name="cloudstore-writer", daemon=True
@@ -198,17 +199,30 @@ class GroupWriter:
         Here it waits for other processes no longer than until the monotonic time `until`. Handing it to the thread and
         waiting for that takes longer than the work. Only for a session that never has work done again.
         """
+        if self._is_mine():
+            raise RuntimeError(
+                "A signal handler can't write to a store in the middle of its thread's own write; set a flag in the "
+                "handler, and write afterwards."
+            )
         if self._turn.locked():
             return self.submit(work)
         future: Future[T] | None = None
         with self._turn:  # which an interrupt can't leave behind, unlike one that is only tried for
-            if not self._closed and not self._jobs.ended and self._jobs.queue.empty():
-                future = self._run_alone(work, until)
+            try:
+                self._owner = threading.get_ident()
+                if not self._closed and not self._jobs.ended and self._jobs.queue.empty():
+                    future = self._run_alone(work, until)
+            finally:
+                self._owner = 0
         if future is None:
             return self.submit(work)
         if self._end is not None:
             self._do_here()
         return future
+
+    def _is_mine(self) -> bool:
+        """Return True in a signal handler in the middle of this thread's own work."""
+        return self._owner == threading.get_ident() and self._turn.locked()
 
     def _run_alone(self, work: Callable[[Any], T], until: float) -> Future[T]:
         """Do the work in a transaction of its own, all of which is undone if anything is raised."""
@@ -229,7 +243,11 @@ class GroupWriter:
         return future
 
     def close(self) -> None:
-        """Finish what was submitted, and wait for the thread to end, unless it is the caller's."""
+        """
+        Finish what was submitted, and wait for the thread to end, unless it is the caller's.
+
+        A signal handler in the middle of its thread's work doesn't wait: the thread ends after that work.
+        """
         self._closed = True
         if self._end is not None:
             if not self._jobs.ended:
@@ -239,7 +257,7 @@ class GroupWriter:
                 self._jobs.end()
             return
         self._jobs.queue.put(None)  # also the second time: an interrupt may have come before the first
-        if threading.current_thread() is not self._thread:
+        if threading.current_thread() is not self._thread and not self._is_mine():
             self._jobs.wait_for_end()
             self._thread.join()  # its last steps
 
