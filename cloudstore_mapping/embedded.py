@@ -87,6 +87,7 @@ class InProcessTransport:
             reply = failure(error)
         except BaseException as error:
             let_go(error)
+            self._service.withdraw()
             raise
         if reply.error == UnavailableError.error and deadline is not None and deadline.left() <= 0:
             raise TimedOutError(f"The deadline passed: {reply.sentence}", sent=False)

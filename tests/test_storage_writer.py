@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -201,6 +201,31 @@ def test_others_wait_for_work_on_a_caller_s_thread(session: FakeSession, writer:
 
     writer.run(work).result(0)
     assert submitted[0].result(PATIENCE) == 1
+
+
+def test_interrupted_work_is_withdrawn(session: FakeSession, writer: Writer) -> None:
+    """After an interrupt the work that its thread submitted is cancelled, or awaited if it has begun."""
+    begun, go = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def slow(_: Any) -> None:
+        begun.set()
+        assert go.wait(PATIENCE)
+        done.append("slow")
+
+    def waiting() -> None:
+        writer.submit(lambda _: done.append("never"))
+        writer.withdraw()
+
+    writer.submit(slow)
+    assert begun.wait(PATIENCE)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(waiting).result(PATIENCE)
+        pool.submit(go.set)
+        writer.withdraw()
+        assert done == ["slow"]
+    writer.submit(lambda _: done.append("last")).result(PATIENCE)
+    assert done == ["slow", "last"]
 
 
 def test_a_signal_handler_does_not_wait_for_its_own_thread(session: FakeSession, writer: Writer) -> None:

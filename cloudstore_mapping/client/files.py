@@ -552,6 +552,12 @@ class Files:
             return self._keys_with(self.prefix)
         return [key[len(self.prefix) :] for key in listing.value if key.startswith(self.prefix)]
 
+    def fresh_keys(self) -> list[str]:
+        """Return all keys as `keys` does, but from the service."""
+        if self._listing is not None:
+            self._listing.invalidate(ALL)
+        return self.keys()
+
     def first_keys(self, limit: int) -> list[str]:
         """Return up to `limit` keys by a single request at most, from the cache if possible."""
         listing = None if self._listing is None else self._listing.get(ALL)

@@ -503,6 +503,10 @@ class CloudStoreMapping(MutableMapping[str, V]):
         self._check_open()
         return self._files.keys()
 
+    def _fresh_keys(self) -> Names:
+        self._check_open()
+        return self._files.fresh_keys()
+
     def _new_listing(self) -> Listing:
         """Return the listing of a new view."""
         self._check_open()
@@ -594,7 +598,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
         Three requests: a listing, then those of `pop`; two more for each key that another client removed meanwhile.
         """
         self._check_writable()
-        for key in reversed(self._keys()):
+        for key in reversed(self._fresh_keys()):
             try:
                 return key, self._pop(key)
             except NoFileError:  # another client removed it: try the key listed before
@@ -666,7 +670,8 @@ class CloudStoreMapping(MutableMapping[str, V]):
     def clear(self) -> None:
         """Delete all keys listed now."""
         self._check_writable()
-        self._change_many(self._files.changes_to_delete(self._keys()), ignore_absent=True)
+        self._change_many(self._files.changes_to_delete(self._fresh_keys()), ignore_absent=True)
+        self._files.invalidate()
 
     def _change_many(self, changes: Sequence[Change], *, ignore_absent: bool = False) -> None:
         self._check_open()

@@ -202,6 +202,10 @@ class Service:
         """Return how many bytes its storage takes."""
         return self._storage.size()
 
+    def withdraw(self) -> None:
+        """After an interrupt of this thread, cancel the write that it waits for, or wait until it is done."""
+        self._storage.withdraw()
+
     def hurry(self) -> None:
         """Wait no longer than a moment for other processes from now on; what they keep from being stored is refused."""
         self.media.hurry()

@@ -599,3 +599,18 @@ def test_no_read_is_older_than_the_one_before(make_store: MakeStore) -> None:
     with pytest.raises(NoFileError), cached.edit("k"):
         pass
     assert "k" not in cached
+
+
+def test_popitem_and_clear_list_anew(make_store: MakeStore) -> None:
+    """`popitem` and `clear` see keys of other clients, also with a cache; after `clear` nothing is read from it."""
+    cached, other = make_store(cache_ttl=1000.0), make_store()
+    assert len(cached) == 0
+    other["k"] = 1
+    assert cached.popitem() == ("k", 1)
+    other["k"] = 2
+    assert cached["k"] == 2
+    del other["k"]
+    other["l"] = 3
+    cached.clear()
+    assert len(other) == 0
+    assert cached.get("k") is None

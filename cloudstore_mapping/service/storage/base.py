@@ -105,6 +105,9 @@ class Storage(ABC):
     def size(self) -> int:
         """Return how many bytes it takes on its disks, 0 in memory."""
 
+    def withdraw(self) -> None:  # noqa: B027 - for engines whose writes are done by another thread
+        """After an interrupt of this thread, cancel the write that it waits for, or wait until it is done."""
+
     @abstractmethod
     def hurry(self) -> None:
         """Wait no longer than a moment for other processes or a lost server from now on: `close` comes soon."""

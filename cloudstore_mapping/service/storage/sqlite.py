@@ -150,6 +150,10 @@ class SQLiteStorage(Storage):
                 size += Path(f"{self._path}{end}").stat().st_size
         return size
 
+    def withdraw(self) -> None:
+        """After an interrupt of this thread, cancel the write that it waits for, or wait until it is done."""
+        self._writer.withdraw()
+
     def hurry(self) -> None:
         """Wait no longer than a moment for other processes from now on."""
         self._session.hurry()

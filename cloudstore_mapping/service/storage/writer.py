@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from cloudstore_mapping.errors import CloudStoreError, UnavailableError
 from cloudstore_mapping.interrupts import let_go
-from cloudstore_mapping.service.futures import PlainFuture
+from cloudstore_mapping.service.futures import PlainFuture, wait_for
 
 T = TypeVar("T")
 
@@ -92,9 +92,11 @@ class _Jobs:
         self._working = threading.Lock()  # held until the thread has ended
         self._working.acquire()
         self._process = os.getpid()
+        self.latest: dict[int, weakref.ref[_Job]] = {}  # submitted by a thread
 
     def put(self, job: _Job) -> None:
         """Have a job done, or refuse it where the thread has ended."""
+        self.latest[threading.get_ident()] = weakref.ref(job)
         self.queue.put(job)
         if self.ended or self._process != os.getpid():
             self.refuse_all()  # asked behind `put`, for the thread refuses only jobs that it finds when it ends
@@ -219,6 +221,17 @@ class GroupWriter:
         if self._end is not None:
             self._do_here()
         return future
+
+    def withdraw(self) -> None:
+        """
+        After an interrupt of this thread, cancel its last work, or wait until that is done if it has begun.
+
+        So an interrupted write comes before the interrupt or never, and not over a later write of the thread.
+        """
+        reference = self._jobs.latest.pop(threading.get_ident(), None)
+        job = None if reference is None else reference()
+        if job is not None and not job.future.cancel():
+            wait_for(job.future)
 
     def _is_mine(self) -> bool:
         """Return True in a signal handler in the middle of this thread's own work."""
