@@ -192,3 +192,30 @@ def test_an_interrupt_comes_before_a_write_or_after_it(monkeypatch: pytest.Monke
         with pytest.raises(KeyboardInterrupt):
             service._desk._then(work, asked, lambda *_: None)
         assert waited == [work]
+
+
+@pytest.mark.parametrize("location", ["memory:", "s.db"])
+def test_a_signal_handler_within_a_write(location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of its thread's write a handler loads; it can't write, nor list a store in memory; it may close."""
+    monkeypatch.chdir(tmp_path)
+    seen: list[str] = []
+    with cm.open(location) as store:
+        store["k"] = 1
+        storage = files_of(store).client._transport._service._storage  # type: ignore[attr-defined]
+
+        def handler(_: object) -> None:
+            with pytest.raises(RuntimeError, match="set a flag"):
+                store["k"] = 2
+            if location == "memory:":
+                with pytest.raises(RuntimeError, match="set a flag"):
+                    len(store)
+            else:
+                assert len(store) == 1
+                assert store["k"] == 1
+            seen.append("handled")
+            store.close()
+
+        storage.run(handler).result(0)
+    assert seen == ["handled"]
+    with pytest.raises(ValueError, match="closed"):
+        store["k"] = 3

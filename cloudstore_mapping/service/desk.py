@@ -268,6 +268,8 @@ class Desk:
         if asked.writes:
             work = partial(self._write, asked)
             return self._storage.run(work, asked.until) if asked.waits else self._storage.submit(work)
+        if asked.waits:
+            self._storage.check_can_wait()
         return self._scans.submit(self._scan, asked)
 
     def _caller(self, transaction: Transaction, asked: Asked, *, writes: bool = False) -> Caller:

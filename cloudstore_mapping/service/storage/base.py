@@ -105,6 +105,9 @@ class Storage(ABC):
     def size(self) -> int:
         """Return how many bytes it takes on its disks, 0 in memory."""
 
+    def check_can_wait(self) -> None:  # noqa: B027 - for a store in memory, whose readers wait for the writer
+        """Raise `RuntimeError` in a signal handler whose wait for a reader would never end."""
+
     def withdraw(self) -> None:  # noqa: B027 - for engines whose writes are done by another thread
         """After an interrupt of this thread, cancel the write that it waits for, or wait until it is done."""
 

@@ -150,6 +150,14 @@ class SQLiteStorage(Storage):
                 size += Path(f"{self._path}{end}").stat().st_size
         return size
 
+    def check_can_wait(self) -> None:
+        """Raise `RuntimeError` in a signal handler in the middle of its thread's own write to a store in memory."""
+        if self._path is None and self._writer.is_mine():
+            raise RuntimeError(
+                "A signal handler can't list a store in memory in the middle of its thread's own write; set a flag in "
+                "the handler, and list afterwards."
+            )
+
     def withdraw(self) -> None:
         """After an interrupt of this thread, cancel the write that it waits for, or wait until it is done."""
         self._writer.withdraw()

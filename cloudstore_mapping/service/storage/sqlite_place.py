@@ -154,7 +154,11 @@ def _is_in_use(*files: Path) -> bool:
 
 def holds_data(log: Path) -> bool:
     """Return whether there is a log, or anything else, that isn't an empty file."""
-    return os.path.lexists(log) and not (log.is_file() and not log.stat().st_size)
+    try:
+        facts = log.stat()
+    except FileNotFoundError:  # a link that leads nowhere, or nothing: another process may just have removed it
+        return log.is_symlink()
+    return not (stat.S_ISREG(facts.st_mode) and not facts.st_size)
 
 
 def reading_mode(path: Path) -> Literal["ro", "rw"]:

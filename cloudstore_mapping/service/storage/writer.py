@@ -158,7 +158,7 @@ class GroupWriter:
         self._jobs = _Jobs()
         self._turn = threading.Lock()
         self._closed = False
-        self._owner = 0  # thread that does work in its turn
+        self._busy: dict[int, threading.Lock] = {}  # by thread, locked while it does work in its turn, or waits for it
         # A daemon, so that a program that forgets to close can end; it holds no reference to this object.
         self._thread = threading.Thread(
             target=_write, args=(session, self._jobs, self._turn, end), name="cloudstore-writer", daemon=True
@@ -201,21 +201,21 @@ class GroupWriter:
         Here it waits for other processes no longer than until the monotonic time `until`. Handing it to the thread and
         waiting for that takes longer than the work. Only for a session that never has work done again.
         """
-        if self._is_mine():
+        if self.is_mine():
             raise RuntimeError(
-                "A signal handler can't write to a store in the middle of its thread's own write; set a flag in the "
-                "handler, and write afterwards."
+                "A signal handler or __del__ can't write to a store in the middle of its thread's own write; set a "
+                "flag there, and write afterwards."
             )
         if self._turn.locked():
             return self.submit(work)
         future: Future[T] | None = None
-        with self._turn:  # which an interrupt can't leave behind, unlike one that is only tried for
-            try:
-                self._owner = threading.get_ident()
+        # Locks of `with`, which an interrupt can't leave behind, unlike those that are only tried for.
+        lock = threading.Lock()
+        with lock:
+            self._busy[threading.get_ident()] = lock
+            with self._turn:
                 if not self._closed and not self._jobs.ended and self._jobs.queue.empty():
                     future = self._run_alone(work, until)
-            finally:
-                self._owner = 0
         if future is None:
             return self.submit(work)
         if self._end is not None:
@@ -233,9 +233,11 @@ class GroupWriter:
         if job is not None and not job.future.cancel():
             wait_for(job.future)
 
-    def _is_mine(self) -> bool:
-        """Return True in a signal handler in the middle of this thread's own work."""
-        return self._owner == threading.get_ident() and self._turn.locked()
+    def is_mine(self) -> bool:
+        """Return True in a signal handler, or `__del__`, in the middle of this thread's own work."""
+        me = threading.get_ident()
+        lock = self._busy.get(me)
+        return (lock is not None and lock.locked()) or me == self._thread.ident
 
     def _run_alone(self, work: Callable[[Any], T], until: float) -> Future[T]:
         """Do the work in a transaction of its own, all of which is undone if anything is raised."""
@@ -270,7 +272,7 @@ class GroupWriter:
                 self._jobs.end()
             return
         self._jobs.queue.put(None)  # also the second time: an interrupt may have come before the first
-        if threading.current_thread() is not self._thread and not self._is_mine():
+        if threading.current_thread() is not self._thread and not self.is_mine():
             self._jobs.wait_for_end()
             self._thread.join()  # its last steps
 
