@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import linecache
 import signal
 import sqlite3
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -22,36 +18,19 @@ from cloudstore_mapping.service.futures import PlainFuture
 from cloudstore_mapping.service.storage import sqlite, sqlite_session, writer
 from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.wire import Request
+from tests.support.interrupts import at_line
 
 #: The files whose every line is interrupted once.
-FILES = {module.__file__ for module in (desk, sqlite, sqlite_session, writer)}
+FILES = {str(module.__file__) for module in (desk, sqlite, sqlite_session, writer)}
 
 
-def _begins_a_block(frame: FrameType) -> bool:
-    """Whether the line is a `with` or `try`: there, and at a `with` block's end, Python traces but takes no signals."""
-    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith(("with ", "try:"))
-
-
-@contextmanager
-def interrupted(after: int, error: type[BaseException] = KeyboardInterrupt) -> Iterator[list[int]]:
+def interrupted(after: int, error: type[BaseException] = KeyboardInterrupt) -> AbstractContextManager[list[int]]:
     """Raise an error in the block before the line of `FILES` with this number is executed; gives how many were."""
-    seen = [0]
 
-    def trace(frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
-        if frame.f_code.co_filename not in FILES:
-            return None
-        if event == "line" and not _begins_a_block(frame):
-            seen[0] += 1
-            if seen[0] == after:
-                raise error
-        return trace
+    def act() -> None:
+        raise error
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield seen
-    finally:
-        sys.settrace(before)
+    return at_line(after, FILES, act)
 
 
 @pytest.mark.parametrize("where", ["memory:", "store.db"])
