@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 DEFAULT_ENTRIES: Final = 1024
 DEFAULT_BYTES: Final = 64 * 2**20
-#: Seconds in which a write of unknown outcome may still be applied; until then its key is not cached.
+#: Seconds after its end in which a write of unknown outcome may still be applied; until then its key is not cached.
 LATEST_WRITE: Final = 60.0
 #: Generations kept beyond the maximum number of entries; beyond that all of them, and so all entries, are dropped.
 MORE_GENERATIONS: Final = 10_000
@@ -58,6 +58,7 @@ class Write(Generic[T]):
     def __init__(self, lock: threading.Lock, time: float, *, is_alone: bool) -> None:
         self.lock = lock  # locked as long as the write is in progress
         self.is_uncertain = True  # until its outcome is known, also if an interrupt ends it
+        self.applies_until: float | None = None  # set at the first look after its end
         self.began = Mark(None, time)
         self.is_alone = is_alone
         self.before: Found[T] | None = None
@@ -187,7 +188,8 @@ class Cache(Generic[T]):
         self._entries: OrderedDict[str, _Entry[T]] = OrderedDict()
         self._bytes = 0  # never less than the entries' size; more after an interrupt, until it is recounted
         self._fetches: dict[str, _Fetch[T]] = {}
-        self._writes: dict[str, tuple[Write[T], ...]] = {}  # in progress, or of unknown outcome
+        self._writes: dict[str, tuple[Write[T], ...]] = {}  # in progress, and the last of unknown outcome
+        self._most_writes = MORE_GENERATIONS  # more are looked through for those that are over
 
     def read(self, key: str, fetch: Callable[[Found[T] | None], Found[T]]) -> Found[T]:
         """
@@ -280,9 +282,10 @@ class Cache(Generic[T]):
 
     def _begin(self, key: str, lock: threading.Lock) -> Write[T]:
         with self._lock:
-            if len(self._writes) > 2 * self._max_entries + MORE_GENERATIONS:
+            if len(self._writes) > self._most_writes:
                 for other in list(self._writes):
                     self._active_writes(other)
+                self._most_writes = 2 * len(self._writes) + MORE_GENERATIONS
             others = self._active_writes(key)
             write: Write[T] = Write(lock, self._clock(), is_alone=not others)
             self._writes[key] = (*others, write)
@@ -361,15 +364,23 @@ class Cache(Generic[T]):
         return entry.found
 
     def _is_written(self, key: str) -> bool:
-        return any(map(self._is_active, self._writes.get(key, ())))
+        writes = self._writes.get(key)
+        return writes is not None and any([self._is_active(write) for write in writes])  # noqa: C419 - looks at each
 
     def _is_active(self, write: Write[T]) -> bool:
         """Return True for a write in progress, or one that may still be applied."""
-        return write.lock.locked() or (write.is_uncertain and self._clock() < write.began.time + LATEST_WRITE)
+        if write.lock.locked() or not write.is_uncertain:
+            return write.lock.locked()
+        if write.applies_until is None:
+            write.applies_until = self._clock() + LATEST_WRITE
+        return self._clock() < write.applies_until
 
     def _active_writes(self, key: str) -> tuple[Write[T], ...]:
         """Return the key's writes in progress or of unknown outcome, and forget the others; with the lock held."""
-        active = tuple(filter(self._is_active, self._writes.get(key, ())))
+        found = [write for write in self._writes.get(key, ()) if self._is_active(write)]
+        running = [write for write in found if write.lock.locked()]
+        uncertain = [write for write in found if write not in running]
+        active = (*uncertain[-1:], *running)
         if active:
             self._writes[key] = active
         else:

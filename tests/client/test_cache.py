@@ -308,6 +308,7 @@ def test_a_write_of_unknown_outcome(error: BaseException, clock: FrozenClock) ->
     """A key whose write may still be applied is not cached, until that can't be any more."""
     cache: Cache[bytes] = Cache(1000.0, entries=10, max_bytes=1000, size=len, clock=clock)
     with suppress(type(error)), cache.write("k"):
+        clock.now += LATEST_WRITE  # it may take its whole deadline
         raise error
     values = iter([b"before", b"late", b"late"])
     assert cache.read("k", lambda _: Found(next(values))).value == b"before"
@@ -326,4 +327,20 @@ def test_a_refused_write(clock: FrozenClock) -> None:
     with suppress(TransportError), cache.write("k"):
         raise TransportError("refused", sent=False)
     assert cache.read("k", lambda _: Found(b"value")).value == b"value"
+    assert cache.get("k") == Found(b"value")
+
+
+def test_many_writes_of_unknown_outcome(clock: FrozenClock) -> None:
+    """However many writes of a key have an unknown outcome, the cache remembers the last one only."""
+    cache: Cache[bytes] = Cache(1000.0, entries=10, max_bytes=1000, size=len, clock=clock)
+    for _ in range(100):
+        with suppress(OutcomeUnknownError), cache.write("k"):
+            raise OutcomeUnknownError("lost")
+        clock.now += 1
+    assert len(cache._writes["k"]) == 1
+    clock.now += LATEST_WRITE - 2
+    cache.read("k", lambda _: Found(b"value"))
+    assert cache.get("k") is None
+    clock.now += 1
+    cache.read("k", lambda _: Found(b"value"))
     assert cache.get("k") == Found(b"value")
