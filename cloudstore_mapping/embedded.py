@@ -25,13 +25,13 @@ from cloudstore_mapping.errors import (
 from cloudstore_mapping.forks import renew_after_fork
 from cloudstore_mapping.interrupts import let_go
 from cloudstore_mapping.links import FILES_PATH
-from cloudstore_mapping.quiet import forkers, refuse_forker
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.places import MEMORY, Place, place_of
 from cloudstore_mapping.service.storage.renaming import refuse_old_names
 from cloudstore_mapping.service.storage.writer import has_finished
 from cloudstore_mapping.service.uploads import described
+from cloudstore_mapping.sqlite_forks import forkers, refuse_forker
 from cloudstore_mapping.wire import (
     EXTENSIONS,
     Batch,

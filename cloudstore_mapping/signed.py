@@ -8,7 +8,7 @@ from typing import Final
 
 from cloudstore_mapping.client.shelf import VARIABLE, Secret, place_of_secret
 from cloudstore_mapping.errors import BadValueError
-from cloudstore_mapping.quiet import connected
+from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import is_store
 
 # Matches a stored signed pickle, whichever of its two names comes first.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Final, Literal
 
 from cloudstore_mapping.errors import UnsupportedError
-from cloudstore_mapping.quiet import connected
+from cloudstore_mapping.sqlite_forks import connected
 
 #: "CLSD": `file(1)` and SQLite's own tools know our files by it.
 APPLICATION_ID: Final = 0x434C5344

@@ -23,7 +23,7 @@ from msgspec import MsgspecError
 from cloudstore_mapping.client import codec
 from cloudstore_mapping.client.shelf import Envelopes
 from cloudstore_mapping.errors import BadValueError, UnsupportedError, shorten
-from cloudstore_mapping.quiet import connected
+from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import open_file, read_file
 from cloudstore_mapping.transfer.dbmkinds import TABLE, DbmFile, dbm_at, read_only
 from cloudstore_mapping.transfer.entries import Entry, about, checked

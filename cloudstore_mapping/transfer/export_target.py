@@ -18,7 +18,7 @@ import msgspec
 from cloudstore_mapping.client.shelf import refuse_secret
 from cloudstore_mapping.drafts import draft_of
 from cloudstore_mapping.errors import UnsupportedError
-from cloudstore_mapping.quiet import connected
+from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import (
     SIDECARS,
     application_id,

@@ -13,7 +13,7 @@ from typing import Self
 from cloudstore_mapping.client.shelf import place_of_secret
 from cloudstore_mapping.drafts import Draft
 from cloudstore_mapping.errors import UnsupportedError
-from cloudstore_mapping.quiet import connected
+from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import sync_folder
 
 #: What the kept file's name ends with.

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import cloudstore_mapping as cm
-from cloudstore_mapping import quiet
+from cloudstore_mapping import sqlite_forks
 from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
 from cloudstore_mapping.service.storage import sqlite, sqlite_session
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
@@ -97,9 +97,9 @@ PLACES: dict[str, tuple[Any, str, Callable[[Store, Path], object]]] = {
     "save": (SQLiteSession, "_commit", lambda store, _: store.update(saved=1)),
     "load": (SQLiteSession, "row", lambda store, _: store["kept"]),
     "opening": (sqlite, "check_place", lambda _, path: cm.open(path).close()),
-    "a new connection": (sqlite_session, "keep_quiet", lambda store, _: read_anew(store)),
+    "a new connection": (sqlite_session, "track_session", lambda store, _: read_anew(store)),
     "closing": (Identity, "part_from_log", lambda _, path: cm.open(path).close()),
-    "a look at a file": (quiet, "closing", lambda _, path: is_store(path)),
+    "a look at a file": (sqlite_forks, "closing", lambda _, path: is_store(path)),
     "backup": (sqlite, "back_up", lambda _, path: back_up(path)),
 }
 
@@ -132,7 +132,7 @@ def test_a_fork_waits_for_threads_in_sqlite(
         time.sleep(seconds)
 
     with stopped:
-        monkeypatch.setattr(quiet, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+        monkeypatch.setattr(sqlite_forks, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
         assert in_child(lambda: use(store)) == ""
         assert waited
         assert in_child(lambda: use(cm.open(path))) == ""
@@ -142,7 +142,7 @@ def test_a_fork_waits_for_threads_in_sqlite(
 @pytest.mark.parametrize("where", PLACES)
 def test_a_fork_gives_up_waiting(where: str, store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fork is done though another thread stays in SQLite: each use in the child is refused, with the remedy."""
-    monkeypatch.setattr(quiet, "PATIENCE", 0.0)
+    monkeypatch.setattr(sqlite_forks, "PATIENCE", 0.0)
     thing, name, act = PLACES[where]
     with StoppedInside(monkeypatch, thing, name, lambda: act(store, path)):
         for child_s in (lambda: store["kept"], lambda: store.update(a=1), lambda: cm.open(path)):
@@ -164,16 +164,16 @@ def test_nothing_begins_during_a_fork(
             waits.set()
             time.sleep(seconds)
 
-        monkeypatch.setattr(quiet, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+        monkeypatch.setattr(sqlite_forks, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
         thread = threading.Thread(target=act, args=(store,), daemon=True)
-        quiet._before()
+        sqlite_forks._before()
         try:
             thread.start()
             assert waits.wait(FOREVER)
             assert thread.is_alive()
             assert in_child(lambda: act(store)) == ""
         finally:
-            quiet._after_in_parent()
+            sqlite_forks._after_in_parent()
         thread.join(FOREVER)
         assert not thread.is_alive()
 
@@ -183,14 +183,14 @@ def test_what_an_interrupt_left_behind(store: Store) -> None:
     transport: Any = files_of(store).client._transport
     session = transport._storage._session
     session.user = threading.get_ident()
-    quiet._inside[threading.get_ident()] = True
+    sqlite_forks._inside[threading.get_ident()] = True
     assert in_child(lambda: use(store)) == ""
-    assert (session.user, quiet._inside) == (0, {})
+    assert (session.user, sqlite_forks._inside) == (0, {})
 
 
 def test_a_fork_waits_for_no_other_process(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that waits for another process's transaction keeps no fork waiting."""
-    monkeypatch.setattr(quiet, "PATIENCE", 0.0)
+    monkeypatch.setattr(sqlite_forks, "PATIENCE", 0.0)
     waits, goes_on = threading.Event(), threading.Event()
 
     def sleep(seconds: float) -> None:
@@ -275,7 +275,7 @@ def test_a_fork_within_a_transaction(store: Store, path: Path, monkeypatch: pyte
     found: list[str] = []
     children: list[int] = []
     waited: list[float] = []
-    monkeypatch.setattr(quiet, "time", SimpleNamespace(sleep=waited.append, monotonic=time.monotonic))
+    monkeypatch.setattr(sqlite_forks, "time", SimpleNamespace(sleep=waited.append, monotonic=time.monotonic))
 
     def forking(session: SQLiteSession) -> None:
         monkeypatch.setattr(SQLiteSession, "_commit", commit)
@@ -303,12 +303,12 @@ def test_a_fork_within_a_transaction(store: Store, path: Path, monkeypatch: pyte
 TOO_LONG = """
 import os, sys, threading
 import cloudstore_mapping as cm
-from cloudstore_mapping import quiet
+from cloudstore_mapping import sqlite_forks
 from cloudstore_mapping.service.storage.sqlite_identity import Identity
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
 from cloudstore_mapping.storefiles import is_store
 
-quiet.PATIENCE = 0.0
+sqlite_forks.PATIENCE = 0.0
 store = cm.open(sys.argv[1])
 store["a"] = 1
 inside, go, commit = threading.Event(), threading.Event(), SQLiteSession._commit
@@ -343,7 +343,7 @@ def test_a_fork_that_waits_too_long(path: Path) -> None:
     done = subprocess.run(run, timeout=FOREVER, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     first, second, last = done.stdout.splitlines()
-    assert first == second == quiet._BROKEN
+    assert first == second == sqlite_forks._BROKEN
     assert last == "{'a': 1, 'b': 2}"
 
 
@@ -388,13 +388,13 @@ def test_a_fork_within_an_edit(store: Store) -> None:
 
 def test_a_hook_within_a_fork(store: Store) -> None:
     """A hook that runs within the fork is told to use the store at another time; it would wait for the fork's end."""
-    quiet._before()
+    sqlite_forks._before()
     try:
         for act in (lambda: store["kept"], lambda: store.update(a=1), lambda: list(store)):
             with pytest.raises(cm.UnsupportedError, match="before the fork, or after it"):
                 act()
     finally:
-        quiet._after_in_parent()
+        sqlite_forks._after_in_parent()
     use(store)
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
-from cloudstore_mapping.quiet import connected
 from cloudstore_mapping.service.storage.renaming import old_names_among
 from cloudstore_mapping.service.storage.schemas import steps as schema_steps
 from cloudstore_mapping.service.storage.sqlite_lineage import change_if_there
 from cloudstore_mapping.service.storage.sqlite_place import is_of_new_file, journal_head
 from cloudstore_mapping.service.storage.sqlite_session import primary_code
 from cloudstore_mapping.service.storage.sqlite_space import disk_of
+from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import APPLICATION_ID, SMALLEST, refuse_sidecar
 
 #: The first schema that knows which names are of version 0.1.0.

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.quiet import inside_sqlite
 from cloudstore_mapping.service.storage import health, sqlite_session
 from cloudstore_mapping.service.storage.base import Storage, Transaction, check_open
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, migrate, not_opened
@@ -29,6 +28,7 @@ from cloudstore_mapping.service.storage.sqlite_session import (
     unavailable,
 )
 from cloudstore_mapping.service.storage.writer import GroupWriter
+from cloudstore_mapping.sqlite_forks import inside_sqlite
 
 T = TypeVar("T")
 

@@ -12,7 +12,6 @@ from typing import Final, TypeVar
 from cloudstore_mapping.drafts import draft_of, remove_dead
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.oserrors import naming
-from cloudstore_mapping.quiet import connected
 from cloudstore_mapping.service.storage.checking import Findings, look
 from cloudstore_mapping.service.storage.migrations import (
     DamagedFileError,
@@ -25,6 +24,7 @@ from cloudstore_mapping.service.storage.sqlite_lineage import change_if_there
 from cloudstore_mapping.service.storage.sqlite_place import holds_data, reading_mode, refuse_leftovers
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession, primary_code, unavailable
 from cloudstore_mapping.service.storage.sqlite_space import FULL
+from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import refuse_sidecar, sync_folder
 
 #: Pages that are copied between two reports: 16 MiB.

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from cloudstore_mapping.quiet import connected
 from cloudstore_mapping.service.storage.sqlite_log import (
     FRAME,
     Frame,
@@ -27,6 +26,7 @@ from cloudstore_mapping.service.storage.sqlite_log import (
     is_right,
     summed,
 )
+from cloudstore_mapping.sqlite_forks import connected
 
 #: The first schema that has the table.
 WITH_LINEAGE: Final = 3

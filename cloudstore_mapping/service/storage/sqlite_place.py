@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 from cloudstore_mapping.errors import UnsupportedError, shorten
-from cloudstore_mapping.quiet import connected
 from cloudstore_mapping.service.storage.sqlite_damage import is_damaged, lacks_saves
 from cloudstore_mapping.service.storage.sqlite_lineage import is_of_another_file, lineage_of
 from cloudstore_mapping.service.storage.sqlite_session import primary_code
+from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import SIDECARS, refuse_sidecar
 
 #: Bytes in the name of a store's file: file systems take 255, and a log's name is longer.

@@ -17,13 +17,13 @@ from types import TracebackType
 from typing import Any, Final, Literal, cast
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.quiet import connected, forkers, inside_sqlite, keep_quiet, let_fork
 from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.service.storage.sql import SQLTransaction
 from cloudstore_mapping.service.storage.sqlite_identity import Identity
 from cloudstore_mapping.service.storage.sqlite_lineage import change
 from cloudstore_mapping.service.storage.sqlite_space import FULL, LOG, Space
 from cloudstore_mapping.service.storage.writer import Session
+from cloudstore_mapping.sqlite_forks import connected, forkers, inside_sqlite, let_fork, track_session
 
 _log: Final = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class SQLiteSession(SQLTransaction, Session):
             isolation_level=None,
             check_same_thread=False,
         )
-        keep_quiet(self)
+        track_session(self)
         self._space = None if path is None else Space(path)
         self.outlives_program = path is not None
         #: What was met by any connection to the store.

@@ -1,4 +1,4 @@
-"""SQLite at a fork: no thread is inside it at that moment, and the child lets go of the parent's connections."""
+"""Forks of a process that uses SQLite: a fork waits for other threads, and the child closes inherited connections."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ _BROKEN: Final = (
 _FORKS: Final = "This thread is forking the process; use the store before the fork, or after it."
 
 
-class Session(Protocol):
-    """A connection to SQLite that is kept open."""
+class TrackedSession(Protocol):
+    """Connection to SQLite that stays open, for which a fork waits while a thread uses it."""
 
     #: The thread that is in a transaction of it, 0 for none.
     user: int
@@ -56,7 +56,7 @@ class Session(Protocol):
 
 
 class _State:
-    """Whether a fork found SQLite quiet, by thread, and whether the process itself comes from one that didn't."""
+    """By thread, if its fork found SQLite unused; and if this process comes from a fork that did not."""
 
     def __init__(self) -> None:
         self.is_quiet: dict[int, bool] = {}
@@ -69,8 +69,8 @@ _inside: Final[dict[int, bool]] = {}
 _sessions: Final[dict[int, weakref.ref[Any]]] = {}
 
 
-def keep_quiet(session: Session) -> None:
-    """Have forks wait for the transactions of a session, as long as it exists."""
+def track_session(session: TrackedSession) -> None:
+    """Make forks wait for the transactions of a session, as long as it exists."""
     number = id(session)
     _sessions[number] = weakref.ref(session, lambda _: _sessions.pop(number, None))
 
@@ -112,7 +112,7 @@ def connected(path: Any, **options: Any) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def let_fork(session: Session) -> None:
+def let_fork(session: TrackedSession) -> None:
     """Wait for the forks that have begun, before a transaction of a session whose `user` is this thread."""
     me = get_ident()
     while forkers and me not in _inside and _has_to_wait(me, session):
@@ -127,7 +127,7 @@ def refuse_forker() -> None:
         raise UnsupportedError(_FORKS)
 
 
-def _has_to_wait(me: int, session: Session | None) -> bool:
+def _has_to_wait(me: int, session: TrackedSession | None) -> bool:
     """Return False for the thread that forks, and for one that the fork waits for."""
     return me not in forkers and not any(other.user == me for other in _all() if other is not session)
 
