@@ -43,7 +43,7 @@ def open(  # noqa: A001 - the name that shelve and dbm use too
     TypeError
         The location is neither text nor a path, or there is no such option.
     UnsupportedError
-            The file or database is not a store of this package, or belongs to a service; it was left unchanged. Or a
+        The file or database is not a store of this package, or belongs to a service; it was left unchanged. Or a
         required package is not installed, or another thread used SQLite for long when this process was forked.
     UnavailableError
         The database can't be reached.

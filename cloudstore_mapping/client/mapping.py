@@ -139,7 +139,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
 
     Notes
     -----
-        Thread safe, and usable in forked processes; docs/errors.md has the limits. Work on many keys continues after a
+    Thread safe, and usable in forked processes; docs/errors.md has the limits. Work on many keys continues after a
     failure, and then raises `BulkError`; once a request finds the service out of reach, the rest are not tried. None of
     its requests is in flight when it ends.
 
