@@ -23,7 +23,7 @@ from cloudstore_mapping.errors import (
     UnsupportedError,
 )
 from cloudstore_mapping.forks import renew_after_fork
-from cloudstore_mapping.interrupts import let_go
+from cloudstore_mapping.interrupts import let_go, letting_go
 from cloudstore_mapping.links import FILES_PATH
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
@@ -196,6 +196,7 @@ class StoreTransport(InProcessTransport):
         self._reopen_after_fork()
         return super().fetch(link, start, tag)
 
+    @letting_go
     def media_files(self) -> list[dict[str, Any]]:
         """Return the descriptions of all media files by name, as in the reply to an upload."""
         self._reopen_after_fork()
@@ -211,6 +212,7 @@ class StoreTransport(InProcessTransport):
                 return files
             after = page.next
 
+    @letting_go
     def check_has_data(self) -> None:
         """Raise `UnsupportedError` if this account has no data, but a service's accounts have."""
         self._reopen_after_fork()

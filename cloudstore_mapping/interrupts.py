@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def let_go(error: BaseException) -> None:
@@ -13,3 +19,17 @@ def let_go(error: BaseException) -> None:
     with its locks and its transaction. Dropped here it is closed by this thread, now.
     """
     traceback.clear_frames(error.__traceback__)
+
+
+def letting_go(function: Callable[P, T]) -> Callable[P, T]:
+    """Return the function, which lets go of what its frames hold if it raises."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            let_go(error)
+            raise
+
+    return call

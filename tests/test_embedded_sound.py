@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 import cloudstore_mapping as cm
-from cloudstore_mapping.service import desk, futures, media, pool, sweeping, uploads
+from cloudstore_mapping.service import accounts, desk, futures, media, panels, pool, sweeping, uploads
 from cloudstore_mapping.service.storage import sqlite, sqlite_session, writer
 from tests.support.interrupts import at_instruction, in_time, interrupt
 
@@ -27,7 +27,20 @@ LIBRARY: Final = {
 }
 #: Where a caller's thread shares something with others.
 SHARING: Final = {
-    str(module.__file__) for module in (desk, futures, media, pool, sqlite, sqlite_session, sweeping, uploads, writer)
+    str(module.__file__)
+    for module in (
+        accounts,
+        desk,
+        futures,
+        media,
+        panels,
+        pool,
+        sqlite,
+        sqlite_session,
+        sweeping,
+        uploads,
+        writer,
+    )
 }
 #: All that a caller's thread runs.
 EVERYTHING: Final = {str(path) for path in Path(cm.__file__).parent.rglob("*.py")}
@@ -59,6 +72,8 @@ ACTS: Final[dict[str, Callable[[Store], object]]] = {
     "download": lambda store: store.download(store.upload(b"12345", "small", type="image/png")),
     "files": lambda store: store.media_files(),
 }
+#: Every how many instructions a short act is interrupted.
+STEPS: Final = {"list": 2, "files": 1}
 #: What the value may be after a write that was interrupted, and has to be after one that was not.
 BEFORE: Final = {"x": 1}
 AFTER: Final[dict[str, Any]] = {
@@ -121,7 +136,7 @@ def in_time_of(act: Callable[[], Any]) -> Any:
 def test_an_interrupt_where_threads_meet(tmp_path: Path, where: str, what: str) -> None:
     """An interrupt comes out as itself, later operations of all threads are done, and the value is old or new."""
     with cm.open(where if where == "memory:" else tmp_path / where) as store:
-        interrupted_everywhere(store, what, SHARING | LIBRARY, step=2 if what == "list" else 13)
+        interrupted_everywhere(store, what, SHARING | LIBRARY, step=STEPS.get(what, 13))
 
 
 @pytest.mark.slow
