@@ -63,10 +63,10 @@ _NULL: Final = b"null"
 #: Keys offered to complete an index in IPython.
 MAX_COMPLETIONS: Final = 1000
 #: Maximum attempts of a `pop`, `setdefault` or `transform` while other clients change the key.
-MAX_ATTEMPTS: Final = 30
+MAX_ATTEMPTS: Final = 100
 #: Maximum seconds between two attempts: after the first collision, and after many.
 FIRST_BACKOFF: Final = 0.001
-LONGEST_BACKOFF: Final = 1.0
+LONGEST_BACKOFF: Final = 0.5
 
 
 class StoreStats(NamedTuple):
