@@ -8,6 +8,7 @@ unreachable, the rest are not tried. However bulk work ends, none of its request
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -227,9 +228,10 @@ class WorkerPool:
         Yield each finished call, in order.
 
         However the iterator ends, no call begins afterwards and none is still running. The calls run on threads, so
-        that an interrupt does not break off a request already sent; with `on_threads` False on the caller's.
+        that an interrupt does not break off a request already sent; with `on_threads` False on the caller's, and so at
+        the very end of a program, when Python runs no other threads.
         """
-        if not on_threads:
+        if not on_threads or sys.is_finalizing():
             for argument in arguments:
                 call = _Call(function, argument)
                 call.run_here()

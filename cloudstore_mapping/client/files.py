@@ -648,10 +648,19 @@ class Files:
             if not self.supports("stat"):
                 self.load(key)
                 return True
-            cached = None if self._cache is None else self._cache.get(self.prefix + key)
+            if self._cache is None:
+                self.client.stat(self.name(key), key=key)
+                return True
+            full = self.prefix + key
+            cached = self._cache.get(full)
             if cached is not None:
                 return cached.value is not None
-            self.client.stat(self.name(key), key=key)
+            mark = self._cache.mark(full)
+            try:
+                self.client.stat(self.name(key), key=key)
+            except NoFileError:
+                self._cache.put(full, Found(None), mark)
+                return False
         except NoFileError:
             return False
         except LockedError:
@@ -687,6 +696,10 @@ class Files:
                     results[key] = self.load(key)
                 except CloudStoreError as own:
                     results[key] = own
+            elif isinstance(error, NoFileError):
+                results[key] = error
+                if marks:
+                    self._put_in_cache({key: Found(None)}, marks)
             elif error is not None:
                 results[key] = error
             else:

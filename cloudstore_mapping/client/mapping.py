@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self, TypeAlias, TypeVar, cast, overload
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.client import codec
 from cloudstore_mapping.client.address import (
@@ -629,7 +629,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
     def update(self, other: Any = (), /, **values: V) -> None:
         """Save the pairs of a mapping or of an iterable of pairs, and the keywords; the last value of a key wins."""
         self._check_writable()
-        encoded = {self._check_key(key): codec.encode(value) for key, value in (*_pairs(other), *values.items())}
+        encoded = dict(self._encode(key, value) for key, value in (*_pairs(other), *values.items()))
         self._change_many(self._files.changes_to_save([*encoded.items()]))
 
     def merge(self, key: str, value: V) -> None:
@@ -641,7 +641,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
     def __ior__(self, other: Any) -> Self:  # type: ignore[misc]  # merges, unlike MutableMapping's
         self._check_writable()
         # Several merges of a key stay separate and in order: a folded merge could have another result.
-        merges = [(self._check_key(key), codec.encode(value)) for key, value in _pairs(other)]
+        merges = [self._encode(key, value) for key, value in _pairs(other)]
         if len(merges) == 1 and self._files.store.progress is None:
             self._files.merge(*merges[0])
         else:
@@ -678,7 +678,16 @@ class CloudStoreMapping(MutableMapping[str, V]):
         self._bulk.write(changes, self._files.store.progress, ignore_absent=ignore_absent)
 
     def _normalized(self, other: Mapping[str, Any]) -> Pairs:
-        return [(self._check_key(key), codec.decode(codec.encode(value))) for key, value in _pairs(other)]
+        return [(text, codec.decode(raw)) for text, raw in (self._encode(key, value) for key, value in _pairs(other))]
+
+    def _encode(self, key: object, value: object) -> tuple[str, Raw]:
+        """Return the text of one of several keys and its value as JSON; an error's note names the key."""
+        text = self._check_key(key)
+        try:
+            return text, codec.encode(value)
+        except (TypeError, ValueError, CloudStoreError) as error:
+            _name_key(error, text)
+            raise
 
     # Edits
 
@@ -746,7 +755,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
                         f"change it in place by `with store.edit({shorten(text)}) as value:`."
                     )
                 after = codec.encode(result)
-                if bytes(after) == before:
+                if bytes(after) == before and version is not None:  # an absent key's default is saved
                     return codec.decode(after)
                 with attempt:
                     self._files.save_if(text, after, version)
@@ -1009,5 +1018,14 @@ def _pairs(other: Any) -> Iterable[tuple[Any, Any]]:
 def _merged(onto: Iterable[tuple[str, Any]], pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(onto)
     for key, value in pairs:
-        result[key] = merge(result.get(key), value)
+        try:
+            result[key] = merge(result.get(key), value)
+        except CloudStoreError as error:
+            _name_key(error, key)
+            raise
     return result
+
+
+def _name_key(error: Exception, key: str) -> None:
+    """Add a note with the key to an error about one of several values."""
+    error.add_note(f"This is about the value of {shorten(key)}; $ stands for the whole value.")

@@ -254,6 +254,8 @@ def download_media(
     files: Files, media: Media | str, to: Place | IO[bytes] | None, progress: Progress, *, overwrite: bool
 ) -> bytes | Path | None:
     """Download a media file; see `CloudStoreMapping.download`."""
+    if not isinstance(media, Media | str):
+        raise TypeError(f"Give a result of store.upload, or its URL, not {type(media).__name__}.")
     link = link_of(files, media.url if isinstance(media, Media) else media)
     progress = files.store.progress if progress is None else progress
     if to is None:

@@ -355,6 +355,10 @@ class StoreKeys(_SetView[V], KeysView[str]):
 class StoreItems(_SetView[V], ItemsView[str, V]):
     """Keys and values of a store; an iteration uses the keys at its first step, except keys deleted since."""
 
+    def __contains__(self, item: object) -> bool:
+        # As in `dict`, and unlike `collections.abc`: nothing but a pair is an item.
+        return isinstance(item, tuple) and len(item) == 2 and super().__contains__(item)
+
     def snapshot(self) -> ItemsView[str, V]:
         """Return the current pairs."""
         return dict(self._read(self._listing.fetch())).items()

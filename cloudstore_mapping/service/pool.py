@@ -118,6 +118,9 @@ class _Workers:
 
     def grow(self) -> None:
         """Begin another thread if work waits and no thread does; where none can begin, do the work here."""
+        if sys.is_finalizing():  # no thread runs any more, but for this one
+            self._work_off()
+            return
         if self.waiting.qsize() <= len(self._running) - self.busy or len(self._running) >= self._most:
             return
         try:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+import cloudstore_mapping as cm
 from cloudstore_mapping.client.bulk import in_batches
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.transport import HTTPTransport
-from cloudstore_mapping.errors import BulkError, TransportError
+from cloudstore_mapping.errors import BadMergeError, BulkError, TransportError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web.serve import background
@@ -92,6 +93,22 @@ def test_a_value_that_no_service_takes() -> None:
                 expected = {"deep", "large"} if settings.max_body_bytes == 200_000 else {"deep"}
                 assert set(caught.value.failed) == expected
                 assert store.copy().keys() == values.keys() | ({"more", "large"} - expected)
+
+
+def test_an_error_about_one_of_many_values_names_its_key() -> None:
+    """Whichever operation on many values is refused, a note of its error has the key."""
+    with cm.open("memory:") as store:
+        store["there"] = [1]
+        acts: list[tuple[Callable[[], object], str]] = [
+            (lambda: store.update({"a": 1, "b": {"c": set()}}), "b"),
+            (lambda: store.__ior__({"a": 1, "b": {"c": set()}}), "b"),
+            (lambda: store | {"a": 1, "b": {"c": set()}}, "b"),
+            (lambda: store | {"there": {"x": 1}}, "there"),
+        ]
+        for act, key in acts:
+            with pytest.raises((TypeError, BadMergeError)) as raised:
+                act()
+            assert raised.value.__notes__ == [f"This is about the value of {key!r}; $ stands for the whole value."]
 
 
 def test_a_paced_service_gets_one_at_a_time(vendor: Vendor) -> None:

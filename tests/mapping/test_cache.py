@@ -177,6 +177,22 @@ def test_absent_keys(network: Recording, clock: FrozenClock, other: Store) -> No
     assert store["key"] == 1
 
 
+def test_keys_found_absent(network: Recording, clock: FrozenClock) -> None:
+    """That a key is absent is kept however it was found: by a load, by `in`, or among many."""
+    store = cached(network, clock, cache_absent_ttl=10.0)
+    assert store.get_many(["first", "second"]) == {}
+    assert store.get("third") is None
+    assert "fourth" not in store
+    network.take()
+    assert store.get_many(["first", "third", "fourth"]) == {}
+    assert "second" not in store
+    assert store.get("fourth") is None
+    assert not network.take()
+    clock.now += 11
+    assert "second" not in store
+    assert network.take()
+
+
 def test_views_share_the_cache(network: Recording, clock: FrozenClock) -> None:
     """What a view writes its store sees, and the other way round."""
     store = cached(network, clock)

@@ -130,6 +130,12 @@ def test_transform_again(store: Store, versioned: bool) -> None:
     assert len(seen) == (2 if versioned else 1)
 
 
+def test_transform_saves_an_unchanged_default(store: Store) -> None:
+    """What `transform` returns is there afterwards, also if the key was absent and the function changed nothing."""
+    assert store.transform("key", lambda value: value, default=0) == 0
+    assert store["key"] == 0
+
+
 @extended
 def test_setdefault_is_atomic(make_store: MakeStore) -> None:
     """What another client saves between the look and the save stays, and is returned."""

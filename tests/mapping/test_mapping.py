@@ -110,6 +110,14 @@ def test_items_skip_what_was_deleted_before_its_batch(store: Store) -> None:
     assert sum(1 for _ in items) == 999
 
 
+def test_items_are_pairs(store: Store) -> None:
+    """As in a `dict`, nothing but a pair is among the items."""
+    store["a"] = "b"
+    items: list[Any] = ["ab", ["a", "b"], ("a",), ("a", "b", "c"), 5, None, ("a", "b"), ("a", "c"), ("c", "b"), (5, "b")]
+    for item in items:
+        assert (item in store.items()) == (item in {"a": "b"}.items())
+
+
 def test_the_length_is_never_a_remembered_one(store: Store) -> None:
     """`len` tells the number of keys there are, also right after an iteration was begun; that takes them at a step."""
     store.update({"a": 1, "b": 2})

@@ -250,3 +250,9 @@ class _Broken(io.BytesIO):
         if self.tell() > CHUNK_BYTES:
             raise OSError(5, "Input/output error")
         return super().read(size)
+
+
+def test_a_download_of_something_else(store: Store) -> None:
+    """A download of something that is neither a result of `upload` nor an address says so."""
+    with pytest.raises(TypeError, match=r"Give a result of store.upload, or its URL, not list\."):
+        store.download(["a.png", "link"])  # type: ignore[call-overload]

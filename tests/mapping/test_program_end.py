@@ -21,6 +21,21 @@ import atexit, sys, threading
 
 opened = []
 
+class Stream:
+    # Standard error is flushed by Python at the very end.
+
+    def __getattr__(self, name):
+        return getattr(sys.__stderr__, name)
+
+    def flush(self):
+        if sys.is_finalizing() and not self.has_acted:
+            self.has_acted = True
+            act("the last flush")
+
+    has_acted = False
+
+sys.stderr = Stream()
+
 def act(tag):
     store = opened[0]
     try:
@@ -61,7 +76,7 @@ pool.submit(wait_for_shutdown)
 pool.submit(act, "a job")
 threading.Thread(target=outlive).start()
 """
-STAGES = ["a job", "a thread", "after the opening", "before the opening", "before the import"]
+STAGES = ["a job", "a thread", "after the opening", "before the opening", "before the import", "the last flush"]
 
 
 @pytest.fixture(params=["memory", "file", "http", "vendor"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import math
 import os
+import sys
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -165,7 +166,10 @@ class GroupWriter:
         )
         self._end: Callable[[], None] | None = None
         try:
-            self._thread.start()
+            if sys.is_finalizing():  # where Python 3.11 begins a thread that never runs, and waits for it
+                self._end = end
+            else:
+                self._thread.start()
         except RuntimeError as error:
             if "new thread" not in str(error):  # an interrupt within `start`, which may make this of it
                 raise (error.__context__ or error) from None
@@ -181,7 +185,7 @@ class GroupWriter:
             raise closed_error()
         future: Future[T] = PlainFuture()
         self._jobs.put(_Job(work, future))
-        if self._end is not None:
+        if self._end is not None or sys.is_finalizing():
             self._do_here()
         return future
 
