@@ -57,7 +57,7 @@ LOCAL_ACCOUNT: Final = "local"
 LOCAL_SETTINGS: Final = Settings(
     max_name_bytes=2**20,
     max_value_bytes=900 * 2**20,
-    max_batch_reply_bytes=2**30,
+    max_batch_reply_bytes=64 * 2**20,
     max_media_bytes=2**50,
     count_accesses=False,
 )

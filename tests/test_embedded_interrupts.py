@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import threading
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,62 @@ def test_a_signal_handler_within_a_write(location: str, tmp_path: Path, monkeypa
     assert seen == ["handled"]
     with pytest.raises(ValueError, match="closed"):
         store["k"] = 3
+
+
+@pytest.mark.parametrize("place", ["memory:", "s.db"])
+@pytest.mark.parametrize("what", ["read", "write"])
+def test_a_signal_handler_while_other_threads_write(place: str, what: str, tmp_path: Path) -> None:
+    """In the middle of its thread's request a handler loads and closes, also while other threads wait to write."""
+    seen: list[object] = []
+    with cm.open(place if place == "memory:" else tmp_path / place) as store:
+        store["k"] = 1
+        client = files_of(store).client
+        storage = client._transport._service._storage  # type: ignore[attr-defined]
+        others = [threading.Thread(target=write, args=(store,)) for _ in range(3)]
+
+        def handler(_: object) -> None:
+            for other in others:
+                other.start()
+            seen.append(store["k"])
+            if place == "memory:" or what == "write":
+                with pytest.raises(RuntimeError, match="set a flag"):
+                    store["k"] = 2
+            if what == "read":
+                seen.append("k" in list(store))
+            store.close()
+
+        with client._gate.turn:
+            if what == "write":
+                storage.run(handler).result(0)
+            else:
+                with storage.read() as transaction:
+                    handler(transaction)
+        for other in others:
+            other.join()
+    assert seen == ([1, True] if what == "read" else [1])
+
+
+def write(store: cm.CloudStoreMapping[Any]) -> None:
+    """Save a value until the store is closed."""
+    with pytest.raises((ValueError, cm.UnavailableError), match="closed"):
+        write_again_and_again(store)
+
+
+def write_again_and_again(store: cm.CloudStoreMapping[Any]) -> None:
+    """Save a value until there is an error."""
+    while True:
+        store["other"] = 3
+
+
+def test_an_interrupt_that_cancels_a_step_of_the_sweep(tmp_path: Path) -> None:
+    """After an interrupt of the thread that began to sweep the bytes of replaced media are still taken away."""
+    with cm.open(tmp_path / "s.db") as store:
+        store.upload(bytes(100_000), "a.bin")
+        service = files_of(store).client._transport._service  # type: ignore[attr-defined]
+        with service._storage._writer._turn:  # so that no step of it begins
+            service.media._sweeper.begin()
+            service.withdraw()
+        done: list[bool] = []
+        while not done or service.media._sweeper._running:  # the writer does one after another
+            done.append(service._storage.submit(lambda _: True).result(60))
+        assert len(done) <= 3

@@ -46,6 +46,7 @@ class _Entry(NamedTuple, Generic[T]):
     until: float
     size: int
     generation: int
+    began: float
 
 
 class Write(Generic[T]):
@@ -90,8 +91,9 @@ class _Fetch(Generic[T]):
     After an interrupt the next thread performs it. The turn is an RLock, as a signal handler may read the same key.
     """
 
-    def __init__(self, generation: int) -> None:
+    def __init__(self, generation: int, began: float) -> None:
         self.generation = generation
+        self.began = began
         self.turn = threading.RLock()
         self.found: Found[T] | None = None
         self.error: CloudStoreError | None = None
@@ -195,8 +197,8 @@ class Cache(Generic[T]):
         """
         Return the entry, or the result of `fetch`; threads missing the same key at the same time share a fetch.
 
-        They share a service's error, too; any other exception stays in its thread. `fetch` gets the expired entry, and
-        returns it if it is still valid.
+        Not one that began longer ago than `ttl`. They share a service's error, too; any other exception stays in its
+        thread. `fetch` gets the expired entry, and returns it if it is still valid.
         """
         entry = self._valid(key)
         if entry is not None and entry.until > self._clock():
@@ -219,8 +221,9 @@ class Cache(Generic[T]):
             if self._is_written(key):
                 return None
             shared = self._fetches.get(key)
-            if shared is None or shared.is_over or shared.generation != generation:
-                shared = self._fetches[key] = _Fetch(generation)
+            now = self._clock()
+            if shared is None or shared.is_over or shared.generation != generation or now >= shared.began + self._ttl:
+                shared = self._fetches[key] = _Fetch(generation, now)
             self.misses += 1
             return shared
 
@@ -305,11 +308,14 @@ class Cache(Generic[T]):
         with self._lock:
             if mark.generation is None or mark.generation != self._generation(key):
                 return
+            entry = self._valid(key)
+            if entry is not None and entry.began > mark.time:
+                return  # a later read was faster
             self._drop(key)
             if ttl is None or size > self._max_bytes:
                 return
             self._bytes += size
-            self._entries[key] = _Entry(found, min(mark.time + ttl, latest), size, mark.generation)
+            self._entries[key] = _Entry(found, min(mark.time + ttl, latest), size, mark.generation, mark.time)
             self._evict()
 
     def get(self, key: str) -> Found[T] | None:

@@ -6,7 +6,6 @@ Files of a service: load, save, merge, delete, list and batch encoded values, by
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -467,7 +466,7 @@ class OpenStore:
     `cache` keeps values and `listing` listings; both are None without a cache. `identity` identifies the store without
     its API key, `file` is an embedded store's file, and `address` the beginning of its media URLs. `reopen` returns the
     pickled form for a class and `options`; None if the store can't be pickled. `clock` returns monotonic seconds.
-    `edits` has the lock of each edit by thread and key, locked as long as the edit is in progress.
+    `edits` has the thread and key of each edit in progress.
     """
 
     client: Client
@@ -484,7 +483,7 @@ class OpenStore:
     reopen: Callable[[type[Any], dict[str, Any]], tuple[Any, ...]] | None = None
     is_closed: bool = False
     clock: Callable[[], float] = time.monotonic
-    edits: dict[tuple[int, str], threading.Lock] = field(default_factory=dict)
+    edits: set[tuple[int, str]] = field(default_factory=set)
     is_readonly: bool = False
     names: FileNames = field(init=False)
 

@@ -84,6 +84,11 @@ class Gate:
             for group in list(self._sleepers.values()):
                 group.wake()
 
+    def is_in_use(self) -> bool:
+        """Return True in a signal handler, or `__del__`, in the middle of a request of this thread."""
+        owned: bool = self.turn._is_owned()  # noqa: SLF001 - as `threading.Condition` asks
+        return owned
+
     def wait(self) -> None:
         """Wait for the requests in flight, except those of this thread."""
         for reference in self._turns.valuerefs():  # a copy, as other threads add turns

@@ -41,6 +41,7 @@ from cloudstore_mapping.client.retry import pacer_of, read_only
 from cloudstore_mapping.client.transport import DEFAULT_TIMEOUT, HTTPTransport, Sendable, Transport
 from cloudstore_mapping.client.views import Listing, ReadAhead, StoreItems, StoreKeys, StoreValues
 from cloudstore_mapping.errors import BadValueError, BulkError, ChangedError, CloudStoreError, NoFileError, shorten
+from cloudstore_mapping.interrupts import block
 from cloudstore_mapping.keys import escape_key
 from cloudstore_mapping.masking import hide, mask
 from cloudstore_mapping.merge import merge
@@ -691,7 +692,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
 
     # Edits
 
-    @contextmanager
+    @block
     def edit(self, key: str, default: Any = MISSING) -> Iterator[Any]:
         """
         Load a list or dictionary to change in place, and save it at the end of the block if it changed.
@@ -709,7 +710,9 @@ class CloudStoreMapping(MutableMapping[str, V]):
         """
         self._check_writable(key)
         text = self._check_key(key)
-        with self._editing(text):
+        edits, edit = self._files.store.edits, self._new_edit(text)
+        try:
+            edits.add(edit)
             value, before, version = self._load_to_edit(text, default)
             if not isinstance(value, dict | list):
                 if version is None:
@@ -725,6 +728,8 @@ class CloudStoreMapping(MutableMapping[str, V]):
             after = codec.encode(value)
             if bytes(after) != before:
                 self._files.save_if(text, after, version)
+        finally:
+            edits.discard(edit)
 
     def transform(self, key: str, function: Callable[[Any], Any], default: Any = MISSING) -> Any:
         """
@@ -745,7 +750,9 @@ class CloudStoreMapping(MutableMapping[str, V]):
         """
         self._check_writable(key)
         text = self._check_key(key)
-        with self._editing(text):
+        edits, edit = self._files.store.edits, self._new_edit(text)
+        try:
+            edits.add(edit)
             for attempt in self._attempts(text):
                 value, before, version = self._load_to_edit(text, default)
                 result = function(value)
@@ -760,21 +767,16 @@ class CloudStoreMapping(MutableMapping[str, V]):
                 with attempt:
                     self._files.save_if(text, after, version)
                     return codec.decode(after)
+        finally:  # reached even if an interrupt comes right after the change of the set
+            edits.discard(edit)
         raise AssertionError  # the last attempt returned or raised
 
-    @contextmanager
-    def _editing(self, key: str) -> Iterator[None]:
-        """Refuse an edit of a key within an edit of the same key by the same thread."""
-        edits = self._files.store.edits
+    def _new_edit(self, key: str) -> tuple[int, str]:
+        """Return this thread and the key; `RuntimeError` within an edit of the same key by the same thread."""
         edit = (threading.get_ident(), self._files.prefix + key)
-        if edit in edits and edits[edit].locked():
+        if edit in self._files.store.edits:
             raise RuntimeError(f"{shorten(key)} is being edited already; make this change in the outer edit.")
-        lock = edits[edit] = threading.Lock()
-        with lock:  # released even if an interrupt comes at once
-            try:
-                yield
-            finally:
-                edits.pop(edit, None)
+        return edit
 
     def _load_to_edit(self, key: str, default: Any) -> tuple[Any, bytes, str | UnsetType | None]:
         """Return a copy of the value, its JSON as written by `codec`, and the version to save it on."""

@@ -103,13 +103,17 @@ class Pacer:
 
     def after_fork(self) -> None:
         """Renew the lock in a child process, which continues after the parent's last start time."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may send a request, too
 
     def reserve(self, interval: float) -> float:
         """Return the time at which a request may start, at least `interval` seconds after the previous start."""
         with self._lock:
-            self._last = max(self._clock(), self._last + interval)
-            return self._last
+            while True:
+                before = self._last
+                start = max(self._clock(), before + interval)
+                if self._last == before:  # else a signal handler has reserved a time meanwhile
+                    self._last = start
+                    return start
 
     def delay(self, until: float) -> float:
         """Return the seconds until the clock shows `until`, 0 or less if it does already."""
@@ -132,15 +136,13 @@ class _Pacers:
 
     def after_fork(self) -> None:
         """Renew the lock in a child process."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def of(self, server: str) -> Pacer:
         """Return the server's pacer, or a new one."""
         with self._lock:
             pacer = self._pacers.get(server)
-            if pacer is None:
-                pacer = self._pacers[server] = Pacer()
-            return pacer
+            return self._pacers.setdefault(server, Pacer()) if pacer is None else pacer
 
 
 _pacers: Final = _Pacers()
@@ -226,7 +228,7 @@ class RequestSender:
 
     def after_fork(self) -> None:
         """Renew the locks in a child process."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._closing = threading.RLock()  # a signal handler may close in the middle of `close`
 
     def __enter__(self) -> Self:
@@ -245,12 +247,14 @@ class RequestSender:
         """
         Close the transport once no request is in flight; afterwards every request raises `ValueError`.
 
-        A second call waits for those requests, too, and completes a call that was interrupted.
+        A second call waits for those requests, too, and completes a call that was interrupted. A signal handler in the
+        middle of a request to a service in this process doesn't wait: other threads may wait for that request.
         """
         if self._has_closed:
             return
         self.hurry()
-        self._gate.wait()
+        if self.is_remote or not self._gate.is_in_use():
+            self._gate.wait()
         with self._closing:
             if not self._has_closed:
                 self._transport.close()

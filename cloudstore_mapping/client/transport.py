@@ -204,14 +204,14 @@ class HTTPTransport:
         self._max_reply = max_reply
         self._pool: _ServerPool | None = None
         self._knows_ids = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may send a request, too
         self.sent_bytes = 0
         self.received_bytes = 0
         renew_after_fork(self)
 
     def after_fork(self) -> None:
         """Leave the open connections to the parent process, those of the user's session, too."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._pool = self._patched = None
         adapters = getattr(self._session, "adapters", None)
         for adapter in adapters.values() if isinstance(adapters, dict) else ():
@@ -404,7 +404,8 @@ class HTTPTransport:
     def _own_pool(self) -> _ServerPool:
         with self._lock:
             if self._pool is None:
-                self._pool = _ServerPool(self.server, self._timeout)
+                pool = _ServerPool(self.server, self._timeout)
+                self._pool = self._pool or pool
             return self._pool
 
     def _open_download(self, raw: BaseHTTPResponse, close: Callable[[], object]) -> Fetched:

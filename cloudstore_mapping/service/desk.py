@@ -263,13 +263,15 @@ class Desk:
             self._accounts.remember(request.api_key)
         return self._have_answered(asked)
 
-    def _have_answered(self, asked: Asked) -> Future[Reply]:
-        """Have the request answered by the writer, or where it only reads by a thread for that."""
+    def _have_answered(self, asked: Asked) -> Reply | Future[Reply]:
+        """Have the request answered by the writer; a read by a thread for reads, in memory by this one."""
         if asked.writes:
             work = partial(self._write, asked)
             return self._storage.run(work, asked.until) if asked.waits else self._storage.submit(work)
         if asked.waits:
             self._storage.check_can_wait()
+            if self._storage.reads_in_turn:  # a signal handler's thread may have the turn
+                return self._scan(asked)
         return self._scans.submit(self._scan, asked)
 
     def _caller(self, transaction: Transaction, asked: Asked, *, writes: bool = False) -> Caller:

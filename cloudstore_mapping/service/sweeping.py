@@ -63,6 +63,9 @@ class Sweeper:
             self._end(error)
 
     def _stepped(self, step: Future[bool]) -> None:
+        if step.cancelled():  # by an interrupt of the thread that began it
+            self._step()
+            return
         error = step.exception()
         if error is not None:
             self._end(error)

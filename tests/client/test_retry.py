@@ -347,20 +347,42 @@ def test_one_pacer_a_server() -> None:
 
 
 def test_one_pacer_for_threads_that_open_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other thread can make a second pacer for a server while the first is made."""
-    locked: list[bool] = []
+    """Where a server's pacer is made another time at the same moment, both users get the same one."""
+    of_the_other: list[Pacer] = []
 
-    class Noting(Pacer):
-        """Notes whether others are kept out while it is made."""
+    class Slow(Pacer):
+        """Is made while another is made."""
 
         def __init__(self) -> None:
-            locked.append(retry._pacers._lock.locked())
             super().__init__()
+            if not of_the_other:
+                of_the_other.append(self)
+                of_the_other[0] = pacer_of("http://one.example")
 
-    monkeypatch.setattr(retry, "Pacer", Noting)
-    pacer = retry.pacer_of("http://one.example")
-    assert retry.pacer_of("http://one.example") is pacer
-    assert locked == [True]
+    monkeypatch.setattr(retry, "Pacer", Slow)
+    assert pacer_of("http://one.example") is of_the_other[0]
+    assert pacer_of("http://one.example") is of_the_other[0]
+
+
+def test_a_signal_handler_reserves_a_time_meanwhile() -> None:
+    """A signal handler that sends a request while its thread reserves a time gets one of its own, without waiting."""
+    reserved: list[float] = []
+
+    class Interrupted:
+        """A clock during whose first reading the handler runs."""
+
+        def __init__(self) -> None:
+            self.has_run = False
+
+        def __call__(self) -> float:
+            if not self.has_run:
+                self.has_run = True
+                reserved.append(pacer.reserve(3.0))
+            return 1000.0
+
+    pacer = Pacer(Interrupted(), lambda _: None)
+    reserved.append(pacer.reserve(3.0))
+    assert reserved == [1000.0, 1003.0]
 
 
 @pytest.mark.parametrize(

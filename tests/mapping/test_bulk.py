@@ -26,20 +26,20 @@ class Watched(HTTPTransport):
 
     def __init__(self, address: str, together: int) -> None:
         super().__init__(address)
-        self._lock = threading.Lock()
+        self._counting = threading.Lock()
         self._now = 0
         self.most = 0
         self._barrier = threading.Barrier(together)
 
     def send(self, request: Request | Batch | Upload) -> Reply:
         """Send."""
-        with self._lock:
+        with self._counting:
             self._now += 1
             self.most = max(self.most, self._now)
         if isinstance(request, Request) and request.operation.value == "load":
             self._barrier.wait(30)
         reply = super().send(request)
-        with self._lock:
+        with self._counting:
             self._now -= 1
         return reply
 

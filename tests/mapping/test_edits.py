@@ -21,7 +21,7 @@ from cloudstore_mapping.testing.clocks import FrozenClock
 from cloudstore_mapping.testing.faults import FaultyTransport
 from cloudstore_mapping.testing.transports import CountingTransport, PassingTransport
 from cloudstore_mapping.wire import Reply, Request
-from tests.support.interrupts import at_line, interrupt
+from tests.support.interrupts import at_instruction, interrupt
 from tests.support.mapping_fixtures import Connect, MakeStore
 
 Store = CloudStoreMapping[Any]
@@ -347,7 +347,7 @@ def test_nested_edits_of_one_key(store: Store, inner: str) -> None:
 
 @pytest.mark.parametrize("act", ["edit", "transform"])
 def test_an_interrupt_of_an_edit(act: str) -> None:
-    """After an interrupt at any line of an edit, its key can be edited again."""
+    """After an interrupt at any instruction of an edit, its key can be edited again."""
     transport, api_key = open_service(None)
     files = {str(Path(cm.__file__).parent / "client" / "mapping.py")}
     with Store(api_key, transport=transport) as store:
@@ -360,15 +360,15 @@ def test_an_interrupt_of_an_edit(act: str) -> None:
             else:
                 store.transform("k", lambda value: [*value, number])
 
-        for line in range(1, 500):
-            with at_line(line, files, interrupt) as seen, suppress(KeyboardInterrupt):
-                edit(line)
+        for place in range(1, 500):
+            with at_instruction(place, files, interrupt) as seen, suppress(KeyboardInterrupt):
+                edit(place)
             gc.collect()
-            edit(-line)
-            assert store["k"][-1] == -line
-            if seen[0] < line:
+            edit(-place)
+            assert store["k"][-1] == -place
+            if seen[0] < place:
                 break
-        assert 10 < line < 499
+        assert 10 < place < 499
 
 
 def test_an_edit_that_returns(store: Store) -> None:

@@ -43,6 +43,8 @@ class Storage(ABC):
     after `close`; and as `OutcomeUnknownError` where it can't tell whether a commit was done.
     """
 
+    #: Whether readers take turns with each other and with the writer, as in memory.
+    reads_in_turn: bool = False
     #: Whether `read` waits for a network, so that it is nothing for a thread on which everybody is answered.
     waits: ClassVar[bool] = False
     #: The longest name of a file that it can keep, in UTF-8.

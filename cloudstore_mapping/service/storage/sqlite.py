@@ -50,6 +50,7 @@ class SQLiteStorage(Storage):
 
     def __init__(self, path: str | os.PathLike[str] | None, session: SQLiteSession | None = None) -> None:
         self._path = None if path is None else Path(path).absolute()
+        self.reads_in_turn = path is None
         self._session = session or _open(self._path)
         self._idle: list[SQLiteSession] = []
         self._closed = False

@@ -100,7 +100,8 @@ class SQLiteSession(SQLTransaction, Session):
         busy_timeout: float | None = None,
     ) -> None:
         # In memory there is one connection only, which readers and the writer take in turn; both are quick.
-        self._turn: AbstractContextManager[Any] = threading.RLock() if path is None else nullcontext()
+        self._lock: Any = threading.RLock()
+        self._turn: AbstractContextManager[Any] = self._lock if path is None else nullcontext()
         self._path = path
         #: The thread that is in a transaction, for which a fork waits; 0 for none.
         self.user = 0
@@ -135,6 +136,11 @@ class SQLiteSession(SQLTransaction, Session):
         except BaseException:
             self.close_untouched()
             raise
+
+    def is_in_use(self) -> bool:
+        """Return True in a signal handler, or `__del__`, in the middle of this thread's own turn in memory."""
+        owned: bool = self._lock._is_owned()  # noqa: SLF001 - as `threading.Condition` asks; no public way is complete
+        return owned
 
     @contextmanager
     def snapshot(self) -> Iterator[Transaction]:

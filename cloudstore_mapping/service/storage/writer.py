@@ -74,6 +74,10 @@ class Session(ABC):
     def savepoint(self) -> AbstractContextManager[None]:
         """Keep one piece of work apart from the others in the transaction: undo what it did if it raises."""
 
+    def is_in_use(self) -> bool:
+        """Return True in a signal handler, or `__del__`, in the middle of this thread's own turn to read or write."""
+        return False
+
     @abstractmethod
     def intact(self) -> bool:
         """Whether the transaction still stands; an engine that fails in the middle may have undone all of it."""
@@ -205,10 +209,10 @@ class GroupWriter:
         Here it waits for other processes no longer than until the monotonic time `until`. Handing it to the thread and
         waiting for that takes longer than the work. Only for a session that never has work done again.
         """
-        if self.is_mine():
+        if self.is_mine() or self._session.is_in_use():
             raise RuntimeError(
-                "A signal handler or __del__ can't write to a store in the middle of its thread's own write; set a "
-                "flag there, and write afterwards."
+                "A signal handler or __del__ can't write to a store in the middle of its thread's own write, or read "
+                "in memory; set a flag there, and write afterwards."
             )
         if self._turn.locked():
             return self.submit(work)
@@ -276,7 +280,7 @@ class GroupWriter:
                 self._jobs.end()
             return
         self._jobs.queue.put(None)  # also the second time: an interrupt may have come before the first
-        if threading.current_thread() is not self._thread and not self.is_mine():
+        if threading.current_thread() is not self._thread and not (self.is_mine() or self._session.is_in_use()):
             self._jobs.wait_for_end()
             self._thread.join()  # its last steps
 
