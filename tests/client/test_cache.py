@@ -248,6 +248,19 @@ def test_one_fetch_for_all_who_miss_together(cache: Cache[bytes]) -> None:
         assert slow.count == 1
 
 
+def test_no_old_fetch_is_joined(cache: Cache[bytes], clock: FrozenClock) -> None:
+    """A read waits for no fetch older than the time to live; that one's late result replaces none of a later fetch."""
+    slow = SlowFetch()
+    with ThreadPoolExecutor() as pool:
+        with slow.ended_with(Found(b"old", "v1")):
+            reading = pool.submit(cache.read, "k", slow)
+            slow.begun.wait()
+            clock.now += 10.0
+            assert cache.read("k", Fetch(Found(b"new", "v2"))).value == b"new"
+        assert reading.result().value == b"old"
+    assert cache.read("k", never).value == b"new"
+
+
 def test_other_keys_go_on_meanwhile(cache: Cache[bytes]) -> None:
     """No lock is held during a fetch or a write: other keys are read and written meanwhile."""
     slow = SlowFetch()
