@@ -162,6 +162,8 @@ class CallGroup:
         """Begin no more calls, and wait for the running ones until their deadline; if interrupted, `leave`."""
         try:
             self._stop()
+            if sys.is_finalizing():  # the threads never end any more
+                return
             while self._has_threads():
                 self._wait()
             for thread in self._all_threads:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -203,8 +204,8 @@ class Cache(Generic[T]):
         entry = self._valid(key)
         if entry is not None and entry.until > self._clock():
             return self._hit(key, entry)
-        # A thread in a fetch could wait for a thread that waits for it.
-        shared = None if _this_thread.fetching.locked() else self._shared_fetch(key)
+        # A thread in a fetch could wait for a thread that waits for it, and at Python's end for one that never runs.
+        shared = None if _this_thread.fetching.locked() or sys.is_finalizing() else self._shared_fetch(key)
         if shared is None:
             self.misses += 1
             return self._fetch(key, fetch)

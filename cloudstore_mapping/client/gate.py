@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import weakref
@@ -90,7 +91,9 @@ class Gate:
         return owned
 
     def wait(self) -> None:
-        """Wait for the requests in flight, except those of this thread."""
+        """Wait for the requests in flight, except those of this thread; at Python's end no other thread runs."""
+        if sys.is_finalizing():
+            return
         for reference in self._turns.valuerefs():  # a copy, as other threads add turns
             turn = reference()
             if turn is not None:

@@ -136,6 +136,9 @@ class _Workers:
         with self._lock:
             self.closed = True
         self.waiting.put(None)
+        if sys.is_finalizing():  # the threads never end any more
+            self._work_off()
+            return
         for running in self._running:
             with running:
                 pass

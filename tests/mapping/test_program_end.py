@@ -13,7 +13,7 @@ import pytest
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
 from tests.storages import new_storage
-from tests.vendor import serve_vendor
+from tests.vendor import Vendor, serve_vendor
 
 #: Uses the store from each kind of code that runs at the end of a program, and prints what fails.
 PROGRAM = """
@@ -94,6 +94,37 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         else:
             vendor = stack.enter_context(serve_vendor())
             yield vendor.address.replace("://", f"://{vendor.api_key}@")
+
+
+#: Leaves a store open that it has read in all ways, in the middle of a loop; `__del__` closes it at last.
+LEFT_OPEN = """
+import sys
+import cloudstore_mapping as cm
+
+class Closing:
+    def __init__(self, store):
+        self.store = store
+
+    def __del__(self):
+        self.store.close()
+        sys.stderr.write(f"closed, finalizing: {sys.is_finalizing()}")
+
+closing = Closing(cm.open(sys.argv[1], cache_ttl=60))
+store = closing.store
+number = int(sys.argv[2])
+store.update({str(each): each for each in range(number)})
+assert len(dict(store)) == len(list(store.items())) == len([*store.values()]) == number
+loop = iter(store.items())
+next(loop)
+closing.itself = closing
+"""
+
+
+def test_a_store_that_is_left_open(place: str) -> None:
+    """A store that is closed at the very end of a program, when Python runs no other threads, waits for none."""
+    run = [sys.executable, "-c", LEFT_OPEN, place, "50" if Vendor.api_key in place else "2500"]
+    done = subprocess.run(run, timeout=30, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "closed, finalizing: True")
 
 
 @pytest.mark.parametrize("use", ["cold", "warm"])

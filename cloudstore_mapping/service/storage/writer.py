@@ -279,6 +279,8 @@ class GroupWriter:
                     self._end()
                 self._jobs.end()
             return
+        if sys.is_finalizing():  # the thread never ends any more; what outlives the program was finished before
+            return
         self._jobs.queue.put(None)  # also the second time: an interrupt may have come before the first
         if threading.current_thread() is not self._thread and not (self.is_mine() or self._session.is_in_use()):
             self._jobs.wait_for_end()
