@@ -6,16 +6,17 @@ import os
 from pathlib import Path
 from typing import Final
 
-from cloudstore_mapping.client.shelf import VARIABLE, Secret, place_of_secret
+from cloudstore_mapping.client.shelf import VARIABLE, Secret, place_of_secret, secret_files
 from cloudstore_mapping.errors import BadValueError
 from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import is_store
 
-# Matches a stored signed pickle, whichever of its two names comes first.
+# Matches a stored signed pickle or a serializer's bytes, whichever of the two names comes first.
 _SIGNED: Final = """
 SELECT EXISTS (
     SELECT 1 FROM files
     WHERE replace(CAST(substr(value, 1, 100) AS TEXT), ' ', '') GLOB '{"__shelf__":{"pickle":*'
+    OR replace(CAST(substr(value, 1, 100) AS TEXT), ' ', '') GLOB '{"__shelf__":{"bytes":*'
     OR replace(CAST(substr(value, 1, 100) AS TEXT), ' ', '') GLOB '{"__shelf__":{"hmac-sha256":*'
 )
 """
@@ -38,7 +39,7 @@ def check_secret(given: Secret | None, file: Path | None) -> None:
     if given is not None or VARIABLE in os.environ or file is None:
         return
     place = place_of_secret(file)
-    if not place.exists() and holds_signed(file):
+    if not secret_files(file) and holds_signed(file):
         raise BadValueError(
             f"{file} holds signed pickles, but no {place.name} with their secret is beside it; put {place} back, or "
             f"give the secret by secret=… or {VARIABLE}."
@@ -54,6 +55,6 @@ def secret_note(store: Path | None, looked_at: Path | None = None) -> str | None
     looked_at = looked_at or store
     if looked_at is None or not holds_signed(looked_at):
         return None
-    if store is not None and place_of_secret(store).exists():
-        return f"Nobody can read its signed pickles without {place_of_secret(store)}; keep that file with each copy."
+    if store is not None and (beside := secret_files(store)):
+        return f"Nobody can read its signed pickles without {beside[0]}; keep that file with each copy."
     return f"Nobody can read its signed pickles without their secret (FILE.secret or {VARIABLE}); keep it as well."

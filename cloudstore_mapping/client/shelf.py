@@ -7,8 +7,10 @@ signature; a pickle without a valid signature is never loaded.
 
 from __future__ import annotations
 
+import atexit
 import base64
 import binascii
+import gc
 import hmac
 import io
 import math
@@ -16,12 +18,17 @@ import os
 import pickle
 import secrets
 import shelve
-from collections.abc import ItemsView, Iterable, Iterator, MutableMapping, Sequence, ValuesView
+import stat
+import sys
+import weakref
+from collections.abc import Callable, ItemsView, Iterable, Iterator, MutableMapping, Sequence, ValuesView
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from shlex import quote
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from cloudstore_mapping.client import codec
+from cloudstore_mapping.client.sameness import are_same
 from cloudstore_mapping.errors import BadValueError, BulkError, UnsupportedError, shorten
 from cloudstore_mapping.masking import hide
 from cloudstore_mapping.storefiles import is_store, read_file
@@ -30,13 +37,19 @@ from cloudstore_mapping.storefiles import is_store, read_file
 MARK: Final = "__shelf__"
 _JSON: Final = "json"
 _PICKLE: Final = "pickle"
+_BYTES: Final = "bytes"
 _SIGNATURE: Final = "hmac-sha256"
 
 #: Nesting depth stored as JSON: every service takes it.
 MAX_DEPTH: Final = 60
 # Python's limit for parsing is a little longer.
 _MAX_INT: Final = 10**4000
-_PURPOSE: Final = b"cloudstore-mapping shelf\0"
+#: Beginning of the signed bytes, so that a signature of one kind holds for no other.
+_PURPOSES: Final = {_PICKLE: b"cloudstore-mapping shelf\0", _BYTES: b"cloudstore-mapping shelf, serializer\0"}
+
+#: Return the bytes of an object for a pickle protocol, and the object of bytes.
+Serializer: TypeAlias = Callable[[Any, int], bytes]
+Deserializer: TypeAlias = Callable[[bytes], Any]
 
 #: A secret, or the signing secret followed by older secrets still accepted.
 Secret: TypeAlias = str | bytes | Sequence[str | bytes]
@@ -47,22 +60,26 @@ VARIABLE: Final = "CLOUDSTORE_SECRET"
 MIN_BYTES: Final = 16
 _NEW_BYTES: Final = 32
 _SUFFIX: Final = ".secret"
+#: Permissions of a file for its group and for everybody.
+_OTHERS: Final = 0o077
 
 
-class Shelf(shelve.Shelf[Any]):
+class StoreShelf(shelve.DbfilenameShelf[Any]):
     """
     A dictionary of any picklable values, kept in a store.
 
     Parameters
     ----------
-    dict
-        The store, closed by `close`.
+    store
+        The store, closed by `close`; or a view of it, whose prefix `envelopes` has, too.
     envelopes
         Encoder of the values.
     writeback
-        Keep values read, and write changed ones in `sync` and `close`.
+        Keep values read, and write changed ones in `sync`, in `close` and at the end of the program.
     readonly
         Refuse every change.
+    opened
+        The store itself, if `store` is a view, whose `close` does nothing.
 
     Notes
     -----
@@ -70,23 +87,32 @@ class Shelf(shelve.Shelf[Any]):
     unwritten values and can be repeated, and a `close` with a failed `sync` leaves the shelf open.
     """
 
-    _before: dict[str, bytes]  # stored JSON of each cached value
+    keyencoding = "utf-8"
+    #: True if the shelf could not be written back when it was dropped, or at the end of the program: no further try is
+    #: made, which might overwrite later changes.
+    is_given_up = False
+    _kept: dict[str, Kept]  # each value in the write-back cache as it was when it was read or saved
 
     def __init__(
         self,
-        dict: MutableMapping[str, Any],  # noqa: A002 - the standard library's name
+        store: MutableMapping[str, Any],
         envelopes: Envelopes,
         *,
         writeback: bool = False,
         readonly: bool = False,
+        opened: Any = None,
     ) -> None:
-        self.dict: Any = dict
+        self.dict: Any = store
         self.writeback = writeback
         self.cache: Any = {}
-        self._before = {}
+        self._kept = {}
         self._envelopes = envelopes
+        self._protocol = envelopes.protocol
         self._readonly = readonly
+        self._opened: Any = store if opened is None else opened
         self._closed = False
+        if writeback and not readonly:
+            _register(self, self._opened)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} over {self.dict!r}>"
@@ -115,10 +141,10 @@ class Shelf(shelve.Shelf[Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         store = self._writable
-        stored = self._envelopes.dump(_require_text(key), value)
+        stored, packed = self._encode(_require_text(key), value)
         self._forget(key)
         store[key] = stored
-        self._keep(key, value, stored)
+        self._keep(key, value, stored, packed)
 
     def __delitem__(self, key: str) -> None:
         store = self._writable
@@ -143,7 +169,8 @@ class Shelf(shelve.Shelf[Any]):
         store = self._writable
         values: dict[str, Any] = {}
         values.update(other, **more)
-        stored = {key: self._envelopes.dump(_require_text(key), value) for key, value in values.items()}
+        encoded = {key: self._encode(_require_text(key), value) for key, value in values.items()}
+        stored = {key: each for key, (each, _) in encoded.items()}
         for key in stored:
             self._forget(key)
         done: Iterable[str] = ()
@@ -155,13 +182,13 @@ class Shelf(shelve.Shelf[Any]):
             raise
         finally:
             for key in done:
-                self._keep(key, values[key], stored[key])
+                self._keep(key, values[key], *encoded[key])
 
     def clear(self) -> None:
         """Delete all keys."""
         store = self._writable
         self.cache.clear()
-        self._before.clear()
+        self._kept.clear()
         store.clear()
 
     def sync(self) -> None:
@@ -171,16 +198,23 @@ class Shelf(shelve.Shelf[Any]):
         After a failure they stay in the cache for another `sync`: `BulkError`, or the error of a single key.
         """
         store = self._open
-        if not self._readonly:
-            stored = {key: self._envelopes.dump(key, value) for key, value in self.cache.items()}
-            encoded = {key: bytes(codec.encode(value)) for key, value in stored.items()}
+        if self.cache and not self._readonly:
+            changed: dict[str, Kept] = {}
+            for key, value in list(self.cache.items()):
+                packed = self._envelopes.pack(value)
+                if self._is_changed(key, value, packed):
+                    changed[key] = Kept(self._envelopes.seal(key, value, packed), packed)
             try:
-                store.update({key: stored[key] for key in stored if encoded[key] != self._before[key]})
+                store.update({key: kept.stored for key, kept in changed.items()})
             except BulkError as error:
-                self._before.update((key, encoded[key]) for key in error.succeeded)
+                self._kept.update((key, changed[key]) for key in error.succeeded)
                 raise
         self.cache.clear()
-        self._before.clear()
+        self._kept.clear()
+
+    def reorganize(self) -> None:
+        """Call `sync`; a store reuses the space of deleted values by itself."""
+        self.sync()
 
     def close(self) -> None:
         """Call `sync` and close the store; any further use is `ValueError`."""
@@ -188,15 +222,26 @@ class Shelf(shelve.Shelf[Any]):
             return
         self.sync()
         self._closed = True
-        self.dict.close()
+        self._opened.close()
 
     def __del__(self) -> None:
         # A forgotten shelf writes back, like the standard library's, unless its `__init__` failed.
-        if vars(self).get("_closed") is False:
+        if vars(self).get("_closed") is not False or self.is_given_up:
+            return
+        if self.cache and _collecting and not sys.is_finalizing():
+            _postponed.append(self)
+            return
+        try:
             self.close()
+        except BaseException:  # Python prints it
+            self.is_given_up = True
+            _failed.append(repr(self))
+            raise
 
     @property
     def _open(self) -> Any:
+        if _postponed:
+            write_postponed()
         if self._closed:
             raise ValueError("invalid operation on closed shelf")
         return self.dict
@@ -210,17 +255,58 @@ class Shelf(shelve.Shelf[Any]):
 
     def _load(self, key: str, stored: Any) -> Any:
         value = self._envelopes.load(key, stored)
-        self._keep(key, value, stored)
+        if self.writeback:
+            packed = None
+            with suppress(Exception):  # whatever makes a pickle raises whatever it likes; `sync` raises it again
+                packed = self._pack(value)
+            self._keep(key, value, stored, packed)
         return value
 
-    def _keep(self, key: str, value: Any, stored: Any) -> None:
+    def _encode(self, key: str, value: Any) -> tuple[Any, Packed | None]:
+        """Return the JSON value to store, and the packed value."""
+        packed = self._pack(value)
+        if packed is None:
+            return self._envelopes.dump(key, value), None
+        return self._envelopes.seal(key, value, packed), packed
+
+    def _pack(self, value: Any) -> Packed | None:
+        """
+        Return a value as `sync` compares it; None without a write-back cache.
+
+        Only the same object has the same pickle later: the order in a set depends on its history.
+        """
+        return self._envelopes.pack(value) if self.writeback and not self._readonly else None
+
+    def _keep(self, key: str, value: Any, stored: Any, packed: Packed | None) -> None:
         if self.writeback:
             self.cache[key] = value
-            self._before[key] = bytes(codec.encode(stored))
+            self._kept[key] = Kept(stored, packed)
 
     def _forget(self, key: str) -> None:
         self.cache.pop(key, None)
-        self._before.pop(key, None)
+        self._kept.pop(key, None)
+
+    def _is_changed(self, key: str, value: Any, packed: Packed) -> bool:
+        """
+        Return True if the program changed a value in the write-back cache.
+
+        Its pickle is compared with the pickle of the same object when it was read or saved, and of a new copy. If
+        pickles of the object differ by themselves, its attributes are compared with those of the copy.
+        """
+        kept = self._kept.get(key)
+        if kept is None:
+            return True
+        if packed == kept.packed:
+            return False
+        if packed.kind == _JSON or not _is_sealed(kept.stored):
+            return True
+        try:
+            copy = self._envelopes.load(key, kept.stored)
+            if self._envelopes.pack(copy) == packed:
+                return False
+        except Exception:  # noqa: BLE001 - whatever loads or makes a pickle raises whatever it likes
+            return True
+        return self._envelopes.pack(value) == packed or not are_same(value, copy)
 
 
 class _ShelfItems(ItemsView[str, Any]):
@@ -241,6 +327,109 @@ def _require_text(key: object) -> str:
     return key
 
 
+# End of the program
+
+#: Open shelves with write-back, by id, as a shelf has no hash; each with its store. Otherwise the garbage collector
+#: would end the store of a shelf in a cycle before it calls the shelf's `__del__`.
+_written_at_exit: Final[dict[int, tuple[weakref.ref[StoreShelf], Any]]] = {}
+#: Shelves dropped by the garbage collector with changes to write back. It may have run within a transaction of the same
+#: thread, for which a write would wait forever; so they are closed at the next use of any shelf.
+_postponed: Final[list[StoreShelf]] = []
+#: Not empty while the garbage collector runs.
+_collecting: Final[list[str]] = []
+#: Shelves whose changes were lost.
+_failed: Final[list[str]] = []
+
+
+def _register(shelf: StoreShelf, store: Any) -> None:
+    """Have a shelf written back at the end of the program, if it still exists then."""
+    if _note_collection not in gc.callbacks:
+        gc.callbacks.append(_note_collection)
+    number, shelves = id(shelf), _written_at_exit  # at the end of Python, this module has no names any more
+    shelves[number] = weakref.ref(shelf, lambda _: shelves.pop(number, None)), store
+
+
+def _note_collection(phase: str, _: object) -> None:
+    _collecting[:] = [phase] if phase == "start" else []
+
+
+def write_postponed() -> None:
+    """Close the shelves dropped by the garbage collector."""
+    while _postponed:
+        shelf = _postponed.pop()
+        _reporting(shelf, shelf.close)
+
+
+def _reporting(shelf: StoreShelf, write: Callable[[], object]) -> None:
+    """Write a shelf's changes; report a failure, after which other shelves are still written."""
+    try:
+        write()
+    except Exception as error:  # noqa: BLE001 - there is no caller to raise it to
+        shelf.is_given_up = True
+        error.add_note(f"So changes in {shelf!r} were not saved.")
+        sys.excepthook(type(error), error, error.__traceback__)
+        _failed.append(repr(shelf))
+
+
+@atexit.register
+def _end() -> None:
+    """
+    Write back the shelves that the program left open, while connections and imports still work.
+
+    Python calls `__del__` much later, or, of a shelf in a cycle or a global of a module, never.
+    """
+    _write_back()
+    if sys.stderr is not None and (_failed or _written_at_exit):
+        sys.stderr = _LastStream(sys.stderr)
+
+
+def _write_back() -> None:
+    write_postponed()
+    for reference, _ in list(_written_at_exit.values()):
+        shelf = reference()
+        if shelf is not None and shelf.cache and not shelf.is_given_up:
+            _reporting(shelf, shelf.sync)
+
+
+class _LastStream:
+    """
+    Standard error stream that writes back shelves when Python flushes it, after all functions of `atexit`.
+
+    Functions registered before this module was imported run after `_end`, and may change values. If a shelf could not
+    be written back the flush fails, so that the exit status is 120: Python has no other way to change it so late.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._is_done = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self._stream.flush()
+        if sys.is_finalizing() and not self._is_done:
+            self._is_done = True
+            _write_back()
+            if _failed:
+                raise OSError("A shelf could not be written back.")
+
+
+class Packed(NamedTuple):
+    """A value to be stored: its JSON, a pickle, or bytes of a serializer."""
+
+    kind: str
+    data: bytes
+
+
+class Kept(NamedTuple):
+    """A value in the write-back cache when it was read or saved: as stored, and as packed by this process."""
+
+    stored: Any
+    packed: Packed | None
+
+
 class Envelopes:
     """
     Encode the values of a shelf as JSON or signed pickles, and decode them.
@@ -251,15 +440,61 @@ class Envelopes:
         The first secret signs pickles, all of them verify. Without secrets only JSON values can be stored.
     protocol
         Pickle protocol, as in `pickle`.
+    prefix
+        Prefix of the shelf's keys in the store.
+    dumps, loads
+        Functions to make and load pickles; by default those of `pickle`.
+    serializer, deserializer
+        Functions of a program that replace both JSON and pickles, as those of `shelve.open`.
 
     Notes
     -----
-    A signature covers the key, so a pickle moved to another key is refused, too.
+    A signature covers the whole key in the store, so a pickle moved to another key or shelf is refused, too.
     """
 
-    def __init__(self, secrets: Sequence[bytes], protocol: int | None = None) -> None:
+    def __init__(
+        self,
+        secrets: Sequence[bytes],
+        protocol: int | None = None,
+        *,
+        prefix: str = "",
+        dumps: Serializer = pickle.dumps,
+        loads: Deserializer = pickle.loads,
+        serializer: Serializer | None = None,
+        deserializer: Deserializer | None = None,
+    ) -> None:
         self._secrets = tuple(secrets)
-        self._protocol = pickle.DEFAULT_PROTOCOL if protocol is None else protocol
+        self.protocol = pickle.DEFAULT_PROTOCOL if protocol is None else protocol
+        self._prefix = prefix
+        self._dumps = dumps
+        self._loads = loads
+        self._serializer = serializer
+        self._deserializer = deserializer
+
+    def pack(self, value: Any) -> Packed:
+        """Return a value as JSON, if it comes back equal and of the same types; otherwise as a pickle."""
+        if self._serializer is not None:
+            data: Any = self._serializer(value, self.protocol)
+            if not isinstance(data, bytes | bytearray | memoryview | str):
+                raise TypeError(f"The serializer must return bytes, not {type(data).__name__}.")
+            return Packed(_BYTES, data.encode() if isinstance(data, str) else bytes(data))
+        if is_exact(value):
+            return Packed(_JSON, bytes(codec.encode(value)))
+        return Packed(_PICKLE, self._dumps(value, self.protocol))
+
+    def seal(self, key: str, value: Any, packed: Packed) -> Any:
+        """Return the JSON value to store for a packed value; `BadValueError` if it can't be signed without a secret."""
+        kind, data = packed
+        if kind == _JSON:
+            return {MARK: {_JSON: value}} if _is_marked(value) else value
+        if not self._secrets:
+            raise BadValueError(
+                f"The value under {shorten(key)} is not plain JSON, or holds a list or dictionary twice, so it must be "
+                "pickled and signed; give the shelf a secret=…, or set CLOUDSTORE_SECRET.",
+                key=key,
+            )
+        signature = self._sign(self._secrets[0], key, kind, data).hex()
+        return {MARK: {kind: base64.b64encode(data).decode("ascii"), _SIGNATURE: signature}}
 
     def dump(self, key: str, value: Any) -> Any:
         """
@@ -267,19 +502,9 @@ class Envelopes:
 
         Raises `BadValueError` for a value to be pickled without a secret, and the errors of `pickle`.
         """
-        if is_exact(value):
+        if self._serializer is None and is_exact(value):
             return {MARK: {_JSON: value}} if _is_marked(value) else value
-        if not self._secrets:
-            raise BadValueError(
-                f"The value under {shorten(key)} is not plain JSON, so it must be pickled and signed; give the shelf "
-                "a secret=…, or set CLOUDSTORE_SECRET.",
-                key=key,
-            )
-        buffer = io.BytesIO()
-        pickle.Pickler(buffer, self._protocol).dump(value)
-        pickled = buffer.getvalue()
-        signature = _sign(self._secrets[0], key, pickled).hex()
-        return {MARK: {_PICKLE: base64.b64encode(pickled).decode("ascii"), _SIGNATURE: signature}}
+        return self.seal(key, value, self.pack(value))
 
     def load(self, key: str, stored: Any) -> Any:
         """
@@ -292,28 +517,45 @@ class Envelopes:
         content = stored[MARK]
         if isinstance(content, dict) and content.keys() == {_JSON}:
             return content[_JSON]
-        return pickle.loads(self._verified(key, content))  # noqa: S301 - the signature was verified
+        if isinstance(content, dict) and _BYTES in content:
+            data = self._verified(key, content, _BYTES)
+            if self._deserializer is None:
+                raise BadValueError(
+                    f"The value under {shorten(key)} was stored with a serializer; give the shelf its deserializer.",
+                    key=key,
+                )
+            return self._deserializer(data)
+        return self._loads(self._verified(key, content, _PICKLE))
 
-    def _verified(self, key: str, content: Any) -> bytes:
+    def _verified(self, key: str, content: Any, kind: str) -> bytes:
         try:
-            pickled = base64.b64decode(content[_PICKLE], validate=True)
+            data = base64.b64decode(content[kind], validate=True)
             signature = bytes.fromhex(content[_SIGNATURE])
         except (TypeError, KeyError, ValueError, binascii.Error) as error:
             raise BadValueError(
                 f"The value under {shorten(key)} was not stored by a shelf, so it was not loaded.", key=key
             ) from error
-        if not any(hmac.compare_digest(_sign(secret, key, pickled), signature) for secret in self._secrets):
+        if not any(hmac.compare_digest(self._sign(secret, key, kind, data), signature) for secret in self._secrets):
             raise BadValueError(
                 f"The pickle under {shorten(key)} is not signed by this shelf's secret, so it was not loaded; give the "
                 "secret that it was written with.",
                 key=key,
             )
-        return pickled
+        return data
+
+    def _sign(self, secret: bytes, key: str, kind: str, data: bytes) -> bytes:
+        name = (self._prefix + key).encode("utf-8", "surrogatepass")
+        return hmac.digest(secret, _PURPOSES[kind] + len(name).to_bytes(8, "big") + name + data, "sha256")
 
 
 def is_exact(value: Any) -> bool:
-    """Return True if `value` comes back from JSON equal and with the same types."""
+    """
+    Return True if `value` comes back from JSON equal and with the same types.
+
+    It does not if it holds a list or dictionary twice, as JSON has two copies of it.
+    """
     parts = [(value, 0)]
+    containers: set[int] = set()
     while parts:
         part, depth = parts.pop()
         kind = type(part)
@@ -329,8 +571,9 @@ def is_exact(value: Any) -> bool:
             if not math.isfinite(part):
                 return False
         elif kind in (list, dict):
-            if depth == MAX_DEPTH:  # also ends the loop for a value containing itself
+            if depth == MAX_DEPTH or id(part) in containers:
                 return False
+            containers.add(id(part))
             inner = part if kind is list else part.values()
             if kind is dict and not all(type(name) is str and _is_unicode(name) for name in part):
                 return False
@@ -352,9 +595,9 @@ def _is_marked(value: Any) -> bool:
     return type(value) is dict and value.keys() == {MARK}
 
 
-def _sign(secret: bytes, key: str, pickled: bytes) -> bytes:
-    name = key.encode("utf-8", "surrogatepass")
-    return hmac.digest(secret, _PURPOSE + len(name).to_bytes(8, "big") + name + pickled, "sha256")
+def _is_sealed(stored: Any) -> bool:
+    """Return True for a stored pickle or bytes; a value stored as JSON may be the very object of the program."""
+    return _is_marked(stored) and stored[MARK].keys() != {_JSON}
 
 
 # Secrets
@@ -362,18 +605,21 @@ def _sign(secret: bytes, key: str, pickled: bytes) -> bytes:
 
 def secrets_of(given: Secret | None, file: Path | None, *, makes: bool = True) -> list[bytes]:
     """
-    Return the secrets of a shelf, the signing secret first: those given, or the environment's.
+    Return the secrets of a shelf, the signing secret first: those given; or the file's own, then the environment's.
 
-    Otherwise the secret is in a file beside the store's `file`, readable by its owner only, and created if absent and
-    `makes` is true. A store without a file has no secret. Raises `BadValueError` if a secret is too short.
+    A file's own secret is beside the store's `file`, readable by its owner only. If there is neither, and `makes` is
+    true, it is created; a store without a file has none. Raises `BadValueError` for a secret that is too short, or in a
+    file that others may read or write.
     """
     if given is not None:
         return _checked([given] if isinstance(given, str | bytes) else given)
-    if VARIABLE in os.environ:
-        return _checked(os.environ[VARIABLE].splitlines())
-    if file is None or not (makes or place_of_secret(file).exists()):
-        return []
-    return _checked(_file_secret(file).splitlines())
+    others = _checked(os.environ[VARIABLE].splitlines()) if VARIABLE in os.environ else []
+    if file is None:
+        return others
+    own = [secret for path in secret_files(file) for secret in _checked(_read_secret(path).splitlines())]
+    if own or others or not makes:
+        return own + others
+    return _checked(_make_secret(place_of_secret(file)).splitlines())
 
 
 def refuse_secret(path: Path) -> None:
@@ -389,8 +635,15 @@ def new_secret() -> bytes:
 
 
 def place_of_secret(file: Path) -> Path:
-    """Return the path of the secret file beside a store's file."""
-    return file.with_name(file.name + _SUFFIX)
+    """Return the path of the secret file beside a store's file; beside the file itself, if `file` is a link."""
+    real = Path(os.path.realpath(file))
+    return real.with_name(real.name + _SUFFIX)
+
+
+def secret_files(file: Path) -> list[Path]:
+    """Return the existing secret files of a store: the one beside its file, then one that is beside a link to it."""
+    beside = {place_of_secret(file): None, file.absolute().with_name(file.name + _SUFFIX): None}
+    return [path for path in beside if path.exists()]
 
 
 def _checked(given: Sequence[str | bytes]) -> list[bytes]:
@@ -400,16 +653,37 @@ def _checked(given: Sequence[str | bytes]) -> list[bytes]:
     return found
 
 
-def _file_secret(file: Path) -> bytes:
-    path = place_of_secret(file)
+def _read_secret(path: Path) -> bytes:
     if path.is_dir():
         raise IsADirectoryError(
             f"{path} is a folder; move it away, because the shelf's secret is kept in a file of this name."
         )
-    with suppress(FileNotFoundError):
-        return read_file(path)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if os.name == "posix" and mode & _OTHERS and _keeps_modes(path.parent):
+        raise BadValueError(
+            f"Others may read or write {path} (mode {mode:04o}), and so sign pickles; make a new secret if they could "
+            f"have, or run chmod 600 {quote(str(path))}."
+        )
+    return read_file(path)
+
+
+def _keeps_modes(folder: Path) -> bool:
+    """Return False on a file system that has the same mode for all files, such as a USB stick's."""
+    probe = folder / f".{secrets.token_hex(8)}{_SUFFIX}"
+    try:
+        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError:
+        return True
+    try:
+        return not os.fstat(descriptor).st_mode & _OTHERS
+    finally:
+        os.close(descriptor)
+        probe.unlink()
+
+
+def _make_secret(path: Path) -> bytes:
     # Written under another name first, as other processes may read it at any moment.
-    draft = file.with_name(f"{file.name}{_SUFFIX}.{secrets.token_hex(8)}")
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as opened:

@@ -14,6 +14,7 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
+from cloudstore_mapping.client.shelf import Envelopes, StoreShelf
 from cloudstore_mapping.errors import BadValueError, BulkError, UnavailableError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
@@ -240,18 +241,16 @@ class Full(dict[str, Any]):
 
 
 @pytest.fixture
-def full() -> Iterator[tuple[shelve.Shelf, Full]]:
+def full() -> Iterator[tuple[StoreShelf, Full]]:
     """Return a shelf with writeback, and the store behind it."""
-    from cloudstore_mapping.client.shelf import Envelopes
-
     store = Full()
-    db = shelve.Shelf(store, Envelopes([SECRET.encode()]), writeback=True)
+    db = StoreShelf(store, Envelopes([SECRET.encode()]), writeback=True)
     yield db, store
     store.full = False
     db.close()
 
 
-def test_a_value_whose_write_failed_is_not_served(full: tuple[shelve.Shelf, Full]) -> None:
+def test_a_value_whose_write_failed_is_not_served(full: tuple[StoreShelf, Full]) -> None:
     """What could not be written is not what one reads: the store's own value is."""
     db, store = full
     db["a"] = [1]
@@ -264,7 +263,7 @@ def test_a_value_whose_write_failed_is_not_served(full: tuple[shelve.Shelf, Full
     assert "new" not in db
 
 
-def test_a_failed_sync_loses_nothing(full: tuple[shelve.Shelf, Full]) -> None:
+def test_a_failed_sync_loses_nothing(full: tuple[StoreShelf, Full]) -> None:
     """What a sync could not write stays, and the next one writes it; what it did write is not written again."""
     db, store = full
     db.update({"saved": [1], "other": {1}, "same": (1,)})
@@ -283,7 +282,7 @@ def test_a_failed_sync_loses_nothing(full: tuple[shelve.Shelf, Full]) -> None:
     assert db["other"] == {1, 2}
 
 
-def test_a_close_that_fails_leaves_it_open(full: tuple[shelve.Shelf, Full]) -> None:
+def test_a_close_that_fails_leaves_it_open(full: tuple[StoreShelf, Full]) -> None:
     """After a close whose sync failed the shelf can be used and closed again."""
     db, store = full
     db["a"] = [1]
@@ -298,7 +297,7 @@ def test_a_close_that_fails_leaves_it_open(full: tuple[shelve.Shelf, Full]) -> N
         db["a"]
 
 
-def test_a_sync_writes_only_what_was_changed(full: tuple[shelve.Shelf, Full]) -> None:
+def test_a_sync_writes_only_what_was_changed(full: tuple[StoreShelf, Full]) -> None:
     """A value that was only read is not written back, where somebody else may have changed it meanwhile."""
     db, store = full
     db.update({"read": [1], "changed": [1]})

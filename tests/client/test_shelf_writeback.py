@@ -1,0 +1,284 @@
+"""A shelf with write-back saves the entries that the program changed, however it ends, and no others."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudstore_mapping import shelve
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.web.serve import background
+from tests.storages import new_storage
+from tests.vendor import serve_vendor
+
+ROOT = Path(__file__).parent.parent.parent
+SECRET = "a secret of the tests"
+
+#: A program that leaves changes in the caches of four shelves, and never closes them.
+FORGETFUL = """
+import atexit, os, signal, sys
+atexit.register(lambda: main["b"].append(4))
+from cloudstore_mapping import shelve
+import keeper
+
+def opened(prefix):
+    db = shelve.open(sys.argv[1], prefix=prefix, writeback=True)
+    db["a"], db["b"] = [1], [1]
+    db.sync()
+    db["a"].append({2})
+    db["b"].append(2)
+    return db
+
+class Node:
+    def __init__(self):
+        self.me, self.db = self, opened("cycle")
+
+def end():
+    local = opened("local")
+    match sys.argv[2]:
+        case "exception":
+            raise LookupError
+        case "exit":
+            sys.exit(3)
+        case "SIGTERM":
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(4))
+            os.kill(os.getpid(), signal.SIGTERM)
+    keeper.local = local  # alive at the end of the program
+
+main = opened("main")
+Node()
+keeper.kept = opened("keeper")
+atexit.register(lambda: main["a"].append(3))
+end()
+"""
+LAST: list[tuple[str, Any]] = [("a", {2}), ("b", 2)]
+STATUS = {"end": 0, "exception": 1, "exit": 3, "SIGTERM": 4}
+
+
+@pytest.fixture
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Return where the shelves are: in a file, at a service, at one without extensions."""
+    with ExitStack() as stack:
+        if request.param == "file":
+            yield str(tmp_path / "shelf")
+        elif request.param == "http":
+            service = stack.enter_context(Service(new_storage()))
+            address = stack.enter_context(background(service))
+            yield address.replace("://", f"://{service.accounts.create('owner')}@")
+        else:
+            vendor = stack.enter_context(serve_vendor())
+            yield vendor.address.replace("://", f"://{vendor.api_key}@")
+
+
+def run(source: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program in a folder."""
+    (folder / "keeper.py").touch()
+    return subprocess.run(
+        [sys.executable, "-c", source, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CLOUDSTORE_SECRET": SECRET},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("location", "ending"),
+    [
+        pytest.param(place, ending, marks=() if (place, ending) in fast else pytest.mark.slow)
+        for fast in [[("file", "exception"), ("file", "SIGTERM"), ("http", "end"), ("vendor", "exit")]]
+        for place in ("file", "http", "vendor")
+        for ending in STATUS
+    ],
+    indirect=["location"],
+)
+def test_changes_are_written_at_the_end_of_the_program(location: str, ending: str, tmp_path: Path) -> None:
+    """Changes in the caches of open shelves are saved when the program ends, wherever it holds the shelves."""
+    ran = run(FORGETFUL, location, ending, folder=tmp_path)
+    assert ran.returncode == STATUS[ending], ran.stderr
+    assert "LookupError" in ran.stderr if ending == "exception" else ran.stderr == ""
+    with shelve.open(location, "r", secret=SECRET) as db:
+        lists = {f"{name}/{key}": [1, last] for name in ("cycle", "keeper", "local") for key, last in LAST}
+        assert dict(db) == {**lists, "main/a": [1, {2}, 3], "main/b": [1, 2, 4]}
+
+
+@pytest.mark.parametrize("place", ["global", "dropped"])
+def test_a_failure_at_the_end_is_reported(place: str, tmp_path: Path) -> None:
+    """If the changes can't be saved, the reason is on stderr, and the exit status isn't 0; other shelves are saved."""
+    source = """
+import sys
+from cloudstore_mapping import shelve
+other = shelve.open("other", writeback=True)
+other["a"] = [1]
+other["a"].append(2)
+db = shelve.open("shelf", writeback=True)
+db["a"] = [1]
+db["a"].append(lambda: None)
+if sys.argv[1] == "dropped":
+    del db
+"""
+    ran = run(source, place, folder=tmp_path)
+    assert ran.returncode == 120
+    assert ran.stderr.count("Can't pickle") == 1
+    assert ("were not saved" in ran.stderr) == (place == "global")
+    with shelve.open(tmp_path / "other", "r", secret=SECRET) as db:
+        assert db["a"] == [1, 2]
+
+
+@pytest.mark.parametrize("location", ["file", "http", "vendor"], indirect=True)
+def test_a_shelf_in_a_cycle_is_written_back(location: str) -> None:
+    """If the garbage collector finds a shelf in a cycle, the shelf is written back before its store is closed."""
+    db = shelve.open(location, writeback=True, secret=SECRET)
+    db["a"] = [1]
+    db["a"].append(2)
+    cycle: list[Any] = [db]
+    cycle.append(cycle)
+    del db, cycle
+    gc.collect()
+    with shelve.open(location, "r", secret=SECRET) as again:
+        assert again["a"] == [1, 2]
+
+
+class Stamped:
+    """Object whose pickles all differ."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "saved": time.monotonic_ns()}
+
+
+class Hashed:
+    """Object in sets, in an order that depends on its address."""
+
+
+class Named:
+    """Object equal to others of its name."""
+
+    def __init__(self, name: str, tags: list[str]) -> None:
+        self.name = name
+        self.tags = tags
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Named) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+def grown() -> set[str]:
+    """Return a set whose order depends on its history, as it had more elements before."""
+    grown = {str(number) for number in range(1000)}
+    for number in range(20, 1000):
+        grown.remove(str(number))
+    return grown
+
+
+UNSTABLE: dict[str, Callable[[], Any]] = {
+    "set of texts": lambda: {"apples", "pears", "plums", "figs"},
+    "grown set": grown,
+    "set of objects": lambda: {Hashed() for _ in range(50)},
+    "stamped": lambda: Stamped([1]),
+    "stamped in a list": lambda: [Stamped({"a"}), {"b", "c"}],
+    "plain": lambda: {"a": [1]},
+    "tuple": lambda: ("a", {1: frozenset({"x", "y"})}),
+}
+
+
+@pytest.mark.parametrize("make", UNSTABLE.values(), ids=UNSTABLE)
+def test_a_value_that_was_only_read_is_not_written_back(make: Callable[[], Any], tmp_path: Path) -> None:
+    """If a program reads an entry, and another one changes it meanwhile, the change stays, whatever the value."""
+    with shelve.open(tmp_path / "shelf") as db:
+        db["a"] = make()
+    with shelve.open(tmp_path / "shelf", writeback=True) as reader:
+        assert reader["a"] is reader["a"]
+        list(reader.items())
+        with shelve.open(tmp_path / "shelf") as other:
+            other["a"] = "changed"
+        assert reader["a"] != "changed"
+    with shelve.open(tmp_path / "shelf") as db:
+        assert db["a"] == "changed"
+
+
+READS = """
+import sys
+from cloudstore_mapping import shelve
+with shelve.open("shelf", writeback=True) as db:
+    assert db["a"]
+    print(flush=True)
+    input()
+"""
+
+
+def test_a_reader_in_another_process(tmp_path: Path) -> None:
+    """A set of texts, whose order differs in each process, is not written back by a process that only reads it."""
+    with shelve.open(tmp_path / "shelf", secret=SECRET) as db:
+        db["a"] = {"apples", "pears", "plums", "figs"}
+    with subprocess.Popen(
+        [sys.executable, "-c", READS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CLOUDSTORE_SECRET": SECRET, "PYTHONHASHSEED": "7"},
+    ) as reader:
+        assert reader.stdout is not None
+        reader.stdout.readline()
+        with shelve.open(tmp_path / "shelf", secret=SECRET) as db:
+            db["a"] = {"quinces"}
+        reader.communicate(b"\n")
+    assert reader.returncode == 0
+    with shelve.open(tmp_path / "shelf", secret=SECRET) as db:
+        assert db["a"] == {"quinces"}
+
+
+def grow(value: Stamped) -> None:
+    """Change an object whose pickles all differ."""
+    value.value.append(2)
+
+
+CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], object], Callable[[Any], bool]]] = {
+    "set": (lambda: {"a"}, lambda value: value.add("b"), lambda value: value == {"a", "b"}),
+    "equal object": (lambda: Named("n", []), lambda value: value.tags.append("t"), lambda value: value.tags == ["t"]),
+    "stamped": (lambda: Stamped([1]), grow, lambda value: value.value == [1, 2]),
+    "bool for int": (lambda: [1], lambda value: value.__setitem__(0, True), lambda value: value[0] is True),
+    "order": (lambda: {"a": 1, "b": 2}, lambda value: value.update(a=value.pop("a")), lambda v: list(v) == ["b", "a"]),
+    "sharing": (lambda: [[1], [1]], lambda value: value.__setitem__(1, value[0]), lambda value: value[0] is value[1]),
+}
+
+
+@pytest.mark.parametrize(("make", "change", "is_changed"), CHANGES.values(), ids=CHANGES)
+def test_a_change_is_written_back(
+    make: Callable[[], Any], change: Callable[[Any], object], is_changed: Callable[[Any], bool], tmp_path: Path
+) -> None:
+    """Any change of a value is written back, also one that `==` doesn't see."""
+    with shelve.open(tmp_path / "shelf") as db:
+        db["a"] = make()
+    with shelve.open(tmp_path / "shelf", writeback=True) as db:
+        change(db["a"])
+    with shelve.open(tmp_path / "shelf") as db:
+        assert is_changed(db["a"])
+
+
+@pytest.mark.parametrize("part", [[1], {"a": 1}, {1}], ids=["list", "dictionary", "set"])
+def test_sharing_within_a_value_is_kept(part: Any, tmp_path: Path) -> None:
+    """An object that a value holds twice is still one object after a load, as with the standard library's shelf."""
+    with shelve.open(tmp_path / "shelf") as db:
+        db["list"] = [part, part]
+        db["nested"] = {"a": [part], "b": {"c": part}}
+    with shelve.open(tmp_path / "shelf") as db:
+        first, second = db["list"]
+        assert first is second
+        nested = db["nested"]
+        assert nested["a"][0] is nested["b"]["c"]
+        assert first == part
