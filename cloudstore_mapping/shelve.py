@@ -290,3 +290,11 @@ def open(  # noqa: A001 - the standard library's name
         prefix=prefix,
         **masked(options),
     )
+
+
+if __name__ == "__main__":
+    import sys
+
+    from cloudstore_mapping.shelve_runner import main
+
+    main(sys.argv[1:])
