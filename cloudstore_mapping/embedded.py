@@ -159,8 +159,8 @@ class InProcessTransport:
 class StoreTransport(InProcessTransport):
     """Send requests to an embedded store; a forked process runs a service of its own."""
 
-    def __init__(self, place: Place) -> None:
-        storage = place.open()
+    def __init__(self, place: Place, *, readonly: bool = False) -> None:
+        storage = place.open(readonly=readonly)
         try:
             _check_contents(storage, place)
         except BaseException:
@@ -169,6 +169,7 @@ class StoreTransport(InProcessTransport):
         super().__init__(Service(storage, LOCAL_SETTINGS))
         self._storage = storage
         self._place = place
+        self._readonly = readonly
         self._process = os.getpid()
         self._lock = threading.Lock()
         renew_after_fork(self)
@@ -239,7 +240,7 @@ class StoreTransport(InProcessTransport):
         return has_finished() and not self._place.is_memory
 
     def _new_service(self) -> Service:
-        return self._serving(self._place.open())
+        return self._serving(self._place.open(readonly=self._readonly))
 
     def _serving(self, storage: Storage) -> Service:
         service = Service(storage, LOCAL_SETTINGS)

@@ -95,7 +95,7 @@ def _open_embedded(location: str, options: dict[str, Any]) -> CloudStoreMapping[
     if options.get("readonly") and not (place.is_memory or place.exists()):
         raise FileNotFoundError(f"There is no store {place}; look at its name, or open it without readonly=True.")
     try:
-        transport = StoreTransport(place)
+        transport = StoreTransport(place, readonly=bool(options.get("readonly")))
     except UnsupportedError:
         if place.file is not None:
             check_old_data(place.file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
 from typing import Any, Final, NoReturn
 
-from cloudstore_mapping import shelve
+from cloudstore_mapping.storefiles import read_file
 
 _USAGE: Final = "usage: python -m cloudstore_mapping.shelve (program.py | -m module | -c code) [argument …]"
 
@@ -23,7 +24,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(0 if arguments else 2)
     if arguments[0] in ("-m", "-c") and len(arguments) < 2:
         sys.exit(_USAGE)
-    sys.modules["shelve"] = shelve
+    sys.modules["shelve"] = importlib.import_module("cloudstore_mapping.shelve")  # not as `__main__`
     if arguments[0] == "-c":
         _run("", "-c", arguments[2:], lambda _: compile(arguments[1], "<string>", "exec"))
     elif arguments[0] == "-m":
@@ -53,8 +54,7 @@ def _run(folder: str, name: str, arguments: list[str], code_of: Callable[[Module
 def _file_code(path: str, module: ModuleType) -> CodeType:
     file = os.path.join(Path.cwd(), path)  # noqa: PTH118 - Python keeps "./" in the path
     try:
-        with open(file, "rb") as opened:  # noqa: PTH123 - the path as given
-            source = opened.read()
+        source = read_file(file, pipe=True)
     except OSError as error:
         _end(2, f"can't open file {file!r}: [Errno {error.errno}] {error.strerror}")
     vars(module).update(__file__=file, __cached__=None, __loader__=SourceFileLoader("__main__", file))

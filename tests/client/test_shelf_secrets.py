@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import pickle
 import shelve as standard
 import stat
@@ -214,6 +215,59 @@ def test_the_environment_s_secret(shelf: Path, monkeypatch: pytest.MonkeyPatch) 
     with shelve.open(shelf) as db:
         assert db["other"] == {1}
     assert not shelf.with_name("shelf.secret").exists()
+
+
+def test_a_file_s_own_secret_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a file has a secret, it signs; pickles that the environment's secret signed are read as well."""
+    path = tmp_path / "shelf"
+    monkeypatch.delenv("CLOUDSTORE_SECRET", raising=False)
+    with shelve.open(path) as db:
+        db["own"] = {1}
+    with shelve.open(path, secret=SECRET) as db:
+        db["environment's"] = {2}
+    monkeypatch.setenv("CLOUDSTORE_SECRET", SECRET)
+    with shelve.open(path) as db:
+        assert dict(db) == {"own": {1}, "environment's": {2}}
+        db["environment's"] = {3}
+    monkeypatch.delenv("CLOUDSTORE_SECRET")
+    with shelve.open(path) as db:
+        assert dict(db) == {"own": {1}, "environment's": {3}}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs modes of files")
+@pytest.mark.parametrize("mode", [0o666, 0o644, 0o640, 0o602])
+@pytest.mark.parametrize("flag", ["r", "c"])
+def test_a_secret_that_others_may_read(mode: int, flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret file that others may read or write is refused with the command to run, until its mode is 0600."""
+    monkeypatch.delenv("CLOUDSTORE_SECRET", raising=False)
+    path, beside = tmp_path / "shelf", tmp_path / "shelf.secret"
+    with shelve.open(path) as db:
+        db["a"] = {1}
+    beside.chmod(mode)
+    with pytest.raises(BadValueError, match=rf"\(mode {mode:04o}\).*chmod 600 {beside}\.") as caught:
+        shelve.open(path, flag)
+    assert "\n" not in str(caught.value)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["shelf", "shelf.secret"]
+    beside.chmod(0o600)
+    with shelve.open(path, flag) as db:
+        assert db["a"] == {1}
+
+
+#: A shelf's value signed by version 0.1.0 with the secret of these tests, under the key "a".
+OLD: Any = {
+    "__shelf__": {
+        "pickle": "gASVBwAAAAAAAACPlChLAZAu",
+        "hmac-sha256": "4f8d6d97e672362d2b250f935b6b31f03378d182034745c71a91a41ef2541c8e",
+    }
+}
+
+
+def test_older_signatures_verify(tmp_path: Path) -> None:
+    """A value signed by an earlier version is read."""
+    with cm.open(tmp_path / "shelf") as store:
+        store["a"] = OLD
+    with shelve.open(tmp_path / "shelf", secret=SECRET) as db:
+        assert db["a"] == {1}
 
 
 @pytest.mark.parametrize("secret", ["", "short", b"x" * 15, [], ["a secret of the tests", ""]])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -72,10 +74,11 @@ class Place:
         """Return the number of the schema that a database has, 0 for none; raises as `exists` does."""
         return int(_postgres().schema_number(self.address))
 
-    def open(self, *, to_fill: bool = False) -> Storage:
+    def open(self, *, to_fill: bool = False, readonly: bool = False) -> Storage:
         """
         Open the storage, which is made where there is none; raises what its engine raises.
 
+        With `readonly`, a file that can't be written to, or is in such a folder, is copied into memory.
         One of a database that is `to_fill` by copying has to be empty, and is nothing else until `end_filling`.
         """
         if self.address is not None:
@@ -83,7 +86,12 @@ class Place:
             return storage
         from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 
-        return SQLiteStorage(self.file)
+        if not readonly or self.file is None or not self.file.exists():
+            return SQLiteStorage(self.file)
+        if os.access(self.file, os.W_OK):  # else SQLite would make files beside it that it can't remove
+            with suppress(PermissionError):
+                return SQLiteStorage(self.file)
+        return SQLiteStorage(None, copy_of=self.file)
 
 
 def place_of(location: str) -> Place:

@@ -17,7 +17,7 @@ from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage import health, sqlite_session
 from cloudstore_mapping.service.storage.base import Storage, Transaction, check_open
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, migrate, not_opened
-from cloudstore_mapping.service.storage.sqlite_backup import back_up
+from cloudstore_mapping.service.storage.sqlite_backup import back_up, copy_into_memory
 from cloudstore_mapping.service.storage.sqlite_place import check_place
 from cloudstore_mapping.service.storage.sqlite_session import (
     NO_MORE_FILES,
@@ -42,16 +42,19 @@ class SQLiteStorage(Storage):
     """
     Keeps all accounts and files in the SQLite file at `path`, created if it is absent; None keeps them in memory.
 
-    Several processes may use one file, but a forked one has to open it anew. Every commit is synced
-    (``synchronous=FULL``) before it is answered, and readers see the last commit without waiting. Raises
-    `UnsupportedError` for a file that isn't ours, is damaged or is of a newer version, and `OSError` for one that can't
-    be opened. A `session` that holds data in memory is used as it is.
+    With `copy_of` in place of a path, that file is copied into memory: it is read where nothing can be written. Several
+    processes may use one file, but a forked one has to open it anew. Every commit is synced (``synchronous=FULL``)
+    before it is answered, and readers see the last commit without waiting. Raises `UnsupportedError` for a file that
+    isn't ours, is damaged or is of a newer version, and `OSError` for one that can't be opened. A `session` that holds
+    data in memory is used as it is.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, session: SQLiteSession | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | None, session: SQLiteSession | None = None, *, copy_of: Path | None = None
+    ) -> None:
         self._path = None if path is None else Path(path).absolute()
         self.reads_in_turn = path is None
-        self._session = session or _open(self._path)
+        self._session = session or _open(self._path, copy_of)
         self._idle: list[SQLiteSession] = []
         self._closed = False
         self._process = os.getpid()
@@ -174,12 +177,12 @@ class SQLiteStorage(Storage):
         self._writer.close()
 
 
-def _open(path: Path | None) -> SQLiteSession:
+def _open(path: Path | None, copy_of: Path | None) -> SQLiteSession:
     gives_up_at = time.monotonic() + sqlite_session.BUSY_TIMEOUT
     while True:
         try:
             with inside_sqlite():
-                return _try_to_open(path)
+                return _try_to_open(path, copy_of)
         except UnavailableError as error:
             cause = error.__cause__
             is_busy = isinstance(cause, sqlite3.Error) and primary_code(cause) == sqlite3.SQLITE_BUSY
@@ -187,13 +190,16 @@ def _open(path: Path | None) -> SQLiteSession:
                 raise
 
 
-def _try_to_open(path: Path | None) -> SQLiteSession:
+def _try_to_open(path: Path | None, copy_of: Path | None) -> SQLiteSession:
     try:
-        if path is not None:
-            check_place(path)
-            check_file(path)
+        place = path or copy_of
+        if place is not None:
+            check_place(place)
+            check_file(place)
         session = SQLiteSession(path, "rwc", busy_timeout=min(OPENING_WAIT, sqlite_session.BUSY_TIMEOUT))
         try:
+            if copy_of is not None:
+                copy_into_memory(copy_of, session.connection)
             migrate(session.connection, path)
             if session.identity is not None:
                 with session.snapshot():
@@ -208,14 +214,14 @@ def _try_to_open(path: Path | None) -> SQLiteSession:
             raise UnavailableError(NO_MORE_FILES[error.errno], retry_after=1.0) from error
         raise
     except UnicodeDecodeError as error:
-        raise damaged(path or Path()) from error
+        raise damaged(place or Path()) from error
     except sqlite3.Error as error:
         code = primary_code(error)
         readonly = code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
-        if path is not None and readonly and no_more_files() is None:
-            raise not_opened(path, error) from error
-        if path is not None and code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            raise damaged(path) from error
+        if place is not None and readonly and no_more_files() is None:
+            raise not_opened(place, error) from error
+        if place is not None and code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            raise damaged(place) from error
         raise unavailable(error) from error
     return session
 

@@ -29,6 +29,8 @@ from cloudstore_mapping.storefiles import refuse_sidecar, sync_folder
 
 #: Pages that are copied between two reports: 16 MiB.
 PAGES_AT_ONCE: Final = 4096
+#: Maximum number of reads of a file that other programs change meanwhile.
+READ_ATTEMPTS: Final = 5
 
 _NO_FILE: Final = "No file can be made in {}; look at its permissions, or name another folder."
 
@@ -95,6 +97,30 @@ def make_one_file(connection: sqlite3.Connection) -> None:
     # It commits with the end of the statement, and Python tells of that only who fetches all of it.
     if connection.execute("PRAGMA journal_mode = DELETE").fetchall() != [("delete",)]:
         raise sqlite3.OperationalError("the journal mode could not be changed")
+
+
+def copy_into_memory(path: Path, memory: sqlite3.Connection) -> None:
+    """
+    Copy the store at `path` into an empty database in memory, writing neither to the file nor beside it.
+
+    A file without a log is read as one that nobody changes; if somebody does, it is read again, and after
+    `READ_ATTEMPTS` times `UnavailableError` is raised.
+    """
+    log = Path(f"{os.path.realpath(path)}-wal")
+    for _ in range(READ_ATTEMPTS):
+        before = path.stat()
+        mode = "ro" if holds_data(log) else "ro&immutable=1"
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True)) as source:
+            source.backup(memory)
+        after = path.stat()
+        is_same = (before.st_mtime_ns, before.st_size, before.st_ino) == (
+            after.st_mtime_ns,
+            after.st_size,
+            after.st_ino,
+        )
+        if mode == "ro" or (is_same and not holds_data(log)):
+            return
+    raise UnavailableError(f"{path} is being changed by another program, and can't be written here; try again.")
 
 
 def restore(path: Path, store: Path, report: Report) -> None:
