@@ -15,7 +15,7 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
 from cloudstore_mapping.client.shelf import Envelopes, StoreShelf
-from cloudstore_mapping.errors import BadValueError, BulkError, UnavailableError
+from cloudstore_mapping.errors import BadNameError, BadValueError, BulkError, TooBigError, UnavailableError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
 from tests.storages import new_storage
@@ -327,3 +327,29 @@ def test_without_a_secret_only_json(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(BadValueError, match="CLOUDSTORE_SECRET"):
             db["set"] = {1}
         assert dict(db) == {"plain": [1]}
+
+
+def test_keys_and_values_have_limits() -> None:
+    """At a service, too long a key is `BadNameError`, also from `get` and `in`; too long a value is `TooBigError`."""
+    with Service(new_storage()) as service, background(service) as address:
+        location = address.replace("://", f"://{service.accounts.create('owner')}@")
+        with shelve.open(location, secret=SECRET, prefix="p") as db:
+            longest = "é" * 511
+            db[longest] = {1}
+            assert (longest in db, db.get(longest)) == (True, {1})
+            uses: list[Callable[[str], Any]] = [
+                db.get,
+                db.pop,
+                db.__contains__,
+                db.__getitem__,
+                lambda key: db.__setitem__(key, 1),
+                lambda key: db.setdefault(key, 1),
+            ]
+            for use in uses:
+                with pytest.raises(BadNameError, match="longer than 1024 bytes"):
+                    use(longest + "x")
+            values: list[Any] = ["x" * 2**24, b"x" * (13 * 2**20)]
+            for value in values:
+                with pytest.raises(TooBigError, match="split"):
+                    db["big"] = value
+            assert list(db) == [longest]
