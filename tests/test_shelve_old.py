@@ -366,6 +366,7 @@ def test_the_store_keeps_the_file_s_mode_and_secret(tmp_path: Path) -> None:
     copied("sqlite3/todo")
     Path("todo").chmod(0o600)
     Path("todo.secret").write_text("a secret of the tests")
+    Path("todo.secret").chmod(0o600)
     Path("todo.old").write_text("somebody's")
     assert move()[0] == 0
     assert stat.S_IMODE(Path("todo").stat().st_mode) == 0o600

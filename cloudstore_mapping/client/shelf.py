@@ -115,6 +115,8 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
             _register(self, self._opened)
 
     def __repr__(self) -> str:
+        if "dict" not in vars(self):
+            return f"<{type(self).__name__}, not opened>"  # in a traceback of `__init__`
         return f"<{type(self).__name__} over {self.dict!r}>"
 
     def __iter__(self) -> Iterator[str]:
