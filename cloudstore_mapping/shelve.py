@@ -164,14 +164,14 @@ class DbfilenameShelf(StoreShelf, Shelf):
         prefix: str = "",
         **options: Any,
     ) -> None:
+        # Masked first: a traceback with local variables would show the secrets.
+        filename, secret, options = hide(filename), mask(secret), masked(options)
         if flag not in tuple(_FLAGS):
             raise ValueError(f"The flag is one of 'r', 'w', 'c' and 'n', not {flag!r}.")
         _check_serializers(serializer, deserializer)
         write_postponed()
-        # Masked first: a traceback with local variables would show the secrets.
-        filename, prefix = _location_and_prefix(hide(filename), prefix)
+        filename, prefix = _location_and_prefix(filename, prefix)
         location = hide(location_of(filename))
-        secret, options = mask(secret), masked(options)
         check_options(options)
         path = store_file(location)
         if path is not None:
@@ -279,16 +279,18 @@ def open(  # noqa: A001 - the standard library's name
         The standard library made a shelf of this name, whatever the flag; the message has the command to move its data.
         Also for any reason in `cloudstore_mapping.open`, whose other errors are raised, too.
     """
+    # Masked first: a traceback with local variables would show the secrets.
+    filename, secret, options = hide(filename), mask(secret), masked(options)
     return DbfilenameShelf(
-        hide(filename),
+        filename,
         flag,
         protocol,
         writeback,
         serializer=serializer,
         deserializer=deserializer,
-        secret=mask(secret),
+        secret=secret,
         prefix=prefix,
-        **masked(options),
+        **options,
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,44 @@ def test_a_value_that_was_only_read_is_not_written_back(make: Callable[[], Any],
         assert reader["a"] != "changed"
     with shelve.open(tmp_path / "shelf") as db:
         assert db["a"] == "changed"
+
+
+class Dated(Stamped):
+    """Object whose pickles differ from one day to the next."""
+
+    today = 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "saved": self.today}
+
+
+def test_a_value_whose_pickle_changes_with_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that was only read is not written back if its pickle has changed by itself since."""
+    with shelve.open(tmp_path / "shelf") as db:
+        db["a"] = Dated([1])
+    with shelve.open(tmp_path / "shelf", writeback=True) as db:
+        assert db["a"].value == [1]
+        monkeypatch.setattr(Dated, "today", 2)
+        with shelve.open(tmp_path / "shelf") as other:
+            other["a"] = "changed"
+    with shelve.open(tmp_path / "shelf") as db:
+        assert db["a"] == "changed"
+
+
+def test_a_shelf_collected_within_a_transaction(tmp_path: Path) -> None:
+    """A shelf that the garbage collector finds while its thread writes to the same file doesn't wait for itself."""
+    db = shelve.open(tmp_path / "shelf", writeback=True)
+    db["a"] = [1]
+    db["a"].append(2)
+    cycle: list[Any] = [db]
+    cycle.append(cycle)
+    with closing(sqlite3.connect(tmp_path / "shelf", isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        del db, cycle
+        gc.collect()
+        connection.execute("COMMIT")
+    with shelve.open(tmp_path / "shelf", "r") as again:
+        assert again["a"] == [1, 2]
 
 
 READS = """
