@@ -59,6 +59,7 @@ def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
         pytest.param(["program.py", "end"], id="end"),
         pytest.param(["./program.py", "error", "-x"], id="error"),
         pytest.param(["program.py", "interrupt"], id="interrupt"),
+        pytest.param(["package/__main__.py", "end"], id="folder"),
         pytest.param(["program.py", "3"], id="status", marks=pytest.mark.slow),
         pytest.param(["program.py", "sentence"], id="sentence", marks=pytest.mark.slow),
         pytest.param(["program.py", "hook"], id="hook"),
