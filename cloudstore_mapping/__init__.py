@@ -1,8 +1,8 @@
 """The cloud as a Python dict: public names of the package (mapping, callback client, errors)."""
 
 from cloudstore_mapping._version import __version__
+from cloudstore_mapping.callback_client import CloudStore
 from cloudstore_mapping.client.address import DEFAULT_SERVER
-from cloudstore_mapping.client.callbacks import CloudStore
 from cloudstore_mapping.client.files import Password
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.media import Media

@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Final, TypeVar, overload
+from typing import Any, Final
 
-T = TypeVar("T")
+from cloudstore_mapping.callback_client import SecretBytes, SecretText, hide
 
-
-class SecretText(str):
-    """Text with a masked repr; `str` and formatting show the text."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'…'"
-
-    def __rich_repr__(self) -> Iterator[object]:
-        yield from ()  # rich would cut a long text before it calls its repr
-
-
-class SecretBytes(bytes):
-    """Bytes with a masked repr."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "b'…'"
-
-    def __rich_repr__(self) -> Iterator[object]:
-        yield from ()
+__all__ = ["Masked", "SecretBytes", "SecretObject", "SecretText", "hide", "mask", "type_of"]
 
 
 class SecretObject:
@@ -51,21 +28,6 @@ class SecretObject:
     def kind(self) -> type:
         """The object's type."""
         return type(self._inner())
-
-
-@overload
-def hide(secret: str) -> SecretText: ...
-@overload
-def hide(secret: bytes) -> SecretBytes: ...
-@overload
-def hide(secret: T) -> T: ...
-def hide(secret: object) -> object:
-    """Return a text or bytes with a masked repr, and any other object unchanged."""
-    if isinstance(secret, SecretText | SecretBytes):
-        return secret
-    if isinstance(secret, str):
-        return SecretText(str.__str__(secret))
-    return SecretBytes(secret) if isinstance(secret, bytes) else secret
 
 
 Masked: Final = (SecretText, SecretBytes, SecretObject)

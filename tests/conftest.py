@@ -18,7 +18,7 @@ import pytest
 import requests
 from hypothesis import settings
 
-from cloudstore_mapping.client.callbacks import CloudStore
+from cloudstore_mapping.callback_client import CloudStore
 from cloudstore_mapping.client.transport import is_requests_patched
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import Storage

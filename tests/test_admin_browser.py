@@ -10,7 +10,7 @@ import requests
 from playwright.sync_api import Browser, Page, Route, expect
 
 import cloudstore_mapping as cm
-from cloudstore_mapping.client.callbacks import CloudStore
+from cloudstore_mapping.callback_client import CloudStore
 from tests.browser import Dashboard, chromium, dashboard, needs_chromium
 from tests.visitor import PASSWORD, owner
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 
-from cloudstore_mapping.client.callbacks import CloudStore
+from cloudstore_mapping.callback_client import CloudStore
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
 from tests.storages import new_storage

@@ -25,10 +25,12 @@ WALLS = [
     (f"{ROOT}.client", f"{ROOT}.service"),
     (f"{ROOT}.client", f"{ROOT}.web"),
     (f"{ROOT}.service", f"{ROOT}.client"),
+    (f"{ROOT}.service", f"{ROOT}.callback_client"),
     (f"{ROOT}.service", f"{ROOT}.web"),
 ]
 #: The modules of ours that the lowest ones may import, and no others.
 LOWEST: dict[str, set[str]] = {
+    f"{ROOT}.callback_client": set(),
     f"{ROOT}.errors": set(),
     f"{ROOT}.jsontext": set(),
     f"{ROOT}.messages": {f"{ROOT}.jsontext"},
@@ -40,10 +42,11 @@ HEAVY = ["psycopg", "sqlite3", "uvicorn", "starlette", "typer", "rich", "argon2"
 #: Calls that open files, each with the reason why none of them can be a store that this process has open.
 OPENING = re.compile(r"(^|\.)(open|fdopen|(read|write)_(bytes|text)|whichdb|copyfile|copy2|copytree)$")
 OPENED: dict[str, dict[str, str]] = {
+    "callback_client": {"os.fdopen": "the user's file, which is open already"},
     "cli.editor": {"self._file.write_bytes": "its own folder", "self._file.read_bytes": "its own folder"},
     "cli.frame": {"os.open": "a device"},
     "cli.output": {"os.open": "a device"},
-    "client.media": {"self._draft.path.open": "a new file", "os.fdopen": "the user's file, which is open already"},
+    "client.media": {"self._draft.path.open": "a new file"},
     "client.shelf": {"os.open": "a new file", "os.fdopen": "a new file"},
     "drafts": {"os.open": "a lock: a new file, or an empty one"},
     "service.storage.schemas": {"file.read_text": "the package's own"},
@@ -144,7 +147,7 @@ def test_the_kit_serves_only_on_demand() -> None:
 
 @pytest.mark.parametrize("module", LOWEST)
 def test_lowest_modules(module: str) -> None:
-    """Errors import nothing of ours, the wire nothing but errors and its own parts, merge and keys only errors."""
+    """The lowest modules import nothing of ours but those listed for them."""
     assert ours(module) <= LOWEST[module]
 
 
@@ -170,10 +173,22 @@ def test_docstring() -> None:
 
 
 def test_only_the_transport_names_requests() -> None:
-    """One file alone imports the libraries that speak HTTP."""
+    """The transport alone imports the libraries that speak HTTP, and the callback client only `requests`."""
     libraries = {"requests", "urllib3"}
-    users = {module for module in MODULES for source, _ in imports(module) if source.split(".")[0] in libraries}
-    assert users <= {f"{ROOT}.client.transport"}
+    users = {
+        (module, library)
+        for module in MODULES
+        for source, _ in imports(module)
+        if (library := source.split(".")[0]) in libraries
+    }
+    transport = {(f"{ROOT}.client.transport", library) for library in libraries}
+    assert users == transport | {(f"{ROOT}.callback_client", "requests")}
+
+
+def test_the_callback_client_stands_alone() -> None:
+    """The callback client, whose file users copy, imports the standard library and `requests`, nothing else."""
+    found = {source.partition(".")[0] for source, _ in imports(f"{ROOT}.callback_client")}
+    assert found - sys.stdlib_module_names == {"requests"}
 
 
 def test_import_is_light() -> None:

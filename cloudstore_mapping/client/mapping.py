@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self, Ty
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from cloudstore_mapping.callback_client import MediaData, pacer_of
 from cloudstore_mapping.client import codec
 from cloudstore_mapping.client.address import (
     DEFAULT_SERVER,
@@ -34,10 +35,10 @@ from cloudstore_mapping.client.bulk import Bulk, WorkerPool
 from cloudstore_mapping.client.cache import DEFAULT_BYTES, DEFAULT_ENTRIES, Cache, Found
 from cloudstore_mapping.client.deadline import DEFAULT_DEADLINE, scope
 from cloudstore_mapping.client.files import Change, Client, Files, Names, OpenStore, Password, Passwords
-from cloudstore_mapping.client.media import Media, MediaData, Place, download_media, media_of, upload_media
+from cloudstore_mapping.client.media import Media, Place, download_media, media_of, upload_media
 from cloudstore_mapping.client.options import check_options, pickled
 from cloudstore_mapping.client.progress import Progress
-from cloudstore_mapping.client.retry import pacer_of, read_only
+from cloudstore_mapping.client.retry import read_only
 from cloudstore_mapping.client.transport import DEFAULT_TIMEOUT, HTTPTransport, Sendable, Transport
 from cloudstore_mapping.client.views import Listing, ReadAhead, StoreItems, StoreKeys, StoreValues
 from cloudstore_mapping.errors import BadValueError, BulkError, ChangedError, CloudStoreError, NoFileError, shorten
@@ -810,8 +811,9 @@ class CloudStoreMapping(MutableMapping[str, V]):
         Parameters
         ----------
         data
-            A path; bytes; an open binary file, sent from its position and of any size; or text: stored as UTF-8 if the
-            type is ``"text"`` or ``"text/…"``, otherwise decoded as base64, bare or in a ``data:`` URL.
+            A path; bytes; an open binary file, sent from its position and of any size; or text. Text is stored as
+            UTF-8, unless it is a ``data:`` URL, or the base64 of an image, sound, video, font, PDF or archive under
+            such a type (which takes no other text); see `CloudStore.upload`.
         name
             Its name; by default the last part of a path's or file's own name.
         type
@@ -825,7 +827,7 @@ class CloudStoreMapping(MutableMapping[str, V]):
         Raises
         ------
         ValueError
-            There is no name, or the text is not base64.
+            There is no name, or the text is not base64 where it must be.
         LockedError, LimitError
             A file of this name has another password; or the account's limits on size or number are exceeded.
         UnsupportedError

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import errno
 import hashlib
 import io
-import mimetypes
 import os
 import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, NamedTuple, TypeAlias
-from urllib.parse import unquote_to_bytes
 
+from cloudstore_mapping import callback_client
+from cloudstore_mapping.callback_client import MediaData
 from cloudstore_mapping.client.deadline import Deadline
 from cloudstore_mapping.client.files import Client, Files
 from cloudstore_mapping.client.progress import Progress, reporting
@@ -29,12 +27,8 @@ from cloudstore_mapping.errors import BadValueError, ProtocolError, TimedOutErro
 from cloudstore_mapping.links import FILES_PATH, media_link
 from cloudstore_mapping.storefiles import open_file, refuse_store, sync_folder
 
-#: Content of an upload: text, bytes, or an open file.
-MediaData: TypeAlias = str | bytes | bytearray | memoryview | IO[bytes] | IO[str]
 #: Target of a download on disk: a file, or a folder.
 Place: TypeAlias = str | os.PathLike[str]
-
-UNKNOWN_TYPE: Final = "application/octet-stream"
 
 #: Maximum bytes of a file name and of its suffix: common file systems allow 255 in all.
 LONGEST_NAME: Final = 200
@@ -43,9 +37,6 @@ LONGEST_SUFFIX: Final = 20
 UNNAMED: Final = "download"
 
 _LINK: Final = re.compile(re.escape(FILES_PATH) + r"[\w-]+/[\w-]+(?:\.\w+)?", re.ASCII)
-_DATA_URL: Final = re.compile(
-    r"data:(?P<type>[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:;[\w-]+=[^;,\s]*)*)?(?P<base64>;base64)?,", re.ASCII | re.IGNORECASE
-)
 _DIGEST: Final = re.compile(r'"?([0-9a-f]{64})"?')
 _SEPARATORS: Final = re.compile(r"[/\\]")
 _HIDING: Final = re.compile(r"\A[\s.]+")
@@ -163,88 +154,11 @@ class _ReportingFile:
 def open_media(
     data: MediaData, filename: str, content_type: str | None
 ) -> tuple[bytes | IO[bytes], str, IO[bytes] | None]:
-    """
-    Return the bytes or binary file in `data`, its content type, and a file to be closed by the caller.
-
-    Text is stored as UTF-8 for the type ``"text"`` or ``"text/…"``; for any other type it is base64, bare or in a
-    ``data:`` URL, whose own type is the default. Otherwise the default type follows from the filename.
-
-    Raises
-    ------
-    BadValueError
-        The text is not base64, or can't be encoded as UTF-8.
-    TypeError
-        `data` is not `MediaData`.
-    """
-    if not isinstance(data, str | bytes | bytearray | memoryview):
-        data = _binary(data)
-    if isinstance(data, str):
-        content, content_type = _from_text(data, filename, content_type)
-        return content, _full_type(content_type), None
-    content_type = _full_type(_guess_type(filename) if content_type is None else content_type)
-    if isinstance(data, bytes | bytearray | memoryview):
-        return bytes(data), content_type, None
-    own = _own_handle(data)
-    return own or data, content_type, own
-
-
-def _binary(file: IO[bytes] | IO[str]) -> str | IO[bytes]:
-    """Return the binary file under a text file, or the text of a text file without one."""
-    if not hasattr(file, "read"):
-        raise TypeError(f"upload takes bytes, text or an open file, not {type(file).__name__}.")
-    if isinstance(file, io.TextIOBase):
-        with suppress(OSError):
-            file.seek(file.tell())  # undoes the read-ahead in the file below
-    below: IO[bytes] | IO[str] = getattr(file, "buffer", file)
-    return below.read() if isinstance(below, io.TextIOBase) else below  # type: ignore[return-value]  # binary by now
-
-
-def _own_handle(file: IO[bytes]) -> IO[bytes] | None:
-    """Return a handle of our own on a file of the system, so that users may close theirs during the upload."""
-    # Both handles share a position, and a writer moves it when closed, so only for readers.
-    if not isinstance(file, io.BufferedReader) or type(file.raw) is not io.FileIO or not file.seekable():
-        return None
-    position = file.tell()
-    own = os.fdopen(os.dup(file.fileno()), "rb")
-    own.seek(position)
-    return own
-
-
-def _from_text(text: str, filename: str, content_type: str | None) -> tuple[bytes, str]:
-    url = None if content_type is not None and _is_text(content_type) else _DATA_URL.match(text)
-    if url is not None:
-        payload = unquote_to_bytes(text[url.end() :])
-        content_type = content_type or url["type"] or _guess_type(filename)
-        return (_decode_base64(payload.decode("latin-1")) if url["base64"] else payload), content_type
-    content_type = _guess_type(filename) if content_type is None else content_type
-    if not _is_text(content_type):
-        return _decode_base64(text), content_type
+    """Return content, type, and a file to be closed by the caller, as `callback_client.open_media` does."""
     try:
-        return text.encode(), content_type
-    except UnicodeEncodeError as error:
-        raise BadValueError("The text holds a lone surrogate, which UTF-8 can't encode; remove it.") from error
-
-
-def _is_text(content_type: str) -> bool:
-    return content_type.lower() == "text" or content_type.lower().startswith("text/")
-
-
-def _guess_type(filename: str) -> str:
-    content_type, encoding = mimetypes.guess_type(filename)
-    return UNKNOWN_TYPE if content_type is None or encoding is not None else content_type
-
-
-def _full_type(content_type: str) -> str:
-    return "text/plain" if content_type.lower() == "text" else content_type
-
-
-def _decode_base64(text: str) -> bytes:
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadValueError(
-            "The text is not base64, as required for any type but text; pass bytes, or the type 'text'."
-        ) from error
+        return callback_client.open_media(data, filename, content_type)
+    except callback_client.BadValueError as error:
+        raise BadValueError(str(error)) from error
 
 
 # Downloads

@@ -13,7 +13,6 @@ import random
 import secrets
 import threading
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,6 +22,7 @@ from typing import Any, Final, NamedTuple, Self, TypeAlias
 import msgspec
 from msgspec import UNSET
 
+from cloudstore_mapping.callback_client import Pacer
 from cloudstore_mapping.client.deadline import DEFAULT_DEADLINE, Deadline, scope
 from cloudstore_mapping.client.gate import Gate
 from cloudstore_mapping.client.transport import Fetched, Sendable, Transport
@@ -82,77 +82,6 @@ class WriteMark:
 WRITES: Final = WriteMark()
 
 
-class Pacer:
-    """
-    Rate limiter: assign start times to requests in the order of the calls.
-
-    Notes
-    -----
-    Thread safe; no thread waits while holding the lock. `is_real` is True if waits take real time.
-    """
-
-    def __init__(
-        self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], object] = time.sleep
-    ) -> None:
-        self._clock = clock
-        self._sleep = sleep
-        self.is_real = sleep is time.sleep
-        self._last = float("-inf")
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Renew the lock in a child process, which continues after the parent's last start time."""
-        self._lock = threading.RLock()  # a signal handler may send a request, too
-
-    def reserve(self, interval: float) -> float:
-        """Return the time at which a request may start, at least `interval` seconds after the previous start."""
-        with self._lock:
-            while True:
-                before = self._last
-                start = max(self._clock(), before + interval)
-                if self._last == before:  # else a signal handler has reserved a time meanwhile
-                    self._last = start
-                    return start
-
-    def delay(self, until: float) -> float:
-        """Return the seconds until the clock shows `until`, 0 or less if it does already."""
-        return until - self._clock()
-
-    def wait(self, until: float) -> None:
-        """Sleep until the clock shows `until`."""
-        delay = self.delay(until)
-        if delay > 0:
-            self._sleep(delay)
-
-
-class _Pacers:
-    """Pacers in use by server. Thread safe, unlike `WeakValueDictionary.setdefault`."""
-
-    def __init__(self) -> None:
-        self._pacers: weakref.WeakValueDictionary[str, Pacer] = weakref.WeakValueDictionary()
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Renew the lock in a child process."""
-        self._lock = threading.RLock()
-
-    def of(self, server: str) -> Pacer:
-        """Return the server's pacer, or a new one."""
-        with self._lock:
-            pacer = self._pacers.get(server)
-            return self._pacers.setdefault(server, Pacer()) if pacer is None else pacer
-
-
-_pacers: Final = _Pacers()
-
-
-def pacer_of(server: str) -> Pacer:
-    """Return the pacer shared by all clients of `server` in this process, kept as long as any of them exists."""
-    return _pacers.of(server)
-
-
 class RequestStats(NamedTuple):
     """
     Attempts by operation, retries among them, and body bytes in each direction.
@@ -186,7 +115,8 @@ class RequestSender:
         Seconds for a request with all its attempts, waits and slow replies, except waits for the rate limit; for an
         upload or download, seconds without progress. None: no limit.
     pacer, clock, sleep
-        The pacer (`pacer_of`; None: a new pacer with this clock), and functions to read time and to wait.
+        The pacer (`callback_client.pacer_of`; None: a new pacer with this clock), and functions to read time and to
+        wait.
 
     Notes
     -----

@@ -2,8 +2,9 @@
 HTTP transport: send one request with `requests` and `urllib3`, return the reply or raise an error of this package.
 
 `requests` and `urllib3` are imported at the first request: they take most of the time of `import cloudstore_mapping`.
-Only this file imports them, and only this file relies on names that they do not document. CPU time of the client for
-a small load, on CPython 3.11 with requests 2.34 and urllib3 2.8: 80 µs, and 900 µs through `requests.Session`. Savings:
+Only this file imports them, apart from `requests` in the callback client, and only this file relies on names that they
+do not document. CPU time of the client for a small load, on CPython 3.11 with requests 2.34 and urllib3 2.8: 80 µs, and
+900 µs through `requests.Session`. Savings:
 
 - 165 µs: `HTTPConnectionPool._put_conn`, and `_pool` and `_connection` of a response. A pool takes a connection back
   only this way, and a plain response needs no object of `urllib3` (`PlainResponse`).

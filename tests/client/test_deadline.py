@@ -16,11 +16,11 @@ import requests
 from msgspec import Raw
 
 import cloudstore_mapping as cm
+from cloudstore_mapping.callback_client import Pacer
 from cloudstore_mapping.client.deadline import Deadline
 from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.media import Download, DownloadTarget
-from cloudstore_mapping.client.retry import Pacer
 from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.errors import (
     BulkError,

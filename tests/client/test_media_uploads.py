@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloudstore_mapping.callback_client import MediaData
 from cloudstore_mapping.client.files import Client
-from cloudstore_mapping.client.media import MediaData, open_media
+from cloudstore_mapping.client.media import open_media
 from cloudstore_mapping.client.transport import HTTPTransport, MultipartForm
 from cloudstore_mapping.errors import BadNameError, BadValueError
 from cloudstore_mapping.wire import Upload

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from cloudstore_mapping.client import retry
+from cloudstore_mapping import callback_client
+from cloudstore_mapping.callback_client import Pacer, pacer_of
 from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.client.mapping import CloudStoreMapping
-from cloudstore_mapping.client.retry import Pacer, pacer_of
 from cloudstore_mapping.client.transport import Sendable, parse_retry_after
 from cloudstore_mapping.errors import (
     BadKeyError,
@@ -359,7 +359,7 @@ def test_one_pacer_for_threads_that_open_at_once(monkeypatch: pytest.MonkeyPatch
                 of_the_other.append(self)
                 of_the_other[0] = pacer_of("http://one.example")
 
-    monkeypatch.setattr(retry, "Pacer", Slow)
+    monkeypatch.setattr(callback_client, "Pacer", Slow)
     assert pacer_of("http://one.example") is of_the_other[0]
     assert pacer_of("http://one.example") is of_the_other[0]
 

@@ -341,6 +341,6 @@ def test_fork(vendor: Vendor) -> None:
 def test_repr_and_import() -> None:
     """A transport's `repr` has the server alone; importing it doesn't load `requests`."""
     assert repr(HTTPTransport("https://example.org/x")) == "<HTTPTransport to https://example.org/x>"
-    program = "import sys, cloudstore_mapping.client.callbacks, CloudStore; print('requests' in sys.modules)"
+    program = "import sys, cloudstore_mapping.callback_client, CloudStore; print('requests' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert ran.stdout == "False\n"

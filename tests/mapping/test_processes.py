@@ -17,12 +17,12 @@ import requests
 from requests.adapters import HTTPAdapter
 
 import cloudstore_mapping as cm
+from cloudstore_mapping.callback_client import Pacer
 from cloudstore_mapping.client import cache as cache_module
 from cloudstore_mapping.client import retry as retry_module
 from cloudstore_mapping.client.bulk import CallGroup
 from cloudstore_mapping.client.gate import Gate
 from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
-from cloudstore_mapping.client.retry import Pacer
 from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background

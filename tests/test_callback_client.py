@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 import requests
 
-from cloudstore_mapping.client.callbacks import CloudStore
+import cloudstore_mapping as cm
+from cloudstore_mapping import callback_client
+from cloudstore_mapping.callback_client import CloudStore, pacer_of
+from cloudstore_mapping.client.mapping import files_of
 from tests.vendor import Vendor
 
 KEY = "ZFA5mAkxjVznvSsXOUxE"
@@ -33,10 +36,25 @@ def answered(future: Future[dict[str, Any]]) -> dict[str, Any]:
 
 
 def test_documented_import() -> None:
-    """The documentation's import gives the class, and nothing else."""
+    """The documentation's import gives the class, and nothing else; the file is a copy of the package's."""
     documented = importlib.import_module("CloudStore")
-    assert documented.CloudStore is CloudStore
     assert documented.__all__ == ["CloudStore"]
+    assert Path(documented.__file__ or "").read_bytes() == Path(callback_client.__file__).read_bytes()
+    assert cm.CloudStore is CloudStore
+
+
+def test_copies_share_lock_and_pace(vendor: Vendor) -> None:
+    """The package and a copy of the file, in one process, have one lock, and one pacer for each server."""
+    documented = importlib.import_module("CloudStore")
+    assert documented is not callback_client
+    assert documented.CloudStore.lock is CloudStore.lock
+    assert documented.pacer_of(vendor.address) is pacer_of(vendor.address)
+    with (
+        documented.CloudStore(KEY, vendor.address) as copy,
+        CloudStore(KEY, vendor.address + "/") as own,
+        cm.CloudStoreMapping[Any](KEY, vendor.address) as store,
+    ):
+        assert copy._pacer is own._pacer is files_of(store).client._pacer
 
 
 def test_saving(cloud: CloudStore, vendor: Vendor) -> None:

@@ -7,15 +7,12 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cloudstore_mapping.client.callbacks import CloudStore
-from cloudstore_mapping.client.files import Client
-from cloudstore_mapping.client.retry import Pacer
-from cloudstore_mapping.client.transport import Sendable
-from cloudstore_mapping.wire import Reply, Request, success
+from cloudstore_mapping.callback_client import CloudStore, Pacer, pacer_of
 from tests.vendor import Vendor
 
 KEY = "ZFA5mAkxjVznvSsXOUxE"
@@ -121,20 +118,16 @@ class _Clock:
 
 
 class _Held:
-    """A transport that answers nobody until it is let go, and notes who asked."""
+    """A sender that answers nobody until it is let go, and notes who asked."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.gate = threading.Event()
 
-    def send(self, request: Sendable) -> Reply:
-        assert isinstance(request, Request)
+    def exchange(self, message: Any, _: object) -> Any:
         self.gate.wait(30)
-        self.names.append(request.name)
-        return success("")
-
-    def close(self) -> None:
-        pass
+        self.names.append(message.name)
+        return SimpleNamespace(error=None, sentence="", response=None)
 
 
 def test_slots_in_the_order_of_calls(vendor: Vendor) -> None:
@@ -143,7 +136,9 @@ def test_slots_in_the_order_of_calls(vendor: Vendor) -> None:
     clock = _Clock()
     with CloudStore(KEY, vendor.address) as cloud:
         pacer = _Noting(clock)
-        cloud._client = Client(transport, KEY, min_interval=3.0, pacer=pacer)
+        cloud._sender.exchange = transport.exchange  # type: ignore[method-assign, assignment]
+        cloud._pacer = pacer
+        cloud.maxRate = 3.0
         futures: list[Future[Dictionary]] = []
         for name in ("a", "b", "c"):
             futures.append(cloud.save(name, 1))
@@ -174,9 +169,9 @@ class _Noting(Pacer):
 def test_instances_share_their_servers_pace(vendor: Vendor) -> None:
     """Two instances for one server have one pacer."""
     with CloudStore(KEY, vendor.address) as one, CloudStore("other", vendor.address + "/") as two:
-        assert one._client._pacer is two._client._pacer
-    assert CloudStore(KEY, "https://enjine.cloud/cloudstore")._client._min_interval == 3.0
-    assert CloudStore(KEY, "https://enjine.cloud/cloudstore", min_interval=0)._client._min_interval == 0
+        assert one._pacer is two._pacer is pacer_of(vendor.address)
+    assert CloudStore(KEY, "https://enjine.cloud/cloudstore")._interval() == 3.0
+    assert CloudStore(KEY, "https://enjine.cloud/cloudstore", min_interval=0)._interval() == 0
 
 
 PROGRAM = """

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cloudstore_mapping.client.callbacks import CloudStore
+from cloudstore_mapping.callback_client import CloudStore
 from tests.vendor import Vendor
 
 KEY = "ZFA5mAkxjVznvSsXOUxE"
