@@ -492,7 +492,7 @@ class CloudStore:
                 fields = {"key": self._key, "password": presented or hide("")}
                 if self._media_default is not None:
                     fields["mediaPass"] = self._media_default
-                form = _MediaForm(fields, name, full_type, content)
+                form = MultipartForm(fields, name, full_type, content)
             except BaseException:
                 if own is not None:
                     own.close()
@@ -547,15 +547,15 @@ class CloudStore:
 
     def _launch(self, call: _Call, file: _File | None = None, is_write: bool = False) -> None:
         """Start a call's thread; a write of a file waits for the calls before it, a load for the writes."""
-        with self._guard:
-            self._calls.add(call)
-            if file is not None:
-                calls = self._in_order.setdefault(file, {})
-                call.before = _calls_to_wait_for(calls, is_write)
-                calls[call] = is_write
-                call.file = file
         try:
-            call.start()
+            with self._guard:  # so that `close` finds no thread before its start
+                self._calls.add(call)
+                if file is not None:
+                    calls = self._in_order.setdefault(file, {})
+                    call.before = _calls_to_wait_for(calls, is_write)
+                    calls[call] = is_write
+                    call.file = file
+                call.start()
         except (RuntimeError, MemoryError):
             self._ended(call)
             raise
@@ -878,6 +878,8 @@ _ZIPPED: Final = re.compile(
 _PRINTABLE: Final = re.compile(r"[ -~]+")
 # WHATWG HTML escapes exactly these three characters in a name of a form's header.
 _FORM_ESCAPES: Final = str.maketrans({"\n": "%0A", "\r": "%0D", '"': "%22"})
+#: What services decode in a name: an encoded word, or one of these escapes.
+_ESCAPED: Final = re.compile(r"=\?|%(22|0[AD])")
 
 
 def open_media(
@@ -990,72 +992,92 @@ def _decode_base64(text: bytes) -> bytes:
         ) from error
 
 
-class _MediaForm:
+class MultipartForm:
     """
     Multipart body of an upload: iterate over it to get its bytes.
 
     `len` is the length of the body, None for a stream of unknown size; `requests` looks for this name.
+
+    Raises `BadValueError` for a content type or text that a form can't hold.
     """
 
     def __init__(self, fields: Mapping[str, str], filename: str, content_type: str, data: bytes | IO[bytes]) -> None:
-        if not _PRINTABLE.fullmatch(content_type):
-            raise BadValueError(f"{content_type!r} is not a content type; give one such as 'image/jpeg', or 'text'.")
+        check_type(content_type)
         boundary = secrets.token_hex(16)
         self.content_type = f"multipart/form-data; boundary={boundary}"
-        # A service may decode `=?…?=` as an encoded word, unless the plain name is sent, too.
-        plain = f"; filename*=UTF-8''{quote(filename, safe='', errors='replace')}" if "=?" in filename else ""
-        part = f'file"; filename="{filename.translate(_FORM_ESCAPES)}"{plain}\r\nContent-Type: {content_type}'
+        # Only the plain name beside it says that a service must not decode any escape in the name.
+        plain = f"; filename*=UTF-8''{quote(filename, safe='', errors='replace')}" if _ESCAPED.search(filename) else ""
+        part = f'"file"; filename="{filename.translate(_FORM_ESCAPES)}"{plain}\r\nContent-Type: {content_type}'
         try:
             self._head = hide(
-                "".join(
-                    f'--{boundary}\r\nContent-Disposition: form-data; name="{name}\r\n\r\n{value}'
-                    for name, value in [*((f'{name}"', f"{value}\r\n") for name, value in fields.items()), (part, "")]
+                "\r\n".join(
+                    f"--{boundary}\r\nContent-Disposition: form-data; name={name}\r\n\r\n{hide(value)}"
+                    for name, value in [*((f'"{name}"', value) for name, value in fields.items()), (part, "")]
                 ).encode()
             )
         except UnicodeEncodeError:
-            raise BadValueError(_SURROGATE) from None
+            raise BadValueError(_SURROGATE) from None  # not chained, as Python's exception holds the whole text
         self._tail = f"\r\n--{boundary}--\r\n".encode()
-        self._data: IO[bytes] = io.BytesIO(data) if isinstance(data, bytes) else data
-        self._start, self._size = _extent(self._data)
+        self._data = data
+        self._size = size_of(data)
+        self._start = data.tell() if self._size is not None and not isinstance(data, bytes) else None
         self.len = None if self._size is None else len(self._head) + self._size + len(self._tail)
 
     def rewind(self) -> bool:
         """Return to the beginning for another attempt; False for a stream impossible to send twice."""
-        if self._start is None:
-            return False
-        self._data.seek(self._start)
-        return True
+        if self._start is not None and not isinstance(self._data, bytes):
+            self._data.seek(self._start)
+        return self._size is not None
 
     def __iter__(self) -> Iterator[bytes]:
         yield self._head
-        left = self._size
-        while left != 0:
-            try:
-                piece: Any = self._data.read(_CHUNK if left is None else min(left, _CHUNK))
-            except OSError as error:
-                # urllib3 would take an OSError for a broken connection.
-                raise BadValueError(f"The file can't be read ({error.strerror or type(error).__name__}).") from error
-            if isinstance(piece, str):
-                raise TypeError("The file gives text where bytes are sent; open it in binary mode.")
-            if not piece:
-                break
-            if left is not None:
-                left -= len(piece)
-            yield piece
-        if left:
-            raise BadValueError("The file became shorter while it was sent; upload it again.")
+        yield from self._pieces()
         yield self._tail
 
+    def _pieces(self) -> Iterator[bytes]:
+        return pieces_of(self._data)
 
-def _extent(file: IO[bytes]) -> tuple[int | None, int | None]:
-    """Return the position of a file and its size from there, None if unknown."""
+
+def check_type(content_type: str) -> None:
+    """Raise `BadValueError` for a content type with characters not allowed in a form."""
+    if not _PRINTABLE.fullmatch(content_type):
+        raise BadValueError(f"{content_type!r} is not a content type; give one such as 'image/jpeg', or 'text'.")
+
+
+def size_of(data: bytes | IO[bytes]) -> int | None:
+    """Return the size of an upload in bytes, a file's from its position; None if unknown."""
+    if isinstance(data, bytes):
+        return len(data)
     try:
-        start = file.tell()
-        end = file.seek(0, os.SEEK_END)
-        file.seek(start)
+        start = data.tell()
+        end = data.seek(0, os.SEEK_END)
+        data.seek(start)
     except (OSError, AttributeError):
-        return None, None
-    return start, end - start
+        return None
+    return end - start
+
+
+def pieces_of(data: bytes | IO[bytes], on_read: Callable[[], object] = lambda: None) -> Iterator[bytes]:
+    """Yield the bytes of an upload, a file's from its position and no more than its size at the beginning."""
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    left = size_of(file)
+    while left != 0:
+        try:
+            piece: Any = file.read(_CHUNK if left is None else min(left, _CHUNK))
+        except OSError as error:
+            # urllib3 would take an OSError for a broken connection.
+            raise BadValueError(f"The file can't be read ({error.strerror or type(error).__name__}).") from error
+        on_read()
+        if isinstance(piece, str):
+            raise TypeError("The file gives text where bytes are sent; open it in binary mode.")
+        if not piece:
+            break
+        if left is not None:
+            left -= len(piece)
+        yield piece
+    on_read()
+    if left:
+        raise BadValueError("The file became shorter while it was sent; upload it again.")
 
 
 # Requests: send one until its outcome is final.
@@ -1083,7 +1105,7 @@ class _Message:
     operation: str
     name: str
     path: str
-    body: SecretBytes | _MediaForm = field(repr=False)
+    body: SecretBytes | MultipartForm = field(repr=False)
     content_type: str
     own: IO[bytes] | None = None
 
@@ -1102,7 +1124,7 @@ class _Message:
         return self.operation not in _READS
 
     def rewind(self) -> bool:
-        return not isinstance(self.body, _MediaForm) or self.body.rewind()
+        return not isinstance(self.body, MultipartForm) or self.body.rewind()
 
 
 @dataclass(eq=False)

@@ -24,10 +24,8 @@ from __future__ import annotations
 import functools
 import importlib
 import io
-import os
 import queue
 import re
-import secrets
 import socket
 import threading
 import traceback
@@ -42,8 +40,9 @@ from operator import attrgetter
 from time import perf_counter
 from types import FunctionType
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, Protocol, TypeAlias, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
+from cloudstore_mapping import callback_client
 from cloudstore_mapping._version import __version__
 from cloudstore_mapping.client.address import is_loopback
 from cloudstore_mapping.client.deadline import scope
@@ -111,9 +110,6 @@ _MOST_INTERIM_LINES: Final = 1000
 _LONGEST_LINE: Final = 2**16 + 1
 _RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
 _FILENAME: Final = re.compile(r"filename\*=UTF-8''([^;\s]+)", re.IGNORECASE)
-# WHATWG HTML escapes exactly these three characters in a name of a form's header.
-_FORM_ESCAPES: Final = str.maketrans({"\n": "%0A", "\r": "%0D", '"': "%22"})
-_PRINTABLE: Final = re.compile(r"[ -~]+")
 
 
 class Transport(Protocol):
@@ -1355,86 +1351,41 @@ def _functions(error: BaseException) -> frozenset[str]:
 # Uploads: the multipart form of a media file.
 
 
-class MultipartForm:
-    """
-    Multipart body of an upload: iterate over it, once, to get its bytes.
-
-    `len` is the length of the body, None for a stream of unknown size; `requests` looks for this name.
-    """
+class MultipartForm(callback_client.MultipartForm):
+    """Multipart body of an upload, each of whose pieces restarts the deadline."""
 
     def __init__(self, upload: Upload) -> None:
         check_type(upload.content_type)
-        boundary = secrets.token_hex(16)
-        self.content_type = f"multipart/form-data; boundary={boundary}"
-        # A service may decode `=?…?=` as an encoded word, unless the plain name is sent, too.
-        plain = f"; filename*=UTF-8''{quote(upload.name, safe='', errors='replace')}" if "=?" in upload.name else ""
-        filename = upload.name.translate(_FORM_ESCAPES)
-        part = f'"file"; filename="{filename}"{plain}\r\nContent-Type: {upload.content_type}'
-        condition = (('"if_version"', ""),) if upload.only_new else ()
-        fields = (('"key"', hide(upload.api_key)), ('"password"', hide(upload.password or "")), *condition, (part, ""))
+        fields = {"key": upload.api_key, "password": upload.password or ""}
+        if upload.only_new:
+            fields["if_version"] = ""
         try:
-            self._head = hide(
-                "\r\n".join(
-                    f"--{boundary}\r\nContent-Disposition: form-data; name={name}\r\n\r\n{value}"
-                    for name, value in fields
-                ).encode()
+            super().__init__(
+                {name: hide(value) for name, value in fields.items()}, upload.name, upload.content_type, upload.data
             )
-        except UnicodeEncodeError as error:
-            raise BadNameError(
-                "The API key, name or password holds a lone surrogate, which can't be sent; remove it.",
-                key=upload.name,
-            ) from error
-        self._tail = f"\r\n--{boundary}--\r\n".encode()
-        self._data = upload.data
-        self._size = size_of(upload.data)
-        self.len = None if self._size is None else len(self._head) + self._size + len(self._tail)
+        except callback_client.BadValueError as error:
+            raise BadNameError(str(error), key=upload.name) from None
 
-    def __iter__(self) -> Iterator[bytes]:
-        yield self._head
-        yield from pieces_of(self._data)
-        yield self._tail
+    def _pieces(self) -> Iterator[bytes]:
+        return pieces_of(self._data)
 
 
 def check_type(content_type: str) -> None:
     """Raise `BadValueError` for a content type with characters not allowed in a form."""
-    if not _PRINTABLE.fullmatch(content_type):
-        raise BadValueError(f"{content_type!r} is not a content type; give one such as 'image/jpeg', or 'text'.")
-
-
-def size_of(data: bytes | IO[bytes]) -> int | None:
-    """Return the size of an upload in bytes, a file's from its position; None if unknown."""
-    if isinstance(data, bytes):
-        return len(data)
     try:
-        start = data.tell()
-        end = data.seek(0, os.SEEK_END)
-        data.seek(start)
-    except (OSError, AttributeError):
-        return None
-    return end - start
+        callback_client.check_type(content_type)
+    except callback_client.BadValueError as error:
+        raise BadValueError(str(error)) from None
 
 
 def pieces_of(data: bytes | IO[bytes]) -> Iterator[bytes]:
-    """Yield the bytes of an upload, a file's from its position and no more than its size at the beginning."""
+    """
+    Yield the bytes of an upload, as `callback_client.pieces_of` does.
+
+    The deadline restarts with each: the service accepted the one before, and the time for reading does not count.
+    """
     deadline = scope.deadline
-    file = io.BytesIO(data) if isinstance(data, bytes) else data
-    left = size_of(file)
-    while left != 0:
-        try:
-            piece: Any = file.read(CHUNK_SIZE if left is None else min(left, CHUNK_SIZE))
-        except OSError as error:
-            # urllib3 would take an OSError for a broken connection.
-            raise BadValueError(f"The file can't be read ({error.strerror or type(error).__name__}).") from error
-        if deadline is not None:
-            deadline.restart()  # the service accepted the previous piece, and the time for reading does not count
-        if isinstance(piece, str):
-            raise TypeError("The file gives text where bytes are sent; open it in binary mode.")
-        if not piece:
-            break
-        if left is not None:
-            left -= len(piece)
-        yield piece
-    if deadline is not None:
-        deadline.restart()
-    if left:
-        raise BadValueError("The file became shorter while it was sent; upload it again.")
+    try:
+        yield from callback_client.pieces_of(data, (lambda: None) if deadline is None else deadline.restart)
+    except callback_client.BadValueError as error:
+        raise BadValueError(str(error)) from error.__cause__
