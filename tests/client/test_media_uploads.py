@@ -22,7 +22,14 @@ from cloudstore_mapping.wire import Upload
 from tests.vendor import Vendor
 
 PNG = b"\x89PNG\r\n\x1a\n\0\xff"
-PNG64 = base64.b64encode(PNG).decode()
+
+
+def encoded(data: bytes) -> str:
+    """Return bytes in base64."""
+    return base64.b64encode(data).decode()
+
+
+PNG64 = encoded(PNG)
 
 
 @pytest.fixture
@@ -74,6 +81,7 @@ def test_each_form_has_its_boundary() -> None:
         ("é😀.png", "é😀.png"),
         ("a;b=c.png", "a;b=c.png"),
         ("100%.png", "100%.png"),
+        ("=?utf-8?q?x?=", "=?utf-8?q?x?="),
     ],
 )
 def test_names_arrive(client: Client, vendor: Vendor, name: str, sent: str) -> None:
@@ -215,13 +223,81 @@ class _Text:
         ("data: my notes, first", "a.txt", None, b"data: my notes, first", "text/plain"),
         (io.StringIO("h\u00e9"), "a.txt", None, "hé".encode(), "text/plain"),
         (io.StringIO(PNG64), "a.png", None, PNG, "image/png"),
+        (encoded(b"%PDF-1.7"), "a.pdf", None, b"%PDF-1.7", "application/pdf"),
+        (encoded(b"PK\3\4"), "a", "application/epub+zip", b"PK\3\4", "application/epub+zip"),
+        (encoded(b"<svg/>"), "a.svg", "image/svg+xml", b"<svg/>", "image/svg+xml"),
+        (encoded(b"ID3 jazz"), "a.mp3", "audio/mpeg", b"ID3 jazz", "audio/mpeg"),
     ],
 )
 def test_what_is_stored(
     data: MediaData, filename: str, given_type: str | None, content: bytes, content_type: str
 ) -> None:
-    """Text is stored as it is under a text type, else decoded; bytes always as they are; the filename says the type."""
+    """A text that is declared as base64 is decoded; bytes are stored as they are; the filename says the type."""
     assert open_media(data, filename, given_type) == (content, content_type, None)
+
+
+#: Texts that are valid base64, padded, of whole groups.
+LIKE_BASE64 = ["line", "12345678", "abcd\nefgh", "true", "null", "////", "AAA=", encoded(PNG), encoded(b"{}")]
+
+
+@pytest.mark.parametrize("text", LIKE_BASE64)
+@pytest.mark.parametrize(
+    ("filename", "given_type", "content_type"),
+    [
+        ("p.log", None, None),
+        ("unknown", None, "application/octet-stream"),
+        ("n.json", None, "application/json"),
+        ("n.json", "application/json", "application/json"),
+        ("n.bin", "application/octet-stream", "application/octet-stream"),
+        ("n.js", "application/javascript", "application/javascript"),
+        ("n.csv", "text/csv", "text/csv"),
+        ("n.png", "text", "text/plain"),
+        ("n", "application/problem+json", "application/problem+json"),
+        ("n", "model/obj", "model/obj"),
+        ("n", "no type", "no type"),
+    ],
+)
+def test_text_is_stored_as_text(text: str, filename: str, given_type: str | None, content_type: str | None) -> None:
+    """Text that happens to be base64 is stored as it is, unless its type says that it can't be the text itself."""
+    content, stored_type, opened = open_media(text, filename, given_type)
+    assert (content, opened) == (text.encode(), None)
+    assert content_type in (None, stored_type)
+
+
+@pytest.mark.parametrize(
+    ("text", "filename", "given_type"),
+    [
+        ("<svg xmlns='http://www.w3.org/2000/svg'/>", "a.svg", "image/svg+xml"),
+        ("line", "a.svg", "image/svg+xml"),
+        ("Ryan", "app.ts", "video/mp2t"),
+        ("#EXTM3U", "a.m3u", "audio/x-mpegurl"),
+        ("data:,1,2", "a.csv", None),
+        ("data:", "a.txt", None),
+        ("data: image/png;base64,AAAA", "a.txt", None),
+    ],
+)
+def test_types_of_text(text: str, filename: str, given_type: str | None) -> None:
+    """Text of a type that has text is stored as it is, and so is one that only begins as a data URL does."""
+    assert open_media(text, filename, given_type)[0] == text.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "filename"),
+    [
+        ("line", "a.png"),
+        ("12345678", "a.jpg"),
+        ("////", "a.mp3"),
+        (encoded(PNG), "a.pdf"),
+        (encoded(PNG)[:-1], "a.png"),
+        (encoded(PNG) + "=", "a.png"),
+        ("data:image/png;base64,AAA", "a.png"),
+        ("data:;base64,line!", "a.log"),
+    ],
+)
+def test_text_that_is_no_such_file(text: str, filename: str) -> None:
+    """Text of a type that can't be text is refused, unless it is base64 of such a file; so is a broken data URL."""
+    with pytest.raises(BadValueError, match=r"^The text is .*; pass bytes, or the type 'text'\.$"):
+        open_media(text, filename, None)
 
 
 @pytest.mark.parametrize(

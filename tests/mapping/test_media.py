@@ -128,6 +128,13 @@ class _Borrowed(InProcessTransport):
         """Leave it open."""
 
 
+@pytest.mark.parametrize("name", ["a%22b.png", "100%0A", "%0D%0a", "=?utf-8?q?x?=", 'a"b', "a\nb", "100%"])
+def test_names_are_kept(ours: tuple[Service, Callable[..., Store]], name: str) -> None:
+    """A media file has the name it was given, also if the name holds an escape of forms or headers."""
+    with ours[1]() as store:
+        assert store.upload(b"x", name).name == name
+
+
 Ours = tuple[Service, Callable[..., Store]]
 
 
