@@ -17,6 +17,9 @@ import cloudstore_mapping as cm
 from cloudstore_mapping import callback_client
 from cloudstore_mapping.callback_client import CloudStore, pacer_of
 from cloudstore_mapping.client.mapping import files_of
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.web.serve import background
+from tests.storages import new_storage
 from tests.vendor import Vendor
 
 KEY = "ZFA5mAkxjVznvSsXOUxE"
@@ -156,6 +159,57 @@ def test_passwords(vendor: Vendor) -> None:
         assert answered(set_up.save("a", 3, password=""))["error"] == "Locked"
         assert answered(set_up.upload(b"", "a.png"))["error"] is None
         assert answered(set_up.upload(b"", "a.png", password="edit"))["error"] == "Locked"
+
+
+def test_default_passwords_of_the_account(vendor: Vendor) -> None:
+    """`options` has the account's default passwords, sent beside each call's own; None is none."""
+    options = {"dataPass": "bingo", "mediaPass": "bobbo"}
+    with CloudStore(KEY, vendor.address, options, password="own") as cloud:
+        for future in (cloud.save("a", 1), cloud.load("a"), cloud.merge("a", 1), cloud.list(), cloud.delete("a")):
+            assert future.result()["error"] is None
+        cloud.upload(b"", "a.png").result()
+    assert [request.headers["Content-Type"].startswith("multipart") for request in vendor.requests].count(True) == 1
+    for request in vendor.requests:
+        if request.body.startswith(b"{"):
+            assert request.body.endswith(b',"password":"own","dataPass":"bingo"}')
+    assert vendor.media["a.png"].fields == {"key": KEY, "password": "", "mediaPass": "bobbo"}
+    count = len(vendor.requests)
+    for none in (None, {}, {"dataPass": None, "mediaPass": None}):
+        with CloudStore(KEY, vendor.address, none) as cloud:
+            cloud.load("a").result()
+            cloud.upload(b"", "a.png").result()
+            assert vendor.media["a.png"].fields == {"key": KEY, "password": ""}
+    assert b"dataPass" not in b"".join(request.body for request in vendor.requests[count:])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dataPassword": "p4ss"}, ValueError, "options has no 'dataPassword'; it may hold dataPass and mediaPass"),
+        ({"dataPass": ["p4ss"]}, ValueError, "dataPass must be a text, or None, not of type list"),
+        ("p4ss", TypeError, "options must be a mapping with dataPass and mediaPass, or None, not str"),
+        (["p4ss"], TypeError, "options must be a mapping with dataPass and mediaPass, or None, not list"),
+    ],
+)
+def test_wrong_options(options: Any, error: type[Exception], message: str) -> None:
+    """Options other than a mapping with the two names and texts are refused, and no error shows a password."""
+    with pytest.raises(error, match=message) as caught:
+        CloudStore(KEY, None, options)
+    assert "p4ss" not in str(caught.value)
+
+
+def test_default_passwords_at_our_service() -> None:
+    """The account's default passwords open at our service the files that have no password of their own."""
+    with Service(new_storage()) as service, background(service) as address:
+        key = service.accounts.create("owner")
+        service.set_default_passwords("owner", data="bingo", media="bobbo")
+        with CloudStore(key, address, {"dataPass": "bingo", "mediaPass": "bobbo"}) as cloud:
+            assert answered(cloud.save("a", 1))["error"] is None
+            assert answered(cloud.load("a"))["data"] == 1
+            assert answered(cloud.upload(b"", "a.png"))["error"] is None
+        with CloudStore(key, address) as cloud:
+            assert answered(cloud.save("a", 1))["error"] == "Locked"
+            assert answered(cloud.upload(b"", "a.png"))["error"] == "Locked"
 
 
 PNG = b"\x89PNG\r\n\x1a\n\0\xff"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cloudstore_mapping.callback_client import CloudStore, Pacer, pacer_of
-from tests.vendor import Vendor
+from tests.vendor import Fault, Vendor
 
 KEY = "ZFA5mAkxjVznvSsXOUxE"
 Dictionary = dict[str, Any]
@@ -166,12 +168,127 @@ class _Noting(Pacer):
         self.waited.append(until)
 
 
+def test_calls_for_one_key_are_in_order(cloud: CloudStore, vendor: Vendor) -> None:
+    """A thread's calls for one key are sent in their order, each after the replies to those before it."""
+    futures: list[Future[Dictionary]] = []
+    with vendor.lock:
+        for number in range(20):
+            futures += [cloud.save("a", number), cloud.load("a"), cloud.load("a")]
+            cloud.save(f"other {number}", 1)
+        for number in range(20):
+            cloud.upload(str(number), "a.txt")
+    loaded = [future.result(30).get("data") for future in futures]
+    cloud.close()
+    assert loaded == [value for number in range(20) for value in (None, number, number)]
+    assert vendor.files["a"] == 19
+    uploads = [request.body for request in vendor.requests if request.path.endswith("/upload-2")]
+    assert [int(body.split(b"\r\n")[-3]) for body in uploads] == [*range(20)]
+    assert not cloud._in_order
+
+
+def test_order_after_an_error(cloud: CloudStore, vendor: Vendor, hooked: list[threading.ExceptHookArgs]) -> None:
+    """A call that fails, or whose callback fails, holds up no call for the same key."""
+    vendor.faults.append(Fault(500, b""))
+    replies: list[Dictionary] = []
+    cloud.save("a", 1, lambda _: 1 / 0)
+    cloud.save("a", {2}, replies.append)
+    cloud.save("a", 3, replies.append)
+    cloud.close()
+    assert sorted(str(reply["error"]) for reply in replies) == ["Error sending data", "None"]
+    assert vendor.files["a"] == 3
+    assert len(hooked) == 1
+
+
+def test_threads_do_not_wait_for_each_other(cloud: CloudStore, vendor: Vendor) -> None:
+    """Calls of different threads for one key are on the way at once."""
+    both = threading.Barrier(2)
+    answer = vendor.answer
+
+    def answer_together(request: Any) -> Dictionary:
+        vendor.lock.release()
+        both.wait(30)
+        vendor.lock.acquire()
+        return answer(request)
+
+    vendor.answer = answer_together  # type: ignore[method-assign]  # the service waits until both are there
+    thread = threading.Thread(target=lambda: cloud.save("a", 1))
+    thread.start()
+    assert cloud.save("a", 2).result(30)["error"] is None
+    thread.join()
+
+
+def test_start_after_a_long_wait(vendor: Vendor) -> None:
+    """A call whose start time passed while it waited for another call gets a new one, so that the pace is kept."""
+    transport = _Held()
+    clock = _Clock()
+    with CloudStore(KEY, vendor.address, min_interval=3.0) as cloud:
+        pacer = _Noting(clock)
+        cloud._sender.exchange = transport.exchange  # type: ignore[method-assign, assignment]
+        cloud._pacer = pacer
+        first = cloud.save("a", 1)
+        second = cloud.save("a", 2)
+        clock.now = 10.0
+        transport.gate.set()
+        for future in (first, second):
+            future.result(30)
+    assert pacer.reserved == [0.0, 3.0, 10.0]
+    assert transport.names == ["a", "a"]
+
+
+def test_no_thread_to_start(cloud: CloudStore, vendor: Vendor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no thread can be started, the call raises; its file is closed, and its start time free for another call."""
+    cloud._pacer = pacer = _Noting(_Clock())
+    cloud.maxRate = 3.0
+    opened: list[Any] = []
+    fdopen = os.fdopen
+
+    def note(*args: Any) -> Any:
+        opened.append(fdopen(*args))
+        return opened[-1]
+
+    monkeypatch.setattr(os, "fdopen", note)
+    (tmp_path / "a.bin").write_bytes(b"data")
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = cloud.save("a.bin", 0)
+    before.result(30)
+    with (tmp_path / "a.bin").open("rb") as file, monkeypatch.context() as broken:
+        broken.setattr(threading.Thread, "start", fail)
+        calls: list[Callable[[], object]] = [
+            lambda: cloud.upload(file, "a.bin"),
+            lambda: cloud.save("a", 1),
+            lambda: cloud.save("a", {1}),
+        ]
+        for call in calls:
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                call()
+    assert [each.closed for each in opened] == [True]
+    assert cloud.save("a", 2).result(30)["error"] is None
+    cloud.close()
+    assert pacer.reserved == [0.0, 3.0, 3.0, 3.0]
+    assert not cloud._in_order
+
+
 def test_instances_share_their_servers_pace(vendor: Vendor) -> None:
     """Two instances for one server have one pacer."""
     with CloudStore(KEY, vendor.address) as one, CloudStore("other", vendor.address + "/") as two:
         assert one._pacer is two._pacer is pacer_of(vendor.address)
     assert CloudStore(KEY, "https://enjine.cloud/cloudstore")._interval() == 3.0
     assert CloudStore(KEY, "https://enjine.cloud/cloudstore", min_interval=0)._interval() == 0
+
+
+def test_max_rate(vendor: Vendor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`maxRate` is the vendor's 3 seconds, for its servers; a number of the user's is for all servers."""
+    assert CloudStore.maxRate == 3
+    clouds = [CloudStore(KEY), CloudStore(KEY, vendor.address), CloudStore(KEY, vendor.address, min_interval=0.5)]
+    assert [cloud._interval() for cloud in clouds] == [3, 0, 0.5]
+    assert [cloud.maxRate for cloud in clouds] == [3, 3, 0.5]
+    monkeypatch.setattr(CloudStore, "maxRate", 1)
+    assert [cloud._interval() for cloud in clouds] == [1, 1, 0.5]
+    clouds[1].maxRate = 3
+    assert [cloud._interval() for cloud in clouds] == [1, 3, 0.5]
 
 
 PROGRAM = """

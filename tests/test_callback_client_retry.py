@@ -1,0 +1,268 @@
+"""The callback client's requests: retries, ids of writes, interim responses, and its own session."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+import requests
+
+from cloudstore_mapping.callback_client import CloudStore, OutcomeUnknownError, TransportError
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.web.serve import background
+from tests.client.test_transport_interim import HINTS, PLACES, echoing
+from tests.storages import new_storage
+from tests.vendor import Fault, Vendor
+
+Dictionary = dict[str, Any]
+BUSY = Fault(503, b"<html>")
+LOST = Fault(drop="after")
+
+
+@pytest.fixture
+def naps() -> list[float]:
+    """Return the seconds slept between attempts, which take no time."""
+    return []
+
+
+@pytest.fixture
+def cloud(vendor: Vendor, naps: list[float]) -> Iterator[CloudStore]:
+    """Return a client of `vendor` that sleeps for no time."""
+    with CloudStore(Vendor.api_key, vendor.address) as cloud:
+        cloud._sender._sleep = naps.append
+        yield cloud
+
+
+CALLS: dict[str, Callable[[CloudStore], Future[Dictionary]]] = {
+    "save": lambda cloud: cloud.save("a", 2),
+    "load": lambda cloud: cloud.load("a"),
+    "merge": lambda cloud: cloud.merge("a", 2),
+    "list": lambda cloud: cloud.list(),
+    "delete": lambda cloud: cloud.delete("a"),
+    "upload": lambda cloud: cloud.upload(io.BytesIO(b"data"), "a.bin"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("fault", [BUSY, LOST, Fault(drop="before"), Fault(429, b"", {"Retry-After": "7"})])
+def test_retried(cloud: CloudStore, vendor: Vendor, naps: list[float], call: str, fault: Fault) -> None:
+    """A request that found the service busy, or whose reply was lost, is sent again, up to three times."""
+    vendor.files["a"] = 1
+    vendor.faults.extend([fault] * 3)
+    reply = CALLS[call](cloud).result(30)
+    assert reply["error"] is None
+    assert len(vendor.requests) == 4
+    assert len({request.body for request in vendor.requests if request.body and call != "upload"}) <= 1
+    assert len(naps) == 3
+    least = 7 if fault.status == 429 else 0
+    assert all(nap >= least for nap in naps)
+    assert call != "upload" or vendor.media["a.bin"].data == b"data"
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_lost_four_times(cloud: CloudStore, vendor: Vendor, call: str) -> None:
+    """After the last attempt a write's outcome is unknown, and a read has failed."""
+    vendor.files["a"] = 1
+    vendor.faults.extend([LOST] * 4)
+    if call == "delete":
+        vendor.files |= {"a": 1}
+        vendor.answer = lambda request: {"error": None, "message": ""}  # type: ignore[method-assign]
+    reply = CALLS[call](cloud).result(30)
+    assert (reply["error"], reply["response"]) == ("Error sending data", None)
+    kind = TransportError if call in ("load", "list") else OutcomeUnknownError
+    assert type(reply["exception"]) is kind
+    assert ("it may have been done or not" in reply["message"]) is (kind is OutcomeUnknownError)
+
+
+def test_long_wait(cloud: CloudStore, vendor: Vendor, naps: list[float]) -> None:
+    """A service that asks for a long wait is not waited for, and its reply is the call's."""
+    vendor.faults.append(Fault(429, b'{"error":"TooOften","message":"Wait."}', {"Retry-After": "31"}))
+    reply = cloud.save("a", 1).result(30)
+    assert (reply["error"], reply["message"], reply["response"].status_code) == ("TooOften", "Wait.", 429)
+    assert naps == []
+
+
+def test_refusal_after_a_lost_reply(cloud: CloudStore, vendor: Vendor) -> None:
+    """A refusal tells nothing of the attempt before it, whose reply was lost."""
+    vendor.faults.extend([LOST, Fault(200, b'{"error":"Locked","message":"Wrong password"}')])
+    reply = cloud.save("a", 1).result(30)
+    assert reply["error"] == "Error sending data"
+    assert isinstance(reply["exception"], OutcomeUnknownError)
+    assert vendor.files == {"a": 1}
+
+
+def test_delete_after_a_lost_reply(cloud: CloudStore, vendor: Vendor) -> None:
+    """A delete is done if its second attempt finds nothing, as the first has deleted it."""
+    vendor.files["a"] = 1
+    vendor.faults.append(LOST)
+    assert cloud.delete("a").result(30)["error"] is None
+    assert vendor.files == {}
+
+
+def test_stream_impossible_to_send_twice(cloud: CloudStore, vendor: Vendor) -> None:
+    """A stream that can't be rewound is sent once."""
+
+    class Stream:
+        def __init__(self, data: bytes) -> None:
+            self.read = io.BytesIO(data).read
+
+    vendor.faults.append(BUSY)
+    stream: Any = Stream(b"data")
+    assert cloud.upload(stream, "a.bin").result(30)["error"] == "Http error"
+    assert len(vendor.requests) == 1
+
+
+def test_ids_of_writes(cloud: CloudStore, vendor: Vendor) -> None:
+    """Each write has its own id, until a service without the extension `once` has answered; all attempts have one."""
+    vendor.faults.append(Fault(drop="before"))
+    for _ in range(2):
+        assert cloud.save("a", 1).result(30)["error"] is None
+    first, second, third = (request.headers.get("Idempotency-Key") for request in vendor.requests)
+    assert first == second
+    assert first is not None
+    assert first.startswith('"')
+    assert third is None
+
+
+def test_ids_at_our_service(naps: list[float]) -> None:
+    """At a service that knows ids a write repeated after a lost reply doesn't undo another client's."""
+    with Service(new_storage()) as service, background(service) as address, requests.Session() as session:
+        key = service.accounts.create("owner")
+        with CloudStore(key, address, session=session) as cloud, CloudStore(key, address) as other:
+            cloud._sender._sleep = naps.append
+            assert cloud.save("a", 0).result(30)["error"] is None
+
+            def lose(response: requests.Response, **_: Any) -> None:
+                session.hooks["response"].clear()
+                other.save("a", "other").result(30)
+                raise requests.ConnectionError("lost")
+
+            session.hooks["response"].append(lose)
+            assert cloud.save("a", "mine").result(30)["error"] is None
+            assert cloud.load("a").result(30)["data"] == "other"
+            session.hooks["response"].append(lose)
+            assert cloud.delete("b").result(30)["error"] == "NoFile"
+    assert len(naps) == 2
+
+
+@pytest.mark.parametrize("place", sorted({*PLACES} - {"after a 100"}))
+@pytest.mark.parametrize("has_session", [False, True])
+def test_interim_responses(place: str, has_session: bool) -> None:
+    """An interim response, which `requests` takes for the final one, ends its connection, and is shown to no hook."""
+    shown = []
+    with echoing(PLACES[place]) as server, requests.Session() as session:
+        session.hooks["response"].append(lambda response, **_: shown.append(response.content))
+        own = session if has_session else None
+        with CloudStore("key", server.address, session=own, retries=0) as cloud:
+            for number, name in enumerate(("a", "b", "c"), 1):
+                reply = cloud.load(name).result(30)
+                assert (reply["error"], reply["response"]) == ("Error sending data", None)
+                assert "sent a status 10" in reply["message"]
+                assert server.accepted == number
+            reply = cloud.save("a", 1).result(30)
+            assert type(reply["exception"]) is OutcomeUnknownError
+    assert shown == []
+
+
+def test_after_an_interim_response() -> None:
+    """A request that got an interim response is retried on a new connection, and gets its own reply."""
+    left = [HINTS]
+    with echoing(lambda final: [left.pop() + final if left else final]) as server:
+        with CloudStore("key", server.address) as cloud:
+            cloud._sender._sleep = lambda _: None
+            assert cloud.load("a").result(30)["data"] == "value of a"
+            assert cloud.load("b").result(30)["data"] == "value of b"
+        assert (server.requests, server.accepted) == (3, 2)
+
+
+def test_hook_that_raises_for_status(vendor: Vendor) -> None:
+    """A session's hook may raise the error of a status: the reply is what the service said."""
+    with requests.Session() as session:
+        session.hooks["response"].append(lambda response, **_: response.raise_for_status())
+        vendor.faults.append(Fault(401, b'{"error":"BadKey","message":"Unknown key."}'))
+        with CloudStore("key", vendor.address, session=session) as cloud:
+            reply = cloud.load("a").result(30)
+    assert (reply["error"], reply["response"].status_code) == ("BadKey", 401)
+
+
+def test_own_session(vendor: Vendor, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Our own requests to loopback take no proxy, no password of ~/.netrc, and keep no cookies."""
+    netrc = tmp_path_factory.mktemp("home") / "netrc"
+    netrc.write_text("machine 127.0.0.1 login ann password swordfish")
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    vendor.faults.append(Fault(200, b'{"error":null,"message":1}', {"Set-Cookie": "session=1"}))
+    with CloudStore(Vendor.api_key, vendor.address) as cloud:
+        for _ in range(2):
+            assert cloud.load("a").result(30)["error"] in (None, "NoFile")
+    assert len(vendor.requests) == 2
+    for request in vendor.requests:
+        assert not {"Authorization", "Cookie"} & {*request.headers}
+    assert vendor.accepted == 1
+
+
+def test_redirects_are_not_followed(cloud: CloudStore, vendor: Vendor) -> None:
+    """A redirect, which would send the API key elsewhere, is the reply."""
+    vendor.faults.append(Fault(307, b"", {"Location": vendor.address + "/store/load"}))
+    assert cloud.load("a").result(30)["error"] == "Http error"
+    assert len(vendor.requests) == 1
+
+
+def test_answer_that_is_too_large(cloud: CloudStore, vendor: Vendor) -> None:
+    """An answer said to be larger than memory is not read."""
+    vendor.faults.append(Fault(200, b"{", {"Content-Length": str(2**40)}))
+    reply = cloud.load("a").result(30)
+    assert reply["error"] == "Error parsing data"
+    assert "larger than" in reply["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"error":null,"message":NaN}', b'{"error":null,"message":1e400}', b'\xef\xbb\xbf{"error":null,"message":1}'],
+)
+def test_answer_that_is_no_json(cloud: CloudStore, vendor: Vendor, body: bytes) -> None:
+    """A number that JSON or Python can't hold, or a byte order mark, makes an answer unreadable."""
+    vendor.faults.append(Fault(200, body))
+    assert cloud.load("a").result(30)["error"] == "Error parsing data"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_fork(cloud: CloudStore, vendor: Vendor) -> None:
+    """A child has connections of its own, waits for no call of its parent, and finds the lock free."""
+    held, go = threading.Event(), threading.Event()
+
+    def hold(_: Dictionary) -> None:
+        held.set()
+        go.wait(30)
+
+    cloud.load("b", hold)
+    held.wait(30)  # a callback's thread has the lock
+    with vendor.lock:
+        slow = cloud.save("a", 2)
+        child = os.fork()
+        if child == 0:
+            os._exit(_in_child(cloud))
+    assert os.waitpid(child, 0)[1] == 0
+    go.set()
+    assert slow.result(30)["error"] is None
+    assert cloud.load("a").result(30)["data"] in (2, 3)
+
+
+def _in_child(cloud: CloudStore) -> int:
+    signal.alarm(60)  # ends a child that hangs
+    try:
+        done: list[Dictionary] = []
+        assert cloud.save("a", 3, done.append).result(30)["error"] is None
+        cloud.close()
+        assert len(done) == 1
+    except BaseException:  # noqa: BLE001 - the child ends here
+        return 1
+    return 0
