@@ -163,6 +163,16 @@ OPENINGS: dict[str, Callable[[Given], object]] = {
     "address with key as the callback client's server": lambda given: cm.CloudStore("k", given.location),
     "option of the mapping": lambda given: cm.CloudStoreMapping(KEY, given.server, password=PASSWORD, retries=-1),
     "option of the callback client": lambda given: cm.CloudStore(KEY, given.server, password=PASSWORD, retries=-1),
+    "options of the callback client": lambda given: cm.CloudStore(
+        KEY, given.server, {"dataPass": PASSWORD}, retries=-1
+    ),
+    "wrong options of the callback client": lambda given: cm.CloudStore(KEY, given.server, {"x": PASSWORD}),
+    "options of another type": lambda given: cm.CloudStore(KEY, given.server, [PASSWORD]),  # type: ignore[arg-type]
+    "password of another type for the callback client": lambda given: cm.CloudStore(
+        KEY,
+        given.server,
+        password=[PASSWORD],  # type: ignore[arg-type]
+    ),
     "key of another type": lambda given: cm.CloudStoreMapping(KEY.encode()),  # type: ignore[arg-type]
     "shelf": lambda given: shelve.open(f"http:/{KEY}@host/x"),
     "shelf's option": lambda given: shelve.open(given.location, **given.options, cache_ttl=-1),
@@ -200,6 +210,32 @@ def test_reprs(vendor: Vendor) -> None:
             texts += [repr(part), pprint.pformat(part), pretty_repr(part), repr(attributes), pretty_repr(attributes)]
     for text in texts:
         check(text)
+
+
+CALLS: dict[str, Callable[[cm.CloudStore], Any]] = {
+    "save": lambda cloud: cloud.save("own", 1, None, PASSWORD),
+    "load": lambda cloud: cloud.load("own"),
+    "upload": lambda cloud: cloud.upload(b"x", "own", None, None, PASSWORD),
+    "no JSON": lambda cloud: cloud.save("own", {1}, None, PASSWORD),
+    "no Unicode": lambda cloud: cloud.save("\ud800", 1, None, PASSWORD),
+    "no name of a file": lambda cloud: cloud.upload(b"x", "\ud800", None, None, PASSWORD),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("fault", [refused, garbage, forbidden])
+def test_calls_of_the_callback_client(call: str, fault: Callable[[Vendor], None], vendor: Vendor) -> None:
+    """No reply of the callback client shows a secret, nor does the error in it."""
+    options = {"dataPass": PASSWORD, "mediaPass": PASSWORD}
+    with cm.CloudStore(KEY, vendor.address, options, password=PASSWORD, retries=0) as cloud:
+        fault(vendor)
+        reply = CALLS[call](cloud).result(30)
+        text = f"{reply['message']} {reply['response']!r} {vars(cloud)!r} {vars(cloud._sender)!r}"
+    if "exception" in reply:
+        text += shown(reply["exception"])
+    if reply["response"] is not None:
+        text += repr(vars(reply["response"].request))
+    check(text)
 
 
 def test_messages() -> None:
