@@ -181,6 +181,24 @@ def test_after_an_interim_response() -> None:
         assert (server.requests, server.accepted) == (3, 2)
 
 
+def test_interim_response_read_by_an_adapter() -> None:
+    """If an adapter of the user's has read the interim response, its connection is closed all the same."""
+
+    class Eager(requests.adapters.HTTPAdapter):
+        def send(self, *args: Any, **options: Any) -> requests.Response:
+            response = super().send(*args, **options)
+            assert response.content is not None
+            return response
+
+    left = [HINTS]
+    with echoing(lambda final: [left.pop(), final] if left else [final]) as server, requests.Session() as session:
+        session.mount("http://", Eager())
+        with CloudStore("key", server.address, session=session, retries=0) as cloud:
+            assert "sent a status 103" in cloud.load("a").result(30)["message"]
+            assert cloud.load("b").result(30)["data"] == "value of b"
+        assert server.accepted == 2
+
+
 def test_hook_that_raises_for_status(vendor: Vendor) -> None:
     """A session's hook may raise the error of a status: the reply is what the service said."""
     with requests.Session() as session:
@@ -238,6 +256,11 @@ def test_answer_that_is_no_json(cloud: CloudStore, vendor: Vendor, body: bytes) 
 def test_fork(cloud: CloudStore, vendor: Vendor) -> None:
     """A child has connections of its own, waits for no call of its parent, and finds the lock free."""
     held, go = threading.Event(), threading.Event()
+    with vendor.lock:
+        both = [cloud.load(key) for key in ("c", "d")]
+    for each in both:
+        each.result(30)
+    assert vendor.accepted == 2
 
     def hold(_: Dictionary) -> None:
         held.set()
@@ -251,6 +274,7 @@ def test_fork(cloud: CloudStore, vendor: Vendor) -> None:
         if child == 0:
             os._exit(_in_child(cloud))
     assert os.waitpid(child, 0)[1] == 0
+    assert vendor.accepted == 3  # one of its own, though one of the parent's was idle
     go.set()
     assert slow.result(30)["error"] is None
     assert cloud.load("a").result(30)["data"] in (2, 3)
