@@ -18,7 +18,7 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
 from tests.client.test_transport_interim import HINTS, PLACES, echoing
 from tests.storages import new_storage
-from tests.vendor import Fault, Vendor
+from tests.vendor import Fault, Recorded, Vendor
 
 Dictionary = dict[str, Any]
 BUSY = Fault(503, b"<html>")
@@ -256,11 +256,19 @@ def test_answer_that_is_no_json(cloud: CloudStore, vendor: Vendor, body: bytes) 
 def test_fork(cloud: CloudStore, vendor: Vendor) -> None:
     """A child has connections of its own, waits for no call of its parent, and finds the lock free."""
     held, go = threading.Event(), threading.Event()
-    with vendor.lock:
-        both = [cloud.load(key) for key in ("c", "d")]
-    for each in both:
+    together = threading.Barrier(2)
+    answer = vendor.answer
+
+    def answer_together(request: Recorded) -> Dictionary:
+        vendor.lock.release()
+        together.wait(30)
+        vendor.lock.acquire()
+        return answer(request)
+
+    vendor.answer = answer_together  # type: ignore[method-assign]  # so that there are two connections
+    for each in [cloud.load(key) for key in ("c", "d")]:
         each.result(30)
-    assert vendor.accepted == 2
+    vendor.answer = answer  # type: ignore[method-assign]
 
     def hold(_: Dictionary) -> None:
         held.set()
