@@ -172,10 +172,28 @@ class Pacer:
             self._sleep(delay)
 
 
+_RLock: Final[Any] = type(threading.RLock())
+
+
+class _Lock(_RLock):  # type: ignore[misc]  # a class, but typed as a function
+    """Reentrant lock with the method `locked` of a plain lock, which Python's has since 3.14."""
+
+    def locked(self) -> bool:
+        """Return True if any thread holds the lock."""
+        if not self.acquire(blocking=False):
+            return True
+        self.release()
+        try:
+            threading.Condition(self).notify(0)  # an error unless this thread holds the lock
+        except RuntimeError:
+            return False
+        return True
+
+
 def _process_state() -> Any:
     """Return the state of the process; the names in it are an interface between versions of this file."""
     state: Any = types.ModuleType("_cloudstore_process")
-    state.lock = threading.RLock()
+    state.lock = _Lock()
     state.pacers = {}
     return sys.modules.setdefault(state.__name__, state)
 
@@ -194,7 +212,7 @@ def _after_fork_in_child() -> None:
     if _process.lock.acquire(blocking=False):
         _process.lock.release()
     else:
-        _process.lock = threading.RLock()
+        _process.lock = _Lock()
     CloudStore.lock = _process.lock
     for thing in list(_forking):
         thing.after_fork()
@@ -341,7 +359,8 @@ class CloudStore:
     Attributes
     ----------
     lock
-        Held while any callback of this process runs; a callback may acquire it again.
+        Held while any callback of this process runs, with the methods of a `threading.Lock`; a callback may acquire it
+        again.
     maxRate
         Minimum seconds between two requests of this process to the server. The class's 3.0 holds for the vendor's
         servers, and 0 for others; a number assigned to the class or to an instance holds for all.

@@ -48,6 +48,26 @@ def test_lock_is_held(cloud: CloudStore) -> None:
     assert cloud.lock is CloudStore.lock
 
 
+def test_locked(cloud: CloudStore) -> None:
+    """`locked` tells any thread, also the lock's holder, whether the lock is held."""
+    assert not CloudStore.lock.locked()
+    seen: list[bool] = []
+    called, go = threading.Event(), threading.Event()
+
+    def callback(_: Dictionary) -> None:
+        seen.append(CloudStore.lock.locked())
+        called.set()
+        go.wait(30)
+
+    cloud.load("a", callback)
+    called.wait(30)
+    seen.append(CloudStore.lock.locked())
+    go.set()
+    cloud.close()
+    assert seen == [True, True]
+    assert not CloudStore.lock.locked()
+
+
 def test_one_callback_at_a_time(vendor: Vendor) -> None:
     """Callbacks never run side by side, whichever instances made the calls."""
     running: list[int] = []
