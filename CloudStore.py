@@ -28,7 +28,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Final, Self, TypeAlias, TypeVar, overload
 from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
@@ -890,8 +889,8 @@ _BEGINNINGS: Final = {
     "application/x-7z-compressed": rb"7z\xbc\xaf\x27\x1c",
 }
 #: Types of `_BEGINNINGS` whose files may be text; `.ts` is guessed to be a video.
-_TEXTUAL: Final = re.compile(r".*\+xml|image/x-(portable-.*|xbitmap|xpixmap)|audio/(x-)?(mpegurl|scpls)|video/mp2t")
-_ZIPPED: Final = re.compile(
+_TEXTUAL: Final = r".*\+xml|image/x-(portable-.*|xbitmap|xpixmap)|audio/(x-)?(mpegurl|scpls)|video/mp2t"
+_ZIPPED: Final = (
     r".*\+zip$|application/(java-archive|vnd\.(openxmlformats-|oasis\.opendocument\.(?!.*xml)|android\.package))"
 )
 _PRINTABLE: Final = re.compile(r"[ -~]+")
@@ -968,12 +967,12 @@ def _from_text(text: str, filename: str, content_type: str | None) -> tuple[byte
     try:
         content = _decode_base64(encoded)
     except BadValueError:
-        if _TEXTUAL.fullmatch(_kind_of(content_type)):
+        if re.fullmatch(_TEXTUAL, _kind_of(content_type)):
             return encoded, content_type
         raise
     if re.match(beginning, content, re.DOTALL):
         return content, content_type
-    if _TEXTUAL.fullmatch(_kind_of(content_type)):
+    if re.fullmatch(_TEXTUAL, _kind_of(content_type)):
         return encoded, content_type
     raise BadValueError(f"The text is base64, but not of {content_type}; pass bytes, or the type 'text'.")
 
@@ -981,7 +980,7 @@ def _from_text(text: str, filename: str, content_type: str | None) -> tuple[byte
 def _beginning_of(content_type: str) -> bytes | None:
     """Return a pattern of how files of a type begin, None if the type may be text, or nothing is known of it."""
     kind = _kind_of(content_type)
-    found = _BEGINNINGS.get("application/zip" if _ZIPPED.match(kind) else kind)
+    found = _BEGINNINGS.get("application/zip" if re.match(_ZIPPED, kind) else kind)
     return found or _BEGINNINGS.get(kind.partition("/")[0])
 
 
@@ -1117,16 +1116,24 @@ _ABOUT_REQUEST: Final = frozenset({"BadName", "BadValue"})
 _AFTER_ID: Final = frozenset({"NoFile", "Changed", "BadMerge", "TooBig", "TooManyFiles"})
 
 
-@dataclass(eq=False)
 class _Message:
     """Request to send; a context manager that closes `own`, our handle on the user's file."""
 
-    operation: str
-    name: str
-    path: str
-    body: SecretBytes | MultipartForm = field(repr=False)
-    content_type: str
-    own: IO[bytes] | None = None
+    def __init__(
+        self,
+        operation: str,
+        name: str,
+        path: str,
+        body: SecretBytes | MultipartForm,
+        content_type: str,
+        own: IO[bytes] | None = None,
+    ) -> None:
+        self.operation = operation
+        self.name = name
+        self.path = path
+        self.body = body
+        self.content_type = content_type
+        self.own = own
 
     def close(self) -> None:
         if self.own is not None:
@@ -1146,14 +1153,14 @@ class _Message:
         return not isinstance(self.body, MultipartForm) or self.body.rewind()
 
 
-@dataclass(eq=False)
 class _Reply:
     """Reply of a service: fields of its JSON object, and the response."""
 
-    error: str | None
-    message: Any
-    data: Any
-    response: Any
+    def __init__(self, error: str | None, message: Any, data: Any, response: Any) -> None:
+        self.error = error
+        self.message = message
+        self.data = data
+        self.response = response
 
     @property
     def status(self) -> int:
