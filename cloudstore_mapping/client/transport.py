@@ -260,6 +260,23 @@ class HTTPTransport:
             self._knows_ids = "once" in reply.extensions
         return reply
 
+    def post(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> Response:
+        """
+        Post a body as it is, and return the response as it came, whatever its status and content.
+
+        Raises `TransportError` or `TimedOutError` without a response, `ProtocolError` if it is not HTTP or too large.
+        """
+        import requests
+        from urllib3.exceptions import HTTPError
+
+        try:
+            response, _ = self._post(path, {"Content-Type": JSON_TYPE, **(headers or {})}, SecretBytes(body))
+        except (requests.RequestException, HTTPError, OSError) as error:
+            if not _is_translatable(error):
+                raise
+            raise translate_exception(error, self.server) from (None if isinstance(error, ValueError) else error)
+        return response
+
     def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
         """
         Begin to download the media file at `link`, from byte `start` if its content still has the tag `tag`.
