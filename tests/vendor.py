@@ -59,6 +59,10 @@ class Vendor:
     `files` are its data files, `edit_passwords` and `view_passwords` those of some of them, by name; `media` what was
     uploaded, by filename, and `links` by its path. `requests` is what came, in order, on `accepted` connections; the
     next request uses up the first of `faults`.
+
+    No public source tells about some names and merges. `refuses_commas` is True if a name with a comma is an error;
+    `slashes_are_folders` if a list has only the folder of a name with a slash, and no file beside a folder of its name;
+    `merges_whole_values` if a merge replaces the whole value.
     """
 
     api_key = "ZFA5mAkxjVznvSsXOUxE"
@@ -72,6 +76,9 @@ class Vendor:
         self.requests: list[Recorded] = []
         self.faults: deque[Fault] = deque()
         self.accepted = 0
+        self.refuses_commas = False
+        self.slashes_are_folders = False
+        self.merges_whole_values = False
         self.lock = threading.Lock()
         self._server = _Server(self)
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}/cloudstore"
@@ -102,12 +109,14 @@ class Vendor:
             return self._upload(request)
         asked = json.loads(request.body)
         name, options, password = asked["file"], asked["options"], asked.get("password") or ""
+        if asked["key"] != self.api_key:
+            return {"error": "BadKey", "message": "Wrong key"}
         if request.path == "/cloudstore/store/save":
             if self.edit_passwords.get(name, "") not in ("", password):
                 return {"error": "Locked", "message": "Wrong password"}
             return self._write(name, options, asked.get("value"))
         if options == "list":
-            return {"error": None, "message": ",".join(file for file in self.files if name in file)}
+            return {"error": None, "message": ",".join(file for file in self._listed() if name in file)}
         if self.view_passwords.get(name, "") not in ("", password):
             return {"error": "Locked", "message": "Wrong password"}
         if name not in self.files:
@@ -120,11 +129,28 @@ class Vendor:
                 return _no_file()
             del self.files[name]
             return {"error": None, "message": "Entry deleted"}
+        if self.refuses_commas and "," in name:
+            return {"error": "InvalidName", "message": "No commas, please"}
+        if self.slashes_are_folders and self._is_in_the_way(name):
+            return {"error": "InvalidName", "message": "Not a directory"}
         try:
-            self.files[name] = merge(self.files.get(name), value) if options == "merge" else value
+            merges = options == "merge" and not self.merges_whole_values
+            self.files[name] = merge(self.files.get(name), value) if merges else value
         except BadMergeError as error:  # what the vendor's says here, no public source tells
             return {"error": "BadMerge", "message": str(error)}
         return {"error": None, "message": "Entry saved"}
+
+    def _listed(self) -> list[str]:
+        if not self.slashes_are_folders:
+            return list(self.files)
+        return list(dict.fromkeys(name.partition("/")[0] for name in self.files))
+
+    def _is_in_the_way(self, name: str) -> bool:
+        return any(
+            longer.startswith(f"{shorter}/")
+            for other in self.files
+            for longer, shorter in ((name, other), (other, name))
+        )
 
     def _upload(self, request: Recorded) -> dict[str, Any]:
         fields: dict[str, str] = {}
