@@ -1,0 +1,692 @@
+"""The doctor finds each difference of a service from the assumptions of the clients, and leaves no file behind."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+import unicodedata
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any, ClassVar
+from urllib.parse import unquote
+
+import pytest
+
+import cloudstore_mapping as cm
+from cloudstore_mapping.callback_client import Pacer
+from cloudstore_mapping.client.transport import Fetched, HTTPTransport, refused
+from cloudstore_mapping.doctor import CHECKS, REQUESTS, UNTESTABLE, Doctor, Outcome, Report
+from cloudstore_mapping.errors import TransportError
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.wire import Reply, Upload, encode_value
+from tests.storages import new_storage
+from tests.vendor import Fault, Media, Recorded, Vendor
+
+PREFIX = "doctor-0a1b2c3d"
+#: Checks that need an option.
+OPTIONAL = {"files", "upload", "media-link"}
+
+Ask = dict[str, Any]
+Do = Callable[[Ask], Ask]
+
+
+class Direct(HTTPTransport):
+    """Transport that asks a vendor's service in this process; `at` is called with the number of each request."""
+
+    def __init__(self, vendor: Vendor, tweak: Callable[[Ask, Do], Ask] | None = None) -> None:
+        super().__init__(vendor.address)
+        self.vendor = vendor
+        self.tweak = tweak
+        self.before: Callable[[int], Any] = lambda _: None
+        self.after: Callable[[int], Any] = lambda _: None
+        self.headers: dict[str, str] = {"Content-Type": "application/json"}
+        self.count = 0
+
+    def post(self, path: str, body: bytes, headers: Any = None) -> Any:
+        """Return a response such as those of `requests`."""
+        number, self.count = self.count, self.count + 1
+        if (fault := self.before(number)) is not None:
+            return response(fault.status, fault.body, fault.headers)
+
+        def do(asked: Ask) -> Ask:
+            asked_for = Recorded("POST", f"/cloudstore{path}", {}, json.dumps(asked).encode())
+            return self.vendor.answer(asked_for)
+
+        asked = json.loads(body)
+        answer = do(asked) if self.tweak is None else self.tweak({**asked, "path": path}, do)
+        self.after(number)
+        return response(200, json.dumps(answer).encode(), self.headers)
+
+    def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
+        """Return a media file of the vendor's, or a refusal."""
+        number, self.count = self.count, self.count + 1
+        if (fault := self.before(number)) is not None:
+            return refused(Reply(error="Http error", status=fault.status))
+        media = self.vendor.links.get(f"/cloudstore{link}")
+        self.after(number)
+        if media is None:
+            return refused(Reply(error="NoFile", status=404))
+        return Fetched(None, start, 1, tag, "", None, iter([media.data]), lambda: None)
+
+    def send(self, request: Any) -> Reply:
+        """Store a media file, and describe it in the way that `media_data` says."""
+        assert isinstance(request, Upload)
+        facts = {"name": request.name, "folder": "0" * 32, "id": "1" * 32, "mimetype": "text/plain", "size": 1}
+        self.vendor.links[f"/cloudstore/files/{'0' * 32}/{'1' * 32}.txt"] = Media("text/plain", b"x", {})
+        return Reply(message=encode_value("File Uploaded"), data=encode_value({**facts, **self.media_data}))
+
+    media_data: ClassVar[Ask] = {}
+
+
+def response(status: int, body: bytes, headers: dict[str, str]) -> Any:
+    """Return what the doctor reads of a `requests.Response`."""
+    return SimpleNamespace(status_code=status, content=body, headers=headers, reason="")
+
+
+def doctor(vendor: Vendor, transport: HTTPTransport, **options: Any) -> Doctor:
+    """Return a doctor that never waits."""
+    options = {"new_prefix": lambda: PREFIX, **options}
+    pacer = Pacer(lambda: 0.0, lambda _: None)
+    return Doctor(vendor.api_key, vendor.address, transport=transport, pacer=pacer, sleep=lambda _: None, **options)
+
+
+def with_outcome(report: Report, outcome: Outcome) -> set[str]:
+    """Return the checks with an outcome."""
+    return {finding.check for finding in report.findings if finding.outcome is outcome}
+
+
+def different(report: Report) -> set[str]:
+    """Return the checks that found a difference."""
+    return with_outcome(report, Outcome.DIFFERENT)
+
+
+# The services: ours, and the vendor's as documented, in variants.
+
+
+def test_our_service_is_as_expected() -> None:
+    """On our service nothing is different, only what can't be tested is left out, and no file is left."""
+    with Service(new_storage()) as service, background(service) as address:
+        api_key = service.accounts.create("owner")
+        report = Doctor(api_key, address, files=2).examine()
+        with cm.open(address.replace("://", f"://{api_key}@")) as store:
+            assert list(store) == []
+    assert different(report) == set()
+    assert with_outcome(report, Outcome.NOT_TESTED) == {*UNTESTABLE, "upload", "media-link"}
+    assert "once" in report.extensions
+    assert (report.left, report.failure) == ((), None)
+
+
+def test_a_service_with_a_rate_limit() -> None:
+    """A service that refuses requests sent too early gets them later, and the refusal is as expected."""
+    with Service(new_storage()) as service, background(service) as address:
+        api_key = service.accounts.create("owner")
+        service.accounts.set_limits("owner", min_interval=0.001)
+        assert different(Doctor(api_key, address).examine()) == set()
+
+
+VARIANTS: list[tuple[str, set[str], set[str]]] = [
+    ("", set(), set()),
+    ("refuses_commas", {"comma"}, {"filter-comma"}),
+    ("slashes_are_folders", {"slash", "slash-beside"}, {"dots"}),
+    (
+        "merges_whole_values",
+        {"merge"},
+        {"merge-objects", "merge-arrays", "merge-null", "merge-scalar", "merge-misfit"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("variant", "expected", "untested"), VARIANTS)
+def test_the_vendors_service(vendor: Vendor, variant: str, expected: set[str], untested: set[str]) -> None:
+    """On the vendor's service each difference is found, and no other; no file is left, and theirs stay."""
+    if variant:
+        setattr(vendor, variant, True)
+    vendor.files = {"mine": 1, "doctor-mine": 2}
+    report = Doctor(vendor.api_key, vendor.address, media=True).examine()
+    assert different(report) == expected
+    assert with_outcome(report, Outcome.NOT_TESTED) == {*UNTESTABLE, "files", *untested}
+    assert vendor.files == {"mine": 1, "doctor-mine": 2}
+    assert [left.name for left in report.left] == [f'media file "{report.prefix}.txt"']
+    assert report.extensions == ()
+
+
+@pytest.mark.parametrize("options", [{}, {"media": True}, {"files": 5}])
+def test_the_number_of_requests(vendor: Vendor, options: dict[str, Any]) -> None:
+    """The number of requests told before is the number sent, but for a few."""
+    examination = doctor(vendor, Direct(vendor), **options)
+    told = examination.expected_requests
+    assert examination.examine().requests == pytest.approx(told, abs=3)
+    assert told >= REQUESTS
+
+
+# Each check alone, by a service that is wrong in this way.
+
+
+def on_load(change: Callable[[Any], Any]) -> Callable[[Ask, Do], Ask]:
+    """Change what a load returns."""
+
+    def tweak(asked: Ask, do: Do) -> Ask:
+        answer = do(asked)
+        if asked["path"] == "/store/load" and asked["options"] is None and answer["error"] is None:
+            answer["message"] = change(answer["message"])
+        return answer
+
+    return tweak
+
+
+def part(name: str, change: Callable[[Any], Any]) -> Callable[[Ask, Do], Ask]:
+    """Change a part of the value that holds them all."""
+    return on_load(lambda value: {**value, name: change(value[name])} if is_whole(value, name) else value)
+
+
+def is_whole(value: Any, name: str) -> bool:
+    """Tell if a value has a part."""
+    return isinstance(value, dict) and name in value
+
+
+def on_name(change: Callable[[str], str]) -> Callable[[Ask, Do], Ask]:
+    """Change the name of a file."""
+    return lambda asked, do: do(asked if asked["options"] == "list" else {**asked, "file": change(asked["file"])})
+
+
+def no_name(pattern: str) -> Callable[[Ask, Do], Ask]:
+    """Refuse to save under names with this."""
+    return when(lambda asked: is_save(asked) and re.search(pattern, asked["file"]), "Invalid")
+
+
+def when(is_asked: Callable[[Ask], Any], error: str | None, *, does: bool = False) -> Callable[[Ask, Do], Ask]:
+    """Answer some requests by an error or a success, with nothing done unless it `does`."""
+
+    def tweak(asked: Ask, do: Do) -> Ask:
+        if not is_asked(asked):
+            return do(asked)
+        if does:
+            do(asked)
+        return {"error": error, "message": None}
+
+    return tweak
+
+
+def is_save(asked: Ask) -> bool:
+    """Tell if it is a save or a merge."""
+    return asked["path"] == "/store/save" and asked["options"] in (None, "merge")
+
+
+def instead(error: str, options: str | None, new: Ask) -> Callable[[Ask, Do], Ask]:
+    """Replace the reply with an error, to requests with these options."""
+    return lambda asked, do: new if (answer := do(asked))["error"] == error and asked["options"] == options else answer
+
+
+def lists(vendor: Vendor, has: Callable[[str, str], Any]) -> Callable[[Ask, Do], Ask]:
+    """Filter lists in another way."""
+
+    def tweak(asked: Ask, do: Do) -> Ask:
+        if asked["options"] != "list":
+            return do(asked)
+        return {"error": None, "message": ",".join(name for name in vendor.files if has(asked["file"], name))}
+
+    return tweak
+
+
+def merging(
+    vendor: Vendor, change: Callable[[Any, Any, Any], Any], is_asked: Callable[[Any, Any], Any]
+) -> Callable[[Ask, Do], Ask]:
+    """Merge in another way where `is_asked`: a function of the stored, the given and the merged value."""
+
+    def tweak(asked: Ask, do: Do) -> Ask:
+        name, value = asked["file"], asked.get("value")
+        stored = vendor.files.get(name)
+        answer = do(asked)
+        if asked["options"] == "merge" and is_asked(stored, value):
+            vendor.files[name] = change(stored, value, vendor.files.get(name))
+            return {"error": None, "message": "Entry saved"}
+        return answer
+
+    return tweak
+
+
+def locking(vendor: Vendor) -> Callable[[Ask, Do], Ask]:
+    """Lock a file with the password that a save has."""
+
+    def tweak(asked: Ask, do: Do) -> Ask:
+        answer = do(asked)
+        if is_save(asked) and answer["error"] is None and asked.get("password") not in (None, "", "undefined"):
+            vendor.edit_passwords[asked["file"]] = vendor.view_passwords[asked["file"]] = asked["password"]
+        return answer
+
+    return tweak
+
+
+def stale() -> Callable[[Ask, Do], Ask]:
+    """Find a file once more after its delete."""
+    deleted: list[str] = []
+
+    def tweak(asked: Ask, do: Do) -> Ask:
+        answer = do(asked)
+        if asked["options"] == "delete" and answer["error"] is None:
+            deleted.append(asked["file"])
+        elif asked["options"] is None and answer["error"] == "NoFile" and asked["file"] in deleted:
+            return {"error": None, "message": 1}
+        return answer
+
+    return tweak
+
+
+def twice() -> Callable[[Ask, Do], Ask]:
+    """Refuse a request that is the same as the one before it."""
+    last: list[Ask] = [{}]
+
+    def tweak(asked: Ask, do: Do) -> Ask:
+        before, last[0] = last[0], asked
+        return {"error": "SlowDown", "message": ""} if asked == before else do(asked)
+
+    return tweak
+
+
+def both(stored: Any, value: Any) -> bool:
+    """Tell if both are objects."""
+    return isinstance(stored, dict) and isinstance(value, dict)
+
+
+def size(asked: Ask) -> int:
+    """Return the size of the value of a save."""
+    return len(json.dumps(asked["value"])) if is_save(asked) and "value" in asked else 0
+
+
+MakeTweak = Callable[[Vendor], Callable[[Ask, Do], Ask]]
+#: For each check a service that is wrong in its way, and the other checks that notice it.
+WRONG: dict[str, tuple[MakeTweak, set[str]]] = {
+    "reply": (
+        lambda _: lambda asked, do: {"error": do(asked)["error"]} if asked["options"] == "delete" else do(asked),
+        set(),
+    ),
+    "wrong-key": (lambda _: instead("BadKey", None, {"error": "NoFile", "message": ""}), set()),
+    "empty-list": (
+        lambda _: (
+            lambda asked, do: (
+                {"error": "NoFile", "message": ""}
+                if not (answer := do(asked))["message"] and asked["options"]
+                else answer
+            )
+        ),
+        set(),
+    ),
+    "load-missing": (lambda _: instead("NoFile", None, {"error": None, "message": None}), {"load-deleted"}),
+    "delete-missing": (lambda _: instead("NoFile", "delete", {"error": None, "message": ""}), set()),
+    "save": (lambda _: when(is_save, "Full"), set()),
+    "load": (
+        lambda _: (
+            lambda asked, do: (
+                {"error": None, "message": "Entry loaded", "data": answer["message"]}
+                if (answer := do(asked))["error"] is None
+                and asked["options"] is None
+                and asked["path"] == "/store/load"
+                else answer
+            )
+        ),
+        set(),
+    ),
+    "delete": (lambda _: when(lambda asked: asked["options"] == "delete", "Deleted", does=True), {"delete-missing"}),
+    "load-deleted": (lambda _: stale(), set()),
+    "unknown-fields": (lambda _: when(lambda asked: "dataPass" in asked, "Unknown"), set()),
+    "null": (lambda _: on_load(lambda value: "" if value is None else value), {"no-value"}),
+    "zero": (lambda _: on_load(lambda value: None if value == 0 else value), set()),
+    "empty-text": (lambda _: on_load(lambda value: None if value == "" else value), set()),
+    "text": (lambda _: on_load(lambda value: {"a": 1} if value == '{"a": 1}' else value), set()),
+    "integers": (lambda _: part("integers", lambda numbers: [*map(float, numbers)]), set()),
+    "floats": (lambda _: part("floats", lambda numbers: [int(x) if x == int(x) else x for x in numbers]), set()),
+    "unicode": (lambda _: part("unicode", lambda text: text.replace("\0", "")), set()),
+    "empty": (lambda _: part("empty", lambda values: [value for value in values if value]), set()),
+    "names": (lambda _: part("names", lambda names: {k: v for k, v in names.items() if k != "__proto__"}), set()),
+    "deep": (lambda _: part("deep", lambda value: value[0]), set()),
+    "order": (lambda _: part("order", lambda names: dict(sorted(names.items()))), set()),
+    "duplicates": (lambda _: part("duplicates", lambda _: {"a": 1}), set()),
+    "no-value": (lambda _: when(lambda asked: is_save(asked) and "value" not in asked, None), set()),
+    "list": (
+        lambda _: (
+            lambda asked, do: (
+                {"error": None, "message": do(asked)["message"].replace(",", ", ")}
+                if asked["options"] == "list"
+                else do(asked)
+            )
+        ),
+        set(),
+    ),
+    "filter": (lambda vendor: lists(vendor, lambda text, name: name.startswith(text)), set()),
+    "filter-case": (lambda vendor: lists(vendor, lambda text, name: text.lower() in name.lower()), set()),
+    "filter-wildcards": (
+        lambda vendor: lists(vendor, lambda text, name: re.search(text.replace("*", "."), name)),
+        set(),
+    ),
+    "filter-comma": (
+        lambda _: (
+            lambda asked, do: do(
+                {**asked, "file": f"{asked['file']}!"} if "," in asked["file"] and asked["options"] == "list" else asked
+            )
+        ),
+        set(),
+    ),
+    "comma": (lambda _: no_name(","), set()),
+    "slash": (lambda _: no_name("/"), set()),
+    "slash-beside": (lambda _: no_name("folder$"), set()),
+    "space": (lambda _: no_name(" "), {"space-end"}),
+    "space-end": (lambda _: on_name(str.rstrip), set()),
+    "case": (lambda _: on_name(lambda name: name[:-1] + name[-1:].lower()), set()),
+    "letters": (lambda _: no_name("[^ -~\t]"), {"normal-form"}),
+    "normal-form": (lambda _: on_name(lambda name: unicodedata.normalize("NFC", name)), set()),
+    "percent": (lambda _: on_name(unquote), set()),
+    "marks": (lambda _: on_name(lambda name: name.partition("?")[0]), set()),
+    "quotes": (lambda _: no_name('"'), set()),
+    "tab": (lambda _: no_name("\t"), set()),
+    "dots": (lambda _: on_name(lambda name: posixpath.normpath(name) if "/" in name else name), set()),
+    "long-name": (lambda _: on_name(lambda name: name[:255]), set()),
+    "merge": (lambda vendor: merging(vendor, lambda stored, value, _: {"_data": stored, **value}, both), set()),
+    "merge-objects": (
+        lambda vendor: merging(vendor, lambda stored, value, _: {**stored, **value}, both),
+        {"merge-arrays"},
+    ),
+    "merge-arrays": (
+        lambda vendor: merging(
+            vendor, lambda _, value, both: {**both, **{k: v for k, v in value.items() if k == "arrays"}}, both
+        ),
+        set(),
+    ),
+    "merge-null": (
+        lambda vendor: merging(
+            vendor, lambda _, value, both: {k: v for k, v in both.items() if value.get(k, 1) is not None}, both
+        ),
+        set(),
+    ),
+    "merge-scalar": (
+        lambda vendor: merging(
+            vendor, lambda _, __, both: {**both, "scalar": [1, 2]} if "scalar" in both else both, both
+        ),
+        set(),
+    ),
+    "merge-top": (lambda vendor: merging(vendor, lambda stored, *_: stored, lambda _, value: value == 7), set()),
+    "merge-missing": (
+        lambda vendor: when(lambda asked: asked["options"] == "merge" and asked["file"] not in vendor.files, "NoFile"),
+        set(),
+    ),
+    "merge-misfit": (lambda _: instead("BadMerge", "merge", {"error": None, "message": "Entry saved"}), set()),
+    "password-none": (lambda _: when(lambda asked: is_save(asked) and "password" not in asked, "Locked"), set()),
+    "password-undefined": (lambda _: when(lambda asked: asked.get("password") == "undefined", "Locked"), set()),
+    "password-needless": (lambda vendor: locking(vendor), set()),
+    "size": (lambda _: when(lambda asked: size(asked) > 3000, "TooBig"), set()),
+    "size-over": (lambda _: when(lambda asked: size(asked) > 3072, "FileTooBig"), set()),
+    "rate": (lambda _: twice(), set()),
+    "files": (lambda _: when(lambda asked: "-file-" in asked["file"] and is_save(asked), "Full"), set()),
+}
+
+
+@pytest.mark.parametrize("check", WRONG)
+def test_each_check_finds_its_difference(vendor: Vendor, check: str) -> None:
+    """A service that is wrong in one way is different in this check, with its consequence; no file is left."""
+    make_tweak, others = WRONG[check]
+    report = doctor(vendor, Direct(vendor, make_tweak(vendor)), files=1).examine()
+    assert different(report) == {check, *others}
+    assert all((finding.consequence is None) != (finding.check in {check, *others}) for finding in report.findings)
+    assert vendor.files == {}
+    assert f"{check}: DIFFERENT" in report.as_text()
+
+
+def test_the_extensions_differ(vendor: Vendor) -> None:
+    """A header that only some replies have is a difference."""
+    transport = Direct(vendor)
+    transport.after = lambda number: number == 5 and transport.headers.update({"CloudStore-Extensions": "once, page"})
+    report = doctor(vendor, transport).examine()
+    assert (different(report), report.extensions) == ({"extensions"}, ("once", "page"))
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_the_clocks_differ(vendor: Vendor, hours: int) -> None:
+    """A service's clock that is wrong by an hour is a difference."""
+    now = datetime.now(UTC) + timedelta(hours=hours)
+    report = doctor(vendor, HTTPTransport(vendor.address), now=lambda: now).examine()
+    assert different(report) == {"clock"}
+    (finding,) = [finding for finding in report.findings if finding.check == "clock"]
+    assert re.search(r"3,(600|601|599) seconds " + ("behind" if hours > 0 else "ahead"), finding.observed)
+
+
+def test_get_is_answered(vendor: Vendor) -> None:
+    """A path of the protocol that answers GET is a difference."""
+    vendor.links["/cloudstore/store/load"] = Media("text/html", b"x", {})
+    assert different(doctor(vendor, Direct(vendor)).examine()) == {"get"}
+
+
+@pytest.mark.parametrize(("check", "data"), [("upload", {"id": 5}), ("media-link", {"id": "2" * 32})])
+def test_uploads_differ(vendor: Vendor, check: str, data: Ask) -> None:
+    """An upload's reply without a field, or with a link that leads nowhere, is a difference."""
+    transport = Direct(vendor)
+    transport.media_data = data  # type: ignore[misc]  # of this transport alone
+    assert different(doctor(vendor, transport, media=True).examine()) == {check}
+
+
+def test_every_check_can_find_a_difference() -> None:
+    """Each check that can be tested has a test above that sees its difference."""
+    alone = {"extensions", "clock", "get", "upload", "media-link"}
+    assert WRONG.keys() | alone == CHECKS.keys() - UNTESTABLE.keys()
+
+
+def test_a_refused_value_is_found_by_its_part(vendor: Vendor) -> None:
+    """If the value of all parts is refused, each part is tried alone."""
+    tweak = when(lambda asked: 10**40 in json_numbers(asked.get("value")), "BadValue")
+    report = doctor(vendor, Direct(vendor, tweak)).examine()
+    assert different(report) == {"integers"}
+
+
+def json_numbers(value: Any) -> list[Any]:
+    """Return the numbers in a value of the check."""
+    if isinstance(value, dict):
+        value = value.get("integers")
+    return value if isinstance(value, list) else []
+
+
+# Files: only its own, and none is left.
+
+
+def test_names_of_the_user(vendor: Vendor) -> None:
+    """A prefix that a name of the user's has is not used, and no such name is touched."""
+    vendor.files = {f"{PREFIX}-a": "mine", PREFIX: "mine", "x": "mine"}
+    theirs = dict(vendor.files)
+    prefixes = iter([PREFIX, "doctor-11111111"])
+    report = doctor(vendor, Direct(vendor), new_prefix=lambda: next(prefixes)).examine()
+    assert (report.prefix, vendor.files) == ("doctor-11111111", theirs)
+    with pytest.raises(cm.BadNameError):
+        doctor(vendor, Direct(vendor)).examine()
+    assert vendor.files == theirs
+
+
+def test_each_name_begins_with_the_prefix(vendor: Vendor) -> None:
+    """Each request is about a name that begins with the prefix, also in each part of it that a service may split."""
+    transport = Direct(vendor)
+    touched: list[Ask] = []
+    transport.tweak = lambda asked, do: touched.append(asked) or do(asked)  # type: ignore[func-returns-value]
+    doctor(vendor, transport, files=2).examine()
+    for asked in touched:
+        if asked["options"] != "list":
+            parts = re.split(r"[,/ ?#&\t\\]", asked["file"].replace("/../", "/").replace("-e\u0301", "-é").rstrip())
+            assert all(part.startswith(PREFIX) for part in parts if part != ""), asked["file"]
+
+
+def number_of_requests(vendor: Vendor) -> int:
+    """Return the number of requests of an examination."""
+    return doctor(vendor, Direct(vendor)).examine().requests
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_at_any_request(vendor: Vendor, moment: str, kind: type[BaseException]) -> None:
+    """However early or late Ctrl-C or a signal comes, all files are deleted, and it is raised then."""
+
+    def interrupt(number: int) -> None:
+        if number == at:
+            raise kind
+
+    for at in range(number_of_requests(vendor)):
+        transport = Direct(vendor)
+        setattr(transport, moment, interrupt)
+        with pytest.raises(kind):
+            doctor(vendor, transport).examine()
+        assert vendor.files == {}, at
+
+
+def test_a_second_interrupt(vendor: Vendor) -> None:
+    """A second Ctrl-C ends the deleting, and the exception has a note with the names that may be there."""
+
+    def interrupt(number: int) -> None:
+        if number >= 30:
+            raise KeyboardInterrupt
+
+    transport = Direct(vendor)
+    transport.before = interrupt
+    with pytest.raises(KeyboardInterrupt) as raised:
+        doctor(vendor, transport).examine()
+    (note,) = raised.value.__notes__
+    assert vendor.files
+    assert all(json.dumps(name) in note for name in vendor.files)
+
+
+FAULTS = {
+    "429": Fault(429, b"", {"Retry-After": "2"}),
+    "503": Fault(503, b"<h1>Busy</h1>", {"Content-Type": "text/html"}),
+}
+
+
+@pytest.mark.parametrize("fault", ["lost before", "lost after", *FAULTS])
+def test_a_fault_at_any_request(vendor: Vendor, fault: str) -> None:
+    """A lost request or reply, or a service that is busy, changes no finding and leaves no file."""
+
+    def fail(number: int) -> Fault | None:
+        if number != at:
+            return None
+        if fault in FAULTS:
+            return FAULTS[fault]
+        raise TransportError("lost", sent=True)
+
+    for at in range(number_of_requests(vendor)):
+        transport = Direct(vendor)
+        setattr(transport, "after" if fault == "lost after" else "before", fail)
+        report = doctor(vendor, transport).examine()
+        assert (different(report), report.left, report.failure, vendor.files) == (set(), (), None, {}), at
+
+
+@pytest.mark.parametrize("drop", ["before", "after"])
+def test_a_dropped_connection(vendor: Vendor, drop: Any) -> None:
+    """Over a real connection the same holds."""
+    vendor.faults.extend([Fault(drop=drop), Fault(503, b"<h1>Busy</h1>", {"Retry-After": "0"})])
+    report = doctor(vendor, HTTPTransport(vendor.address)).examine()
+    assert (different(report), report.left, vendor.files) == (set(), (), {})
+
+
+def test_a_service_that_goes_away(vendor: Vendor) -> None:
+    """If the service is gone, the checks after it are not tested, and the files that may be there are named."""
+
+    def fail(number: int) -> None:
+        if number >= 40:
+            raise TransportError("The service is gone.", sent=False)
+
+    transport = Direct(vendor)
+    transport.before = fail
+    report = doctor(vendor, transport).examine()
+    assert isinstance(report.failure, TransportError)
+    assert different(report) == set()
+    assert {"merge", "size", "rate"} <= with_outcome(report, Outcome.NOT_TESTED)
+    assert {json.dumps(name, ensure_ascii=False) for name in vendor.files} <= {left.name for left in report.left}
+    assert "Left behind: " in report.as_text()
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (Fault(200, b"<h1>Sign in</h1>"), cm.ProtocolError),
+        (Fault(404, b"<h1>Not Found</h1>"), cm.ProtocolError),
+        (Fault(200, b'{"error": "BadKey", "message": "No"}'), cm.BadKeyError),
+        (Fault(200, b'{"error": false, "message": ""}'), cm.ProtocolError),
+        (Fault(200, b'{"error": null, "message": {"' + PREFIX.encode() + b'": 1}}'), cm.ProtocolError),
+    ],
+)
+def test_no_service(vendor: Vendor, fault: Fault, error: type[Exception]) -> None:
+    """If the first reply is no CloudStore's or a refusal, its error is raised, and nothing is saved."""
+    transport = Direct(vendor)
+    transport.before = lambda number: fault if number == 0 else None
+    with pytest.raises(error):
+        doctor(vendor, transport).examine()
+    assert transport.count == 1
+
+
+def test_a_page_in_place_of_a_reply(vendor: Vendor) -> None:
+    """A page in place of a later reply is a difference, and is not shown."""
+    transport = Direct(vendor)
+    page = Fault(200, b"<h1>Hello</h1>", {"Content-Type": "text/html"})
+    transport.before = lambda number: page if number == 3 else None
+    report = doctor(vendor, transport).examine()
+    assert different(report) == {"reply", "save"}
+    assert "no JSON object (text/html)" in report.as_text()
+    assert "Hello" not in report.as_text()
+    assert vendor.files == {}
+
+
+# The report: without secrets.
+
+
+def test_no_secret_in_the_report(vendor: Vendor) -> None:
+    """A service that repeats the API key and passwords in its replies brings neither into the report."""
+    secrets: set[str] = {vendor.api_key}
+
+    def tweak(asked: Ask, do: Do) -> Ask:
+        secrets.update(filter(None, [asked["key"], asked.get("dataPass"), asked.get("password")]))
+        return {"error": f"Bad{vendor.api_key}", "message": json.dumps(asked)} if is_save(asked) else do(asked)
+
+    transport = Direct(vendor, tweak)
+    transport.headers["CloudStore-Extensions"] = vendor.api_key
+    report = doctor(vendor, transport).examine()
+    assert '\\"key\\": \\"…' in report.as_text()
+    texts = report.as_text() + json.dumps(report.as_json(), ensure_ascii=False) + repr(report)
+    assert not [secret for secret in secrets - {"undefined"} if secret in texts]
+
+
+def test_no_name_of_the_user_in_the_report(vendor: Vendor) -> None:
+    """A service whose lists ignore the filter brings no other name into the report."""
+    vendor.files = {"private": 1}
+    report = doctor(vendor, Direct(vendor, lists(vendor, lambda *_: True))).examine()
+    assert different(report) == {"empty-list", "filter-case", "filter-wildcards"}
+    assert "private" not in report.as_text()
+
+
+def test_the_report(vendor: Vendor) -> None:
+    """The report is the same in each run but for prefix and date; its last line counts the outcomes."""
+    date = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    one, other = (doctor(vendor, Direct(vendor), now=lambda: date).examine() for _ in range(2))
+    text = one.as_text()
+    assert text == other.as_text()
+    assert one.as_json() == other.as_json()
+    lines = text.splitlines()
+    assert lines[0] == f"package:    cloudstore-mapping {cm.__version__}"
+    assert f"server:     {vendor.address}" in lines
+    assert "date:       2026-01-02 03:04:05 UTC" in lines
+    counts = one.as_json()["counts"]
+    assert lines[-1] == f"{counts['as expected']} as expected, 0 different, {counts['not tested']} not tested"
+    assert sum(counts.values()) == len(CHECKS) == len(one.findings)
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_the_pace(vendor: Vendor) -> None:
+    """Requests keep the interval, but for the one that is to come early."""
+    now = [0.0]
+    sent: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    transport = Direct(vendor)
+    transport.before = lambda _: sent.append(now[0])
+    pacer = Pacer(lambda: now[0], sleep)
+    Doctor(vendor.api_key, vendor.address, interval=3.0, transport=transport, pacer=pacer, sleep=sleep).examine()
+    gaps = [later - earlier for earlier, later in pairwise(sent)]
+    assert sorted(gaps)[:2] == [0.0, 3.0]
+    assert Doctor(vendor.api_key, "https://droidscript.cloud/cloudstore").expected_seconds == 3.0 * REQUESTS
