@@ -36,6 +36,7 @@ COMMANDS = [
     ["edit"],
     ["serve"],
     ["passwd"],
+    ["doctor"],
     ["account"],
     *(
         ["account", command]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cloudstore_mapping.cli import accounts, data, files, keeping, media, passwords, serve, tour, transfer
+from cloudstore_mapping.cli import accounts, data, doctor, files, keeping, media, passwords, serve, tour, transfer
 from cloudstore_mapping.cli.frame import Commands
 
 app = typer.Typer(
@@ -26,4 +26,5 @@ transfer.register(app)
 serve.register(app)
 accounts.register(app)
 passwords.register(app)
+doctor.register(app)
 keeping.register(app)
