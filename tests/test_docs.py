@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from cloudstore_mapping import doctor
 from cloudstore_mapping.keys import escape_key
 from cloudstore_mapping.service import settings
 from cloudstore_mapping.service.configuration import load
@@ -24,6 +25,7 @@ from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web import options
 from cloudstore_mapping.web.serve import background
 from tests.few_tries import FEW_TRIES
+from tests.vendor import Vendor
 
 DOCS = Path(__file__).parent.parent / "docs"
 SERVED = "http://127.0.0.1:8787/cloudstore"
@@ -196,3 +198,17 @@ def test_the_page_about_testing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:schemathesis", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "3 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_page_about_the_doctor(vendor: Vendor) -> None:
+    """The page's table has all checks, and its example is in the report about a service with folders."""
+    text = (DOCS / "doctor.md").read_text("utf-8")
+    rows = [f"| `{name}` | {check.assumption} |" for name, check in doctor.CHECKS.items()]
+    assert "\n".join(["| check | assumption |", "|---|---|", *rows]) in text
+    assert f"about {doctor.REQUESTS} requests" in text
+    vendor.slashes_are_folders = True
+    examination = doctor.Doctor(vendor.api_key, vendor.address, new_prefix=lambda: "doctor-1a2b3c4d")
+    report = examination.examine().as_text()
+    (example,) = blocks("doctor.md", "text")
+    for part in example.rstrip().split("\n\n"):
+        assert f"\n\n{part}\n" in f"{report}\n"
