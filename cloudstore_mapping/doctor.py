@@ -63,6 +63,7 @@ MAX_SKEW: Final = 60.0
 _TRIES: Final = 4
 _LONGEST_WAIT: Final = 30.0
 _LONGEST_INTERVAL: Final = 10.0
+_LIMITS: Final = frozenset({"TooManyFiles", "DailyLimit"})
 _SHOWN: Final = 120
 _WIDTH: Final = 100
 _ABSENT: Final = object()
@@ -537,7 +538,7 @@ def _error_in(reply: Reply) -> CloudStoreError:
 
 
 class _UnansweredError(Exception):
-    """A request got no answer, for this reason."""
+    """A request got no answer that tells anything about the check, for this reason."""
 
     def __init__(self, reason: CloudStoreError) -> None:
         super().__init__(str(reason))
@@ -666,8 +667,10 @@ class Doctor:
 
     def _save(self, name: str, value: Any, headers: Mapping[str, str] | None = None, **fields: Any) -> _Answer:
         self._made[name] = None
-        body = self._body(file=name, value=value, **fields)
-        return self._post(SAVE_PATH, _encoded(body), headers)
+        answer = self._post(SAVE_PATH, _encoded(self._body(file=name, value=value, **fields)), headers)
+        if answer.error in _LIMITS:  # it says nothing about the name or value
+            raise _UnansweredError(self._error_of(answer))
+        return answer
 
     def _save_text(self, name: str, text: str) -> _Answer:
         """Save a value given as JSON."""
@@ -1151,7 +1154,9 @@ class Doctor:
 
     def _check_files(self) -> None:
         for number in range(self._files):
-            saved = self._save(f"{self._prefix}-file-{number}", number)
+            name = f"{self._prefix}-file-{number}"
+            self._made[name] = None
+            saved = self._post(SAVE_PATH, _encoded(self._body(file=name, value=number)))
             if not saved.is_success:
                 self._is_error("files", saved, "TooManyFiles")
                 return
@@ -1231,7 +1236,7 @@ class Doctor:
         if not self._media:
             self._skip(["upload", "media-link"], _MEDIA)
         failed = "" if self._failure is None else f": {self._masked(str(self._failure))}"
-        self._skip(CHECKS, f"the service did not answer{failed}" if failed else "a check before it failed")
+        self._skip(CHECKS, f"a request before it failed{failed}")
         return Report(
             server=self._server,
             prefix=self._prefix,

@@ -27,6 +27,13 @@ API_KEY = "Sup3rS3cretSup3rS3cret"
 
 
 @pytest.fixture
+def vendor(vendor: Vendor) -> Vendor:
+    """Return a vendor's service that knows one API key."""
+    vendor.checks_keys = True
+    return vendor
+
+
+@pytest.fixture
 def ours() -> Iterator[str]:
     """The address of a service of ours, with its API key."""
     with Service(new_storage()) as service, background(service) as address:
@@ -220,3 +227,22 @@ def test_the_announcement_on_a_terminal(vendor: Vendor, monkeypatch: pytest.Monk
     vendor.requests.clear()
     command.examine(doctor.Doctor(vendor.api_key, vendor.address))
     assert told[0] == "About 103 requests, 6 minutes.\n"
+
+
+def test_a_second_signal(vendor: Vendor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second SIGTERM ends the deleting, and one line names the files that may be left, without the API key."""
+    answer = vendor.answer
+
+    def answer_and_exit(request: Recorded) -> object:
+        done = answer(request)
+        if len(vendor.requests) in (40, 42):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return done
+
+    monkeypatch.setattr(vendor, "answer", answer_and_exit)
+    result = run(theirs(vendor))
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (143, "", 1)
+    assert "These files of the doctor may still be there: " in result.stderr
+    assert vendor.files
+    assert all(json.dumps(name, ensure_ascii=False) in result.stderr for name in vendor.files)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -206,7 +206,7 @@ def test_the_page_about_the_doctor(vendor: Vendor) -> None:
     rows = [f"| `{name}` | {check.assumption} |" for name, check in doctor.CHECKS.items()]
     assert "\n".join(["| check | assumption |", "|---|---|", *rows]) in text
     assert f"about {doctor.REQUESTS} requests" in text
-    vendor.slashes_are_folders = True
+    vendor.checks_keys = vendor.slashes_are_folders = True
     examination = doctor.Doctor(vendor.api_key, vendor.address, new_prefix=lambda: "doctor-1a2b3c4d")
     report = examination.examine().as_text()
     (example,) = blocks("doctor.md", "text")

@@ -34,6 +34,13 @@ Ask = dict[str, Any]
 Do = Callable[[Ask], Ask]
 
 
+@pytest.fixture
+def vendor(vendor: Vendor) -> Vendor:
+    """Return a vendor's service that knows one API key."""
+    vendor.checks_keys = True
+    return vendor
+
+
 class Direct(HTTPTransport):
     """Transport that asks a vendor's service in this process; `at` is called with the number of each request."""
 
@@ -152,6 +159,12 @@ def test_the_vendors_service(vendor: Vendor, variant: str, expected: set[str], u
     assert vendor.files == {"mine": 1, "doctor-mine": 2}
     assert [left.name for left in report.left] == [f'media file "{report.prefix}.txt"']
     assert report.extensions == ()
+
+
+def test_a_service_that_takes_any_key(vendor: Vendor) -> None:
+    """A service that doesn't check API keys, as that of other tests, is different in this alone."""
+    vendor.checks_keys = False
+    assert different(Doctor(vendor.api_key, vendor.address).examine()) == {"wrong-key"}
 
 
 @pytest.mark.parametrize("options", [{}, {"media": True}, {"files": 5}])
@@ -598,6 +611,24 @@ def test_a_service_that_goes_away(vendor: Vendor) -> None:
     assert {"merge", "size", "rate"} <= with_outcome(report, Outcome.NOT_TESTED)
     assert {json.dumps(name, ensure_ascii=False) for name in vendor.files} <= {left.name for left in report.left}
     assert "Left behind: " in report.as_text()
+
+
+def test_a_full_account(vendor: Vendor) -> None:
+    """An account without room for more files is no difference: the checks after it are not tested."""
+    tweak = when(lambda asked: is_save(asked) and len(vendor.files) > 3, "TooManyFiles")
+    report = doctor(vendor, Direct(vendor, tweak)).examine()
+    assert (different(report), vendor.files) == (set(), {})
+    assert isinstance(report.failure, cm.TooManyFilesError)
+    assert {"space", "merge-missing"} <= with_outcome(report, Outcome.NOT_TESTED)
+
+
+def test_the_limit_of_files(vendor: Vendor) -> None:
+    """The error TooManyFiles at the account's limit is as expected."""
+    tweak = when(lambda asked: asked["file"].endswith("-file-3"), "TooManyFiles")
+    report = doctor(vendor, Direct(vendor, tweak), files=10).examine()
+    assert (different(report), vendor.files) == (set(), {})
+    (finding,) = [finding for finding in report.findings if finding.check == "files"]
+    assert "TooManyFiles" in finding.observed
 
 
 @pytest.mark.parametrize(

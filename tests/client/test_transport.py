@@ -344,3 +344,24 @@ def test_repr_and_import() -> None:
     program = "import sys, cloudstore_mapping.callback_client, CloudStore; print('requests' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert ran.stdout == "False\n"
+
+
+@pytest.mark.parametrize("status", [200, 404, 503])
+def test_a_body_posted_as_it_is(transport: HTTPTransport, vendor: Vendor, status: int) -> None:
+    """`post` sends the bytes and headers that it is given, and returns the response whatever it is."""
+    vendor.faults.append(Fault(status, b"<h1>Hello</h1>", {"X-More": "yes"}))
+    response = transport.post("/store/load", b'{"key": ', {"X-Own": "1"})
+    assert (response.status_code, response.content, response.headers["X-More"]) == (status, b"<h1>Hello</h1>", "yes")
+    (request,) = vendor.requests
+    assert (request.path, request.body, request.headers["X-Own"]) == ("/cloudstore/store/load", b'{"key": ', "1")
+
+
+def test_a_body_posted_to_nobody(session: requests.Session | None) -> None:
+    """`post` raises the errors of `send`, and none shows the body."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/cloudstore"
+    transport = HTTPTransport(address, session=session)
+    with pytest.raises(TransportError) as raised:
+        transport.post("/store/load", KEY.encode())
+    assert raised.value.sent is False
+    assert KEY not in "".join(traceback.format_exception(raised.value))
