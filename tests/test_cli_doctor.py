@@ -229,6 +229,17 @@ def test_the_announcement_on_a_terminal(vendor: Vendor, monkeypatch: pytest.Monk
     assert told[0] == "About 103 requests, 6 minutes.\n"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX closes standard output")
+def test_a_closed_output(vendor: Vendor) -> None:
+    """Where nobody can read the report, no request is sent; the exit status is 2."""
+    command = f"{sys.executable} -m cloudstore_mapping doctor >&-"
+    environment = {**os.environ, "CLOUDSTORE_URL": theirs(vendor)}
+    done = subprocess.run(
+        ["sh", "-c", command], env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
+    assert (done.returncode, done.stderr.count("\n"), vendor.requests) == (2, 1, [])
+
+
 def test_a_second_signal(vendor: Vendor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second SIGTERM ends the deleting, and one line names the files that may be left, without the API key."""
     answer = vendor.answer

@@ -526,6 +526,21 @@ def test_each_name_begins_with_the_prefix(vendor: Vendor) -> None:
             assert all(part.startswith(PREFIX) for part in parts if part != ""), asked["file"]
 
 
+def test_a_file_under_another_name(vendor: Vendor) -> None:
+    """A file that the service keeps under another name than it was saved by is found in the list, and deleted."""
+
+    def tweak(asked: Ask, do: Do) -> Ask:
+        return do({**asked, "file": asked["file"].replace(" ", "_")} if is_save_alone(asked) else asked)
+
+    report = doctor(vendor, Direct(vendor, tweak)).examine()
+    assert (different(report), report.left, vendor.files) == ({"space", "space-end"}, (), {})
+
+
+def is_save_alone(asked: Ask) -> bool:
+    """Tell if it is a save, and no merge or delete."""
+    return is_save(asked) and asked["options"] is None
+
+
 def number_of_requests(vendor: Vendor) -> int:
     """Return the number of requests of an examination."""
     return doctor(vendor, Direct(vendor)).examine().requests
@@ -704,6 +719,16 @@ def test_the_report(vendor: Vendor) -> None:
     assert lines[-1] == f"{counts['as expected']} as expected, 0 different, {counts['not tested']} not tested"
     assert sum(counts.values()) == len(CHECKS) == len(one.findings)
     assert all(line == line.rstrip() for line in lines)
+
+
+def test_the_pace_that_a_service_asks_for(vendor: Vendor) -> None:
+    """After a 429 the requests keep the interval in its `Retry-After`, but for the one that is to come early."""
+    waits: list[float] = []
+    transport = Direct(vendor)
+    transport.before = lambda number: Fault(429, b"", {"Retry-After": "2"}) if number == 3 else None
+    pacer = Pacer(lambda: 0.0, waits.append)
+    Doctor(vendor.api_key, vendor.address, transport=transport, pacer=pacer, sleep=lambda _: None).examine()
+    assert [later - earlier for earlier, later in pairwise(waits)].count(2.0) == len(waits) - 2
 
 
 def test_the_pace(vendor: Vendor) -> None:
