@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import json
 import platform
+import re
 import secrets
 import shlex
 import textwrap
@@ -64,7 +65,7 @@ _TRIES: Final = 4
 _LONGEST_WAIT: Final = 30.0
 _LONGEST_INTERVAL: Final = 10.0
 _LIMITS: Final = frozenset({"TooManyFiles", "DailyLimit"})
-_SHOWN: Final = 120
+_SHOWN: Final = 200
 _WIDTH: Final = 100
 _ABSENT: Final = object()
 
@@ -780,17 +781,19 @@ class Doctor:
     # Texts for the report: without secrets, and not long.
 
     def _masked(self, text: str) -> str:
+        """Return text of the service without secrets, and with escapes for what could steer a terminal."""
         for secret in map(str.__str__, (self._key, self._password, self._wrong_key)):
             for form in (secret, json.dumps(secret)[1:-1], quote(secret, safe="")):
-                text = text.replace(form, "…")
-        return text
-
-    def _shown(self, value: Any) -> str:
-        if value is _ABSENT:
-            return "nothing"
-        text = self._masked(json.dumps(value, ensure_ascii=False))
+                text = re.sub(re.escape(form), "…", text, flags=re.IGNORECASE)
         text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
         return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text):,} characters)"
+
+    def _masked_error(self, error: CloudStoreError) -> CloudStoreError:
+        error.message = self._masked(error.message)
+        return error
+
+    def _shown(self, value: Any) -> str:
+        return "nothing" if value is _ABSENT else self._masked(json.dumps(value, ensure_ascii=False))
 
     def _said(self, answer: _Answer) -> str:
         status = "" if answer.status == HTTPStatus.OK else f"status {answer.status}, "
@@ -822,9 +825,7 @@ class Doctor:
             reply = answer.as_reply()
         except ProtocolError as error:
             return error
-        raised = _error_in(reply)
-        raised.message = self._masked(raised.message)
-        return raised
+        return self._masked_error(_error_in(reply))
 
     # Findings.
 
@@ -863,7 +864,7 @@ class Doctor:
             try:
                 answer = self._list(self._prefix)
             except _UnansweredError as error:
-                raise error.reason from None
+                raise self._masked_error(error.reason) from None
             names = answer.names
             if not answer.is_success and answer.error != "NoFile":
                 raise self._error_of(answer)
@@ -913,7 +914,7 @@ class Doctor:
                 unanswered = 0
             except _UnansweredError as error:
                 unanswered += 1
-                self._failure = error.reason
+                self._failure = self._masked_error(error.reason)
                 if unanswered > 1:
                     break
 
@@ -1195,7 +1196,7 @@ class Doctor:
                 self._made |= dict.fromkeys(there)
                 self._delete_all()
         except _UnansweredError as error:
-            self._failure = self._failure or error.reason
+            self._failure = self._failure or self._masked_error(error.reason)
 
     def _delete_all(self) -> None:
         for name in list(self._made):
@@ -1226,15 +1227,17 @@ class Doctor:
         statuses = ", ".join(f"{count:,} with status {status}" for status, count in sorted(answers.statuses.items()))
         told = f"{statuses}; {', '.join(map(self._masked, sorted(answers.types)))}"
         self._find("reply", answers.odd is None, told if answers.odd is None else f"{answers.odd}; {told}")
-        named = [f"{text or 'none'} in {count:,} replies" for text, count in answers.extensions.most_common(3)]
-        self._find("extensions", len(answers.extensions) == 1, self._masked("; ".join(named)))
+        named = [
+            f"{self._masked(text or 'none')} in {count:,} replies" for text, count in answers.extensions.most_common(3)
+        ]
+        self._find("extensions", len(answers.extensions) == 1, "; ".join(named))
         for check, reason in UNTESTABLE.items():
             self._skip([check], reason)
         if not self._files:
             self._skip(["files"], _FILES)
         if not self._media:
             self._skip(["upload", "media-link"], _MEDIA)
-        failed = "" if self._failure is None else f": {self._masked(str(self._failure))}"
+        failed = "" if self._failure is None else f": {self._failure}"
         self._skip(CHECKS, f"a request before it failed{failed}")
         return Report(
             server=self._server,

@@ -689,11 +689,28 @@ def test_no_secret_in_the_report(vendor: Vendor) -> None:
         return {"error": f"Bad{vendor.api_key}", "message": json.dumps(asked)} if is_save(asked) else do(asked)
 
     transport = Direct(vendor, tweak)
-    transport.headers["CloudStore-Extensions"] = vendor.api_key
+    transport.headers["CloudStore-Extensions"] = f"{vendor.api_key}\x1b[31m"
+    transport.headers["Content-Type"] = f"text/{vendor.api_key}\x1b[31m"
     report = doctor(vendor, transport).examine()
     assert '\\"key\\": \\"…' in report.as_text()
     texts = report.as_text() + json.dumps(report.as_json(), ensure_ascii=False) + repr(report)
-    assert not [secret for secret in secrets - {"undefined"} if secret in texts]
+    assert not [secret for secret in secrets - {"undefined"} if secret.lower() in texts.lower()]
+    assert "\x1b" not in texts
+
+
+def test_no_secret_in_an_error(vendor: Vendor) -> None:
+    """The error of a service that is busy for good holds no API key, even if the service repeats it."""
+    transport = Direct(vendor)
+    busy = json.dumps({"error": "Unavailable", "message": f"Not now, {vendor.api_key}\x1b"}).encode()
+    transport.before = lambda number: Fault(503, busy) if number >= at else None
+    at = 0
+    with pytest.raises(cm.UnavailableError, match="Not now, …") as raised:
+        doctor(vendor, transport).examine()
+    assert vendor.api_key not in str(raised.value)
+    at = transport.count + 20
+    report = doctor(vendor, transport).examine()
+    assert "Not all was tested: Not now, …\\u001b" in report.as_text()
+    assert vendor.api_key not in report.as_text() + json.dumps(report.as_json())
 
 
 def test_no_name_of_the_user_in_the_report(vendor: Vendor) -> None:
