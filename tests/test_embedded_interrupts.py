@@ -125,6 +125,15 @@ def test_closing_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert not transaction.has_accounts()
 
 
+def test_a_dropped_session_is_closed(tmp_path: Path) -> None:
+    """A session that an interrupt drops closes its connection, of which Python 3.13 would warn."""
+    session = sqlite_session.SQLiteSession(tmp_path / "store.db", "rwc")
+    connection = session.connection
+    del session
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
+
+
 @pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "SAVEPOINT work", "RELEASE work", "COMMIT"])
 def test_right_after_a_statement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str) -> None:
     """An interrupt that comes when a statement was just done is raised, and taken for no failure of the store."""

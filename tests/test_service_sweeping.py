@@ -109,6 +109,21 @@ def test_a_sweep_of_nothing_that_fails_is_not_told(
     assert not caplog.records
 
 
+def test_an_interrupted_sweep_is_not_told(
+    storage: Storage, account: int, sweeper: Sweeper, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An interrupt may cancel a step of a sweep; nothing is logged, and the next sweep does it all."""
+    leave(storage, account, 9, at=1.0)
+    held = Held(storage)
+    sweeper.begin()
+    storage.withdraw()
+    held.go.set()
+    rows(storage)
+    sweeper.begin()
+    assert comes_to(storage, 0, 0, 0)
+    assert not caplog.records
+
+
 def test_a_closed_one_begins_no_further_step(
     storage: Storage, account: int, sweeper: Sweeper, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -70,6 +70,7 @@ def at_instruction(number: int, files: Collection[str], act: Callable[[], object
         if event == "call":
             if not _is_in(frame, files):
                 return None
+            frame.f_trace = trace  # from Python 3.13 on the next line has no effect without it
             frame.f_trace_opcodes = True
             last[frame] = -1
         elif event == "opcode":

@@ -376,6 +376,11 @@ class SQLiteSession(SQLTransaction, Session):
         with self._turn, inside_sqlite():
             self.connection.close()
 
+    def __del__(self) -> None:
+        # An interrupt may drop a session anywhere, and a connection that is freed unclosed is a ResourceWarning.
+        if "connection" in vars(self):
+            self.connection.close()
+
     def has_begun(self) -> bool:
         """Return whether a transaction is open."""
         with suppress(sqlite3.ProgrammingError):  # it was closed
