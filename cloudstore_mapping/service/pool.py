@@ -123,6 +123,9 @@ class _Workers:
             return
         if self.waiting.qsize() <= len(self._running) - self.busy or len(self._running) >= self._most:
             return
+        if sys.is_finalizing():  # on Python 3.11 it would never begin
+            self._work_off()
+            return
         try:
             _thread.start_new_thread(self._start, ())  # unlike `Thread.start` no interrupt leaves it half-way
         except RuntimeError as error:

@@ -321,3 +321,27 @@ def test_sharing_within_a_value_is_kept(part: Any, tmp_path: Path) -> None:
         nested = db["nested"]
         assert nested["a"][0] is nested["b"]["c"]
         assert first == part
+
+
+LATE = """
+import io, sys
+from cloudstore_mapping import shelve
+
+class LastStream(io.StringIO):
+    def flush(self):
+        if sys.is_finalizing() and not self.closed:
+            self.close()
+            with shelve.open(sys.argv[1]) as db:
+                db["late"] = 1
+                assert list(db) == ["late"]
+
+sys.stdout = LastStream()
+"""
+
+
+def test_a_shelf_opened_at_the_very_end(tmp_path: Path) -> None:
+    """A shelf can be opened when the interpreter begins no threads any more: its callers do the work."""
+    ran = run(LATE, str(tmp_path / "shelf"), folder=tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    with shelve.open(tmp_path / "shelf") as db:
+        assert dict(db) == {"late": 1}

@@ -168,16 +168,16 @@ class GroupWriter:
         self._thread = threading.Thread(
             target=_write, args=(session, self._jobs, self._turn, end), name="cloudstore-writer", daemon=True
         )
-        self._end: Callable[[], None] | None = None
-        try:
-            if sys.is_finalizing():  # where Python 3.11 begins a thread that never runs, and waits for it
-                self._end = end
-            else:
+        # Set where the interpreter ends and begins no threads: the callers do the work. Python 3.11 doesn't refuse to
+        # begin one then, but waits for it forever.
+        self._end: Callable[[], None] | None = end if sys.is_finalizing() else None
+        if self._end is None:
+            try:
                 self._thread.start()
-        except RuntimeError as error:
-            if "new thread" not in str(error):  # an interrupt within `start`, which may make this of it
-                raise (error.__context__ or error) from None
-            self._end = end  # the interpreter ends and begins no threads: the callers do the work
+            except RuntimeError as error:
+                if "new thread" not in str(error):  # an interrupt within `start`, which may make this of it
+                    raise (error.__context__ or error) from None
+                self._end = end
         if session.outlives_program and self._end is None:
             _writing.add(self._jobs)
         # Without waiting: whoever drops this may hold a lock that the work still needs, or be the thread itself.
