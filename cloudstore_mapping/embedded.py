@@ -214,6 +214,18 @@ class StoreTransport(InProcessTransport):
             after = page.next
 
     @letting_go
+    def compact(self) -> None:
+        """Give unused space of a store in a file back to the disk; raises `UnavailableError` where that fails."""
+        if forkers and self._place.address is None:
+            refuse_forker()
+        if self._is_exiting():
+            with self._new_service() as service:
+                service.compact()
+            return
+        self._reopen_after_fork()
+        self._service.compact()
+
+    @letting_go
     def check_has_data(self) -> None:
         """Raise `UnsupportedError` if this account has no data, but a service's accounts have."""
         self._reopen_after_fork()

@@ -14,6 +14,7 @@ from io import BytesIO
 from pickle import DEFAULT_PROTOCOL, Pickler, Unpickler
 from typing import Any, Final
 
+from cloudstore_mapping.client.mapping import files_of
 from cloudstore_mapping.client.options import check_options, masked
 from cloudstore_mapping.client.shelf import (
     Deserializer,
@@ -201,6 +202,17 @@ class DbfilenameShelf(StoreShelf, Shelf):
         except BaseException:
             store.close()
             raise
+
+    def reorganize(self) -> None:
+        """
+        Call `sync`, and give the unused space of a file back to the disk; at a service that is the service's business.
+
+        Other programs that use the file go on reading meanwhile, and their writes wait. Raises `UnavailableError`, with
+        the file as it was, if the disk lacks room for two more copies of the data, or another program's write lasts.
+        """
+        self._check_writable()
+        self.sync()
+        files_of(self._opened).client.compact()
 
 
 def _location_and_prefix(filename: Any, prefix: str) -> tuple[Any, str]:

@@ -372,6 +372,14 @@ class RequestSender:
                 self._gate.check()
                 check()
 
+    def compact(self) -> None:
+        """Give unused space back to the disk, if the store is in a file."""
+        compact = getattr(self._transport, "compact", None)
+        if compact is not None:
+            with self._gate.turn:
+                self._gate.check()
+                compact()
+
     def backoffs(self) -> Iterator[float | None]:
         """Yield the seconds to wait after each failed attempt, then None."""
         longest = _FIRST_BACKOFF

@@ -251,9 +251,12 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
     @property
     def _writable(self) -> Any:
         store = self._open
+        self._check_writable()
+        return store
+
+    def _check_writable(self) -> None:
         if self._readonly:
             raise io.UnsupportedOperation("The shelf is open for reading only; open it with the flag 'w' or 'c'.")
-        return store
 
     def _load(self, key: str, stored: Any) -> Any:
         value = self._envelopes.load(key, stored)

@@ -202,6 +202,10 @@ class Service:
         """Return how many bytes its storage takes."""
         return self._storage.size()
 
+    def compact(self) -> None:
+        """Give unused space of its storage back to the disk; raises `UnavailableError` where that fails."""
+        self._storage.compact()
+
     def withdraw(self) -> None:
         """After an interrupt of this thread, cancel the write that it waits for, or wait until it is done."""
         self._storage.withdraw()

@@ -89,6 +89,9 @@ class Storage(ABC):
         file already.
         """
 
+    def compact(self) -> None:  # noqa: B027 - some engines do so themselves
+        """Give unused space back to the disk; `UnavailableError` where that fails, and nothing is changed."""
+
     @abstractmethod
     def problem(self) -> str | None:
         """Return why reads or saves fail at present, None where they don't; it is soon known."""

@@ -116,6 +116,11 @@ class SQLiteStorage(Storage):
             session.has_accounts()  # from the first read on it is one moment
             back_up(session.connection, path, report)
 
+    def compact(self) -> None:
+        """Give the file's unused space back to the disk; see `SQLiteSession.compact`."""
+        check_open(self._process, closed=self._closed)
+        self._writer.run_outside(SQLiteSession.compact)
+
     def problem(self) -> str | None:
         """Return why reads or saves fail at present, None where they don't; see `HealthProbe` for a writer at work."""
         try:

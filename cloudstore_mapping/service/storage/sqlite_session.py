@@ -184,7 +184,7 @@ class SQLiteSession(SQLTransaction, Session):
                     if self._space is not None and self._space.log_is_in_the_way():
                         self._empty_log()
                     try:
-                        self._begin_to_write()
+                        self._when_free("BEGIN IMMEDIATE")
                         changes = self.connection.total_changes
                         yield
                         if self.identity is None:
@@ -215,9 +215,49 @@ class SQLiteSession(SQLTransaction, Session):
             if primary_code(error) not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise
 
-    def _begin_to_write(self) -> None:
+    def compact(self) -> None:
         """
-        Begin once no other process writes, for which it waits `BUSY_TIMEOUT` seconds, or until `until` if earlier.
+        Give the file's unused pages back to the disk; raises `UnavailableError` if SQLite fails, or lacks room.
+
+        Not within a transaction. SQLite writes the file anew as one transaction: a crash undoes it, readers go on, and
+        writers wait. Readers of an older state put off that the file gets shorter until the next checkpoint.
+        """
+        if self._space is None or self.identity is None:
+            return  # in memory
+        try:
+            self.user = get_ident()
+            if forkers:
+                let_fork(self)
+            self.check_usable()
+            if self.connection.in_transaction:  # an interrupt came before the last one was undone
+                self._execute("ROLLBACK")
+            (pages,), (unused,), (size,) = (
+                self.row(f"PRAGMA {what}") for what in ("page_count", "freelist_count", "page_size")
+            )
+            if not unused:
+                return
+            self._space.begin()
+            self._space.take((pages - unused) * size, lambda: 0)  # in the log, and a temporary file before it
+            (checkpoint,) = self.row("PRAGMA wal_autocheckpoint")
+            try:
+                # The file gets its new pages only with a new token, so that no log of them seems to fit an older copy.
+                self._execute("PRAGMA wal_autocheckpoint = 0")
+                self._when_free("VACUUM")
+                with self.transaction():
+                    self._execute("UPDATE lineage SET token = token")
+            finally:
+                self.user = get_ident()
+                self._execute(f"PRAGMA wal_autocheckpoint = {checkpoint}")
+            with self.identity.committing():
+                self._empty_log()
+        except sqlite3.Error as error:
+            raise self.failed(error) from error
+        finally:
+            self.user = 0
+
+    def _when_free(self, statement: str) -> None:
+        """
+        Execute once no other process writes, for which it waits `BUSY_TIMEOUT` seconds, or until `until` if earlier.
 
         SQLite's own waiting ends neither for a signal nor for `hurry`, so the writer's connection does without it.
         """
@@ -225,7 +265,7 @@ class SQLiteSession(SQLTransaction, Session):
         pause = FIRST_PAUSE
         while True:
             try:
-                self._execute("BEGIN IMMEDIATE")
+                self._execute(statement)
             except sqlite3.OperationalError as error:
                 left = min(gives_up_at, self._gives_up_at) - time.monotonic()
                 if primary_code(error) != sqlite3.SQLITE_BUSY or left <= 0:

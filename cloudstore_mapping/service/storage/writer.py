@@ -209,11 +209,7 @@ class GroupWriter:
         Here it waits for other processes no longer than until the monotonic time `until`. Handing it to the thread and
         waiting for that takes longer than the work. Only for a session that never has work done again.
         """
-        if self.is_mine() or self._session.is_in_use():
-            raise RuntimeError(
-                "A signal handler or __del__ can't write to a store in the middle of its thread's own write, or read "
-                "in memory; set a flag there, and write afterwards."
-            )
+        self._refuse_mine()
         if self._turn.locked():
             return self.submit(work)
         future: Future[T] | None = None
@@ -229,6 +225,18 @@ class GroupWriter:
         if self._end is not None:
             self._do_here()
         return future
+
+    def run_outside(self, work: Callable[[Any], None]) -> None:
+        """Have `work(session)` done here and now, outside of a transaction, while no other work is done."""
+        self._refuse_mine()
+        lock = threading.Lock()
+        with lock:
+            self._busy[threading.get_ident()] = lock
+            with self._turn:
+                if self._closed or self._jobs.ended:
+                    raise closed_error()
+                self._session.until = math.inf
+                work(self._session)
 
     def withdraw(self) -> None:
         """
@@ -246,6 +254,13 @@ class GroupWriter:
         me = threading.get_ident()
         lock = self._busy.get(me)
         return (lock is not None and lock.locked()) or me == self._thread.ident
+
+    def _refuse_mine(self) -> None:
+        if self.is_mine() or self._session.is_in_use():
+            raise RuntimeError(
+                "A signal handler or __del__ can't write to a store in the middle of its thread's own write, or read "
+                "in memory; set a flag there, and write afterwards."
+            )
 
     def _run_alone(self, work: Callable[[Any], T], until: float) -> Future[T]:
         """Do the work in a transaction of its own, all of which is undone if anything is raised."""
