@@ -70,7 +70,7 @@ def at_instruction(number: int, files: Collection[str], act: Callable[[], object
         if event == "call":
             if not _is_in(frame, files):
                 return None
-            frame.f_trace = trace  # from Python 3.13 on the next line has no effect without it
+            frame.f_trace = trace  # on Python 3.13 the next line has no effect without it
             frame.f_trace_opcodes = True
             last[frame] = -1
         elif event == "opcode":
@@ -86,6 +86,7 @@ def at_instruction(number: int, files: Collection[str], act: Callable[[], object
         return trace
 
     outer = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 gives such events only if asked before `settrace`
     sys.settrace(trace)
     try:
         yield seen
