@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
         _refuse(f"There is no option {first}; write options of Python before -m cloudstore_mapping.shelve.")
     sys.modules["shelve"] = importlib.import_module("cloudstore_mapping.shelve")  # not as `__main__`
     if first == "-c":
-        _run("", first, others[1:], lambda _: _text_code(others[0].encode(), "<string>"))
+        _run("", first, others[1:], lambda _: _argument_code(others[0]))
     elif first == "-":
         _run("", first, others, _stdin_code)
     elif first == "-m":
@@ -82,17 +82,16 @@ def _file_code(file: str, module: ModuleType) -> CodeType:
     return compile(source, file, "exec", dont_inherit=True)
 
 
-def _text_code(source: bytes, name: str) -> CodeType:
-    """Return the code of a source without a file, whose lines Python 3.13 shows in tracebacks."""
+def _argument_code(source: str) -> CodeType:
+    """Return the code of the option `-c`, whose lines Python 3.13 shows in tracebacks."""
     if sys.version_info >= (3, 13):
-        text = source.decode("utf-8", "replace")
-        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-    return compile(source, name, "exec", dont_inherit=True)
+        linecache.cache["<string>"] = (len(source), None, source.splitlines(keepends=True), "<string>")
+    return compile(source, "<string>", "exec", dont_inherit=True)
 
 
 def _stdin_code(module: ModuleType) -> CodeType:
     vars(module).update(__file__="<stdin>", __cached__=None)
-    return _text_code(sys.stdin.buffer.read(), "<stdin>")
+    return compile(sys.stdin.buffer.read(), "<stdin>", "exec", dont_inherit=True)
 
 
 def _folder_code(path: str, importer: Any, module: ModuleType) -> CodeType:
