@@ -124,6 +124,18 @@ def test_an_interrupted_sweep_is_not_told(
     assert not caplog.records
 
 
+def test_a_store_that_is_opened_is_swept_if_needed(
+    storage: Storage, account: int, sweeper: Sweeper, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening a store writes nothing, unless something was left."""
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "submit", None)
+        sweeper.begin_if_needed()
+    leave(storage, account, 5, at=1.0)
+    sweeper.begin_if_needed()
+    assert comes_to(storage, 0, 0, 0)
+
+
 def test_a_closed_one_begins_no_further_step(
     storage: Storage, account: int, sweeper: Sweeper, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -45,7 +45,7 @@ class MediaFiles:
         self._usage = usage
         self._using = threading.Lock()
         self._sweeper = Sweeper(storage, clock)
-        self._sweeper.begin()  # what a crash may have left
+        self._sweeper.begin_if_needed()  # what a crash may have left
         self._uploads = Uploads(storage, settings, clock, accounts, passwords, self._sweeper)
 
     def begin(

@@ -33,6 +33,16 @@ class Sweeper:
         self._again = False
         self._closed = False
 
+    def begin_if_needed(self) -> None:
+        """Sweep if there is something to take away: a store that is opened begins with a read, not with a write."""
+        try:
+            with self._storage.read() as transaction:
+                is_needed = transaction.has_left_over(self._clock.wall() - ABANDONED_AFTER)
+        except UnavailableError:
+            return  # it is told of where the store is used, and done the next time
+        if is_needed:
+            self.begin()
+
     def begin(self) -> None:
         """Sweep all that can be swept, without waiting for it."""
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import resources
 
 
-def steps(engine: str) -> list[str]:
+@cache  # as each store that is opened asks
+def steps(engine: str) -> tuple[str, ...]:
     """Return the SQL of each step: the files ``schema/{engine}-1.sql`` and so on."""
     folder = resources.files("cloudstore_mapping.service.storage") / "schema"
     numbered = {
@@ -13,4 +15,4 @@ def steps(engine: str) -> list[str]:
         for file in folder.iterdir()
         if file.name.startswith(f"{engine}-")
     }
-    return [numbered[number] for number in range(1, len(numbered) + 1)]
+    return tuple(numbered[number] for number in range(1, len(numbered) + 1))
