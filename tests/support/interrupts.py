@@ -20,7 +20,9 @@ def _begins_a_block(frame: FrameType) -> bool:
 
 
 def _is_in(frame: FrameType | None, files: Collection[str]) -> bool:
-    """Whether the frame belongs to these files, or to `contextlib` at work for them."""
+    """Whether the frame belongs to these files, or to `contextlib` for them; what `__del__` raises Python drops."""
+    if frame is not None and frame.f_code.co_name == "__del__":
+        return False
     while frame is not None and frame.f_code.co_filename == contextlib.__file__:
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename in files
