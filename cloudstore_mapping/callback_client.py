@@ -142,11 +142,11 @@ class Pacer:
 
     def after_fork(self) -> None:
         """Renew the lock in a child process, which continues after the parent's last start time."""
-        self._lock = threading.RLock()  # a signal handler may send a request, too
+        self.lock = threading.RLock()  # a signal handler may send a request, too
 
     def reserve(self, interval: float) -> float:
         """Return the time at which a request may start, at least `interval` seconds after the previous start."""
-        with self._lock:
+        with self.lock:
             while True:
                 before = self._last
                 start = max(self._clock(), before + interval)
@@ -156,7 +156,7 @@ class Pacer:
 
     def release(self, start: float, interval: float) -> None:
         """Give back the start time of a request that will not be sent, unless a later one is reserved already."""
-        with self._lock:
+        with self.lock:
             if self._last == start:
                 self._last = start - interval
 

@@ -323,8 +323,7 @@ class Bulk:
                 return
             last = chunk[-1]
         singly = [*rest]
-        on_threads = files.client.is_remote and len(singly) > 1
-        with closing(self.pool.map(load, singly, on_threads=on_threads)) as calls:
+        with closing(self.pool.map(load, singly, on_threads=self._can_use_threads(len(singly)))) as calls:
             yield from ((call.argument, call.result()) for call in calls)
 
     def read_in_steps(
@@ -427,10 +426,14 @@ class Bulk:
         else:
             yield from self._attempt_singly(changes[started:], stop)
 
+    def _can_use_threads(self, count: int) -> bool:
+        """Return False in a signal handler whose own thread holds a lock, for which other threads would wait."""
+        return self.files.client.is_remote and count > 1 and not self.files.is_in_use()
+
     def _run(self, function: Callable[[Sequence[Change]], B], changes: Sequence[Change]) -> B:
         """Return the result of a request, which an interrupt does not break off if it is one of several changes."""
-        on_threads = self.files.client.is_remote and len(changes) > 1
-        on_threads = on_threads and threading.current_thread() is threading.main_thread()  # others get no signals
+        on_threads = threading.current_thread() is threading.main_thread()  # others get no signals
+        on_threads = on_threads and self._can_use_threads(len(changes))
         with closing(self.pool.map(function, [changes], on_threads=on_threads)) as calls:
             return next(calls).result()
 
@@ -464,7 +467,7 @@ class Bulk:
         def attempt(key: str) -> list[Exception | None]:
             return [self._change(change, stop) for change in by_key[key]]
 
-        on_threads = self.files.client.is_remote and len(changes) > 1
+        on_threads = self._can_use_threads(len(changes))
         with closing(self.pool.map(attempt, [*by_key], on_threads=on_threads)) as calls:
             yield from ((call.argument, error) for call in calls for error in call.result())
 

@@ -327,6 +327,11 @@ class Cache(Generic[T]):
         self.misses += 1
         return None
 
+    def is_in_use(self) -> bool:
+        """Return True in a signal handler, or `__del__`, in the middle of this thread's own use of a cache."""
+        owned: bool = self._lock._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001 - as `threading.Condition` asks
+        return owned or _this_thread.fetching.locked()
+
     def invalidate(self, key: str) -> None:
         """Drop the key's entry, and ignore the results of reads and writes in progress."""
         with self._lock:

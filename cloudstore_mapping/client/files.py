@@ -673,6 +673,11 @@ class Files:
             self.client.ask()
         return self.client.stat(name, key=key)
 
+    def is_in_use(self) -> bool:
+        """Return True in a signal handler, or `__del__`, in the middle of this thread's own use of the store."""
+        caches = (self._cache, self._listing)
+        return self.client.is_in_use() or any(cache is not None and cache.is_in_use() for cache in caches)
+
     def load_batch(self, keys: Sequence[str]) -> list[Found[bytes] | CloudStoreError]:
         """Return the value of each key or its error, with a single request for all uncached keys."""
         return self._load_batch(keys, *self._from_cache(keys))

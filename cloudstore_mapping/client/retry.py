@@ -190,6 +190,14 @@ class RequestSender:
                 self._transport.close()
                 self._has_closed = True
 
+    def is_in_use(self) -> bool:
+        """Return True in a signal handler, or `__del__`, whose own thread holds a lock of the sender."""
+        locks: list[Any] = [self._lock, self._closing, self._pacer.lock]
+        if any(lock._is_owned() for lock in locks):  # noqa: SLF001 - as `threading.Condition` asks
+            return True
+        transport_is_in_use = getattr(self._transport, "is_in_use", None)  # it may be of the program
+        return self._gate.is_in_use() or (transport_is_in_use is not None and transport_is_in_use())
+
     @property
     def is_remote(self) -> bool:
         """True if a request may arrive after its sender stopped waiting for it, as over a network."""

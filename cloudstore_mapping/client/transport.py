@@ -299,6 +299,11 @@ class HTTPTransport:
                 raise
             raise translate_exception(error, self.server) from error
 
+    def is_in_use(self) -> bool:
+        """Return True in a signal handler, or `__del__`, whose own thread holds the lock."""
+        owned: bool = self._lock._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001 - as `Condition` asks
+        return owned
+
     def close(self) -> None:
         """Close the connections, but not the user's session."""
         pool, self._pool = self._pool, None

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cloudstore_mapping import callback_client, client
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.locations import open as open_store
 from cloudstore_mapping.service.service import Service
@@ -28,9 +29,15 @@ from cloudstore_mapping.testing.concurrency import together
 from cloudstore_mapping.testing.faults import lost, refused, slow
 from cloudstore_mapping.web.serve import background
 from tests.storages import new_storage
+from tests.support.interrupts import at_instruction
 from tests.support.mapping_fixtures import Connect, MakeStore
 
 TIMES = 1000
+#: The client's files, and the one that it shares with the callback client.
+CLIENT = {
+    str(callback_client.__file__),
+    *(str(path) for path in Path(client.__file__).parent.glob("*.py")),
+}
 
 #: What a program does to the key "one", and what came of it, for the history of all of them.
 RECORDING_PROGRAM = """
@@ -201,3 +208,37 @@ def test_programs_at_one_key_of_a_service(http_service: tuple[Service, str]) -> 
     calls = recorded_by_programs(address.replace("://", f"://{service.accounts.create('programs')}@"))
     assert len(calls) == 180
     check_linearizable(calls, register_step, ABSENT)
+
+
+@pytest.mark.parametrize("connect", ["http"], indirect=True)
+@pytest.mark.parametrize(
+    "options", [{}, {"cache_ttl": 60.0, "cache_absent_ttl": 60.0}], ids=["without cache", "with cache"]
+)
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(7, id="some instructions"), pytest.param(1, id="each instruction", marks=pytest.mark.slow)],
+)
+def test_a_signal_handler_uses_the_store_at_any_moment(
+    make_store: MakeStore, options: dict[str, Any], step: int
+) -> None:
+    """A handler in the middle of its thread's save or load reads and writes many keys, and waits for no thread."""
+    store = make_store(**options)
+    store.update({"a": 1, "b": 2})
+
+    def save_and_load(value: int) -> None:
+        store["k"] = value
+        store.cache_invalidate("a")
+        assert store["a"] == 1
+
+    def handler() -> None:
+        store.update({"x": 1, "y": 2})
+        assert store.get_many(["a", "x", "y"]) == {"a": 1, "x": 1, "y": 2}
+
+    save_and_load(0)
+    for number in range(1, 5000, step):
+        with at_instruction(number, CLIENT, handler) as seen:
+            save_and_load(number)
+        if seen[0] < number:
+            break
+        assert store["k"] == number
+    assert number > 100
