@@ -165,6 +165,7 @@ def _restore(backup: str, target: str) -> None:
 FUNCTIONS: Final[dict[tuple[str, str], Operation]] = {
     ("open location", ""): _open,
     **{("shelve.open filename", flag): partial(_shelve, flag) for flag in "rwc"},
+    ("shelve.DbfilenameShelf.__init__ filename", ""): lambda _, path: shelve.DbfilenameShelf(path).close(),
     ("shelve.open filename", "its secret"): _linked("a.secret", lambda store, _: _shelve("c", store, "a")),
     ("CloudStoreMapping.upload data", ""): _upload,
     ("CloudStoreMapping.download to", ""): _download,
