@@ -441,7 +441,7 @@ class SQLiteSession(SQLTransaction, Session):
             self.connection = cast("sqlite3.Connection", _Parents())
             self._execute = self.connection.execute
         elif self._path is None:
-            self._turn = threading.RLock()
+            self._turn = self._lock = threading.RLock()
         else:
             self.connection.close()
 
