@@ -847,7 +847,7 @@ def _encoded(asked: dict[str, Any]) -> bytes:
 _SURROGATE: Final = "The API key, name or password holds a lone surrogate, which can't be sent; remove it."
 
 
-def _decoded(body: bytes) -> Any:
+def decode_strictly(body: bytes) -> Any:
     """Return the value of a JSON text in UTF-8; `ValueError` for anything else, and for numbers beyond a float."""
     return json.loads(body.decode(), parse_constant=_refuse_number, parse_float=_finite)
 
@@ -1430,7 +1430,7 @@ def _in_handshake(error: BaseException) -> bool:
 def _reply_of(response: Any, content: bytes) -> _Reply:
     """Return the reply in a response; with another status than 200 anything else is an ``Http error``."""
     try:
-        fields = _decoded(content)
+        fields = decode_strictly(content)
         is_reply = isinstance(fields, dict) and "message" in fields and isinstance(fields.get("error", 0), str | None)
         why = "no object with `error` and `message`"
     except (ValueError, RecursionError) as error:

@@ -17,7 +17,8 @@ import shlex
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -26,8 +27,10 @@ from http import HTTPStatus
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
+import msgspec
+
 from cloudstore_mapping._version import __version__
-from cloudstore_mapping.callback_client import Pacer, default_interval, pacer_of
+from cloudstore_mapping.callback_client import Pacer, decode_strictly, default_interval, pacer_of
 from cloudstore_mapping.client.retry import BUSY, error_of
 from cloudstore_mapping.client.transport import HTTPTransport, parse_retry_after
 from cloudstore_mapping.errors import (
@@ -38,6 +41,7 @@ from cloudstore_mapping.errors import (
     TimedOutError,
     TransportError,
 )
+from cloudstore_mapping.jsontext import decode_value, fault_of
 from cloudstore_mapping.keys import escape_key
 from cloudstore_mapping.links import media_link
 from cloudstore_mapping.masking import SecretText, hide
@@ -46,6 +50,7 @@ from cloudstore_mapping.wire import (
     ID_HEADER,
     LOAD_PATH,
     SAVE_PATH,
+    UPLOAD_PATH,
     Reply,
     Upload,
     decode_reply,
@@ -66,6 +71,9 @@ _LONGEST_WAIT: Final = 30.0
 _LONGEST_INTERVAL: Final = 10.0
 _LIMITS: Final = frozenset({"TooManyFiles", "DailyLimit"})
 _SHOWN: Final = 200
+_SHOWN_REQUEST: Final = 1000
+#: Run of a character that a request is shown without.
+_LONG_RUN: Final = re.compile(r"(.)\1{99,}")
 _WIDTH: Final = 100
 _ABSENT: Final = object()
 
@@ -91,17 +99,18 @@ class Check(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """Result of a check; `observed` is the reason if it was not tested."""
+    """Result of a check; `observed` is the reason if it was not tested, `requests` are those with the difference."""
 
     check: str
     assumption: str
     outcome: Outcome
     observed: str
     consequence: str | None
+    requests: tuple[str, ...] = ()
 
 
 class Left(NamedTuple):
-    """File of the doctor that it could not delete, and how to delete it."""
+    """File of the doctor that is or may be still there, and how to delete it."""
 
     name: str
     remedy: str
@@ -124,10 +133,18 @@ class Report:
         Number of requests sent.
     findings
         One for each check, in the order of `CHECKS`.
+    saved
+        Number of names that requests saved to.
     left
-        Files that could not be deleted.
+        Files that are still there, or whose delete failed.
+    is_clean
+        True if, after all deletes, lists and loads showed that no data file of the doctor is there.
     failure
         The error that ended the examination early, None if it was complete.
+    failed_request
+        The request with this error, None if it was complete.
+    was_interrupted
+        True if Ctrl-C or a signal ended it early.
     """
 
     server: str
@@ -136,8 +153,12 @@ class Report:
     extensions: tuple[str, ...]
     requests: int
     findings: tuple[Finding, ...]
+    saved: int
     left: tuple[Left, ...]
+    is_clean: bool
     failure: CloudStoreError | None = None
+    failed_request: str | None = None
+    was_interrupted: bool = False
 
     def count(self, outcome: Outcome) -> int:
         """Return the number of findings with this outcome."""
@@ -155,8 +176,11 @@ class Report:
             "prefix": self.prefix,
             "requests": self.requests,
             "failure": None if self.failure is None else str(self.failure),
+            "failed_request": self.failed_request,
+            "interrupted": self.was_interrupted,
             "checks": [{**finding._asdict(), "outcome": str(finding.outcome)} for finding in self.findings],
             "left": [left._asdict() for left in self.left],
+            "clean": self.is_clean,
             "counts": {str(outcome): self.count(outcome) for outcome in Outcome},
         }
 
@@ -169,7 +193,7 @@ class Report:
             "date": f"{self.date:%Y-%m-%d %H:%M:%S} UTC",
             "extensions": ", ".join(self.extensions) or "none",
             "requests": f"{self.requests:,}",
-            "names": f"{self.prefix}…, {'not all' if self.left else 'all'} deleted",
+            "names": f"{self.prefix}…, {self._deleted}",
         }
         lines = [f"{f'{name}:':<12}{text}" for name, text in head.items()]
         for finding in self.findings:
@@ -177,15 +201,31 @@ class Report:
             lines += ["", f"{finding.check}: {finding.outcome.upper() if is_different else finding.outcome}"]
             lines += _paragraph("assumed", finding.assumption)
             lines += _paragraph("reason" if finding.outcome is Outcome.NOT_TESTED else "observed", finding.observed)
+            lines += map(_request_line, finding.requests)
             if finding.consequence is not None:
                 lines += _paragraph("consequence", finding.consequence)
         lines.append("")
-        if self.failure is not None:
-            lines += [f"Not all was tested: {self.failure}", ""]
+        if self.was_interrupted:
+            lines += ["Not all was tested: it was interrupted.", ""]
+        elif self.failure is not None:
+            lines.append(f"Not all was tested: {self.failure}")
+            lines += [_request_line(self.failed_request or ""), ""]
         for left in self.left:
             lines += [f"Left behind: {left.name}", f"  {left.remedy}", ""]
         counts = (f"{self.count(outcome)} {outcome}" for outcome in Outcome)
         return "\n".join([*lines, ", ".join(counts)])
+
+    @property
+    def _deleted(self) -> str:
+        if not self.saved:
+            return "none saved"
+        if any(not left.name.startswith("media file ") for left in self.left):
+            return "not all deleted"
+        return "all deleted" if self.is_clean else "deleted as the service says, but nothing shows it"
+
+
+def _request_line(request: str) -> str:
+    return f"  request:     {request}"  # one line, to be copied
 
 
 def _paragraph(name: str, text: str) -> list[str]:
@@ -228,7 +268,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     ),
     "load-missing": Check(
         "A load of a missing name is the error NoFile.",
-        "An absent key isn't KeyError: get(), in, pop() and setdefault() raise another error, or return a wrong value.",
+        "An absent key isn't KeyError: get(), in, pop() and setdefault() raise another error.",
     ),
     "delete-missing": Check(
         "A delete of a missing name is the error NoFile.",
@@ -239,10 +279,10 @@ CHECKS: Final[Mapping[str, Check]] = {
         "A load has the value in `message`; `data` has it, too, or is absent.",
         "The clients read `data` if there is one, otherwise `message`; the vendor's Python client reads `message`.",
     ),
-    "delete": Check("A delete is a success.", "Keys can't be deleted, or the clients report that they weren't."),
+    "delete": Check("A delete is a success.", "Keys can't be deleted."),
     "load-deleted": Check(
         "A load after the delete is the error NoFile, at once.",
-        "A deleted key may still be found, or its load fails in another way.",
+        "A deleted key is still found.",
     ),
     "unknown-fields": Check(
         f"The header {ID_HEADER} and the field `dataPass` don't disturb a service that knows neither.",
@@ -275,7 +315,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     ),
     "list": Check(
         "A list has the names in `data` as an array, or in `message` joined by commas without spaces.",
-        "The clients can't list: list(store), len(store), items() and clear() raise an error or find other keys.",
+        "The clients can't list: list(store), len(store), items() and clear() lack keys, or have wrong ones.",
     ),
     "filter": Check(
         "The filter of a list is a substring, not only a beginning.",
@@ -389,7 +429,9 @@ CHECKS: Final[Mapping[str, Check]] = {
     ),
 }
 
-_BY_OWNER: Final = "only the account's owner can set a password, in the dashboard"
+_BY_OWNER: Final = (
+    "only the account's owner can set a password, in the dashboard, or by `cloudstore passwd` at this package's service"
+)
 #: Checks that the doctor never does, with the reasons.
 UNTESTABLE: Final[Mapping[str, str]] = {
     **dict.fromkeys(("locked", "locked-edit", "locked-list", "locked-default"), _BY_OWNER),
@@ -461,7 +503,7 @@ _AFTER_MERGE: Final = {
 
 
 class _Answer:
-    """Response of the service: status, headers, and its JSON object, None if it is none."""
+    """Response of the service: status, headers, and its JSON object, None if a client can't read one."""
 
     def __init__(self, response: Any) -> None:
         self.status: int = response.status_code
@@ -469,11 +511,19 @@ class _Answer:
         self.reason: str = response.reason or ""
         self.content: bytes = response.content
         self.is_repeated = False
+        #: The request as the report shows it.
+        self.request = ""
+        self.body: dict[str, Any] | None = None
+        #: Reason why the clients can't read it, None if it is no JSON object by any reading.
+        self.fault: str | None = None
         try:
-            body = json.loads(self.content)
-        except (ValueError, RecursionError):
-            body = None
-        self.body: dict[str, Any] | None = body if isinstance(body, dict) else None
+            body = decode_strictly(self.content)  # as the callback client
+            decode_value(self.content)  # as the mapping
+        except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+            if _is_object(self.content):
+                self.fault = _fault_of(self.content, error)
+        else:
+            self.body = body if isinstance(body, dict) else None
 
     @property
     def error(self) -> Any:
@@ -527,6 +577,20 @@ class _Answer:
         return Reply(error="Http error", message=message, status=self.status, retry_after=retry_after)
 
 
+def _is_object(content: bytes) -> bool:
+    """Return True for a JSON object by a lenient reading: in any encoding of Unicode, with any number."""
+    try:
+        return isinstance(json.loads(content), dict)
+    except (ValueError, RecursionError):
+        with suppress(ValueError, RecursionError):
+            return isinstance(json.loads(content.decode("latin-1")), dict)
+        return False
+
+
+def _fault_of(content: bytes, error: Exception) -> str:
+    return fault_of(content, error).partition(";")[0]  # its advice is for files
+
+
 def _busy_facts(reply: Reply) -> tuple[int, float | None, Callable[[Any], CloudStoreError]]:
     return reply.status, reply.retry_after, lambda _: _error_in(reply)
 
@@ -541,9 +605,10 @@ def _error_in(reply: Reply) -> CloudStoreError:
 class _UnansweredError(Exception):
     """A request got no answer that tells anything about the check, for this reason."""
 
-    def __init__(self, reason: CloudStoreError) -> None:
+    def __init__(self, reason: CloudStoreError, request: str) -> None:
         super().__init__(str(reason))
         self.reason = reason
+        self.request = request
 
 
 @dataclass
@@ -554,6 +619,9 @@ class _Gathered:
     types: Counter[str] = field(default_factory=Counter)
     extensions: Counter[str] = field(default_factory=Counter)
     odd: str | None = None
+    odd_request: tuple[str, ...] = ()
+    #: The first request for each value of the header.
+    requests: dict[str, str] = field(default_factory=dict)
 
 
 class Doctor:
@@ -603,11 +671,18 @@ class Doctor:
         self._wrong_key = hide(secrets.token_hex(16))
         self._prefix = ""
         self._made: dict[str, None] = {}
+        #: All names that requests wrote to, also after their deletes.
+        self._written: dict[str, None] = {}
+        #: Names that a list lacked although they were saved.
+        self._unlisted: dict[str, None] = {}
+        self._is_clean = False
         self._left_media: list[str] = []
         self._findings: dict[str, Finding] = {}
         self._answers = _Gathered()
         self._extensions: tuple[str, ...] = ()
         self._failure: CloudStoreError | None = None
+        self._failed_request: str | None = None
+        self._date = self._now()
         self._progress: Progress = lambda _: None
         self._requests = 0
 
@@ -626,7 +701,7 @@ class Doctor:
         Do all checks, delete all files made, and return the report; `progress` is called before each request.
 
         However it ends, by Ctrl-C, too, the files are deleted first. If this fails, the exception has a note with the
-        names; a second interrupt ends the deleting.
+        names; a second interrupt ends the deleting. `partial_report` tells what was found before an interrupt.
 
         Raises
         ------
@@ -636,10 +711,10 @@ class Doctor:
         if progress is not None:
             self._progress = progress
         stopped: BaseException | None = None
-        date = self._now()
+        self._date = self._now()
         try:
-            self._choose_prefix()
-            self._run()
+            if self._choose_prefix():
+                self._run()
         except BaseException as error:  # noqa: BLE001 - raised again below
             stopped = error
         try:
@@ -659,7 +734,11 @@ class Doctor:
         if stopped is not None:
             self._add_note(stopped)
             raise stopped
-        return self._report(date)
+        return self._report()
+
+    def partial_report(self) -> Report | None:
+        """Return a report of what an interrupted examination found; None if it found nothing."""
+        return self._report(was_interrupted=True) if self._findings else None
 
     # Requests.
 
@@ -668,13 +747,13 @@ class Doctor:
 
     def _write(self, name: str, body: bytes, headers: Mapping[str, str] | None = None) -> _Answer:
         """Send a save or merge; every name that is to be deleted comes by here."""
-        self._made[name] = None
+        self._made[name] = self._written[name] = None
         return self._post(SAVE_PATH, body, headers)
 
     def _save(self, name: str, value: Any, headers: Mapping[str, str] | None = None, **fields: Any) -> _Answer:
         answer = self._write(name, _encoded(self._body(file=name, value=value, **fields)), headers)
         if answer.error in _LIMITS:  # it says nothing about the name or value
-            raise _UnansweredError(self._error_of(answer))
+            raise _UnansweredError(self._error_of(answer), answer.request)
         return answer
 
     def _save_text(self, name: str, text: str) -> _Answer:
@@ -699,16 +778,19 @@ class Doctor:
 
     def _post(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> _Answer:
         """Return the answer to a request; `_UnansweredError` if there is none."""
+        request = self._shown_request(path, body, headers)
         answer, is_repeated = self._persist(
             lambda: _Answer(self._transport.post(path, body, headers)),
             lambda answer: (answer.status, parse_retry_after(answer.headers), self._error_of),
+            request,
         )
         answer.is_repeated = is_repeated
+        answer.request = request
         self._gather(answer)
         return answer
 
     def _upload(self, upload: Upload) -> Reply:
-        return self._persist(lambda: self._transport.send(upload), _busy_facts)[0]
+        return self._persist(lambda: self._transport.send(upload), _busy_facts, self._shown_upload(upload))[0]
 
     def _get(self, link: str) -> tuple[int, bytes]:
         """Return the status of a download, and its content unless it is refused."""
@@ -720,17 +802,21 @@ class Doctor:
             finally:
                 fetched.close()
 
-        (reply, content), _ = self._persist(get, lambda got: _busy_facts(got[0]))
+        (reply, content), _ = self._persist(get, lambda got: _busy_facts(got[0]), f"GET {link}")
         return reply.status, content
 
     def _persist(
-        self, send: Callable[[], T], facts: Callable[[T], tuple[int, float | None, Callable[[T], CloudStoreError]]]
+        self,
+        send: Callable[[], T],
+        facts: Callable[[T], tuple[int, float | None, Callable[[T], CloudStoreError]]],
+        request: str,
     ) -> tuple[T, bool]:
         """
         Send, again while the service is busy or a connection fails; return the answer.
 
         The second result is True if an earlier attempt may have been applied. `facts` returns an answer's status, its
-        ``Retry-After``, and a function for its error. Raises `_UnansweredError` if the last attempt fails, too.
+        ``Retry-After``, and a function for its error. Raises `_UnansweredError` for `request` if the last attempt
+        fails, too.
         """
         is_repeated = False
         for tries_left in reversed(range(_TRIES)):
@@ -739,16 +825,16 @@ class Doctor:
                 answer = self._in_turn(send, self._interval)
             except (TransportError, TimedOutError) as error:
                 if not tries_left or getattr(error, "is_permanent", False):
-                    raise _UnansweredError(error) from error
+                    raise _UnansweredError(error, request) from error
                 is_repeated = is_repeated or error.sent
             except ProtocolError as error:
-                raise _UnansweredError(error) from error
+                raise _UnansweredError(error, request) from error
             else:
                 status, retry_after, as_error = facts(answer)
                 if status not in BUSY:
                     return answer, is_repeated
                 if not tries_left or (retry_after or 0.0) > _LONGEST_WAIT:
-                    raise _UnansweredError(as_error(answer))
+                    raise _UnansweredError(as_error(answer), request)
                 if status == HTTPStatus.TOO_MANY_REQUESTS:
                     self._interval = max(self._interval, min(retry_after or 0.0, _LONGEST_INTERVAL))
                 else:
@@ -771,26 +857,39 @@ class Doctor:
         self._answers.types[answer.headers.get("Content-Type", "none").partition(";")[0].strip().lower()] += 1
         named = answer.headers.get(EXTENSIONS_HEADER, "")
         self._answers.extensions[named] += 1
+        self._answers.requests.setdefault(named, answer.request)
         self._extensions = self._extensions or tuple(part.strip() for part in named.split(",") if part.strip())
         is_reply = body is not None and "message" in body and isinstance(body.get("error", _ABSENT), str | None)
         # Of an error of another status, 200 is as good.
         must_be_ok = answer.error is None or REPLY_ERRORS.get(str(answer.error), (0,))[0] == HTTPStatus.OK
-        if not is_reply or (must_be_ok and answer.status != HTTPStatus.OK):
-            self._answers.odd = self._answers.odd or self._said(answer)
+        is_odd = not is_reply or (must_be_ok and answer.status != HTTPStatus.OK)
+        if is_odd and self._answers.odd is None:
+            self._answers.odd = self._said(answer)
+            self._answers.odd_request = (answer.request,)
 
     # Texts for the report: without secrets, and not long.
 
-    def _masked(self, text: str) -> str:
+    def _masked(self, text: str, longest: int = _SHOWN) -> str:
         """Return text of the service without secrets, and with escapes for what could steer a terminal."""
         for secret in map(str.__str__, (self._key, self._password, self._wrong_key)):
             for form in (secret, json.dumps(secret)[1:-1], quote(secret, safe="")):
                 text = re.sub(re.escape(form), "…", text, flags=re.IGNORECASE)
         text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
-        return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text):,} characters)"
+        return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
 
     def _masked_error(self, error: CloudStoreError) -> CloudStoreError:
         error.message = self._masked(error.message)
         return error
+
+    def _shown_request(self, path: str, body: bytes, headers: Mapping[str, str] | None) -> str:
+        """Return a request for others to repeat it: the API key masked, a long run of a character shortened."""
+        beside = "".join(f"{name}: {value}, " for name, value in (headers or {}).items())
+        text = self._masked(f"POST {path} {beside}{body.decode()}", len(body) + _SHOWN_REQUEST)
+        text = _LONG_RUN.sub(lambda run: f"{run[1] * 3}… ({len(run[0]):,} times)", text)
+        return self._masked(text, _SHOWN_REQUEST)
+
+    def _shown_upload(self, upload: Upload) -> str:
+        return self._masked(f"POST {UPLOAD_PATH}, a form with the file {json.dumps(upload.name)}")
 
     def _shown(self, value: Any) -> str:
         return "nothing" if value is _ABSENT else self._masked(json.dumps(value, ensure_ascii=False))
@@ -800,6 +899,8 @@ class Doctor:
         body = answer.body
         if body is None:
             kind = self._masked(answer.headers.get("Content-Type", "no type"))
+            if answer.fault is not None:
+                return f"status {answer.status}, and a JSON object that the clients can't read: {answer.fault} ({kind})"
             return f"status {answer.status}, and no JSON object ({kind})"
         if answer.is_success:
             return f"{status}success, message {self._shown(body.get('message', _ABSENT))}"
@@ -814,10 +915,26 @@ class Doctor:
             body = answer.body or {}
             kinds = (f"{part} of type {type(body[part]).__name__}" for part in ("message", "data") if part in body)
             return f"success, {', '.join(kinds)}"
-        own = sum(self._prefix in name for name in answer.names)
-        return f"success, {'joined text' if answer.is_joined else 'array'} of {own:,} names of the doctor" + (
-            f" and {len(answer.names) - own:,} others" if len(answer.names) > own else ""
-        )
+        form = "text" if answer.is_joined else "array"
+        if not answer.names:
+            return f"success, an empty {form}"
+        own = sum(map(self._is_own, answer.names))
+        others = len(answer.names) - own
+        told = [f"{own:,} {'name' if own == 1 else 'names'} of the doctor"] if own else []
+        told += [f"{others:,} other {'name' if others == 1 else 'names'}"] if others else []
+        return f"success, {'joined text' if answer.is_joined else 'an array'} of {' and '.join(told)}"
+
+    def _quoted_list(self, answer: _Answer) -> str:
+        """Return the reply to a list as it came, with `…` in place of all words that are no names of the doctor."""
+        body = answer.body or {}
+        field_name = next((part for part in ("data", "message") if part in body), None)
+        if field_name is None:
+            return self._said(answer)
+        text = json.dumps(body[field_name], ensure_ascii=False)
+        own = sorted((json.dumps(name, ensure_ascii=False)[1:-1] for name in self._written), key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, own))})" if own else r"(\b\B)", text)
+        shown = (part if number % 2 else re.sub(r"\w+", "…", part) for number, part in enumerate(parts))
+        return f"{field_name} {self._masked(''.join(shown))}"
 
     def _error_of(self, answer: _Answer) -> CloudStoreError:
         """Return the error for an answer that ends the examination."""
@@ -829,11 +946,22 @@ class Doctor:
 
     # Findings.
 
-    def _find(self, check: str, is_expected: bool, observed: str, consequence: str | None = None) -> bool:
+    def _find(
+        self,
+        check: str,
+        is_expected: bool,
+        observed: str,
+        requests: Sequence[_Answer | str],
+        consequence: str | None = None,
+    ) -> bool:
+        """Note a finding; `requests` are those, or the answers to those, by which others can see a difference."""
         known = CHECKS[check]
         outcome = Outcome.EXPECTED if is_expected else Outcome.DIFFERENT
         result = None if is_expected else consequence or known.consequence
-        self._findings[check] = Finding(check, known.assumption, outcome, observed, result)
+        shown = [each if isinstance(each, str) else each.request for each in requests]
+        self._findings[check] = Finding(
+            check, known.assumption, outcome, observed, result, () if is_expected else tuple(shown)
+        )
         return is_expected
 
     def _skip(self, checks: Iterable[str], reason: str) -> None:
@@ -842,23 +970,24 @@ class Doctor:
             if check not in self._findings:
                 self._findings[check] = Finding(check, CHECKS[check].assumption, Outcome.NOT_TESTED, reason, None)
 
-    def _is_error(self, check: str, answer: _Answer, name: str) -> bool:
-        return self._find(check, answer.error == name, self._said(answer))
+    def _is_error(self, check: str, answer: _Answer, name: str, consequence: str | None = None) -> bool:
+        return self._find(check, answer.error == name, self._said(answer), [answer], consequence)
 
     def _is_kept(self, check: str, name: str, value: Any, **fields: Any) -> bool:
         """Save a value, load it, and compare both."""
         saved = self._save(name, value, **fields)
         if not saved.is_success:
-            return self._find(check, False, f"save: {self._said(saved)}")
+            return self._find(check, False, f"save: {self._said(saved)}", [saved])
         loaded = self._load(name, **fields)
         if not loaded.is_success:
-            return self._find(check, False, f"load: {self._said(loaded)}")
-        return self._find(check, _same(loaded.value, value), f"loaded {self._shown(loaded.value)}")
+            return self._find(check, False, f"load: {self._said(loaded)}", [saved, loaded])
+        told = f"loaded {self._shown(loaded.value)}"
+        return self._find(check, _same(loaded.value, value), told, [saved, loaded])
 
     # The checks.
 
-    def _choose_prefix(self) -> None:
-        """Choose a prefix that no name has."""
+    def _choose_prefix(self) -> bool:
+        """Choose a prefix that no name has; return False if the clients can read no reply."""
         for _ in range(3):
             self._prefix = self._new_prefix()
             try:
@@ -866,6 +995,9 @@ class Doctor:
             except _UnansweredError as error:
                 raise self._masked_error(error.reason) from None
             names = answer.names
+            if answer.fault is not None:
+                self._skip(CHECKS.keys() - {*UNTESTABLE, "reply"}, "the clients can't read the replies; see `reply`")
+                return False
             if not answer.is_success and answer.error != "NoFile":
                 raise self._error_of(answer)
             if names is None and self._prefix in answer.content.decode(errors="replace"):
@@ -873,10 +1005,10 @@ class Doctor:
                     "The reply to a list can't be read, so nothing shows which names are free: "
                     f"{self._said_of_list(answer)}; report it."
                 )
-            if not any(name.startswith(self._prefix) for name in names or ()):
-                self._find("empty-list", names == [], self._said_of_list(answer))
+            if not any(map(self._is_own, names or ())):
+                self._find("empty-list", names == [], self._said_of_list(answer), [answer])
                 self._check_clock(answer)
-                return
+                return True
         raise BadNameError("All names that the doctor chose are in use; start it again.")
 
     def _check_clock(self, answer: _Answer) -> None:
@@ -886,9 +1018,8 @@ class Doctor:
             self._skip(["clock"], "the reply has no header Date")
             return
         skew = (date.replace(tzinfo=date.tzinfo or UTC) - self._now()).total_seconds()
-        is_close = abs(skew) <= MAX_SKEW
-        distance = f"{abs(skew):,.0f} seconds {'ahead' if skew > 0 else 'behind'}"
-        self._find("clock", is_close, f"the service's clock is {'at most a minute off' if is_close else distance}")
+        distance = f"{abs(skew):,.0f} seconds {'ahead of' if skew > 0 else 'behind'} this machine's"
+        self._find("clock", abs(skew) <= MAX_SKEW, f"the service's clock is {distance}", [answer])
 
     def _run(self) -> None:
         """Do all checks, group by group; a service that stops answering ends it."""
@@ -914,68 +1045,97 @@ class Doctor:
                 unanswered = 0
             except _UnansweredError as error:
                 unanswered += 1
-                self._failure = self._masked_error(error.reason)
+                self._failure, self._failed_request = self._masked_error(error.reason), error.request
                 if unanswered > 1:
                     break
 
     def _check_life(self) -> bool:
         name = f"{self._prefix}-a"
-        self._is_error("load-missing", self._load(name), "NoFile")
+        missing = self._load(name)
+        effect = "take it for a saved value" if missing.is_success else "raise another error"
+        self._is_error(
+            "load-missing",
+            missing,
+            "NoFile",
+            f"An absent key isn't KeyError: get(), in, pop() and setdefault() {effect}.",
+        )
         self._is_error("delete-missing", self._delete(name), "NoFile")
         value = {"text": "é", "list": [1, None, True]}
         saved = self._save(name, value)
-        if not self._find("save", saved.is_success, self._said(saved)):
+        if not self._find("save", saved.is_success, self._said(saved), [saved]):
             self._skip(CHECKS.keys() - {*UNTESTABLE, "reply", "extensions"}, "nothing could be saved; see `save`")
             return False
         loaded = self._load(name)
         body = loaded.body or {}
-        told = [f"{part} {self._shown(body.get(part, _ABSENT))}" for part in ("message", "data")]
+        parts = ", ".join(f"{part} {self._shown(body.get(part, _ABSENT))}" for part in ("message", "data"))
         is_there = loaded.is_success and _same(body.get("message"), value) and _same(body.get("data", value), value)
-        self._find("load", is_there, ", ".join(told) if loaded.is_success else self._said(loaded))
+        self._find("load", is_there, parts if loaded.is_success else self._said(loaded), [saved, loaded])
         deleted = self._delete(name)
         was_lost = deleted.is_repeated and deleted.error == "NoFile"
-        self._find("delete", deleted.is_success or was_lost, self._said(deleted))
-        if self._is_error("load-deleted", self._load(name), "NoFile"):
+        after = self._load(name)
+        untrue = "The clients report that a key wasn't deleted, though it was." if after.error == "NoFile" else None
+        is_deleted = deleted.is_success or was_lost
+        self._find("delete", is_deleted, self._said(deleted), [saved, deleted], untrue)
+        effect = (
+            "A deleted key is still found." if after.is_success else "A load of a deleted key raises another error."
+        )
+        if self._is_error("load-deleted", after, "NoFile", effect):
             self._made.pop(name, None)
         return True
 
     def _check_requests(self) -> None:
         wrong = self._load(f"{self._prefix}-a", key=self._wrong_key)
         is_named = wrong.error == "BadKey" or (isinstance(wrong.error, str) and wrong.status == HTTPStatus.UNAUTHORIZED)
-        self._find("wrong-key", is_named and wrong.error not in ("NoFile", "Locked"), self._said(wrong))
+        self._find("wrong-key", is_named and wrong.error not in ("NoFile", "Locked"), self._said(wrong), [wrong])
         status, _ = self._get(LOAD_PATH)
-        self._find("get", status >= HTTPStatus.MULTIPLE_CHOICES, f"status {status}")
+        self._find("get", status >= HTTPStatus.MULTIPLE_CHOICES, f"status {status}", [f"GET {LOAD_PATH}"])
         saved = self._save(
             f"{self._prefix}-value", 1, {ID_HEADER: f'"{secrets.token_hex(16)}"'}, dataPass=self._password
         )
-        self._find("unknown-fields", saved.is_success, self._said(saved))
+        self._find("unknown-fields", saved.is_success, self._said(saved), [saved])
 
     def _check_values(self) -> None:
         name = f"{self._prefix}-value"
         for check, value in {"null": None, "zero": 0, "empty-text": "", "text": '{"a": 1}'}.items():
             self._is_kept(check, name, value)
+        self._check_null()
         whole = "{" + ", ".join(f"{_text(check)}: {text}" for check, text in _PARTS.items()) + "}"
-        if self._save_text(name, whole).is_success:
+        if (saved := self._save_text(name, whole)).is_success:
             loaded = self._load(name)
             parts = loaded.value if isinstance(loaded.value, dict) else {}
             for check, text in _PARTS.items():
-                self._compare(check, text, parts.get(check, _ABSENT), self._said(loaded))
+                self._compare(check, text, parts.get(check, _ABSENT), saved, loaded)
         else:  # one part is refused: find it
             for check, text in _PARTS.items():
                 saved = self._save_text(name, text)
                 if saved.is_success:
                     loaded = self._load(name)
-                    self._compare(check, text, loaded.value, self._said(loaded))
+                    self._compare(check, text, loaded.value, saved, loaded)
                 else:
-                    self._find(check, False, f"save: {self._said(saved)}")
+                    self._find(check, False, f"save: {self._said(saved)}", [saved])
         self._check_no_value(name)
 
-    def _compare(self, check: str, text: str, part: Any, said: str) -> None:
+    def _check_null(self) -> None:
+        """Correct the finding about null: it tells nothing if a missing name is loaded as null, too."""
+        missing = f"{self._prefix}-missing"
+        if self._findings["null"].outcome is not Outcome.EXPECTED or self._is_missing_known():
+            return
+        if (loaded := self._load(missing)).is_success and loaded.value is None:
+            told = "loaded null, but null comes for a missing name, too"
+            self._find("null", False, told, [loaded], "None can't be told from an absent key.")
+
+    def _is_missing_known(self) -> bool:
+        """Return True unless a load of a missing name is another reply than the error NoFile."""
+        found = self._findings.get("load-missing")
+        return found is None or found.outcome is Outcome.EXPECTED
+
+    def _compare(self, check: str, text: str, part: Any, saved: _Answer, loaded: _Answer) -> None:
         """Compare a part of a value with its JSON."""
         value = json.loads(text)
         # The order of names is the subject of a check of its own.
         is_same = _same(part, value) if check == "order" else _same(part, value, in_order=False)
-        self._find(check, is_same, f"loaded {self._shown(part)}" if part is not _ABSENT else f"load: {said}")
+        told = f"loaded {self._shown(part)}" if part is not _ABSENT else f"load: {self._said(loaded)}"
+        self._find(check, is_same, told, [saved, loaded])
 
     def _check_no_value(self, name: str) -> None:
         if not (first := self._save(name, 1)).is_success:
@@ -985,7 +1145,7 @@ class Doctor:
         loaded = self._load(name)
         is_expected = loaded.is_success and _same(loaded.value, None if saved.is_success else 1)
         found = self._shown(loaded.value) if loaded.is_success else self._said(loaded)
-        self._find("no-value", is_expected, f"{self._said(saved)}; loaded {found} afterwards")
+        self._find("no-value", is_expected, f"{self._said(saved)}; loaded {found} afterwards", [first, saved, loaded])
 
     def _check_names(self) -> None:
         names = {check: text.format(self._prefix) for check, text in _NAMES.items()}
@@ -997,9 +1157,13 @@ class Doctor:
             saved[check] = self._save(name, check)
         loaded = {check: self._load(names[check]) for check, answer in saved.items() if answer.is_success}
         listed = self._list(self._prefix)
-        form = "names joined by commas" if listed.is_joined else "an array of names"
-        told = form if listed.names else self._said_of_list(listed)
-        is_listed = self._find("list", listed.has_name(names["list"]), told)
+        is_listed = listed.has_name(names["list"])
+        told = "names joined by commas" if listed.is_joined else "an array of names"
+        effect = None if listed.names is not None else "list(store), len(store), items() and clear() raise an error."
+        if not is_listed:
+            told = f"{self._said_of_list(listed)}, without {self._shown(names['list'])}"
+            told += f": {self._quoted_list(listed)}" if listed.is_success else ""
+        self._find("list", is_listed, told, [saved["list"], listed], effect)
         stored = {f"{self._prefix}-value", *(names[check] for check in loaded)}
         stored |= {piece for name in stored for piece in name.split(",")}  # of a list joined by commas
         others = [name for name in listed.names or () if self._prefix in name and name not in stored]
@@ -1007,14 +1171,14 @@ class Doctor:
             if check not in saved or (check == "dots" and self._findings["slash"].outcome is not Outcome.EXPECTED):
                 self._skip(["dots"], "slashes are special here; see `slash`")
             elif check != "list":
-                self._check_name(check, names, saved[check], loaded, listed if is_listed else None, others)
+                self._check_name(check, names, saved, loaded, listed if is_listed else None, others)
         self._check_filters(names, is_listed=is_listed)
 
     def _check_name(
         self,
         check: str,
         names: Mapping[str, str],
-        saved: _Answer,
+        saved: Mapping[str, _Answer],
         loaded: Mapping[str, _Answer],
         listed: _Answer | None,
         others: list[str],
@@ -1024,24 +1188,28 @@ class Doctor:
         is_escaped = listed is not None and listed.is_joined and escape_key(name, joined=True) != name
         consequence = None if is_escaped or check not in ("comma", "tab", "dots") else f"{_OTHERS.capitalize()}."
         find = partial(self._find, check, consequence=consequence)
-        if not saved.is_success:
-            find(False, f"save: {self._said(saved)}")
+        if not saved[check].is_success:
+            find(False, f"save: {self._said(saved[check])}", [saved[check]])
             return
+        asked = [saved[check], loaded[check]]
         if not loaded[check].is_success:
-            find(False, f"saved; load: {self._said(loaded[check])}")
+            find(False, f"saved; load: {self._said(loaded[check])}", asked)
             return
         value, twin = loaded[check].value, _TWINS.get(check)
         if isinstance(value, str) and _TWINS.get(value) == check:
             self._skip([check], f"its value was replaced; see `{value}`")
         elif value != check:
-            find(False, f"saved {self._shown(check)}, but loaded {self._shown(value)}")
+            find(False, f"saved {self._shown(check)}, but loaded {self._shown(value)}", asked)
         elif twin is not None and twin in loaded and loaded[twin].value == check:
-            find(False, f"it replaced the value of {self._shown(names[twin])}")
+            find(
+                False, f"it replaced the value of {self._shown(names[twin])}", [saved[twin], saved[check], loaded[twin]]
+            )
         elif listed is not None and not listed.has_name(name):
             has = f"; it has {', '.join(map(self._shown, others[:3]))}" if others else ""
-            find(False, f"saved and loaded, but the list lacks {self._shown(name)}{has}")
+            self._unlisted[name] = None
+            find(False, f"saved and loaded, but the list lacks {self._shown(name)}{has}", [saved[check], listed])
         else:
-            find(True, "saved, loaded and listed" if listed is not None else "saved and loaded")
+            find(True, "saved, loaded and listed" if listed is not None else "saved and loaded", asked)
 
     def _check_filters(self, names: Mapping[str, str], *, is_listed: bool) -> None:
         checks = ("filter", "filter-case", "filter-wildcards", "filter-comma")
@@ -1049,23 +1217,27 @@ class Doctor:
             self._skip(checks, "the names can't be listed; see `list`")
             return
         inner = self._list(names["list"][3:])
-        self._find("filter", inner.has_name(names["list"]), self._said_of_list(inner))
+        self._find("filter", inner.has_name(names["list"]), self._said_of_list(inner), [inner])
         upper = self._list(self._prefix.upper())
-        self._find("filter-case", not self._is_own(upper), self._said_of_list(upper))
+        self._find("filter-case", not self._has_own(upper), self._said_of_list(upper), [upper])
         texts = [f"{self._prefix}{wildcard}" for wildcard in ("_a", ".a", "*a")]
         matched = [self._list(text) for text in texts]
-        wrong = [text for text, answer in zip(texts, matched, strict=True) if self._is_own(answer)]
-        told = f"the filter {self._shown(wrong[0])} matches" if wrong else "none of _ . * matches another character"
-        self._find("filter-wildcards", not wrong, told)
+        wrong = [(text, answer) for text, answer in zip(texts, matched, strict=True) if self._has_own(answer)]
+        told = f"the filter {self._shown(wrong[0][0])} matches" if wrong else "none of _ . * matches another character"
+        self._find("filter-wildcards", not wrong, told, [answer for _, answer in wrong])
         if self._findings["comma"].outcome is Outcome.EXPECTED:
             comma = self._list(names["comma"])
-            self._find("filter-comma", comma.has_name(names["comma"]), self._said_of_list(comma))
+            self._find("filter-comma", comma.has_name(names["comma"]), self._said_of_list(comma), [comma])
         else:
             self._skip(["filter-comma"], "commas are special here; see `comma`")
 
-    def _is_own(self, answer: _Answer) -> bool:
+    def _is_own(self, name: str) -> bool:
+        """Return True for a name of the doctor's: no name held the prefix before, in any case of its letters."""
+        return self._prefix.lower() in name.lower()
+
+    def _has_own(self, answer: _Answer) -> bool:
         """Return True if a list has any name of the doctor's."""
-        return any(name.startswith(self._prefix) for name in answer.names or ())
+        return any(self._prefix in name for name in answer.names or ())
 
     def _check_merges(self) -> None:
         name = f"{self._prefix}-merge"
@@ -1074,15 +1246,18 @@ class Doctor:
             self._skip(checks, f"a save before it was refused: {self._said(saved)}")
             return
         merged = self._merge(name, _MERGED)
-        value = self._load(name).value
+        loaded = self._load(name)
+        value = loaded.value
+        asked = [saved, merged, loaded]
         is_merged = isinstance(value, dict) and value.get("kept") == 1 and _same(value.get("new"), {"a": []})
         is_merged = is_merged and value.keys() <= {**_BEFORE_MERGE, **_MERGED}.keys()
         told = f"loaded {self._shown(value)}" if merged.is_success else self._said(merged)
-        if self._find("merge", merged.is_success and is_merged, told):
+        if self._find("merge", merged.is_success and is_merged, told, asked):
             for check in checks[1:]:
                 name_of_part = check.removeprefix("merge-")
                 part = value.get(name_of_part, _ABSENT)
-                self._find(check, _same(part, _AFTER_MERGE[name_of_part]), f"loaded {self._shown(part)}")
+                is_same = _same(part, _AFTER_MERGE[name_of_part])
+                self._find(check, is_same, f"loaded {self._shown(part)}", asked)
         else:
             self._skip(checks, "merges are special here; see `merge`")
         self._check_merged("merge-top", name, 7, 7)
@@ -1091,18 +1266,19 @@ class Doctor:
             self._skip(["merge-misfit"], "merges are special here; see `merge`")
         elif (saved := self._save(name, [1, 2])).is_success:
             misfit = self._merge(name, {"x": 1})
-            value = self._load(name).value
-            is_refused = misfit.error == "BadMerge" and _same(value, [1, 2])
-            self._find("merge-misfit", is_refused, f"{self._said(misfit)}; loaded {self._shown(value)} afterwards")
+            loaded = self._load(name)
+            is_refused = misfit.error == "BadMerge" and _same(loaded.value, [1, 2])
+            told = f"{self._said(misfit)}; loaded {self._shown(loaded.value)} afterwards"
+            self._find("merge-misfit", is_refused, told, [saved, misfit, loaded])
 
     def _check_merged(self, check: str, name: str, value: Any, expected: Any) -> None:
         merged = self._merge(name, value)
         if not merged.is_success:
-            self._find(check, False, f"merge: {self._said(merged)}")
+            self._find(check, False, f"merge: {self._said(merged)}", [merged])
             return
         loaded = self._load(name)
         told = f"loaded {self._shown(loaded.value)}" if loaded.is_success else f"load: {self._said(loaded)}"
-        self._find(check, _same(loaded.value, expected), told)
+        self._find(check, _same(loaded.value, expected), told, [merged, loaded])
 
     def _check_passwords(self) -> None:
         name = f"{self._prefix}-password"
@@ -1111,7 +1287,7 @@ class Doctor:
         saved = self._write(name, _encoded(body))
         loaded = self._load(name, password="")
         told = f"save: {self._said(saved)}; load: {self._said(loaded)}"
-        self._find("password-none", saved.is_success and _same(loaded.value, 1), told)
+        self._find("password-none", saved.is_success and _same(loaded.value, 1), told, [saved, loaded])
         self._is_kept("password-undefined", name, 2, password="undefined")  # noqa: S106 - no secret
         saved = self._save(name, 3, password=self._password)
         loaded = self._load(name)
@@ -1120,7 +1296,7 @@ class Doctor:
         if is_ignored:
             loaded = self._load(name, password=self._password)
             told = f"load with a password: {self._said(loaded)}"
-        self._find("password-needless", is_ignored and _same(loaded.value, 3), told)
+        self._find("password-needless", is_ignored and _same(loaded.value, 3), told, [saved, loaded])
 
     def _check_sizes(self) -> None:
         name = f"{self._prefix}-merge"
@@ -1129,29 +1305,33 @@ class Doctor:
             saved = self._save(name, value)
             if not saved.is_success:
                 is_expected = check == "size-over" and saved.error == "TooBig"
-                self._find(check, is_expected, f"save: {self._said(saved)}")
+                self._find(check, is_expected, f"save: {self._said(saved)}", [saved])
                 continue
             loaded = self._load(name)
             is_text = isinstance(loaded.value, str)
             told = f"saved; loaded {len(loaded.value) + 2:,} bytes" if is_text else f"saved; load: {self._said(loaded)}"
-            self._find(check, loaded.value == value, told)
+            self._find(check, loaded.value == value, told, [saved, loaded])
 
     def _check_rate(self) -> None:
         """Send a request early, right after the one before it; twice if it fails in a way that may be chance."""
         body = _encoded(self._body(file=f"{self._prefix}-value"))
+        request = self._shown_request(LOAD_PATH, body, None)
         for tries_left in (1, 0):
             self._post(LOAD_PATH, body)
             try:
                 early = self._in_turn(lambda: _Answer(self._transport.post(LOAD_PATH, body)), 0.0)
             except (TransportError, TimedOutError) as error:
                 if not tries_left:
-                    raise _UnansweredError(error) from error
+                    raise _UnansweredError(error, request) from error
                 continue
+            early.request = request
+            if early.status not in BUSY:
+                self._gather(early)
             is_refused = early.status == HTTPStatus.TOO_MANY_REQUESTS or early.error == "TooOften"
             if is_refused or early.is_success or early.status not in BUSY or not tries_left:
                 break
         told = f"refused: {self._said(early)}" if not early.is_success else "answered"
-        self._find("rate", is_refused or early.is_success, told)
+        self._find("rate", is_refused or early.is_success, told, [early])
 
     def _check_files(self) -> None:
         for number in range(self._files):
@@ -1160,43 +1340,79 @@ class Doctor:
             if not saved.is_success:
                 self._is_error("files", saved, "TooManyFiles")
                 return
-        self._find("files", True, f"{self._files:,} files were saved, none refused")
+        self._find("files", True, f"{self._files:,} files were saved, none refused", [])
 
     def _check_media(self) -> None:
         name = f"{self._prefix}.txt"
         self._left_media.append(name)
-        reply = self._upload(Upload(api_key=self._key, name=name, content_type="text/plain", data=b"x"))
+        upload = Upload(api_key=self._key, name=name, content_type="text/plain", data=b"x")
+        asked = [self._shown_upload(upload)]
+        reply = self._upload(upload)
         if reply.error is not None:
             self._left_media.clear()
-            self._find("upload", False, f"error {self._shown(reply.error)}, message {self._shown(reply.sentence)}")
+            told = f"error {self._shown(reply.error)}, message {self._shown(reply.sentence)}"
+            self._find("upload", False, told, asked)
             return
         data = json.loads(bytes(reply.content))
         kinds = {"name": str, "folder": str, "id": str, "mimetype": str, "size": int}
         is_described = isinstance(data, dict) and all(isinstance(data.get(part), kind) for part, kind in kinds.items())
-        self._find("upload", is_described, f"data {self._shown(data)}")
+        self._find("upload", is_described, f"data {self._shown(data)}", asked)
         if not is_described:
             return
-        status, content = self._get(media_link(data["folder"], data["id"], data["name"], data["mimetype"]))
-        self._find("media-link", content == b"x", f"status {status}, {len(content):,} bytes")
+        link = media_link(data["folder"], data["id"], data["name"], data["mimetype"])
+        status, content = self._get(link)
+        self._find("media-link", content == b"x", f"status {status}, {len(content):,} bytes", [*asked, f"GET {link}"])
 
     # The end.
 
     def _clean_up(self) -> None:
-        """Delete all files made, then list, and delete what is still there."""
-        if not self._made:
+        """Delete all files made, and see that none is there: whatever the deletes answered, a listed name is left."""
+        if not self._written:
+            self._is_clean = True
             return
         try:
-            self._delete_all()
             for _ in range(2):
+                self._delete_all()
                 listed = self._list(self._prefix)
-                # No name had the prefix before. A piece of a name with a comma is no file, and its delete harmless.
-                there = [name for name in listed.names or () if name.startswith(self._prefix)]
+                # A piece of a name with a comma is no file, and its delete harmless.
+                there = self._own_names(listed)
+                self._made |= dict.fromkeys(there)
                 if not there:
                     break
-                self._made |= dict.fromkeys(there)
-                self._delete_all()
+            listed_names = dict.fromkeys(there)
+            doubtful = [name for name in {**self._made, **self._unseen()} if name not in listed_names]
+            found = [name for name in doubtful if not self._is_gone(name)]
+            self._is_clean = listed.names is not None and not there and not found
         except _UnansweredError as error:
-            self._failure = self._failure or self._masked_error(error.reason)
+            if self._failure is None:
+                self._failure, self._failed_request = self._masked_error(error.reason), error.request
+
+    def _own_names(self, listed: _Answer) -> list[str]:
+        """Return the doctor's names in a list; a joined one is searched for its names with commas first."""
+        if not listed.is_joined:
+            return [name for name in listed.names or () if self._is_own(name)]
+        text = f",{','.join(listed.names or ())},"
+        found = []
+        for name in sorted((name for name in self._written if "," in name), key=len, reverse=True):
+            if f",{name}," in text:
+                text = text.replace(f",{name},", ",", 1)
+                found.append(name)
+        return [*found, *filter(self._is_own, text.split(","))]
+
+    def _unseen(self) -> dict[str, None]:
+        """Return the names whose absence in a list tells nothing: no list had them, or all if the lists are wrong."""
+        found = self._findings.get("list")
+        return self._unlisted if found is None or found.outcome is Outcome.EXPECTED else self._written
+
+    def _is_gone(self, name: str) -> bool:
+        """Return True if a load says that there is no such file; note a file that it finds."""
+        answer = self._load(name)
+        is_gone: bool = answer.error == "NoFile"
+        if is_gone:
+            self._made.pop(name, None)
+        elif answer.is_success and self._is_missing_known():
+            self._made[name] = None
+        return is_gone
 
     def _delete_all(self) -> None:
         for name in list(self._made):
@@ -1211,8 +1427,9 @@ class Doctor:
         dashboard = f"Delete it in the dashboard, {self._server}/admin.html"
         left = []
         for name in self._made:
-            shown = json.dumps(name, ensure_ascii=False)
-            command = f", or: cloudstore rm -- {shlex.quote(name)}" if name.isprintable() else "."
+            shown = self._masked(json.dumps(name, ensure_ascii=False), len(name) + _SHOWN_REQUEST)
+            is_exact = name.isprintable() and shown == json.dumps(name, ensure_ascii=False)
+            command = f", or: cloudstore rm -- {shlex.quote(name)}" if is_exact else "."
             left.append(Left(shown, f"{dashboard}{command}"))
         left += [Left(f'media file "{name}"', f"{dashboard}.") for name in self._left_media]
         return tuple(left)
@@ -1222,15 +1439,17 @@ class Doctor:
             names = ", ".join(name for name, _ in left)
             error.add_note(f"These files of the doctor may still be there: {names}. Delete them in the dashboard.")
 
-    def _report(self, date: datetime) -> Report:
+    def _report(self, *, was_interrupted: bool = False) -> Report:
         answers = self._answers
         statuses = ", ".join(f"{count:,} with status {status}" for status, count in sorted(answers.statuses.items()))
-        told = f"{statuses}; {', '.join(map(self._masked, sorted(answers.types)))}"
-        self._find("reply", answers.odd is None, told if answers.odd is None else f"{answers.odd}; {told}")
+        told = f"of the replies to JSON {statuses}; {', '.join(map(self._masked, sorted(answers.types)))}"
+        told = told if answers.odd is None else f"{answers.odd}; {told}"
+        self._find("reply", answers.odd is None, told, answers.odd_request)
         named = [
             f"{self._masked(text or 'none')} in {count:,} replies" for text, count in answers.extensions.most_common(3)
         ]
-        self._find("extensions", len(answers.extensions) == 1, "; ".join(named))
+        if "extensions" not in self._findings:
+            self._find("extensions", len(answers.extensions) == 1, "; ".join(named), [*answers.requests.values()][:3])
         for check, reason in UNTESTABLE.items():
             self._skip([check], reason)
         if not self._files:
@@ -1238,16 +1457,20 @@ class Doctor:
         if not self._media:
             self._skip(["upload", "media-link"], _MEDIA)
         failed = "" if self._failure is None else f": {self._failure}"
-        self._skip(CHECKS, f"a request before it failed{failed}")
+        self._skip(CHECKS, "it was interrupted before" if was_interrupted else f"a request before it failed{failed}")
         return Report(
             server=self._server,
             prefix=self._prefix,
-            date=date,
+            date=self._date,
             extensions=tuple(map(self._masked, self._extensions)),
             requests=self._requests,
             findings=tuple(self._findings[check] for check in CHECKS),
+            saved=len(self._written),
             left=self._left(),
+            is_clean=self._is_clean,
             failure=self._failure,
+            failed_request=self._failed_request,
+            was_interrupted=was_interrupted,
         )
 
 

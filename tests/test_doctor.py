@@ -18,7 +18,7 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping.callback_client import Pacer
 from cloudstore_mapping.client.transport import Fetched, HTTPTransport, refused
-from cloudstore_mapping.doctor import CHECKS, REQUESTS, UNTESTABLE, Doctor, Outcome, Report
+from cloudstore_mapping.doctor import CHECKS, REQUESTS, UNTESTABLE, Doctor, Finding, Outcome, Report
 from cloudstore_mapping.errors import TransportError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
@@ -51,6 +51,7 @@ class Direct(HTTPTransport):
         self.before: Callable[[int], Any] = lambda _: None
         self.after: Callable[[int], Any] = lambda _: None
         self.headers: dict[str, str] = {"Content-Type": "application/json"}
+        self.encode: Callable[[str], bytes] = str.encode
         self.count = 0
 
     def post(self, path: str, body: bytes, headers: Any = None) -> Any:
@@ -66,7 +67,7 @@ class Direct(HTTPTransport):
         asked = json.loads(body)
         answer = do(asked) if self.tweak is None else self.tweak({**asked, "path": path}, do)
         self.after(number)
-        return response(200, json.dumps(answer).encode(), self.headers)
+        return response(200, self.encode(json.dumps(answer, ensure_ascii=False)), self.headers)
 
     def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
         """Return a media file of the vendor's, or a refusal."""
@@ -328,7 +329,7 @@ WRONG: dict[str, tuple[MakeTweak, set[str]]] = {
         ),
         set(),
     ),
-    "load-missing": (lambda _: instead("NoFile", None, {"error": None, "message": None}), {"load-deleted"}),
+    "load-missing": (lambda _: instead("NoFile", None, {"error": None, "message": None}), {"load-deleted", "null"}),
     "delete-missing": (lambda _: instead("NoFile", "delete", {"error": None, "message": ""}), set()),
     "save": (lambda _: when(is_save, "Full"), set()),
     "load": (
@@ -443,6 +444,7 @@ def test_each_check_finds_its_difference(vendor: Vendor, check: str) -> None:
     report = doctor(vendor, Direct(vendor, make_tweak(vendor)), files=1).examine()
     assert different(report) == {check, *others}
     assert all((finding.consequence is None) != (finding.check in {check, *others}) for finding in report.findings)
+    assert all((finding.requests == ()) != (finding.check in {check, *others}) for finding in report.findings)
     assert vendor.files == {}
     assert f"{check}: DIFFERENT" in report.as_text()
 
@@ -483,6 +485,82 @@ def test_every_check_can_find_a_difference() -> None:
     """Each check that can be tested has a test above that sees its difference."""
     alone = {"extensions", "clock", "get", "upload", "media-link"}
     assert WRONG.keys() | alone == CHECKS.keys() - UNTESTABLE.keys()
+
+
+@pytest.mark.parametrize("check", ["merge-misfit", "size-over", "list", "unknown-fields"])
+def test_the_requests_at_a_difference(vendor: Vendor, check: str) -> None:
+    """A difference has the requests that show it, with path, headers and body; the API key is masked."""
+    asked: list[str] = []
+    tweak = WRONG[check][0](vendor)
+    transport = Direct(vendor, tweak)
+    post = transport.post
+
+    def note(path: str, body: bytes, headers: Any = None) -> Any:
+        asked.append(f"POST {path} {body.decode()}".replace(vendor.api_key, "…"))
+        return post(path, body, headers)
+
+    transport.post = note  # type: ignore[method-assign]
+    report = doctor(vendor, transport).examine()
+    requests = finding_of(report, check).requests
+    assert all(f"\n  request:     {request}\n" in report.as_text() for request in requests)
+    if check == "size-over":
+        assert re.fullmatch(r'POST /store/save {.*"value": "xxx… \(3,071 times\)"}', requests[0])
+    elif check == "unknown-fields":
+        assert re.fullmatch(r'POST /store/save Idempotency-Key: "\w{32}", {"key": "…".* "dataPass": "…"}', requests[0])
+    else:
+        assert set(requests) <= set(asked)
+        assert len(requests) == len(set(requests)) == (3 if check == "merge-misfit" else 2)
+
+
+def finding_of(report: Report, check: str) -> Finding:
+    """Return the finding of a check."""
+    return {finding.check: finding for finding in report.findings}[check]
+
+
+def test_the_quoted_list(vendor: Vendor) -> None:
+    """A list that the clients can't read is quoted, with no word that is no name of the doctor's."""
+    vendor.files = {"private file": 1}
+    tweak = WRONG["list"][0](vendor)
+    report = doctor(
+        vendor,
+        Direct(vendor, lambda asked, do: tweak({**asked, "file": ""}, do) if asked["options"] == "list" else do(asked)),
+    ).examine()
+    observed = finding_of(report, "list").observed
+    assert f'message "… …, {PREFIX}-value, {PREFIX}-a, ' in observed
+    assert "private" not in report.as_text()
+
+
+def test_null_for_a_missing_name(vendor: Vendor) -> None:
+    """A null that a missing name has, too, shows no saved null."""
+    report = doctor(vendor, Direct(vendor, WRONG["load-missing"][0](vendor))).examine()
+    assert "null comes for a missing name, too" in finding_of(report, "null").observed
+
+
+@pytest.mark.parametrize(
+    ("check", "reply", "effect"),
+    [
+        ("load-missing", {"error": None, "message": 1}, "setdefault() take it for a saved value."),
+        ("load-missing", {"error": "Absent", "message": ""}, "setdefault() raise another error."),
+        ("load-deleted", {"error": None, "message": 1}, "A deleted key is still found."),
+        ("load-deleted", {"error": "Absent", "message": ""}, "A load of a deleted key raises another error."),
+    ],
+)
+def test_the_consequence(vendor: Vendor, check: str, reply: Ask, effect: str) -> None:
+    """A consequence is that of the observed reply, not a choice between several."""
+    report = doctor(vendor, Direct(vendor, instead("NoFile", None, reply))).examine()
+    assert (finding_of(report, check).consequence or "").endswith(effect)
+
+
+def test_a_delete_without_a_success(vendor: Vendor) -> None:
+    """A delete that is done but reported as an error has this consequence; one that isn't done has another."""
+    done, refused_one = (
+        doctor(vendor, Direct(vendor, when(lambda asked: asked["options"] == "delete", "No", does=does))).examine()
+        for does in (True, False)
+    )
+    assert "though it was" in (finding_of(done, "delete").consequence or "")
+    assert finding_of(refused_one, "delete").consequence == "Keys can't be deleted."
+    assert (done.left, done.is_clean) == ((), True)
+    assert names_left(refused_one) == set(vendor.files)
 
 
 def test_a_refused_value_is_found_by_its_part(vendor: Vendor) -> None:
@@ -546,6 +624,72 @@ def number_of_requests(vendor: Vendor) -> int:
     return doctor(vendor, Direct(vendor)).examine().requests
 
 
+def names_left(report: Report) -> set[str]:
+    """Return the names of the files that the report calls left."""
+    return {json.loads(left.name) for left in report.left}
+
+
+def keeping(vendor: Vendor, reply: Ask) -> Callable[[Ask, Do], Ask]:
+    """Answer the deletes of files that are there, after the first, in this way, and keep the files."""
+    deletes: list[str] = []
+
+    def tweak(asked: Ask, do: Do) -> Ask:
+        if asked["options"] != "delete" or asked["file"] not in vendor.files:
+            return do(asked)
+        deletes.append(asked["file"])
+        return do(asked) if len(deletes) == 1 else reply
+
+    return tweak
+
+
+KEPT: dict[str, Ask] = {
+    "success": {"error": None, "message": "Entry deleted"},
+    "NoFile": {"error": "NoFile", "message": "File does not exist"},
+    "refused": {"error": "Forbidden", "message": "No"},
+}
+
+
+@pytest.mark.parametrize("reply", KEPT)
+@pytest.mark.parametrize("are_listed", [True, False])
+def test_files_that_stay_whatever_the_deletes_answer(vendor: Vendor, reply: str, are_listed: bool) -> None:
+    """Each file that a list, or a load if lists are wrong, finds after the deletes is left; no other is."""
+    keep = keeping(vendor, KEPT[reply])
+
+    def tweak(asked: Ask, do: Do) -> Ask:
+        if asked["options"] == "list" and not are_listed:
+            return {"error": None, "message": ""}
+        return keep(asked, do)
+
+    report = doctor(vendor, Direct(vendor, tweak)).examine()
+    assert names_left(report) == set(vendor.files) != set()
+    assert not report.is_clean
+    assert f"{PREFIX}…, not all deleted" in report.as_text()
+
+
+def test_deleted_files_that_no_list_shows(vendor: Vendor) -> None:
+    """If lists are wrong, loads show that the files are deleted."""
+    tweak = lists(vendor, lambda *_: False)
+    report = doctor(vendor, Direct(vendor, tweak)).examine()
+    assert (vendor.files, report.left, report.is_clean) == ({}, (), True)
+    assert f"{PREFIX}…, all deleted" in report.as_text()
+
+
+def test_deletes_that_nothing_shows(vendor: Vendor) -> None:
+    """If the last list can't be read, the report doesn't say that all is deleted."""
+    transport = Direct(vendor)
+    deletes: list[str] = []
+
+    def tweak(asked: Ask, do: Do) -> Ask:
+        deletes.extend([asked["file"]] if asked["options"] == "delete" else [])
+        is_last = asked["options"] == "list" and len(deletes) > 3
+        return {"error": None, "message": 5} if is_last else do(asked)
+
+    transport.tweak = tweak
+    report = doctor(vendor, transport).examine()
+    assert (vendor.files, report.left, report.is_clean) == ({}, (), False)
+    assert f"{PREFIX}…, deleted as the service says, but nothing shows it" in report.as_text()
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_at_any_request(vendor: Vendor, moment: str, kind: type[BaseException]) -> None:
@@ -561,6 +705,29 @@ def test_an_interrupt_at_any_request(vendor: Vendor, moment: str, kind: type[Bas
         with pytest.raises(kind):
             doctor(vendor, transport).examine()
         assert vendor.files == {}, at
+
+
+def test_the_report_of_an_interrupted_examination(vendor: Vendor) -> None:
+    """After Ctrl-C the findings so far are there, and what was not tested says why; before any there is no report."""
+
+    def interrupt(number: int) -> None:
+        if number == at:
+            raise KeyboardInterrupt
+
+    for at in (0, 40):
+        transport = Direct(vendor)
+        transport.before = interrupt
+        examination = doctor(vendor, transport)
+        with pytest.raises(KeyboardInterrupt):
+            examination.examine()
+        report = examination.partial_report()
+        assert (report is None) == (at == 0)
+    assert report is not None
+    assert different(report) == set()
+    assert {"save", "load", "null"} <= with_outcome(report, Outcome.EXPECTED)
+    assert finding_of(report, "merge").observed == "it was interrupted before"
+    assert (report.left, report.is_clean, report.as_json()["interrupted"]) == ((), True, True)
+    assert "\nNot all was tested: it was interrupted.\n" in report.as_text()
 
 
 def test_a_second_interrupt(vendor: Vendor) -> None:
@@ -626,6 +793,8 @@ def test_a_service_that_goes_away(vendor: Vendor) -> None:
     assert {"merge", "size", "rate"} <= with_outcome(report, Outcome.NOT_TESTED)
     assert {json.dumps(name, ensure_ascii=False) for name in vendor.files} <= {left.name for left in report.left}
     assert "Left behind: " in report.as_text()
+    assert (report.failed_request or "").startswith("POST /store/")
+    assert "\nNot all was tested: The service is gone.\n  request:     POST /store/" in report.as_text()
 
 
 def test_a_full_account(vendor: Vendor) -> None:
@@ -675,6 +844,42 @@ def test_a_page_in_place_of_a_reply(vendor: Vendor) -> None:
     assert "no JSON object (text/html)" in report.as_text()
     assert "Hello" not in report.as_text()
     assert vendor.files == {}
+
+
+UNREADABLE: dict[str, tuple[Callable[[str], bytes], str]] = {
+    "byte order mark": (lambda text: text.encode("utf-8-sig"), "byte order mark"),
+    "UTF-16": (lambda text: text.encode("utf-16"), "not UTF-8"),
+    "NaN": (lambda text: text.replace("{", '{"x": NaN, ', 1).encode(), "NaN"),
+    "lone surrogate": (lambda text: text.replace("{", '{"x": "\\ud800", ', 1).encode(), "surrogate"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_replies_that_the_clients_refuse(vendor: Vendor, name: str) -> None:
+    """Replies that any client refuses are different, though another reader takes them; nothing is saved."""
+    transport = Direct(vendor)
+    transport.encode, fault = UNREADABLE[name]
+    report = doctor(vendor, transport).examine()
+    assert (different(report), transport.count, vendor.files) == ({"reply"}, 1, {})
+    assert fault in finding_of(report, "reply").observed
+    assert f"{PREFIX}…, none saved\n" in report.as_text()
+    assert with_outcome(report, Outcome.EXPECTED) == set()
+
+
+def test_replies_in_latin_1(vendor: Vendor) -> None:
+    """Replies in another encoding are different where they hold another character than ASCII; no file is left."""
+    transport = Direct(vendor)
+    transport.encode = lambda text: text.encode("latin-1", "replace")
+    report = doctor(vendor, transport).examine()
+    assert {"reply", "load", "list"} <= different(report)
+    assert "it is not UTF-8" in finding_of(report, "load").observed
+    assert (vendor.files, report.left, report.is_clean) == ({}, (), True)
+
+
+def test_the_replies_are_counted(vendor: Vendor) -> None:
+    """The check of the replies counts all requests but the GET."""
+    report = doctor(vendor, Direct(vendor)).examine()
+    assert f"of the replies to JSON {report.requests - 1} with status 200;" in finding_of(report, "reply").observed
 
 
 # The report: without secrets.

@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -58,8 +58,8 @@ def doctor(
     Test a service against each assumption of the clients, and print a report to paste into a bug report.
 
     The service may be the vendor's, ours, or another of the same protocol. The names that this uses begin with
-    "doctor-" and 8 random digits, and are deleted at the end, also after Ctrl-C. The report holds no API key. The exit
-    status is 1 if anything is different, or a file could not be deleted.
+    "doctor-" and 8 random digits, and are deleted at the end, also after Ctrl-C, which prints the report so far. The
+    report holds no API key. The exit status is 1 if anything is different, or a file could not be deleted.
     """
     from cloudstore_mapping.doctor import Doctor, Outcome
 
@@ -72,14 +72,14 @@ def doctor(
         with _terminable():
             result = examine(examination)
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit) and (partial := examination.partial_report()) is not None:
+            with suppress(OSError):  # the terminal may be gone
+                _show(partial, as_json)
         # The frame prints the notes of an interrupt, and none of another exception.
         if not isinstance(error, KeyboardInterrupt):
             _show_notes(error, as_json)
         raise
-    if as_json:
-        show_json(result.as_json())
-    else:
-        show(result.as_text())
+    _show(result, as_json)
     if result.failure is not None:
         raise typer.Exit(status_of(result.failure))
     if result.count(Outcome.DIFFERENT) or any(not left.name.startswith("media file ") for left in result.left):
@@ -111,6 +111,13 @@ def examine(examination: Doctor) -> Report:
     sys.stderr.write(f"About {requests:,} requests{f', {minutes} minutes' if minutes else ''}.\n")
     with reporting(True, requests) as progress:
         return examination.examine(progress)
+
+
+def _show(result: Report, as_json: bool) -> None:
+    if as_json:
+        show_json(result.as_json())
+    else:
+        show(result.as_text())
 
 
 @contextmanager
