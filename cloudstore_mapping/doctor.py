@@ -31,6 +31,7 @@ import msgspec
 
 from cloudstore_mapping._version import __version__
 from cloudstore_mapping.callback_client import Pacer, decode_strictly, default_interval, pacer_of
+from cloudstore_mapping.client.deadline import Deadline, scope
 from cloudstore_mapping.client.retry import BUSY, error_of
 from cloudstore_mapping.client.transport import HTTPTransport, parse_retry_after
 from cloudstore_mapping.errors import (
@@ -68,6 +69,8 @@ MAX_SKEW: Final = 60.0
 
 _TRIES: Final = 4
 _LONGEST_WAIT: Final = 30.0
+#: Seconds until which a reply must be complete.
+_LONGEST_REQUEST: Final = 60.0
 _LONGEST_INTERVAL: Final = 10.0
 _LIMITS: Final = frozenset({"TooManyFiles", "DailyLimit"})
 _SHOWN: Final = 200
@@ -819,12 +822,15 @@ class Doctor:
         fails, too.
         """
         is_repeated = False
+        timeouts = 0
         for tries_left in reversed(range(_TRIES)):
             wait = 0.5 * 2 ** (_TRIES - 1 - tries_left)
             try:
                 answer = self._in_turn(send, self._interval)
             except (TransportError, TimedOutError) as error:
-                if not tries_left or getattr(error, "is_permanent", False):
+                has_waited = isinstance(error, TimedOutError) and timeouts > 0
+                timeouts += isinstance(error, TimedOutError)
+                if not tries_left or has_waited or getattr(error, "is_permanent", False):
                     raise _UnansweredError(error, request) from error
                 is_repeated = is_repeated or error.sent
             except ProtocolError as error:
@@ -848,7 +854,11 @@ class Doctor:
         self._pacer.wait(self._pacer.reserve(interval))
         self._progress(self._requests)
         self._requests += 1
-        return send()
+        scope.deadline = Deadline(_LONGEST_REQUEST, time.perf_counter)  # a reply may trickle in without an end
+        try:
+            return send()
+        finally:
+            scope.deadline = None
 
     def _gather(self, answer: _Answer) -> None:
         """Take note of what all answers should have in common."""
@@ -1012,12 +1022,14 @@ class Doctor:
         raise BadNameError("All names that the doctor chose are in use; start it again.")
 
     def _check_clock(self, answer: _Answer) -> None:
+        text = answer.headers.get("Date", "")
         try:
-            date = parsedate_to_datetime(answer.headers.get("Date", ""))
-        except ValueError:
-            self._skip(["clock"], "the reply has no header Date")
+            date = parsedate_to_datetime(text)
+            skew = (date.replace(tzinfo=date.tzinfo or UTC) - self._now()).total_seconds()
+        except (ValueError, OverflowError):
+            told = f"the header Date can't be read: {self._shown(text)}" if text else "the reply has no header Date"
+            self._skip(["clock"], told)
             return
-        skew = (date.replace(tzinfo=date.tzinfo or UTC) - self._now()).total_seconds()
         distance = f"{abs(skew):,.0f} seconds {'ahead of' if skew > 0 else 'behind'} this machine's"
         self._find("clock", abs(skew) <= MAX_SKEW, f"the service's clock is {distance}", [answer])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+import threading
 import unicodedata
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from urllib.parse import unquote
 import pytest
 
 import cloudstore_mapping as cm
+from cloudstore_mapping import doctor as doctor_module
 from cloudstore_mapping.callback_client import Pacer
 from cloudstore_mapping.client.transport import Fetched, HTTPTransport, refused
 from cloudstore_mapping.doctor import CHECKS, REQUESTS, UNTESTABLE, Doctor, Finding, Outcome, Report
@@ -465,6 +467,41 @@ def test_the_clocks_differ(vendor: Vendor, hours: int) -> None:
     assert different(report) == {"clock"}
     (finding,) = [finding for finding in report.findings if finding.check == "clock"]
     assert re.search(r"3,(600|601|599) seconds " + ("behind" if hours > 0 else "ahead"), finding.observed)
+
+
+@pytest.mark.parametrize(
+    "date", ["Tue, 01 Dec 2026 22:00:00 +99999999999999", "Tue, 01 Dec 99999999999 22:00:00 GMT", "x"]
+)
+def test_a_date_that_cannot_be_read(vendor: Vendor, date: str) -> None:
+    """A header Date that is no date, or one beyond all bounds, leaves the clock untested, and is quoted."""
+    transport = Direct(vendor)
+    transport.headers["Date"] = date
+    report = doctor(vendor, transport).examine()
+    assert different(report) == set()
+    assert finding_of(report, "clock").observed == f'the header Date can\'t be read: "{date}"'
+
+
+def test_a_reply_that_never_ends(vendor: Vendor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reply that trickles in ends at the deadline of its request, twice; the file that may be there is named."""
+    monkeypatch.setattr(doctor_module, "_LONGEST_REQUEST", 0.2)
+    answer = vendor.answer
+    done = threading.Event()
+
+    def answer_slowly(request: Recorded) -> Any:
+        if len(vendor.requests) > 5:
+            vendor.lock.release()
+            done.wait(30)
+            vendor.lock.acquire()
+        return answer(request)
+
+    monkeypatch.setattr(vendor, "answer", answer_slowly)
+    try:
+        report = doctor(vendor, HTTPTransport(vendor.address)).examine()
+    finally:
+        done.set()
+    assert isinstance(report.failure, cm.TimedOutError)
+    assert report.requests == 5 + 2 * 3  # two groups of checks, and the deletes
+    assert [left.name for left in report.left] != []
 
 
 def test_get_is_answered(vendor: Vendor) -> None:
