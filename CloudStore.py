@@ -52,6 +52,12 @@ DEFAULT_TIMEOUT: Final = (5.0, 30.0)
 VENDORS_INTERVAL: Final = 3.0
 
 
+class _DefaultInterval(float):
+    """Default of `CloudStore.maxRate`, for the vendor's servers alone; an equal number of a user holds for all."""
+
+    __slots__ = ()
+
+
 class BadValueError(ValueError):
     """The value or text can't be sent unchanged: NaN, infinity, a lone surrogate, nested too deeply, no base64."""
 
@@ -235,8 +241,9 @@ DEFAULT_SERVER: Final = _Replaceable("https://droidscript.cloud/cloudstore")
 
 _VENDORS_HOSTS: Final = frozenset({"droidscript.cloud", "enjine.cloud"})
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-#: Form of an address with an API key, for messages.
+#: Form of an address with an API key, for messages; and without.
 ADDRESS_EXAMPLE: Final = "https://API_KEY@host/path"
+SERVER_EXAMPLE: Final = "https://host/path"
 
 
 def check_server(server: str, *, insecure: bool = False) -> str:
@@ -250,8 +257,8 @@ def check_server(server: str, *, insecure: bool = False) -> str:
 
 
 def _check_server(server: str, *, insecure: bool) -> str:
-    parts = split_address(server)
-    if "@" in parts.netloc:
+    parts = split_address(server, SERVER_EXAMPLE)
+    if "@" in parts.netloc + parts.path:
         raise ValueError("The server's address holds a user name or key; give the API key as its own argument.")
     return canonical_address(parts, insecure=insecure)
 
@@ -287,8 +294,12 @@ def without_frames(parse: Callable[[str], T], address: str) -> T:
     raise ValueError(sentence)
 
 
-def split_address(address: str) -> SplitResult:
-    """Return the parts of an ``http(s)`` address; `ValueError` for any other text, or with a query or fragment."""
+def split_address(address: str, example: str = ADDRESS_EXAMPLE) -> SplitResult:
+    """
+    Return the parts of an ``http(s)`` address; `ValueError` for any other text, or with a query or fragment.
+
+    Messages advise the form `example`.
+    """
     if any(character.isspace() or not character.isprintable() for character in address):
         raise ValueError("The address holds white space or a control character; remove it.")
     try:
@@ -296,12 +307,12 @@ def split_address(address: str) -> SplitResult:
         _ = parts.port
     except ValueError:
         # Not chained: Python's messages show the host with the user info.
-        raise ValueError(f"The address can't be read; write it as {ADDRESS_EXAMPLE}.") from None
+        raise ValueError(f"The address can't be read; write it as {example}.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"The address is not that of a service; write it as {ADDRESS_EXAMPLE}.")
+        raise ValueError(f"The address is not that of a service; write it as {example}.")
     if "?" in address or "#" in address:
-        raise ValueError(f"The address has a query or fragment; write it as {ADDRESS_EXAMPLE}, a '?' or '#' as %XX.")
-    if "@" in parts.path:
+        raise ValueError(f"The address has a query or fragment; write it as {example}, a '?' or '#' as %XX.")
+    if "@" in parts.path and example == ADDRESS_EXAMPLE:
         raise ValueError(
             f"The address has an '@' in its path; write it as {ADDRESS_EXAMPLE}, a '/' in the API key as %2F."
         )
@@ -326,12 +337,12 @@ class CloudStore:
 
     A reply is a dictionary:
 
-    - ``error``: None, or the error's name.
+    - ``error``: None, or the error's name, see Notes.
     - ``message``: a sentence; after a load the value, after a list the names joined by commas.
     - ``data``: after a load the value, after a list the names, after an upload ``name``, ``folder``, ``id``,
       ``mimetype`` and ``size``.
     - ``response``: the `requests.Response`, or None.
-    - ``exception``: only if ``error`` is ``Error sending data`` or ``Error parsing data``.
+    - ``exception``: only if ``error`` is ``Error sending data`` or ``Error parsing data``, see Notes.
 
     Parameters
     ----------
@@ -362,18 +373,36 @@ class CloudStore:
         again.
     maxRate
         Minimum seconds between two requests of this process to the server. The class's 3.0 holds for the vendor's
-        servers, and 0 for others; a number assigned to the class or to an instance holds for all.
+        servers, and 0 for others; a number assigned to the class or to an instance, also 3, holds for all.
 
     Notes
     -----
     Each call returns a `concurrent.futures.Future` of the reply, completed before the callback runs. Calls run in
-    parallel, each on a thread of its own; but those of one thread for the same key are sent in order, each after the
-    replies to those before it (a load waits for no other load). The interpreter waits for all calls before it exits. An
-    exception in a callback goes to `threading.excepthook`.
+    parallel, each on a thread of its own; but those of one thread of an instance for the same key are sent in order,
+    each after the replies to those before it (a load waits for no other load), and a list is a load of all keys: it
+    waits for the writes of its thread before it, and they for the lists before them. The interpreter waits for all
+    calls before it exits; a call in a function of `atexit` returns after its callback. An exception in a callback goes
+    to `threading.excepthook`.
+
+    Wrong arguments raise where they are written: `TypeError` for a key, filename, type or password that is no text, or
+    a callback that can't be called; `ValueError` for an option that is not as above, and for a call after `close`.
+    Everything else is a reply, with one of these names in ``error``:
+
+    - Of the service: ``NoFile``; ``Locked`` (missing or wrong password), ``BadKey`` (API key). Services of the package
+      cloudstore-mapping also send ``TooBig``, ``TooManyFiles``, ``DailyLimit``, ``TooOften``, ``BadName``,
+      ``BadValue``, ``BadMerge``, ``Forbidden``, ``Disabled``, ``Unavailable``, ``NoPath`` and others.
+    - ``Http error``: another status than 200 without such a name; ``message`` is its reason phrase.
+    - ``Error sending data``: nothing was sent, or no reply came. ``exception`` is a `TypeError` or `ValueError` if
+      nothing was sent, because JSON can't hold the value, or the upload can't be read; otherwise a `ConnectionError`,
+      whose attribute ``sent`` is False if the service certainly never saw the request. It is the class
+      `OutcomeUnknownError` of this file if a write may have been done or not. An exception of the session's own hooks
+      and adapters is passed on.
+    - ``Error parsing data``: the answer is no reply of a service, or larger than 256 MiB; ``exception`` is a
+      `ValueError`.
     """
 
     lock: ClassVar[Any] = _process.lock
-    maxRate: float = VENDORS_INTERVAL  # noqa: N815 - the vendor's name
+    maxRate: float = _DefaultInterval(VENDORS_INTERVAL)  # noqa: N815 - the vendor's name
 
     def __init__(
         self,
@@ -440,7 +469,7 @@ class CloudStore:
         In a callback it does not wait: the last running call closes the connections. Elsewhere do not hold `lock` while
         calling it, because the callbacks need the lock.
         """
-        while not isinstance(threading.current_thread(), _Call) and (calls := self._running()):
+        while not isinstance(threading.current_thread(), _Call) and (calls := self._started()):
             for call in calls:
                 call.join()
         with self._guard:
@@ -460,7 +489,12 @@ class CloudStore:
     def merge(
         self, key: str, value: object, callback: Callback | None = None, password: str | None = None
     ) -> Future[ReplyDictionary]:
-        """Merge a JSON value into the value under `key`, recursively, at the service; new parts are added."""
+        """
+        Merge a JSON value into the value under `key`, at the service.
+
+        Objects are merged name by name, arrays position by position, recursively, and an object into an array by index;
+        new parts are added. Any other part replaces the old one: ``[1]`` merged into ``{"a": 1}`` is ``[1]``.
+        """
         return self._data("merge", key, callback, hide(password), value)
 
     def list(
@@ -469,7 +503,11 @@ class CloudStore:
         callback: Callback | None = None,
         password: str | None = None,
     ) -> Future[ReplyDictionary]:
-        """List the keys containing the text `filter`, all keys if it is empty; case-sensitive."""
+        """
+        List the keys containing the text `filter`, all keys if it is empty; case-sensitive.
+
+        It waits for the writes that its thread began before.
+        """
         return self._data("list", filter, callback, hide(password))
 
     def delete(
@@ -489,8 +527,12 @@ class CloudStore:
         """
         Store a media file, replacing a file of the same name.
 
-        `data` is bytes; an open file, sent in pieces (a file opened only for reading may be closed at once); or text.
-        By default the type is guessed from the filename.
+        `data` is bytes, text, or an open file, sent in pieces from its position. A file of the system opened only for
+        reading may be read on, uploaded again, or closed at once (on Windows only closed); use any other after the
+        reply. By default the type is guessed from the filename.
+
+        The file's link is ``{server}/files/{folder}/{id}.{extension}``, with `folder` and `id` of the reply's ``data``
+        and the extension of the filename in lower case: public to all who know it.
 
         Text is stored as UTF-8, unless it declares that it is base64:
 
@@ -535,10 +577,10 @@ class CloudStore:
             path = "/store/load" if operation in _READS else "/store/save"
             return _Message(operation, name, path, hide(_encoded(asked)), "application/json; charset=UTF-8")
 
-        return self._start(make, None if operation == "list" else ("data", name), callback)
+        return self._start(make, ("data", None if operation == "list" else name), callback)
 
     def _start(
-        self, make: Callable[[], _Message], file: tuple[str, str] | None, callback: Callback | None
+        self, make: Callable[[], _Message], file: tuple[str, str | None], callback: Callback | None
     ) -> Future[ReplyDictionary]:
         if callback is not None and not callable(callback):
             raise TypeError(f"callback must be a function of the reply, not {type(callback).__name__}.")
@@ -556,7 +598,7 @@ class CloudStore:
         start = self._pacer.reserve(interval)
         call = _Call(self, partial(self._reply, message, start), future, callback)
         try:
-            self._launch(call, None if file is None else (threading.get_ident(), *file), message.is_write)
+            self._launch(call, (threading.get_ident(), *file), message.is_write)
         except (RuntimeError, MemoryError):  # the system has no more threads
             message.close()
             self._pacer.release(start, interval)
@@ -564,19 +606,32 @@ class CloudStore:
         return future
 
     def _launch(self, call: _Call, file: _File | None = None, is_write: bool = False) -> None:
-        """Start a call's thread; a write of a file waits for the calls before it, a load for the writes."""
+        """Start a call's thread; a write waits for the calls before it, a load or list for the writes."""
         try:
             with self._guard:  # so that `close` finds no thread before its start
                 self._calls.add(call)
                 if file is not None:
-                    calls = self._in_order.setdefault(file, {})
-                    call.before = _calls_to_wait_for(calls, is_write)
-                    calls[call] = is_write
+                    call.before = self._calls_before(file, is_write)
+                    self._in_order.setdefault(file, {})[call] = is_write
                     call.file = file
-                call.start()
+                is_late = _has_ended()
+                if not is_late:
+                    call.start()
         except (RuntimeError, MemoryError):
             self._ended(call)
             raise
+        if is_late:
+            call.run_here()
+
+    def _calls_before(self, file: _File, is_write: bool) -> Sequence[Future[ReplyDictionary]]:
+        """Return the calls that a call waits for: of its thread, for the same file; a list is a read of all files."""
+        thread, kind, name = file
+        if name is None:
+            ours = (calls for other, calls in self._in_order.items() if other[:2] == (thread, kind))
+            return [future for calls in ours for future in _calls_to_wait_for(calls, is_write=False)]
+        lists = self._in_order.get((thread, kind, None), {}) if is_write else {}
+        calls = self._in_order.get(file, {})
+        return [*_calls_to_wait_for(calls, is_write), *(call.future for call in lists)]
 
     def _reply(self, message: _Message, start: float, before: Sequence[Future[ReplyDictionary]]) -> ReplyDictionary:
         try:
@@ -618,13 +673,16 @@ class CloudStore:
 
     def _interval(self) -> float:
         """Return the seconds between two requests: `maxRate`, but its default only for the vendor's servers."""
-        if "maxRate" not in vars(self) and self.maxRate == VENDORS_INTERVAL:
+        if isinstance(self.maxRate, _DefaultInterval):
             return default_interval(self._server)
         return self.maxRate
 
     def _running(self) -> tuple[_Call, ...]:
         with self._guard:
             return tuple(self._calls)
+
+    def _started(self) -> tuple[_Call, ...]:
+        return tuple(call for call in self._running() if call.ident is not None)  # others run where they were called
 
     def _ended(self, call: _Call) -> None:
         """Forget a call that has ended."""
@@ -641,6 +699,12 @@ class CloudStore:
             self._sender.close()
 
 
+def _has_ended() -> bool:
+    """Return True in a function of `atexit`: no thread that starts now would be waited for, or it could not start."""
+    thread = threading.current_thread()
+    return thread is threading.main_thread() and not thread.is_alive()
+
+
 def _calls_to_wait_for(calls: dict[_Call, bool], is_write: bool) -> list[Future[ReplyDictionary]]:
     """Return the latest write among the calls for a file, and for a write also the loads after it."""
     found = []
@@ -652,8 +716,8 @@ def _calls_to_wait_for(calls: dict[_Call, bool], is_write: bool) -> list[Future[
     return found
 
 
-#: Thread, kind and name of a file: the thread's calls for it are sent in order.
-_File: TypeAlias = tuple[int, str, str]
+#: Thread, kind and name of a file, None for all of the kind: the thread's calls for it are sent in order.
+_File: TypeAlias = tuple[int, str, str | None]
 
 #: Requests that change nothing.
 _READS: Final = frozenset({"load", "list"})
@@ -678,6 +742,13 @@ class _Call(threading.Thread):
         self.future = future
         self.file: _File | None = None
         self.before: Sequence[Future[ReplyDictionary]] = ()
+
+    def run_here(self) -> None:
+        """Run to the end on the thread that calls, instead of `start`; an exception goes to `threading.excepthook`."""
+        try:
+            self.run()
+        except BaseException:  # noqa: BLE001 - as if it were a thread
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), self)))
 
     def run(self) -> None:
         """Set the future to the reply, then call back."""
@@ -939,13 +1010,45 @@ def _binary(file: IO[bytes] | IO[str]) -> str | IO[bytes]:
     return below.read() if isinstance(below, io.TextIOBase) else below  # type: ignore[return-value]  # binary by now
 
 
+class _Positioned(io.RawIOBase):
+    """Handle on an open file of the system, with a position of its own: a mere duplicate shares the position."""
+
+    def __init__(self, descriptor: int, position: int) -> None:
+        self._descriptor = descriptor
+        self._position = position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = os.pread(self._descriptor, len(buffer), self._position)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
+        self._position = offset + (os.fstat(self._descriptor).st_size if begin is None else begin)
+        return self._position
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
+
+
 def _own_handle(file: IO[bytes]) -> IO[bytes] | None:
-    """Return a handle of our own on a file of the system, so that users may close theirs during the upload."""
-    # Both handles share a position, and a writer moves it when closed, so only for readers.
-    if not isinstance(file, io.BufferedReader) or type(file.raw) is not io.FileIO or not file.seekable():
+    """Return a handle of our own on a file of the system, so that users may read on in theirs, or close it."""
+    raw = file.raw if isinstance(file, io.BufferedReader) else file
+    if type(raw) is not io.FileIO or raw.writable() or not raw.seekable():
         return None
+    if hasattr(os, "pread"):
+        return io.BufferedReader(_Positioned(os.dup(raw.fileno()), file.tell()))
     position = file.tell()
-    own = os.fdopen(os.dup(file.fileno()), "rb")
+    own = os.fdopen(os.dup(raw.fileno()), "rb")  # shares the position
     own.seek(position)
     return own
 
@@ -1283,8 +1386,8 @@ class _Sender:
             with response:
                 size = response.headers.get("Content-Length", "")
                 if size.isdecimal() and int(size) > _MAX_REPLY:
-                    raise _UnreadableError(f"The answer is larger than {_MAX_REPLY} bytes; ask for less.", response)
-                content: bytes = response.content
+                    raise _too_large(response)
+                content = _read(response)
         except self._requests.RequestException as error:
             # The message of a ValueError shows a URL, and a proxy's URL may hold a password.
             cause = None if isinstance(error, ValueError) else error
@@ -1425,6 +1528,27 @@ def _in_handshake(error: BaseException) -> bool:
     # TLS raises the same classes before, during and after a request; only the traceback distinguishes them.
     names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
     return not names.isdisjoint({"ssl_wrap_socket", "do_handshake"})
+
+
+def _read(response: Any) -> bytes:
+    """Return the content, at most `_MAX_REPLY` bytes of it, whatever its length is said to be; also uncompressed."""
+    if response.raw is None:  # a mock's, made by hand
+        return response.content or b""
+    size, pieces = 0, []
+    for piece in response.iter_content(_CHUNK):
+        size += len(piece)
+        if size > _MAX_REPLY:
+            raise _too_large(response)
+        pieces.append(piece)
+    response._content = b"".join(pieces)  # noqa: SLF001 - requests has no other way to set what was read with a limit
+    content: bytes = response._content  # noqa: SLF001
+    return content
+
+
+def _too_large(response: Any) -> _UnreadableError:
+    response.close()
+    response._content = b""  # noqa: SLF001 - so that `response.content` reads no more
+    return _UnreadableError(f"The answer is larger than {_MAX_REPLY} bytes; ask for less.", response)
 
 
 def _reply_of(response: Any, content: bytes) -> _Reply:

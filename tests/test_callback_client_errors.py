@@ -108,6 +108,24 @@ def test_wrong_kinds(cloud: CloudStore, vendor: Vendor, call: Callable[[Any], ob
     assert vendor.requests == []
 
 
+@pytest.mark.parametrize(
+    ("server", "message"),
+    [
+        ("ftp://host", "write it as https://host/path"),
+        ("host/path", "write it as https://host/path"),
+        ("https://host/?a", "write it as https://host/path"),
+        ("https://[::1", "write it as https://host/path"),
+        ("https://KEY@host/path", "give the API key as its own argument"),
+        ("https://host/KEY@path", "give the API key as its own argument"),
+    ],
+)
+def test_address_as_advised(server: str, message: str) -> None:
+    """The message for a wrong address advises a form that is accepted."""
+    with pytest.raises(ValueError, match=message):
+        CloudStore(KEY, server)
+    CloudStore(KEY, "https://host/path").close()
+
+
 def test_enum_keys(cloud: CloudStore, vendor: Vendor) -> None:
     """A key of a kind of str is the text that it holds."""
 

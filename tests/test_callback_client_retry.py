@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import signal
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 import requests
+import urllib3
 
+from cloudstore_mapping import callback_client
 from cloudstore_mapping.callback_client import CloudStore, OutcomeUnknownError, TransportError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
@@ -239,6 +242,70 @@ def test_answer_that_is_too_large(cloud: CloudStore, vendor: Vendor) -> None:
     reply = cloud.load("a").result(30)
     assert reply["error"] == "Error parsing data"
     assert "larger than" in reply["message"]
+
+
+class _Raw(io.BytesIO):
+    """Body of a response, without an end if it `repeats`; it counts the bytes that are read."""
+
+    def __init__(self, data: bytes, *, repeats: bool) -> None:
+        super().__init__(data)
+        self.repeats = repeats
+        self.count = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        if not data and self.repeats:
+            self.seek(0)
+            data = super().read(size)
+        self.count += len(data)
+        return data
+
+
+class _Answering(requests.adapters.BaseAdapter):
+    """Adapter that answers each request with a body, of no said length."""
+
+    def __init__(self, raw: Any, headers: dict[str, str]) -> None:
+        super().__init__()
+        self.raw = raw
+        self.headers = headers
+
+    def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
+        """Return the response."""
+        response = requests.adapters.HTTPAdapter().build_response(
+            request,
+            urllib3.HTTPResponse(self.raw, self.headers, 200, preload_content=False),
+        )
+        response.url = request.url or ""
+        return response
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+BOMB = gzip.compress(b'{"error":null,"message":"' + b"x" * 2**21)
+
+
+@pytest.mark.parametrize("is_zipped", [False, True])
+def test_answer_without_an_end(vendor: Vendor, monkeypatch: pytest.MonkeyPatch, is_zipped: bool) -> None:
+    """An answer of unsaid length, or compressed, is read up to the limit, and the rest never; memory stays bounded."""
+    monkeypatch.setattr(callback_client, "_MAX_REPLY", 2**20)
+    raw = _Raw(BOMB if is_zipped else b"x" * 2**16, repeats=not is_zipped)
+    with requests.Session() as session, CloudStore("key", vendor.address, session=session) as cloud:
+        session.mount("http://", _Answering(raw, {"Content-Encoding": "gzip"} if is_zipped else {}))
+        reply = cloud.load("a").result(30)
+    assert (reply["error"], type(reply["response"])) == ("Error parsing data", requests.Response)
+    assert "larger than 1048576 bytes" in reply["message"]
+    assert raw.count <= 2**20 + 2**17
+    assert reply["response"].content == b""
+
+
+def test_answer_within_the_limit(vendor: Vendor) -> None:
+    """An answer of unsaid length within the limit is the reply, and its response has the content."""
+    raw = _Raw(b'{"error":null,"message":1}', repeats=False)
+    with requests.Session() as session, CloudStore("key", vendor.address, session=session) as cloud:
+        session.mount("http://", _Answering(raw, {}))
+        reply = cloud.load("a").result(30)
+    assert (reply["data"], reply["response"].json()) == (1, {"error": None, "message": 1})
 
 
 @pytest.mark.parametrize(

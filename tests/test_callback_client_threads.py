@@ -186,6 +186,35 @@ def test_calls_for_one_key_are_in_order(cloud: CloudStore, vendor: Vendor) -> No
     assert not cloud._in_order
 
 
+def test_lists_are_in_order(cloud: CloudStore, vendor: Vendor) -> None:
+    """A list has all writes that its thread began before it, and none that it began after."""
+    lists: list[Future[Dictionary]] = []
+    with vendor.lock:
+        for number in range(20):
+            cloud.save(f"list {number}", number)
+            lists.append(cloud.list("list "))
+        for number in range(20):
+            cloud.delete(f"list {number}")
+        lists.append(cloud.list("list "))
+    counts = [len(future.result(30)["data"]) for future in lists]
+    cloud.close()
+    assert counts == [*range(1, 21), 0]
+    assert not cloud._in_order
+
+
+def test_lists_do_not_wait_for_other_threads(cloud: CloudStore, vendor: Vendor) -> None:
+    """A list waits for no write of another thread, and for no load."""
+    with vendor.lock:
+        thread = threading.Thread(target=lambda: cloud.save("b", 1))
+        thread.start()
+        thread.join()
+        cloud.load("a")
+        future = cloud.list()
+        (call,) = (call for call in cloud._calls if call.future is future)
+        assert not call.before
+    assert future.result(30)["error"] is None
+
+
 def test_order_after_an_error(cloud: CloudStore, vendor: Vendor, hooked: list[threading.ExceptHookArgs]) -> None:
     """A call that fails, or whose callback fails, holds up no call for the same key."""
     vendor.faults.append(Fault(500, b""))
@@ -239,14 +268,14 @@ def test_no_thread_to_start(cloud: CloudStore, vendor: Vendor, tmp_path: Path, m
     """If no thread can be started, the call raises; its file is closed, and its start time free for another call."""
     cloud._pacer = pacer = _Noting(_Clock())
     cloud.maxRate = 3.0
-    opened: list[Any] = []
-    fdopen = os.fdopen
+    opened: list[int] = []
+    dup = os.dup
 
-    def note(*args: Any) -> Any:
-        opened.append(fdopen(*args))
+    def note(descriptor: int) -> int:
+        opened.append(dup(descriptor))
         return opened[-1]
 
-    monkeypatch.setattr(os, "fdopen", note)
+    monkeypatch.setattr(os, "dup", note)
     (tmp_path / "a.bin").write_bytes(b"data")
 
     def fail(_: threading.Thread) -> None:
@@ -264,7 +293,9 @@ def test_no_thread_to_start(cloud: CloudStore, vendor: Vendor, tmp_path: Path, m
         for call in calls:
             with pytest.raises(RuntimeError, match="can't start new thread"):
                 call()
-    assert [each.closed for each in opened] == [True]
+    (descriptor,) = opened
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
     assert cloud.save("a", 2).result(30)["error"] is None
     cloud.close()
     assert pacer.reserved == [0.0, 3.0, 3.0, 3.0]
@@ -291,6 +322,16 @@ def test_max_rate(vendor: Vendor, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [cloud._interval() for cloud in clouds] == [1, 3, 0.5]
 
 
+@pytest.mark.parametrize("number", [3, 3.0, 0])
+def test_max_rate_equal_to_the_default(vendor: Vendor, monkeypatch: pytest.MonkeyPatch, number: float) -> None:
+    """A number assigned to the class, or to a class made of it, holds for all servers, also the default's 3."""
+    made_of_it = type("Mine", (CloudStore,), {"maxRate": number})
+    assert made_of_it(KEY, vendor.address)._interval() == number
+    assert CloudStore(KEY, vendor.address)._interval() == 0
+    monkeypatch.setattr(CloudStore, "maxRate", number)
+    assert [CloudStore(KEY, server)._interval() for server in (None, vendor.address)] == [number, number]
+
+
 PROGRAM = """
 import sys
 from CloudStore import CloudStore
@@ -311,6 +352,38 @@ def on_save(reply):
 cloud.load("a", on_load)
 print("the program's last line")
 """
+
+
+AT_THE_END = """
+import atexit, sys
+from CloudStore import CloudStore
+
+cloud = CloudStore("key", sys.argv[1])
+
+def on_save(reply):
+    print(reply["message"])
+    cloud.load("a", lambda reply: (print(reply["data"]), cloud.close(), 1 / 0))
+
+@atexit.register
+def last():
+    cloud.save("b", 1)
+    future = cloud.save("a", 5, on_save)
+    print(future.done(), cloud.list().result(0)["data"])
+
+atexit.register(cloud.save, "a", 4, lambda reply: cloud.load("a"))
+"""
+
+
+def test_call_at_the_end_of_the_interpreter(vendor: Vendor) -> None:
+    """A call in a function of `atexit`, when no thread can be started or waited for, returns after its callback."""
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", AT_THE_END, vendor.address], capture_output=True, text=True, timeout=60
+    )
+    assert vendor.files == {"a": 5, "b": 1}
+    assert ran.stdout.splitlines() == ["Entry saved", "5"]
+    assert "ZeroDivisionError" in ran.stderr
+    assert "ValueError: This CloudStore is closed" in ran.stderr
+    assert ran.returncode == 0
 
 
 @pytest.mark.skipif(

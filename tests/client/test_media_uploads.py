@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloudstore_mapping import callback_client
 from cloudstore_mapping.callback_client import MediaData
 from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.client.media import open_media
@@ -343,10 +344,37 @@ def test_open_text_files(tmp_path: Path) -> None:
         assert opened.read() == "é2\r\n".encode("latin-1")
 
 
-@pytest.mark.parametrize("mode", ["rb", "r+b"])
-def test_files_that_are_not_shared(tmp_path: Path, mode: str) -> None:
-    """A file without a buffer, or one that may be written, is read by its own handle."""
+@pytest.mark.parametrize("buffering", [0, -1])
+def test_files_that_may_be_written(tmp_path: Path, buffering: int) -> None:
+    """A file that may be written is read by the user's handle."""
     path = tmp_path / "a.bin"
     path.write_bytes(b"body")
-    with path.open(mode, buffering=0 if mode == "rb" else -1) as file:
+    with path.open("r+b", buffering=buffering) as file:
         assert open_media(file, "a.bin", None) == (file, "application/octet-stream", None)
+
+
+@pytest.mark.skipif(not hasattr(os, "pread"), reason="a duplicate of a file shares its position here")
+@pytest.mark.parametrize("mode", ["r", "rb", "rb unbuffered"])
+def test_a_file_in_use(tmp_path: Path, mode: str) -> None:
+    """A file opened for reading is sent from its position at the call, whatever its user does with it, also twice."""
+    data = b"".join(b"%015d\n" % number for number in range(20_000))
+    (tmp_path / "a.bin").write_bytes(data)
+    with (tmp_path / "a.bin").open(mode.partition(" ")[0], buffering=0 if "un" in mode else -1) as file:
+        file.seek(16)
+        forms = []
+        for _ in range(2):
+            content, content_type, own = callback_client.open_media(file, "a.bin", None)
+            assert own is not None
+            forms.append((callback_client.MultipartForm({}, "a.bin", content_type, content), own))
+        assert file.tell() == 16
+        bodies = []
+        for pieces in zip(*(form for form, _ in forms), strict=True):
+            bodies.append(pieces)
+            file.seek(5)
+            file.read(100)
+        for (form, own), body in zip(forms, zip(*bodies, strict=True), strict=True):
+            assert b"".join(body).split(b"\r\n\r\n")[1].startswith(data[16:] + b"\r\n--")
+            assert form.rewind()
+            assert b"".join(form) == b"".join(body)
+            own.close()
+            assert own.closed
