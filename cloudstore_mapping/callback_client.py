@@ -527,9 +527,9 @@ class CloudStore:
         """
         Store a media file, replacing a file of the same name.
 
-        `data` is bytes, text, or an open file, sent in pieces from its position. A file of the system opened only for
-        reading may be read on, uploaded again, or closed at once (on Windows only closed); use any other after the
-        reply. By default the type is guessed from the filename.
+        `data` is bytes, text, or an open file, sent in pieces from its position. A `BytesIO`, and a file of the system
+        opened only for reading, may be read on, uploaded again, or closed at once (a file on Windows only closed); use
+        any other after the reply. By default the type is guessed from the filename.
 
         The file's link is ``{server}/files/{folder}/{id}.{extension}``, with `folder` and `id` of the reply's ``data``
         and the extension of the filename in lower case: public to all who know it.
@@ -1041,7 +1041,11 @@ class _Positioned(io.RawIOBase):
 
 
 def _own_handle(file: IO[bytes]) -> IO[bytes] | None:
-    """Return a handle of our own on a file of the system, so that users may read on in theirs, or close it."""
+    """Return a handle of our own on a file of the system or in memory; users may read on in theirs, or close it."""
+    if type(file) is io.BytesIO:
+        copied = io.BytesIO(file.getvalue())  # CPython copies no bytes before a change
+        copied.seek(file.tell())
+        return copied
     raw = file.raw if isinstance(file, io.BufferedReader) else file
     if type(raw) is not io.FileIO or raw.writable() or not raw.seekable():
         return None

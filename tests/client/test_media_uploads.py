@@ -354,12 +354,15 @@ def test_files_that_may_be_written(tmp_path: Path, buffering: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "pread"), reason="a duplicate of a file shares its position here")
-@pytest.mark.parametrize("mode", ["r", "rb", "rb unbuffered"])
+@pytest.mark.parametrize("mode", ["r", "rb", "rb unbuffered", "memory"])
 def test_a_file_in_use(tmp_path: Path, mode: str) -> None:
     """A file opened for reading is sent from its position at the call, whatever its user does with it, also twice."""
     data = b"".join(b"%015d\n" % number for number in range(20_000))
     (tmp_path / "a.bin").write_bytes(data)
-    with (tmp_path / "a.bin").open(mode.partition(" ")[0], buffering=0 if "un" in mode else -1) as file:
+    path = tmp_path / "a.bin"
+    buffering = 0 if mode == "rb unbuffered" else -1
+    file: IO[Any] = io.BytesIO(data) if mode == "memory" else path.open(mode.partition(" ")[0], buffering=buffering)
+    with file:
         file.seek(16)
         forms = []
         for _ in range(2):
