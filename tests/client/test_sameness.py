@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import copy
 import random
-from collections import OrderedDict, deque
-from typing import Any
+import time
+from array import array
+from collections import Counter, OrderedDict, defaultdict, deque
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -39,6 +45,98 @@ class Stack(list[Any]):
 
 class Table(dict[str, Any]):
     """Dictionary with attributes."""
+
+
+class Point(NamedTuple):
+    """Tuple with names."""
+
+    x: Any
+    y: Any
+
+
+class Whole(int):
+    """Integer."""
+
+
+class Real(float):
+    """Number."""
+
+
+class Imaginary(complex):
+    """Complex number."""
+
+
+class Text(str):
+    """Text."""
+
+    __slots__ = ()
+
+
+class Data(bytes):
+    """Bytes."""
+
+
+class Buffer(bytearray):
+    """Bytes that change."""
+
+
+class Row(tuple[Any, ...]):
+    """Tuple with attributes."""
+
+
+class Tags(set[Any]):
+    """Set."""
+
+
+class Frozen(frozenset[Any]):
+    """Set that does not change."""
+
+
+class Queue(deque[Any]):
+    """Queue with attributes."""
+
+
+class StampedQueue(Queue):
+    """Queue with a stamp in its pickles."""
+
+    def __reduce__(self) -> Any:
+        return (type(self), ([*self],), {"saved": time.monotonic_ns()})
+
+
+class Elsewhere:
+    """Object whose state is in no attribute."""
+
+    values: dict[int, tuple[Any, bool]] = {}  # noqa: RUF012 - of the class
+
+    def __init__(self, value: Any, is_stamped: bool = False) -> None:
+        self.values[id(self)] = value, is_stamped
+
+    def __getstate__(self) -> dict[str, Any]:
+        value, is_stamped = self.values[id(self)]
+        return {"value": [value], "saved": time.monotonic_ns() if is_stamped else 0, "is_stamped": is_stamped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.values[id(self)] = state["value"][0], state["is_stamped"]
+
+
+class Stamps:
+    """Object whose state is a text that differs each time."""
+
+    def __getstate__(self) -> str:
+        return f"a {time.monotonic_ns()}"
+
+    def __setstate__(self, state: str) -> None:
+        pass
+
+
+class Unpicklable:
+    """Object that can be copied, and has no pickle."""
+
+    def __copy__(self) -> Unpicklable:
+        return Unpicklable()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError
 
 
 def shared() -> list[Any]:
@@ -104,10 +202,60 @@ def test_a_difference_is_seen(one: Any, other: Any) -> None:
     assert not are_same(one, other)
 
 
-@pytest.mark.parametrize(
-    "value", [random.Random(1), deque([1]), OrderedDict(a=1)], ids=lambda value: type(value).__name__
-)
-def test_hidden_state_is_a_difference(value: Any) -> None:
-    """Objects of types written in C have state that can't be compared, so they are not the same."""
-    assert not are_same(value, copy.deepcopy(value))
+SUBCLASSES: list[tuple[Any, Any]] = [
+    (Point(0, 0), Point(5, 5)),
+    (Point([0], 0), Point([5], 0)),
+    (Whole(1), Whole(2)),
+    (Real(0.0), Real(-0.0)),
+    (Imaginary(1), Imaginary(2)),
+    (Text("a"), Text("b")),
+    (Data(b"a"), Data(b"b")),
+    (Buffer(b"a"), Buffer(b"b")),
+    (Row([1]), Row([2])),
+    (Tags({1}), Tags({2})),
+    (Frozen({1}), Frozen({2})),
+    (with_attribute(Row([1]), 1), with_attribute(Row([1]), 2)),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SUBCLASSES, ids=lambda value: type(value).__name__)
+def test_the_content_of_a_subclass(one: Any, other: Any) -> None:
+    """The content of an object counts, of whatever built-in type its class is made."""
+    assert are_same(one, copy.deepcopy(one))
+    assert not are_same(one, other)
+    assert not are_same(Plain(a=one), Plain(a=other))
+
+
+STATES: list[tuple[Any, Any]] = [
+    (random.Random(1), random.Random(2)),
+    (deque([1]), deque([2])),
+    (deque([1]), deque([1], 1)),
+    (OrderedDict(a=1), OrderedDict(a=2)),
+    (defaultdict(list, a=1), defaultdict(list, a=2)),
+    (defaultdict(list, a=1), defaultdict(set, a=1)),
+    (Counter("a"), Counter("b")),
+    (array("i", [1]), array("i", [2])),
+    (datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)),
+    (Decimal("1.0"), Decimal("1.00")),
+    (partial(int, 1), partial(int, 2)),
+    (ValueError("a"), ValueError("b")),
+    (SimpleNamespace(a=1), SimpleNamespace(a=2)),
+    (Queue([1]), Queue([2])),
+    (Elsewhere(1), Elsewhere(2)),
+    (Elsewhere(1, is_stamped=True), Elsewhere(2, is_stamped=True)),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), STATES, ids=lambda value: type(value).__name__)
+def test_the_state_in_a_pickle(one: Any, other: Any) -> None:
+    """State that is no attribute counts as it would be pickled: of types written in C, and of one's own methods."""
+    assert are_same(one, copy.deepcopy(one))
+    assert not are_same(one, other)
+    assert are_same(one, one)
+
+
+@pytest.mark.parametrize("value", [Stamps(), StampedQueue([1]), Unpicklable()], ids=lambda v: type(v).__name__)
+def test_what_cannot_be_compared(value: Any) -> None:
+    """Objects whose whole state differs each time, or has none, are different: better written once too often."""
+    assert not are_same(value, copy.copy(value))
     assert are_same(value, value)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -160,6 +160,17 @@ class Stamped:
         return {**vars(self), "saved": time.monotonic_ns()}
 
 
+class Pair(NamedTuple):
+    """Tuple with names."""
+
+    left: int
+    right: int
+
+
+class Whole(int):
+    """Integer."""
+
+
 class Hashed:
     """Object in sets, in an order that depends on its address."""
 
@@ -290,6 +301,16 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], object], Callable[[A
     "set": (lambda: {"a"}, lambda value: value.add("b"), lambda value: value == {"a", "b"}),
     "equal object": (lambda: Named("n", []), lambda value: value.tags.append("t"), lambda value: value.tags == ["t"]),
     "stamped": (lambda: Stamped([1]), grow, lambda value: value.value == [1, 2]),
+    "pair": (
+        lambda: Stamped(Pair(1, 2)),
+        lambda value: setattr(value, "value", Pair(3, 4)),
+        lambda value: value.value == Pair(3, 4),
+    ),
+    "subclass of int": (
+        lambda: Stamped(Whole(1)),
+        lambda value: setattr(value, "value", Whole(2)),
+        lambda value: value.value == 2,
+    ),
     "bool for int": (lambda: [1], lambda value: value.__setitem__(0, True), lambda value: value[0] is True),
     "order": (lambda: {"a": 1, "b": 2}, lambda value: value.update(a=value.pop("a")), lambda v: list(v) == ["b", "a"]),
     "sharing": (lambda: [[1], [1]], lambda value: value.__setitem__(1, value[0]), lambda value: value[0] is value[1]),
