@@ -22,14 +22,15 @@ import stat
 import sys
 import weakref
 from collections.abc import Callable, ItemsView, Iterable, Iterator, MutableMapping, Sequence, ValuesView
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
 from cloudstore_mapping.client import codec
 from cloudstore_mapping.client.sameness import are_same
-from cloudstore_mapping.errors import BadValueError, BulkError, UnsupportedError, shorten
+from cloudstore_mapping.errors import BadValueError, BulkError, CloudStoreError, UnsupportedError, shorten
 from cloudstore_mapping.masking import hide
 from cloudstore_mapping.storefiles import is_store, read_file
 
@@ -83,15 +84,16 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
 
     Notes
     -----
-    Unlike the standard library's shelf, it never serves a value after its write failed, a failed `sync` keeps the
-    unwritten values and can be repeated, and a `close` with a failed `sync` leaves the shelf open.
+    Unlike the standard library's shelf, it never serves a value after its write failed, a failed `sync` has written all
+    other values and can be repeated, and a `close` with a failed `sync` leaves the shelf open.
     """
 
     keyencoding = "utf-8"
-    #: True if the shelf could not be written back when it was dropped, or at the end of the program: no further try is
-    #: made, which might overwrite later changes.
+    #: True if the shelf could not be written back when it was dropped, or was ended with the program: no further try
+    #: is made, which might overwrite later changes.
     is_given_up = False
     _kept: dict[str, Kept]  # each value in the write-back cache as it was when it was read or saved
+    _reported: frozenset[str] = frozenset()  # keys whose values can't be stored, as was printed at the program's end
 
     def __init__(
         self,
@@ -111,7 +113,7 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         self._readonly = readonly
         self._opened: Any = store if opened is None else opened
         self._closed = False
-        if writeback and not readonly:
+        if (writeback and not readonly) or self._ends_itself:
             _register(self, self._opened)
 
     def __repr__(self) -> str:
@@ -135,23 +137,49 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         return self._load(key, store[key])
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the key's value, or `default` if absent."""
+        """Return the key's value, or `default` if absent; an error in loading the value is raised."""
         try:
             return self[key]
-        except KeyError:
+        except KeyError as error:
+            if _is_of_loading(error):
+                raise
             return default
+
+    def pop(self, key: str, *default: Any) -> Any:
+        """Delete the key and return its value, or `default` if absent; an error in loading the value is raised."""
+        if len(default) > 1:
+            raise TypeError(f"pop takes a key and a default value, not {len(default) + 1} arguments.")
+        try:
+            value = self[key]
+        except KeyError as error:
+            if not default or _is_of_loading(error):
+                raise
+            return default[0]
+        del self[key]
+        return value
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """Return the key's value, or save `default` if absent; an error in loading the value is raised."""
+        try:
+            return self[key]
+        except KeyError as error:
+            if _is_of_loading(error):
+                raise
+        self[key] = default
+        return default
 
     def __setitem__(self, key: str, value: Any) -> None:
         store = self._writable
         stored, packed = self._encode(_require_text(key), value)
-        self._forget(key)
-        store[key] = stored
+        with self._keeping_changes([key]):
+            store[key] = stored
         self._keep(key, value, stored, packed)
 
     def __delitem__(self, key: str) -> None:
         store = self._writable
+        with self._keeping_changes([key]):
+            del store[key]
         self._forget(key)
-        del store[key]
 
     def items(self) -> ItemsView[str, Any]:
         """Return a view of keys and values, with bulk reads."""
@@ -173,11 +201,10 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         values.update(other, **more)
         encoded = {key: self._encode(_require_text(key), value) for key, value in values.items()}
         stored = {key: each for key, (each, _) in encoded.items()}
-        for key in stored:
-            self._forget(key)
         done: Iterable[str] = ()
         try:
-            store.update(stored)
+            with self._keeping_changes(stored):
+                store.update(stored)
             done = stored
         except BulkError as error:
             done = error.succeeded
@@ -189,34 +216,80 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
     def clear(self) -> None:
         """Delete all keys."""
         store = self._writable
+        with self._keeping_changes([*self.cache]):
+            store.clear()
         self.cache.clear()
         self._kept.clear()
-        store.clear()
 
     def sync(self) -> None:
         """
         Write the changed values in the write-back cache, and empty it.
 
-        After a failure they stay in the cache for another `sync`: `BulkError`, or the error of a single key.
+        If some can't be written the others are, and all stay in the cache for another `sync`; raises `BulkError`, or
+        the error of a single key.
         """
+        self._write_changes()
+        self.cache.clear()
+        self._kept.clear()
+
+    def write_at_end(self, *, is_last: bool) -> None:
+        """
+        Write the changed values in the write-back cache at the end of the program, and keep the cache.
+
+        Later functions of the program may change the values again, unless it `is_last`: then a subclass's own `close`
+        or `sync` is called. A value that can't be stored is an error only once.
+        """
+        if is_last and self._ends_itself:
+            self.is_given_up = True
+            self.close()
+        else:
+            self._write_changes(is_end=True)
+
+    @property
+    def _ends_itself(self) -> bool:
+        """True for a shelf of a subclass that has its own `close` or `sync`."""
+        return type(self).close is not StoreShelf.close or type(self).sync is not StoreShelf.sync
+
+    def _write_changes(self, *, is_end: bool = False) -> None:
         store = self._open
-        if self.cache and not self._readonly:
-            changed: dict[str, Kept] = {}
-            for key, value in list(self.cache.items()):
+        if not self.cache or self._readonly:
+            return
+        changed: dict[str, Kept] = {}
+        failed: dict[str, Exception] = {}
+        for key, value in list(self.cache.items()):
+            try:
                 packed = self._envelopes.pack(value)
                 if self._is_changed(key, value, packed):
                     changed[key] = Kept(self._envelopes.seal(key, value, packed), packed)
-            try:
+            except Exception as error:  # noqa: BLE001 - whatever makes a pickle raises whatever it likes
+                failed[key] = error
+        known = self._reported
+        if is_end:
+            self._reported |= failed.keys()
+        failed = {key: error for key, error in failed.items() if key not in known}
+        try:
+            if changed:
                 store.update({key: kept.stored for key, kept in changed.items()})
-            except BulkError as error:
-                self._kept.update((key, changed[key]) for key in error.succeeded)
+        except CloudStoreError as error:
+            self.is_given_up = is_end
+            succeeded = error.succeeded if isinstance(error, BulkError) else []
+            self._kept.update((key, changed[key]) for key in succeeded)
+            if not failed:
                 raise
-        self.cache.clear()
-        self._kept.clear()
+            unsaved = error.failed if isinstance(error, BulkError) else dict.fromkeys(changed, error)
+            _raise_failures({**failed, **unsaved}, succeeded)
+        self._kept.update(changed)
+        if failed:
+            _raise_failures(failed, [*changed])
 
     def reorganize(self) -> None:
         """Call `sync`; a store reuses the space of deleted values by itself."""
         self.sync()
+
+    @property
+    def is_closed(self) -> bool:
+        """True once the shelf is closed."""
+        return self._closed
 
     def close(self) -> None:
         """Call `sync` and close the store; any further use is `ValueError`."""
@@ -230,15 +303,33 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         # A forgotten shelf writes back, like the standard library's, unless its `__init__` failed.
         if vars(self).get("_closed") is not False or self.is_given_up:
             return
-        if self.cache and _collecting and not sys.is_finalizing():
+        if self.cache and _collecting and not self._is_finalizing():
             _postponed.append(self)
             return
         try:
-            self.close()
+            if self._is_finalizing() and not self._ends_itself:
+                self._close_last()
+            else:
+                self.close()
         except BaseException:  # Python prints it
             self.is_given_up = True
             _failed.append(repr(self))
             raise
+
+    #: Names of modules may be gone by then.
+    _is_finalizing = staticmethod(sys.is_finalizing)
+
+    def _close_last(self) -> None:
+        """
+        Close the shelf while Python deletes its modules, so that only what was changed since the last flush is written.
+
+        Closing may fail by then, and so may what makes the pickle of a value that was not changed.
+        """
+        if any(self._has_changes(key, default=False) for key in [*self.cache]):
+            self._write_changes()
+        self._closed = True
+        with suppress(Exception):
+            self._opened.close()
 
     @property
     def _open(self) -> Any:
@@ -259,7 +350,11 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
             raise io.UnsupportedOperation("The shelf is open for reading only; open it with the flag 'w' or 'c'.")
 
     def _load(self, key: str, stored: Any) -> Any:
-        value = self._envelopes.load(key, stored)
+        try:
+            value = self._envelopes.load(key, stored)
+        except KeyError as error:
+            setattr(error, _OF_LOADING, True)
+            raise
         if self.writeback:
             packed = None
             with suppress(Exception):  # whatever makes a pickle raises whatever it likes; `sync` raises it again
@@ -290,6 +385,31 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
     def _forget(self, key: str) -> None:
         self.cache.pop(key, None)
         self._kept.pop(key, None)
+
+    @contextmanager
+    def _keeping_changes(self, keys: Iterable[str]) -> Iterator[None]:
+        """
+        Keep the changed values of keys in the write-back cache if the block fails to replace or delete them.
+
+        The other values are read again, as the store may have what failed.
+        """
+        try:
+            yield
+        except BaseException as error:
+            done = error.succeeded if isinstance(error, BulkError) else ()
+            for key in [*keys]:
+                if key in done or isinstance(error, KeyError) or not self._has_changes(key, default=True):
+                    self._forget(key)
+            raise
+
+    def _has_changes(self, key: str, *, default: bool) -> bool:
+        """Return True if the program changed the value in the write-back cache; `default` if it can't be packed."""
+        if key not in self.cache:
+            return False
+        try:
+            return self._is_changed(key, self.cache[key], self._envelopes.pack(self.cache[key]))
+        except Exception:  # noqa: BLE001 - whatever makes a pickle raises whatever it likes
+            return default
 
     def _is_changed(self, key: str, value: Any, packed: Packed) -> bool:
         """
@@ -332,6 +452,28 @@ def _require_text(key: object) -> str:
     return key
 
 
+#: Attribute of a `KeyError` that was raised in loading a value, not for an absent key.
+_OF_LOADING: Final = "_is_of_loading"
+
+
+def _is_of_loading(error: KeyError) -> bool:
+    return hasattr(error, _OF_LOADING)
+
+
+def _raise_failures(failed: dict[str, Exception], succeeded: list[str]) -> NoReturn:
+    """Raise the error of a single key with a note that names it, or the `BulkError` of several."""
+    key, first = next(iter(failed.items()))
+    if len(failed) == 1:
+        first.add_note(f"So the value under {shorten(key)} was not saved.")
+        raise first
+    others = ", the others are" if succeeded else ""
+    raise BulkError(
+        f"{len(failed)} values were not saved{others}; see `.failed`. The first, under {shorten(key)}: {first}",
+        succeeded=succeeded,
+        failed=failed,
+    ) from first
+
+
 # End of the program
 
 #: Open shelves with write-back, by id, as a shelf has no hash; each with its store. Otherwise the garbage collector
@@ -362,6 +504,7 @@ def write_postponed() -> None:
     """Close the shelves dropped by the garbage collector."""
     while _postponed:
         shelf = _postponed.pop()
+        shelf.is_given_up = True
         _reporting(shelf, shelf.close)
 
 
@@ -370,7 +513,6 @@ def _reporting(shelf: StoreShelf, write: Callable[[], object]) -> None:
     try:
         write()
     except Exception as error:  # noqa: BLE001 - there is no caller to raise it to
-        shelf.is_given_up = True
         error.add_note(f"So changes in {shelf!r} were not saved.")
         sys.excepthook(type(error), error, error.__traceback__)
         _failed.append(repr(shelf))
@@ -381,19 +523,20 @@ def _end() -> None:
     """
     Write back the shelves that the program left open, while connections and imports still work.
 
-    Python calls `__del__` much later, or, of a shelf in a cycle or a global of a module, never.
+    Python calls `__del__` much later, or, of a shelf in a cycle or a global of a module, never. The shelves stay open,
+    as older functions of `atexit` may use them.
     """
-    _write_back()
+    _write_back(is_last=False)
     if sys.stderr is not None and (_failed or _written_at_exit):
         sys.stderr = _LastStream(sys.stderr)
 
 
-def _write_back() -> None:
+def _write_back(*, is_last: bool) -> None:
     write_postponed()
     for reference, _ in list(_written_at_exit.values()):
         shelf = reference()
-        if shelf is not None and shelf.cache and not shelf.is_given_up:
-            _reporting(shelf, shelf.sync)
+        if shelf is not None and not shelf.is_closed and not shelf.is_given_up:
+            _reporting(shelf, partial(shelf.write_at_end, is_last=is_last))
 
 
 class _LastStream:
@@ -416,7 +559,7 @@ class _LastStream:
         self._stream.flush()
         if sys.is_finalizing() and not self._is_done:
             self._is_done = True
-            _write_back()
+            _write_back(is_last=True)
             if _failed:
                 raise OSError("A shelf could not be written back.")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dbm
 import os
 import shelve as standard
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any
 
 import pytest
@@ -15,7 +17,14 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
 from cloudstore_mapping.client.shelf import Envelopes, StoreShelf
-from cloudstore_mapping.errors import BadNameError, BadValueError, BulkError, TooBigError, UnavailableError
+from cloudstore_mapping.errors import (
+    BadNameError,
+    BadValueError,
+    BulkError,
+    CloudStoreError,
+    TooBigError,
+    UnavailableError,
+)
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
 from tests.storages import new_storage
@@ -216,19 +225,93 @@ def test_many_values_in_one_request(tmp_path: Path) -> None:
     assert sum(after.values()) - sum(before.values()) == 2
 
 
+class Old:
+    """Object that can't be loaded: its class wants an attribute that was not saved."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"old": 1}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.new = state["new"]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda db: db["a"],
+        lambda db: db.get("a", 1),
+        lambda db: db.pop("a", 1),
+        lambda db: db.setdefault("a", 1),
+        lambda db: dict(db),
+        lambda db: list(db.values()),
+    ],
+)
+@pytest.mark.parametrize("writeback", [True, False])
+def test_a_value_that_cannot_be_loaded_is_not_absent(
+    use: Callable[[Any], Any], writeback: bool, tmp_path: Path
+) -> None:
+    """A `KeyError` in loading a value comes out as it is: no default is given for a key that is there."""
+    with shelve.open(tmp_path / "shelf", writeback=writeback) as db:
+        db["a"] = Old()
+    with shelve.open(tmp_path / "shelf", writeback=writeback) as db:
+        stored = db.dict["a"]
+        with pytest.raises(KeyError, match="new"):
+            use(db)
+        assert "a" in db
+        assert db.dict["a"] == stored
+
+
+def test_defaults_of_absent_keys(opened: Open) -> None:
+    """An absent key gives the default, also in a subclass that has keys of its own."""
+    with opened() as db:
+        assert (db.get("a"), db.get("a", 1), db.pop("a", 2), db.setdefault("a", 3)) == (None, 1, 2, 3)
+        assert (db.get("a", 1), db.setdefault("a", 1), db.pop("a", 1)) == (3, 3, 3)
+        with pytest.raises(KeyError):
+            db.pop("a")
+        with pytest.raises(TypeError):
+            db.pop("a", 1, 2)
+
+
+def test_a_subclass_with_its_own_keys(tmp_path: Path) -> None:
+    """`get`, `pop` and `setdefault` look up the key with a subclass's own methods."""
+
+    class Lower(shelve.DbfilenameShelf):
+        def __getitem__(self, key: str) -> Any:
+            return super().__getitem__(key.lower())
+
+    with Lower(tmp_path / "shelf") as db:
+        db["a"] = 1
+        assert (db.get("A"), db.setdefault("A"), db.get("B", 2)) == (1, 1, 2)
+
+
 class Full(dict[str, Any]):
     """A store that takes no writes while it is `full`."""
 
     full = False
 
+    def __getitem__(self, key: str) -> Any:
+        return copy.deepcopy(super().__getitem__(key))
+
+    def __delitem__(self, key: str) -> None:
+        if self.full:
+            raise UnavailableError("The disk is full.")
+        super().__delitem__(key)
+
+    def clear(self) -> None:
+        """Delete only the keys "saved" and "other" while it is full."""
+        if self.full:
+            self.pop("other", None)
+            raise BulkError("Not all.", succeeded=["other"], failed={"a": UnavailableError("The disk is full.")})
+        super().clear()
+
     def __setitem__(self, key: str, value: Any) -> None:
         if self.full:
             raise UnavailableError("The disk is full.")
-        super().__setitem__(key, value)
+        super().__setitem__(key, copy.deepcopy(value))
 
     def update(self, *values: Any, **more: Any) -> None:
         """Save all but, while it is full, those whose key is not "saved"."""
-        new = dict(*values, **more)
+        new = copy.deepcopy(dict(*values, **more))
         if self.full and new:
             done = [key for key in new if key == "saved"]
             super().update({key: new[key] for key in done})
@@ -280,6 +363,73 @@ def test_a_failed_sync_loses_nothing(full: tuple[StoreShelf, Full]) -> None:
     store.full = False
     db.sync()
     assert db["other"] == {1, 2}
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda db: db.__setitem__("a", [9]),
+        lambda db: db.update(a=[9], b=[9]),
+        lambda db: db.__delitem__("a"),
+        lambda db: db.pop("a"),
+        lambda db: db.clear(),
+    ],
+    ids=["set", "update", "del", "pop", "clear"],
+)
+def test_a_failed_write_keeps_earlier_changes(use: Callable[[Any], Any], full: tuple[StoreShelf, Full]) -> None:
+    """If a key can't be replaced or deleted, its value's changes in the write-back cache are still to be saved."""
+    db, store = full
+    db.update(a=[1], b=[1], other=[1])
+    db["a"].append(2)
+    db["other"].append(2)
+    store.full = True
+    with pytest.raises(CloudStoreError):
+        use(db)
+    assert db["a"] == [1, 2]
+    assert ("other" in db) == ("other" in store)
+    store.full = False
+    store["b"] = ["somebody else's"]
+    db.sync()
+    assert (store["a"], store["b"]) == ([1, 2], ["somebody else's"])
+
+
+def test_a_sync_writes_all_that_can_be(full: tuple[StoreShelf, Full]) -> None:
+    """If values can't be stored, all others are, the error names their keys, and they can be stored by a later sync."""
+    db, store = full
+    for key in "abcd":
+        db[key] = [0]
+    for key in "abcd":
+        db[key].append(1)
+    db["b"].append(lambda: 0)
+    with pytest.raises((AttributeError, PicklingError)) as single:
+        db.sync()
+    assert "'b'" in single.value.__notes__[0]
+    assert [store[key] for key in "abcd"] == [[0, 1], [0], [0, 1], [0, 1]]
+    db["a"].append(2)
+    db["c"].append(lambda: 0)
+    with pytest.raises(BulkError, match="'b'") as several:
+        db.close()
+    assert (several.value.succeeded, list(several.value.failed)) == (["a"], ["b", "c"])
+    assert store["a"] == [0, 1, 2]
+    del db["b"][-1], db["c"][-1]
+    db["d"].append(3)
+    db["b"].append(4)
+    db.sync()
+    assert [store[key] for key in "bcd"] == [[0, 1, 4], [0, 1], [0, 1, 3]]
+
+
+def test_a_sync_that_fails_in_two_ways(full: tuple[StoreShelf, Full]) -> None:
+    """The error of a sync has the keys that can't be stored, and those that the store didn't take."""
+    db, store = full
+    db.update(a=[0], b=[0], saved=[0])
+    for value in db.values():
+        value.append(1)
+    db["a"].append(lambda: 0)
+    store.full = True
+    with pytest.raises(BulkError) as caught:
+        db.sync()
+    assert (caught.value.succeeded, sorted(caught.value.failed)) == (["saved"], ["a", "b"])
+    del db["a"][-1]
 
 
 def test_a_close_that_fails_leaves_it_open(full: tuple[StoreShelf, Full]) -> None:

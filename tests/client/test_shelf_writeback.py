@@ -115,7 +115,7 @@ def test_changes_are_written_at_the_end_of_the_program(location: str, ending: st
 
 @pytest.mark.parametrize("place", ["global", "dropped"])
 def test_a_failure_at_the_end_is_reported(place: str, tmp_path: Path) -> None:
-    """If the changes can't be saved, the reason is on stderr, and the exit status isn't 0; other shelves are saved."""
+    """If a change can't be saved, the reason is on stderr, and the exit status isn't 0; all other changes are saved."""
     source = """
 import sys
 from cloudstore_mapping import shelve
@@ -123,8 +123,10 @@ other = shelve.open("other", writeback=True)
 other["a"] = [1]
 other["a"].append(2)
 db = shelve.open("shelf", writeback=True)
-db["a"] = [1]
-db["a"].append(lambda: None)
+db["a"], db["b"], db["c"] = [1], [1], [1]
+db["a"].append(2)
+db["b"].append(lambda: None)
+db["c"].append({2})
 if sys.argv[1] == "dropped":
     del db
 """
@@ -132,8 +134,75 @@ if sys.argv[1] == "dropped":
     assert ran.returncode == 120
     assert ran.stderr.count("Can't pickle") == 1
     assert ("were not saved" in ran.stderr) == (place == "global")
+    assert ("under 'b'" in ran.stderr) == (place == "global")
     with shelve.open(tmp_path / "other", "r", secret=SECRET) as db:
         assert db["a"] == [1, 2]
+    with shelve.open(tmp_path / "shelf", "r", secret=SECRET) as db:
+        assert dict(db) == {"a": [1, 2], "b": [1], "c": [1, {2}]}
+
+
+#: A program whose shelf is changed after its write-back at the end, by functions registered before the import.
+LATE_CHANGES = """
+import atexit, sys, weakref
+class Kept: pass
+kept = Kept()
+weakref.finalize(kept, lambda: tasks.append("finalized"))
+atexit.register(lambda: db.update(new=db["other"] + [tasks[-1]]))
+atexit.register(lambda: tasks.append("end"))
+from cloudstore_mapping import shelve
+db = shelve.open(sys.argv[1], writeback=True)
+tasks = db["tasks"] = []
+db["other"] = [1]
+tasks.append("work")
+"""
+
+
+@pytest.mark.parametrize("location", ["file", "http", pytest.param("vendor", marks=pytest.mark.slow)], indirect=True)
+def test_changes_after_the_write_back_at_the_end(location: str, tmp_path: Path) -> None:
+    """A shelf is open until the last function of `atexit`, and what these change is saved, too."""
+    ran = run(LATE_CHANGES, location, folder=tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    with shelve.open(location, "r", secret=SECRET) as db:
+        assert sorted(db["tasks"]) == ["end", "finalized", "work"]
+        assert db["new"][0] == 1
+
+
+@pytest.mark.parametrize("method", ["close", "sync"])
+@pytest.mark.parametrize("writeback", [True, False])
+def test_a_subclass_that_ends_itself(method: str, writeback: bool, tmp_path: Path) -> None:
+    """At the end of a program a subclass's own `close` and `sync` are called, as the standard library does."""
+    source = f"""
+import sys
+from cloudstore_mapping import shelve
+class Own(shelve.DbfilenameShelf):
+    def {method}(self):
+        if not self.is_closed:
+            self["t"] = [*self["t"], "{method}"]
+        super().{method}()
+db = Own(sys.argv[1], writeback={writeback})
+db["t"] = [1]
+"""
+    ran = run(source, str(tmp_path / "shelf"), folder=tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    with shelve.open(tmp_path / "shelf", "r", secret=SECRET) as db:
+        assert db["t"] == [1, method]
+
+
+def test_an_end_that_is_held_by_the_interpreter(tmp_path: Path) -> None:
+    """A shelf that Python drops after its modules' names is closed without a word, as its changes are saved."""
+    source = """
+import sys
+from cloudstore_mapping import shelve
+db = shelve.open(sys.argv[1], writeback=True)
+db["t"] = []
+db["t"].append(1)
+sys.excepthook = lambda *_: db["t"].append(2)
+raise ValueError
+"""
+    ran = run(source, str(tmp_path / "shelf"), folder=tmp_path)
+    assert (ran.returncode, ran.stderr) == (1, "")
+    with shelve.open(tmp_path / "shelf", "r", secret=SECRET) as db:
+        assert db["t"] == [1, 2]
 
 
 @pytest.mark.parametrize("location", ["file", "http", "vendor"], indirect=True)
