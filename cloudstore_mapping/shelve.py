@@ -183,11 +183,14 @@ class DbfilenameShelf(StoreShelf, Shelf):
             options["readonly"] = True
         store = open_store(location, **options)
         try:
-            if flag != "n":
-                check_secret(secret, path)
+            check_secret(secret, path, besides=prefix if flag == "n" else None)
             is_memory = secret is None and location == MEMORY
+            secrets = [new_secret()] if is_memory else secrets_of(secret, path, makes=False)
+            content = store.view(prefix) if prefix else store
+            if flag == "n":
+                content.clear()  # no secret is made if this fails
             envelopes = Envelopes(
-                [new_secret()] if is_memory else secrets_of(secret, path, makes=flag != "r"),
+                secrets or secrets_of(secret, path, makes=flag != "r"),
                 protocol,
                 prefix=prefix,
                 dumps=_dumps,
@@ -195,9 +198,6 @@ class DbfilenameShelf(StoreShelf, Shelf):
                 serializer=serializer,
                 deserializer=deserializer,
             )
-            content = store.view(prefix) if prefix else store
-            if flag == "n":
-                content.clear()
             StoreShelf.__init__(self, content, envelopes, writeback=writeback, readonly=flag == "r", opened=store)
         except BaseException:
             store.close()

@@ -16,7 +16,7 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve, transfer
 from cloudstore_mapping.client.shelf import new_secret
-from cloudstore_mapping.errors import BadValueError
+from cloudstore_mapping.errors import BadValueError, UnavailableError
 
 SECRET = "a secret of the tests"
 
@@ -175,6 +175,50 @@ def test_no_second_secret_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     away.rename(beside)
     with shelve.open(path, flag) as db:
         assert db["a"] == {1}
+
+
+def test_a_shelf_that_is_emptied_in_a_shared_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flag `n` makes no second secret where other shelves of the file have signed pickles, and deletes nothing."""
+    monkeypatch.delenv("CLOUDSTORE_SECRET", raising=False)
+    path, beside = tmp_path / "shelf", tmp_path / "shelf.secret"
+    for prefix in ("users", "sessions"):
+        with shelve.open(path, prefix=prefix) as db:
+            db["a"] = {prefix}
+    beside.rename(tmp_path / "away")
+    with pytest.raises(BadValueError, match="holds signed pickles"):
+        shelve.open(path, "n", prefix="sessions")
+    assert not beside.exists()
+    (tmp_path / "away").rename(beside)
+    for prefix in ("users", "sessions"):
+        with shelve.open(path, prefix=prefix) as db:
+            assert db["a"] == {prefix}
+    with shelve.open(path, prefix="users") as db:
+        db["a"] = 1
+    beside.unlink()
+    with shelve.open(path, "n", prefix="sessions") as db:
+        db["b"] = {1}
+    with shelve.open(path) as db:
+        assert dict(db.dict) == {"users/a": 1, "sessions/b": db.dict["sessions/b"]}
+
+
+def test_a_shelf_that_cannot_be_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second secret is made, either, if the flag `n` fails to delete the signed pickles."""
+    monkeypatch.delenv("CLOUDSTORE_SECRET", raising=False)
+    path, beside = tmp_path / "shelf", tmp_path / "shelf.secret"
+    with shelve.open(path) as db:
+        db["a"] = {1}
+    beside.unlink()
+
+    def fails(self: object) -> None:
+        raise UnavailableError("The file is locked.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cm.CloudStoreMapping, "clear", fails)
+        with pytest.raises(UnavailableError):
+            shelve.open(path, "n")
+    assert not beside.exists()
+    with pytest.raises(BadValueError, match="holds signed pickles"):
+        shelve.open(path)
 
 
 def test_a_secret_is_made_where_nothing_is_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
