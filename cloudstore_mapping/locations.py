@@ -12,7 +12,7 @@ from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of, unpic
 from cloudstore_mapping.client.options import check_options, masked
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.masking import hide
-from cloudstore_mapping.service.storage.places import Place, place_of, scheme_of
+from cloudstore_mapping.service.storage.places import NAMED, Place, place_of, scheme_of
 
 _SERVICES: Final = ("http", "https")
 DEFAULT_FILE: Final = "cloudstore.db"
@@ -65,7 +65,34 @@ def location_of(location: str | bytes | os.PathLike[str] | os.PathLike[bytes] | 
         location = os.environ.get("CLOUDSTORE_URL") or DEFAULT_FILE
     if not isinstance(location, str | bytes | os.PathLike):
         raise TypeError(f"A location must be a text or a path, not {type(location).__name__}.")
-    return os.fsdecode(location)
+    text = os.fsdecode(location)
+    is_file = not isinstance(location, str) and text.startswith(NAMED)
+    return os.path.join(os.curdir, text) if is_file else text  # noqa: PTH118 - `Path` drops the dot
+
+
+def shelf_at(location: Any) -> tuple[Any, str]:
+    """
+    Return the location that ``cloudstore:NAME`` means, None for the environment's, and the prefix of the shelf's keys.
+
+    Any other location is returned as it is, without a prefix. Raises `ValueError` if the name or the environment's
+    ``CLOUDSTORE_URL`` is missing.
+    """
+    if not isinstance(location, str) or not location.startswith(NAMED):
+        return location, ""
+    name = location.removeprefix(NAMED)
+    if not name:
+        raise ValueError("A shelf's name is written as cloudstore:NAME; give a file of this name by its absolute path.")
+    if not os.environ.get("CLOUDSTORE_URL"):
+        raise ValueError(
+            f"{location} is a shelf at the service in the environment's CLOUDSTORE_URL; set it to the service's "
+            "address https://API_KEY@host/path."
+        )
+    return None, shelf_prefix(name)
+
+
+def shelf_prefix(name: str) -> str:
+    """Return the prefix of the keys of a shelf: its name, with a slash after a letter or digit."""
+    return f"{name}/" if name[-1:].isalnum() else name
 
 
 def place_at(location: str) -> Place | None:

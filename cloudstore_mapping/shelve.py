@@ -26,7 +26,7 @@ from cloudstore_mapping.client.shelf import (
     secrets_of,
     write_postponed,
 )
-from cloudstore_mapping.locations import check_old_data, location_of, store_file
+from cloudstore_mapping.locations import check_old_data, location_of, shelf_at, shelf_prefix, store_file
 from cloudstore_mapping.locations import open as open_store
 from cloudstore_mapping.masking import hide, mask
 from cloudstore_mapping.service.storage.places import MEMORY, place_of
@@ -38,8 +38,6 @@ __all__ = ["BsdDbShelf", "DbfilenameShelf", "Shelf", "ShelveError", "open"]
 _ = (BytesIO, DEFAULT_PROTOCOL, Pickler, Unpickler, collections)
 
 _FLAGS: Final = "rwcn"
-#: Beginning of a location that names a shelf at the service in the environment's ``CLOUDSTORE_URL``.
-_NAMED: Final = "cloudstore:"
 
 
 class _ShelveError(Exception):
@@ -219,20 +217,13 @@ def _location_and_prefix(filename: Any, prefix: str) -> tuple[Any, str]:
     """Return the location and the prefix of the keys; a prefix that ends in a letter or digit gets a slash."""
     if not isinstance(prefix, str):
         raise TypeError(f"The prefix must be a str, not {type(prefix).__name__}.")
-    if isinstance(filename, str) and filename.startswith(_NAMED):
-        name = filename.removeprefix(_NAMED)
-        if not name or prefix:
-            raise ValueError(
-                "A shelf's name is written as cloudstore:NAME, without a prefix; give a file of this name "
-                "by its absolute path."
-            )
-        if not os.environ.get("CLOUDSTORE_URL"):
-            raise ValueError(
-                f"{filename} is a shelf at the service in the environment's CLOUDSTORE_URL; set it to the service's "
-                "address https://API_KEY@host/path."
-            )
-        filename, prefix = None, name
-    return filename, f"{prefix}/" if prefix[-1:].isalnum() else prefix
+    location, named = shelf_at(filename)
+    if named and prefix:
+        raise ValueError(
+            "A shelf's name is written as cloudstore:NAME, without a prefix; give a file of this name by its absolute "
+            "path."
+        )
+    return location, named or shelf_prefix(prefix)
 
 
 def open(  # noqa: A001 - the standard library's name

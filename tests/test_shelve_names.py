@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
 
 SECRET = "a secret of the tests"
@@ -240,6 +241,18 @@ def test_a_name_needs_the_environment(tmp_path: Path, monkeypatch: pytest.Monkey
         db["a"] = 1
     with shelve.open(Path("cloudstore:sessions"), "r") as db:
         assert db["a"] == 1
+
+
+def test_only_shelves_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shelf's name is no location of a store: it is refused, and no file of this name is made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLOUDSTORE_URL", str(tmp_path / "central"))
+    with pytest.raises(ValueError, match=r"is a shelf's name, for shelve\.open"):
+        cm.open("cloudstore:sessions")
+    assert list(tmp_path.iterdir()) == []
+    with cm.open(Path("cloudstore:sessions")) as store:
+        store["a"] = 1
+    assert (tmp_path / "cloudstore:sessions").exists()
 
 
 def test_a_signature_covers_the_whole_key(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import dbm.dumb
 import os
 import pickle
 import re
+import shelve as standard
 import shutil
 import sqlite3
 import stat
@@ -324,6 +325,42 @@ def test_a_move_that_fails_in_part_makes_nothing(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["import", "todo", "--trust", "--at", "other"]).exit_code == 1
     with shelve.open("other") as shelf:
         assert dict(shelf) == VALUES
+
+
+def test_a_move_to_a_named_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--at cloudstore:NAME` moves the data to the shelf that programs open by this name, and exports that shelf."""
+    copied("dumb/todo.dat", "dumb/todo.dir")
+    monkeypatch.setenv("CLOUDSTORE_URL", str(tmp_path / "central"))
+    with shelve.open("cloudstore:other") as shelf:
+        shelf["a"] = 1
+    command = ["import", "todo", "--format", "shelve", "--trust", "--at"]
+    assert CliRunner().invoke(app, [*command, "cloudstore:todo", "--dry-run"]).exit_code == 0
+    assert CliRunner().invoke(app, [*command, "cloudstore:todo"]).exit_code == 0
+    with shelve.open("cloudstore:todo", "r") as shelf:
+        assert dict(shelf) == VALUES
+    exported = CliRunner().invoke(app, ["export", "again", "--format", "shelve", "--at", "cloudstore:todo"])
+    assert exported.exit_code == 0, exported.stderr
+    with standard.open(str(tmp_path / "again"), "r") as shelf:
+        assert dict(shelf) == VALUES
+    assert not (tmp_path / "cloudstore:todo").exists()
+    for arguments in (command[:-1], ["export", "x.json"]):
+        refused = CliRunner().invoke(app, [*arguments, "--at", "cloudstore:"])
+        assert (refused.exit_code, "shelf's name" in refused.stderr) == (2, True), refused.stderr
+    refused = CliRunner().invoke(app, ["get", "a", "--at", "cloudstore:todo"])
+    assert (refused.exit_code, "is a shelf's name" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("pickled", "remedy"),
+    [(b"cnowhere\nTask\n.", "put PYTHONPATH=. before"), (b"c__main__\nNowhere\n.", "transfer.import_store")],
+)
+def test_a_class_that_is_not_found(pickled: bytes, remedy: str, tmp_path: Path) -> None:
+    """If the class of a value isn't found, the error says how to move the value."""
+    with dbm.dumb.open("todo", "n") as opened:
+        opened[b"task"] = pickled
+    status, _, errors = move()
+    assert status == 1
+    assert remedy in errors.splitlines()[0]
 
 
 @pytest.mark.parametrize("kind", ["dumb", "sqlite3"])

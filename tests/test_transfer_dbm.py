@@ -114,6 +114,21 @@ def test_a_shelf_there_and_back(tmp_path: Path) -> None:
         ]
 
 
+@pytest.mark.parametrize("prefix", ["p/", "p:"])
+def test_a_shelf_into_a_view_and_back(prefix: str, tmp_path: Path) -> None:
+    """What is imported into a view of a store is a shelf with its prefix, and is exported from the view."""
+    with shelve.open(str(tmp_path / "theirs")) as shelf:
+        shelf.update(VALUES)
+    with cm.open(tmp_path / "ours.db") as store:
+        assert import_store(store.view(prefix), tmp_path / "theirs", format="shelve", trust=True).written == len(VALUES)
+        inner = store.view(prefix[0]).view(prefix[1:])
+        export_store(inner, tmp_path / "again", format="shelve")
+    with our_shelve.open(tmp_path / "ours.db", prefix=prefix) as ours:
+        assert dict(ours) == VALUES
+    with shelve.open(str(tmp_path / "again"), "r") as shelf:
+        assert dict(shelf) == VALUES
+
+
 def test_the_file_s_own_secret(tmp_path: Path) -> None:
     """Without a secret that is given, the embedded file's own signs what is imported, and reads what is exported."""
     with shelve.open(str(tmp_path / "theirs")) as shelf:

@@ -14,7 +14,7 @@ from cloudstore_mapping.cli.asking import STDIN, asked, stdin
 from cloudstore_mapping.cli.data import AsJSON, AskPassword, At, Insecure
 from cloudstore_mapping.cli.frame import UsageError, report, status_of
 from cloudstore_mapping.cli.output import show, show_json
-from cloudstore_mapping.cli.places import open_store
+from cloudstore_mapping.cli.places import as_usage, open_store
 from cloudstore_mapping.errors import BulkError, CloudStoreError
 from cloudstore_mapping.oserrors import sentence_of
 
@@ -65,7 +65,8 @@ def import_(
 
     What is there already is left as it is. An import that was interrupted goes on when it is begun again. Each key that
     can't be read or written is a line on stderr, and the others go on. Where --at says the name of the shelf or dbm
-    file itself, the store is there once all keys are in it, and a file of that very name is kept as NAME.old.
+    file itself, the store is there once all keys are in it, and a file of that very name is kept as NAME.old. With
+    --at cloudstore:NAME the keys become those of the shelf that programs open by this name.
     """
     from cloudstore_mapping.transfer.importing import import_at
     from cloudstore_mapping.transfer.sources import source_at
@@ -105,16 +106,20 @@ def export(
     FILE is there once it is whole. An export that was interrupted is begun again by the same command, which takes over
     what can't have changed. A service lists no media files: of one, those are taken whose addresses stand in the
     values. Each key that can't be read, or that the format can't hold, is a line on stderr, and the others go on; the
-    exit status is 1.
+    exit status is 1. With --at cloudstore:NAME only the keys of the shelf of this name are exported.
     """
+    from cloudstore_mapping.locations import shelf_at
     from cloudstore_mapping.signed import secret_note
     from cloudstore_mapping.transfer import export_store
     from cloudstore_mapping.transfer.formats import format_of_target
     from cloudstore_mapping.transfer.raw_store import RawStore
 
     failing = _failing(file, "Would export" if dry_run else "Exported", as_json)
+    with as_usage():
+        at, prefix = shelf_at(at)
     with open_store(at, password=asked(password), insecure=insecure) as store, failing:
-        done = export_store(store, file, format=format_, overwrite=overwrite, dry_run=dry_run, progress=True)
+        part = store.view(prefix) if prefix else store
+        done = export_store(part, file, format=format_, overwrite=overwrite, dry_run=dry_run, progress=True)
         # A shelf of the standard library has the pickles alone.
         note = None if format_of_target(file, format_) == "shelve" else secret_note(RawStore(store).file)
     if as_json:

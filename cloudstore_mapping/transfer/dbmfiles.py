@@ -70,9 +70,18 @@ def read_shelf(path: Path, envelopes: Envelopes) -> Iterator[Entry]:
             loaded = pickle.loads(pickled)  # noqa: S301 - whoever calls this was asked whether the shelf is trusted
             return Entry(key, bytes(codec.encode(envelopes.dump(key, loaded))))
         except Exception as error:  # noqa: BLE001 - whatever runs in a pickle raises whatever it likes
-            return Entry(key, about(key, error))
+            return Entry(key, about(key, error, _remedy(error)))
 
     return _entries(path, value)
+
+
+def _remedy(error: Exception) -> str | None:
+    """Return why a pickle's class isn't found, and the remedy; None for any other error."""
+    if isinstance(error, AttributeError) and "__main__" in str(error):
+        return f"{error}; its class is in the program itself, so let this program call transfer.import_store"
+    if isinstance(error, ImportError):
+        return f"{error}; its class is in your program's folder, so put PYTHONPATH=. before the command there"
+    return None
 
 
 def pickled(key: str, value: bytes, envelopes: Envelopes) -> bytes:

@@ -215,7 +215,7 @@ class _Export:
             self._failures.add(str(error.key), error)
 
     def _pickled(self, entries: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-        envelopes = Envelopes(secrets_of(self._secret, self._store.file, makes=False))
+        envelopes = Envelopes(secrets_of(self._secret, self._store.file, makes=False), prefix=self._store.prefix)
         for key, value in entries:
             try:
                 yield key, dbmfiles.pickled(key, value, envelopes)

@@ -115,10 +115,12 @@ def import_at(
     Import into the store at a location, which is made only now that the source was looked at, and in no dry run.
 
     A store with the name that programs open the dbm file by is there once all keys are in it, so that no program takes
-    a part for the whole. A file of that very name is kept; the second of what is returned is its new path.
+    a part for the whole. A file of that very name is kept; the second of what is returned is its new path. With the
+    location ``cloudstore:NAME`` the keys get the prefix of the shelf of this name.
     """
-    from cloudstore_mapping.locations import location_of, store_file  # loads what only this needs
+    from cloudstore_mapping.locations import location_of, shelf_at, store_file  # loads what only this needs
 
+    location, prefix = shelf_at(location)
     location = location_of(location)
     file = store_file(location)
     replaces = file is not None and source.dbm_name is not None and _is_made_from(file, source.dbm_name)
@@ -133,7 +135,8 @@ def import_at(
             location = str(replacement.draft)
         is_new = file is not None and replacement is None and not file.exists()
         store = stack.enter_context(open_store(location))
-        importing = _Import(RawStore(store), overwrite=overwrite, dry_run=dry_run, secret=secret)
+        target = store.view(prefix) if prefix else store
+        importing = _Import(RawStore(target), overwrite=overwrite, dry_run=dry_run, secret=secret)
         try:
             done = importing.run(source, progress)
         except (CloudStoreError, OSError, ValueError) as error:
@@ -206,7 +209,7 @@ class _Import:
         secrets = secrets_of(self._secret, self._target.file, makes=not self._dry_run)
         if not secrets and self._dry_run and self._target.file is not None:
             secrets = [new_secret()]  # in the place of the one that would be made
-        return Envelopes(secrets)
+        return Envelopes(secrets, prefix=self._target.prefix)
 
     def _write(self, values: dict[str, bytes], there: set[str]) -> Iterator[str]:
         """Write the values, and yield each key once it is done with."""

@@ -38,6 +38,11 @@ class RawStore:
         return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
+    def prefix(self) -> str:
+        """The prefix of the keys in the store, if this is a view."""
+        return self._files.prefix
+
+    @property
     def _prefix(self) -> tuple[str, ...]:
         return (self._files.prefix,) if self._files.prefix else ()
 

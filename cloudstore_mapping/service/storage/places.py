@@ -21,6 +21,8 @@ POSTGRES: Final = frozenset({"postgresql", "postgres"})
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: C:\ is a drive
 # A path like this would make a file with a secret for its name.
 _KEY_WITHOUT_SCHEME: Final = re.compile(r"[A-Za-z0-9._~-]{16,}@[^/]")
+#: Beginning of a location that names a shelf at the service in the environment's ``CLOUDSTORE_URL``.
+NAMED: Final = "cloudstore:"
 #: Slips in a location, which would silently be the name of a new file, with the right spelling.
 _SLIPS: Final = (
     (re.compile(r"https?:", re.IGNORECASE), "https://API_KEY@host/path"),
@@ -119,6 +121,11 @@ def place_of(location: str) -> Place:
 
 
 def _refuse_slip(location: str) -> None:
+    if location.startswith(NAMED):
+        raise ValueError(
+            f"{location} is a shelf's name, for shelve.open and the commands import and export; give a file of this "
+            "name by its absolute path."
+        )
     for slip, spelling in _SLIPS:
         if match := slip.match(location):
             raise ValueError(
