@@ -183,11 +183,11 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
 
     def items(self) -> ItemsView[str, Any]:
         """Return a view of keys and values, with bulk reads."""
-        return _ShelfItems(self)
+        return ItemsView(self) if self._has_own("__iter__", "__getitem__") else _ShelfItems(self)
 
     def values(self) -> ValuesView[Any]:
         """Return a view of the values, with bulk reads."""
-        return _ShelfValues(self)
+        return ValuesView(self) if self._has_own("__iter__", "__getitem__") else _ShelfValues(self)
 
     def pairs(self) -> Iterator[tuple[str, Any]]:
         """Yield each key with its value, with bulk reads."""
@@ -199,6 +199,10 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         store = self._writable
         values: dict[str, Any] = {}
         values.update(other, **more)
+        if self._has_own("__setitem__"):
+            for key, value in values.items():
+                self[key] = value
+            return
         encoded = {key: self._encode(_require_text(key), value) for key, value in values.items()}
         stored = {key: each for key, (each, _) in encoded.items()}
         done: Iterable[str] = ()
@@ -216,6 +220,10 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
     def clear(self) -> None:
         """Delete all keys."""
         store = self._writable
+        if self._has_own("__iter__", "__delitem__"):
+            for key in [*self]:
+                del self[key]
+            return
         with self._keeping_changes([*self.cache]):
             store.clear()
         self.cache.clear()
@@ -248,7 +256,11 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
     @property
     def _ends_itself(self) -> bool:
         """True for a shelf of a subclass that has its own `close` or `sync`."""
-        return type(self).close is not StoreShelf.close or type(self).sync is not StoreShelf.sync
+        return self._has_own("close", "sync")
+
+    def _has_own(self, *methods: str) -> bool:
+        """Return True for a shelf of a subclass with some of the methods, which are called then as in `shelve`."""
+        return any(getattr(type(self), name) is not getattr(StoreShelf, name) for name in methods)
 
     def _write_changes(self, *, is_end: bool = False) -> None:
         store = self._open

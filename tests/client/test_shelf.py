@@ -284,6 +284,37 @@ def test_a_subclass_with_its_own_keys(tmp_path: Path) -> None:
         assert (db.get("A"), db.setdefault("A"), db.get("B", 2)) == (1, 1, 2)
 
 
+def test_a_subclass_with_its_own_values(tmp_path: Path) -> None:
+    """A subclass's own access to a key is used by every method, as in the standard library's shelf."""
+    for module in (standard, shelve):
+
+        class Wrapping(module.DbfilenameShelf):  # type: ignore[name-defined,misc]  # mypy takes no module in a variable
+            deleted: list[str] = []  # noqa: RUF012 - of the class
+
+            def __getitem__(self, key: str) -> Any:
+                return super().__getitem__(key)["wrapped"]
+
+            def __setitem__(self, key: str, value: Any) -> None:
+                super().__setitem__(key, {"wrapped": value})
+
+            def __delitem__(self, key: str) -> None:
+                self.deleted.append(key)
+                super().__delitem__(key)
+
+        path = str(tmp_path / module.__name__)
+        with Wrapping(path) as db:
+            db.update(a=1)
+            db.update({"b": 2}, c=3)
+            assert db.setdefault("d", 4) == 4
+            assert sorted(db.items()) == [("a", 1), ("b", 2), ("c", 3), ("d", 4)]
+            assert (sorted(db.values()), db.get("a"), db.pop("a")) == ([1, 2, 3, 4], 1, 1)
+        with module.open(path) as plain:
+            assert plain["b"] == {"wrapped": 2}
+        with Wrapping(path) as db:
+            db.clear()
+            assert (sorted(db.deleted), len(db)) == (["a", "b", "c", "d"], 0)
+
+
 class Full(dict[str, Any]):
     """A store that takes no writes while it is `full`."""
 
