@@ -697,7 +697,7 @@ class Envelopes:
             ) from error
         if not any(hmac.compare_digest(self._sign(secret, key, kind, data), signature) for secret in self._secrets):
             raise BadValueError(
-                f"The pickle under {shorten(key)} is not signed for this key by this shelf's secret, so it was not "
+                f"The pickle under {shorten(key)} is not signed by this shelf's secret for this key, so it was not "
                 "loaded; give the secret, and the prefix, that it was written with.",
                 key=key,
             )
