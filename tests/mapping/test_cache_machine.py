@@ -140,7 +140,10 @@ class CacheMachine(RuleBasedStateMachine):
             gone = set(listed)
         except CloudStoreError:
             return
-        self.write(client, gone, lambda store: store.clear())
+        done: list[bool] = []
+        self.write(client, gone, lambda store: done.append(store.clear() is None), perhaps=True)
+        for key in gone if done else ():  # else it came no further than listing, perhaps
+            self.own[client, key] = len(self.history) - 1
 
     @rule(client=clients, key=keys)
     def read(self, client: int, key: str) -> None:

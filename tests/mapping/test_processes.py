@@ -59,7 +59,8 @@ def holding(thing: object, act: Callable[[], object]) -> Stopped:
     """Return a thread to stop inside the lock of a thing, which it takes in `act`."""
 
     def run(stop: Callable[[], None]) -> None:
-        thing._lock = Holding(thing._lock, stop)  # type: ignore[attr-defined]
+        name = "lock" if isinstance(thing, Pacer) else "_lock"
+        setattr(thing, name, Holding(getattr(thing, name), stop))
         act()
 
     return Stopped(run)
