@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -137,10 +138,11 @@ def no_threads_left() -> Iterator[None]:
     """Check that every thread which the test started has ended, or does so: one may begin while its pool closes."""
     before = set(threading.enumerate())
     yield
-    left = set(threading.enumerate()) - before
-    for thread in left:
-        thread.join(60.0)
-    assert not [thread for thread in left if thread.is_alive()]
+    while left := set(threading.enumerate()) - before:
+        for thread in left:
+            with suppress(RuntimeError):  # it hasn't begun yet
+                thread.join(60.0)
+                assert not thread.is_alive()
 
 
 @pytest.fixture(params=["memory", "sqlite", pytest.param("postgres", marks=pytest.mark.slow)])

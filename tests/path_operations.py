@@ -42,7 +42,26 @@ Operation = Callable[[Store, str], object]
 
 #: Parameters of commands that take a text, but no path.
 NO_PATHS: Final = frozenset(
-    "key keys filter_ name names type_ link format_ host port workers base_path api_key plan limits keep".split()  # noqa: SIM905
+    [
+        "key",
+        "keys",
+        "filter_",
+        "name",
+        "names",
+        "type_",
+        "link",
+        "format_",
+        "host",
+        "port",
+        "workers",
+        "base_path",
+        "api_key",
+        "plan",
+        "limits",
+        "keep",
+        "interval",
+        "files",
+    ]
 )
 #: A command line for each command and parameter that takes a path, at PATH; BUSY is a port that can't be had.
 COMMANDS: Final[dict[tuple[str, str], str]] = {
@@ -54,6 +73,7 @@ COMMANDS: Final[dict[tuple[str, str], str]] = {
     ("rm", "at"): "rm absent --at PATH",
     ("ls", "at"): "ls --at PATH",
     ("stat", "at"): "stat first --at PATH",
+    ("doctor", "location"): "doctor PATH",
     ("edit", "at"): "edit first --at PATH",
     ("upload", "file"): "upload PATH --as a.bin --at OTHER",
     ("upload", "at"): "upload PLAIN --at PATH",
