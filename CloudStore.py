@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import copy
+import inspect
 import io
 import ipaddress
 import json
@@ -19,7 +21,9 @@ import os
 import random
 import re
 import secrets
+import stat
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -527,9 +531,14 @@ class CloudStore:
         """
         Store a media file, replacing a file of the same name.
 
-        `data` is bytes, text, or an open file, sent in pieces from its position. A `BytesIO`, and a file of the system
-        opened only for reading, may be read on, uploaded again, or closed at once (a file on Windows only closed); use
-        any other after the reply. By default the type is guessed from the filename.
+        `data` is bytes, text, or an open file, of which all is stored that its next `read` would return. Whatever it
+        is, it may be closed or changed at once. A `BytesIO`, and a binary file on disk opened only for reading, stay at
+        their position (not on Windows) and are sent in pieces; a file on disk must not become shorter before the reply.
+        Any other object is read to its end before the method returns, a pipe until it is closed. By default the type is
+        guessed from the filename.
+
+        Of a text file on disk the bytes are stored, and text that its `read` returns in its encoding where their
+        position is unknown: after `next` or in a loop, or of a pipe of which a part is read.
 
         The file's link is ``{server}/files/{folder}/{id}.{extension}``, with `folder` and `id` of the reply's ``data``
         and the extension of the filename in lower case: public to all who know it.
@@ -547,7 +556,7 @@ class CloudStore:
         presented = self._media_password if password is None else hide(_text(password, "password"))
 
         def make() -> _Message:
-            content, full_type, own = open_media(data, name, content_type)
+            content, full_type, own = open_media(data, name, content_type, at_once=True)
             try:
                 fields = {"key": self._key, "password": presented or hide("")}
                 if self._media_default is not None:
@@ -937,6 +946,8 @@ def _finite(text: str) -> float:
 UNKNOWN_TYPE: Final = "application/octet-stream"
 
 _CHUNK: Final = 2**16
+#: Bytes of a copied file beyond which the copy is a temporary file.
+_MAX_IN_MEMORY: Final = 2**23
 _DATA_URL: Final = re.compile(
     r"data:(?=[^,\s])(?P<type>[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:;[\w-]+=[^;,\s]*)*)?(?P<base64>;base64)?,",
     re.ASCII | re.IGNORECASE,
@@ -972,18 +983,18 @@ _ESCAPED: Final = re.compile(r"=\?|%(22|0[AD])")
 
 
 def open_media(
-    data: MediaData, filename: str, content_type: str | None
+    data: MediaData, filename: str, content_type: str | None, *, at_once: bool = False
 ) -> tuple[bytes | IO[bytes], str, IO[bytes] | None]:
     """
     Return the bytes or binary file in `data`, its content type, and a file to be closed by the caller.
 
     `CloudStore.upload` tells what is stored of a text. By default the type is that of a ``data:`` URL, or follows from
-    the filename.
+    the filename. With `at_once` nothing is read from the user's file later.
 
     Raises
     ------
     BadValueError
-        The text is declared to be base64 and is not, or can't be encoded as UTF-8.
+        The text is declared to be base64 and is not, or can't be encoded; or a file can't be read.
     TypeError
         `data` is not `MediaData`.
     """
@@ -995,27 +1006,111 @@ def open_media(
     content_type = _full_type(_guess_type(filename) if content_type is None else content_type)
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data), content_type, None
-    own = _own_handle(data)
-    return own or data, content_type, own
+    source, own = _handle_on(data, at_once=at_once)
+    return source, content_type, own
 
 
-def _binary(file: IO[bytes] | IO[str]) -> str | IO[bytes]:
-    """Return the binary file under a text file, or the text of a text file without one."""
+def _binary(file: Any) -> Any:
+    """Return the binary file of what the next `read` of an open file returns, or the text of one in memory."""
     if not hasattr(file, "read"):
         raise TypeError(f"upload takes bytes, text or an open file, not {type(file).__name__}.")
-    if isinstance(file, io.TextIOBase):
-        with suppress(OSError):
-            file.seek(file.tell())  # undoes the read-ahead in the file below
-    below: IO[bytes] | IO[str] = getattr(file, "buffer", file)
-    return below.read() if isinstance(below, io.TextIOBase) else below  # type: ignore[return-value]  # binary by now
+    if isinstance(file, tempfile._TemporaryFileWrapper):  # noqa: SLF001 - it is not a file itself, it has one
+        file = file.file
+    if not isinstance(file, io.TextIOBase):
+        return file
+    buffer = getattr(file, "buffer", None)
+    if buffer is None:
+        return file.read()
+    return buffer if type(file) is io.TextIOWrapper and _undo_read_ahead(file) else _Stream(file)
+
+
+def _undo_read_ahead(file: io.TextIOWrapper[Any]) -> bool:
+    """Bring the file below a text file to the same position; False if that is impossible."""
+    try:
+        position = file.tell()
+        # The bytes alone would lack the decoder's state, or a mark at the beginning.
+        if position >= 2**64 or (position > 0 and "".encode(file.encoding)):
+            return False
+        file.seek(position)
+    except OSError:  # a pipe, or `next` was called
+        try:
+            file.reconfigure(encoding=file.encoding, errors=file.errors)  # refused if anything is read ahead
+        except OSError:
+            return False
+    return True
+
+
+class _Stream:
+    """Binary file of what an object's `read` returns until its end; text in the encoding of the object."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._encoder: codecs.IncrementalEncoder | None = None
+        self._takes_size = _takes_size(file.read)
+        self._has_ended = False
+
+    def read(self, size: int) -> bytes:
+        """Return up to about `size` bytes, none at the end."""
+        if self._has_ended:
+            return b""
+        try:
+            data = self._next(size)
+        except UnicodeDecodeError as error:
+            raise BadValueError(f"The file is not {error.encoding} text; open it in binary mode.") from None
+        if data is None:
+            raise BadValueError("The file has no bytes yet; upload it when all are there, or make it blocking.")
+        if not isinstance(data, str):
+            if not isinstance(data, bytes | bytearray | memoryview):
+                raise TypeError(
+                    f"The file's read() gives {type(data).__name__}; give an object that reads bytes or text."
+                )
+            return bytes(data)
+        try:
+            return self._encoded(data)
+        except UnicodeEncodeError as error:
+            raise BadValueError(f"The text can't be encoded as {error.encoding}; pass bytes.") from None
+
+    def _next(self, size: int) -> Any:
+        if self._takes_size:
+            return self._file.read(size)
+        self._has_ended = True
+        return self._file.read()
+
+    def _encoded(self, text: str) -> bytes:
+        if self._encoder is None:
+            if not text:  # no mark of a byte order either
+                return b""
+            encoding, errors = (getattr(self._file, name, None) for name in ("encoding", "errors"))
+            make = codecs.getincrementalencoder(encoding if isinstance(encoding, str) else "utf-8")
+            self._encoder = make(errors if isinstance(errors, str) else "strict")
+        while text:
+            if data := self._encoder.encode(text):
+                return data
+            text = self._file.read(_CHUNK)  # the encoder waits for more
+        return self._encoder.encode("", final=True)
+
+
+def _takes_size(read: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(read).bind(_CHUNK)
+    except TypeError:
+        return False
+    except ValueError:  # some built-in functions have no signature
+        return True
+    return True
 
 
 class _Positioned(io.RawIOBase):
-    """Handle on an open file of the system, with a position of its own: a mere duplicate shares the position."""
+    """
+    Handle on an open file of the system, with a position of its own: a mere duplicate shares the position.
+
+    It ends where the file ended at the beginning.
+    """
 
     def __init__(self, descriptor: int, position: int) -> None:
         self._descriptor = descriptor
         self._position = position
+        self._end = max(os.fstat(descriptor).st_size, position)
 
     def readable(self) -> bool:
         return True
@@ -1024,14 +1119,15 @@ class _Positioned(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = os.pread(self._descriptor, len(buffer), self._position)
+        size = min(len(buffer), self._end - self._position)
+        data = os.pread(self._descriptor, max(size, 0), self._position)
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
-        self._position = offset + (os.fstat(self._descriptor).st_size if begin is None else begin)
+        self._position = offset + (self._end if begin is None else begin)
         return self._position
 
     def close(self) -> None:
@@ -1040,21 +1136,66 @@ class _Positioned(io.RawIOBase):
         super().close()
 
 
-def _own_handle(file: IO[bytes]) -> IO[bytes] | None:
-    """Return a handle of our own on a file of the system or in memory; users may read on in theirs, or close it."""
+def _handle_on(file: Any, *, at_once: bool) -> tuple[IO[bytes], IO[bytes] | None]:
+    """
+    Return a file to read from, and the same again if it is our own: a user may read on in theirs, or close it.
+
+    With `at_once` it is always our own. Otherwise it is the user's if that may be written, and a `_Stream` if its size
+    is unknown.
+    """
     if type(file) is io.BytesIO:
         copied = io.BytesIO(file.getvalue())  # CPython copies no bytes before a change
         copied.seek(file.tell())
-        return copied
-    raw = file.raw if isinstance(file, io.BufferedReader) else file
-    if type(raw) is not io.FileIO or raw.writable() or not raw.seekable():
-        return None
+        return copied, copied
+    raw = file.raw if type(file) in (io.BufferedReader, io.BufferedRandom) else file
+    is_regular = type(raw) is io.FileIO and raw.seekable() and _has_true_size(raw.fileno())
+    if is_regular and not raw.writable():
+        own = _duplicate(raw, file.tell())
+        return own, own
+    if is_regular and not at_once:
+        return file, None
+    stream: Any = file if isinstance(file, _Stream) else _Stream(file)
+    if not at_once and not _is_seekable(file):
+        return stream, None
+    spooled: Any = tempfile.SpooledTemporaryFile(_MAX_IN_MEMORY)  # noqa: SIM115 - the caller closes it
+    try:
+        for piece in pieces_of(stream):
+            spooled.write(piece)
+        spooled.seek(0)
+    except BaseException:
+        spooled.close()
+        raise
+    return spooled, spooled
+
+
+def _has_true_size(descriptor: int) -> bool:
+    """Return True if a file ends where its size says: those of /proc and /sys, and devices, don't."""
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            return False
+        if not hasattr(os, "pread"):
+            return True
+        size = facts.st_size
+        return not os.pread(descriptor, 1, size) and (size == 0 or bool(os.pread(descriptor, 1, size - 1)))
+    except OSError:
+        return False
+
+
+def _duplicate(raw: io.FileIO, position: int) -> IO[bytes]:
+    descriptor = os.dup(raw.fileno())
     if hasattr(os, "pread"):
-        return io.BufferedReader(_Positioned(os.dup(raw.fileno()), file.tell()))
-    position = file.tell()
-    own = os.fdopen(os.dup(raw.fileno()), "rb")  # shares the position
+        return io.BufferedReader(_Positioned(descriptor, position))
+    own = os.fdopen(descriptor, "rb")  # shares the position
     own.seek(position)
     return own
+
+
+def _is_seekable(file: Any) -> bool:
+    try:
+        return bool(file.seekable())
+    except AttributeError:
+        return hasattr(file, "seek")  # a `mmap` before Python 3.13
 
 
 def _from_text(text: str, filename: str, content_type: str | None) -> tuple[bytes, str]:

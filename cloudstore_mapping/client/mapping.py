@@ -811,9 +811,9 @@ class CloudStoreMapping(MutableMapping[str, V]):
         Parameters
         ----------
         data
-            A path; bytes; an open binary file, sent from its position and of any size; or text. Text is stored as
-            UTF-8, unless it is a ``data:`` URL, or the base64 of an image, sound, video, font, PDF or archive under
-            such a type (which takes no other text); see `CloudStore.upload`.
+            A path; bytes; an open file of any size, of which all is stored that its next `read` would return; or text.
+            Text is stored as UTF-8, unless it is a ``data:`` URL, or the base64 of an image, sound, video, font, PDF or
+            archive under such a type (which takes no other text); see `CloudStore.upload`, also for text files.
         name
             Its name; by default the last part of a path's or file's own name.
         type
