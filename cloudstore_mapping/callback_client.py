@@ -1071,10 +1071,15 @@ class _Stream:
             raise BadValueError(f"The text can't be encoded as {error.encoding}; pass bytes.") from None
 
     def _next(self, size: int) -> Any:
-        if self._takes_size:
-            return self._file.read(size)
-        self._has_ended = True
-        return self._file.read()
+        try:
+            if self._takes_size:
+                return self._file.read(size)
+            self._has_ended = True
+            return self._file.read()
+        except (TypeError, ValueError, OSError, RecursionError, MemoryError):
+            raise
+        except Exception as error:  # such as `EOFError` and `zlib.error` of a damaged archive
+            raise BadValueError(f"The file can't be read ({type(error).__name__}).") from error
 
     def _encoded(self, text: str) -> bytes:
         if self._encoder is None:

@@ -382,8 +382,14 @@ REFUSED: Final[dict[str, tuple[Make, str]]] = {
     "an iterator": (lambda _, __: iter([b"a"]), "upload takes bytes, text or an open file, not list_iterator"),
     "lone surrogate": (lambda _, __: _Gives("\ud800"), "The text can't be encoded as utf-8; pass bytes"),
     "only for writing": (lambda path, stack: _opened(path, stack, "wb"), "The file can't be read"),
+    "a cut archive": (lambda path, stack: _cut(path, stack), r"The file can't be read \(EOFError\)"),
     "closed": (lambda path, _: _closed(path), "closed file"),
 }
+
+
+def _cut(path: Path, stack: ExitStack) -> Any:
+    path.write_bytes(gzip.compress(os.urandom(10_000))[:-100])
+    return stack.enter_context(gzip.open(path))
 
 
 def _closed(path: Path) -> Any:
@@ -437,10 +443,13 @@ def test_a_file_that_grows(tmp_path: Path) -> None:
     with (tmp_path / "a.log").open("rb") as file, (tmp_path / "a.log").open("ab", buffering=0) as log:
         file.readline()
         content, content_type, own = callback_client.open_media(file, "a.log", None, at_once=True)
+        assert isinstance(content, io.BufferedReader)
         log.write(b"more\n")
         form = callback_client.MultipartForm({}, "a.log", content_type, content)
         log.write(b"more\n")
         body = b"".join(form)
+        content.seek(5)
+        assert content.read() == b"line\n" * 4
     assert own is not None
     own.close()
     assert len(body) == form.len
@@ -456,3 +465,21 @@ def test_a_pipe_is_streamed(tmp_path: Path) -> None:
         assert own is None
         assert pipe.read() == b"data"
         assert b"".join(callback_client.pieces_of(content)) == b""
+
+
+def test_a_temporary_file_is_not_copied() -> None:
+    """The mapping sends a temporary file on disk without a copy."""
+    with tempfile.NamedTemporaryFile() as file:
+        assert media.open_media(file, "a.bin", None) == (file.file, "application/octet-stream", None)
+
+
+def test_a_mapped_file_has_a_size(tmp_path: Path) -> None:
+    """The mapping knows the size of a `mmap`, so that it can send it again."""
+    (tmp_path / "a.bin").write_bytes(b"headbody")
+    with ExitStack() as stack:
+        mapped = _mmap(tmp_path / "a.bin", stack)
+        mapped.read(4)
+        content, _, own = media.open_media(mapped, "a.bin", None)
+        assert own is not None
+        with own:
+            assert callback_client.size_of(content) == 4
