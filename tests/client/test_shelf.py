@@ -312,7 +312,8 @@ def test_a_subclass_with_its_own_values(tmp_path: Path) -> None:
             assert plain["b"] == {"wrapped": 2}
         with Wrapping(path) as db:
             db.clear()
-            assert (sorted(db.deleted), len(db)) == (["a", "b", "c", "d"], 0)
+            is_quick = module is standard and "clear" in vars(standard.Shelf)  # since Python 3.13
+            assert (sorted(db.deleted), len(db)) == (["a"] if is_quick else ["a", "b", "c", "d"], 0)
 
 
 class Full(dict[str, Any]):
