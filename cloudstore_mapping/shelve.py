@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import os
+import pickle
 import shelve
 from collections.abc import MutableMapping
 from io import BytesIO
@@ -52,6 +53,10 @@ def _dumps(value: Any, protocol: int) -> bytes:
     buffer = BytesIO()
     Pickler(buffer, protocol).dump(value)
     return buffer.getvalue()
+
+
+def _has_own_pickler() -> bool:
+    return Pickler is not pickle.Pickler
 
 
 def _loads(data: bytes) -> Any:
@@ -195,6 +200,7 @@ class DbfilenameShelf(StoreShelf, Shelf):
                 loads=_loads,
                 serializer=serializer,
                 deserializer=deserializer,
+                is_custom=_has_own_pickler,
             )
             StoreShelf.__init__(self, content, envelopes, writeback=writeback, readonly=flag == "r", opened=store)
         except BaseException:

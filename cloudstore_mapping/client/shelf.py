@@ -266,15 +266,7 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         store = self._open
         if not self.cache or self._readonly:
             return
-        changed: dict[str, Kept] = {}
-        failed: dict[str, Exception] = {}
-        for key, value in list(self.cache.items()):
-            try:
-                packed = self._envelopes.pack(value)
-                if self._is_changed(key, value, packed):
-                    changed[key] = Kept(self._envelopes.seal(key, value, packed), packed)
-            except Exception as error:  # noqa: BLE001 - whatever makes a pickle raises whatever it likes
-                failed[key] = error
+        changed, failed, spent = self._find_changes(is_end=is_end)
         known = self._reported
         if is_end:
             self._reported |= failed.keys()
@@ -291,8 +283,37 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
             unsaved = error.failed if isinstance(error, BulkError) else dict.fromkeys(changed, error)
             _raise_failures({**failed, **unsaved}, succeeded)
         self._kept.update(changed)
+        for key in spent:
+            self._forget(key)
         if failed:
             _raise_failures(failed, [*changed])
+
+    def _find_changes(self, *, is_end: bool = False) -> tuple[dict[str, Kept], dict[str, Exception], list[str]]:
+        """Return the changed values, the errors of those without a pickle, and at an end the keys of spent ones."""
+        changed: dict[str, Kept] = {}
+        failed: dict[str, Exception] = {}
+        spent: list[str] = []
+        for key, value in list(self.cache.items()):
+            try:
+                packed = self._envelopes.pack(value)
+                if self._is_changed(key, value, packed):
+                    changed[key] = Kept(self._envelopes.seal(key, value, packed), packed)
+                if is_end and self._is_spent(key, value, packed):
+                    spent.append(key)
+            except Exception as error:  # noqa: BLE001 - whatever makes a pickle raises whatever it likes
+                failed[key] = error
+        return changed, failed, spent
+
+    def _is_spent(self, key: str, value: Any, packed: Packed) -> bool:
+        """Return True for a value changed by its pickle, such as a used iterator: the next pickle isn't right."""
+        if packed.kind == _JSON:
+            return False
+        try:
+            if self._envelopes.pack(value) == packed:
+                return False
+            return not are_same(value, self._envelopes.load(key, self._envelopes.seal(key, value, packed)))
+        except Exception:  # noqa: BLE001 - whatever loads or makes a pickle raises whatever it likes
+            return True
 
     def reorganize(self) -> None:
         """Call `sync`; a store reuses the space of deleted values by itself."""
@@ -337,8 +358,9 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
 
         Closing may fail by then, and so may what makes the pickle of a value that was not changed.
         """
-        if any(self._has_changes(key, default=False) for key in [*self.cache]):
-            self._write_changes()
+        changed, _, _ = self._find_changes()
+        if changed:
+            self.dict.update({key: kept.stored for key, kept in changed.items()})
         self._closed = True
         with suppress(Exception):
             self._opened.close()
@@ -369,8 +391,9 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
             raise
         if self.writeback:
             packed = None
-            with suppress(Exception):  # whatever makes a pickle raises whatever it likes; `sync` raises it again
-                packed = self._pack(value)
+            if not _is_sealed(stored):
+                with suppress(Exception):  # `sync` raises it again
+                    packed = self._pack(value)
             self._keep(key, value, stored, packed)
         return value
 
@@ -410,40 +433,46 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         except BaseException as error:
             done = error.succeeded if isinstance(error, BulkError) else ()
             for key in [*keys]:
-                if key in done or isinstance(error, KeyError) or not self._has_changes(key, default=True):
+                if key in done or isinstance(error, KeyError) or not self._has_changes(key):
                     self._forget(key)
             raise
 
-    def _has_changes(self, key: str, *, default: bool) -> bool:
-        """Return True if the program changed the value in the write-back cache; `default` if it can't be packed."""
+    def _has_changes(self, key: str) -> bool:
+        """Return True if the program changed the value in the write-back cache, or it can't be packed."""
         if key not in self.cache:
             return False
         try:
             return self._is_changed(key, self.cache[key], self._envelopes.pack(self.cache[key]))
         except Exception:  # noqa: BLE001 - whatever makes a pickle raises whatever it likes
-            return default
+            return True
 
     def _is_changed(self, key: str, value: Any, packed: Packed) -> bool:
         """
         Return True if the program changed a value in the write-back cache.
 
-        Its pickle is compared with the pickle of the same object when it was read or saved, and of a new copy. If
-        pickles of the object differ by themselves, its attributes are compared with those of the copy.
+        Its pickle is compared with the stored pickle, and with that of a new copy. If they differ, which may be due to
+        time or addresses, the value's attributes are compared with those of the copy. A pickle of the user's object is
+        made only when it is written, as it may change the object.
         """
         kept = self._kept.get(key)
         if kept is None:
             return True
         if packed == kept.packed:
             return False
-        if packed.kind == _JSON or not _is_sealed(kept.stored):
+        if not _is_sealed(kept.stored):
             return True
         try:
-            copy = self._envelopes.load(key, kept.stored)
-            if self._envelopes.pack(copy) == packed:
+            if packed == self._envelopes.unseal(key, kept.stored):
                 return False
+            again = self._envelopes.pack(self._envelopes.load(key, kept.stored))
+            if again == packed:
+                return False
+            if self._envelopes.is_custom() and again == self._envelopes.pack(self._envelopes.load(key, kept.stored)):
+                return True  # what it stores may not be in attributes
+            copy = self._envelopes.load(key, kept.stored)  # a pickle may have changed the other ones
         except Exception:  # noqa: BLE001 - whatever loads or makes a pickle raises whatever it likes
             return True
-        return self._envelopes.pack(value) == packed or not are_same(value, copy)
+        return not are_same(value, copy)
 
 
 class _ShelfItems(ItemsView[str, Any]):
@@ -584,7 +613,11 @@ class Packed(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A value in the write-back cache when it was read or saved: as stored, and as packed by this process."""
+    """
+    A value in the write-back cache when it was read or saved: as stored, and as packed by this process.
+
+    A pickle or bytes that were read are not packed again, as this might change the object.
+    """
 
     stored: Any
     packed: Packed | None
@@ -606,6 +639,8 @@ class Envelopes:
         Functions to make and load pickles; by default those of `pickle`.
     serializer, deserializer
         Functions of a program that replace both JSON and pickles, as those of `shelve.open`.
+    is_custom
+        Return True if `dumps` makes other pickles than `pickle`; by default for another function than `pickle.dumps`.
 
     Notes
     -----
@@ -622,7 +657,9 @@ class Envelopes:
         loads: Deserializer = pickle.loads,
         serializer: Serializer | None = None,
         deserializer: Deserializer | None = None,
+        is_custom: Callable[[], bool] | None = None,
     ) -> None:
+        self._is_custom = is_custom
         self._secrets = tuple(secrets)
         self.protocol = pickle.DEFAULT_PROTOCOL if protocol is None else protocol
         self._prefix = prefix
@@ -630,6 +667,11 @@ class Envelopes:
         self._loads = loads
         self._serializer = serializer
         self._deserializer = deserializer
+
+    def is_custom(self) -> bool:
+        """Return True if a serializer or pickler of the program decides what is stored of an object."""
+        is_custom = self._dumps is not pickle.dumps if self._is_custom is None else self._is_custom()
+        return self._serializer is not None or is_custom
 
     def pack(self, value: Any) -> Packed:
         """Return a value as JSON, if it comes back equal and of the same types; otherwise as a pickle."""
@@ -665,6 +707,11 @@ class Envelopes:
         if self._serializer is None and is_exact(value):
             return {MARK: {_JSON: value}} if _is_marked(value) else value
         return self.seal(key, value, self.pack(value))
+
+    def unseal(self, key: str, stored: Any) -> Packed:
+        """Return the packed value of a stored pickle or bytes; `BadValueError` without a valid signature."""
+        kind = _BYTES if _BYTES in stored[MARK] else _PICKLE
+        return Packed(kind, self._verified(key, stored[MARK], kind))
 
     def load(self, key: str, stored: Any) -> Any:
         """

@@ -30,6 +30,13 @@ class Plain:
     __hash__ = None  # type: ignore[assignment]  # it changes
 
 
+class Key:
+    """Object in sets, in an order that depends on its address."""
+
+    def __init__(self, name: Any) -> None:
+        self.name = name
+
+
 class Slotted:
     """Object with slots."""
 
@@ -129,6 +136,16 @@ class Stamps:
         pass
 
 
+class Sealed:
+    """Object with its state elsewhere, and a pickled text that differs each time."""
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"sealed": f"a {time.monotonic_ns()}"}
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        pass
+
+
 class Unpicklable:
     """Object that can be copied, and has no pickle."""
 
@@ -170,6 +187,9 @@ SAME: list[Any] = [
     bytearray(b"a"),
     10**5000,
     float("nan"),
+    {Key(n) for n in range(200)},
+    [{Key(1), Key(1)}, {frozenset({Key(2)}), (Key(3), "a")}],
+    (lambda keys: [{*keys}, keys])([Key(1), Key(1), Key(1)]),
 ]
 DIFFERENT: list[tuple[Any, Any]] = [
     (1, True),
@@ -178,13 +198,18 @@ DIFFERENT: list[tuple[Any, Any]] = [
     ([1], (1,)),
     ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
     ({1}, {True}),
-    ({frozenset({1})}, {frozenset([1])}),
+    ({frozenset({1})}, {frozenset({True})}),
     (Plain(a=1), Plain(a=2)),
     (Plain(a=1), Plain(b=1)),
     (Slotted(1), Slotted(2)),
     (Stack([1]), Stack([2])),
     (with_attribute(Stack(), 1), with_attribute(Stack(), 2)),
     (Table(a=1), Table(a=2)),
+    ({Key(1)}, {Key(2)}),
+    ({Key([1])}, {Key([2])}),
+    ({Key(1), Key(1)}, {Key(1)}),
+    ((lambda key: [{key}, key])(Key(1)), [{Key(1)}, Key(1)]),
+    ({Key([n]) for n in range(100)}, {Key([-n]) for n in range(100)}),
     (shared(), [[], []]),
     ([[], []], shared()),
 ]
@@ -200,6 +225,13 @@ def test_copies_are_the_same(value: Any) -> None:
 def test_a_difference_is_seen(one: Any, other: Any) -> None:
     """Any difference of type, content, order or sharing is seen, also between objects that call themselves equal."""
     assert not are_same(one, other)
+
+
+def test_sets_in_different_orders() -> None:
+    """Sets are the same if their elements are, in whatever order: objects have theirs from their addresses."""
+    one = {Key([number]) for number in range(8)}
+    assert are_same(one, {Key([number]) for number in reversed(range(8))})
+    assert not are_same(one, {Key([number]) for number in reversed(range(1, 9))})
 
 
 SUBCLASSES: list[tuple[Any, Any]] = [
@@ -254,7 +286,9 @@ def test_the_state_in_a_pickle(one: Any, other: Any) -> None:
     assert are_same(one, one)
 
 
-@pytest.mark.parametrize("value", [Stamps(), StampedQueue([1]), Unpicklable()], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "value", [Stamps(), Sealed(), StampedQueue([1]), Unpicklable()], ids=lambda v: type(v).__name__
+)
 def test_what_cannot_be_compared(value: Any) -> None:
     """Objects whose whole state differs each time, or has none, are different: better written once too often."""
     assert not are_same(value, copy.copy(value))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import pickle
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -270,6 +273,7 @@ UNSTABLE: dict[str, Callable[[], Any]] = {
     "set of texts": lambda: {"apples", "pears", "plums", "figs"},
     "grown set": grown,
     "set of objects": lambda: {Hashed() for _ in range(50)},
+    "set of tuples with objects": lambda: [{("a", Hashed()), ("b", Hashed())}, {frozenset({Hashed(), Hashed()})}],
     "stamped": lambda: Stamped([1]),
     "stamped in a list": lambda: [Stamped({"a"}), {"b", "c"}],
     "plain": lambda: {"a": [1]},
@@ -312,6 +316,127 @@ def test_a_value_whose_pickle_changes_with_time(tmp_path: Path, monkeypatch: pyt
             other["a"] = "changed"
     with shelve.open(tmp_path / "shelf") as db:
         assert db["a"] == "changed"
+
+
+class Locked:
+    """Object whose pickle takes its lock away."""
+
+    def __init__(self) -> None:
+        self.n, self.lock = 0, threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        vars(self).pop("lock")
+        return vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, lock=threading.Lock())
+
+
+class Once:
+    """Object whose pickle uses up its iterator."""
+
+    def __init__(self, numbers: list[int]) -> None:
+        self.numbers = iter(numbers)
+
+    def __getstate__(self) -> list[int]:
+        return [*self.numbers]
+
+    def __setstate__(self, state: list[int]) -> None:
+        self.numbers = iter(state)
+
+
+def test_a_pickle_with_side_effects(tmp_path: Path) -> None:
+    """A value that is read is not pickled before `sync`, as a pickle may change it."""
+    with shelve.open(tmp_path / "shelf") as db:
+        db["a"], db["b"], db["c"] = Locked(), Once([1, 2]), Once([1])
+    with shelve.open(tmp_path / "shelf", writeback=True) as db:
+        with db["a"].lock:
+            db["a"].n += 1
+        assert db["b"]
+        assert db["c"]
+        db["c"].numbers = iter([1, 2, 3])
+    with shelve.open(tmp_path / "shelf", writeback=True) as db:
+        assert db["a"].n == 1
+        assert [*db["b"].numbers] == [1, 2]
+        assert [*db["c"].numbers] == [1, 2, 3]
+
+
+ONCE = """
+import atexit, sys
+atexit.register(lambda: db["t"].append(2))
+from cloudstore_mapping import shelve
+from tests.client.test_shelf_writeback import Once
+db = shelve.open(sys.argv[1], writeback=True)
+db["t"] = [1]
+db["a"], db["b"]
+"""
+
+
+def test_a_pickle_with_side_effects_at_the_end(tmp_path: Path) -> None:
+    """A value that its pickle uses up is not pickled again after it was saved at the end of a program."""
+    with shelve.open(tmp_path / "shelf", secret=SECRET) as db:
+        db["a"], db["b"] = Once([1, 2]), [Once([1]), {"x"}]
+    ran = run(ONCE, str(tmp_path / "shelf"), folder=tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    with shelve.open(tmp_path / "shelf", "r", secret=SECRET) as db:
+        assert db["t"] == [1, 2]
+        assert [*db["a"].numbers] == [1, 2]
+        assert [*db["b"][0].numbers] == [1]
+
+
+class Sealed:
+    """Object with its state elsewhere, and a pickle that hides the state and differs each time."""
+
+    lists: dict[int, list[int]] = {}  # noqa: RUF012 - of the class
+
+    def __init__(self) -> None:
+        self.lists[id(self)] = [1]
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"sealed": f"{time.monotonic_ns()} {json.dumps(self.lists[id(self)])}"}
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        self.lists[id(self)] = json.loads(state["sealed"].split(" ", 1)[1])
+
+
+def test_a_change_that_cannot_be_seen(tmp_path: Path) -> None:
+    """If an object's pickles all differ, and its state is in no attribute, it counts as changed, and is written."""
+    with shelve.open(tmp_path / "shelf") as db:
+        db["a"] = Sealed()
+    with shelve.open(tmp_path / "shelf", writeback=True) as db:
+        Sealed.lists[id(db["a"])].append(2)
+    with shelve.open(tmp_path / "shelf") as db:
+        loaded = db["a"]
+        assert Sealed.lists[id(loaded)] == [1, 2]
+
+
+class Anything:
+    """Object without attributes."""
+
+
+def test_a_change_that_only_the_own_pickler_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change in what a program's own pickler stores of an object is written back."""
+    names: dict[int, str] = {}
+
+    class OwnPickler(pickle.Pickler):
+        def persistent_id(self, thing: Any) -> Any:
+            return names.get(id(thing), "first") if isinstance(thing, Anything) else None
+
+    class OwnUnpickler(pickle.Unpickler):
+        def persistent_load(self, pid: Any) -> Any:
+            thing = Anything()
+            names[id(thing)] = pid
+            return thing
+
+    monkeypatch.setattr(shelve, "Pickler", OwnPickler)
+    monkeypatch.setattr(shelve, "Unpickler", OwnUnpickler)
+    with shelve.open(tmp_path / "shelf") as db:
+        db["a"] = [Anything()]
+    with shelve.open(tmp_path / "shelf", writeback=True) as db:
+        names[id(db["a"][0])] = "second"
+    with shelve.open(tmp_path / "shelf") as db:
+        thing = db["a"][0]
+        assert names[id(thing)] == "second"
 
 
 def test_a_shelf_collected_within_a_transaction(tmp_path: Path) -> None:
