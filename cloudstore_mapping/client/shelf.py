@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
+from typing import Any, ClassVar, Final, NamedTuple, NoReturn, TypeAlias
 
 from cloudstore_mapping.client import codec
 from cloudstore_mapping.client.sameness import are_same
@@ -568,8 +568,8 @@ def _end() -> None:
     as older functions of `atexit` may use them.
     """
     _write_back(is_last=False)
-    if sys.stderr is not None and (_failed or _written_at_exit):
-        sys.stderr = _LastStream(sys.stderr)
+    if _failed or _written_at_exit:
+        _await_last_flush()
 
 
 def _write_back(*, is_last: bool) -> None:
@@ -580,29 +580,67 @@ def _write_back(*, is_last: bool) -> None:
             _reporting(shelf, partial(shelf.write_at_end, is_last=is_last))
 
 
-class _LastStream:
+def _await_last_flush() -> None:
+    """Put a `_LastFlush` into all standard streams, as a later function may put back another one, or close one."""
+    if sys.stdout is None and sys.stderr is None:
+        sys.stderr = io.StringIO()
+    streams = {id(stream): stream for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)}
+    for stream in streams.values():
+        if stream is not None:
+            with suppress(AttributeError, TypeError):
+                stream.flush = _LastFlush(stream.flush)  # type: ignore[method-assign]
+    if sys.stderr is not None and not isinstance(sys.stderr.flush, _LastFlush):
+        sys.stderr = _Stream(sys.stderr)
+
+
+class _LastFlush:
     """
-    Standard error stream that writes back shelves when Python flushes it, after all functions of `atexit`.
+    Method `flush` of a standard stream that writes back shelves when Python calls it after all functions of `atexit`.
 
     Functions registered before this module was imported run after `_end`, and may change values. If a shelf could not
     be written back the flush fails, so that the exit status is 120: Python has no other way to change it so late.
     """
 
+    states: ClassVar[list[str]] = []  # "begun" and "done", once for all streams
+
+    def __init__(self, flush: Callable[[], object]) -> None:
+        self._flush = flush
+        self._is_done = False
+        self._sys = sys  # at the end of Python, this module has no names any more
+
+    def __call__(self) -> None:
+        """Flush the stream."""
+        try:
+            self._flush()
+        finally:
+            # A stream may be flushed by the report of a failure, and by its own deletion.
+            if not self._is_done and self._sys.is_finalizing() and self._sys.meta_path is not None:
+                self._end()
+
+    def _end(self) -> None:
+        if not self.states:
+            self.states.append("begun")
+            _write_back(is_last=True)
+            self.states.append("done")
+        if "done" not in self.states:
+            return
+        self._is_done = True
+        # Python flushes the error stream last, and prints no error of it.
+        last = getattr(sys.stderr, "flush", None)
+        is_last = last is self or not isinstance(last, _LastFlush) or getattr(sys.stderr, "closed", False)
+        if _failed and is_last:
+            raise OSError("A shelf could not be written back.")
+
+
+class _Stream:
+    """Stream with a `_LastFlush`, for a stream that takes no attributes."""
+
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._is_done = False
+        self.flush = _LastFlush(stream.flush)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-    def flush(self) -> None:
-        """Flush the stream."""
-        self._stream.flush()
-        if sys.is_finalizing() and not self._is_done:
-            self._is_done = True
-            _write_back(is_last=True)
-            if _failed:
-                raise OSError("A shelf could not be written back.")
 
 
 class Packed(NamedTuple):

@@ -170,6 +170,53 @@ def test_changes_after_the_write_back_at_the_end(location: str, tmp_path: Path) 
         assert db["new"][0] == 1
 
 
+#: A program that changes a shelf, and its standard streams, in a function registered before the import.
+LATE_STREAMS = """
+import atexit, sys
+old = sys.stdout, sys.stderr
+def end():
+    db["a"].append(2)
+    if sys.argv[3]:
+        db["b"].append(lambda: None)
+    exec(sys.argv[2])
+atexit.register(end)
+from cloudstore_mapping import shelve
+db = shelve.open(sys.argv[1], writeback=True)
+db["a"], db["b"] = [1], [1]
+cycle = [db]
+cycle.append(cycle)
+keep = sys.modules["string"] = cycle
+exec(sys.argv[4])
+"""
+STREAMS = {
+    "same": ("", ""),
+    "error restored": ("sys.stderr = sys.__stderr__", ""),
+    "both restored": ("sys.stdout, sys.stderr = old", ""),
+    "error closed": ("sys.stderr.close()", ""),
+    "output closed": ("sys.stdout.close()", ""),
+    "output replaced": ("import io; sys.stdout = io.StringIO()", ""),
+    "no error": ("", "sys.stderr = sys.__stderr__ = None"),
+    "none": ("", "sys.stdout = sys.__stdout__ = sys.stderr = sys.__stderr__ = None"),
+    "broken": ("print('x'); sys.stderr.close()", "import os; r, w = os.pipe(); os.close(r); sys.stdout = open(w, 'w')"),
+    "same for both": ("", "sys.stdout = sys.stderr"),
+    "without attributes": (
+        "",
+        "sys.stdout = sys.__stdout__ = sys.__stderr__ = None\n"
+        "sys.stderr = type('S', (), {'__slots__': (), 'write': len, 'flush': lambda self: None})()",
+    ),
+}
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["saved", "failed"])
+@pytest.mark.parametrize(("late", "early"), STREAMS.values(), ids=STREAMS)
+def test_changes_after_the_write_back_with_other_streams(late: str, early: str, fails: bool, tmp_path: Path) -> None:
+    """The last changes are saved, or the exit status tells otherwise, whatever a function does to a standard stream."""
+    ran = run(LATE_STREAMS, str(tmp_path / "shelf"), late, "fails" if fails else "", early, folder=tmp_path)
+    assert (ran.returncode != 0) == (fails or "pipe" in early), ran.stderr
+    with shelve.open(tmp_path / "shelf", "r", secret=SECRET) as db:
+        assert dict(db) == {"a": [1, 2], "b": [1]}
+
+
 @pytest.mark.parametrize("method", ["close", "sync"])
 @pytest.mark.parametrize("writeback", [True, False])
 def test_a_subclass_that_ends_itself(method: str, writeback: bool, tmp_path: Path) -> None:
