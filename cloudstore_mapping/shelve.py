@@ -201,6 +201,7 @@ class DbfilenameShelf(StoreShelf, Shelf):
                 serializer=serializer,
                 deserializer=deserializer,
                 is_custom=_has_own_pickler,
+                pickle_secrets=bool(options.get("pickle_secrets")),
             )
             StoreShelf.__init__(self, content, envelopes, writeback=writeback, readonly=flag == "r", opened=store)
         except BaseException:

@@ -679,6 +679,8 @@ class Envelopes:
         Functions of a program that replace both JSON and pickles, as those of `shelve.open`.
     is_custom
         Return True if `dumps` makes other pickles than `pickle`; by default for another function than `pickle.dumps`.
+    pickle_secrets
+        Let a pickle of the shelf hold the secrets; otherwise a pickle with secrets is `TypeError`.
 
     Notes
     -----
@@ -696,7 +698,9 @@ class Envelopes:
         serializer: Serializer | None = None,
         deserializer: Deserializer | None = None,
         is_custom: Callable[[], bool] | None = None,
+        pickle_secrets: bool = False,
     ) -> None:
+        self._pickle_secrets = pickle_secrets
         self._is_custom = is_custom
         self._secrets = tuple(secrets)
         self.protocol = pickle.DEFAULT_PROTOCOL if protocol is None else protocol
@@ -705,6 +709,13 @@ class Envelopes:
         self._loads = loads
         self._serializer = serializer
         self._deserializer = deserializer
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._secrets and not self._pickle_secrets:
+            raise TypeError(
+                "A shelf with a secret can't be pickled; open it with pickle_secrets=True, or in the other process."
+            )
+        return vars(self)
 
     def is_custom(self) -> bool:
         """Return True if a serializer or pickler of the program decides what is stored of an object."""

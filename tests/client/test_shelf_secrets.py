@@ -55,6 +55,24 @@ def test_a_payload_of_ones_own_is_loaded(shelf: Path, trap: Path) -> None:
     assert trap.exists()
 
 
+def test_a_pickle_of_a_shelf(tmp_path: Path) -> None:
+    """A shelf is pickled with its secrets only if the program asked for it, so that no secret leaves by accident."""
+    with shelve.open(tmp_path / "shelf", secret=SECRET) as db:
+        db["a"] = {1}
+        with pytest.raises(TypeError, match="pickle_secrets=True"):
+            pickle.dumps(db)
+        with pytest.raises(TypeError, match="pickle_secrets=True"):
+            db["b"] = [db]
+        assert list(db) == ["a"]
+    with shelve.open(tmp_path / "shelf", secret=SECRET, pickle_secrets=True) as db:
+        pickled = pickle.dumps(db)
+    with pickle.loads(pickled) as again:
+        assert again["a"] == {1}
+        again["a"] = {2}
+    with shelve.open(tmp_path / "shelf", secret=SECRET) as db:
+        assert db["a"] == {2}
+
+
 def flipped(envelope: dict[str, Any]) -> dict[str, Any]:
     """Change one bit of the pickle."""
     pickled = bytearray(base64.b64decode(envelope["pickle"]))
