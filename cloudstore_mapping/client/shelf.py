@@ -173,13 +173,13 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         stored, packed = self._encode(_require_text(key), value)
         with self._keeping_changes([key]):
             store[key] = stored
-        self._keep(key, value, stored, packed)
+            self._keep(key, value, stored, packed)
 
     def __delitem__(self, key: str) -> None:
         store = self._writable
         with self._keeping_changes([key]):
             del store[key]
-        self._forget(key)
+            self._forget(key)
 
     def items(self) -> ItemsView[str, Any]:
         """Return a view of keys and values, with bulk reads."""
@@ -205,17 +205,15 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
             return
         encoded = {key: self._encode(_require_text(key), value) for key, value in values.items()}
         stored = {key: each for key, (each, _) in encoded.items()}
-        done: Iterable[str] = ()
         try:
             with self._keeping_changes(stored):
                 store.update(stored)
-            done = stored
+                for key in stored:
+                    self._keep(key, values[key], *encoded[key])
         except BulkError as error:
-            done = error.succeeded
-            raise
-        finally:
-            for key in done:
+            for key in error.succeeded:
                 self._keep(key, values[key], *encoded[key])
+            raise
 
     def clear(self) -> None:
         """Delete all keys."""
@@ -226,8 +224,8 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
             return
         with self._keeping_changes([*self.cache]):
             store.clear()
-        self.cache.clear()
-        self._kept.clear()
+            self.cache.clear()
+            self._kept.clear()
 
     def sync(self) -> None:
         """
@@ -426,7 +424,7 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         """
         Keep the changed values of keys in the write-back cache if the block fails to replace or delete them.
 
-        The other values are read again, as the store may have what failed.
+        The other values are read again, as the store may have what failed, also after Ctrl-C.
         """
         try:
             yield

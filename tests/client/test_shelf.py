@@ -397,6 +397,51 @@ def test_a_failed_sync_loses_nothing(full: tuple[StoreShelf, Full]) -> None:
     assert db["other"] == {1, 2}
 
 
+class Interrupted(dict[str, Any]):
+    """Cache at whose first change the user presses Ctrl-C."""
+
+    is_done = False
+
+    def _interrupt(self) -> None:
+        if not self.is_done:
+            self.is_done = True
+            raise KeyboardInterrupt
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._interrupt()
+        super().__setitem__(key, value)
+
+    def pop(self, *arguments: Any) -> Any:
+        """Remove a key."""
+        self._interrupt()
+        return super().pop(*arguments)
+
+    def clear(self) -> None:
+        """Remove all keys."""
+        self._interrupt()
+        super().clear()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda db: db.__setitem__("a", [9]),
+        lambda db: db.update(a=[9]),
+        lambda db: db.__delitem__("a"),
+        lambda db: db.clear(),
+    ],
+    ids=["set", "update", "del", "clear"],
+)
+def test_ctrl_c_after_a_write(use: Callable[[Any], Any], full: tuple[StoreShelf, Full]) -> None:
+    """After Ctrl-C between the write to the store and that to the write-back cache, the shelf gives what is stored."""
+    db, store = full
+    db["a"] = [1]
+    db.cache = Interrupted(db.cache)
+    with pytest.raises(KeyboardInterrupt):
+        use(db)
+    assert db.get("a") == store.get("a") != [1]
+
+
 @pytest.mark.parametrize(
     "use",
     [
