@@ -401,8 +401,8 @@ class CloudStore:
       whose attribute ``sent`` is False if the service certainly never saw the request. It is the class
       `OutcomeUnknownError` of this file if a write may have been done or not. An exception of the session's own hooks
       and adapters is passed on.
-    - ``Error parsing data``: the answer is no reply of a service, or larger than 256 MiB; ``exception`` is a
-      `ValueError`.
+    - ``Error parsing data``: the answer is no reply of a service, so a write may have been done or not; or that to a
+      load or list can't be read, or is larger than 256 MiB. ``exception`` is a `ValueError`.
     """
 
     lock: ClassVar[Any] = _process.lock
@@ -1360,6 +1360,8 @@ _MAX_AGE: Final = 480.0
 _FIRST_BACKOFF: Final = 0.5
 _LONGEST_BACKOFF: Final = 8.0
 _MAX_REPLY: Final = 2**28
+#: Digits of a length that are converted; Python refuses thousands.
+_MOST_DIGITS: Final = 100
 _POOL_SIZE: Final = 32
 #: Statuses after which the same request may succeed.
 _BUSY: Final = frozenset({429, 502, 503, 504})
@@ -1531,25 +1533,36 @@ class _Sender:
         headers = {"Content-Type": message.content_type}
         if request_id is not None:
             headers["Idempotency-Key"] = f'"{request_id}"'
+        received: list[Any] = []
         try:
-            response = self._post(message, headers)
+            response = self._post(message, headers, received)
             with response:
-                size = response.headers.get("Content-Length", "")
-                if size.isdecimal() and int(size) > _MAX_REPLY:
-                    raise _too_large(response)
                 content = _read(response)
-        except self._requests.RequestException as error:
+        except TransportError:
+            raise
+        except Exception as error:
+            is_about_answer = _is_about_answer(error)
+            translated = error
+            if isinstance(error, self._requests.RequestException) or is_about_answer:
+                translated = self._translated(error, was_sent=is_about_answer or bool(received))
+            if received and isinstance(translated, TransportError):
+                translated.sent = True  # a hook's own request may have failed after it
+            if message.is_write and isinstance(translated, _UnreadableError):
+                translated = TransportError(str(translated), sent=True, is_retryable=False)
+            if translated is error:  # too large, or an exception of a hook or adapter
+                raise
             # The message of a ValueError shows a URL, and a proxy's URL may hold a password.
-            cause = None if isinstance(error, ValueError) else error
-            raise self._translated(error) from cause
+            raise translated from (None if isinstance(error, ValueError) else error)
+        finally:
+            received.clear()  # breaks a cycle that would keep the response's connection open after `session.close()`
         extensions = response.headers.get("CloudStore-Extensions", "")
         reply = _reply_of(response, content)
         if reply.error != "Http error" or extensions:  # otherwise the reply is a proxy's
             self._knows_ids = "once" in map(str.strip, extensions.split(","))
         return reply
 
-    def _post(self, message: _Message, headers: dict[str, str]) -> Any:
-        received: list[Any] = []
+    def _post(self, message: _Message, headers: dict[str, str], received: list[Any]) -> Any:
+        """Return the response to a request, and put into `received` all responses that came, also before an error."""
 
         def check(response: Any, **_: Any) -> None:
             received.append(response)
@@ -1579,13 +1592,15 @@ class _Sender:
             )
         except BaseException as error:
             # A hook may call `raise_for_status`: the response is the reply all the same.
-            if not isinstance(error, self._requests.HTTPError) or error.response not in received:
+            if isinstance(error, self._requests.HTTPError) and error.response in received:
+                response = error.response
+            elif received and _is_about_redirect(error):
+                response = received[-1]
+            else:
                 for each in received:
                     each.close()
                 raise
-            response = error.response
-        finally:
-            received.clear()  # breaks a cycle that would keep the response's connection open after `session.close()`
+        received.append(response)
         self._refuse_interim(response)  # again, as something may have sent the request without hooks
         return response
 
@@ -1616,14 +1631,20 @@ class _Sender:
                 self._session = session
             return self._session
 
-    def _translated(self, error: Exception) -> Exception:
-        """Return the error for an exception of `requests`; it quotes only the system's words, and no URLs."""
+    def _translated(self, error: Exception, *, was_sent: bool) -> Exception:
+        """
+        Return the error for an exception of `requests`; it quotes only the system's words, and no URLs.
+
+        `was_sent` is True if the request was sent for certain: then any error is about the answer.
+        """
         chain = [*_chain(error)]
         names = {kind.__name__ for link in chain for kind in type(link).__mro__}
         system = [link for link in chain if type(link).__module__.partition(".")[0] not in ("requests", "urllib3")]
         cause = system[-1] if system else chain[-1]
         reason = getattr(cause, "strerror", None) or str(cause)[:200] if system else type(cause).__name__
         server = self._server
+        if was_sent and isinstance(error, ValueError):
+            return self._unreadable(type(cause).__name__, error)
         if {"ProxyError", "InvalidProxyURL", "ProxySchemeUnknown"} & names:
             return TransportError(
                 f"The proxy on the way to {server} can't be used ({reason}); "
@@ -1649,13 +1670,14 @@ class _Sender:
                 f"{server} did not answer in time; try again later, or give a longer timeout.", sent=True
             )
         if {"ContentDecodingError", "HTTPError"} & {type(error).__name__}:
-            return _UnreadableError(
-                f"The answer of {server} can't be read ({reason}); is the address right?",
-                getattr(error, "response", None),
-            )
+            return self._unreadable(reason, error)
         if isinstance(error, ValueError):
             return ValueError(f"The request to {server} can't be sent ({reason}); check the address, and the proxy's.")
         return TransportError(f"The connection to {server} broke ({reason}); try again.", sent=True)
+
+    def _unreadable(self, reason: str, error: Exception) -> _UnreadableError:
+        sentence = f"The answer of {self._server} can't be read ({reason}); is the address right?"
+        return _UnreadableError(sentence, getattr(error, "response", None))
 
 
 class _TimedOutError(TransportError):
@@ -1676,14 +1698,32 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _in_handshake(error: BaseException) -> bool:
     # TLS raises the same classes before, during and after a request; only the traceback distinguishes them.
-    names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
-    return not names.isdisjoint({"ssl_wrap_socket", "do_handshake"})
+    return not _functions(error).isdisjoint({"ssl_wrap_socket", "do_handshake"})
+
+
+def _is_about_answer(error: BaseException) -> bool:
+    """Return True for an exception of the libraries while they read the answer, so after the request was sent."""
+    names = {name for link in _chain(error) for name in _functions(link)}
+    return "getresponse" in names and "dispatch_hook" not in names
+
+
+def _is_about_redirect(error: BaseException) -> bool:
+    """Return True for an exception of `requests` about a redirect's address, which it reads but doesn't follow."""
+    return "resolve_redirects" in _functions(error)
+
+
+def _functions(error: BaseException) -> frozenset[str]:
+    """Return the names of the functions that an exception passed."""
+    return frozenset(frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _read(response: Any) -> bytes:
     """Return the content, at most `_MAX_REPLY` bytes of it, whatever its length is said to be; also uncompressed."""
     if response.raw is None:  # a mock's, made by hand
         return response.content or b""
+    told = response.headers.get("Content-Length", "")
+    if told.isdecimal() and (len(told) > _MOST_DIGITS or int(told) > _MAX_REPLY):
+        raise _too_large(response)
     size, pieces = 0, []
     for piece in response.iter_content(_CHUNK):
         size += len(piece)

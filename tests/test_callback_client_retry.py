@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import os
 import signal
+import socketserver
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from http.client import parse_headers
 from typing import Any
 
 import pytest
@@ -242,6 +246,89 @@ def test_answer_that_is_too_large(cloud: CloudStore, vendor: Vendor) -> None:
     reply = cloud.load("a").result(30)
     assert reply["error"] == "Error parsing data"
     assert "larger than" in reply["message"]
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+#: Answers that `requests`, `urllib3`, Python or this client can't read, to a request that was done.
+UNREADABLE: dict[str, bytes] = {
+    "two lengths": OK + b"Content-Length: 5\r\nContent-Length: 7\r\n\r\n{}     ",
+    "a length of many digits": OK + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n{}",
+    "a length too large": OK + b"Content-Length: 999999999999\r\n\r\n{}",
+    "not gzip": OK + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nxxxx",
+    "a bad chunk": OK + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n",
+    "no HTTP": b"\0\1\2\r\n\r\n",
+    "no status": b"HTTP/1.1 OK\r\n\r\n",
+    "many headers": OK + b"".join(b"A%d: b\r\n" % number for number in range(300)) + b"\r\n",
+    "a long header": OK + b"A: " + b"x" * 70_000 + b"\r\n\r\n",
+    "too short": OK + b"Content-Length: 100\r\n\r\n{}",
+    "a redirect to no address": b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: http://[::1\r\n\r\n",
+    "a redirect to a bad port": b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: http://a:b/\r\n\r\n",
+    "a redirect to no host": b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: http://\r\n\r\n",
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a connection that urllib3 drops
+@pytest.mark.parametrize("call", ["save", "merge", "delete", "upload", "load", "list"])
+@pytest.mark.parametrize("has_session", [False, True])
+@pytest.mark.parametrize("answer", UNREADABLE)
+def test_answer_that_cannot_be_read(naps: list[float], answer: str, has_session: bool, call: str) -> None:
+    """After an answer that can't be read a write's outcome is unknown; no exception says that nothing was sent."""
+    with (
+        hanging_up_after(UNREADABLE[answer]) as address,
+        requests.Session() as session,
+        CloudStore("key", address, session=session if has_session else None) as cloud,
+    ):
+        cloud._sender._sleep = naps.append
+        reply = CALLS[call](cloud).result(30)
+    gc.collect()
+    if reply["error"] == "Http error":  # `requests` may leave a redirect alone
+        assert answer.startswith("a redirect")
+        return
+    assert "can't be sent" not in reply["message"]
+    if call in ("load", "list"):
+        assert reply["error"] in ("Error sending data", "Error parsing data")
+        assert getattr(reply["exception"], "sent", True)
+    else:
+        assert reply["error"] == "Error sending data"
+        assert type(reply["exception"]) is OutcomeUnknownError
+        assert reply["exception"].sent
+
+
+@contextmanager
+def hanging_up_after(answer: bytes) -> Iterator[str]:
+    """Return the address of a service that reads each request, sends this, and hangs up."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            headers = parse_headers(self.rfile)
+            self.rfile.read(int(headers["Content-Length"]))
+            with suppress(OSError):  # the client may be gone
+                self.wfile.write(answer)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/cloudstore"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_hook_that_fails_after_the_answer(vendor: Vendor) -> None:
+    """A hook whose own request fails changes nothing about the write that came before: it was sent."""
+
+    def hook(*_: Any, **__: Any) -> None:
+        raise requests.exceptions.InvalidURL("no address")
+
+    with requests.Session() as session, CloudStore("key", vendor.address, session=session) as cloud:
+        session.hooks["response"] = [hook]
+        reply = cloud.save("a", 1).result(30)
+    assert (vendor.files, type(reply["exception"])) == ({"a": 1}, OutcomeUnknownError)
 
 
 class _Raw(io.BytesIO):

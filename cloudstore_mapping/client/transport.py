@@ -108,7 +108,9 @@ _INTERIM_STATUSES: Final = range(100, 200)
 _MOST_INTERIM_LINES: Final = 1000
 #: As in `http.client`, which refuses a line of this length.
 _LONGEST_LINE: Final = 2**16 + 1
-_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
+#: Python refuses to convert thousands of digits.
+_LENGTH: Final = re.compile(r"[0-9]{1,100}")
+_RANGE: Final = re.compile(r"bytes ([0-9]{1,100})-[0-9]+/([0-9]{1,100})")
 _FILENAME: Final = re.compile(r"filename\*=UTF-8''([^;\s]+)", re.IGNORECASE)
 
 
@@ -242,13 +244,7 @@ class HTTPTransport:
             if not _is_translatable(error):
                 raise
             # The message of a ValueError shows a URL, and a proxy's URL may hold a password.
-            cause = None if isinstance(error, ValueError) else error
-            raised = translate_exception(error, self.server)
-            if scope.deadline is not None and not scope.deadline.sent and hasattr(raised, "sent"):
-                raised.sent = False  # no connection
-            elif scope.deadline is not None and scope.deadline.sent and isinstance(raised, ProtocolError):
-                raised = _unreadable(raised)
-            raise raised from cause
+            raise self._translated(error) from (None if isinstance(error, ValueError) else error)
         finally:
             if scope.group is not None:
                 scope.group.connections.pop(threading.get_ident(), None)
@@ -269,12 +265,14 @@ class HTTPTransport:
         import requests
         from urllib3.exceptions import HTTPError
 
+        if scope.deadline is not None:
+            scope.deadline.sent = False
         try:
             response, _ = self._post(path, {"Content-Type": JSON_TYPE, **(headers or {})}, SecretBytes(body))
         except (requests.RequestException, HTTPError, OSError) as error:
             if not _is_translatable(error):
                 raise
-            raise translate_exception(error, self.server) from (None if isinstance(error, ValueError) else error)
+            raise self._translated(error) from (None if isinstance(error, ValueError) else error)
         return response
 
     def fetch(self, link: str, start: int = 0, tag: str | None = None) -> Fetched:
@@ -327,6 +325,15 @@ class HTTPTransport:
         response._content = content  # noqa: SLF001 - see the module's docstring
         return response, response.headers.get(EXTENSIONS_HEADER, "")
 
+    def _translated(self, error: Exception) -> CloudStoreError:
+        """Return the error for an exception of a post; after the request was sent, it is one of the answer."""
+        raised = translate_exception(error, self.server)
+        if scope.deadline is not None and not scope.deadline.sent and hasattr(raised, "sent"):
+            raised.sent = False  # no connection
+        elif scope.deadline is not None and scope.deadline.sent and isinstance(raised, ProtocolError):
+            raised = _unreadable(raised)
+        return raised
+
     def _session_in_use(self) -> Session | None:
         """Return the session for the next request, None for the pool of our own."""
         if self._session is not None or not is_requests_patched():
@@ -378,11 +385,14 @@ class HTTPTransport:
             # A hook may call `raise_for_status`: the response is the reply all the same. But the response to a
             # hook's own request is no reply to this one.
             failed = error.response if isinstance(error, requests.HTTPError) else None
-            if failed is None or not _is_response_to(failed, method, url, body):
+            if failed is not None and _is_response_to(failed, method, url, body):
+                response = failed
+            elif received and "resolve_redirects" in _functions(error):
+                response = received[-1]  # `requests` reads a redirect's address, though it doesn't follow it
+            else:
                 for response in received:
                     response.close()
                 raise
-            response = failed
         finally:
             received.clear()  # breaks a cycle that would keep the response's connection open after `session.close()`
         self._refuse_interim(response)  # again, as something may have sent the request without hooks
@@ -443,7 +453,7 @@ class HTTPTransport:
         return Fetched(
             refusal=None,
             start=0 if part is None else int(part[1]),
-            size=int(part[2]) if part is not None else int(length) if length.isdecimal() else None,
+            size=int(part[2]) if part is not None else int(length) if _LENGTH.fullmatch(length) else None,
             tag=raw.headers.get("ETag"),
             mimetype=raw.headers.get("Content-Type", ""),
             name=None if name is None else unquote(name[1]),

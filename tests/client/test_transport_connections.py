@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import http.server
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from types import FrameType
 from typing import Any
 
 import pytest
+import requests
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+import cloudstore_mapping as cm
 from cloudstore_mapping.client.deadline import Deadline, scope
 from cloudstore_mapping.client.transport import (
     CHUNK_SIZE,
@@ -232,6 +236,40 @@ def test_what_breaks_off_is_an_error(what: str) -> None:
         pytest.raises(error),
     ):
         transport.send(LOAD)
+
+
+UNREADABLE: dict[str, bytes] = {
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 7\r\n\r\n{}     ",
+    "a length of many digits": b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n{}",
+    "a redirect to no address": b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: http://[::1\r\n\r\n",
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a connection that urllib3 drops
+@pytest.mark.parametrize("has_session", [False, True])
+@pytest.mark.parametrize("answer", UNREADABLE)
+def test_an_answer_that_cannot_be_read(answer: str, has_session: bool) -> None:
+    """An answer that can't be read is an error of the package, and none says that the request can't be sent."""
+    with (
+        answering(UNREADABLE[answer], closes=True) as (address, _),
+        requests.Session() as session,
+        cm.open(address.replace("://", "://key@"), session=session if has_session else None, retries=0) as store,
+    ):
+        with pytest.raises((ProtocolError, cm.OutcomeUnknownError)) as raised:
+            store["a"] = 1
+        assert "can't be sent" not in str(raised.value)
+        with closing(HTTPTransport(address, session=session if has_session else None)) as transport:
+            scope.deadline = Deadline(PATIENCE, time.perf_counter)
+            try:
+                if answer == "two lengths":
+                    with pytest.raises(ProtocolError, match="can't be read"):
+                        transport.post("/store/load", b"{}")
+                else:
+                    assert transport.post("/store/load", b"{}").status_code in (200, 302)
+            finally:
+                scope.deadline = None
+    del raised
+    gc.collect()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the connection that was dropped
