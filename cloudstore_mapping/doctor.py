@@ -8,6 +8,7 @@ secrets, and because it never follows a redirect with an API key. The doctor use
 
 from __future__ import annotations
 
+import base64
 import enum
 import json
 import platform
@@ -17,7 +18,7 @@ import shlex
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -47,6 +48,7 @@ from cloudstore_mapping.keys import escape_key
 from cloudstore_mapping.links import media_link
 from cloudstore_mapping.masking import SecretText, hide
 from cloudstore_mapping.wire import (
+    EXTENSIONS,
     EXTENSIONS_HEADER,
     ID_HEADER,
     LOAD_PATH,
@@ -59,7 +61,7 @@ from cloudstore_mapping.wire import (
 )
 
 #: Requests of an examination without options, about.
-REQUESTS: Final = 103
+REQUESTS: Final = 105
 #: Size of a file on the vendor's plan BASIC, in bytes.
 BASIC_FILE: Final = 3072
 #: Longest name that our service takes by default, in bytes.
@@ -142,6 +144,9 @@ class Report:
         Files that are still there, or whose delete failed.
     is_clean
         True if, after all deletes, lists and loads showed that no data file of the doctor is there.
+    new_names
+        Number of names, other than the doctor's, that the list of all files has since the start: another program saved
+        them, or the service keeps the doctor's files under other names.
     failure
         The error that ended the examination early, None if it was complete.
     failed_request
@@ -159,6 +164,7 @@ class Report:
     saved: int
     left: tuple[Left, ...]
     is_clean: bool
+    new_names: int = 0
     failure: CloudStoreError | None = None
     failed_request: str | None = None
     was_interrupted: bool = False
@@ -184,6 +190,7 @@ class Report:
             "checks": [{**finding._asdict(), "outcome": str(finding.outcome)} for finding in self.findings],
             "left": [left._asdict() for left in self.left],
             "clean": self.is_clean,
+            "new_names": self.new_names,
             "counts": {str(outcome): self.count(outcome) for outcome in Outcome},
         }
 
@@ -215,6 +222,9 @@ class Report:
             lines += [_request_line(self.failed_request or ""), ""]
         for left in self.left:
             lines += [f"Left behind: {left.name}", f"  {left.remedy}", ""]
+        if self.new_names:
+            told = "1 name" if self.new_names == 1 else f"{self.new_names:,} names"
+            lines += [f"New in the list of all files: {told} other than the doctor's.", f"  {_NEW_NAMES}", ""]
         counts = (f"{self.count(outcome)} {outcome}" for outcome in Outcome)
         return "\n".join([*lines, ", ".join(counts)])
 
@@ -224,6 +234,8 @@ class Report:
             return "none saved"
         if any(not left.name.startswith("media file ") for left in self.left):
             return "not all deleted"
+        if self.new_names:
+            return "deleted as the service says, but see the new names below"
         return "all deleted" if self.is_clean else "deleted as the service says, but nothing shows it"
 
 
@@ -444,6 +456,10 @@ UNTESTABLE: Final[Mapping[str, str]] = {
 _MEDIA: Final = "a program can't delete media files; --media uploads one of one byte"
 _FILES: Final = "it would need many files; --files N saves up to N"
 
+_NEW_NAMES: Final = (
+    "Another program saved them, or the service keeps the doctor's files under other names; look in the dashboard."
+)
+
 #: Names by check, made of the prefix. Each of their parts begins with it, too: a service that splits a name at a
 #: special character must find no other file.
 _NAMES: Final[Mapping[str, str]] = {
@@ -503,6 +519,41 @@ _AFTER_MERGE: Final = {
     "null": None,
     "scalar": [{"x": 1}, 2],
 }
+
+
+_SENTENCES: Final = frozenset({"Entry saved", "Entry deleted", "Entry loaded", "File does not exist"})
+_STATUSES: Final = frozenset({*(each.phrase for each in HTTPStatus), *(f"Status {number}" for number in range(600))})
+#: Texts that a report may quote whatever the service means by them.
+_KNOWN: Final = frozenset({*REPLY_ERRORS, *_LIMITS, "Http error"} | _SENTENCES | _STATUSES)
+_TYPES: Final = frozenset({"application/json", "text/json", "text/html", "text/plain", "no type"})
+#: The reason in a message of the transport.
+_REASON: Final = re.compile(r" \(.*\)(?=[;:.,])", re.DOTALL)
+#: Numbers from here on are compared exactly.
+_LARGEST: Final = 1e300
+#: Levels of a value that are shown.
+_DEEPEST: Final = 64
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield the texts, names and numbers in a value."""
+    if isinstance(value, dict):
+        yield from value
+        value = [*value.values()]
+    if isinstance(value, list):
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield value
+
+
+_VALUES: Final = [_BEFORE_MERGE, {**_MERGED}, _AFTER_MERGE, *map(json.loads, _PARTS.values()), 0, 1, 2, 3, 7]
+_VALUE_LEAVES: Final = [leaf for value in _VALUES for leaf in _leaves(value)]
+_NUMBERS: Final = frozenset(
+    number for leaf in _VALUE_LEAVES if isinstance(leaf, int | float) for number in (leaf, float(leaf))
+)
+
+
+_VALUE_TEXTS: Final = ("é", "text", "list", '{"a": 1}', "x" * (BASIC_FILE - 2), "x" * (BASIC_FILE - 1))
 
 
 class _Answer:
@@ -592,10 +643,6 @@ def _is_object(content: bytes) -> bool:
 
 def _fault_of(content: bytes, error: Exception) -> str:
     return fault_of(content, error).partition(";")[0]  # its advice is for files
-
-
-def _busy_facts(reply: Reply) -> tuple[int, float | None, Callable[[Any], CloudStoreError]]:
-    return reply.status, reply.retry_after, lambda _: _error_in(reply)
 
 
 def _error_in(reply: Reply) -> CloudStoreError:
@@ -688,6 +735,10 @@ class Doctor:
         self._date = self._now()
         self._progress: Progress = lambda _: None
         self._requests = 0
+        self._sent_texts = {leaf for leaf in _VALUE_LEAVES if isinstance(leaf, str)} | CHECKS.keys() | {*_VALUE_TEXTS}
+        #: Names in a list of all files before the first save; None if it can't be read.
+        self._before: frozenset[str] | None = None
+        self._new_names = 0
 
     @property
     def expected_requests(self) -> int:
@@ -717,6 +768,7 @@ class Doctor:
         self._date = self._now()
         try:
             if self._choose_prefix():
+                self._before = self._all_names()
                 self._run()
         except BaseException as error:  # noqa: BLE001 - raised again below
             stopped = error
@@ -793,9 +845,9 @@ class Doctor:
         return answer
 
     def _upload(self, upload: Upload) -> Reply:
-        return self._persist(lambda: self._transport.send(upload), _busy_facts, self._shown_upload(upload))[0]
+        return self._persist(lambda: self._transport.send(upload), self._busy_facts, self._shown_upload(upload))[0]
 
-    def _get(self, link: str) -> tuple[int, bytes]:
+    def _get(self, link: str, request: str) -> tuple[int, bytes]:
         """Return the status of a download, and its content unless it is refused."""
 
         def get() -> tuple[Reply, bytes]:
@@ -805,7 +857,7 @@ class Doctor:
             finally:
                 fetched.close()
 
-        (reply, content), _ = self._persist(get, lambda got: _busy_facts(got[0]), f"GET {link}")
+        (reply, content), _ = self._persist(get, lambda got: self._busy_facts(got[0]), request)
         return reply.status, content
 
     def _persist(
@@ -864,11 +916,11 @@ class Doctor:
         """Take note of what all answers should have in common."""
         body = answer.body
         self._answers.statuses[answer.status] += 1
-        self._answers.types[answer.headers.get("Content-Type", "none").partition(";")[0].strip().lower()] += 1
+        self._answers.types[self._shown_type(answer)] += 1
         named = answer.headers.get(EXTENSIONS_HEADER, "")
         self._answers.extensions[named] += 1
         self._answers.requests.setdefault(named, answer.request)
-        self._extensions = self._extensions or tuple(part.strip() for part in named.split(",") if part.strip())
+        self._extensions = self._extensions or self._shown_extensions(named)
         is_reply = body is not None and "message" in body and isinstance(body.get("error", _ABSENT), str | None)
         # Of an error of another status, 200 is as good.
         must_be_ok = answer.error is None or REPLY_ERRORS.get(str(answer.error), (0,))[0] == HTTPStatus.OK
@@ -877,19 +929,68 @@ class Doctor:
             self._answers.odd = self._said(answer)
             self._answers.odd_request = (answer.request,)
 
-    # Texts for the report: without secrets, and not long.
+    # Texts for the report: not long, and without secrets, names or values but the doctor's own.
 
     def _masked(self, text: str, longest: int = _SHOWN) -> str:
         """Return text of the service without secrets, and with escapes for what could steer a terminal."""
         for secret in map(str.__str__, (self._key, self._password, self._wrong_key)):
-            for form in (secret, json.dumps(secret)[1:-1], quote(secret, safe="")):
+            for form in _forms(secret):
                 text = re.sub(re.escape(form), "…", text, flags=re.IGNORECASE)
         text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
         return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
 
     def _masked_error(self, error: CloudStoreError) -> CloudStoreError:
+        cause: BaseException | None = error.__cause__
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or next((part for part in cause.args if isinstance(part, Exception)), None)
+        if cause is None or "HTTPException" in {kind.__name__ for kind in type(cause).__mro__}:
+            error.message = _REASON.sub("", error.message)  # it may quote the service
         error.message = self._masked(error.message)
         return error
+
+    def _is_known(self, text: str) -> bool:
+        return text in _KNOWN or text in self._sent_texts or text in self._written
+
+    def _partly(self, text: str) -> str:
+        """Return a text with `…` in place of all words that the doctor didn't send."""
+        own = sorted({self._prefix, *self._written} - {""}, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, own))})" if own else r"(\b\B)", text)
+        return "".join(part if number % 2 else re.sub(r"[^\W_]+", "…", part) for number, part in enumerate(parts))
+
+    def _shown_text(self, text: str) -> str:
+        if self._is_known(text):
+            return json.dumps(text, ensure_ascii=False)
+        if self._prefix and self._prefix in text:
+            return json.dumps(self._partly(text), ensure_ascii=False)
+        return f"a text of {len(text):,} characters"
+
+    def _shown_part(self, value: Any, depth: int = 0) -> str:
+        """Return a value as JSON, but with a description in place of each part that the doctor didn't send."""
+        if value is None or isinstance(value, bool):
+            return json.dumps(value)
+        if isinstance(value, str):
+            return self._shown_text(value)
+        if isinstance(value, int | float):
+            is_near = value in _NUMBERS or (abs(value) < _LARGEST and float(value) in _NUMBERS)
+            return json.dumps(value) if is_near else f"a number of {len(json.dumps(value)):,} characters"
+        if depth == _DEEPEST:
+            return "…"
+        if isinstance(value, list):
+            return f"[{', '.join(self._shown_part(part, depth + 1) for part in value)}]"
+        names = (json.dumps(name, ensure_ascii=False) if self._is_known(name) else "…" for name in value)
+        parts = (self._shown_part(part, depth + 1) for part in value.values())
+        pairs = map(": ".join, zip(names, parts, strict=True))
+        return f"{{{', '.join(pairs)}}}"
+
+    def _shown_type(self, answer: _Answer) -> str:
+        kind = answer.headers.get("Content-Type", "no type").partition(";")[0].strip().lower()
+        return kind if kind in _TYPES else f"a type of {len(kind):,} characters"
+
+    def _shown_extensions(self, header: str) -> tuple[str, ...]:
+        names = (name.strip() for name in header.split(","))
+        return tuple(
+            name if name in EXTENSIONS else f"an unknown one of {len(name):,} characters" for name in names if name
+        )
 
     def _shown_request(self, path: str, body: bytes, headers: Mapping[str, str] | None) -> str:
         """Return a request for others to repeat it: the API key masked, a long run of a character shortened."""
@@ -902,13 +1003,14 @@ class Doctor:
         return self._masked(f"POST {UPLOAD_PATH}, a form with the file {json.dumps(upload.name)}")
 
     def _shown(self, value: Any) -> str:
-        return "nothing" if value is _ABSENT else self._masked(json.dumps(value, ensure_ascii=False))
+        """Return a value of the service, of which only parts that the doctor sent are quoted."""
+        return "nothing" if value is _ABSENT else self._masked(self._shown_part(value))
 
     def _said(self, answer: _Answer) -> str:
         status = "" if answer.status == HTTPStatus.OK else f"status {answer.status}, "
         body = answer.body
         if body is None:
-            kind = self._masked(answer.headers.get("Content-Type", "no type"))
+            kind = self._shown_type(answer)
             if answer.fault is not None:
                 return f"status {answer.status}, and a JSON object that the clients can't read: {answer.fault} ({kind})"
             return f"status {answer.status}, and no JSON object ({kind})"
@@ -940,11 +1042,13 @@ class Doctor:
         field_name = next((part for part in ("data", "message") if part in body), None)
         if field_name is None:
             return self._said(answer)
-        text = json.dumps(body[field_name], ensure_ascii=False)
-        own = sorted((json.dumps(name, ensure_ascii=False)[1:-1] for name in self._written), key=len, reverse=True)
-        parts = re.split(f"({'|'.join(map(re.escape, own))})" if own else r"(\b\B)", text)
-        shown = (part if number % 2 else re.sub(r"\w+", "…", part) for number, part in enumerate(parts))
-        return f"{field_name} {self._masked(''.join(shown))}"
+        value = body[field_name]
+        text = self._partly(value) if isinstance(value, str) else value
+        if isinstance(value, list):
+            text = [self._partly(name) if isinstance(name, str) else "…" for name in value]
+        elif not isinstance(value, str):
+            return f"{field_name} {self._shown(value)}"
+        return f"{field_name} {self._masked(json.dumps(text, ensure_ascii=False))}"
 
     def _error_of(self, answer: _Answer) -> CloudStoreError:
         """Return the error for an answer that ends the examination."""
@@ -952,7 +1056,19 @@ class Doctor:
             reply = answer.as_reply()
         except ProtocolError as error:
             return error
+        return self._error_in(reply)
+
+    def _error_in(self, reply: Reply) -> CloudStoreError:
+        """Return the error of a reply, with only known words of the service."""
+        if reply.error is not None and not (reply.error in _KNOWN and self._is_known(reply.sentence)):
+            told = f"The service answered {self._shown(reply.error)} and {self._shown(reply.sentence)}"
+            told += "; check the API key." if reply.error == "BadKey" else "."
+            name = reply.error if reply.error in _KNOWN else "Unknown"
+            reply = msgspec.structs.replace(reply, error=name, message=encode_value(told))
         return self._masked_error(_error_in(reply))
+
+    def _busy_facts(self, reply: Reply) -> tuple[int, float | None, Callable[[Any], CloudStoreError]]:
+        return reply.status, reply.retry_after, lambda _: self._error_in(reply)
 
     # Findings.
 
@@ -1099,7 +1215,7 @@ class Doctor:
         wrong = self._load(f"{self._prefix}-a", key=self._wrong_key)
         is_named = wrong.error == "BadKey" or (isinstance(wrong.error, str) and wrong.status == HTTPStatus.UNAUTHORIZED)
         self._find("wrong-key", is_named and wrong.error not in ("NoFile", "Locked"), self._said(wrong), [wrong])
-        status, _ = self._get(LOAD_PATH)
+        status, _ = self._get(LOAD_PATH, f"GET {LOAD_PATH}")
         self._find("get", status >= HTTPStatus.MULTIPLE_CHOICES, f"status {status}", [f"GET {LOAD_PATH}"])
         saved = self._save(
             f"{self._prefix}-value", 1, {ID_HEADER: f'"{secrets.token_hex(16)}"'}, dataPass=self._password
@@ -1372,8 +1488,9 @@ class Doctor:
         if not is_described:
             return
         link = media_link(data["folder"], data["id"], data["name"], data["mimetype"])
-        status, content = self._get(link)
-        self._find("media-link", content == b"x", f"status {status}, {len(content):,} bytes", [*asked, f"GET {link}"])
+        request = "GET /files/FOLDER/ID.EXTENSION, as in the reply"
+        status, content = self._get(link, request)
+        self._find("media-link", content == b"x", f"status {status}, {len(content):,} bytes", [*asked, request])
 
     # The end.
 
@@ -1395,9 +1512,24 @@ class Doctor:
             doubtful = [name for name in {**self._made, **self._unseen()} if name not in listed_names]
             found = [name for name in doubtful if not self._is_gone(name)]
             self._is_clean = listed.names is not None and not there and not found
+            if self._before is not None:
+                after = self._all_names()
+                self._new_names = len(
+                    [name for name in (after or frozenset()) - self._before if not self._is_own(name)]
+                )
+                self._is_clean = self._is_clean and after is not None and not self._new_names
         except _UnansweredError as error:
             if self._failure is None:
                 self._failure, self._failed_request = self._masked_error(error.reason), error.request
+
+    def _all_names(self) -> frozenset[str] | None:
+        """Return the names of all files, None if a list of them can't be read; names with commas may be in pieces."""
+        try:
+            names = self._list("").names
+        except _UnansweredError:
+            return None
+        # The pieces of the doctor's names with commas come and go, too, and other names don't matter.
+        return None if names is None else frozenset(names)
 
     def _own_names(self, listed: _Answer) -> list[str]:
         """Return the doctor's names in a list; a joined one is searched for its names with commas first."""
@@ -1439,7 +1571,9 @@ class Doctor:
         dashboard = f"Delete it in the dashboard, {self._server}/admin.html"
         left = []
         for name in self._made:
-            shown = self._masked(json.dumps(name, ensure_ascii=False), len(name) + _SHOWN_REQUEST)
+            # A name of a list may hold more than a name of the doctor's.
+            text = json.dumps(name if name in self._written else self._partly(name), ensure_ascii=False)
+            shown = self._masked(text, len(name) + _SHOWN_REQUEST)
             is_exact = name.isprintable() and shown == json.dumps(name, ensure_ascii=False)
             command = f", or: cloudstore rm -- {shlex.quote(name)}" if is_exact else "."
             left.append(Left(shown, f"{dashboard}{command}"))
@@ -1454,11 +1588,12 @@ class Doctor:
     def _report(self, *, was_interrupted: bool = False) -> Report:
         answers = self._answers
         statuses = ", ".join(f"{count:,} with status {status}" for status, count in sorted(answers.statuses.items()))
-        told = f"of the replies to JSON {statuses}; {', '.join(map(self._masked, sorted(answers.types)))}"
+        told = f"of the replies to JSON {statuses}; {', '.join(sorted(answers.types))}"
         told = told if answers.odd is None else f"{answers.odd}; {told}"
         self._find("reply", answers.odd is None, told, answers.odd_request)
         named = [
-            f"{self._masked(text or 'none')} in {count:,} replies" for text, count in answers.extensions.most_common(3)
+            f"{', '.join(self._shown_extensions(text)) or 'none'} in {count:,} replies"
+            for text, count in answers.extensions.most_common(3)
         ]
         if "extensions" not in self._findings:
             self._find("extensions", len(answers.extensions) == 1, "; ".join(named), [*answers.requests.values()][:3])
@@ -1474,16 +1609,24 @@ class Doctor:
             server=self._server,
             prefix=self._prefix,
             date=self._date,
-            extensions=tuple(map(self._masked, self._extensions)),
+            extensions=self._extensions,
             requests=self._requests,
             findings=tuple(self._findings[check] for check in CHECKS),
             saved=len(self._written),
             left=self._left(),
             is_clean=self._is_clean,
+            new_names=self._new_names,
             failure=self._failure,
             failed_request=self._failed_request,
             was_interrupted=was_interrupted,
         )
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """Yield a secret and what services may make of it: JSON, %XX, base64, hexadecimal digits, backwards."""
+    data = secret.encode()
+    yield from (secret, json.dumps(secret)[1:-1], quote(secret, safe=""), quote(secret), secret[::-1], data.hex())
+    yield from (encode(data).decode().rstrip("=") for encode in (base64.b64encode, base64.urlsafe_b64encode))
 
 
 def _encoded(value: Any) -> bytes:

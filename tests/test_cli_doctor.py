@@ -224,12 +224,12 @@ def test_the_announcement_on_a_terminal(vendor: Vendor, monkeypatch: pytest.Monk
     examination = doctor.Doctor(vendor.api_key, vendor.address, interval=0.0)
     monkeypatch.setattr(sys, "stderr", Terminal())
     command.examine(examination)
-    assert told[0] == "About 103 requests.\n"
+    assert told[0] == "About 105 requests.\n"
     monkeypatch.setattr(type(examination), "expected_seconds", 301.0)
     told.clear()
     vendor.requests.clear()
     command.examine(doctor.Doctor(vendor.api_key, vendor.address))
-    assert told[0] == "About 103 requests, 6 minutes.\n"
+    assert told[0] == "About 105 requests, 6 minutes.\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX closes standard output")

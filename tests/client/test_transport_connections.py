@@ -258,7 +258,10 @@ def test_an_answer_that_cannot_be_read(answer: str, has_session: bool) -> None:
         with pytest.raises((ProtocolError, cm.OutcomeUnknownError)) as raised:
             store["a"] = 1
         assert "can't be sent" not in str(raised.value)
-        with closing(HTTPTransport(address, session=session if has_session else None)) as transport:
+        with (
+            requests.Session() as other,
+            closing(HTTPTransport(address, session=other if has_session else None)) as transport,
+        ):
             scope.deadline = Deadline(PATIENCE, time.perf_counter)
             try:
                 if answer == "two lengths":
