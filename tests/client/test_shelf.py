@@ -6,7 +6,7 @@ import copy
 import dbm
 import os
 import shelve as standard
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack
 from pathlib import Path
 from pickle import PicklingError
@@ -312,7 +312,7 @@ def test_a_subclass_with_its_own_values(tmp_path: Path) -> None:
             assert plain["b"] == {"wrapped": 2}
         with Wrapping(path) as db:
             db.clear()
-            is_quick = module is standard and "clear" in vars(standard.Shelf)  # since Python 3.13
+            is_quick = module is standard and Wrapping.clear is not MutableMapping.clear  # since Python 3.13
             assert (sorted(db.deleted), len(db)) == (["a"] if is_quick else ["a", "b", "c", "d"], 0)
 
 
