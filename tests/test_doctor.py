@@ -996,12 +996,15 @@ def test_no_name_beside_a_name_of_the_doctor(vendor: Vendor) -> None:
     vendor.files = {"private": 1}
 
     def tweak(asked: Ask, do: Do) -> Ask:
+        if asked["options"] == "delete":
+            return KEPT["refused"]
         answer = do({**asked, "file": ""}) if asked["options"] == "list" and "doctor-" in asked["file"] else do(asked)
         if asked["options"] == "list":
             answer["message"] = answer["message"].replace(",", "; ")
         return answer
 
     report = doctor(vendor, Direct(vendor, tweak)).examine()
+    assert any("…" in left.name for left in report.left)
     assert "private" not in report.as_text() + json.dumps(report.as_json())
 
 
