@@ -1511,13 +1511,14 @@ class Doctor:
             listed_names = dict.fromkeys(there)
             doubtful = [name for name in {**self._made, **self._unseen()} if name not in listed_names]
             found = [name for name in doubtful if not self._is_gone(name)]
-            self._is_clean = listed.names is not None and not there and not found
+            is_clean = listed.names is not None and not there and not found
             if self._before is not None:
                 after = self._all_names()
                 self._new_names = len(
                     [name for name in (after or frozenset()) - self._before if not self._is_own(name)]
                 )
-                self._is_clean = self._is_clean and after is not None and not self._new_names
+                is_clean = is_clean and after is not None and not self._new_names
+            self._is_clean = is_clean
         except _UnansweredError as error:
             if self._failure is None:
                 self._failure, self._failed_request = self._masked_error(error.reason), error.request
