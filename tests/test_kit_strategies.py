@@ -87,9 +87,9 @@ def test_keys_are_valid() -> None:
 
 def test_values() -> None:
     """Values are JSON, come back from it the same, and are often false, or equal to one of another type."""
-    values = drawn(strategies.json_values(), 2000)
+    values = drawn(strategies.json_values(), 6000)
     assert all(same(json.loads(json.dumps(value)), value) for value in values)
-    assert sum(not value for value in values) >= 200
+    assert sum(not value for value in values) >= 600
     kinds = Counter(repr(value) for value in values)
     assert all(kinds[text] for text in ("None", "False", "True", "0", "1", "0.0", "1.0", "''", "[]", "{}"))
     assert {type(value) for value in values} == {type(None), bool, int, float, str, list, dict}
