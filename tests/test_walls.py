@@ -206,6 +206,18 @@ def test_no_placeholder_has_a_number() -> None:
     assert not [file.name for file in storage.glob("*.py") if re.search(r"\?[0-9]", file.read_text("utf-8"))]
 
 
+def test_no_possessive_quantifiers() -> None:
+    """Python 3.11.0 to 3.11.4 match possessive quantifiers of groups and atomic groups wrongly, so none is used."""
+    found = [
+        f"{module}: {each.value}"
+        for module in MODULES
+        for each in ast.walk(tree(module))
+        if isinstance(each, ast.Constant) and isinstance(each.value, str)
+        if re.search(r"[])}\w.][*+?}]\+|\(\?>", each.value) and "{0}" not in each.value
+    ]
+    assert found == []
+
+
 def test_only_sqlite_opens_what_may_be_a_store() -> None:
     """A file is opened by `storefiles`, which asks SQLite first, unless it can't be a store: its close drops locks."""
     for module in MODULES:

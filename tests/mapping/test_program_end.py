@@ -107,7 +107,7 @@ class Closing:
 
     def __del__(self):
         self.store.close()
-        sys.stderr.write(f"closed, finalizing: {sys.is_finalizing()}")
+        sys.stderr.write(f"closed, finalizing: {sys.is_finalizing()}\\n")
 
 closing = Closing(cm.open(sys.argv[1], cache_ttl=60))
 store = closing.store
@@ -124,7 +124,7 @@ def test_a_store_that_is_left_open(place: str) -> None:
     """A store that is closed at the very end of a program, when Python runs no other threads, waits for none."""
     run = [sys.executable, "-c", LEFT_OPEN, place, "50" if Vendor.api_key in place else "2500"]
     done = subprocess.run(run, timeout=30, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "closed, finalizing: True")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "closed, finalizing: True\n")
 
 
 @pytest.mark.parametrize("use", ["cold", "warm"])

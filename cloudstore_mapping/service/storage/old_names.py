@@ -11,8 +11,8 @@ from cloudstore_mapping.keys import escape_key, unescape_name
 _BREAKING: Final = r"[\x00-\x1f\x7f,/\\]|\A[ ]|[ ]\Z|\A\.(?=\.?\Z)"
 # A "%" that reads as an escape of these, or of another such "%".
 _PERCENT: Final = (
-    r"%(?=(?:25)*+(?:[01][0-9A-F]|7F|2C|2F|5C|20\Z))"
-    r"|\A%(?=(?:25)*+(?:20|2E\.?\Z|\Z))"
+    r"%(?=(?:25)*(?:[01][0-9A-F]|7F|2C|2F|5C|20\Z))"
+    r"|\A%(?=(?:25)*(?:20|2E\.?\Z|\Z))"
 )
 _TO_ESCAPE: Final = re.compile(rf"{_BREAKING}|{_PERCENT}")
 _ESCAPE: Final = re.compile(rf"(?:{_PERCENT})([0-9A-F]{{2}})?")
