@@ -7,6 +7,7 @@ This file needs nothing but `requests`. A copy of it named ``CloudStore.py`` in 
 
 from __future__ import annotations
 
+import atexit
 import base64
 import binascii
 import codecs
@@ -192,11 +193,16 @@ class _Lock(_RLock):  # type: ignore[misc]  # a class, but typed as a function
         if not self.acquire(blocking=False):
             return True
         self.release()
-        try:
-            threading.Condition(self).notify(0)  # an error unless this thread holds the lock
-        except RuntimeError:
-            return False
-        return True
+        return _holds(self)
+
+
+def _holds(lock: Any) -> bool:
+    """Return True if this thread holds a reentrant lock."""
+    try:
+        threading.Condition(lock).notify(0)  # an error unless it does
+    except RuntimeError:
+        return False
+    return True
 
 
 def _process_state() -> Any:
@@ -385,8 +391,8 @@ class CloudStore:
     parallel, each on a thread of its own; but those of one thread of an instance for the same key are sent in order,
     each after the replies to those before it (a load waits for no other load), and a list is a load of all keys: it
     waits for the writes of its thread before it, and they for the lists before them. The interpreter waits for all
-    calls before it exits; a call in a function of `atexit` returns after its callback. An exception in a callback goes
-    to `threading.excepthook`.
+    calls before it exits; a call in a function of `atexit`, or of a daemon thread after the main thread's end, returns
+    after its callback. An exception in a callback goes to `threading.excepthook`.
 
     Wrong arguments raise where they are written: `TypeError` for a key, filename, type or password that is no text, or
     a callback that can't be called; `ValueError` for an option that is not as above, and for a call after `close`.
@@ -709,9 +715,22 @@ class CloudStore:
 
 
 def _has_ended() -> bool:
-    """Return True in a function of `atexit`: no thread that starts now would be waited for, or it could not start."""
+    """
+    Return True in a function of `atexit`: no thread that starts now would be waited for, or it could not start.
+
+    Also return True on a daemon thread once the main one has ended, because such a function may wait for it.
+    """
     thread = threading.current_thread()
-    return thread is threading.main_thread() and not thread.is_alive()
+    return not threading.main_thread().is_alive() and (thread.daemon or thread is threading.main_thread())
+
+
+@atexit.register
+def _wait_for_daemons() -> None:
+    """Wait for the calls that run on daemon threads: the interpreter would stop them."""
+    for store in list(_forking):
+        if isinstance(store, CloudStore):
+            for call in store._running():  # noqa: SLF001 - of the same file
+                call.has_ended.wait()
 
 
 def _calls_to_wait_for(calls: dict[_Call, bool], is_write: bool) -> list[Future[ReplyDictionary]]:
@@ -751,6 +770,7 @@ class _Call(threading.Thread):
         self.future = future
         self.file: _File | None = None
         self.before: Sequence[Future[ReplyDictionary]] = ()
+        self.has_ended = threading.Event()
 
     def run_here(self) -> None:
         """Run to the end on the thread that calls, instead of `start`; an exception goes to `threading.excepthook`."""
@@ -773,10 +793,14 @@ class _Call(threading.Thread):
                 _call_back(self._callback, reply)
         finally:
             self._store._ended(self)  # noqa: SLF001 - a part of it
+            self.has_ended.set()
 
 
 def _call_back(callback: Callback, reply: ReplyDictionary) -> None:
     lock = CloudStore.lock
+    if _holds(lock):  # the caller's, with whom the callback shares a thread
+        callback(reply)
+        return
     lock.acquire()
     try:
         callback(reply)

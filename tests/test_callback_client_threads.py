@@ -386,6 +386,53 @@ def test_call_at_the_end_of_the_interpreter(vendor: Vendor) -> None:
     assert ran.returncode == 0
 
 
+DAEMONS = """
+import atexit, logging, sys, threading
+from logging.handlers import QueueHandler, QueueListener
+from queue import Queue
+
+from CloudStore import CloudStore
+
+cloud = CloudStore("key", sys.argv[1])
+
+class Saving(logging.Handler):
+    def emit(self, record):
+        has_ended.wait()
+        with CloudStore.lock:
+            cloud.save(record.getMessage(), 1, lambda reply: print(reply["message"]))
+
+def save_alone():
+    cloud.save("alone", 1, lambda reply: (is_done.set(), cloud.load("alone"), print("called back")))
+
+has_ended, is_done = threading.Event(), threading.Event()
+listener = QueueListener(queue := Queue(), Saving())
+listener.start()
+logging.getLogger().addHandler(QueueHandler(queue))
+logging.warning("first")
+logging.warning("last")
+if sys.argv[2] == "close":
+    atexit.register(cloud.close)
+
+@atexit.register
+def end():
+    threading.Thread(target=save_alone, daemon=True).start() if sys.version_info < (3, 12) else save_alone()
+    has_ended.set()
+    is_done.wait()
+    listener.stop()
+"""
+
+
+@pytest.mark.parametrize("end", ["close", "leave"])
+def test_calls_of_daemon_threads_at_the_end(vendor: Vendor, end: str) -> None:
+    """Calls of daemon threads that functions of `atexit` wait for, and calls they are in the midst of, are finished."""
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", DAEMONS, vendor.address, end], capture_output=True, text=True, timeout=60
+    )
+    assert vendor.files == {"a": 1, "first": 1, "last": 1, "alone": 1}
+    assert sorted(ran.stdout.splitlines()) == ["Entry saved", "Entry saved", "called back"]
+    assert (ran.stderr, ran.returncode) == ("", 0)
+
+
 @pytest.mark.skipif(
     (3, 12) <= sys.version_info < (3, 12, 2), reason="these start no thread once the main one has ended: gh-113964"
 )
