@@ -118,7 +118,7 @@ def _open_existing(location: str) -> CloudStoreMapping[Any]:
     place = place_at(location)
     if place is not None and place.is_memory:
         raise ValueError("A store in memory begins empty, so nothing can come from one; name another.")
-    if place is not None and (not place.exists() or (place.file is not None and not place.file.stat().st_size)):
+    if place is not None and not place.exists():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
     return open_store(location)
 

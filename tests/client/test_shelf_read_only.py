@@ -122,3 +122,17 @@ def test_a_link_to_a_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with shelve.open(link) as db:
         assert db["a"] == {1}
     assert not real.with_name("real.secret").exists()
+
+
+@pytest.mark.parametrize("flag", ["r", "w"])
+def test_an_empty_file_is_no_shelf(flag: str, tmp_path: Path) -> None:
+    """Only the flags that make a shelf write into an empty file, and a store opened for reading is not made in it."""
+    path = tmp_path / "empty"
+    path.touch()
+    with pytest.raises(FileNotFoundError, match=r"There is no shelf .*; the flag 'c' makes one"):
+        shelve.open(path, flag)
+    with pytest.raises(FileNotFoundError, match=r"There is no store .*; look at its name"):
+        cm.open(path, readonly=True)
+    assert (path.read_bytes(), [*tmp_path.iterdir()]) == (b"", [path])
+    with shelve.open(path, "c") as db:
+        db["a"] = 1

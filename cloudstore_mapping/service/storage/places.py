@@ -59,7 +59,7 @@ class Place:
 
     def exists(self) -> bool:
         """
-        Whether there is a store already.
+        Whether there is a store already; an empty file is none.
 
         Raises `UnavailableError` where a database isn't reached, `UnsupportedError` for the log of a file that is gone.
         """
@@ -70,7 +70,7 @@ class Place:
         from cloudstore_mapping.service.storage.sqlite_place import refuse_leftovers
 
         refuse_leftovers(self.file)
-        return self.file.exists()
+        return self.file.exists() and self.file.stat().st_size > 0
 
     def schema(self) -> int:
         """Return the number of the schema that a database has, 0 for none; raises as `exists` does."""
