@@ -1579,6 +1579,8 @@ class _Sender:
             raise translated from (None if isinstance(error, ValueError) else error)
         finally:
             received.clear()  # breaks a cycle that would keep the response's connection open after `session.close()`
+        if not content and is_cut_off(response.status_code, response.headers):
+            raise TransportError(f"The connection to {self._server} broke within the answer; try again.", sent=True)
         extensions = response.headers.get("CloudStore-Extensions", "")
         reply = _reply_of(response, content)
         if reply.error != "Http error" or extensions:  # otherwise the reply is a proxy's
@@ -1759,6 +1761,16 @@ def _read(response: Any) -> bytes:
     return content
 
 
+def is_cut_off(status: int, headers: Mapping[str, str]) -> bool:
+    """
+    Return True if a success without a body ended within its headers, for all that they tell.
+
+    Python takes the end of the connection for the end of the headers, and without the length for that of the body.
+    """
+    is_told = headers.get("Content-Length") or "chunked" in headers.get("Transfer-Encoding", "").lower()
+    return status in (200, 206) and not is_told
+
+
 def _too_large(response: Any) -> _UnreadableError:
     response.close()
     response._content = b""  # noqa: SLF001 - so that `response.content` reads no more
@@ -1802,9 +1814,8 @@ def _may_have_applied(outcome: _Reply | TransportError) -> bool:
 
 def _final(message: _Message, outcome: _Reply | TransportError, maybe_applied: bool, has_id: bool) -> _Reply:
     """Return the final reply, or raise the error for its absence; `maybe_applied` tells of the earlier attempts."""
-    unknown = (
-        f"No answer came to the {message.operation} of {message.name!r:.100}: "
-        "it may have been done or not; load it to see, or do it again."
+    unknown = f"No answer came to the {message.operation} of {message.name!r:.100}: it may have been done or not; " + (
+        "do it again." if message.operation == "upload" else "load it to see, or do it again."
     )
     if isinstance(outcome, TransportError):
         if message.is_write and (maybe_applied or outcome.sent):

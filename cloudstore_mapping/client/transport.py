@@ -251,6 +251,8 @@ class HTTPTransport:
         with self._lock:
             self.sent_bytes += (len(body) if isinstance(body, bytes) else body.len) or 0
             self.received_bytes += len(response.content)
+        if not response.content and callback_client.is_cut_off(response.status_code, response.headers):
+            raise self._broken()
         reply = _reply_of(response, _known_extensions(extensions))
         if reply.extensions:
             self._knows_ids = "once" in reply.extensions
@@ -465,13 +467,20 @@ class HTTPTransport:
         import requests
         from urllib3.exceptions import HTTPError
 
+        is_empty = True
         try:
             for piece in raw.stream(CHUNK_SIZE, decode_content=False):
                 with self._lock:
                     self.received_bytes += len(piece)
+                is_empty = is_empty and not piece
                 yield piece
         except (requests.RequestException, HTTPError) as error:
             raise translate_exception(error, self.server) from error
+        if is_empty and callback_client.is_cut_off(raw.status, raw.headers):
+            raise self._broken()
+
+    def _broken(self) -> TransportError:
+        return TransportError(f"The connection to {self.server} broke within the answer; try again.", sent=True)
 
 
 class _IdleConnections:
