@@ -334,7 +334,7 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         # A forgotten shelf writes back, like the standard library's, unless its `__init__` failed.
         if vars(self).get("_closed") is not False or self.is_given_up:
             return
-        if self.cache and _collecting and not self._is_finalizing():
+        if self.cache and not self._is_finalizing() and _is_collecting():
             _postponed.append(self)
             return
         try:
@@ -521,22 +521,23 @@ _written_at_exit: Final[dict[int, tuple[weakref.ref[StoreShelf], Any]]] = {}
 #: Shelves dropped by the garbage collector with changes to write back. It may have run within a transaction of the same
 #: thread, for which a write would wait forever; so they are closed at the next use of any shelf.
 _postponed: Final[list[StoreShelf]] = []
-#: Not empty while the garbage collector runs.
-_collecting: Final[list[str]] = []
+#: The last phases of the garbage collector, ``start`` and ``stop``, the latest at the end.
+_phases: Final[dict[str, Any]] = {}
 #: Shelves whose changes were lost.
 _failed: Final[list[str]] = []
 
 
 def _register(shelf: StoreShelf, store: Any) -> None:
     """Have a shelf written back at the end of the program, if it still exists then."""
-    if _note_collection not in gc.callbacks:
-        gc.callbacks.append(_note_collection)
+    if _phases.pop not in gc.callbacks:
+        # No function of Python's: Ctrl-C in such a function, while the collector runs, would be ignored.
+        gc.callbacks += [_phases.pop, _phases.__setitem__]
     number, shelves = id(shelf), _written_at_exit  # at the end of Python, this module has no names any more
     shelves[number] = weakref.ref(shelf, lambda _: shelves.pop(number, None)), store
 
 
-def _note_collection(phase: str, _: object) -> None:
-    _collecting[:] = [phase] if phase == "start" else []
+def _is_collecting() -> bool:
+    return next(reversed(_phases), "stop") == "start"
 
 
 def write_postponed() -> None:

@@ -502,6 +502,14 @@ def test_a_shelf_collected_within_a_transaction(tmp_path: Path) -> None:
         assert again["a"] == [1, 2]
 
 
+def test_no_function_of_python_is_called_by_the_collector(tmp_path: Path) -> None:
+    """While a shelf is open, the garbage collector calls no function in which Python would ignore an interrupt."""
+    with shelve.open(tmp_path / "shelf", writeback=True):
+        modules = [getattr(callback, "__module__", None) for callback in gc.callbacks]
+        assert not [module for module in modules if module is not None and module.startswith("cloudstore_mapping")]
+        assert modules.count(None) == 2  # methods written in C
+
+
 READS = """
 import sys
 from cloudstore_mapping import shelve
