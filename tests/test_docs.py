@@ -153,6 +153,27 @@ def test_the_pieces_work_together() -> None:
     assert "proxy_request_buffering off" in nginx
 
 
+def test_the_program_that_imports_its_own_shelf(tmp_path: Path) -> None:
+    """The lines that the page about shelves has for a program with classes of its own move them."""
+    (lines,) = (block for block in blocks("shelve.md", "python") if "import_store(" in block)
+    program = f"""
+import shelve
+from dbm import dumb
+class Point:
+    def __init__(self, x):
+        self.x = x
+with shelve.Shelf(dumb.open("todo", "c")) as db:
+    db["a"] = Point(5)
+{lines}
+from cloudstore_mapping import shelve
+with shelve.open("todo-store") as db:
+    print(db["a"].x)
+"""
+    run = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("5\n", "")
+
+
 @pytest.mark.parametrize("page", ["shelve.md", "transfer.md"])
 def test_pages_of_python(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each line of Python on the page gives what the page shows."""

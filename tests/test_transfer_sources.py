@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import cloudstore_mapping as cm
+from cloudstore_mapping import shelve
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.transfer import export_store, import_store
 from tests.support.command_line import CliRunner
@@ -93,6 +94,16 @@ def test_a_pipe_with_a_name(kind: str) -> None:
         assert import_store(store, f"all.{kind}")[:2] == (1, 0)
         assert len(store.media_files()) == 1
     writer.join()
+
+
+def test_a_shelf_is_no_store(tmp_path: Path) -> None:
+    """A shelf given as the store is refused with what to give."""
+    with shelve.open(tmp_path / "shelf") as db:
+        with pytest.raises(TypeError, match=r"The store is a DbfilenameShelf; give a store that .* returned"):
+            import_store(db, tmp_path / "all.json")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"The store is a DbfilenameShelf; give a store that .* returned"):
+            export_store(db, tmp_path / "all.json")  # type: ignore[arg-type]
+    assert not (tmp_path / "all.json").exists()
 
 
 def test_what_follows_the_password() -> None:

@@ -234,8 +234,9 @@ def _of_module(found: DbmFile) -> Generator[_Pair]:
         module = import_module(found.reader)
     except ImportError as error:
         raise UnsupportedError(
-            f"{found.name} is a file of {found.maker}, and this Python lacks {found.reader}; install it (Debian: "
-            "python3-gdbm), or use the Python that made the file."
+            f"{found.name} is a file of {found.maker}, and this Python lacks {found.reader}; use "
+            + ("Debian's with python3-gdbm, or " if found.reader == "dbm.gnu" else "")
+            + "the Python that made the file."
         ) from error
     with ExitStack() as stack:
         name = found.name

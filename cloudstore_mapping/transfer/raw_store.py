@@ -26,6 +26,11 @@ class RawStore:
     """Read and write the JSON of a store's values, in UTF-8, and its media files."""
 
     def __init__(self, store: CloudStoreMapping[Any]) -> None:
+        if not isinstance(store, CloudStoreMapping):
+            raise TypeError(
+                f"The store is a {type(store).__name__}; give a store that cloudstore_mapping.open returned, or its "
+                "view. A shelf's is at the same location."
+            )
         self._store = store
         self._files = files_of(store)
         self._bulk = bulk_of(store)
