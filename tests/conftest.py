@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import functools
 import gc
@@ -13,11 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 from unittest import mock
 
 import pytest
 import requests
+import uvicorn.server
 from hypothesis import settings
 
 from cloudstore_mapping.callback_client import CloudStore
@@ -39,6 +42,11 @@ settings.load_profile("untimed")
 # Tests start hundreds of programs, and without compiled files each of them would compile all modules anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# A service in this process ends at once: uvicorn looks every tenth of a second whether it is to end, and waits another.
+vars(uvicorn.server)["asyncio"] = SimpleNamespace(
+    **{**vars(asyncio), "sleep": lambda seconds: asyncio.sleep(min(seconds, 0.005))}
+)
 
 __all__ = ["connect", "counted", "http_service", "make_store", "store"]  # fixtures for all, defined beside
 
