@@ -15,12 +15,16 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
 from tests.storages import new_storage
 from tests.support.command_line import CliRunner, Result
+from tests.support.matrix import spread
 from tests.vendor import Vendor
 
 Run = Callable[..., Result]
 
 
-@pytest.fixture(params=["embedded", "service"])
+PLACES = ["embedded", "service"]
+
+
+@pytest.fixture(params=PLACES)
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Where an empty store is."""
     if request.param == "embedded":
@@ -112,8 +116,9 @@ def test_every_key_on_a_service_with_joined_lists(vendor: Vendor) -> None:
 VALUES = ["null", "false", "0", "-5", '""', "{}", "[]", str(10**40), "1.5", '"\\u0000é🍎"', '{"Apples":8,"Oranges":6}']
 
 
-@pytest.mark.parametrize("source", ["argument", "stdin", "file"])
-@pytest.mark.parametrize("text", VALUES)
+@pytest.mark.parametrize(
+    ("location", "text", "source"), spread([PLACES, VALUES, ["argument", "stdin", "file"]], 4), indirect=["location"]
+)
 def test_what_is_set_is_what_is_stored(
     run: Run, store: cm.CloudStoreMapping[Any], tmp_path: Path, text: str, source: str
 ) -> None:
@@ -125,7 +130,7 @@ def test_what_is_set_is_what_is_stored(
     assert store["key"] == json.loads(text)
 
 
-@pytest.mark.parametrize("text", VALUES)
+@pytest.mark.parametrize(("location", "text"), spread([PLACES, VALUES], 2), indirect=["location"])
 def test_get_prints_the_value_as_json(run: Run, store: cm.CloudStoreMapping[Any], text: str) -> None:
     """`get` prints the value as JSON on one line, a text with its quotes."""
     store["key"] = json.loads(text)
@@ -221,27 +226,29 @@ def test_ls_filters(run: Run, store: cm.CloudStoreMapping[Any], arguments: list[
     assert json.loads(run("ls", *arguments, "--json").stdout) == expected
 
 
+BAD = [
+    ("hello", "Expecting value, line 1, column 1; a text is written with its quotes"),
+    ("", "Expecting value, line 1, column 1."),
+    ('{"a": 1,\n "b" 2}', "Expecting ':' delimiter, line 2, column 6"),
+    ("[1, 2", "line 1, column 6"),
+    ("[1] 2", "Extra data, line 1, column 5"),
+    ('{"a": [1, NaN]}', "$.a[1] is nan"),
+    ("-Infinity", "$ is -inf"),
+    ("[1e400]", "$[0] is inf"),
+    ('{"a": "\\ud800"}', "$.a holds a lone surrogate"),
+    (b'"\xff"', "can't decode byte 0xff in position 1"),
+    (b"\xef\xbb\xbf1", "BOM"),
+    ("1" * 5000, "holds an integer of more than 4,300 digits; store it as text"),
+    ("[" * 100_000, "is nested too deeply; flatten it"),
+]
+
+
 @pytest.mark.parametrize(
-    ("text", "place"),
-    [
-        ("hello", "Expecting value, line 1, column 1; a text is written with its quotes"),
-        ("", "Expecting value, line 1, column 1."),
-        ('{"a": 1,\n "b" 2}', "Expecting ':' delimiter, line 2, column 6"),
-        ("[1, 2", "line 1, column 6"),
-        ("[1] 2", "Extra data, line 1, column 5"),
-        ('{"a": [1, NaN]}', "$.a[1] is nan"),
-        ("-Infinity", "$ is -inf"),
-        ("[1e400]", "$[0] is inf"),
-        ('{"a": "\\ud800"}', "$.a holds a lone surrogate"),
-        (b'"\xff"', "can't decode byte 0xff in position 1"),
-        (b"\xef\xbb\xbf1", "BOM"),
-        ("1" * 5000, "holds an integer of more than 4,300 digits; store it as text"),
-        ("[" * 100_000, "is nested too deeply; flatten it"),
-    ],
+    ("location", "command", "bad"), spread([PLACES, ["set", "merge"], BAD], 4), indirect=["location"]
 )
-@pytest.mark.parametrize("command", ["set", "merge"])
-def test_bad_json(run: Run, store: cm.CloudStoreMapping[Any], command: str, text: str | bytes, place: str) -> None:
+def test_bad_json(run: Run, store: cm.CloudStoreMapping[Any], command: str, bad: tuple[str | bytes, str]) -> None:
     """What is no JSON is exit status 2 and one line that says where, and nothing is written."""
+    text, place = bad
     store["key"] = "before"
     result = run(command, "key", "-", stdin=text)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)

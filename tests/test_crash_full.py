@@ -21,6 +21,7 @@ from tests.cluster.nodes import first_key, nodes
 from tests.crash.small_disk import small_disk
 from tests.service_fakes import PATIENCE
 from tests.serving import serving, told
+from tests.support.matrix import spread
 
 pytestmark = pytest.mark.sqlite("the store is a file")
 
@@ -77,7 +78,14 @@ def test_a_store_that_fills_its_disk(store: Store, disk: Path, size: int) -> Non
         assert len(store) == 0
 
 
-@pytest.mark.parametrize(("size", "length"), [(2, 20_000), (3, 1_000), (3, 200_000), (5, 20_000), (8, 100_000)])
+@pytest.mark.parametrize(
+    ("size", "length"),
+    [
+        (2, 20_000),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in [(3, 1_000), (5, 20_000), (8, 100_000)]),
+        (3, 200_000),
+    ],
+)
 def test_a_small_disk_is_emptied_again(tmp_path: Path, size: int, length: int) -> None:
     """A store alone on a disk of a few megabytes fills it; then all can be deleted, and soon a save is taken again."""
     with small_disk(tmp_path / "disk", size * 2**20) as disk:
@@ -188,7 +196,7 @@ def test_a_start_on_a_full_disk(disk: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("command", ["backup", "restore", "migrate-store"])
+@pytest.mark.parametrize("command", spread([["backup", "restore", "migrate-store"]], 3))
 def test_a_copy_to_a_full_disk(tmp_path: Path, command: str) -> None:
     """A command that finds no room for a copy names the disk of the copy, and leaves nothing there."""
     store = tmp_path / "store.db"
@@ -210,7 +218,7 @@ def test_a_copy_to_a_full_disk(tmp_path: Path, command: str) -> None:
         assert (run.returncode, run.stdout, list(disk.iterdir())) == (3, "", [])
 
 
-@pytest.mark.parametrize("command", ["export", "import"])
+@pytest.mark.parametrize("command", spread([["export", "import"]], 2))
 def test_a_store_on_a_full_disk_is_named(tmp_path: Path, command: str) -> None:
     """Of two stores the one is named whose disk is full."""
     source = tmp_path / "source.db"

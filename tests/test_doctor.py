@@ -729,16 +729,21 @@ def test_deletes_that_nothing_shows(vendor: Vendor) -> None:
     assert f"{PREFIX}…, deleted as the service says, but nothing shows it" in report.as_text()
 
 
+#: An examination for each request takes long, so by default it is one of some.
+each_request = pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
+
+
+@each_request
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_at_any_request(vendor: Vendor, moment: str, kind: type[BaseException]) -> None:
+def test_an_interrupt_at_any_request(vendor: Vendor, moment: str, kind: type[BaseException], step: int) -> None:
     """However early or late Ctrl-C or a signal comes, all files are deleted, and it is raised then."""
 
     def interrupt(number: int) -> None:
         if number == at:
             raise kind
 
-    for at in range(number_of_requests(vendor)):
+    for at in range(0, number_of_requests(vendor), step):
         transport = Direct(vendor)
         setattr(transport, moment, interrupt)
         with pytest.raises(kind):
@@ -791,8 +796,9 @@ FAULTS = {
 }
 
 
+@each_request
 @pytest.mark.parametrize("fault", ["lost before", "lost after", *FAULTS])
-def test_a_fault_at_any_request(vendor: Vendor, fault: str) -> None:
+def test_a_fault_at_any_request(vendor: Vendor, fault: str, step: int) -> None:
     """A lost request or reply, or a service that is busy, changes no finding and leaves no file."""
 
     def fail(number: int) -> Fault | None:
@@ -802,7 +808,7 @@ def test_a_fault_at_any_request(vendor: Vendor, fault: str) -> None:
             return FAULTS[fault]
         raise TransportError("lost", sent=True)
 
-    for at in range(number_of_requests(vendor)):
+    for at in range(0, number_of_requests(vendor), step):
         transport = Direct(vendor)
         setattr(transport, "after" if fault == "lost after" else "before", fail)
         report = doctor(vendor, transport).examine()

@@ -18,6 +18,7 @@ import cloudstore_mapping as cm
 from cloudstore_mapping.service import accounts, desk, futures, media, panels, pool, sweeping, uploads
 from cloudstore_mapping.service.storage import sqlite, sqlite_session, writer
 from tests.support.interrupts import at_instruction, in_time, interrupt
+from tests.support.matrix import spread
 
 #: Where threads of Python's library wait for each other.
 LIBRARY: Final = {
@@ -132,8 +133,7 @@ def in_time_of(act: Callable[[], Any]) -> Any:
     return found[0]
 
 
-@pytest.mark.parametrize("where", ["memory:", "store.db"])
-@pytest.mark.parametrize("what", ACTS)
+@pytest.mark.parametrize(("where", "what"), spread([["memory:", "store.db"], ACTS], 4))
 def test_an_interrupt_where_threads_meet(tmp_path: Path, where: str, what: str) -> None:
     """An interrupt comes out as itself, later operations of all threads are done, and the value is old or new."""
     with cm.open(where if where == "memory:" else tmp_path / where) as store:

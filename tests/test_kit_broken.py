@@ -18,6 +18,7 @@ from tests.broken_mappings import (
     Sound,
     StaleAfterDelete,
 )
+from tests.support.matrix import spread
 
 #: The same tries each time, so what is found once is found always.
 TRIES = settings(
@@ -91,7 +92,7 @@ def test_every_program_is_short(broken: type[Sound]) -> None:
     paste(shrunk, Sound)
 
 
-@pytest.mark.parametrize("kind", [Sound, Cached])
+@pytest.mark.parametrize("kind", spread([[Sound, Cached]], 2))
 def test_a_sound_mapping_passes(kind: type[Sound]) -> None:
     """A mapping without a fault passes."""
     run_state_machine_as_test(machine(kind), settings=settings(TRIES, max_examples=25))

@@ -85,13 +85,15 @@ def test_keys_are_valid() -> None:
         assert len(key) <= 20
 
 
-def test_values() -> None:
+@pytest.mark.parametrize("count", [1000, pytest.param(6000, marks=pytest.mark.slow)])
+def test_values(count: int) -> None:
     """Values are JSON, come back from it the same, and are often false, or equal to one of another type."""
-    values = drawn(strategies.json_values(), 6000)
+    values = drawn(strategies.json_values(), count)
     assert all(same(json.loads(json.dumps(value)), value) for value in values)
-    assert sum(not value for value in values) >= 600
+    assert sum(not value for value in values) >= count / 10
     kinds = Counter(repr(value) for value in values)
-    assert all(kinds[text] for text in ("None", "False", "True", "0", "1", "0.0", "1.0", "''", "[]", "{}"))
+    twins = ("None", "False", "True", "0", "1", "0.0", "1.0", "''", "[]", "{}")
+    assert sum(bool(kinds[text]) for text in twins) >= (len(twins) if count > 1000 else 5)
     assert {type(value) for value in values} == {type(None), bool, int, float, str, list, dict}
 
 
@@ -102,21 +104,22 @@ def test_documents() -> None:
     assert sum(bool(one.keys() & other.keys()) for one, other in pairs) >= 20
 
 
-def test_patches() -> None:
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_patches(count: int) -> None:
     """A patch can be merged into its document, and often changes a part that is there and leaves another."""
     changing = 0
-    pairs = drawn(strategies.documents().flatmap(lambda one: st.tuples(st.just(one), strategies.patches(one))), 200)
+    pairs = drawn(strategies.documents().flatmap(lambda one: st.tuples(st.just(one), strategies.patches(one))), count)
     for document, patch in pairs:
         merged: Any = merge(document, patch)
         if isinstance(patch, dict):
             changing += any(not same(merged[name], document[name]) for name in document.keys() & patch.keys())
-    assert changing >= 8
+    assert changing >= count / 25
 
 
 nested = st.lists(st.lists(strategies.json_values(max_leaves=3)), min_size=1)
 
 
-@pytest.mark.parametrize("examples", [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_patches_are_never_refused(examples: int) -> None:
     """Of any value every patch can be merged into it."""
     values = strategies.json_values() | nested

@@ -61,11 +61,14 @@ RUNS: dict[str, list[list[str]]] = {
     "scraper": [["/", "/é?x=1"], ["/old", "/", "/é?x=1", "/old"]],
     "settings": [[], ["colour=blue", "home=/tmp", "ratio=2.5"], []],
 }
-#: The programs that every run tests; the others are slow, as each run of a program starts Python.
-FAST: Final = ("sessions", "game", "bot", "spider")
+#: What every run tests: a program and where its shelf is; the others are slow, as each run of a program starts Python.
+FAST: Final = {("sessions", "file"), ("bot", "http")}
 
 
-@pytest.fixture(params=["file", "http"])
+PLACES: Final = ("file", "http")
+
+
+@pytest.fixture(params=PLACES)
 def location(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Return where ours keeps its data: in a file, or at a service, whose address is in the environment."""
     with ExitStack() as stack:
@@ -151,7 +154,15 @@ def content(module: str, program: Path, shelf: str) -> str:
     return ran.stdout
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in RUNS])
+@pytest.mark.parametrize(
+    ("name", "location"),
+    [
+        pytest.param(name, place, marks=() if (name, place) in FAST else pytest.mark.slow)
+        for name in RUNS
+        for place in PLACES
+    ],
+    indirect=["location"],
+)
 def test_the_same_output_and_data(name: str, location: str, tmp_path: Path) -> None:
     """Each run prints the same, ends with the same status and leaves equal data, with `import shelve` and with ours."""
     if name == "spider" and find_spec("dbm.sqlite3"):
@@ -169,7 +180,15 @@ def test_the_same_output_and_data(name: str, location: str, tmp_path: Path) -> N
     assert any(left)
 
 
-@pytest.mark.parametrize("command", ["add", "work"])
+@pytest.mark.parametrize(
+    ("command", "location"),
+    [
+        pytest.param(command, place, marks=() if (command, place) == ("work", "file") else pytest.mark.slow)
+        for command in ("add", "work")
+        for place in PLACES
+    ],
+    indirect=["location"],
+)
 def test_a_program_that_is_killed(command: str, location: str, tmp_path: Path) -> None:
     """After SIGKILL all assignments are there that the program was told of, and it goes on as if it had ended."""
     ours = swapped("jobs", tmp_path)

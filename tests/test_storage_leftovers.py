@@ -132,7 +132,7 @@ COMMANDS = [
 SPELLINGS = ["PATH", "sqlite:///PATH"]
 
 
-@pytest.mark.parametrize(("command", "spelling"), spread([COMMANDS, SPELLINGS], 2))
+@pytest.mark.parametrize(("command", "spelling"), spread([COMMANDS, SPELLINGS], 5))
 def test_every_command_refuses_a_log_without_its_file(
     command: str, spelling: str, path: Path, elsewhere: Path, tmp_path: Path
 ) -> None:

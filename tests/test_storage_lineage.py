@@ -144,7 +144,7 @@ def come_back(path: Path, keys: set[str]) -> None:
         assert len(store) == COUNT + 2
 
 
-@pytest.mark.parametrize(("command", "spelling"), spread([COMMANDS, SPELLINGS], 2))
+@pytest.mark.parametrize(("command", "spelling"), spread([COMMANDS, SPELLINGS], 7))
 def test_every_command_refuses_the_log_of_another_file(command: str, spelling: str, path: Path, other: Path) -> None:
     """A command that would open, read or replace a store beside the log of another one says so, and changes nothing."""
     by_another(path)
@@ -165,7 +165,7 @@ def test_every_command_refuses_the_log_of_another_file(command: str, spelling: s
     come_back(path, {"precious"})
 
 
-@pytest.mark.parametrize(("what", "replaced"), spread([FUNCTIONS, REPLACED], 2))
+@pytest.mark.parametrize(("what", "replaced"), spread([FUNCTIONS, REPLACED], 6))
 def test_every_function_refuses_the_log_of_another_file(what: str, replaced: str, path: Path, other: Path) -> None:
     """A function that would open a store beside the log of another file, or of a later one, raises: nothing changes."""
     REPLACED[replaced](path)

@@ -98,6 +98,7 @@ def test_what_is_found(storage: Storage, text: str) -> None:
         )
 
 
+@pytest.mark.slow
 def test_the_index_is_used(storage: Storage) -> None:
     """A text that few names contain is looked up in the index, together with the account."""
     with storage.read() as transaction:
@@ -111,6 +112,7 @@ def test_the_index_is_used(storage: Storage) -> None:
     assert "account_id = " in plan[plan.index("files_by_trigram") :]
 
 
+@pytest.mark.slow
 def test_a_user_who_may_not_make_it(server: PostgresServer) -> None:
     """A store whose user may make no extensions does without."""
     with psycopg.connect(server.database(), autocommit=True) as connection:

@@ -33,6 +33,7 @@ from cloudstore_mapping.embedded import InProcessTransport
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
 from tests.storages import new_storage
+from tests.support.matrix import spread
 
 #: Makes an open file of bytes: of a path that has them, with functions to call at the end.
 Make: TypeAlias = Callable[[Path, ExitStack], Any]
@@ -42,7 +43,10 @@ Upload: TypeAlias = Callable[[Any], bytes]
 SIZES: Final = [3, 8000]
 
 
-@pytest.fixture(params=["callback client", "http", "embedded"])
+CLIENTS: Final = ["callback client", "http", "embedded"]
+
+
+@pytest.fixture(params=CLIENTS)
 def upload(request: pytest.FixtureRequest, no_threads_left: None) -> Iterator[Upload]:
     """Return a function that uploads a file and returns what is stored; the callback client's closes the file first."""
     with Service(new_storage()) as service, background(service) as address:
@@ -286,7 +290,7 @@ def _bytes_of(text: bytes | str, file: Any) -> bytes:
     return text.encode(encoding, errors) if text else b""
 
 
-@pytest.mark.parametrize("kind", [*BINARY, *TEXT])
+@pytest.mark.parametrize(("upload", "kind"), spread([CLIENTS, [*BINARY, *TEXT]], 3), indirect=["upload"])
 def test_what_is_stored(upload: Upload, tmp_path: Path, kind: str) -> None:
     """An upload stores what the program's next `read` would return, whatever it has read before."""
     for size in SIZES:
@@ -305,8 +309,9 @@ def test_what_is_stored(upload: Upload, tmp_path: Path, kind: str) -> None:
 UNTRUE: Final = ["/proc/self/cmdline", "/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled"]
 
 
-@pytest.mark.parametrize("path", UNTRUE)
-@pytest.mark.parametrize("mode", ["rb", "rb unbuffered", "r"])
+@pytest.mark.parametrize(
+    ("upload", "path", "mode"), spread([CLIENTS, UNTRUE, ["rb", "rb unbuffered", "r"]], 3), indirect=["upload"]
+)
 def test_untrue_sizes(upload: Upload, path: str, mode: str) -> None:
     """A file of the system whose size is none, or untrue, is stored to its end."""
     if not Path(path).exists():
@@ -398,7 +403,7 @@ def _closed(path: Path) -> Any:
         return file
 
 
-@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize(("upload", "kind"), spread([CLIENTS, REFUSED], 3), indirect=["upload"])
 def test_what_is_refused(upload: Upload, tmp_path: Path, kind: str) -> None:
     """What gives neither bytes nor text is refused with what to give, and nothing is stored."""
     make, message = REFUSED[kind]

@@ -433,7 +433,7 @@ def test_key_completions_are_bounded(connect: Connect) -> None:
     """More keys than that are cut, and the service isn't asked for them if it has pages."""
     transport, api_key = connect()
     faulty = FaultyTransport(transport)
-    with CloudStoreMapping[Any](api_key, transport=faulty) as store:
+    with CloudStoreMapping[Any](api_key, transport=faulty, retries=0) as store:
         store.update({f"key{number}": number for number in range(20)})
         files = files_of(store)
         assert len(files.first_keys(7)) == 7
