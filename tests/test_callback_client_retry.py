@@ -25,6 +25,7 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
 from tests.client.test_transport_interim import HINTS, PLACES, echoing
 from tests.storages import new_storage
+from tests.support.matrix import spread
 from tests.vendor import Fault, Recorded, Vendor
 
 Dictionary = dict[str, Any]
@@ -269,9 +270,10 @@ UNREADABLE: dict[str, bytes] = {
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a connection that urllib3 drops
-@pytest.mark.parametrize("call", ["save", "merge", "delete", "upload", "load", "list"])
-@pytest.mark.parametrize("has_session", [False, True])
-@pytest.mark.parametrize("answer", UNREADABLE)
+@pytest.mark.parametrize(
+    ("answer", "has_session", "call"),
+    spread([UNREADABLE, [False, True], ["save", "merge", "delete", "upload", "load", "list"]], 5),
+)
 def test_answer_that_cannot_be_read(naps: list[float], answer: str, has_session: bool, call: str) -> None:
     """After an answer that can't be read a write's outcome is unknown; no exception says that nothing was sent."""
     with (

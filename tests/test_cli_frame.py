@@ -217,9 +217,9 @@ def without(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     ("module", "arguments", "extra"),
     [
         ("typer", ["ls"], "cli"),
-        ("rich", ["--help"], "cli"),
+        pytest.param("rich", ["--help"], "cli", marks=pytest.mark.slow),
         ("uvicorn", ["serve"], "server"),
-        ("uvicorn", ["demo"], "server"),
+        pytest.param("uvicorn", ["demo"], "server", marks=pytest.mark.slow),
     ],
 )
 def test_an_extra_that_is_not_installed(
@@ -278,7 +278,7 @@ def test_a_disk_that_is_full() -> None:
     ("arguments", "shown"),
     [
         (["get", "é🍎"], b'"\\u00e9\\ud83c\\udf4e"\n'),
-        (["ls", "--json"], b'["\\u00e9\\ud83c\\udf4e"]\n'),
+        pytest.param(["ls", "--json"], b'["\\u00e9\\ud83c\\udf4e"]\n', marks=pytest.mark.slow),
     ],
 )
 def test_a_stream_that_is_not_unicode(arguments: list[str], shown: bytes, tmp_path: Path) -> None:

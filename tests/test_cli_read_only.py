@@ -104,11 +104,11 @@ def readers(store: Path, folder: Path) -> list[list[str]]:
     ]
 
 
-#: Which commands are tried: by default each of them on one of the two.
-SHARES = {"even": slice(0, None, 2), "odd": slice(1, None, 2)}
+#: Which commands are tried together: by default each place has a share of them.
+SHARES = {f"{number} of 4": slice(number - 1, None, 4) for number in range(1, 5)}
 
 
-@pytest.mark.parametrize(("share", "on"), spread([SHARES, ["disk", "folder"]], 2))
+@pytest.mark.parametrize(("share", "on"), spread([SHARES, ["disk", "folder"]], 4))
 def test_reading_a_read_only_store(tmp_path: Path, on: str, share: str) -> None:
     """What only reads a store that nobody can write beside is one line with the reason and the way to a copy."""
     (tmp_path / "folder").mkdir()

@@ -128,11 +128,11 @@ def test_a_name_that_is_too_long(arguments: list[str], tmp_path: Path, monkeypat
     "arguments",
     [
         ["ls"],
-        ["set", "k", "1"],
+        pytest.param(["set", "k", "1"], marks=pytest.mark.slow),
         ["serve", "--port", "0"],
-        ["backup", "copy.db", "--store", "store.db"],
-        ["export", "all.json", "--at", "memory:"],
-        ["migrate-store", "a.db", "b.db"],
+        pytest.param(["backup", "copy.db", "--store", "store.db"], marks=pytest.mark.slow),
+        pytest.param(["export", "all.json", "--at", "memory:"], marks=pytest.mark.slow),
+        pytest.param(["migrate-store", "a.db", "b.db"], marks=pytest.mark.slow),
     ],
     ids=lambda arguments: arguments[0],
 )

@@ -29,7 +29,7 @@ def documents() -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("connect", ["file", "http"], indirect=True)
+@pytest.mark.parametrize("connect", ["file", pytest.param("http", marks=pytest.mark.slow)], indirect=True)
 def test_real_documents(connect: Connect, documents: dict[str, Any]) -> None:
     """Saved, listed, read back, and merged with each other, they are what a `dict` would hold."""
     transport, api_key = connect()

@@ -336,13 +336,14 @@ def test_an_index_that_this_process_has_open(path: Path) -> None:
     assert (inode.st_dev, inode.st_ino) not in sqlite_damage._kept
 
 
-def test_a_store_in_use_is_never_damaged(other: Path) -> None:
+@pytest.mark.parametrize("looks", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_a_store_in_use_is_never_damaged(looks: int, other: Path) -> None:
     """While processes write, carry the log over and begin it anew, it is never taken for damaged."""
 
     def look() -> None:
         assert not is_damaged(log_of(other), other)
 
-    look_while_used(other, 500, look)
+    look_while_used(other, looks, look)
 
 
 def test_a_log_that_is_written_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,9 +396,9 @@ def worked(path: Path, *steps: str) -> int:
     "steps",
     [
         ("save", "into", "save"),
-        ("save", "delete", "into", "save", "delete"),
-        ("save", "delete", "carry", "into", "save"),
-        ("save", "vacuum", "save", "delete", "into", "save"),
+        pytest.param(("save", "delete", "into", "save", "delete"), marks=pytest.mark.slow),
+        pytest.param(("save", "delete", "carry", "into", "save"), marks=pytest.mark.slow),
+        pytest.param(("save", "vacuum", "save", "delete", "into", "save"), marks=pytest.mark.slow),
         ("save", "carry", "vacuum", "carry", "save", "into", "save"),
     ],
 )
@@ -421,10 +422,10 @@ def test_a_vacuumed_copy(steps: tuple[str, ...], other: Path) -> None:
     "steps",
     [
         ("vacuum", "save"),
-        ("save", "vacuum"),
-        ("save", "vacuum", "save"),
-        ("save", "vacuum", "vacuum", "carry", "save"),
-        ("save", "index", "carry", "vacuum", "carry", "save", "index"),
+        pytest.param(("save", "vacuum"), marks=pytest.mark.slow),
+        pytest.param(("save", "vacuum", "save"), marks=pytest.mark.slow),
+        pytest.param(("save", "vacuum", "vacuum", "carry", "save"), marks=pytest.mark.slow),
+        pytest.param(("save", "index", "carry", "vacuum", "carry", "save", "index"), marks=pytest.mark.slow),
         ("save", "delete", "vacuum", "index", "save", "carry", "delete"),
     ],
 )

@@ -25,6 +25,7 @@ from cloudstore_mapping.web.serve import background
 from tests.dbm_kinds import KINDS, force, names_of, parts
 from tests.storages import new_storage
 from tests.support.command_line import CliRunner
+from tests.support.matrix import spread
 
 FORMATS: list[Format] = ["json", "jsonl", "dbm", "shelve"]
 
@@ -252,9 +253,7 @@ def exported_content(path: Path, format_: Format) -> dict[str, Any]:
         return store.copy()
 
 
-@pytest.mark.parametrize("after", FORMATS)
-@pytest.mark.parametrize("before", FORMATS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "before", "after"), spread([KINDS, FORMATS, FORMATS], 3))
 def test_an_earlier_export_is_replaced(
     kind: str,
     before: Format,
@@ -419,8 +418,15 @@ SETS: list[tuple[Format, Format, bool]] = [
     [pytest.param(*each, marks=pytest.mark.slow if number else ()) for number, each in enumerate(SETS)],
 )
 @pytest.mark.parametrize("kind", ["dbm.dumb", pytest.param("dbm.gnu", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_end_at_every_step(
-    kind: str, before: Format, after: Format, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int,
+    kind: str,
+    before: Format,
+    after: Format,
+    overwrite: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """
     Wherever an export ends, an import brings the old set or the new one, or refuses; the next run makes the new one.
@@ -429,7 +435,7 @@ def test_an_end_at_every_step(
     a dbm names the old and the new files; the media folder; the files; the record names the new ones; the journal ends.
     """
     force(kind, monkeypatch)
-    for at in range(1, 100):
+    for at in range(1, 100, step):
         folder = tmp_path / str(at)
         folder.mkdir()
         out = folder / "out"

@@ -81,7 +81,7 @@ def test_an_import_goes_on(faulty: tuple[CloudStoreMapping[Any], FaultyTransport
     assert store.copy() == CONTENT
 
 
-@pytest.mark.parametrize(("lines", "more"), spread([[0, 1, 2, 1_500], [-2, -1, 0, 1, 30]], 2))
+@pytest.mark.parametrize(("lines", "more"), spread([[0, 1, 2, 1_500], [-2, -1, 0, 1, 30]], 4))
 def test_a_journal_that_was_cut_off(
     lines: int, more: int, faulty: tuple[CloudStoreMapping[Any], FaultyTransport], tmp_path: Path
 ) -> None:

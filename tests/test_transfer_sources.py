@@ -58,9 +58,9 @@ def run(*arguments: str, given: bytes = b"") -> tuple[int, str, str]:
     "line",
     [
         "cat all | {command} -",
-        "cat all | {command} /dev/stdin",
-        "{command} /dev/stdin < all",
-        "{command} - < all",
+        pytest.param("cat all | {command} /dev/stdin", marks=pytest.mark.slow),
+        pytest.param("{command} /dev/stdin < all", marks=pytest.mark.slow),
+        pytest.param("{command} - < all", marks=pytest.mark.slow),
         "{command} <(cat all)",
     ],
 )

@@ -14,8 +14,8 @@ from tests.serving import serving, told
 @pytest.mark.parametrize(
     ("trusted", "address"),
     [
-        ("", "127.0.0.1"),
-        ("127.0.0.1", "203.0.113.7"),
+        pytest.param("", "127.0.0.1", marks=pytest.mark.slow),
+        pytest.param("127.0.0.1", "203.0.113.7", marks=pytest.mark.slow),
         ("10.1.1.1, 127.0.0.0/8", "203.0.113.7"),
         ("10.1.1.1", "127.0.0.1"),
     ],

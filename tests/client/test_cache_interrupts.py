@@ -105,7 +105,7 @@ class Stores:
 
 
 #: How far from each other the lines are that are tried: all of them when slow; from another first line for each act.
-each_step = pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 7])
+each_step = pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 15])
 
 
 def lines(what: str, step: int) -> range:

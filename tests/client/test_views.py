@@ -528,7 +528,7 @@ def _updated(store: Store) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("expression", "connect", "key", "after"),
-    spread([READING, CONNECTIONS, "ace", [1, 2, 3, 4]], 4),
+    spread([READING, CONNECTIONS, "ace", [1, 2, 3, 4]], 8),
     indirect=["connect"],
 )
 def test_a_key_deleted_meanwhile_is_left_out(shared: Shared, expression: str, key: str, after: int) -> None:
@@ -594,7 +594,7 @@ WRITERS: dict[str, Callable[[Shared], Store]] = {
 
 @pytest.mark.parametrize(
     ("view", "connect", "by"),
-    spread([KEPT, CONNECTIONS, [*((w, None) for w in WRITERS), ("parent", 60.0), ("view", 60.0)]], 3),
+    spread([KEPT, CONNECTIONS, [*((w, None) for w in WRITERS), ("parent", 60.0), ("view", 60.0)]], 6),
     indirect=["connect"],
 )
 def test_kept_views_are_current(connect: Connect, view: str, by: tuple[str, float | None]) -> None:

@@ -212,7 +212,7 @@ def read_key(store: Store, key: str) -> object:
     return store[key]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_a_pool_of_processes(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`Pool.map` with a store works if the pickle has its API key, or the environment; else it says what to do."""
     monkeypatch.delenv("CLOUDSTORE_URL", raising=False)
