@@ -544,8 +544,12 @@ def write_postponed() -> None:
     """Close the shelves dropped by the garbage collector."""
     while _postponed:
         shelf = _postponed.pop()
+        try:
+            _reporting(shelf, shelf.close)
+        except BaseException:  # Ctrl-C: the next use of a shelf tries again
+            _postponed.append(shelf)
+            raise
         shelf.is_given_up = True
-        _reporting(shelf, shelf.close)
 
 
 def _reporting(shelf: StoreShelf, write: Callable[[], object]) -> None:
@@ -564,19 +568,29 @@ def _end() -> None:
     Write back the shelves that the program left open, while connections and imports still work.
 
     Python calls `__del__` much later, or, of a shelf in a cycle or a global of a module, never. The shelves stay open,
-    as older functions of `atexit` may use them.
+    as older functions of `atexit` may use them. Ctrl-C ends the write of one shelf, repeated with the last flush.
     """
-    _write_back(is_last=False)
-    if _failed or _written_at_exit:
+    if _failed or _written_at_exit or _postponed:
         _await_last_flush()
+        _write_back(is_last=False)
 
 
 def _write_back(*, is_last: bool) -> None:
-    write_postponed()
+    interrupt: BaseException | None = None
+    works: list[Callable[[], object]] = [write_postponed]
     for reference, _ in list(_written_at_exit.values()):
         shelf = reference()
         if shelf is not None and not shelf.is_closed and not shelf.is_given_up:
-            _reporting(shelf, partial(shelf.write_at_end, is_last=is_last))
+            works.append(partial(_reporting, shelf, partial(shelf.write_at_end, is_last=is_last)))
+    for work in works:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised after the other shelves
+            interrupt = error
+    if interrupt is not None:
+        if is_last:
+            _failed.append(repr(interrupt))
+        raise interrupt
 
 
 def _await_last_flush() -> None:
@@ -619,8 +633,10 @@ class _LastFlush:
     def _end(self) -> None:
         if not self.states:
             self.states.append("begun")
-            _write_back(is_last=True)
-            self.states.append("done")
+            try:
+                _write_back(is_last=True)
+            finally:
+                self.states.append("done")
         if "done" not in self.states:
             return
         self._is_done = True

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import pytest
 
+import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
@@ -115,6 +117,59 @@ def test_changes_are_written_at_the_end_of_the_program(location: str, ending: st
     with shelve.open(location, "r", secret=SECRET) as db:
         lists = {f"{name}/{key}": [1, last] for name in ("cycle", "keeper", "local") for key, last in LAST}
         assert dict(db) == {**lists, "main/a": [1, {2}, 3], "main/b": [1, 2, 4]}
+
+
+INTERRUPTED = """
+import atexit, sys
+from cloudstore_mapping import shelve
+
+class Interrupting:
+    left = 0
+    def __init__(self):
+        self.x = 1
+    def __getstate__(self):
+        if Interrupting.left:
+            Interrupting.left -= 1
+            raise KeyboardInterrupt
+        return {"x": self.x}
+
+first, *others = shelves = [shelve.open(sys.argv[1], prefix=name, writeback=True) for name in "abc"]
+for db in shelves:
+    db["x"], db["y"] = Interrupting() if db is first else [1], [1]
+    db.sync()
+    db["y"].append(2)
+first["x"].x = 2
+atexit.register(lambda: shelves)  # which keeps them alive
+Interrupting.left = int(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_an_interrupt_of_the_write_back_at_the_end(times: int, tmp_path: Path) -> None:
+    """Ctrl-C at the end interrupts one shelf's write, which is done again later, or the exit status tells otherwise."""
+    ran = run(INTERRUPTED, str(tmp_path / "shelf"), str(times), folder=tmp_path)
+    assert (ran.returncode, "KeyboardInterrupt" in ran.stderr) == (0 if times == 1 else 120, True), ran.stderr
+    with cm.open(tmp_path / "shelf") as store:
+        assert [store[f"{name}/y"] for name in "bc"] == [[1, 2], [1, 2]]
+        assert store["a/y"] == ([1, 2] if times == 1 else [1])
+
+
+def test_an_interrupt_of_a_postponed_write_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shelf that the garbage collector found is written back at the next use of a shelf but one, after Ctrl-C."""
+    db = shelve.open(tmp_path / "shelf", writeback=True)
+    db["a"] = [1]
+    db["a"].append(2)
+    cycle: list[Any] = [db]
+    cycle.append(cycle)
+    monkeypatch.setattr(type(db), "close", Mock(side_effect=KeyboardInterrupt))
+    del db, cycle
+    gc.collect()
+    with pytest.raises(KeyboardInterrupt):
+        shelve.open(tmp_path / "other")
+    monkeypatch.undo()
+    shelve.open(tmp_path / "other").close()
+    with cm.open(tmp_path / "shelf") as store:
+        assert store["a"] == [1, 2]
 
 
 @pytest.mark.parametrize("place", ["global", "dropped"])
