@@ -14,6 +14,7 @@ import pytest
 import requests
 
 import cloudstore_mapping as cm
+from cloudstore_mapping import shelve
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_check import check
@@ -170,6 +171,23 @@ def test_a_disk_that_others_fill(store: Store, disk: Path) -> None:
     (disk / "other").unlink()
     store["key"] = "after"
     assert store["key"] == "after"
+
+
+def test_opening_on_a_full_disk(disk: Path) -> None:
+    """A closed store on a disk without a byte left is opened for reading; for writing the error names the disk."""
+    path = disk / "store.db"
+    with shelve.open(path) as db:
+        db["key"] = {1}
+    with pytest.raises(OSError, match="No space left"):
+        (disk / "other").write_bytes(bytes(SIZE))
+    with cm.open(path, readonly=True) as store, shelve.open(path, "r") as db:
+        assert (list(store), dict(db)) == (["key"], {"key": {1}})
+    for flag in "wcn":
+        with pytest.raises(cm.UnavailableError, match=FULL):
+            shelve.open(path, flag)
+    (disk / "other").unlink()
+    with shelve.open(path) as db:
+        assert dict(db) == {"key": {1}}
 
 
 @pytest.mark.slow

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -80,7 +79,7 @@ class Place:
         """
         Open the storage, which is made where there is none; raises what its engine raises.
 
-        With `readonly`, a file that can't be written to, or is in such a folder, is copied into memory.
+        With `readonly`, a file that can't be written to, is in such a folder or on a full disk is copied into memory.
         One of a database that is `to_fill` by copying has to be empty, and is nothing else until `end_filling`.
         """
         if self.address is not None:
@@ -91,8 +90,15 @@ class Place:
         if not readonly or self.file is None or not self.file.exists():
             return SQLiteStorage(self.file)
         if os.access(self.file, os.W_OK):  # else SQLite would make files beside it that it can't remove
-            with suppress(PermissionError):
+            from cloudstore_mapping.service.storage.sqlite_space import FULL
+
+            try:
                 return SQLiteStorage(self.file)
+            except PermissionError:
+                pass
+            except UnavailableError as error:
+                if error.message != FULL:
+                    raise
         return SQLiteStorage(None, copy_of=self.file)
 
 

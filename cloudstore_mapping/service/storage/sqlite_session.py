@@ -540,6 +540,8 @@ def unavailable(error: sqlite3.Error) -> UnavailableError:
     """Return what an error of SQLite is called outside."""
     code = primary_code(error)
     sentence = no_more_files() if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) else None
+    if sentence is None and getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE:
+        sentence = FULL  # no room for the index of the log, which the first that opens the file makes
     if sentence is None:
         sentence = _SENTENCES.get(code, f"The store failed: {error}.")
     return UnavailableError(sentence, retry_after=1.0)
