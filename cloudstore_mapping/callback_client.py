@@ -1349,7 +1349,7 @@ def size_of(data: bytes | IO[bytes]) -> int | None:
         data.seek(start)
     except (OSError, AttributeError):
         return None
-    return end - start
+    return max(0, end - start)
 
 
 def pieces_of(data: bytes | IO[bytes], on_read: Callable[[], object] = lambda: None) -> Iterator[bytes]:
@@ -1561,7 +1561,12 @@ class _Sender:
         try:
             response = self._post(message, headers, received)
             with response:
-                content = _read(response)
+                try:
+                    content = _read(response)
+                except ValueError as error:
+                    if isinstance(error, self._requests.RequestException | _UnreadableError):
+                        raise
+                    raise self._unreadable(str(error), error) from error  # of `http.client`: a negative length
         except TransportError:
             raise
         except Exception as error:

@@ -1060,7 +1060,9 @@ class Doctor:
 
     def _error_in(self, reply: Reply) -> CloudStoreError:
         """Return the error of a reply, with only known words of the service."""
-        if reply.error is not None and not (reply.error in _KNOWN and self._is_known(reply.sentence)):
+        if reply.error == "Http error":  # no reply of CloudStore's; the error has its status
+            reply = msgspec.structs.replace(reply, message=encode_value(f"({self._shown(reply.sentence)})"))
+        elif reply.error is not None and not (reply.error in _KNOWN and self._is_known(reply.sentence)):
             told = f"The service answered {self._shown(reply.error)} and {self._shown(reply.sentence)}"
             told += "; check the API key." if reply.error == "BadKey" else "."
             name = reply.error if reply.error in _KNOWN else "Unknown"

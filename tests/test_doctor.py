@@ -1118,3 +1118,11 @@ def test_the_pace(vendor: Vendor) -> None:
     gaps = [later - earlier for earlier, later in pairwise(sent)]
     assert sorted(gaps)[:2] == [0.0, 3.0]
     assert Doctor(vendor.api_key, "https://droidscript.cloud/cloudstore").expected_seconds == 3.0 * REQUESTS
+
+
+@pytest.mark.parametrize("status", [503, 404])
+def test_a_status_that_ends_the_examination(vendor: Vendor, status: int) -> None:
+    """A status that is no reply of CloudStore's is told in one sentence."""
+    vendor.faults.extend(Fault(status, b"<h1>Sorry</h1>") for _ in range(20))
+    with pytest.raises(cm.CloudStoreError, match=rf"^The answer was {status}( \(.*\))?; [^;.]*\.$"):
+        doctor(vendor, HTTPTransport(vendor.address)).examine()

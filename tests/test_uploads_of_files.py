@@ -324,6 +324,15 @@ def test_untrue_sizes(upload: Upload, path: str, mode: str) -> None:
             assert upload(file) == content[done:], read
 
 
+def test_beyond_the_end(upload: Upload, tmp_path: Path) -> None:
+    """Of a file positioned beyond its end nothing is stored, as its next `read` returns nothing."""
+    (tmp_path / "a.txt").write_bytes(b"abc")
+    with (tmp_path / "a.txt").open("rb") as file:
+        for opened in (file, io.BytesIO(b"abc")):
+            opened.seek(10)
+            assert upload(opened) == b""
+
+
 def test_a_named_pipe(upload: Upload, tmp_path: Path) -> None:
     """A named pipe is stored until it is closed."""
     os.mkfifo(tmp_path / "pipe")

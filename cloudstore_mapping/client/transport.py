@@ -469,7 +469,7 @@ class HTTPTransport:
 
         is_empty = True
         try:
-            for piece in raw.stream(CHUNK_SIZE, decode_content=False):
+            for piece in _readable(raw.stream(CHUNK_SIZE, decode_content=False)):
                 with self._lock:
                     self.received_bytes += len(piece)
                 is_empty = is_empty and not piece
@@ -1152,12 +1152,22 @@ def _join(pieces: Iterable[bytes], max_reply: int) -> bytes:
     """Return the joined pieces; `ProtocolError` beyond `max_reply` bytes."""
     size = 0
     kept = []
-    for piece in pieces:
+    for piece in _readable(pieces):
         size += len(piece)
         if size > max_reply:
             raise ProtocolError(f"The answer is larger than {max_reply} bytes; ask for less at once.", status=200)
         kept.append(piece)
     return b"".join(kept)
+
+
+def _readable(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the pieces; `ProtocolError` for the plain `ValueError` of `http.client`, such as of a negative length."""
+    try:
+        yield from pieces
+    except ValueError as error:
+        if _is_translatable(error):
+            raise
+        raise ProtocolError(f"The answer can't be read ({error}); is the address right?", status=200) from error
 
 
 @functools.lru_cache(maxsize=16)

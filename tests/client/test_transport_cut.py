@@ -16,7 +16,7 @@ import requests
 import cloudstore_mapping as cm
 from cloudstore_mapping.callback_client import CloudStore
 from cloudstore_mapping.client.transport import HTTPTransport
-from cloudstore_mapping.errors import TransportError
+from cloudstore_mapping.errors import ProtocolError, TransportError
 from cloudstore_mapping.wire import Request
 
 CONTENT = bytes(range(256)) * 4
@@ -89,6 +89,21 @@ def test_a_reply(server: Cut, make: Callable[[str], HTTPTransport]) -> None:
     server.answer = response(REPLY)
     assert json.loads(bytes(transport.send(request).message)) == {"a": 1}
     transport.close()
+
+
+@pytest.mark.parametrize("make", [ours, of_requests])
+def test_a_negative_length(server: Cut, make: Callable[[str], HTTPTransport]) -> None:
+    """A reply with a chunk of negative length can't be read, and the callback client says so as well."""
+    server.answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n-5\r\n" + REPLY
+    transport = make(f"{server.origin}/cloudstore")
+    with pytest.raises(ProtocolError, match="can't be read"):
+        transport.send(Request(api_key="key", name="a"))
+    transport.close()
+    cloud = CloudStore("key", f"{server.origin}/cloudstore", retries=0)
+    assert cloud.load("a").result()["error"] == "Error parsing data"
+    saved = cloud.save("a", 1).result()
+    assert isinstance(saved["exception"], ConnectionError)
+    cloud.close()
 
 
 def test_a_reply_to_the_callback_client(server: Cut) -> None:
