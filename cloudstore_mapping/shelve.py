@@ -203,21 +203,22 @@ class DbfilenameShelf(StoreShelf, Shelf):
                 is_custom=_has_own_pickler,
                 pickle_secrets=bool(options.get("pickle_secrets")),
             )
-            StoreShelf.__init__(self, content, envelopes, writeback=writeback, readonly=flag == "r", opened=store)
+            StoreShelf.__init__(
+                self,
+                content,
+                envelopes,
+                writeback=writeback,
+                readonly=flag == "r",
+                opened=store,
+                compact=_compact,
+            )
         except BaseException:
             store.close()
             raise
 
-    def reorganize(self) -> None:
-        """
-        Call `sync`, and give the unused space of a file back to the disk; at a service that is the service's business.
 
-        Other programs that use the file go on reading meanwhile, and their writes wait. Raises `UnavailableError`, with
-        the file as it was, if the disk lacks room for two more copies of the data, or another program's write lasts.
-        """
-        self._check_writable()
-        self.sync()
-        files_of(self._opened).client.compact()
+def _compact(store: Any) -> None:
+    files_of(store).client.compact()
 
 
 def _location_and_prefix(filename: Any, prefix: str) -> tuple[Any, str]:

@@ -13,6 +13,7 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
+from tests.support.shelves import store_of
 
 SECRET = "a secret of the tests"
 
@@ -151,15 +152,15 @@ def test_a_serializer_s_bytes_are_signed(tmp_path: Path) -> None:
     path = tmp_path / "shelf"
     with shelve.open(path, serializer=to_json, deserializer=from_json, secret=SECRET) as db:
         db["a"] = 1
-        stored = db.dict["a"]
-        db.dict["b"] = stored
+        stored = store_of(db)["a"]
+        store_of(db)["b"] = stored
         with pytest.raises(ValueError, match="not signed"):
             db["b"]
     with shelve.open(path, secret=SECRET) as db, pytest.raises(ValueError, match="give the shelf its deserializer"):
         db["a"]
     moved = {"pickle": stored["__shelf__"]["bytes"], "hmac-sha256": stored["__shelf__"]["hmac-sha256"]}
     with shelve.open(path, secret=SECRET) as db:
-        db.dict["a"] = {"__shelf__": moved}
+        store_of(db)["a"] = {"__shelf__": moved}
         with pytest.raises(ValueError, match="not signed"):
             db["a"]
 
@@ -260,7 +261,7 @@ def test_a_signature_covers_the_whole_key(tmp_path: Path) -> None:
     path = tmp_path / "shelf"
     with shelve.open(path, prefix="a") as one, shelve.open(path, prefix="b") as other:
         one["key"] = {1}
-        other.dict["key"] = one.dict["key"]
+        store_of(other)["key"] = store_of(one)["key"]
         with pytest.raises(ValueError, match="not signed"):
             other["key"]
         assert one["key"] == {1}

@@ -65,6 +65,11 @@ _SUFFIX: Final = ".secret"
 _OTHERS: Final = 0o077
 
 
+_READ_ONLY: Final = "The shelf is open for reading only; open it with the flag 'w' or 'c'."
+#: Default of an argument that was not given.
+_ABSENT: Final = object()
+
+
 class StoreShelf(shelve.DbfilenameShelf[Any]):
     """
     A dictionary of any picklable values, kept in a store.
@@ -81,19 +86,22 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         Refuse every change.
     opened
         The store itself, if `store` is a view, whose `close` does nothing.
+    compact
+        Function that gives the unused space of the store itself back to the disk; by default nothing does.
 
     Notes
     -----
-    Unlike the standard library's shelf, it never serves a value after its write failed, a failed `sync` has written all
+    Attributes of its own have two underscores or begin with ``shelf_``: a subclass may have others of any name. Unlike
+    the standard library's shelf, it never serves a value after its write failed, a failed `sync` has written all
     other values and can be repeated, and a `close` with a failed `sync` leaves the shelf open.
     """
 
     keyencoding = "utf-8"
     #: True if the shelf could not be written back when it was dropped, or was ended with the program: no further try
     #: is made, which might overwrite later changes.
-    is_given_up = False
-    _kept: dict[str, Kept]  # each value in the write-back cache as it was when it was read or saved
-    _reported: frozenset[str] = frozenset()  # keys whose values can't be stored, as was printed at the program's end
+    shelf_is_given_up = False
+    __kept: dict[str, Kept]  # each value in the write-back cache as it was when it was read or saved
+    __reported: frozenset[str] = frozenset()  # keys whose values can't be stored, as was printed at the program's end
 
     def __init__(
         self,
@@ -103,38 +111,43 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         writeback: bool = False,
         readonly: bool = False,
         opened: Any = None,
+        compact: Callable[[Any], object] = bool,
     ) -> None:
-        self.dict: Any = store
+        self.__store: Any = store
         self.writeback = writeback
         self.cache: Any = {}
-        self._kept = {}
-        self._envelopes = envelopes
+        self.__kept = {}
+        self.__envelopes = envelopes
         self._protocol = envelopes.protocol
-        self._readonly = readonly
-        self._opened: Any = store if opened is None else opened
-        self._closed = False
-        if (writeback and not readonly) or self._ends_itself:
-            _register(self, self._opened)
+        self.__readonly = readonly
+        self.__opened: Any = store if opened is None else opened
+        self.__compact = compact
+        self.dict: Any = StoredBytes(
+            store, self.__opened, envelopes, compact, encoding=self.keyencoding, readonly=readonly
+        )
+        self.__closed = False
+        if (writeback and not readonly) or self.__ends_itself:
+            _register(self, self.__opened)
 
     def __repr__(self) -> str:
-        if "dict" not in vars(self):
+        if "_StoreShelf__store" not in vars(self):
             return f"<{type(self).__name__}, not opened>"  # in a traceback of `__init__`
-        return f"<{type(self).__name__} over {self.dict!r}>"
+        return f"<{type(self).__name__} over {self.__store!r}>"
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._open)
+        return iter(self.__open)
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self.__open)
 
     def __contains__(self, key: object) -> bool:
-        return key in self.cache or key in self._open
+        return key in self.cache or key in self.__open
 
     def __getitem__(self, key: str) -> Any:
-        store = self._open
+        store = self.__open
         if key in self.cache:
             return self.cache[key]
-        return self._load(key, store[key])
+        return self.__load(key, store[key])
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the key's value, or `default` if absent; an error in loading the value is raised."""
@@ -145,16 +158,14 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
                 raise
             return default
 
-    def pop(self, key: str, *default: Any) -> Any:
+    def pop(self, key: str, default: Any = _ABSENT) -> Any:
         """Delete the key and return its value, or `default` if absent; an error in loading the value is raised."""
-        if len(default) > 1:
-            raise TypeError(f"pop takes a key and a default value, not {len(default) + 1} arguments.")
         try:
             value = self[key]
         except KeyError as error:
-            if not default or _is_of_loading(error):
+            if default is _ABSENT or _is_of_loading(error):
                 raise
-            return default[0]
+            return default
         del self[key]
         return value
 
@@ -169,63 +180,63 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         return default
 
     def __setitem__(self, key: str, value: Any) -> None:
-        store = self._writable
-        stored, packed = self._encode(_require_text(key), value)
-        with self._keeping_changes([key]):
+        store = self.__writable
+        stored, packed = self.__encode(_require_text(key), value)
+        with self.__keeping_changes([key]):
             store[key] = stored
-            self._keep(key, value, stored, packed)
+            self.__keep(key, value, stored, packed)
 
     def __delitem__(self, key: str) -> None:
-        store = self._writable
-        with self._keeping_changes([key]):
+        store = self.__writable
+        with self.__keeping_changes([key]):
             del store[key]
-            self._forget(key)
+            self.__forget(key)
 
     def items(self) -> ItemsView[str, Any]:
         """Return a view of keys and values, with bulk reads."""
-        return ItemsView(self) if self._has_own("__iter__", "__getitem__") else _ShelfItems(self)
+        return ItemsView(self) if self.__has_own("__iter__", "__getitem__") else _ShelfItems(self)
 
     def values(self) -> ValuesView[Any]:
         """Return a view of the values, with bulk reads."""
-        return ValuesView(self) if self._has_own("__iter__", "__getitem__") else _ShelfValues(self)
+        return ValuesView(self) if self.__has_own("__iter__", "__getitem__") else _ShelfValues(self)
 
-    def pairs(self) -> Iterator[tuple[str, Any]]:
+    def shelf_pairs(self) -> Iterator[tuple[str, Any]]:
         """Yield each key with its value, with bulk reads."""
-        for key, stored in self._open.items():
-            yield key, self.cache[key] if key in self.cache else self._load(key, stored)
+        for key, stored in self.__open.items():
+            yield key, self.cache[key] if key in self.cache else self.__load(key, stored)
 
     def update(self, other: Any = (), /, **more: Any) -> None:
         """Save many values, with bulk writes."""
-        store = self._writable
+        store = self.__writable
         values: dict[str, Any] = {}
         values.update(other, **more)
-        if self._has_own("__setitem__"):
+        if self.__has_own("__setitem__"):
             for key, value in values.items():
                 self[key] = value
             return
-        encoded = {key: self._encode(_require_text(key), value) for key, value in values.items()}
+        encoded = {key: self.__encode(_require_text(key), value) for key, value in values.items()}
         stored = {key: each for key, (each, _) in encoded.items()}
         try:
-            with self._keeping_changes(stored):
+            with self.__keeping_changes(stored):
                 store.update(stored)
                 for key in stored:
-                    self._keep(key, values[key], *encoded[key])
+                    self.__keep(key, values[key], *encoded[key])
         except BulkError as error:
             for key in error.succeeded:
-                self._keep(key, values[key], *encoded[key])
+                self.__keep(key, values[key], *encoded[key])
             raise
 
     def clear(self) -> None:
         """Delete all keys."""
-        store = self._writable
-        if self._has_own("__iter__", "__delitem__"):
+        store = self.__writable
+        if self.__has_own("__iter__", "__delitem__"):
             for key in [*self]:
                 del self[key]
             return
-        with self._keeping_changes([*self.cache]):
+        with self.__keeping_changes([*self.cache]):
             store.clear()
             self.cache.clear()
-            self._kept.clear()
+            self.__kept.clear()
 
     def sync(self) -> None:
         """
@@ -234,156 +245,163 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         If some can't be written the others are, and all stay in the cache for another `sync`; raises `BulkError`, or
         the error of a single key.
         """
-        self._write_changes()
+        self.__write_changes()
         self.cache.clear()
-        self._kept.clear()
+        self.__kept.clear()
 
-    def write_at_end(self, *, is_last: bool) -> None:
+    def shelf_write_at_end(self, *, is_last: bool) -> None:
         """
         Write the changed values in the write-back cache at the end of the program, and keep the cache.
 
         Later functions of the program may change the values again, unless it `is_last`: then a subclass's own `close`
         or `sync` is called. A value that can't be stored is an error only once.
         """
-        if is_last and self._ends_itself:
-            self.is_given_up = True
+        if is_last and self.__ends_itself:
+            self.shelf_is_given_up = True
             self.close()
         else:
-            self._write_changes(is_end=True)
+            self.__write_changes(is_end=True)
 
     @property
-    def _ends_itself(self) -> bool:
+    def __ends_itself(self) -> bool:
         """True for a shelf of a subclass that has its own `close` or `sync`."""
-        return self._has_own("close", "sync")
+        return self.__has_own("close", "sync")
 
-    def _has_own(self, *methods: str) -> bool:
+    def __has_own(self, *methods: str) -> bool:
         """Return True for a shelf of a subclass with some of the methods, which are called then as in `shelve`."""
         return any(getattr(type(self), name) is not getattr(StoreShelf, name) for name in methods)
 
-    def _write_changes(self, *, is_end: bool = False) -> None:
-        store = self._open
-        if not self.cache or self._readonly:
+    def __write_changes(self, *, is_end: bool = False) -> None:
+        store = self.__open
+        if not self.cache or self.__readonly:
             return
-        changed, failed, spent = self._find_changes(is_end=is_end)
-        known = self._reported
+        changed, failed, spent = self.__find_changes(is_end=is_end)
+        known = self.__reported
         if is_end:
-            self._reported |= failed.keys()
+            self.__reported |= failed.keys()
         failed = {key: error for key, error in failed.items() if key not in known}
         try:
             if changed:
                 store.update({key: kept.stored for key, kept in changed.items()})
         except CloudStoreError as error:
-            self.is_given_up = is_end
+            self.shelf_is_given_up = is_end
             succeeded = error.succeeded if isinstance(error, BulkError) else []
-            self._kept.update((key, changed[key]) for key in succeeded)
+            self.__kept.update((key, changed[key]) for key in succeeded)
             if not failed:
                 raise
             unsaved = error.failed if isinstance(error, BulkError) else dict.fromkeys(changed, error)
             _raise_failures({**failed, **unsaved}, succeeded)
-        self._kept.update(changed)
+        self.__kept.update(changed)
         for key in spent:
-            self._forget(key)
+            self.__forget(key)
         if failed:
             _raise_failures(failed, [*changed])
 
-    def _find_changes(self, *, is_end: bool = False) -> tuple[dict[str, Kept], dict[str, Exception], list[str]]:
+    def __find_changes(self, *, is_end: bool = False) -> tuple[dict[str, Kept], dict[str, Exception], list[str]]:
         """Return the changed values, the errors of those without a pickle, and at an end the keys of spent ones."""
         changed: dict[str, Kept] = {}
         failed: dict[str, Exception] = {}
         spent: list[str] = []
         for key, value in list(self.cache.items()):
             try:
-                packed = self._envelopes.pack(value)
-                if self._is_changed(key, value, packed):
-                    changed[key] = Kept(self._envelopes.seal(key, value, packed), packed)
-                if is_end and self._is_spent(key, value, packed):
+                packed = self.__envelopes.pack(value)
+                if self.__is_changed(key, value, packed):
+                    changed[key] = Kept(self.__envelopes.seal(key, value, packed), packed)
+                if is_end and self.__is_spent(key, value, packed):
                     spent.append(key)
             except Exception as error:  # noqa: BLE001 - whatever makes a pickle raises whatever it likes
                 failed[key] = error
         return changed, failed, spent
 
-    def _is_spent(self, key: str, value: Any, packed: Packed) -> bool:
+    def __is_spent(self, key: str, value: Any, packed: Packed) -> bool:
         """Return True for a value changed by its pickle, such as a used iterator: the next pickle isn't right."""
         if packed.kind == _JSON:
             return False
         try:
-            if self._envelopes.pack(value) == packed:
+            if self.__envelopes.pack(value) == packed:
                 return False
-            return not are_same(value, self._envelopes.load(key, self._envelopes.seal(key, value, packed)))
+            return not are_same(value, self.__envelopes.load(key, self.__envelopes.seal(key, value, packed)))
         except Exception:  # noqa: BLE001 - whatever loads or makes a pickle raises whatever it likes
             return True
 
     def reorganize(self) -> None:
-        """Call `sync`; a store reuses the space of deleted values by itself."""
+        """
+        Call `sync`, and give the unused space of a file back to the disk; at a service that is the service's business.
+
+        Other programs that use the file go on reading meanwhile, and their writes wait. Raises `UnavailableError`, with
+        the file as it was, if the disk lacks room for two more copies of the data, or another program's write lasts.
+        """
+        self.__check_writable()
         self.sync()
+        self.__compact(self.__opened)
 
     @property
-    def is_closed(self) -> bool:
+    def shelf_is_closed(self) -> bool:
         """True once the shelf is closed."""
-        return self._closed
+        return self.__closed
 
     def close(self) -> None:
         """Call `sync` and close the store; any further use is `ValueError`."""
-        if self._closed:
+        if self.__closed:
             return
         self.sync()
-        self._closed = True
-        self._opened.close()
+        self.__closed = True
+        self.__opened.close()
 
     def __del__(self) -> None:
         # A forgotten shelf writes back, like the standard library's, unless its `__init__` failed.
-        if vars(self).get("_closed") is not False or self.is_given_up:
+        if vars(self).get("_StoreShelf__closed") is not False or self.shelf_is_given_up:
             return
-        if self.cache and not self._is_finalizing() and _is_collecting():
+        if self.cache and not self.__is_finalizing() and _is_collecting():
             _postponed.append(self)
             return
         try:
-            if self._is_finalizing() and not self._ends_itself:
-                self._close_last()
+            if self.__is_finalizing() and not self.__ends_itself:
+                self.__close_last()
             else:
                 self.close()
         except BaseException:  # Python prints it
-            self.is_given_up = True
+            self.shelf_is_given_up = True
             _failed.append(repr(self))
             raise
 
     #: Names of modules may be gone by then.
-    _is_finalizing = staticmethod(sys.is_finalizing)
+    __is_finalizing = staticmethod(sys.is_finalizing)
 
-    def _close_last(self) -> None:
+    def __close_last(self) -> None:
         """
         Close the shelf while Python deletes its modules, so that only what was changed since the last flush is written.
 
         Closing may fail by then, and so may what makes the pickle of a value that was not changed.
         """
-        changed, _, _ = self._find_changes()
+        changed, _, _ = self.__find_changes()
         if changed:
-            self.dict.update({key: kept.stored for key, kept in changed.items()})
-        self._closed = True
+            self.__store.update({key: kept.stored for key, kept in changed.items()})
+        self.__closed = True
         with suppress(Exception):
-            self._opened.close()
+            self.__opened.close()
 
     @property
-    def _open(self) -> Any:
+    def __open(self) -> Any:
         if _postponed:
             write_postponed()
-        if self._closed:
+        if self.__closed:
             raise ValueError("invalid operation on closed shelf")
-        return self.dict
+        return self.__store
 
     @property
-    def _writable(self) -> Any:
-        store = self._open
-        self._check_writable()
+    def __writable(self) -> Any:
+        store = self.__open
+        self.__check_writable()
         return store
 
-    def _check_writable(self) -> None:
-        if self._readonly:
-            raise io.UnsupportedOperation("The shelf is open for reading only; open it with the flag 'w' or 'c'.")
+    def __check_writable(self) -> None:
+        if self.__readonly:
+            raise io.UnsupportedOperation(_READ_ONLY)
 
-    def _load(self, key: str, stored: Any) -> Any:
+    def __load(self, key: str, stored: Any) -> Any:
         try:
-            value = self._envelopes.load(key, stored)
+            value = self.__envelopes.load(key, stored)
         except KeyError as error:
             setattr(error, _OF_LOADING, True)
             raise
@@ -391,36 +409,36 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
             packed = None
             if not _is_sealed(stored):
                 with suppress(Exception):  # `sync` raises it again
-                    packed = self._pack(value)
-            self._keep(key, value, stored, packed)
+                    packed = self.__pack(value)
+            self.__keep(key, value, stored, packed)
         return value
 
-    def _encode(self, key: str, value: Any) -> tuple[Any, Packed | None]:
+    def __encode(self, key: str, value: Any) -> tuple[Any, Packed | None]:
         """Return the JSON value to store, and the packed value."""
-        packed = self._pack(value)
+        packed = self.__pack(value)
         if packed is None:
-            return self._envelopes.dump(key, value), None
-        return self._envelopes.seal(key, value, packed), packed
+            return self.__envelopes.dump(key, value), None
+        return self.__envelopes.seal(key, value, packed), packed
 
-    def _pack(self, value: Any) -> Packed | None:
+    def __pack(self, value: Any) -> Packed | None:
         """
         Return a value as `sync` compares it; None without a write-back cache.
 
         Only the same object has the same pickle later: the order in a set depends on its history.
         """
-        return self._envelopes.pack(value) if self.writeback and not self._readonly else None
+        return self.__envelopes.pack(value) if self.writeback and not self.__readonly else None
 
-    def _keep(self, key: str, value: Any, stored: Any, packed: Packed | None) -> None:
+    def __keep(self, key: str, value: Any, stored: Any, packed: Packed | None) -> None:
         if self.writeback:
             self.cache[key] = value
-            self._kept[key] = Kept(stored, packed)
+            self.__kept[key] = Kept(stored, packed)
 
-    def _forget(self, key: str) -> None:
+    def __forget(self, key: str) -> None:
         self.cache.pop(key, None)
-        self._kept.pop(key, None)
+        self.__kept.pop(key, None)
 
     @contextmanager
-    def _keeping_changes(self, keys: Iterable[str]) -> Iterator[None]:
+    def __keeping_changes(self, keys: Iterable[str]) -> Iterator[None]:
         """
         Keep the changed values of keys in the write-back cache if the block fails to replace or delete them.
 
@@ -431,20 +449,20 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         except BaseException as error:
             done = error.succeeded if isinstance(error, BulkError) else ()
             for key in [*keys]:
-                if key in done or isinstance(error, KeyError) or not self._has_changes(key):
-                    self._forget(key)
+                if key in done or isinstance(error, KeyError) or not self.__has_changes(key):
+                    self.__forget(key)
             raise
 
-    def _has_changes(self, key: str) -> bool:
+    def __has_changes(self, key: str) -> bool:
         """Return True if the program changed the value in the write-back cache, or it can't be packed."""
         if key not in self.cache:
             return False
         try:
-            return self._is_changed(key, self.cache[key], self._envelopes.pack(self.cache[key]))
+            return self.__is_changed(key, self.cache[key], self.__envelopes.pack(self.cache[key]))
         except Exception:  # noqa: BLE001 - whatever makes a pickle raises whatever it likes
             return True
 
-    def _is_changed(self, key: str, value: Any, packed: Packed) -> bool:
+    def __is_changed(self, key: str, value: Any, packed: Packed) -> bool:
         """
         Return True if the program changed a value in the write-back cache.
 
@@ -452,7 +470,7 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         time or addresses, the value's attributes are compared with those of the copy. A pickle of the user's object is
         made only when it is written, as it may change the object.
         """
-        kept = self._kept.get(key)
+        kept = self.__kept.get(key)
         if kept is None:
             return True
         if packed == kept.packed:
@@ -460,29 +478,110 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         if not _is_sealed(kept.stored):
             return True
         try:
-            if packed == self._envelopes.unseal(key, kept.stored):
+            if packed == self.__envelopes.unseal(key, kept.stored):
                 return False
-            again = self._envelopes.pack(self._envelopes.load(key, kept.stored))
+            again = self.__envelopes.pack(self.__envelopes.load(key, kept.stored))
             if again == packed:
                 return False
-            if self._envelopes.is_custom() and again == self._envelopes.pack(self._envelopes.load(key, kept.stored)):
+            if self.__envelopes.is_custom() and again == self.__envelopes.pack(self.__envelopes.load(key, kept.stored)):
                 return True  # what it stores may not be in attributes
-            copy = self._envelopes.load(key, kept.stored)  # a pickle may have changed the other ones
+            copy = self.__envelopes.load(key, kept.stored)  # a pickle may have changed the other ones
         except Exception:  # noqa: BLE001 - whatever loads or makes a pickle raises whatever it likes
             return True
         return not are_same(value, copy)
 
 
+class StoredBytes(MutableMapping[bytes, bytes]):
+    """
+    Attribute `dict` of a shelf: the pickles of its values by encoded key, as a dbm file has them.
+
+    Bytes that a program assigns are stored, signed, as they are; the shelf takes them for a pickle.
+    """
+
+    def __init__(
+        self,
+        store: MutableMapping[str, Any],
+        opened: Any,
+        envelopes: Envelopes,
+        compact: Callable[[Any], object],
+        *,
+        encoding: str,
+        readonly: bool,
+    ) -> None:
+        self._store = store
+        self._opened = opened
+        self._envelopes = envelopes
+        self._compact = compact
+        self._encoding = encoding
+        self._readonly = readonly
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._store!r}>"
+
+    def __getitem__(self, key: bytes | str) -> bytes:
+        text = self._text(key)
+        try:
+            stored = self._store[text]
+        except KeyError:
+            raise KeyError(key) from None
+        if _is_sealed(stored):
+            return self._envelopes.unseal(text, stored).data
+        return pickle.dumps(self._envelopes.load(text, stored), self._envelopes.protocol)
+
+    def __setitem__(self, key: bytes | str, data: bytes | str) -> None:
+        self._check_writable()
+        if not isinstance(data, bytes | bytearray | memoryview | str):
+            raise TypeError(f"Values of a shelf's dict are bytes, not {type(data).__name__}; assign to the shelf.")
+        text = self._text(key)
+        packed = self._envelopes.packed(data.encode() if isinstance(data, str) else bytes(data))
+        self._store[text] = self._envelopes.seal(text, data, packed)
+
+    def __delitem__(self, key: bytes | str) -> None:
+        self._check_writable()
+        try:
+            del self._store[self._text(key)]
+        except KeyError:
+            raise KeyError(key) from None
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, bytes | str) and self._text(key) in self._store
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (key.encode(self._encoding) for key in self._store)
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def sync(self) -> None:
+        """Do nothing: each value is stored when it is assigned."""
+
+    def reorganize(self) -> None:
+        """Give the unused space of a file back to the disk; at a service that is the service's business."""
+        self._check_writable()
+        self._compact(self._opened)
+
+    def close(self) -> None:
+        """Close the store."""
+        self._opened.close()
+
+    def _text(self, key: bytes | str) -> str:
+        return key if isinstance(key, str) else bytes(key).decode(self._encoding)
+
+    def _check_writable(self) -> None:
+        if self._readonly:
+            raise io.UnsupportedOperation(_READ_ONLY)
+
+
 class _ShelfItems(ItemsView[str, Any]):
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         shelf: Any = self._mapping  # type: ignore[attr-defined]  # set by collections.abc
-        return shelf.pairs()  # type: ignore[no-any-return]  # of a shelf
+        return shelf.shelf_pairs()  # type: ignore[no-any-return]  # of a shelf
 
 
 class _ShelfValues(ValuesView[Any]):
     def __iter__(self) -> Iterator[Any]:
         shelf: Any = self._mapping  # type: ignore[attr-defined]  # set by collections.abc
-        return (value for _, value in shelf.pairs())
+        return (value for _, value in shelf.shelf_pairs())
 
 
 def _require_text(key: object) -> str:
@@ -549,7 +648,7 @@ def write_postponed() -> None:
         except BaseException:  # Ctrl-C: the next use of a shelf tries again
             _postponed.append(shelf)
             raise
-        shelf.is_given_up = True
+        shelf.shelf_is_given_up = True
 
 
 def _reporting(shelf: StoreShelf, write: Callable[[], object]) -> None:
@@ -580,8 +679,8 @@ def _write_back(*, is_last: bool) -> None:
     works: list[Callable[[], object]] = [write_postponed]
     for reference, _ in list(_written_at_exit.values()):
         shelf = reference()
-        if shelf is not None and not shelf.is_closed and not shelf.is_given_up:
-            works.append(partial(_reporting, shelf, partial(shelf.write_at_end, is_last=is_last)))
+        if shelf is not None and not shelf.shelf_is_closed and not shelf.shelf_is_given_up:
+            works.append(partial(_reporting, shelf, partial(shelf.shelf_write_at_end, is_last=is_last)))
     for work in works:
         try:
             work()
@@ -747,6 +846,10 @@ class Envelopes:
         if is_exact(value):
             return Packed(_JSON, bytes(codec.encode(value)))
         return Packed(_PICKLE, self._dumps(value, self.protocol))
+
+    def packed(self, data: bytes) -> Packed:
+        """Return the packed value for bytes of a serializer, or else a pickle."""
+        return Packed(_PICKLE if self._serializer is None else _BYTES, data)
 
     def seal(self, key: str, value: Any, packed: Packed) -> Any:
         """Return the JSON value to store for a packed value; `BadValueError` if it can't be signed without a secret."""

@@ -28,6 +28,7 @@ from cloudstore_mapping.errors import (
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.serve import background
 from tests.storages import new_storage
+from tests.support.shelves import store_of
 from tests.vendor import serve_vendor
 
 SECRET = "a secret of the tests"
@@ -219,9 +220,9 @@ def test_many_values_in_one_request(tmp_path: Path) -> None:
     with shelve.open(tmp_path / "shelf") as db:
         db["first"] = 1
         db.update({str(number): (number,) for number in range(500)})
-        before = db.dict.stats.requests
+        before = store_of(db).stats.requests
         assert len(dict(db.items())) == 501
-        after = db.dict.stats.requests
+        after = store_of(db).stats.requests
     assert sum(after.values()) - sum(before.values()) == 2
 
 
@@ -254,11 +255,11 @@ def test_a_value_that_cannot_be_loaded_is_not_absent(
     with shelve.open(tmp_path / "shelf", writeback=writeback) as db:
         db["a"] = Old()
     with shelve.open(tmp_path / "shelf", writeback=writeback) as db:
-        stored = db.dict["a"]
+        stored = store_of(db)["a"]
         with pytest.raises(KeyError, match="new"):
             use(db)
         assert "a" in db
-        assert db.dict["a"] == stored
+        assert store_of(db)["a"] == stored
 
 
 def test_defaults_of_absent_keys(opened: Open) -> None:

@@ -20,6 +20,7 @@ from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage import sqlite_session
 from cloudstore_mapping.service.storage.sqlite_identity import Identity
 from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
+from tests.support.shelves import opened_by
 
 #: Entries of about 10 KB, of which `fill` deletes all but one in ten.
 ENTRIES = 300
@@ -45,7 +46,7 @@ def check(path: Path) -> None:
 
 def session_of(db: Any) -> SQLiteSession:
     """Return the writer's session of an open shelf."""
-    session = files_of(db._opened).client._transport._service._storage._session  # type: ignore[attr-defined]
+    session = files_of(opened_by(db)).client._transport._service._storage._session  # type: ignore[attr-defined]
     assert isinstance(session, SQLiteSession)
     return session
 
@@ -180,7 +181,7 @@ from cloudstore_mapping import shelve
 from cloudstore_mapping.client.mapping import files_of
 
 db = shelve.open(sys.argv[1])
-session = files_of(db._opened).client._transport._service._storage._session
+session = files_of(vars(db)["_StoreShelf__opened"]).client._transport._service._storage._session
 steps = iter(range(int(sys.argv[2])))
 session.connection.set_progress_handler(lambda: next(steps, None) is None and os.kill(os.getpid(), 9), 1)
 db.reorganize()

@@ -17,6 +17,7 @@ import cloudstore_mapping as cm
 from cloudstore_mapping import shelve, transfer
 from cloudstore_mapping.client.shelf import new_secret
 from cloudstore_mapping.errors import BadValueError, UnavailableError
+from tests.support.shelves import store_of
 
 SECRET = "a secret of the tests"
 
@@ -216,7 +217,7 @@ def test_a_shelf_that_is_emptied_in_a_shared_file(tmp_path: Path, monkeypatch: p
     with shelve.open(path, "n", prefix="sessions") as db:
         db["b"] = {1}
     with shelve.open(path) as db:
-        assert dict(db.dict) == {"users/a": 1, "sessions/b": db.dict["sessions/b"]}
+        assert dict(store_of(db)) == {"users/a": 1, "sessions/b": store_of(db)["sessions/b"]}
 
 
 def test_a_shelf_that_cannot_be_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

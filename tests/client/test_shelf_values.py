@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from cloudstore_mapping import shelve
 from cloudstore_mapping.client.shelf import MARK, Envelopes, is_exact
+from tests.support.shelves import store_of
 
 
 class Colour(enum.Enum):
@@ -144,7 +145,9 @@ def test_json_is_stored_as_it_is(shelf: shelve.Shelf, value: Any) -> None:
     """What JSON says exactly is what the store holds."""
     assert is_exact(value)
     shelf["key"] = value
-    assert shelf.dict["key"] == ({MARK: {"json": value}} if type(value) is dict and list(value) == [MARK] else value)
+    assert store_of(shelf)["key"] == (
+        {MARK: {"json": value}} if type(value) is dict and list(value) == [MARK] else value
+    )
 
 
 @given(value=VALUES)

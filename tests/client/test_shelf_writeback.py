@@ -282,7 +282,7 @@ import sys
 from cloudstore_mapping import shelve
 class Own(shelve.DbfilenameShelf):
     def {method}(self):
-        if not self.is_closed:
+        if not self.shelf_is_closed:
             self["t"] = [*self["t"], "{method}"]
         super().{method}()
 db = Own(sys.argv[1], writeback={writeback})
