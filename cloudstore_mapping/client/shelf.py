@@ -622,6 +622,8 @@ _written_at_exit: Final[dict[int, tuple[weakref.ref[StoreShelf], Any]]] = {}
 _postponed: Final[list[StoreShelf]] = []
 #: The last phases of the garbage collector, ``start`` and ``stop``, the latest at the end.
 _phases: Final[dict[str, Any]] = {}
+#: Not empty once `_end` leaves to the last flush what an interrupt keeps from being written.
+_has_ended: Final[list[bool]] = []
 #: Shelves whose changes were lost.
 _failed: Final[list[str]] = []
 
@@ -662,6 +664,7 @@ def _reporting(shelf: StoreShelf, write: Callable[[], object]) -> None:
 
 
 @atexit.register
+@atexit.register  # called again if Ctrl-C comes as it begins
 def _end() -> None:
     """
     Write back the shelves that the program left open, while connections and imports still work.
@@ -669,8 +672,9 @@ def _end() -> None:
     Python calls `__del__` much later, or, of a shelf in a cycle or a global of a module, never. The shelves stay open,
     as older functions of `atexit` may use them. Ctrl-C ends the write of one shelf, repeated with the last flush.
     """
-    if _failed or _written_at_exit or _postponed:
+    if (_failed or _written_at_exit or _postponed) and not _has_ended:
         _await_last_flush()
+        _has_ended.append(True)
         _write_back(is_last=False)
 
 

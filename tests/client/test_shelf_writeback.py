@@ -154,6 +154,44 @@ def test_an_interrupt_of_the_write_back_at_the_end(times: int, tmp_path: Path) -
         assert store["a/y"] == ([1, 2] if times == 1 else [1])
 
 
+INTERRUPTED_AT = """
+import atexit, sys
+from cloudstore_mapping import shelve
+from cloudstore_mapping.client import shelf
+
+def trace(frame, event, _):
+    global left
+    if frame.f_code.co_filename != shelf.__file__ or frame.f_code.co_name == "_is_finalizing":
+        return None
+    if event == "line":
+        left -= 1
+        if left == 0:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+    return trace
+
+left = int(sys.argv[2])
+shelves = [shelve.open(sys.argv[1], prefix=name, writeback=True) for name in "ab"]
+for db in shelves:
+    db["x"] = [1]
+    db.sync()
+    db["x"].append(2)
+atexit.register(lambda: (shelves, sys.settrace(trace)))
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [pytest.param(number, marks=() if number in (1, 2, 4, 8, 30) else pytest.mark.slow) for number in range(1, 100)],
+)
+def test_an_interrupt_at_any_line_of_the_write_back_at_the_end(line: int, tmp_path: Path) -> None:
+    """Wherever Ctrl-C comes at the end, the changes of all shelves are saved."""
+    ran = run(INTERRUPTED_AT, str(tmp_path / "shelf"), str(line), folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    with cm.open(tmp_path / "shelf") as store:
+        assert (store["a/x"], store["b/x"]) == ([1, 2], [1, 2]), ran.stderr
+
+
 def test_an_interrupt_of_a_postponed_write_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shelf that the garbage collector found is written back at the next use of a shelf but one, after Ctrl-C."""
     db = shelve.open(tmp_path / "shelf", writeback=True)
