@@ -152,7 +152,7 @@ def test_power_cuts(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_many_power_cuts(tmp_path: Path, at_length: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """The same holds for thousands of cuts, in programs with all kinds of commands."""
-    programs, count, every = (10, 60, 4) if at_length else (3, 40, 25)
+    programs, count, every = (10, 60, 4) if at_length else (2, 40, 25)
     found = [cut_program(tmp_path, count, seed, every) for seed in range(1, programs + 1)]
     tried, ran = (sum(numbers) for numbers in zip(*found, strict=True))
     with capsys.disabled():

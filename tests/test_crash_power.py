@@ -112,7 +112,7 @@ def test_what_is_done_is_on_the_disk(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_many_power_cuts(tmp_path: Path, at_length: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """Of thousands of power cuts, at every moment of long programs, none loses what was answered."""
-    programs, count, every = (5, 300, 3) if at_length else (1, 150, 16)
+    programs, count, every = (5, 300, 3) if at_length else (1, 100, 20)
     tried = 0
 
     def counted(each: Iterator[Cut]) -> Iterator[Cut]:

@@ -407,7 +407,7 @@ def test_a_child_ends_like_any_program(location: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, known, "")
 
 
-@pytest.mark.parametrize("forks", [4, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("forks", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_forks_while_threads_save(forks: int, store: Store, path: Path, tmp_path: Path) -> None:
     """Forks from several threads, and from children, while others save: no process hangs, and no save is lost."""
     complaints: list[str] = []
