@@ -135,7 +135,7 @@ class InProcessTransport:
             raise
         start = start if tag == media.digest else 0
         pieces = _letting_go(self._service.media.chunks(media, start))
-        return Fetched(None, start, media.size, media.digest, mimetype, media.name, pieces, lambda: None)
+        return Fetched(None, start, media.size, media.digest, mimetype, media.name, pieces, lambda: None, media.digest)
 
     def _use(self, link: str) -> tuple[Media, str]:
         folder, _, last = link.removeprefix(FILES_PATH).partition("/")
@@ -156,6 +156,15 @@ class InProcessTransport:
         self._service.close()
 
 
+def _file_of(place: Place) -> tuple[int, int] | None:
+    """Return the device and inode of a store's file, None without one."""
+    try:
+        found = None if place.file is None else place.file.stat()
+    except OSError:
+        return None
+    return None if found is None else (found.st_dev, found.st_ino)
+
+
 class StoreTransport(InProcessTransport):
     """Send requests to an embedded store; a forked process runs a service of its own."""
 
@@ -171,6 +180,7 @@ class StoreTransport(InProcessTransport):
         self._place = place
         self._readonly = readonly
         self._process = os.getpid()
+        self._file = _file_of(place)
         self._lock = threading.Lock()
         renew_after_fork(self)
         self.api_key = self._service.accounts.grant(LOCAL_ACCOUNT)
@@ -252,6 +262,10 @@ class StoreTransport(InProcessTransport):
         return has_finished() and not self._place.is_memory
 
     def _new_service(self) -> Service:
+        if _file_of(self._place) != self._file:
+            raise UnavailableError(
+                "The store's file was moved, deleted or replaced while the store was open; put it back, or start again."
+            )
         return self._serving(self._place.open(readonly=self._readonly))
 
     def _serving(self, storage: Storage) -> Service:

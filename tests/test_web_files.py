@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator
 
 import pytest
@@ -65,6 +66,7 @@ def test_a_whole_file(files: Files) -> None:
         "content-type": "image/png",
         "cross-origin-resource-policy": "cross-origin",
         "etag": f'"{digest}"',
+        "repr-digest": f"sha-256=:{b64encode(bytes.fromhex(digest)).decode()}:",
         "last-modified": "Tue, 14 Nov 2023 22:13:20 GMT",
         "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",

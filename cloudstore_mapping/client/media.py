@@ -276,6 +276,9 @@ class Download:
         target = self._target
         deadline.restarts_on_read = False  # until the content comes
         with closing(self._client.fetch(self._link, target.size, self._tag, deadline, is_retry=is_retry)) as fetched:
+            is_known = self._tag is not None or "version" in self._client.extensions
+            if fetched.tag is None and is_known:  # such as a sign-in page, or headers that were cut
+                raise TransportError("The answer is not the file's; try again.", sent=True)
             if fetched.start != target.size or (target.size and fetched.tag != self._tag):
                 target.restart()
             self._tag = fetched.tag
@@ -296,7 +299,9 @@ class Download:
                 raise ProtocolError("The download differs from the uploaded file; upload the file again.")
 
     def _expected_digest(self, fetched: Fetched) -> str | None:
-        """Return the SHA-256 in the tag, None for a service not known to use digests as tags."""
+        """Return the file's SHA-256 if the service tells it: in a header, or as an older one of ours in the tag."""
+        if fetched.digest is not None:
+            return fetched.digest
         if fetched.tag is None or "version" not in self._client.extensions:
             return None
         found = _DIGEST.fullmatch(fetched.tag)

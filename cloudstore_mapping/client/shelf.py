@@ -659,8 +659,8 @@ def _reporting(shelf: StoreShelf, write: Callable[[], object]) -> None:
         write()
     except Exception as error:  # noqa: BLE001 - there is no caller to raise it to
         error.add_note(f"So changes in {shelf!r} were not saved.")
+        _failed.append(repr(shelf))  # first, as the program's hook may end it
         sys.excepthook(type(error), error, error.__traceback__)
-        _failed.append(repr(shelf))
 
 
 @atexit.register

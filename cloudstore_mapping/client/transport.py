@@ -21,7 +21,9 @@ refused tunnel.
 
 from __future__ import annotations
 
+import binascii
 import functools
+import hashlib
 import importlib
 import io
 import queue
@@ -110,6 +112,7 @@ _MOST_INTERIM_LINES: Final = 1000
 _LONGEST_LINE: Final = 2**16 + 1
 #: Python refuses to convert thousands of digits.
 _LENGTH: Final = re.compile(r"[0-9]{1,100}")
+_SHA256: Final = re.compile(r"(?:^|[ ,])sha-256=:([A-Za-z0-9+/=]{1,100}):")
 _RANGE: Final = re.compile(r"bytes ([0-9]{1,100})-[0-9]+/([0-9]{1,100})")
 _FILENAME: Final = re.compile(r"filename\*=UTF-8''([^;\s]+)", re.IGNORECASE)
 
@@ -133,8 +136,9 @@ class Fetched:
     """
     Media file being downloaded, from byte `start` of `size` (None if unknown).
 
-    `tag` identifies this exact content. `refusal` is the error reply if there is no such file. Call `close` to release
-    the connection, also after an incomplete read of `pieces`.
+    `tag` identifies this exact content; `digest` is its SHA-256 in hexadecimal, if the service tells it. `refusal` is
+    the error reply if there is no such file. Call `close` to release the connection, also after an incomplete read of
+    `pieces`.
     """
 
     refusal: Reply | None
@@ -145,6 +149,7 @@ class Fetched:
     name: str | None
     pieces: Iterator[bytes]
     close: Callable[[], object]
+    digest: str | None = None
 
 
 def refused(reply: Reply) -> Fetched:
@@ -450,6 +455,9 @@ class HTTPTransport:
             return refused(_download_refusal(raw, body))
         is_part = raw.status == HTTPStatus.PARTIAL_CONTENT
         part = _RANGE.fullmatch(raw.headers.get("Content-Range", "")) if is_part else None
+        if is_part and part is None:
+            close()
+            raise TransportError(f"{self.server} sent a part of the file without its place; try again.", sent=True)
         length = raw.headers.get("Content-Length", "")
         name = _FILENAME.search(raw.headers.get("Content-Disposition", ""))
         return Fetched(
@@ -461,6 +469,7 @@ class HTTPTransport:
             name=None if name is None else unquote(name[1]),
             pieces=self._download_pieces(raw),
             close=close,
+            digest=_sha256(raw.headers.get("Repr-Digest", "")),
         )
 
     def _download_pieces(self, raw: BaseHTTPResponse) -> Iterator[bytes]:
@@ -1202,6 +1211,16 @@ def _range_headers(start: int, tag: str | None) -> dict[str, str]:
     if start and tag is not None and not tag.startswith("W/"):
         headers |= {"Range": f"bytes={start}-", "If-Range": tag}
     return headers
+
+
+def _sha256(header: str) -> str | None:
+    """Return the SHA-256 in a ``Repr-Digest`` (RFC 9530) in hexadecimal, None if there is none."""
+    found = _SHA256.search(header)
+    try:
+        digest = b"" if found is None else binascii.a2b_base64(found[1])
+    except binascii.Error:
+        return None
+    return digest.hex() if len(digest) == hashlib.sha256().digest_size else None
 
 
 def _download_refusal(raw: BaseHTTPResponse, body: bytes) -> Reply:

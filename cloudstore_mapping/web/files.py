@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from base64 import b64encode
 from collections.abc import Iterator
 from email.utils import formatdate
 from http import HTTPStatus
@@ -121,6 +122,7 @@ async def _response(files: MediaFiles, scope: Scope, match: re.Match[str] | None
         *_HEADERS,
         (b"content-security-policy", policy(mimetype, shown=shown)),  # of a 304 too: a browser keeps the newest
         (b"etag", tag),
+        (b"repr-digest", b"sha-256=:%s:" % b64encode(bytes.fromhex(media.digest))),  # RFC 9530
         (b"last-modified", formatdate(media.updated_at, usegmt=True).encode()),
     ]
     if want.status in _WITHOUT_FILE:

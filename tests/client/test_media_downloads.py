@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import os
 import re
@@ -142,13 +144,42 @@ def test_an_answer_of_another_part(get: Callable[..., bytes]) -> None:
     assert get(part(5, 10), part(0, 10)) == DATA
 
 
-@pytest.mark.parametrize("name", ["Content-Length", "Content-Range"])
-def test_a_size_of_many_digits(vendor: Vendor, session: requests.Session | None, name: str) -> None:
-    """A size that Python refuses to convert is an unknown one, unless another header tells it."""
-    vendor.faults.append(Fault(206, DATA, {name: ("bytes 5-9/" if name == "Content-Range" else "") + "9" * 5000}))
+def test_a_size_of_many_digits(vendor: Vendor, session: requests.Session | None) -> None:
+    """A size that Python refuses to convert is an unknown one."""
+    vendor.faults.append(Fault(200, DATA, {"Content-Length": "9" * 5000}))
     fetched = HTTPTransport(vendor.address, session=session).fetch(LINK)
-    assert fetched.size == (None if name == "Content-Length" else len(DATA))
+    assert fetched.size is None
     fetched.close()
+
+
+@pytest.mark.parametrize("place", ["", "bytes 5-9/" + "9" * 5000, "bytes */10", "items 1-2/3"])
+def test_a_part_without_its_place(get: Callable[..., bytes], place: str) -> None:
+    """A part whose place isn't told, such as the parts of a multipart reply, is asked for again."""
+    odd = Fault(206, b"--boundary", {"Content-Range": place} if place else {})
+    assert get(part(0, 4), odd, part(4, 10)) == DATA
+    with pytest.raises(cm.TransportError, match="without its place"):
+        get(odd, retries=0)
+
+
+def test_an_answer_that_is_not_the_file_s(get: Callable[..., bytes]) -> None:
+    """A reply without a tag, such as a sign-in page, is no file that had one, so it is asked for again."""
+    assert get(part(0, 4), Fault(200, b"<html>"), part(4, 10)) == DATA
+    with pytest.raises(cm.TransportError, match="not the file's"):
+        get(part(0, 4), Fault(200, b"<html>"), retries=1)
+
+
+def test_a_digest(get: Callable[..., bytes]) -> None:
+    """Bytes that differ from the SHA-256 in a header are refused, from any service; other headers tell nothing."""
+    digest = base64.b64encode(hashlib.sha256(DATA).digest()).decode()
+    for header in (f"sha-256=:{digest}:", f"md5=:AAAA:, sha-256=:{digest}:", f"sha-512=:{digest}:", "sha-256=:!:", "?"):
+        right: Any = {"Repr-Digest": header}
+        assert get(part(0, 4, **right), part(4, 10, **right)) == DATA
+    told: Any = {"Repr-Digest": f"sha-256=:{digest}:"}
+    for wrong in (b"012345678x", b"x123456789"):
+        with pytest.raises(cm.ProtocolError, match="differs from the uploaded file"):
+            get(part(0, 10, data=wrong, **told))
+        with pytest.raises(cm.ProtocolError, match="differs from the uploaded file"):
+            get(part(0, 4, data=wrong, **told), part(4, 10, data=wrong, **told))
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,56 @@ def test_an_interrupt_at_any_line_of_the_write_back_at_the_end(line: int, tmp_pa
         assert (store["a/x"], store["b/x"]) == ([1, 2], [1, 2]), ran.stderr
 
 
+HOOKED = """
+import sys
+from cloudstore_mapping import shelve
+
+def hook(*_):
+    HOW
+
+sys.excepthook = hook
+db = shelve.open(sys.argv[1], writeback=True)
+db["a"], db["b"] = [1], [1]
+db.sync()
+db["a"].append(lambda: 0)
+db["b"].append(2)
+"""
+
+
+@pytest.mark.parametrize("how", ["sys.exit(1)", "1 / 0", "pass"])
+def test_a_hook_for_exceptions_that_ends(how: str, tmp_path: Path) -> None:
+    """The exit status tells of a value that can't be saved, whatever the program's hook for exceptions does."""
+    ran = run(HOOKED.replace("HOW", how), str(tmp_path / "shelf"), folder=tmp_path)
+    assert ran.returncode == 120, ran.stderr
+    with shelve.open(tmp_path / "shelf", "r", secret=SECRET) as db:
+        assert dict(db) == {"a": [1], "b": [1, 2]}
+
+
+MOVED = """
+import os, shutil, sys
+from cloudstore_mapping import shelve
+db = shelve.open(sys.argv[1], writeback=True)
+db["a"], db["b"] = [1], [1]
+db.sync()
+db["a"].append(2)
+os.rename(sys.argv[1], sys.argv[1] + ".old")
+if sys.argv[2] == "replaced":
+    shutil.copy(sys.argv[1] + ".old", sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows moves no open file")
+@pytest.mark.parametrize("what", ["moved", "replaced"])
+def test_a_file_that_is_moved_before_the_end(what: str, tmp_path: Path) -> None:
+    """No other file gets the changes, neither a new one nor the one in its place, and the exit status tells it."""
+    ran = run(MOVED, str(tmp_path / "shelf"), what, folder=tmp_path)
+    assert (ran.returncode, "was moved, deleted or replaced" in ran.stderr) == (120, True), ran.stderr
+    with shelve.open(tmp_path / "shelf.old", "r", secret=SECRET) as db:
+        assert dict(db) == {"a": [1], "b": [1]}
+    assert (tmp_path / "shelf").exists() == (what == "replaced")
+    assert not (tmp_path / "shelf-wal").exists()
+
+
 def test_an_interrupt_of_a_postponed_write_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shelf that the garbage collector found is written back at the next use of a shelf but one, after Ctrl-C."""
     db = shelve.open(tmp_path / "shelf", writeback=True)
