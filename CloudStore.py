@@ -714,6 +714,10 @@ class CloudStore:
             self._sender.close()
 
 
+#: Not empty once the functions of `atexit` run that were registered before this file was imported.
+_is_over: Final[list[bool]] = []
+
+
 def _has_ended() -> bool:
     """
     Return True in a function of `atexit`: no thread that starts now would be waited for, or it could not start.
@@ -721,12 +725,14 @@ def _has_ended() -> bool:
     Also return True on a daemon thread once the main one has ended, because such a function may wait for it.
     """
     thread = threading.current_thread()
-    return not threading.main_thread().is_alive() and (thread.daemon or thread is threading.main_thread())
+    is_waited_for = not (_is_over or thread.daemon or thread is threading.main_thread())
+    return not is_waited_for and not threading.main_thread().is_alive()
 
 
 @atexit.register
 def _wait_for_daemons() -> None:
-    """Wait for the calls that run on daemon threads: the interpreter would stop them."""
+    """Wait for the calls that run on daemon threads: the interpreter would stop them, and waits for no later one."""
+    _is_over.append(True)
     for store in list(_forking):
         if isinstance(store, CloudStore):
             for call in store._running():  # noqa: SLF001 - of the same file

@@ -433,6 +433,30 @@ def test_calls_of_daemon_threads_at_the_end(vendor: Vendor, end: str) -> None:
     assert (ran.stderr, ran.returncode) == ("", 0)
 
 
+EARLY = """
+import atexit, sys, threading
+
+@atexit.register
+def last():
+    thread = threading.Thread(target=lambda: cloud.save("late", 1, lambda reply: print(reply["message"])))
+    thread.start()
+    thread.join()
+
+from CloudStore import CloudStore
+cloud = CloudStore("key", sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python 3.12 starts no thread in a function of atexit")
+def test_calls_of_a_thread_in_an_early_function_of_atexit(vendor: Vendor) -> None:
+    """Calls of a thread are finished that a function starts and waits for which was registered before the import."""
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", EARLY, vendor.address], capture_output=True, text=True, timeout=60
+    )
+    assert vendor.files == {"a": 1, "late": 1}
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("Entry saved\n", "", 0)
+
+
 @pytest.mark.skipif(
     (3, 12) <= sys.version_info < (3, 12, 2), reason="these start no thread once the main one has ended: gh-113964"
 )

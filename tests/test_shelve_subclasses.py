@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pickle
 import shelve as standard
-from collections.abc import Callable
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import closing
 from dbm import dumb
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import pytest
 
@@ -157,3 +160,174 @@ def test_pop_with_a_keyword(tmp_path: Path) -> None:
         assert (db.pop("a", default=5), db.pop(key="a", default=None), db.pop("a", 1)) == (5, None, 1)
         with pytest.raises(KeyError):
             db.pop("a")
+
+
+class Compressing(shelve.DbfilenameShelf):
+    """A shelf that compresses its values, with a write-back cache as the standard library has it."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if self.writeback:
+            self.cache[key] = value
+        self.dict[key.encode(self.keyencoding)] = zlib.compress(pickle.dumps(value))
+
+    def __getitem__(self, key: str) -> Any:
+        if key in self.cache:
+            return self.cache[key]
+        value = pickle.loads(zlib.decompress(self.dict[key.encode(self.keyencoding)]))
+        if self.writeback:
+            self.cache[key] = value
+        return value
+
+
+def test_a_write_back_by_the_subclass(tmp_path: Path) -> None:
+    """Changed values are written by a subclass's own `__setitem__`; one that it refuses keeps no other from it."""
+    with Compressing(tmp_path / "shelf", writeback=True) as db:
+        db.update({"a": [1], "b": {1}})
+        db["a"].append(2)
+        db["b"].add(2)
+    with Compressing(tmp_path / "shelf") as db:
+        assert (db["a"], db["b"]) == ([1, 2], {1, 2})
+
+    class Checking(Compressing):
+        def __setitem__(self, key: str, value: Any) -> None:
+            if len(value) > 3:
+                raise ValueError("too long")
+            super().__setitem__(key, value)
+
+    with Checking(tmp_path / "shelf", writeback=True) as db:
+        db["a"].extend([3, 4])
+        db["b"].add(3)
+        with pytest.raises(ValueError, match="too long"):
+            db.sync()
+        assert db.cache["a"] == [1, 2, 3, 4]
+        db.cache["a"].pop()
+    with Compressing(tmp_path / "shelf") as db:
+        assert (db["a"], db["b"]) == ([1, 2, 3], {1, 2, 3})
+
+
+class Reversed(MutableMapping[bytes, bytes]):
+    """A dictionary around another one, as programs put in place of a shelf's `dict`."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+    def __getitem__(self, key: bytes) -> bytes:
+        return bytes(self.content[key][::-1])
+
+    def __setitem__(self, key: bytes, data: bytes) -> None:
+        self.content[key] = data[::-1]
+
+    def __delitem__(self, key: bytes) -> None:
+        del self.content[key]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.content)
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+
+class Wrapping(shelve.DbfilenameShelf):
+    """A shelf that wraps its `dict`."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        super().__init__(path, **options)
+        self.dict = Reversed(self.dict)
+
+
+@pytest.mark.parametrize("writeback", [False, True])
+def test_another_dict(writeback: bool, tmp_path: Path) -> None:
+    """A shelf keeps its values in what a subclass has put in place of `dict`."""
+    with Wrapping(tmp_path / "shelf", writeback=writeback) as db:
+        db["a"] = [1]
+        db.update({"b": {1}, "c": "text"})
+        if writeback:
+            db["a"].append(2)
+        del db["c"]
+        assert (sorted(db), len(db), "a" in db, "c" in db) == (["a", "b"], 2, True, False)
+    expected = {"a": [1, 2] if writeback else [1], "b": {1}}
+    with Wrapping(tmp_path / "shelf") as db:
+        assert dict(db.items()) == expected
+        assert db.pop("b") == {1}
+    with shelve.open(tmp_path / "shelf") as plain:
+        assert pickle.loads(plain.dict[b"a"][::-1]) == expected["a"]
+        with pytest.raises(pickle.UnpicklingError):
+            plain["a"]
+
+
+def test_a_change_back(tmp_path: Path) -> None:
+    """A value changed back is written if another one was stored meanwhile, through `dict` or without the cache."""
+
+    def store_without_cache(db: Any) -> None:
+        db.writeback = False
+        db["a"] = [1, 2]
+        db.writeback = True
+
+    for store in (lambda db: db.dict.__setitem__(b"a", pickle.dumps([1, 2])), store_without_cache):
+        with shelve.open(tmp_path / "shelf", writeback=True) as db:
+            db["a"] = [1]
+            db.sync()
+            db["a"].append(2)
+            store(db)
+            db.cache["a"][:] = [1]
+        with shelve.open(tmp_path / "shelf") as db:
+            assert db["a"] == [1]
+
+
+LATER: Final = """
+import sys
+from cloudstore_mapping import shelve
+class Own(shelve.DbfilenameShelf):
+    def __init__(self, path):
+        super().__init__(path)
+        self.writeback = True
+class App:
+    db = Own(sys.argv[1])
+App.db["a"] = [1]
+App.db["a"].append(2)
+"""
+
+
+def test_write_back_that_is_switched_on_later(tmp_path: Path) -> None:
+    """A subclass may switch the write-back cache on after `__init__`: changes are saved at the end of the program."""
+    run = [sys.executable, "-c", LATER, str(tmp_path / "shelf")]
+    ran = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    with shelve.open(tmp_path / "shelf") as db:
+        assert dict(db) == {"a": [1, 2]}
+
+
+class Named:
+    """A class that keeps one object for each name, whatever makes it."""
+
+    all: ClassVar[dict[str, Named]] = {}
+
+    def __new__(cls, name: str) -> Named:
+        """Return the object of this name."""
+        return cls.all.setdefault(name, super().__new__(cls))
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seen = getattr(self, "seen", 0)
+
+    def __getnewargs__(self) -> tuple[str]:
+        return (self.name,)
+
+
+@pytest.mark.parametrize("packed", [lambda one: one, lambda one: [one]])
+def test_one_object_for_each_name(packed: Callable[[Any], Any], tmp_path: Path) -> None:
+    """Looking for changes takes none of them back in an object that loading doesn't make anew."""
+    with shelve.open(tmp_path / "shelf", writeback=True) as db:
+        ann = Named("Ann")
+        db["a"] = packed(ann)
+        ann.seen = 5
+        db.sync()
+        assert ann.seen == 5
+        found = db["a"]
+        ann.seen = 6
+    assert ann.seen == 6
+    del found
+    Named.all.clear()
+    with shelve.open(tmp_path / "shelf") as db:
+        value = db["a"]
+        assert (value[0] if isinstance(value, list) else value).seen == 6

@@ -122,11 +122,12 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         self.__readonly = readonly
         self.__opened: Any = store if opened is None else opened
         self.__compact = compact
-        self.dict: Any = StoredBytes(
-            store, self.__opened, envelopes, compact, encoding=self.keyencoding, readonly=readonly
+        self.__bytes = StoredBytes(
+            store, self.__opened, envelopes, compact, self.__kept, encoding=self.keyencoding, readonly=readonly
         )
+        self.dict: Any = self.__bytes
         self.__closed = False
-        if (writeback and not readonly) or self.__ends_itself:
+        if not readonly or self.shelf_ends_itself:  # also without `writeback`, which a program may set later
             _register(self, self.__opened)
 
     def __repr__(self) -> str:
@@ -256,14 +257,14 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         Later functions of the program may change the values again, unless it `is_last`: then a subclass's own `close`
         or `sync` is called. A value that can't be stored is an error only once.
         """
-        if is_last and self.__ends_itself:
+        if is_last and self.shelf_ends_itself:
             self.shelf_is_given_up = True
             self.close()
         else:
             self.__write_changes(is_end=True)
 
     @property
-    def __ends_itself(self) -> bool:
+    def shelf_ends_itself(self) -> bool:
         """True for a shelf of a subclass that has its own `close` or `sync`."""
         return self.__has_own("close", "sync")
 
@@ -282,7 +283,7 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         failed = {key: error for key, error in failed.items() if key not in known}
         try:
             if changed:
-                store.update({key: kept.stored for key, kept in changed.items()})
+                self.__write(store, changed)
         except CloudStoreError as error:
             self.shelf_is_given_up = is_end
             succeeded = error.succeeded if isinstance(error, BulkError) else []
@@ -296,6 +297,24 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
             self.__forget(key)
         if failed:
             _raise_failures(failed, [*changed])
+
+    def __write(self, store: Any, changed: dict[str, Kept]) -> None:
+        """Store changed values, by the `__setitem__` of a subclass that has its own."""
+        if not self.__has_own("__setitem__"):
+            store.update({key: kept.stored for key, kept in changed.items()})
+            return
+        writeback, self.writeback = self.writeback, False  # as `shelve` does, so that the cache stays as it is
+        failed: dict[str, Exception] = {}
+        try:
+            for key in changed:
+                try:
+                    self[key] = self.cache[key]
+                except Exception as error:  # noqa: BLE001 - a subclass raises whatever it likes
+                    failed[key] = error
+        finally:
+            self.writeback = writeback
+        if failed:
+            _raise_failures(failed, [key for key in changed if key not in failed])
 
     def __find_changes(self, *, is_end: bool = False) -> tuple[dict[str, Kept], dict[str, Exception], list[str]]:
         """Return the changed values, the errors of those without a pickle, and at an end the keys of spent ones."""
@@ -356,7 +375,7 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
             _postponed.append(self)
             return
         try:
-            if self.__is_finalizing() and not self.__ends_itself:
+            if self.__is_finalizing() and not self.shelf_ends_itself:
                 self.__close_last()
             else:
                 self.close()
@@ -376,7 +395,7 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         """
         changed, _, _ = self.__find_changes()
         if changed:
-            self.__store.update({key: kept.stored for key, kept in changed.items()})
+            self.__write(self.__target, changed)
         self.__closed = True
         with suppress(Exception):
             self.__opened.close()
@@ -387,7 +406,14 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
             write_postponed()
         if self.__closed:
             raise ValueError("invalid operation on closed shelf")
-        return self.__store
+        return self.__target
+
+    @property
+    def __target(self) -> Any:
+        """The store, or what a subclass has put in place of `dict`."""
+        if self.dict is self.__bytes:
+            return self.__store
+        return _Wrapped(self.dict, self.__envelopes, self.keyencoding)
 
     @property
     def __writable(self) -> Any:
@@ -432,6 +458,8 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         if self.writeback:
             self.cache[key] = value
             self.__kept[key] = Kept(stored, packed)
+        else:
+            self.__kept.pop(key, None)  # what the cache still holds is written again
 
     def __forget(self, key: str) -> None:
         self.cache.pop(key, None)
@@ -478,9 +506,17 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         if not _is_sealed(kept.stored):
             return True
         try:
-            if packed == self.__envelopes.unseal(key, kept.stored):
+            before = self.__envelopes.unseal(key, kept.stored)
+            if packed == before:
                 return False
-            again = self.__envelopes.pack(self.__envelopes.load(key, kept.stored))
+            copy = self.__envelopes.load(key, kept.stored)
+            if copy is value or (
+                isinstance(value, list | tuple | dict | set) and self.__envelopes.pack(value) == before
+            ):
+                # Its class keeps one object for each name, and loading has set the old state in it.
+                self.__envelopes.load(key, self.__envelopes.seal(key, value, packed))
+                return True
+            again = self.__envelopes.pack(copy)
             if again == packed:
                 return False
             if self.__envelopes.is_custom() and again == self.__envelopes.pack(self.__envelopes.load(key, kept.stored)):
@@ -504,6 +540,7 @@ class StoredBytes(MutableMapping[bytes, bytes]):
         opened: Any,
         envelopes: Envelopes,
         compact: Callable[[Any], object],
+        kept: dict[str, Kept],
         *,
         encoding: str,
         readonly: bool,
@@ -512,6 +549,7 @@ class StoredBytes(MutableMapping[bytes, bytes]):
         self._opened = opened
         self._envelopes = envelopes
         self._compact = compact
+        self._kept = kept
         self._encoding = encoding
         self._readonly = readonly
 
@@ -534,10 +572,12 @@ class StoredBytes(MutableMapping[bytes, bytes]):
             raise TypeError(f"Values of a shelf's dict are bytes, not {type(data).__name__}; assign to the shelf.")
         text = self._text(key)
         packed = self._envelopes.packed(data.encode() if isinstance(data, str) else bytes(data))
+        self._kept.pop(text, None)  # so a value in the write-back cache is written again
         self._store[text] = self._envelopes.seal(text, data, packed)
 
     def __delitem__(self, key: bytes | str) -> None:
         self._check_writable()
+        self._kept.pop(self._text(key), None)
         try:
             del self._store[self._text(key)]
         except KeyError:
@@ -570,6 +610,41 @@ class StoredBytes(MutableMapping[bytes, bytes]):
     def _check_writable(self) -> None:
         if self._readonly:
             raise io.UnsupportedOperation(_READ_ONLY)
+
+
+class _Wrapped(MutableMapping[str, Any]):
+    """Stored JSON values by key, in a dictionary from bytes to bytes that a subclass has put in place of `dict`."""
+
+    def __init__(self, content: Any, envelopes: Envelopes, encoding: str) -> None:
+        self._content = content
+        self._envelopes = envelopes
+        self._encoding = encoding
+
+    def __getitem__(self, key: str) -> Any:
+        try:
+            data = self._content[key.encode(self._encoding)]
+        except KeyError:
+            raise KeyError(key) from None
+        return self._envelopes.seal(key, data, self._envelopes.packed(bytes(data)))
+
+    def __setitem__(self, key: str, stored: Any) -> None:
+        if _is_sealed(stored):
+            data = self._envelopes.unseal(key, stored).data
+        else:
+            data = pickle.dumps(self._envelopes.load(key, stored), self._envelopes.protocol)
+        self._content[key.encode(self._encoding)] = data
+
+    def __delitem__(self, key: str) -> None:
+        del self._content[key.encode(self._encoding)]
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and key.encode(self._encoding) in self._content
+
+    def __iter__(self) -> Iterator[str]:
+        return (bytes(key).decode(self._encoding) for key in self._content.keys())  # noqa: SIM118 - as of a dbm file
+
+    def __len__(self) -> int:
+        return len(self._content)
 
 
 class _ShelfItems(ItemsView[str, Any]):
@@ -672,19 +747,28 @@ def _end() -> None:
     Python calls `__del__` much later, or, of a shelf in a cycle or a global of a module, never. The shelves stay open,
     as older functions of `atexit` may use them. Ctrl-C ends the write of one shelf, repeated with the last flush.
     """
-    if (_failed or _written_at_exit or _postponed) and not _has_ended:
+    if (_failed or _postponed or any(map(_may_have_changes, _registered()))) and not _has_ended:
         _await_last_flush()
         _has_ended.append(True)
         _write_back(is_last=False)
 
 
+def _registered() -> list[StoreShelf]:
+    return [shelf for reference, _ in list(_written_at_exit.values()) if (shelf := reference()) is not None]
+
+
+def _may_have_changes(shelf: StoreShelf) -> bool:
+    return shelf.writeback or bool(shelf.cache) or shelf.shelf_ends_itself
+
+
 def _write_back(*, is_last: bool) -> None:
     interrupt: BaseException | None = None
     works: list[Callable[[], object]] = [write_postponed]
-    for reference, _ in list(_written_at_exit.values()):
-        shelf = reference()
-        if shelf is not None and not shelf.shelf_is_closed and not shelf.shelf_is_given_up:
-            works.append(partial(_reporting, shelf, partial(shelf.shelf_write_at_end, is_last=is_last)))
+    works += [
+        partial(_reporting, shelf, partial(shelf.shelf_write_at_end, is_last=is_last))
+        for shelf in _registered()
+        if not shelf.shelf_is_closed and not shelf.shelf_is_given_up
+    ]
     for work in works:
         try:
             work()
