@@ -29,6 +29,7 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.places import MEMORY, Place, place_of
 from cloudstore_mapping.service.storage.renaming import refuse_old_names
+from cloudstore_mapping.service.storage.sqlite_identity import LOST
 from cloudstore_mapping.service.storage.writer import has_finished
 from cloudstore_mapping.service.uploads import described
 from cloudstore_mapping.sqlite_forks import forkers, refuse_forker
@@ -263,9 +264,7 @@ class StoreTransport(InProcessTransport):
 
     def _new_service(self) -> Service:
         if _file_of(self._place) != self._file:
-            raise UnavailableError(
-                "The store's file was moved, deleted or replaced while the store was open; put it back, or start again."
-            )
+            raise UnavailableError(LOST.format("file"))
         return self._serving(self._place.open(readonly=self._readonly))
 
     def _serving(self, storage: Storage) -> Service:

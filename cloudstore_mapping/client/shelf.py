@@ -111,7 +111,7 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         writeback: bool = False,
         readonly: bool = False,
         opened: Any = None,
-        compact: Callable[[Any], object] = bool,
+        compact: Callable[[Any], object] | None = None,
     ) -> None:
         self.__store: Any = store
         self.writeback = writeback
@@ -352,7 +352,8 @@ class StoreShelf(shelve.DbfilenameShelf[Any]):
         """
         self.__check_writable()
         self.sync()
-        self.__compact(self.__opened)
+        if self.__compact is not None:
+            self.__compact(self.__opened)
 
     @property
     def shelf_is_closed(self) -> bool:
@@ -539,7 +540,7 @@ class StoredBytes(MutableMapping[bytes, bytes]):
         store: MutableMapping[str, Any],
         opened: Any,
         envelopes: Envelopes,
-        compact: Callable[[Any], object],
+        compact: Callable[[Any], object] | None,
         kept: dict[str, Kept],
         *,
         encoding: str,
@@ -598,7 +599,8 @@ class StoredBytes(MutableMapping[bytes, bytes]):
     def reorganize(self) -> None:
         """Give the unused space of a file back to the disk; at a service that is the service's business."""
         self._check_writable()
-        self._compact(self._opened)
+        if self._compact is not None:
+            self._compact(self._opened)
 
     def close(self) -> None:
         """Close the store."""

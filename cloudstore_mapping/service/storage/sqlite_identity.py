@@ -20,7 +20,7 @@ _log: Final = logging.getLogger(__name__)
 #: Device and inode of a file; None for a path that leads to none.
 _Id: TypeAlias = tuple[int, int] | None
 
-_LOST: Final = "The store's {} was moved, deleted or replaced while the store was open; put it back, or start again."
+LOST: Final = "The store's {} was moved, deleted or replaced while the store was open; put it back, or start again."
 _LOST_MEANWHILE: Final = (
     "The store's {} was moved, deleted or replaced while this was written, and it may be lost; put it back, then look."
 )
@@ -54,7 +54,7 @@ class Identity:
     def check(self) -> None:
         """Raise `UnavailableError` where one of the files is gone from its path: nothing was written."""
         if (lost := self.lost()) is not None:
-            raise UnavailableError(_LOST.format(lost), retry_after=1.0)
+            raise UnavailableError(LOST.format(lost), retry_after=1.0)
 
     @contextmanager
     def committing(self) -> Iterator[None]:
