@@ -151,6 +151,7 @@ def test_an_interrupt_anywhere(tmp_path: Path, where: str, what: str, at_length:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs alarms, which Windows lacks")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of one in a weak reference's callback
 @pytest.mark.parametrize("where", ["memory:", "store.db"])
 def test_interrupts_at_random(tmp_path: Path, where: str) -> None:
     """A program that catches Ctrl-C at whatever moment of a save, load or listing goes on, and reads what it wrote."""
@@ -171,13 +172,14 @@ def test_interrupts_at_random(tmp_path: Path, where: str) -> None:
             ]
             for number in range(3000):
                 try:
-                    is_armed = True
-                    signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-6, 0.002))
-                    acts[number % len(acts)]()
+                    try:
+                        is_armed = True
+                        signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-6, 0.002))
+                        acts[number % len(acts)]()
+                    finally:
+                        is_armed = False
                 except KeyboardInterrupt:
                     pass
-                finally:
-                    is_armed = False
                 in_time(partial(store.__setitem__, "kept", -number))
                 assert store["kept"] == -number
     finally:
