@@ -217,7 +217,8 @@ def test_the_page_about_testing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (tmp_path / f"test_{number}.py").write_text(text)
     (tmp_path / "conftest.py").write_text(FEW_TRIES)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:schemathesis", str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    env = {**os.environ, "PYTEST_ADDOPTS": ""}  # options for this run aren't for that one
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert "3 passed" in done.stdout, done.stdout + done.stderr
 
 

@@ -87,7 +87,7 @@ def test_the_program_s_own_exception(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert caplog.records == []
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of one in a weak reference's callback
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised in a weak reference's callback
 def test_an_alarm_while_another_process_holds_the_store(tmp_path: Path) -> None:
     """A signal's handler ends a save that waits for another process, which is then never done."""
 

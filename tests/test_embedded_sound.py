@@ -151,7 +151,7 @@ def test_an_interrupt_anywhere(tmp_path: Path, where: str, what: str, at_length:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs alarms, which Windows lacks")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of one in a weak reference's callback
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised in a weak reference's callback
 @pytest.mark.parametrize("where", ["memory:", "store.db"])
 def test_interrupts_at_random(tmp_path: Path, where: str) -> None:
     """A program that catches Ctrl-C at whatever moment of a save, load or listing goes on, and reads what it wrote."""

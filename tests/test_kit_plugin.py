@@ -77,10 +77,11 @@ def run(
     missing = "" if without is None else f"import sys\nsys.modules.update(dict.fromkeys({without!r}))\n"
     (folder / "blocking.py").write_text(missing)
     path = os.pathsep.join([str(folder), str(Path(pytest_plugin.__file__).parent.parent)])
+    environment = {**os.environ, "PYTEST_ADDOPTS": "", "PYTHONPATH": path, "SEEN": str(folder / "seen")}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "blocking", "-p", "no:cacheprovider", "-W", "error", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "SEEN": str(folder / "seen"), **({} if plugins else ONLY_OURS)},
+        env=environment | ({} if plugins else ONLY_OURS),
         capture_output=True,
         text=True,
         check=False,
