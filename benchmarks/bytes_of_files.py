@@ -13,9 +13,9 @@ from typing import Final, LiteralString, TypeAlias
 
 import psycopg
 
-from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.storage.base import Storage, Used
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
-from cloudstore_mapping.service.storage.records import Used
+from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 
 FILES: Final = 20_000

@@ -14,9 +14,9 @@ import cloudstore_mapping as cm
 from benchmarks.messages import Counts, Way, counted
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.service.storage.sql import Transaction
+from cloudstore_mapping.web.server import background
 from cloudstore_mapping.wire import Request, encode_value
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from benchmarks.harness import CLIENT_CORE, on_core
 from benchmarks.serving import first_line, process
-from cloudstore_mapping.web.listening import raise_file_limit
+from cloudstore_mapping.web.connections import raise_file_limit
 
 _LOCKED: Final = "locked"
 _FORM: Final = "application/x-www-form-urlencoded\r\nSec-Fetch-Site: same-origin"

@@ -6,7 +6,7 @@ from typing import Any
 
 import uvicorn
 
-from cloudstore_mapping.web.listening import listen
+from cloudstore_mapping.web.connections import listen
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:

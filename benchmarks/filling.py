@@ -7,7 +7,7 @@ from typing import Final
 
 from benchmarks.work import json_of
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Transaction
+from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 
 ACCOUNT: Final = "bench"

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import cloudstore_mapping as cm
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 
 SIZES = (1_000, 10_000, 100_000)
 VALUE_BYTES = 1_000

@@ -19,7 +19,7 @@ from cloudstore_mapping.client.shelf import secrets_of
 from cloudstore_mapping.locations import check_old_data
 from cloudstore_mapping.service.storage.migrations import check_file
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_place import check_place
+from cloudstore_mapping.service.storage.sqlite_files import check_place
 
 _WHEN_CLOSED: Final = "on disk once it is closed, not proof against a crash in the middle"
 #: Modules that the standard library may keep a shelf with, and what of it is safe.

@@ -45,7 +45,7 @@ def transcript() -> Generator[str]:
     """
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-    from cloudstore_mapping.web.serve import background
+    from cloudstore_mapping.web.server import background
 
     names: dict[str, Any] = {}
     with TemporaryDirectory(prefix="cloudstore-demo-", ignore_cleanup_errors=True) as folder, chdir(folder):

@@ -32,9 +32,8 @@ import msgspec
 
 from cloudstore_mapping._version import __version__
 from cloudstore_mapping.callback_client import Pacer, decode_strictly, default_interval, pacer_of
-from cloudstore_mapping.client.deadline import Deadline, scope
 from cloudstore_mapping.client.retry import BUSY, error_of
-from cloudstore_mapping.client.transport import HTTPTransport, parse_retry_after
+from cloudstore_mapping.client.transport import Deadline, HTTPTransport, parse_retry_after, scope
 from cloudstore_mapping.errors import (
     REPLY_ERRORS,
     BadNameError,
@@ -43,7 +42,6 @@ from cloudstore_mapping.errors import (
     TimedOutError,
     TransportError,
 )
-from cloudstore_mapping.jsontext import decode_value, fault_of
 from cloudstore_mapping.keys import escape_key
 from cloudstore_mapping.links import media_link
 from cloudstore_mapping.masking import SecretText, hide
@@ -57,7 +55,9 @@ from cloudstore_mapping.wire import (
     Reply,
     Upload,
     decode_reply,
+    decode_value,
     encode_value,
+    fault_of,
 )
 
 #: Requests of an examination without options, about.

@@ -12,8 +12,7 @@ from dataclasses import replace
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
-from cloudstore_mapping.client.deadline import scope
-from cloudstore_mapping.client.transport import Fetched, check_type, pieces_of, refused
+from cloudstore_mapping.client.transport import Fetched, check_type, pieces_of, refused, scope
 from cloudstore_mapping.errors import (
     BadNameError,
     CloudStoreError,
@@ -25,13 +24,13 @@ from cloudstore_mapping.errors import (
 from cloudstore_mapping.forks import renew_after_fork
 from cloudstore_mapping.interrupts import let_go, letting_go
 from cloudstore_mapping.links import FILES_PATH
+from cloudstore_mapping.service.media import described
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
+from cloudstore_mapping.service.storage.group_commit import has_finished
 from cloudstore_mapping.service.storage.places import MEMORY, Place, place_of
 from cloudstore_mapping.service.storage.renaming import refuse_old_names
-from cloudstore_mapping.service.storage.sqlite_identity import LOST
-from cloudstore_mapping.service.storage.writer import has_finished
-from cloudstore_mapping.service.uploads import described
+from cloudstore_mapping.service.storage.sqlite_files import LOST
 from cloudstore_mapping.sqlite_forks import forkers, refuse_forker
 from cloudstore_mapping.wire import (
     EXTENSIONS,
@@ -47,8 +46,7 @@ from cloudstore_mapping.wire import (
 )
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.storage.base import Storage
-    from cloudstore_mapping.service.storage.records import Account, Media
+    from cloudstore_mapping.service.storage.base import Account, Media, Storage
 
 #: Account with the files of an embedded store.
 LOCAL_ACCOUNT: Final = "local"

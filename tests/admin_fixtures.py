@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.service_fakes import Asker
 from tests.visitor import Visitor, owner
 

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.service_fakes import FakeHasher
 from tests.storages import new_storage
 from tests.visitor import PASSWORD, owner

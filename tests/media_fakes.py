@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
+from cloudstore_mapping.service.media import Upload
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Storage, Transaction
-from cloudstore_mapping.service.storage.records import Account, Media
-from cloudstore_mapping.service.storage.sql import SQLTransaction
-from cloudstore_mapping.service.uploads import Upload
+from cloudstore_mapping.service.storage.base import Account, Media, Storage
+from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import decode_value
 from tests.raw_http import Answer, Connection
 
@@ -31,7 +30,7 @@ def rows(storage: Storage) -> Rows:
     """Return what there is."""
 
     def count(transaction: Transaction) -> Rows:
-        session = cast("SQLTransaction", transaction)
+        session = transaction
         return Rows(*[session.row(f"SELECT count(*) FROM {table}")[0] for table in FIELDS])
 
     return storage.submit(count).result()

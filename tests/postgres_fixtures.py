@@ -11,8 +11,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
+from cloudstore_mapping.service.storage.sql import Transaction
 from tests.postgres_proxy import Proxy
 from tests.postgres_server import shared
 from tests.service_fakes import PATIENCE

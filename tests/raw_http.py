@@ -17,7 +17,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.errors import NoFileError
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.web import serve
+from cloudstore_mapping.web import server
 from cloudstore_mapping.wire import Operation, Reply, Request, failure, success
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class FakeService:
     def served(self) -> Iterator[str]:
         """Serve it while the block runs, and close it."""
         try:
-            with serve.background(self.as_service()) as address:
+            with server.background(self.as_service()) as address:
                 yield address
         finally:
             self.close()

@@ -6,10 +6,10 @@ import itertools
 import threading
 from typing import Any
 
-from cloudstore_mapping.service.limits import Clock
+from cloudstore_mapping.service.quotas import Clock
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Storage, Transaction
-from cloudstore_mapping.service.storage.records import File
+from cloudstore_mapping.service.storage.base import File, Storage
+from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import Reply, Request, decode_value, encode_value
 
 #: Seconds after which a test that waits for another thread fails; it never waits that long.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
-from cloudstore_mapping.service.limits import day_of
-from cloudstore_mapping.service.storage.records import Used
+from cloudstore_mapping.service.quotas import day_of
+from cloudstore_mapping.service.storage.base import Used
 from cloudstore_mapping.web.pictures import days_picture, size_text, sizes_picture
 from tests.admin_fixtures import api_key, guest, program, visitor
 from tests.service_fakes import Asker, ManualClock

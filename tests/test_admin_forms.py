@@ -10,7 +10,7 @@ import pytest
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web.admin import SIGN_INS_AT_ONCE, WAITING
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.admin_fixtures import api_key, guest
 from tests.raw_http import Connection
 from tests.service_fakes import PATIENCE, FakeHasher

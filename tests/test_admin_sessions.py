@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 import pytest
 from starlette.types import ASGIApp
 
-from cloudstore_mapping.service.owners import IDLE_END
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.app import make_app
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.service.sessions import IDLE_END
+from cloudstore_mapping.web.api import make_app
+from cloudstore_mapping.web.server import background
 from tests.admin_fixtures import api_key, guest
 from tests.service_fakes import FakeHasher, ManualClock
 from tests.storages import new_storage

@@ -18,7 +18,7 @@ from cloudstore_mapping import callback_client
 from cloudstore_mapping.callback_client import CloudStore, pacer_of
 from cloudstore_mapping.client.mapping import files_of
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.storages import new_storage
 from tests.vendor import Vendor
 

@@ -22,7 +22,7 @@ import urllib3
 from cloudstore_mapping import callback_client
 from cloudstore_mapping.callback_client import CloudStore, OutcomeUnknownError, TransportError
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.client.test_transport_interim import HINTS, PLACES, echoing
 from tests.storages import new_storage
 from tests.support.matrix import spread

@@ -17,7 +17,7 @@ from cloudstore_mapping import doctor
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.doctor import CHECKS
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.service_fakes import PATIENCE
 from tests.storages import new_storage
 from tests.support.command_line import CliRunner, Result

@@ -18,7 +18,7 @@ from cloudstore_mapping.cli import app
 from cloudstore_mapping.cli.frame import UsageError, status_of
 from cloudstore_mapping.client import retry
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.storages import new_storage
 from tests.support.command_line import CliRunner, Result
 

@@ -20,10 +20,10 @@ from tests.service_fakes import PATIENCE
 #: Runs a command that is interrupted while another process holds its store, at the second try to begin a transaction.
 PROGRAM = """
 import os, signal, sys, time
-from cloudstore_mapping.service.storage import sqlite_session
+from cloudstore_mapping.service.storage import sqlite
 from cloudstore_mapping.__main__ import main
 
-sqlite_session.CLOSING_WAIT = 0.0
+sqlite.CLOSING_WAIT = 0.0
 tries = [0]
 sleep = time.sleep
 
@@ -36,7 +36,7 @@ class Time:
             os.kill(os.getpid(), signal.SIGINT)
         sleep(seconds)
 
-sqlite_session.time = Time()
+sqlite.time = Time()
 main()
 """
 

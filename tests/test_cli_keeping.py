@@ -17,7 +17,7 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.migrations import newest
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.storefiles import APPLICATION_ID
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.support.command_line import CliRunner, Result
 
 

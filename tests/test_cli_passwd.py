@@ -11,7 +11,7 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.storages import location, new_storage
 from tests.support.command_line import CliRunner, Result
 from tests.test_cli_terminal import on_terminal

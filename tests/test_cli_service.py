@@ -20,9 +20,9 @@ import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.cli.serve import OWNER, _start
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage import sqlite_session
-from cloudstore_mapping.service.storage.base import Transaction
+from cloudstore_mapping.service.storage import sqlite
 from cloudstore_mapping.service.storage.places import place_of
+from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from tests.serving import lines, serving
 from tests.support.command_line import CliRunner, Result
@@ -176,7 +176,7 @@ def test_a_store_that_another_process_holds(tmp_path: Path, monkeypatch: pytest.
     file = tmp_path / "service.db"
     with Service(SQLiteStorage(file)):
         pass
-    monkeypatch.setattr(sqlite_session, "BUSY_TIMEOUT", 0.0)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.0)
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("BEGIN EXCLUSIVE")

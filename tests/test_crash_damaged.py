@@ -12,7 +12,7 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.client.media import Media
-from cloudstore_mapping.service.storage.seals import Seals, is_whole
+from cloudstore_mapping.service.storage.sql import Seals, is_whole
 from cloudstore_mapping.service.storage.sqlite_check import check
 from tests.crash.memory import tmp_path
 from tests.crash.script import Contents, contents, steps

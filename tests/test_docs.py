@@ -23,7 +23,7 @@ from cloudstore_mapping.service.configuration import load
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web import options
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.few_tries import FEW_TRIES
 from tests.vendor import Vendor
 

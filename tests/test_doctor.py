@@ -25,7 +25,7 @@ from cloudstore_mapping.client.transport import Fetched, HTTPTransport, refused
 from cloudstore_mapping.doctor import CHECKS, REQUESTS, UNTESTABLE, Doctor, Finding, Outcome, Report
 from cloudstore_mapping.errors import TransportError
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from cloudstore_mapping.wire import Reply, Upload, encode_value
 from tests.storages import new_storage
 from tests.vendor import Fault, Media, Recorded, Vendor

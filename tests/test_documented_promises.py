@@ -21,7 +21,7 @@ import pytest
 
 from cloudstore_mapping.callback_client import CloudStore
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.programs import __file__ as programs
 from tests.storages import new_storage
 from tests.vendor import Vendor, serve_vendor

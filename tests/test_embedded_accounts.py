@@ -17,7 +17,7 @@ from cloudstore_mapping import shelve
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.embedded import LOCAL_ACCOUNT
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.sql_accounts import SQLAccounts
+from cloudstore_mapping.service.storage.sql import AccountStatements
 from cloudstore_mapping.transfer import export_store, import_store
 from tests.service_fakes import Asker
 from tests.storages import location, new_storage
@@ -168,7 +168,7 @@ def test_the_account_is_looked_for_once(tmp_path: Path, monkeypatch: pytest.Monk
     with cm.open(location(tmp_path / "new.db")) as store:
         store["a"] = 1
         store["b"] = 2
-        monkeypatch.setattr(SQLAccounts, "account_named", None)
+        monkeypatch.setattr(AccountStatements, "account_named", None)
         store["c"] = 3
         assert dict(store) == {"a": 1, "b": 2, "c": 3}
 

@@ -13,16 +13,16 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.client.mapping import files_of
-from cloudstore_mapping.service import desk
-from cloudstore_mapping.service.asked import Asked
-from cloudstore_mapping.service.futures import PlainFuture
-from cloudstore_mapping.service.storage import sqlite, sqlite_session, writer
-from cloudstore_mapping.service.storage.base import Transaction
+from cloudstore_mapping.service import dispatcher
+from cloudstore_mapping.service.dispatcher import Asked
+from cloudstore_mapping.service.storage import group_commit, sqlite
+from cloudstore_mapping.service.storage.sql import Transaction
+from cloudstore_mapping.service.threads import PlainFuture
 from cloudstore_mapping.wire import Request
 from tests.support.interrupts import at_line
 
 #: The files whose every line is interrupted once.
-FILES = {str(module.__file__) for module in (desk, sqlite, sqlite_session, writer)}
+FILES = {str(module.__file__) for module in (dispatcher, group_commit, sqlite)}
 
 
 def interrupted(after: int, error: type[BaseException] = KeyboardInterrupt) -> AbstractContextManager[list[int]]:
@@ -113,7 +113,7 @@ def test_an_alarm_while_another_process_holds_the_store(tmp_path: Path) -> None:
 
 def test_closing_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another process keeps from being stored is refused when the store is closed, and not done later."""
-    monkeypatch.setattr(sqlite_session, "CLOSING_WAIT", 0.0)
+    monkeypatch.setattr(sqlite, "CLOSING_WAIT", 0.0)
     path = tmp_path / "store.db"
     storage = sqlite.SQLiteStorage(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -128,7 +128,7 @@ def test_closing_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_dropped_session_is_closed(tmp_path: Path) -> None:
     """A session that an interrupt drops closes its connection, of which Python 3.13 would warn."""
-    session = sqlite_session.SQLiteSession(tmp_path / "store.db", "rwc")
+    session = sqlite.SQLiteSession(tmp_path / "store.db", "rwc")
     connection = session.connection
     del session
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
@@ -176,8 +176,8 @@ def test_an_interrupt_comes_before_a_write_or_after_it(monkeypatch: pytest.Monke
             waited.append(future)
             future.set_result(None)
 
-        monkeypatch.setattr(desk, "_wait_until", interrupted)
-        monkeypatch.setattr(desk, "wait_for", finish)
+        monkeypatch.setattr(dispatcher, "_wait_until", interrupted)
+        monkeypatch.setattr(dispatcher, "wait_for", finish)
         asked = Asked(Request(api_key="", name="k"), "", None, waits=True, raises=True)
         with pytest.raises(KeyboardInterrupt):
             service._desk._then(work, asked, lambda *_: None)

@@ -15,8 +15,8 @@ from typing import Any, Final
 import pytest
 
 import cloudstore_mapping as cm
-from cloudstore_mapping.service import accounts, desk, futures, media, panels, pool, sweeping, uploads
-from cloudstore_mapping.service.storage import sqlite, sqlite_session, writer
+from cloudstore_mapping.service import accounts, dispatcher, media, panels, threads
+from cloudstore_mapping.service.storage import group_commit, sqlite
 from tests.support.interrupts import at_instruction, in_time, interrupt
 from tests.support.matrix import spread
 
@@ -31,16 +31,15 @@ SHARING: Final = {
     str(module.__file__)
     for module in (
         accounts,
-        desk,
-        futures,
+        dispatcher,
+        threads,
         media,
         panels,
-        pool,
+        threads,
         sqlite,
-        sqlite_session,
-        sweeping,
-        uploads,
-        writer,
+        sqlite,
+        media,
+        group_commit,
     )
 }
 #: All that a caller's thread runs.

@@ -11,7 +11,7 @@ import requests
 
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.storages import new_storage
 
 KEY = "ZFA5mAkxjVznvSsXOUxE"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cloudstore_mapping.jsontext import decode_value, fault_of, may_hold_long_number
+from cloudstore_mapping.wire import decode_value, fault_of, may_hold_long_number
 
 #: What such a number has somewhere, said the slow way.
 LONG = re.compile(rb"[0-9]{200}|[eE]\+?[0-9]{3}")

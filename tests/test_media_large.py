@@ -32,7 +32,7 @@ _SERVE = """
 import sys
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.web.serve import run
+from cloudstore_mapping.web.server import run
 
 service = Service(SQLiteStorage(sys.argv[1]))
 key = service.accounts.create("owner")
@@ -197,9 +197,9 @@ def test_an_upload_that_is_cut_off_leaves_nothing(server: Server) -> None:
 
 def test_a_server_that_ends_in_an_upload_leaves_nothing_for_long(server: Server) -> None:
     """What a killed service had of an upload is swept by the next one once nobody can be sending it any more."""
+    from cloudstore_mapping.service.media import ABANDONED_AFTER
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-    from cloudstore_mapping.service.sweeping import ABANDONED_AFTER
 
     with sending(server, 2**30, bytes(3 * 2**20)):
         until(lambda: server.rows("chunks") > 0)

@@ -18,7 +18,7 @@ from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.testing.transports import CountingTransport
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.few_tries import FEW_TRIES
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")

@@ -7,7 +7,7 @@ import pytest
 from cloudstore_mapping.errors import BadNameError
 from cloudstore_mapping.service.accounts import MAX_EVENTS
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.records import Event
+from cloudstore_mapping.service.storage.base import Event
 from tests.service_fakes import Asker, ManualClock
 
 

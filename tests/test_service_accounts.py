@@ -11,7 +11,8 @@ import pytest
 
 from cloudstore_mapping.errors import BadKeyError, BadNameError, DisabledError
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.sql import Transaction
 from tests.service_fakes import Asker
 from tests.storages import new_storage
 

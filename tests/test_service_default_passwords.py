@@ -9,9 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 from cloudstore_mapping.errors import LockedError, ProtocolError, TooOftenError
-from cloudstore_mapping.service.passwords import Question
+from cloudstore_mapping.service.media import Sender
+from cloudstore_mapping.service.security import Question
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.uploads import Sender
 from cloudstore_mapping.wire import Batch, Reply, Request, decode_replies
 from tests.media_fakes import Uploader
 from tests.service_fakes import Asker, FakeHasher, ManualClock

@@ -11,9 +11,8 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Transaction
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
+from cloudstore_mapping.service.storage.sql import Transaction
+from cloudstore_mapping.service.storage.sqlite import SQLiteSession, SQLiteStorage
 from cloudstore_mapping.wire import Batch, decode_replies
 from tests.service_fakes import Asker, FakeHasher, ManualClock
 

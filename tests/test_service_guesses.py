@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from cloudstore_mapping.errors import BadKeyError, TooOftenError
-from cloudstore_mapping.service import guesses, limits
-from cloudstore_mapping.service.guesses import Guesses, network_of
-from cloudstore_mapping.service.limits import Tries
+from cloudstore_mapping.service import quotas, security
+from cloudstore_mapping.service.quotas import Tries
+from cloudstore_mapping.service.security import Guesses, network_of
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from tests.service_fakes import Asker, ManualClock
@@ -85,15 +85,15 @@ def test_in_the_own_process_nothing_is_counted(service: Service, ask: Asker) -> 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, clock: ManualClock) -> None:
     """However many addresses guess, or have right keys, and at whatever, only so many are remembered."""
-    monkeypatch.setattr(guesses, "MAX_KNOWN", 100)
+    monkeypatch.setattr(security, "MAX_KNOWN", 100)
     counted = Guesses(5, 300, clock.monotonic)
     tries = Tries(5, 300, clock.monotonic)
-    for number in range(limits.MAX_WATCHED + 100):
+    for number in range(quotas.MAX_WATCHED + 100):
         tries.begin(number)
         counted.right(b"key", f"address {number}")
         with pytest.raises(BadKeyError):
             counted.wrong(b"key", f"address {number}")
-    assert len(tries._failures) == len(counted._tries._failures) == len(counted._counted) == limits.MAX_WATCHED
+    assert len(tries._failures) == len(counted._tries._failures) == len(counted._counted) == quotas.MAX_WATCHED
     assert len(counted._known) <= 100
 
 

@@ -14,10 +14,9 @@ import pytest
 
 from cloudstore_mapping.errors import DailyLimitError, NoFileError, ProtocolError, UnavailableError
 from cloudstore_mapping.links import extension
-from cloudstore_mapping.service.limits import DAY
-from cloudstore_mapping.service.media import link
+from cloudstore_mapping.service.media import CHUNK_BYTES, link
+from cloudstore_mapping.service.quotas import DAY
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.uploads import CHUNK_BYTES
 from tests.media_fakes import Uploader, comes_to
 from tests.service_fakes import ManualClock
 from tests.storages import new_storage

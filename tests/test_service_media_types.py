@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from cloudstore_mapping.service import uploads
-from cloudstore_mapping.service.media import link
-from cloudstore_mapping.service.media_types import real_type
+from cloudstore_mapping.service import media
+from cloudstore_mapping.service.media import link, real_type
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.kinds import is_shown
+from cloudstore_mapping.web.downloads import is_shown
 from tests.media_fakes import Uploader
 from tests.media_samples import GIF, JPEG, MP3, MP4, PDF, PNG, WEBM, WEBP, wav
 
@@ -105,10 +104,10 @@ def test_a_file_of_an_older_version(
     uploader: Uploader, monkeypatch: pytest.MonkeyPatch, stored: str, name: str, data: bytes, shown: bool
 ) -> None:
     """A file that is stored under another type than the real one is given and shown under the real one."""
-    monkeypatch.setattr(uploads, "real_type", lambda content_type, name, beginning: content_type)
-    media = uploader.find(uploader.upload(data, name, stored))
-    assert media is not None
-    assert media.mimetype == stored
-    mimetype, beginning = uploader.service.media.typed(media)
+    monkeypatch.setattr(media, "real_type", lambda content_type, name, beginning: content_type)
+    found = uploader.find(uploader.upload(data, name, stored))
+    assert found is not None
+    assert found.mimetype == stored
+    mimetype, beginning = uploader.service.media.typed(found)
     assert mimetype == real_type(stored, name, data[:16])
     assert is_shown(mimetype, beginning) is shown

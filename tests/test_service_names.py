@@ -14,8 +14,8 @@ from cloudstore_mapping.embedded import InProcessTransport
 from cloudstore_mapping.errors import LockedError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.base import Transaction
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.service.storage.sql import Transaction
+from cloudstore_mapping.web.server import background
 from cloudstore_mapping.wire import Request, decode_value, encode_value
 from tests.service_fakes import Asker
 from tests.storages import new_storage

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec import UNSET, Raw
 
-from cloudstore_mapping.service.answers import FORGET_AT_ONCE, FORGET_EVERY, MAX_LOADED, REMEMBERED_FOR
+from cloudstore_mapping.service.idempotency import FORGET_AT_ONCE, FORGET_EVERY, MAX_LOADED, REMEMBERED_FOR
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.wire import Batch, Reply, Request, decode_replies, decode_value, encode_value
 from tests.service_fakes import Asker, ManualClock

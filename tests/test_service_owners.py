@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from cloudstore_mapping.errors import BadNameError, BadValueError, LockedError, ProtocolError, TooOftenError
-from cloudstore_mapping.service.owners import ABSOLUTE_END, IDLE_END, REFUSALS_AN_HOUR, SignedIn
 from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.sessions import ABSOLUTE_END, IDLE_END, REFUSALS_AN_HOUR, SignedIn
 from tests.service_fakes import PATIENCE, FakeHasher, ManualClock
 from tests.visitor import PASSWORD, owner
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.client.transport import Sendable
 from cloudstore_mapping.errors import TooOftenError
-from cloudstore_mapping.service.limits import DRIFT, JITTER, MAX_SKEW, take_turn
-from cloudstore_mapping.service.plans import PLANS
+from cloudstore_mapping.service.accounts import PLANS
+from cloudstore_mapping.service.quotas import DRIFT, JITTER, MAX_SKEW, take_turn
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Transaction
-from cloudstore_mapping.service.storage.records import Account
+from cloudstore_mapping.service.storage.base import Account
+from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import Batch, Reply, Request, encode_value
 from tests.service_fakes import Asker, ManualClock
 

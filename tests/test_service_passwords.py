@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from cloudstore_mapping.errors import BadNameError, NoFileError, ProtocolError, UnsupportedError
-from cloudstore_mapping.service.hashing import Argon2Hasher
-from cloudstore_mapping.service.passwords import REMEMBERED_FOR
+from cloudstore_mapping.service.security import REMEMBERED_FOR, Argon2Hasher
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.wire import decode_value
 from tests.service_fakes import PATIENCE, Asker, FakeHasher, ManualClock

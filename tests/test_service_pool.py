@@ -9,13 +9,12 @@ from contextlib import suppress
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service import futures, pool
-from cloudstore_mapping.service.futures import PlainFuture, wait_for
-from cloudstore_mapping.service.pool import Pool
+from cloudstore_mapping.service import threads
+from cloudstore_mapping.service.threads import PlainFuture, Pool, wait_for
 from tests.service_fakes import PATIENCE
 from tests.support.interrupts import at_instruction, in_time, interrupt
 
-FILES = {futures.__file__, pool.__file__, threading.__file__}
+FILES = {threads.__file__, threads.__file__, threading.__file__}
 
 
 def test_an_interrupted_submission_takes_no_place(no_threads_left: None) -> None:

@@ -8,8 +8,9 @@ from concurrent.futures import Future
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.base import Storage, Transaction
-from cloudstore_mapping.service.sweeping import ABANDONED_AFTER, CHUNKS_AT_ONCE, Sweeper
+from cloudstore_mapping.service.media import ABANDONED_AFTER, CHUNKS_AT_ONCE, Sweeper
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.sql import Transaction
 from tests.media_fakes import comes_to, rows
 from tests.service_fakes import Held, ManualClock
 

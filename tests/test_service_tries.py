@@ -9,9 +9,9 @@ from concurrent.futures import Future
 
 import pytest
 
-from cloudstore_mapping.service.passwords import QUEUE_PER_THREAD
-from cloudstore_mapping.service.pool import LOWER
+from cloudstore_mapping.service.security import QUEUE_PER_THREAD
 from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.threads import LOWER
 from cloudstore_mapping.wire import Reply
 from tests.service_fakes import PATIENCE, Asker, FakeHasher, ManualClock
 

@@ -14,9 +14,8 @@ from cloudstore_mapping.errors import (
     NoFileError,
     UnavailableError,
 )
+from cloudstore_mapping.service.media import ABANDONED_AFTER, CHUNK_BYTES, CHUNKS_IN_FLIGHT, Sweeper, Upload
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.sweeping import ABANDONED_AFTER, Sweeper
-from cloudstore_mapping.service.uploads import CHUNK_BYTES, CHUNKS_IN_FLIGHT, Upload
 from cloudstore_mapping.wire import decode_value, encode_reply
 from tests.media_fakes import Uploader, comes_to, rows, write
 from tests.service_fakes import Held, ManualClock

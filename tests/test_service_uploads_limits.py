@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from cloudstore_mapping.errors import LockedError, ProtocolError, TooBigError, TooManyFilesError, TooOftenError
-from cloudstore_mapping.service.limits import DRIFT, JITTER
+from cloudstore_mapping.service.media import CHUNK_BYTES
+from cloudstore_mapping.service.quotas import DRIFT, JITTER
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.uploads import CHUNK_BYTES
 from tests.media_fakes import Uploader, comes_to, write
 from tests.service_fakes import Asker, FakeHasher, ManualClock
 from tests.storages import new_storage

@@ -11,12 +11,11 @@ from queue import SimpleQueue
 import pytest
 
 from cloudstore_mapping.errors import DailyLimitError, OutcomeUnknownError, UnavailableError
-from cloudstore_mapping.service.limits import DAY
+from cloudstore_mapping.service.quotas import DAY, Usage
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.base import Storage, Transaction
-from cloudstore_mapping.service.storage.records import Accesses, Account, Limits
-from cloudstore_mapping.service.usage import Usage
+from cloudstore_mapping.service.storage.base import Accesses, Account, Limits, Storage
+from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import Batch
 from tests.service_fakes import PATIENCE, Asker, Held, ManualClock
 from tests.storages import new_storage
@@ -105,7 +104,7 @@ def test_it_is_stored_by_itself(
     usage: Usage, storage: Storage, owner: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody has to ask for it: a second after the first access all are stored."""
-    monkeypatch.setattr("cloudstore_mapping.service.usage.INTERVAL", 0.001)
+    monkeypatch.setattr("cloudstore_mapping.service.quotas.INTERVAL", 0.001)
     use(usage, storage, owner)
     while stored(storage, owner) is None:
         pass
@@ -353,7 +352,7 @@ def test_a_failure_that_lasts_is_told_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Counts that can't be stored are tried each second, and logged once a cause, until they were stored again."""
-    monkeypatch.setattr("cloudstore_mapping.service.usage.INTERVAL", 0.001)
+    monkeypatch.setattr("cloudstore_mapping.service.quotas.INTERVAL", 0.001)
     usage = Usage(storage, clock)
     tries = iter(["lost", "lost", "full", "full", "", "full"])
     done = threading.Event()

@@ -11,9 +11,8 @@ from msgspec import Raw
 
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.cli.places import configured
-from cloudstore_mapping.service.configuration import PREFIX, load
+from cloudstore_mapping.service.configuration import PREFIX, load, parse_size
 from cloudstore_mapping.service.settings import Settings, check_together
-from cloudstore_mapping.service.sizes import parse_size
 from cloudstore_mapping.web.options import Options
 from cloudstore_mapping.wire import Request, encode_request
 from tests.support.command_line import CliRunner

@@ -15,7 +15,7 @@ from cloudstore_mapping.client.shelf import secrets_of
 from cloudstore_mapping.errors import BadValueError
 from cloudstore_mapping.service.configuration import FILE_VARIABLE, PREFIX, load
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.web.listening import listen
+from cloudstore_mapping.web.connections import listen
 from cloudstore_mapping.web.options import Options
 from tests.support.command_line import CliRunner
 

@@ -16,7 +16,7 @@ import pytest
 
 from cloudstore_mapping import shelve
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.storages import new_storage
 
 SECRET = "a secret of the tests"

@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.storages import new_storage
 
 PROGRAMS = Path(__file__).parent / "programs"

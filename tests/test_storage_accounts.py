@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from cloudstore_mapping.service.storage.base import Storage
-from cloudstore_mapping.service.storage.records import Account
+from cloudstore_mapping.service.storage.base import Account, Storage
 
 
 def add(storage: Storage, name: str, *key_hashes: bytes) -> Account:

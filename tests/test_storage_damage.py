@@ -15,10 +15,9 @@ import requests
 import cloudstore_mapping as cm
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage import sqlite_session
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_session import Damage
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.service.storage import sqlite
+from cloudstore_mapping.service.storage.sqlite import Damage, SQLiteStorage
+from cloudstore_mapping.web.server import background
 from tests.service_fakes import PATIENCE
 from tests.serving import serving, told
 
@@ -149,7 +148,7 @@ def test_every_connection_tells_the_store(path: Path, meet: str, monkeypatch: py
 
     with SQLiteStorage(path) as storage:
         if meet == "connection":
-            monkeypatch.setattr(sqlite_session.sqlite3, "connect", fail)  # type: ignore[attr-defined]  # it imports that
+            monkeypatch.setattr(sqlite.sqlite3, "connect", fail)  # type: ignore[attr-defined]  # it imports that
         with pytest.raises(UnavailableError, match=FAILED):  # noqa: PT012 - one of them
             if meet == "write":
                 with storage._session.transaction():
@@ -188,7 +187,7 @@ def test_what_of_a_large_store_is_looked_at(path: Path, tree: str, monkeypatch: 
     """Of a large store only the tables are looked at that every request needs: else it would take long to start."""
     damage(path, tree)
     with SQLiteStorage(path) as storage:
-        monkeypatch.setattr(sqlite_session, "SOON", 0)
+        monkeypatch.setattr(sqlite, "SOON", 0)
         storage.look_for_damage()
         assert (storage._session.damage.error is not None) is (tree != "sqlite_autoindex_files_1")
         monkeypatch.undo()

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage import health, sqlite_session
+from cloudstore_mapping.service.storage import group_commit, sqlite
 from cloudstore_mapping.service.storage.base import Storage
-from cloudstore_mapping.service.storage.health import HealthProbe
+from cloudstore_mapping.service.storage.group_commit import HealthProbe
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_space import FULL, READ_ONLY, Space
+from cloudstore_mapping.service.storage.sqlite_files import FULL, READ_ONLY, Space
 from tests.crash.layer import watched
 from tests.permissions import crashed, heed_permissions
 from tests.service_fakes import PATIENCE, Held
@@ -56,9 +56,9 @@ def test_a_probe_that_waits_for_long() -> None:
     now = [0.0]
     probe = HealthProbe(submitted, lambda: now[0])
     assert probe.problem(0.0) is None
-    now[0] = health.OVERDUE - 1
+    now[0] = group_commit.OVERDUE - 1
     assert probe.problem(0.0) is None
-    now[0] = health.OVERDUE
+    now[0] = group_commit.OVERDUE
     told = "Saves wait for longer than 5 seconds; look which process holds the store."
     assert [probe.problem(0.0) for _ in range(3)] == [told] * 3
     [waiting] = submitted.begun
@@ -68,8 +68,8 @@ def test_a_probe_that_waits_for_long() -> None:
 
 def test_another_process_holds_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While another connection holds the file, health says so in the end, and is well again after it."""
-    monkeypatch.setattr(health, "OVERDUE", 0.0)
-    monkeypatch.setattr(health, "PATIENCE", 0.05)
+    monkeypatch.setattr(group_commit, "OVERDUE", 0.0)
+    monkeypatch.setattr(group_commit, "PATIENCE", 0.05)
     path = tmp_path / "store.db"
     with SQLiteStorage(path) as storage, closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -82,7 +82,7 @@ def test_another_process_holds_the_store(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_busy_writer_is_healthy(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a long piece of work is written, health is told without waiting for its end."""
     held = Held(storage)
-    monkeypatch.setattr(health, "PATIENCE", 0.0)
+    monkeypatch.setattr(group_commit, "PATIENCE", 0.0)
     assert storage.healthy()
     held.go.set()
     held.future.result(PATIENCE)
@@ -96,7 +96,7 @@ def test_a_busy_writer_is_healthy(storage: Storage, monkeypatch: pytest.MonkeyPa
 )
 def test_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Usage, sentence: str | None) -> None:
     """It is healthy exactly while there is room for a small value on a disk that takes writes."""
-    monkeypatch.setattr(sqlite_session, "Space", lambda path: Space(path, lambda _: disk))
+    monkeypatch.setattr(sqlite, "Space", lambda path: Space(path, lambda _: disk))
     with SQLiteStorage(tmp_path / "store.db") as storage:
         account = storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result(PATIENCE).id
         assert storage.problem() == sentence

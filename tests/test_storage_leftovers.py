@@ -18,7 +18,7 @@ import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.errors import UnsupportedError
-from cloudstore_mapping.service.storage import sqlite_place
+from cloudstore_mapping.service.storage import sqlite_files
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_backup import restore
 from cloudstore_mapping.service.storage.sqlite_check import check
@@ -301,7 +301,7 @@ def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     table = tmp_path / "mountinfo"
     number = f"{os.major(device)}:{os.minor(device)}"
     table.write_text(f"1 0 0:1 / / rw - proc proc rw\n2 1 {number} / /mnt rw shared:1 - nfs4 server:/ rw\n")
-    monkeypatch.setattr(sqlite_place, "MOUNTS", table)
+    monkeypatch.setattr(sqlite_files, "MOUNTS", table)
     return table
 
 
@@ -309,8 +309,8 @@ def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def no_locks_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have whoever holds locks be no process of this machine."""
     (tmp_path / "locks").write_text("1: POSIX  ADVISORY  READ 1 00:01:2 0 EOF\n")
-    monkeypatch.setattr(sqlite_place, "LOCKS", tmp_path / "locks")
-    monkeypatch.setattr(sqlite_place, "PATIENCE", 0.0)
+    monkeypatch.setattr(sqlite_files, "LOCKS", tmp_path / "locks")
+    monkeypatch.setattr(sqlite_files, "PATIENCE", 0.0)
 
 
 @pytest.mark.usefixtures("network", "no_locks_here")

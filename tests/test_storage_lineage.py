@@ -16,13 +16,13 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.errors import UnsupportedError
-from cloudstore_mapping.service.storage import migrations, sqlite_place
-from cloudstore_mapping.service.storage.base import Storage, Transaction
-from cloudstore_mapping.service.storage.schemas import steps
+from cloudstore_mapping.service.storage import migrations, sqlite_files
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.migrations import schema_steps
+from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_backup import restore
-from cloudstore_mapping.service.storage.sqlite_lineage import Lineage, is_of_another_file, lineage_of
-from cloudstore_mapping.service.storage.sqlite_place import refuse_leftovers
+from cloudstore_mapping.service.storage.sqlite_files import Lineage, is_of_another_file, lineage_of, refuse_leftovers
 from tests.service_fakes import PATIENCE
 from tests.support.matrix import spread
 from tests.test_storage_leftovers import COMMANDS, COUNT, FUNCTIONS, SPELLINGS, killed, run
@@ -82,7 +82,7 @@ def by_an_old_schema(path: Path) -> None:
 def older(path: Path) -> None:
     """Make a store as the version before made it, which had no tokens."""
     with closing(sqlite3.connect(path)) as connection:
-        for step in steps("sqlite")[:2]:
+        for step in schema_steps("sqlite")[:2]:
             connection.executescript(step)
         connection.execute("INSERT INTO accounts (id, name, created_at) VALUES (1, 'older', 1.0)")
         connection.commit()
@@ -235,7 +235,7 @@ def test_every_transaction_changes_the_token(kind: int, other: Path) -> None:
 def token(storage: Storage) -> Lineage:
     """Return the lineage of an open store."""
     with storage.read() as transaction:
-        return Lineage(*transaction.row("SELECT token, previous FROM lineage"))  # type: ignore[attr-defined]
+        return Lineage(*transaction.row("SELECT token, previous FROM lineage"))
 
 
 def test_a_transaction_that_writes_nothing(other: Path) -> None:
@@ -295,7 +295,7 @@ def test_the_log_of_another_program(other: Path) -> None:
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        if sqlite_place.LOCKS.exists():  # Linux alone tells which files are locked
+        if sqlite_files.LOCKS.exists():  # Linux alone tells which files are locked
             refuse_leftovers(other)
         process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -344,7 +344,9 @@ def test_a_later_migration_changes_the_token(other: Path, monkeypatch: pytest.Mo
     """A migration of a store that has a token gives it the next one, like every transaction that writes."""
     before = lineage_of(other)
     assert before is not None
-    monkeypatch.setattr(migrations, "schema_steps", lambda engine: [*steps(engine), "CREATE TABLE later (what TEXT);"])
+    monkeypatch.setattr(
+        migrations, "schema_steps", lambda engine: [*schema_steps(engine), "CREATE TABLE later (what TEXT);"]
+    )
     SQLiteStorage(other).close()
     after = lineage_of(other)
     assert after is not None
@@ -407,7 +409,7 @@ def test_a_file_that_changes_meanwhile(path: Path) -> None:
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cloudstore_mapping.service.storage.sqlite_lineage.lineage_of", lineage)
+        patch.setattr("cloudstore_mapping.service.storage.sqlite_files.lineage_of", lineage)
         assert not is_of_another_file(log, path, lambda: False)
     assert not looks.left
 
@@ -435,7 +437,7 @@ def unmade(tmp_path: Path) -> Path:
     path = tmp_path / "unmade.db"
     subprocess.run([sys.executable, "-c", CREATE, path], check=False)
     journal = Path(f"{path}-journal")
-    assert sqlite_place.is_of_new_file(sqlite_place.journal_head(journal))
+    assert sqlite_files.is_of_new_file(sqlite_files.journal_head(journal))
     return path
 
 

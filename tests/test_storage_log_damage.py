@@ -21,10 +21,9 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.errors import UnsupportedError
-from cloudstore_mapping.service.storage import sqlite_damage, sqlite_place
+from cloudstore_mapping.service.storage import sqlite_files
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_damage import is_damaged
-from cloudstore_mapping.service.storage.sqlite_place import refuse_leftovers
+from cloudstore_mapping.service.storage.sqlite_files import is_damaged, refuse_leftovers
 from tests.support.matrix import spread
 from tests.test_storage_leftovers import COMMANDS, COUNT, FUNCTIONS, killed, run
 from tests.test_storage_lineage import contents, filled, look_while_used
@@ -37,7 +36,7 @@ FRAME: Final = 24 + 4096
 #: Places in a frame: page number, pages after a commit, salts, checksum, page.
 FIELDS: Final = (3, 7, 9, 18, 24, 2000, FRAME - 1)
 
-linux = pytest.mark.skipif(not sqlite_place.LOCKS.exists(), reason="Linux alone tells which files are locked")
+linux = pytest.mark.skipif(not sqlite_files.LOCKS.exists(), reason="Linux alone tells which files are locked")
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +250,7 @@ def test_a_torn_last_transaction(crashed: Path, path: Path) -> None:
 TOKENS_ALONE = """
 import os, signal, sys
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_lineage import change
+from cloudstore_mapping.service.storage.sqlite_files import change
 storage = SQLiteStorage(sys.argv[1])
 for _ in range(3):
     change(storage._session.connection)
@@ -309,7 +308,7 @@ def test_what_is_left_of_a_torn_transaction(path: Path) -> None:
 def test_an_index_of_an_earlier_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An index that was written before the machine was started anew tells nothing: it is never synced."""
     log_of(path).write_bytes(b"")
-    monkeypatch.setattr(sqlite_damage, "started_at", lambda: index_of(path).stat().st_ctime + 1)
+    monkeypatch.setattr(sqlite_files, "started_at", lambda: index_of(path).stat().st_ctime + 1)
     refuse_leftovers(path)
 
 
@@ -317,7 +316,7 @@ def test_an_index_of_the_future(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """An index tells nothing while the clock is behind: it may be of an earlier start."""
     log_of(path).write_bytes(b"")
     behind = index_of(path).stat().st_ctime - 1
-    monkeypatch.setattr(sqlite_damage, "time", SimpleNamespace(**vars(time) | {"time": lambda: behind}))
+    monkeypatch.setattr(sqlite_files, "time", SimpleNamespace(**vars(time) | {"time": lambda: behind}))
     refuse_leftovers(path)
 
 
@@ -328,12 +327,12 @@ def test_an_index_that_this_process_has_open(path: Path) -> None:
     with pytest.raises(UnsupportedError):
         refuse_leftovers(path)
     inode = index_of(path).stat()
-    assert (inode.st_dev, inode.st_ino) in sqlite_damage._kept  # closing it would end locks
+    assert (inode.st_dev, inode.st_ino) in sqlite_files._kept  # closing it would end locks
     index_of(path).unlink()
     refuse_leftovers(path)
     cm.open(path).close()
-    sqlite_damage.index_at(index_of(path))
-    assert (inode.st_dev, inode.st_ino) not in sqlite_damage._kept
+    sqlite_files.index_at(index_of(path))
+    assert (inode.st_dev, inode.st_ino) not in sqlite_files._kept
 
 
 @pytest.mark.parametrize("looks", [100, pytest.param(500, marks=pytest.mark.slow)])
@@ -350,14 +349,14 @@ def test_a_log_that_is_written_meanwhile(path: Path, monkeypatch: pytest.MonkeyP
     """A frame that is missing at the first look and there at the second is no damage."""
     whole = log_of(path).read_bytes()
     flip(log_of(path), HEADER + 8 * FRAME + 100)
-    look = sqlite_damage.look_at_log
+    look = sqlite_files.look_at_log
 
-    def look_once(log: Path, file: Path) -> sqlite_damage.Log:
+    def look_once(log: Path, file: Path) -> sqlite_files.Log:
         found = look(log, file)
         log.write_bytes(whole)
         return found
 
-    monkeypatch.setattr(sqlite_damage, "look_at_log", look_once)
+    monkeypatch.setattr(sqlite_files, "look_at_log", look_once)
     assert not is_damaged(log_of(path), path)
 
 

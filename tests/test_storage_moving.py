@@ -12,12 +12,11 @@ import pytest
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.storage.base import Event, Limits, Media, OwnerPassword, Storage, Used
 from cloudstore_mapping.service.storage.keeping import check, migrate_store, restore
 from cloudstore_mapping.service.storage.places import Place, place_of
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
-from cloudstore_mapping.service.storage.records import Event, Limits, Media, OwnerPassword, Used
-from cloudstore_mapping.service.storage.sql import SQLTransaction
+from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from tests.postgres_fixtures import address
 from tests.postgres_server import shared
@@ -72,7 +71,6 @@ def fill(storage: Storage) -> None:
         transaction.add_chunk(transaction.add_blob(first, 9.0), 0, b"on its way in", 9.0)
         used = [Used(first, "data", "name", 19_000, 3, 1.0), Used(first, "media", "2" * 32, 19_001, 4, 2.0)]
         transaction.add_accesses(used)
-        assert isinstance(transaction, SQLTransaction)
         transaction.do("INSERT INTO old_names VALUES (?, ?, TRUE)", first, "a%2Fb")
         transaction.do("INSERT INTO name_scans VALUES (1.5)")
 
@@ -203,7 +201,6 @@ def test_a_copy_that_does_not_come_back(source: Place, address: str) -> None:
 
 
 def _spoil(transaction: Transaction) -> None:
-    assert isinstance(transaction, SQLTransaction)
     transaction.do(
         "CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS"
         " 'BEGIN NEW.value = upper(NEW.value); RETURN NEW; END'"
@@ -267,7 +264,6 @@ def test_a_check_of_a_database(address: str) -> None:
         fill(storage)
 
         def damage(transaction: Transaction) -> None:
-            assert isinstance(transaction, SQLTransaction)
             transaction.do("UPDATE files SET value = '{' WHERE name = 'name' AND account_id = 1")
             transaction.do("UPDATE chunks SET data = '' WHERE number = 1")
             transaction.do("DELETE FROM files WHERE name = 'é'")

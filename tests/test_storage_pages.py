@@ -7,7 +7,8 @@ from itertools import product
 
 import pytest
 
-from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 
 #: The characters next to the ends and the gap of Unicode, in every order.

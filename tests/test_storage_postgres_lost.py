@@ -12,8 +12,9 @@ import psycopg
 import pytest
 
 from cloudstore_mapping.errors import OutcomeUnknownError, TransportError, UnavailableError
-from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
+from cloudstore_mapping.service.storage.sql import Transaction
 from tests.postgres_fixtures import address, proxy, wait_for_lock
 from tests.postgres_proxy import Cut, Proxy
 from tests.postgres_server import shared

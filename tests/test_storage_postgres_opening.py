@@ -116,7 +116,7 @@ def test_a_store_that_was_not_filled_to_the_end(address: str) -> None:
     with pytest.raises(UnsupportedError, match="being copied into it; do that again"):
         PostgresStorage(address)
     with PostgresStorage(address, to_fill=True) as storage:
-        storage.submit(lambda transaction: transaction.end_filling()).result()  # type: ignore[attr-defined]  # SQL's
+        storage.submit(lambda transaction: transaction.end_filling()).result()
     with PostgresStorage(address) as storage:
         storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result()
     with pytest.raises(UnsupportedError, match="a store in the database already"):
@@ -213,10 +213,10 @@ def test_settings_that_would_do_harm(address: str, setting: str) -> None:
     """A commit is on disk before it is answered, and nobody's transaction ends, whatever is the server's custom."""
     harmful = {"synchronous_commit": "off", "idle_in_transaction_session_timeout": "0"}
     with PostgresStorage(f"{address}%20-c{setting}%3D{harmful[setting]}") as storage:
-        (found,) = storage.submit(lambda transaction: transaction.row(f"SHOW {setting}")).result()  # type: ignore[attr-defined]  # SQL's
+        (found,) = storage.submit(lambda transaction: transaction.row(f"SHOW {setting}")).result()
     assert found not in ("off", "0")
     with PostgresStorage(f"{address}%20-csynchronous_commit%3Dremote_apply") as storage:
-        (found,) = storage.submit(lambda transaction: transaction.row("SHOW synchronous_commit")).result()  # type: ignore[attr-defined]
+        (found,) = storage.submit(lambda transaction: transaction.row("SHOW synchronous_commit")).result()
     assert found == "remote_apply"
 
 

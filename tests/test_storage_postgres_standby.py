@@ -12,8 +12,8 @@ import pytest
 from psycopg import sql
 
 from cloudstore_mapping.errors import OutcomeUnknownError
-from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
+from cloudstore_mapping.service.storage.sql import Transaction
 from tests.postgres_server import QUICK, PostgresServer, bundled
 from tests.service_fakes import PATIENCE
 from tests.storages import NO_POSTGRES

@@ -8,9 +8,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from cloudstore_mapping.service.storage.base import Storage, Transaction
+from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
-from cloudstore_mapping.service.storage.sql import SQLTransaction
+from cloudstore_mapping.service.storage.sql import Transaction
 from tests.postgres_server import QUICK, PostgresServer
 
 #: Servers as Debian's packages install them, with all extensions; what comes from PyPI has none.
@@ -102,7 +102,6 @@ def test_what_is_found(storage: Storage, text: str) -> None:
 def test_the_index_is_used(storage: Storage) -> None:
     """A text that few names contain is looked up in the index, together with the account."""
     with storage.read() as transaction:
-        assert isinstance(transaction, SQLTransaction)
         condition, texts = transaction._containing("0100/Shop")
         query = (
             f"EXPLAIN SELECT name FROM files WHERE account_id = ? AND name >= ? AND {condition} ORDER BY name LIMIT ?"
@@ -127,5 +126,4 @@ def test_a_user_who_may_not_make_it(server: PostgresServer) -> None:
         storage.submit(lambda transaction: [transaction.put(account, name, b"1", 1.0) for name in ODD]).result()
         with storage.read() as transaction:
             assert transaction.names(account, "abc") == ["abcabc"]
-            assert isinstance(transaction, SQLTransaction)
             assert "LIKE" not in transaction._containing("abc")[0]

@@ -18,11 +18,9 @@ from cloudstore_mapping.cli import app
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.keys import escape_key
 from cloudstore_mapping.service.storage import renaming
-from cloudstore_mapping.service.storage.base import Storage, Transaction
-from cloudstore_mapping.service.storage.old_names import new_name, old_name
+from cloudstore_mapping.service.storage.base import Storage, Used
 from cloudstore_mapping.service.storage.places import Place, place_of
-from cloudstore_mapping.service.storage.records import Used
-from cloudstore_mapping.service.storage.sql import SQLTransaction
+from cloudstore_mapping.service.storage.sql import Transaction, new_name, old_name
 from tests.storages import new_database
 from tests.support.command_line import CliRunner, Result
 
@@ -85,7 +83,6 @@ def make_old(storage: Storage, schema: int) -> None:
     """Take a store back to the schema that knew nothing of old names."""
 
     def work(transaction: Transaction) -> None:
-        assert isinstance(transaction, SQLTransaction)
         transaction.do("DROP TABLE old_names")
         transaction.do("DROP TABLE name_scans")
         transaction.do(f"PRAGMA user_version = {schema}" if schema > 1 else "UPDATE cloudstore SET version = 1")

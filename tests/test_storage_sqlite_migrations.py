@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.records import Limits
-from cloudstore_mapping.service.storage.schemas import steps
+from cloudstore_mapping.service.storage.base import Limits
+from cloudstore_mapping.service.storage.migrations import schema_steps
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.storefiles import APPLICATION_ID
 from tests.service_fakes import Asker, FakeHasher
@@ -57,10 +57,12 @@ def test_what_the_first_version_stored(first: Path) -> None:
 
 
 def test_all_schemas_are_numbered() -> None:
-    """The steps from nothing to today's schema are numbered from 1 on, without a gap."""
+    """The schema_steps from nothing to today's schema are numbered from 1 on, without a gap."""
     names = {file.name for file in SCHEMA.iterdir()}
     numbered = {
-        f"{engine}-{number}.sql" for engine in ("postgres", "sqlite") for number in range(1, 1 + len(steps(engine)))
+        f"{engine}-{number}.sql"
+        for engine in ("postgres", "sqlite")
+        for number in range(1, 1 + len(schema_steps(engine)))
     }
     assert names == numbered
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cloudstore_mapping.errors import OutcomeUnknownError, UnavailableError
-from cloudstore_mapping.service.storage.base import Transaction
+from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from tests.service_fakes import PATIENCE
 

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
-from cloudstore_mapping.service.storage.base import Transaction
 from cloudstore_mapping.service.storage.migrations import newest
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
+from cloudstore_mapping.service.storage.sql import Transaction
+from cloudstore_mapping.service.storage.sqlite import SQLiteSession, SQLiteStorage
 from tests.service_fakes import PATIENCE
 
 

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage import sqlite_session
-from cloudstore_mapping.service.storage.base import Transaction
-from cloudstore_mapping.service.storage.records import File
-from cloudstore_mapping.service.storage.sqlite import MAX_IDLE, SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
+from cloudstore_mapping.service.storage import sqlite
+from cloudstore_mapping.service.storage.base import File
+from cloudstore_mapping.service.storage.sql import Transaction
+from cloudstore_mapping.service.storage.sqlite import MAX_IDLE, SQLiteSession, SQLiteStorage
 from tests.service_fakes import PATIENCE, Held, unversioned
 
 
@@ -121,7 +120,7 @@ def test_a_store_that_stays_locked_is_unavailable(
     path: Path, storage: SQLiteStorage, account: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where another process doesn't let go of the file the answer is `UnavailableError`, and later all is well."""
-    monkeypatch.setattr(sqlite_session, "BUSY_TIMEOUT", 0.0)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.0)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         locked = storage.submit(lambda transaction: transaction.put(account, "name", b"1", 1.0))
@@ -134,11 +133,11 @@ def test_a_store_that_stays_locked_is_unavailable(
 
 ADD_UP = """
 import sys
-from cloudstore_mapping.service.storage.records import File
-from cloudstore_mapping.service.storage import sqlite_session
-from cloudstore_mapping.service.storage import sqlite_session
+from cloudstore_mapping.service.storage.base import File
+from cloudstore_mapping.service.storage import sqlite
+from cloudstore_mapping.service.storage import sqlite
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
+from cloudstore_mapping.service.storage.sqlite import SQLiteSession
 
 account = int(sys.argv[2])
 

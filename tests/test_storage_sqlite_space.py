@@ -9,7 +9,7 @@ import pytest
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_space import LOG, Space
+from cloudstore_mapping.service.storage.sqlite_files import LOG, Space
 
 GIB = 2**30
 

@@ -6,8 +6,8 @@ from typing import Final
 
 import pytest
 
-from cloudstore_mapping.service.storage.base import Storage, Transaction
-from cloudstore_mapping.service.storage.records import Accesses, Kind, Media, Used
+from cloudstore_mapping.service.storage.base import Accesses, Kind, Media, Storage, Used
+from cloudstore_mapping.service.storage.sql import Transaction
 
 #: A day, and a time on it.
 TODAY: Final = 19_000

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.writer import MAX_GROUP, GroupWriter, Session
+from cloudstore_mapping.service.storage.group_commit import MAX_GROUP, GroupWriter, WriteSession
 from tests.service_fakes import PATIENCE
 
 BROKEN = UnavailableError("The engine failed.")
 
 
-class FakeSession(Session):
+class FakeSession(WriteSession):
     """Notes what it is told, and fails where it is told to."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ def test_a_session_says_how_large_a_group_may_be(
     session: FakeSession, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An engine may want smaller groups; the benchmarks compare with groups of one."""
-    monkeypatch.setattr(Session, "max_group", 1)
+    monkeypatch.setattr(WriteSession, "max_group", 1)
     for future in writer.submit_together(*[lambda _: None] * 3):
         future.result(PATIENCE)
     assert session.commits == [1, 1, 1, 1]

@@ -15,7 +15,7 @@ from cloudstore_mapping import shelve
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.service_fakes import PATIENCE
 from tests.serving import serving, told
 from tests.support.command_line import CliRunner, Result

@@ -21,7 +21,7 @@ from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.errors import CloudStoreError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.transfer import Format, export_store, import_store
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.dbm_kinds import KINDS, force, names_of, parts
 from tests.storages import new_storage
 from tests.support.command_line import CliRunner

@@ -27,7 +27,7 @@ from cloudstore_mapping.transfer import export_store, import_store
 from cloudstore_mapping.transfer.journal import Journal
 from cloudstore_mapping.transfer.mediafolder import MediaDraft
 from cloudstore_mapping.transfer.raw_store import RawStore
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.storages import new_storage
 from tests.support.matrix import spread
 from tests.vendor import Vendor

@@ -15,7 +15,7 @@ from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.errors import BulkError, UnsupportedError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.transfer import export_store, import_store
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.storages import new_storage
 from tests.support.mapping_fixtures import MakeStore
 from tests.vendor import Vendor

@@ -13,7 +13,7 @@ import requests
 
 from cloudstore_mapping.callback_client import CloudStore
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.storages import new_storage
 
 PICTURE = b"\xff\xd8\xff\xe0 jazz"

@@ -31,7 +31,7 @@ from cloudstore_mapping.callback_client import CloudStore
 from cloudstore_mapping.client import media
 from cloudstore_mapping.embedded import InProcessTransport
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.storages import new_storage
 from tests.support.matrix import spread
 

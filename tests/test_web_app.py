@@ -16,8 +16,8 @@ from cloudstore_mapping import wire
 from cloudstore_mapping.errors import TooOftenError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.web import serve
-from cloudstore_mapping.web.app import make_app
+from cloudstore_mapping.web import server
+from cloudstore_mapping.web.api import make_app
 from tests.raw_http import JSON, Connection, FakeService, body, chunk
 from tests.storages import new_storage
 
@@ -246,7 +246,7 @@ def test_two_lengths_are_no_request(service: FakeService, connection: Connection
 
 def test_a_batch_over_http() -> None:
     """A batch is posted to its own path, under the same rules for its body, and answered request by request."""
-    with Service(new_storage(), Settings(max_body_bytes=LIMIT)) as service, serve.background(service) as address:
+    with Service(new_storage(), Settings(max_body_bytes=LIMIT)) as service, server.background(service) as address:
         key = service.accounts.create("owner")
         requests_: list[dict[str, Any]] = [{"file": "a", "value": [1]}, {"file": "a", "brief": True}, {"file": "b"}]
         reply = post(address, wire.BATCH_PATH, json.dumps({"key": key, "requests": requests_}).encode())

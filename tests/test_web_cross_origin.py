@@ -13,8 +13,8 @@ from playwright.sync_api import Browser, Page
 from cloudstore_mapping.service.media import link
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.web import crowding
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web import connections
+from cloudstore_mapping.web.server import background
 from tests.browser import chromium, needs_chromium
 from tests.media_fakes import Uploader
 from tests.raw_http import Connection, FakeService, body
@@ -135,7 +135,7 @@ def test_errors_can_be_read(program: Program) -> None:
 
 def test_a_crowd_can_read_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """The refusal of a connection too many has the headers of all replies, for a program to read it."""
-    monkeypatch.setattr(crowding, "NOT_LIMITED", ())
+    monkeypatch.setattr(connections, "NOT_LIMITED", ())
     with FakeService(Settings(max_connections_per_address=1)).served() as address, ExitStack() as stack:
         first = stack.enter_context(Connection(address))
         first.post("/store/load", body())

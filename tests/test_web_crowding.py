@@ -7,8 +7,8 @@ from contextlib import ExitStack
 import pytest
 
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.web import crowding
-from cloudstore_mapping.web.crowding import Crowd
+from cloudstore_mapping.web import connections
+from cloudstore_mapping.web.connections import Crowd
 from tests.raw_http import Connection, FakeService, body
 
 LOAD = "/store/load"
@@ -17,7 +17,7 @@ LOAD = "/store/load"
 @pytest.fixture
 def limited_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this machine's own addresses, the only ones that a test has, limited as all others are."""
-    monkeypatch.setattr(crowding, "NOT_LIMITED", ())
+    monkeypatch.setattr(connections, "NOT_LIMITED", ())
 
 
 def test_an_address_has_its_limit(limited_here: None) -> None:

@@ -17,7 +17,7 @@ import requests
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web import protocol
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.raw_http import JSON, Connection, FakeService, body
 from tests.storages import new_storage
 

@@ -14,7 +14,7 @@ import requests
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.media_fakes import UPLOAD, Posted, Uploader, field
 from tests.service_fakes import PATIENCE
 from tests.storages import new_storage

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from cloudstore_mapping.service.media import link
+from cloudstore_mapping.service.media import CHUNK_BYTES, link
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.uploads import CHUNK_BYTES
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.media_fakes import Uploader
 from tests.service_fakes import PATIENCE, ManualClock
 from tests.storages import new_storage

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from cloudstore_mapping.service.media import CHUNK_BYTES
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.uploads import CHUNK_BYTES
-from cloudstore_mapping.web.files import make_files
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.downloads import make_files
+from cloudstore_mapping.web.server import background
 from tests.media_fakes import Uploader, comes_to
 from tests.raw_http import Connection
 

@@ -18,7 +18,7 @@ from msgspec import Raw
 
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.raw_http import JSON, Answer, Connection, FakeService, body, chunk
 from tests.serving import serving, told
 from tests.storages import new_storage

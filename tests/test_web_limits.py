@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.service_fakes import ManualClock
 from tests.storages import new_storage
 

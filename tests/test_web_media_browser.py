@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, Request
 
 from cloudstore_mapping.service.media import link
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.browser import chromium, needs_chromium
 from tests.media_fakes import LOOKS, Uploader
 from tests.media_samples import GIF, JPEG, MP3, MP4, PDF, PNG, WEBM, WEBP, wav

@@ -10,9 +10,8 @@ from cloudstore_mapping.errors import LockedError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web.http import Message, Receive, Scope, Send
-from cloudstore_mapping.web.metrics import OPERATIONS, Metrics, new_rows
-from cloudstore_mapping.web.observing import Observed
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.metrics import OPERATIONS, Metrics, Observed, new_rows
+from cloudstore_mapping.web.server import background
 from tests.raw_http import JSON, Connection, FakeService, body
 from tests.service_fakes import Asker
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cloudstore_mapping.web import listening
-from cloudstore_mapping.web.crowding import LOG_INTERVAL, OpenFiles
+from cloudstore_mapping.web.connections import LOG_INTERVAL, OpenFiles, raise_file_limit
 from tests.raw_http import Connection, FakeService, body
 from tests.service_fakes import ManualClock
 
@@ -122,11 +121,11 @@ def test_how_many_connections(limit: int, connections: int, monkeypatch: pytest.
     """Connections may have what a service doesn't need for itself, and half of a small limit."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit // 2, limit))
     monkeypatch.setattr(resource, "setrlimit", lambda _, __: None)
-    assert listening.raise_file_limit() == connections
+    assert raise_file_limit() == connections
 
 
 def test_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system sets no limit there is none."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     monkeypatch.setattr(resource, "setrlimit", lambda _, __: None)
-    assert listening.raise_file_limit() == sys.maxsize
+    assert raise_file_limit() == sys.maxsize

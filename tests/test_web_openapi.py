@@ -9,12 +9,12 @@ import pytest
 import requests
 
 from cloudstore_mapping.errors import REPLY_ERRORS
-from cloudstore_mapping.messages import Batch, Request
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.app import HEALTH_PATH, make_app
+from cloudstore_mapping.web.api import HEALTH_PATH, make_app
 from cloudstore_mapping.web.metrics import METRICS_PATH
 from cloudstore_mapping.web.openapi import OPENAPI_PATH, description
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
+from cloudstore_mapping.wire import Batch, Request
 from tests.raw_http import FakeService
 from tests.storages import new_storage
 

@@ -12,7 +12,7 @@ import requests
 import cloudstore_mapping as cm
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.postgres_fixtures import address, proxy, wait_for_lock
 from tests.postgres_proxy import Proxy
 from tests.postgres_server import shared

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloudstore_mapping.web.kinds import disposition, is_shown
-from cloudstore_mapping.web.ranges import wanted
+from cloudstore_mapping.web.downloads import disposition, is_shown, wanted
 
 TAG = b'"digest"'
 AT = 1_700_000_000.5  # Tue, 14 Nov 2023 22:13:20 GMT, and a half

@@ -21,13 +21,13 @@ from msgspec import Raw
 
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.web import protocol, serve
+from cloudstore_mapping.web import protocol, server
 from tests.raw_http import JSON, Connection, FakeService, body
 
 # A program that serves until it is told to end; a line on its standard input lets the writes go on.
 PROGRAM = """
 import sys, threading
-from cloudstore_mapping.web.serve import run
+from cloudstore_mapping.web.server import run
 from tests.raw_http import FakeService
 
 service = FakeService()
@@ -83,7 +83,7 @@ def test_handlers_are_put_back() -> None:
     """A program that goes on after serving has the signal handlers it had before."""
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     service = FakeService()
-    serve.run(service.as_service(), port=0, on_ready=lambda _: signal.raise_signal(signal.SIGTERM))
+    server.run(service.as_service(), port=0, on_ready=lambda _: signal.raise_signal(signal.SIGTERM))
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     assert service.closed
 
@@ -126,7 +126,7 @@ def test_a_body_that_is_arriving_is_still_taken(monkeypatch: pytest.MonkeyPatch)
 
     with ThreadPoolExecutor(1) as pool:
         told: list[Future[str]] = []
-        serve.run(service.as_service(), port=0, on_ready=lambda address: told.append(pool.submit(talk, address)))
+        server.run(service.as_service(), port=0, on_ready=lambda address: told.append(pool.submit(talk, address)))
         assert told[0].result() == "Entry saved"
 
 
@@ -150,13 +150,13 @@ def test_a_body_that_goes_on_arriving(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         told: list[Future[str]] = []
-        serve.run(service.as_service(), port=0, on_ready=lambda address: told.append(pool.submit(talk, address)))
+        server.run(service.as_service(), port=0, on_ready=lambda address: told.append(pool.submit(talk, address)))
         assert told[0].result() == "Entry saved"
 
 
 def test_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that could not be ended in time is cut off, and the server ends."""
-    monkeypatch.setattr(serve, "LAST_RESORT", 0)
+    monkeypatch.setattr(server, "LAST_RESORT", 0)
     service = FakeService(Settings(body_timeout=600))
     service.values["large"] = Raw(b'"%b"' % (b"x" * 12 * 2**20))
     with ExitStack() as stack:
@@ -174,7 +174,7 @@ def test_background_ends_with_its_block() -> None:
     addresses: list[str] = []
 
     def fail() -> NoReturn:
-        with serve.background(service.as_service()) as address:
+        with server.background(service.as_service()) as address:
             addresses.append(address)
             assert requests.get(address + "/health", timeout=20).status_code == 200
             raise ZeroDivisionError
@@ -212,7 +212,7 @@ def test_the_address_is_one_to_connect_to(host: str, base_path: str, shown: str)
     if host == "localhost" and not resolves_localhost():
         pytest.skip("this machine has no /etc/hosts, so the name localhost has no address")
     service = FakeService()
-    with serve.background(service.as_service(), host=host, base_path=base_path) as address:
+    with server.background(service.as_service(), host=host, base_path=base_path) as address:
         assert address == shown.format(urlsplit(address).port)
         assert requests.get(address + "/health", timeout=20).status_code == 200
     service.close()
@@ -224,7 +224,7 @@ def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=rf"127\.0\.0\.1, port {port} .*choose another"):
-            serve.run(service.as_service(), port=port)
+            server.run(service.as_service(), port=port)
     assert not service.closed
     service.close()
 
@@ -232,10 +232,10 @@ def test_a_port_that_is_taken() -> None:
 def test_a_port_is_free_again_at_once() -> None:
     """A server can be started anew on the port of one that has just ended with connections open."""
     service = FakeService()
-    with serve.background(service.as_service()) as address, Connection(address) as connection:
+    with server.background(service.as_service()) as address, Connection(address) as connection:
         connection.post("/store/load", body())
         assert connection.answer().status == 200
-    with serve.background(service.as_service(), port=urlsplit(address).port or 0) as again:
+    with server.background(service.as_service(), port=urlsplit(address).port or 0) as again:
         assert again == address
     service.close()
 
@@ -248,14 +248,14 @@ def test_what_fails_at_the_start_is_raised() -> None:
         raise ZeroDivisionError(address)
 
     with pytest.raises(ZeroDivisionError):
-        serve.run(service.as_service(), port=0, on_ready=fail)
+        server.run(service.as_service(), port=0, on_ready=fail)
     assert service.closed
 
 
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without what the extra brings the error says what is missing, and which extra to install."""
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    for name in ("cloudstore_mapping.web", "cloudstore_mapping.web.serve"):
+    for name in ("cloudstore_mapping.web", "cloudstore_mapping.web.server"):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UnsupportedError, match=r"needs jinja2; pip install 'cloudstore-mapping\[server\]'"):
-        importlib.import_module("cloudstore_mapping.web.serve")
+        importlib.import_module("cloudstore_mapping.web.server")

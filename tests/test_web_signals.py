@@ -32,7 +32,7 @@ main()
 STUCK = """
 import threading
 from cloudstore_mapping.web.logs import logging_as
-from cloudstore_mapping.web.serve import run
+from cloudstore_mapping.web.server import run
 from tests.raw_http import FakeService
 
 class Stuck(FakeService):
@@ -147,7 +147,7 @@ import os, signal, sys
 
 class Finder:
     def find_spec(self, name, *_):
-        if name == "cloudstore_mapping.web.serve":
+        if name == "cloudstore_mapping.web.server":
             sys.meta_path.remove(self)
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # by which the first process ends it
             os.killpg(0, int(os.environ["TEST_SIGNAL"]))

@@ -15,15 +15,14 @@ from typing import Any
 import pytest
 
 from cloudstore_mapping.errors import CloudStoreError, TooBigError, UnavailableError
+from cloudstore_mapping.service.media import Upload
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.uploads import Upload
-from cloudstore_mapping.web import spool
+from cloudstore_mapping.web import uploads
 from cloudstore_mapping.web.forms import UploadForm
 from cloudstore_mapping.web.http import DisconnectedError, Message, RefusedError, Turns
-from cloudstore_mapping.web.serve import background
-from cloudstore_mapping.web.spool import ALL_IN_MEMORY, IN_MEMORY, Spool, SpoolSpace
-from cloudstore_mapping.web.upload import AT_ONCE, WAITING, take_upload
+from cloudstore_mapping.web.server import background
+from cloudstore_mapping.web.uploads import ALL_IN_MEMORY, AT_ONCE, IN_MEMORY, WAITING, Spool, SpoolSpace, take_upload
 from cloudstore_mapping.wire import Reply, decode_value
 from tests.crash.small_disk import small_disk
 from tests.media_fakes import BOUNDARY, Posted, Uploader, comes_to, field, file_part, form
@@ -186,7 +185,7 @@ def test_the_space_of_all(uploader: Uploader) -> None:
     with held(taking, MEBIBYTE + 1, "192.0.2.9"):
         refused = taking.refusal(*form_)
         assert isinstance(refused, UnavailableError)
-        assert refused.retry_after == spool.WAIT
+        assert refused.retry_after == uploads.WAIT
         assert "before the file" in str(refused)
         key_first, _ = form(field("key", uploader.api_key), file_part(bytes(LARGE)))
         assert taking.take(*cut(key_first, 2**16)).error is None

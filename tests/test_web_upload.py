@@ -11,10 +11,10 @@ import pytest
 import requests
 
 from cloudstore_mapping.errors import ChangedError
+from cloudstore_mapping.service.media import CHUNK_BYTES
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.uploads import CHUNK_BYTES
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.media_fakes import UPLOAD, Posted, Uploader, comes_to, field, file_part, form, rows, write
 from tests.raw_http import Connection, chunk
 from tests.service_fakes import PATIENCE, FakeHasher

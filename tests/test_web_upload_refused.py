@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator
 import pytest
 import requests
 
+from cloudstore_mapping.service.media import CHUNK_BYTES, Upload
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.uploads import CHUNK_BYTES, Upload
 from cloudstore_mapping.web.forms import UploadForm
 from cloudstore_mapping.web.http import Message, RefusedError, Turns
-from cloudstore_mapping.web.serve import background
-from cloudstore_mapping.web.spool import SpoolSpace
-from cloudstore_mapping.web.upload import AROUND, AT_ONCE, WAITING, take_upload
+from cloudstore_mapping.web.server import background
+from cloudstore_mapping.web.uploads import AROUND, AT_ONCE, WAITING, SpoolSpace, take_upload
 from cloudstore_mapping.wire import decode_value
 from tests.media_fakes import BOUNDARY, UPLOAD, Posted, Uploader, comes_to, field, file_part, form, rows
 from tests.raw_http import Connection, chunk

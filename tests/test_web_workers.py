@@ -18,7 +18,7 @@ import requests
 import cloudstore_mapping as cm
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.places import place_of
-from cloudstore_mapping.web.listening import listen
+from cloudstore_mapping.web.connections import listen
 from cloudstore_mapping.web.options import Options
 from cloudstore_mapping.web.workers import run_workers
 from tests.serving import serving, told

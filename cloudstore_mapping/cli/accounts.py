@@ -13,7 +13,7 @@ from cloudstore_mapping.cli.output import show, show_json, stdout
 from cloudstore_mapping.cli.places import StoreOption, open_service
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.storage.records import Account, Limits
+    from cloudstore_mapping.service.storage.base import Account, Limits
 
 #: What limits are called on a command line, and in `Limits`.
 LIMITS: Final = {
@@ -216,7 +216,7 @@ def _parted(limit: str) -> tuple[str, str]:
 
 def _value(limit: str, text: str) -> float | None:
     """Return the limit that `text` says, None for none; `UsageError` where it says no number above 0."""
-    from cloudstore_mapping.service.sizes import EXAMPLES, parse_size
+    from cloudstore_mapping.service.configuration import EXAMPLES, parse_size
 
     if text == NO_LIMIT:
         return None

@@ -108,10 +108,10 @@ class _Start(NamedTuple):
 
 
 def _run(options: Options, settings: Settings, tell: Callable[[_Start], None]) -> None:
-    import cloudstore_mapping.web.serve  # noqa: F401 - before a store is made: it says which extra is missing
-    from cloudstore_mapping.web.listening import listen, raise_file_limit
+    import cloudstore_mapping.web.server  # noqa: F401 - before a store is made: it says which extra is missing
+    from cloudstore_mapping.web.connections import listen, raise_file_limit
     from cloudstore_mapping.web.logs import logging_as
-    from cloudstore_mapping.web.tls import check_certificate
+    from cloudstore_mapping.web.options import check_certificate
 
     with as_usage():
         check_certificate(options)
@@ -135,7 +135,7 @@ def _run(options: Options, settings: Settings, tell: Callable[[_Start], None]) -
 
 
 def _run_here(listener: Any, service: Service, place: Place, options: Options, tell: Callable[[_Start], None]) -> None:
-    from cloudstore_mapping.web.serve import run_on
+    from cloudstore_mapping.web.server import run_on
 
     with _announcing(lambda address: _tell(service, _start(service, address, place), tell)) as announce:
         run_on(listener, service, options, on_ready=announce)

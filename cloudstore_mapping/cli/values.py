@@ -12,10 +12,9 @@ from cloudstore_mapping.cli.asking import STDIN, reading, stdin
 from cloudstore_mapping.cli.frame import UsageError
 from cloudstore_mapping.client.codec import encode
 from cloudstore_mapping.errors import BadValueError
-from cloudstore_mapping.jsontext import fault_of
 from cloudstore_mapping.oserrors import sentence_of
 from cloudstore_mapping.storefiles import read_file
-from cloudstore_mapping.wire import decode_value
+from cloudstore_mapping.wire import decode_value, fault_of
 
 
 def read(source: str) -> Any:

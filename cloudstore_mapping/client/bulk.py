@@ -19,10 +19,10 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, Generic, TypeVar, cast
 
 from cloudstore_mapping.client.cache import Found
-from cloudstore_mapping.client.deadline import scope
 from cloudstore_mapping.client.files import Change, Files
 from cloudstore_mapping.client.progress import Progress, reporting
 from cloudstore_mapping.client.retry import WRITES
+from cloudstore_mapping.client.transport import scope
 from cloudstore_mapping.errors import (
     BadValueError,
     BulkError,

@@ -8,9 +8,8 @@ from typing import Any, Final, NamedTuple, NoReturn
 import msgspec
 
 from cloudstore_mapping.errors import BadValueError, ProtocolError
-from cloudstore_mapping.jsontext import fault_of
 from cloudstore_mapping.merge import JSON, path_text
-from cloudstore_mapping.wire import decode_value, encode_value
+from cloudstore_mapping.wire import decode_value, encode_value, fault_of
 
 #: Maximum nesting depth of a value, for any service.
 MAX_DEPTH: Final = 500

@@ -20,12 +20,11 @@ from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.client import codec, retry
 from cloudstore_mapping.client.cache import Cache, Found, Mark, Write
-from cloudstore_mapping.client.gate import closed_error
-from cloudstore_mapping.client.keys import FileNames
 from cloudstore_mapping.client.progress import Progress
 from cloudstore_mapping.client.retry import (
     WRITES,
     RequestSender,
+    closed_error,
     error_of,
     facts_of,
     is_write,
@@ -43,6 +42,7 @@ from cloudstore_mapping.errors import (
     UnsupportedError,
     shorten,
 )
+from cloudstore_mapping.keys import FileNames
 from cloudstore_mapping.masking import hide, mask
 from cloudstore_mapping.wire import MAX_BATCH, Batch, Operation, Reply, Request, Upload, decode_replies
 

@@ -33,13 +33,19 @@ from cloudstore_mapping.client.address import (
 )
 from cloudstore_mapping.client.bulk import Bulk, WorkerPool
 from cloudstore_mapping.client.cache import DEFAULT_BYTES, DEFAULT_ENTRIES, Cache, Found
-from cloudstore_mapping.client.deadline import DEFAULT_DEADLINE, scope
 from cloudstore_mapping.client.files import Change, Client, Files, Names, OpenStore, Password, Passwords
 from cloudstore_mapping.client.media import Media, Place, download_media, media_of, upload_media
 from cloudstore_mapping.client.options import check_options, pickled
 from cloudstore_mapping.client.progress import Progress
 from cloudstore_mapping.client.retry import read_only
-from cloudstore_mapping.client.transport import DEFAULT_TIMEOUT, HTTPTransport, Sendable, Transport
+from cloudstore_mapping.client.transport import (
+    DEFAULT_DEADLINE,
+    DEFAULT_TIMEOUT,
+    HTTPTransport,
+    Sendable,
+    Transport,
+    scope,
+)
 from cloudstore_mapping.client.views import Listing, ReadAhead, StoreItems, StoreKeys, StoreValues
 from cloudstore_mapping.errors import BadValueError, BulkError, ChangedError, CloudStoreError, NoFileError, shorten
 from cloudstore_mapping.interrupts import block

@@ -17,11 +17,10 @@ from typing import IO, Any, Final, NamedTuple, TypeAlias
 
 from cloudstore_mapping import callback_client
 from cloudstore_mapping.callback_client import MediaData, size_of
-from cloudstore_mapping.client.deadline import Deadline
 from cloudstore_mapping.client.files import Client, Files
 from cloudstore_mapping.client.progress import Progress, reporting
 from cloudstore_mapping.client.retry import MAX_WAIT
-from cloudstore_mapping.client.transport import Fetched
+from cloudstore_mapping.client.transport import Deadline, Fetched
 from cloudstore_mapping.drafts import Draft
 from cloudstore_mapping.errors import BadValueError, ProtocolError, TimedOutError, TooOftenError, TransportError
 from cloudstore_mapping.links import FILES_PATH, media_link

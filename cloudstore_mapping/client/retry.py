@@ -1,18 +1,14 @@
-"""
-Retry: send a request until its outcome is final, under one deadline, with rate limit, idempotency keys and backoff.
-
-A read is retried freely; a write only if a second application does no harm, or if an idempotency key prevents it.
-A write raises `OutcomeUnknownError` if an attempt may have been applied and the last reply doesn't tell; see the table
-of all cases in ``docs/errors.md``.
-"""
+"""Retry: one request until its final outcome, under one deadline: pacing, ids, backoff, close."""
 
 from __future__ import annotations
 
 import itertools
 import random
 import secrets
+import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,9 +19,7 @@ import msgspec
 from msgspec import UNSET
 
 from cloudstore_mapping.callback_client import Pacer
-from cloudstore_mapping.client.deadline import DEFAULT_DEADLINE, Deadline, scope
-from cloudstore_mapping.client.gate import Gate
-from cloudstore_mapping.client.transport import Fetched, Sendable, Transport
+from cloudstore_mapping.client.transport import DEFAULT_DEADLINE, Deadline, Fetched, Group, Sendable, Transport, scope
 from cloudstore_mapping.errors import (
     REPLY_ERRORS,
     ChangedError,
@@ -43,6 +37,96 @@ from cloudstore_mapping.errors import (
 from cloudstore_mapping.forks import renew_after_fork
 from cloudstore_mapping.masking import hide
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, Upload, encode_value
+
+
+def closed_error() -> ValueError:
+    """Return the error of every operation on a closed store."""
+    return ValueError("The store is closed; open it again.")
+
+
+class _Thread(threading.local):
+    """State of a thread: it holds `turn` during a request; an RLock, as a signal handler may send another request."""
+
+    def __init__(self, turns: weakref.WeakValueDictionary[int, Any]) -> None:
+        self.turn = threading.RLock()
+        turns[threading.get_ident()] = self.turn
+
+
+class Gate:
+    """
+    Let requests pass until `shut`; `wait` then returns once none is in flight.
+
+    Send a request in ``with gate.turn:`` after `check`. Thread safe; `wait` ignores requests of its own thread.
+    """
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Forget the requests of other threads in a child process."""
+        self._turns: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._sleepers: dict[int, Group] = {}  # by thread
+        self._thread = _Thread(self._turns)
+        # Held until the gate closes. Not an `Event`: an interrupt inside an `Event` can leave its lock held.
+        self._asleep = threading.Lock()
+        if not self.is_closed:
+            self._asleep.acquire()
+
+    @property
+    def turn(self) -> Any:
+        """Lock to hold during a request."""
+        return self._thread.turn
+
+    def check(self) -> None:
+        """Raise `ValueError` if the gate is closed."""
+        if self.is_closed:
+            raise closed_error()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but not beyond the end of this thread's bulk work; `ValueError` as soon as the gate closes."""
+        if scope.group is None:
+            until = time.monotonic() + seconds
+            while not self.is_closed and (left := until - time.monotonic()) > 0:
+                if self._asleep.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
+                    self._asleep.release()
+        else:
+            self._sleep_in(scope.group, seconds)
+        self.check()
+
+    def _sleep_in(self, group: Group, seconds: float) -> None:
+        thread = threading.get_ident()
+        self._sleepers[thread] = group
+        try:
+            if not self.is_closed:
+                group.sleep(seconds)
+        finally:
+            self._sleepers.pop(thread, None)
+
+    def shut(self) -> None:
+        """Let no further request pass, and end all sleeps."""
+        was_closed, self.is_closed = self.is_closed, True
+        if not was_closed:
+            self._asleep.release()
+            for group in list(self._sleepers.values()):
+                group.wake()
+
+    def is_in_use(self) -> bool:
+        """Return True in a signal handler, or `__del__`, in the middle of a request of this thread."""
+        owned: bool = self.turn._is_owned()  # noqa: SLF001 - as `threading.Condition` asks
+        return owned
+
+    def wait(self) -> None:
+        """Wait for the requests in flight, except those of this thread; at Python's end no other thread runs."""
+        if sys.is_finalizing():
+            return
+        for reference in self._turns.valuerefs():  # a copy, as other threads add turns
+            turn = reference()
+            if turn is not None:
+                with turn:
+                    pass
+
 
 #: Result of a single attempt: a reply, or the reason why there is none.
 Outcome: TypeAlias = Reply | CloudStoreError

@@ -1,23 +1,4 @@
-"""
-HTTP transport: send one request with `requests` and `urllib3`, return the reply or raise an error of this package.
-
-`requests` and `urllib3` are imported at the first request: they take most of the time of `import cloudstore_mapping`.
-Only this file imports them, apart from `requests` in the callback client, and only this file relies on names that they
-do not document. CPU time of the client for a small load, on CPython 3.11 with requests 2.34 and urllib3 2.8: 80 µs, and
-900 µs through `requests.Session`. Savings:
-
-- 165 µs: `HTTPConnectionPool._put_conn`, and `_pool` and `_connection` of a response. A pool takes a connection back
-  only this way, and a plain response needs no object of `urllib3` (`PlainResponse`).
-- 320 µs: `Response._content` and `_content_consumed`, for a `requests.Response` built on demand. `requests` also has no
-  public way to set a body read with a size limit.
-- 25 µs, and a packet: `HTTPConnectionPool.ConnectionCls`, for connections that send head and body at once.
-
-For correctness alone: `response_class` of a connection of `http.client`, and `makefile`, the only call of its responses
-on a socket, to skip interim responses and to bound reads by a deadline; `ConnectionCls` of a pool of the user's
-session, for the same bound; `HTTPConnectionPool.pool`, for idle connections without a lock; the functions of a TLS
-handshake in a traceback, to know that nothing was sent; the ends of two messages, for a missing certificate file and a
-refused tunnel.
-"""
+"""HTTP transport with requests and urllib3: one attempt, its deadline, and their exceptions as ours."""
 
 from __future__ import annotations
 
@@ -26,6 +7,7 @@ import functools
 import hashlib
 import importlib
 import io
+import math
 import queue
 import re
 import socket
@@ -47,7 +29,6 @@ from urllib.parse import unquote, urlsplit
 from cloudstore_mapping import callback_client
 from cloudstore_mapping._version import __version__
 from cloudstore_mapping.client.address import is_loopback
-from cloudstore_mapping.client.deadline import scope
 from cloudstore_mapping.errors import (
     BadNameError,
     BadValueError,
@@ -71,6 +52,75 @@ from cloudstore_mapping.wire import (
     encode_value,
     id_beside,
 )
+
+#: Seconds for a request with all its attempts, waits and slow replies.
+DEFAULT_DEADLINE: Final = 60.0
+
+
+class Deadline:
+    """
+    Time by which a request must end: `seconds` from now by `clock`; None: no limit.
+
+    Attributes
+    ----------
+    began
+        Time of the beginning.
+    restarts_on_read
+        True while each read restarts the deadline, as during a download.
+    sent
+        True if the current attempt may have left this machine; a transport that can't tell does not set it.
+    """
+
+    def __init__(self, seconds: float | None, clock: Callable[[], float]) -> None:
+        self._seconds = math.inf if seconds is None else seconds
+        self._clock = clock
+        self.began = clock()
+        self._until = self.began + self._seconds
+        self.restarts_on_read = False
+        self.sent = False
+
+    def left(self) -> float:
+        """Return the seconds left, 0 or less once the deadline has passed."""
+        return self._until - self._clock()
+
+    def within(self, timeout: float) -> float:
+        """Return `timeout`, or the seconds left if fewer; `TimeoutError` once the deadline has passed."""
+        left = self._until - self._clock()
+        if left <= 0:
+            raise TimeoutError("The deadline has passed.")
+        return min(timeout, left)
+
+    def restart(self) -> None:
+        """Restart the deadline after progress of an upload or download."""
+        self._until = self._clock() + self._seconds
+
+    def extend(self, seconds: float) -> None:
+        """Exclude a wait from the deadline, such as for the rate limit."""
+        self._until += seconds
+
+
+class Group(Protocol):
+    """Bulk work in progress, a `bulk.CallGroup`."""
+
+    has_ended: bool
+    connections: dict[int, Any]
+
+    def sleep(self, seconds: float) -> object:
+        """Sleep, but not beyond the end of the bulk work."""
+
+    def wake(self) -> None:
+        """End all present and future sleeps."""
+
+
+class _Scope(threading.local):
+    """Request running on this thread, and the bulk work it belongs to."""
+
+    deadline: Deadline | None = None
+    group: Group | None = None
+
+
+scope: Final = _Scope()
+
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse as RawResponse

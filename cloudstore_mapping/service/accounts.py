@@ -1,4 +1,4 @@
-"""Accounts and the API keys that open them."""
+"""Accounts of owners: their API keys, plans and limits, and the events of each."""
 
 from __future__ import annotations
 
@@ -6,18 +6,29 @@ import hashlib
 import re
 import secrets
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeAlias
 
 from cloudstore_mapping.errors import BadKeyError, BadNameError, BadValueError, DisabledError
-from cloudstore_mapping.service.plans import DEFAULT_PLAN, OWN_PLAN, PLANS
-from cloudstore_mapping.service.storage.records import Account, Event, Limits, OwnerPassword
+from cloudstore_mapping.service.storage.base import Account, Event, Limits, OwnerPassword
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.guesses import Guesses
-    from cloudstore_mapping.service.limits import Clock
-    from cloudstore_mapping.service.storage.base import Storage, Transaction
-    from cloudstore_mapping.service.storage.records import ApiKey
+    from cloudstore_mapping.service.quotas import Clock
+    from cloudstore_mapping.service.security import Guesses
+    from cloudstore_mapping.service.storage.base import ApiKey, Storage
+    from cloudstore_mapping.service.storage.sql import Transaction
+
+#: The plan of accounts that are not made under another one.
+DEFAULT_PLAN: Final = "unlimited"
+#: What an account is said to be on whose limits were set one by one.
+OWN_PLAN: Final = "custom"
+
+PLANS: Final[Mapping[str, Limits]] = {
+    DEFAULT_PLAN: Limits(),
+    # As the account page of the vendor's own service shows it for its BASIC plan.
+    "basic": Limits(max_files=100, max_file_bytes=3072, max_daily_accesses=300, min_interval=3.0),
+}
+
 
 P = ParamSpec("P")
 

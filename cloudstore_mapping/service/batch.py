@@ -10,10 +10,10 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from cloudstore_mapping.errors import CloudStoreError, TooBigError
-from cloudstore_mapping.service.answers import Answers
-from cloudstore_mapping.service.passwords import Question, UnprovenError
-from cloudstore_mapping.service.rules import Caller, Rules
-from cloudstore_mapping.service.storage.base import Transaction
+from cloudstore_mapping.service.idempotency import Answers
+from cloudstore_mapping.service.operations import Caller, Rules
+from cloudstore_mapping.service.security import Question, UnprovenError
+from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, encode_replies, encode_value, failure, success
 
 #: Bytes of a value that is read before it is asked for.

@@ -1,4 +1,4 @@
-"""What the environment and a file say of settings, checked one by one: an error names the one that is wrong."""
+"""Configuration: read settings from the command line, the environment and a TOML file."""
 
 from __future__ import annotations
 
@@ -7,14 +7,42 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from cloudstore_mapping.service.sizes import EXAMPLES, parse_size
 from cloudstore_mapping.storefiles import read_file
+
+_UNITS: Final = {
+    "": 1,
+    "b": 1,
+    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
+    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
+}
+_SIZE: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) *([A-Za-z]*)", re.ASCII)
+
+#: What a sentence names as an example.
+EXAMPLES: Final = "3072, 3KiB or '1.5 GiB'"
+
+
+def parse_size(text: str) -> int:
+    """
+    Return the bytes that `text` says: a number alone or of B, kB, MB, GB, TB (thousands) or KiB, MiB, GiB, TiB (1024s).
+
+    Raises `ValueError` for what is no size, or no whole number of bytes.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    unit = None if match is None else _UNITS.get(match[2].lower())
+    if match is None or unit is None:
+        raise ValueError(f"{text!r} is no size; write it as {EXAMPLES}.")
+    size = Decimal(match[1]) * unit
+    if size != int(size):
+        raise ValueError(f"{text!r} is no whole number of bytes; write it as {EXAMPLES}.")
+    return int(size)
+
 
 #: What the environment's variables begin with; the rest is the setting's name in upper case.
 PREFIX: Final = "CLOUDSTORE_SERVICE_"

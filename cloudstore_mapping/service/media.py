@@ -1,27 +1,488 @@
-"""Media files: found by their address, read piece by piece, locked and deleted by their owner."""
+"""Media files: uploads in chunks, reads, types by content, and garbage collection of unused blobs."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import mimetypes
 import re
+import secrets
+import sys
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from cloudstore_mapping.errors import NoFileError, UnavailableError, shorten
+from cloudstore_mapping.errors import (
+    BadKeyError,
+    BadValueError,
+    ChangedError,
+    NoFileError,
+    TooBigError,
+    TransportError,
+    UnavailableError,
+    shorten,
+)
 from cloudstore_mapping.links import media_link
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
-from cloudstore_mapping.service.limits import DAY, day_of
-from cloudstore_mapping.service.media_types import BEGINNING, real_type
-from cloudstore_mapping.service.sweeping import Sweeper
-from cloudstore_mapping.service.uploads import CHUNK_BYTES, Sender, Upload, Uploads, check_type
+from cloudstore_mapping.service.operations import check_name
+from cloudstore_mapping.service.quotas import DAY, check_room, day_of, take_turn
+from cloudstore_mapping.service.security import UnprovenError
+from cloudstore_mapping.service.storage.base import Media
+from cloudstore_mapping.wire import Reply, encode_value, success
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.limits import Clock
-    from cloudstore_mapping.service.passwords import Passwords
+    from cloudstore_mapping.service.quotas import Clock, Usage
+    from cloudstore_mapping.service.security import Passwords
     from cloudstore_mapping.service.settings import Settings
-    from cloudstore_mapping.service.storage.base import Storage, Transaction
-    from cloudstore_mapping.service.storage.records import Account, Media
-    from cloudstore_mapping.service.usage import Usage
+    from cloudstore_mapping.service.storage.base import Account, Storage
+    from cloudstore_mapping.service.storage.sql import Transaction
+
+#: The type of a file of which nothing is known.
+UNKNOWN_TYPE: Final = "application/octet-stream"
+#: Bytes of a file's beginning that tell what it is.
+BEGINNING: Final = 16
+
+#: How the files begin that a browser may show; the first type that fits is theirs if nothing else says another.
+SIGNATURES: Final[Mapping[str, re.Pattern[bytes]]] = {
+    "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "image/jpeg": re.compile(rb"\xff\xd8\xff"),
+    "image/gif": re.compile(rb"GIF8[79]a"),
+    "image/webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    # Of layers II and III only: layer I is in no use, and its files begin as text in UTF-16 does.
+    "audio/mpeg": re.compile(rb"ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xfd]"),
+    "audio/wav": re.compile(rb"RIFF....WAVE", re.DOTALL),
+    "audio/flac": re.compile(rb"fLaC"),
+    "audio/ogg": re.compile(rb"OggS"),
+    "video/ogg": re.compile(rb"OggS"),
+    "video/mp4": re.compile(rb"....ftyp", re.DOTALL),
+    "audio/mp4": re.compile(rb"....ftyp", re.DOTALL),
+    "video/webm": re.compile(rb"\x1a\x45\xdf\xa3"),
+    "audio/webm": re.compile(rb"\x1a\x45\xdf\xa3"),
+    "application/pdf": re.compile(rb"%PDF-"),
+}
+
+_ALIASES: Final[Mapping[str, str]] = {
+    "image/jpg": "image/jpeg",
+    "image/pjpeg": "image/jpeg",
+    "image/x-png": "image/png",
+    "audio/mp3": "audio/mpeg",
+    "audio/mpeg3": "audio/mpeg",
+    "audio/x-mp3": "audio/mpeg",
+    "audio/x-mpeg": "audio/mpeg",
+    "audio/x-mpeg-3": "audio/mpeg",
+    "audio/wave": "audio/wav",
+    "audio/x-wav": "audio/wav",
+    "audio/vnd.wave": "audio/wav",
+    "audio/x-flac": "audio/flac",
+    "audio/x-m4a": "audio/mp4",
+    "audio/m4a": "audio/mp4",
+    "video/x-m4v": "video/mp4",
+    "application/ogg": "video/ogg",
+    "application/x-pdf": "application/pdf",
+    "application/x-json": "application/json",
+    "text/json": "application/json",
+    # Of these none says anything.
+    "binary/octet-stream": UNKNOWN_TYPE,
+    "application/unknown": UNKNOWN_TYPE,
+    "application/x-unknown": UNKNOWN_TYPE,
+    "*/*": UNKNOWN_TYPE,
+}
+
+# What Python's own table has not in each of its versions.
+_ENDINGS: Final[Mapping[str, str]] = {
+    "text": "text/plain",
+    "jpg": "image/jpeg",
+    "webp": "image/webp",
+    "mp3": "audio/mpeg",
+    "wav": "audio/wav",
+    "flac": "audio/flac",
+    "m4a": "audio/mp4",
+    "m4v": "video/mp4",
+    "oga": "audio/ogg",
+    "ogg": "audio/ogg",
+    "ogv": "video/ogg",
+    "opus": "audio/ogg",
+    "weba": "audio/webm",
+}
+# Not the machine's table: the same upload has the same type everywhere.
+_PYTHONS: Final = mimetypes.MimeTypes()
+_PLAIN: Final = re.compile(r"[a-z0-9]{1,16}")
+
+
+def real_type(content_type: str, name: str, beginning: bytes) -> str:
+    """Return the type of a file that was uploaded as `content_type`: itself, what it is an alias of, or a guess."""
+    return known_type(content_type) or _guess(name, beginning)
+
+
+def known_type(content_type: str) -> str:
+    """Return the type that `content_type` stands for, with its parameters; empty if it says nothing."""
+    kind, semicolon, parameters = content_type.strip().partition(";")
+    plain = kind.strip().lower()
+    real = _ALIASES.get(plain, plain) if "/" in plain else _of_ending(plain)
+    if real in {"", UNKNOWN_TYPE}:
+        return ""
+    return content_type.strip() if real == plain else f"{real}{semicolon}{parameters}"
+
+
+def begins_as(content_type: str, beginning: bytes) -> bool:
+    """Whether a browser may show files of this type, and these are the first bytes of one."""
+    pattern = SIGNATURES.get(known_type(content_type).partition(";")[0].strip().lower())
+    return pattern is not None and pattern.match(beginning) is not None
+
+
+def _guess(name: str, beginning: bytes) -> str:
+    by_name = _of_ending(name.rpartition(".")[2].lower()) if "." in name else ""
+    if by_name and (by_name not in SIGNATURES or begins_as(by_name, beginning)):
+        return by_name
+    return next((kind for kind, pattern in SIGNATURES.items() if pattern.match(beginning)), UNKNOWN_TYPE)
+
+
+def _of_ending(ending: str) -> str:
+    if not _PLAIN.fullmatch(ending):
+        return ""
+    kind, encoding = _PYTHONS.guess_type(f"x.{ending}", strict=False)
+    return _ENDINGS.get(ending) or ("" if kind is None or encoding is not None else _ALIASES.get(kind, kind))
+
+
+T = TypeVar("T")
+
+#: Bytes of each chunk but the last: few enough that its commit is quick, enough that a large file has few.
+CHUNK_BYTES: Final = 512 * 2**10
+#: Chunks of one upload that may wait for their commit; past it its sender has to wait.
+CHUNKS_IN_FLIGHT: Final = 2
+#: Random bytes of an id: 32 hexadecimal digits.
+ID_BYTES: Final = 16
+
+_CONTENT_TYPE: Final = re.compile(r"[ -~]{1,255}")
+
+
+@dataclass(frozen=True)
+class Sender:
+    """
+    Who uploads what: with an API key and perhaps a password, or as the account's owner, who is signed in.
+
+    `media_password` opens what the account's default password of media files opens, whatever `password` is.
+    `only_new` asks for no other file of this name to be replaced.
+    """
+
+    name: str
+    content_type: str
+    api_key: str = field(repr=False)
+    password: str | None = field(repr=False)
+    media_password: str | None = field(repr=False)
+    address: str
+    owner: Account | None
+    only_new: bool
+
+
+class Uploads:
+    """Takes uploads for all accounts; threads may share it."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        settings: Settings,
+        clock: Clock,
+        accounts: Accounts,
+        passwords: Passwords,
+        sweeper: Sweeper,
+    ) -> None:
+        self.storage = storage
+        self.settings = settings
+        self.clock = clock
+        self.sweeper = sweeper
+        self._accounts = accounts
+        self._passwords = passwords
+        self._closed = False
+
+    def begin(self, sender: Sender) -> Upload:
+        """
+        Return where the file's bytes go; waits for the storage, and where there is a password for its hashing.
+
+        Raises what refuses the upload whatever its bytes are: `BadKeyError`, `DisabledError`, `TooOftenError`,
+        `BadNameError`, `LockedError`, `ChangedError`, `TooManyFilesError`.
+        """
+        if self._closed:
+            raise UnavailableError("The service is closed; try again later.", retry_after=1.0)
+        check_name(sender.name, self.settings.max_name_bytes)
+        with self.storage.read() as transaction:
+            self._account(transaction, sender, writes=False)  # so that a key of nobody costs no write
+        blob, room = self._proved(sender, self._begin)
+        return Upload(self, sender, blob, room)
+
+    def finish(self, sender: Sender, blob: int, size: int, digest: str) -> Reply:
+        """Make the blob a media file, checked again in the transaction that does it; return the reply to the upload."""
+        return self._proved(sender, lambda transaction, sender: self._finish(transaction, sender, blob, size, digest))
+
+    def close(self) -> None:
+        """Begin no more uploads."""
+        self._closed = True
+
+    def _proved(self, sender: Sender, work: Callable[[Transaction, Sender], T]) -> T:
+        while True:
+            try:
+                return self.storage.submit(lambda transaction: work(transaction, sender)).result()
+            except UnprovenError as error:
+                for question in error.questions:
+                    self._passwords.prove(question, sender.address).result()
+
+    def _begin(self, transaction: Transaction, sender: Sender) -> tuple[int, int]:
+        account = self._account(transaction, sender, writes=True)
+        now = self.clock.wall()
+        if sender.owner is None and account.limits.min_interval:
+            # Undone where the upload is refused: one whose password comes late is begun twice.
+            take_turn(transaction, account, now)
+        _, room = self._admitted(transaction, account, sender)
+        return transaction.add_blob(account.id, now), room
+
+    def _finish(self, transaction: Transaction, sender: Sender, blob: int, size: int, digest: str) -> Reply:
+        account = self._account(transaction, sender, writes=True)
+        before, room = self._admitted(transaction, account, sender)
+        check_size(size, room, sender.name)
+        now = self.clock.wall()
+        media = Media(
+            id=secrets.token_hex(ID_BYTES) if before is None else before.id,
+            name=sender.name,
+            mimetype=sender.content_type,
+            size=size,
+            digest=digest,
+            blob=blob,
+            edit_password=None if before is None else before.edit_password,
+            created_at=now if before is None else before.created_at,
+            updated_at=now,
+        )
+        if not transaction.put_media(account.id, media):
+            raise _abandoned()
+        if sender.owner is not None:
+            self._accounts.record(transaction, account, "media file uploaded", sender.name, sender.address)
+        return success("File Uploaded", encode_value(described(account, media)))
+
+    def _account(self, transaction: Transaction, sender: Sender, *, writes: bool) -> Account:
+        if sender.owner is None:
+            return self._accounts.find(transaction, sender.api_key, sender.address, writes=writes)
+        account = transaction.account(sender.owner.id)
+        if account is None:
+            raise BadKeyError("The account is there no longer.")
+        return account
+
+    def _admitted(self, transaction: Transaction, account: Account, sender: Sender) -> tuple[Media | None, int]:
+        """Return the file that would be replaced, and how many bytes the new one may have."""
+        before = transaction.media_named(account.id, sender.name)
+        if sender.owner is None:
+            own = None if before is None else before.edit_password
+            subject = (account.id, "media") if own is None else (account.id, "media", sender.name)
+            default = account.media_password if own is None else None
+            self._passwords.require(subject, (sender.password, (own or default,)), (sender.media_password, (default,)))
+        if before is not None and sender.only_new:
+            raise ChangedError(
+                "There is a media file of this name already, and it was asked for none; give another name.",
+                version=before.digest,
+                key=sender.name,
+            )
+        if before is None:
+            check_room(transaction, account, sender.name)
+        room = min(self.settings.max_media_bytes, account.limits.max_media_bytes or sys.maxsize)
+        if account.limits.max_total_bytes is not None:
+            others = transaction.media_bytes(account.id) - (0 if before is None else before.size)
+            room = min(room, max(0, account.limits.max_total_bytes - others))
+        return before, room
+
+
+class Upload:
+    """
+    The bytes of a file on their way to the storage, for one thread or task at a time; `finish` or `abort` ends it.
+
+    What is not finished leaves nothing, in the worst case, after a crash, an hour later.
+    """
+
+    def __init__(self, uploads: Uploads, sender: Sender, blob: int, room: int) -> None:
+        self._uploads = uploads
+        self._sender = sender
+        self._blob = blob
+        self._room = room
+        self._size = 0
+        self._number = 0
+        self._digest = hashlib.sha256()
+        self._beginning = b""
+        self._gathered = bytearray()
+        self._in_flight: deque[Future[bool]] = deque()
+
+    def expect(self, size: int) -> None:
+        """Raise `TooBigError` where so many bytes are more than the file may take, before they are written."""
+        check_size(size, self._room, self._sender.name)
+
+    def write(self, data: bytes) -> Future[bool] | None:
+        """
+        Take the next bytes, without waiting; where a future comes back, it has to be waited for before the next ones.
+
+        Raises `TooBigError` past what the file may take, and what made an earlier chunk fail.
+        """
+        self._size += len(data)
+        check_size(self._size, self._room, self._sender.name)
+        self._beginning += data[: BEGINNING - len(self._beginning)]
+        self._gathered += data
+        while len(self._gathered) >= CHUNK_BYTES:
+            self._store(CHUNK_BYTES)
+        while self._in_flight and self._in_flight[0].done():
+            self._landed(self._in_flight.popleft())
+        return self._in_flight[0] if len(self._in_flight) >= CHUNKS_IN_FLIGHT else None
+
+    def finish(self) -> Reply:
+        """Store the rest, and return the reply to the upload; waits for the storage."""
+        if self._gathered:
+            self._store(len(self._gathered))
+        while self._in_flight:
+            self._landed(self._in_flight.popleft())
+        content_type = real_type(self._sender.content_type, self._sender.name, self._beginning)
+        sender = replace(self._sender, content_type=content_type)
+        reply = self._uploads.finish(sender, self._blob, self._size, self._digest.hexdigest())
+        self._uploads.sweeper.begin()  # of what it replaced
+        return reply
+
+    def abort(self) -> None:
+        """Leave nothing of it; it is taken away in the background."""
+        try:
+            dropped = self._uploads.storage.submit(lambda transaction: transaction.drop_blob(self._blob))
+        except TransportError:
+            return  # the storage is closed, or takes no writes: what is there is swept later
+        dropped.add_done_callback(lambda _: self._uploads.sweeper.begin())
+
+    def _landed(self, chunk: Future[bool]) -> None:
+        if not chunk.result():
+            raise _abandoned()
+
+    def _store(self, size: int) -> None:
+        chunk = bytes(memoryview(self._gathered)[:size])
+        del self._gathered[:size]
+        self._digest.update(chunk)
+        number = self._number
+        self._number += 1
+
+        def work(transaction: Transaction) -> bool:
+            return transaction.add_chunk(self._blob, number, chunk, self._uploads.clock.wall())
+
+        self._in_flight.append(self._uploads.storage.submit(work))
+
+
+def described(account: Account, media: Media) -> dict[str, str | int]:
+    """Return what the answer to an upload says of the file."""
+    return {
+        "name": media.name,
+        "folder": account.folder,
+        "id": media.id,
+        "mimetype": known_type(media.mimetype) or media.mimetype,  # older files have what was sent
+        "size": media.size,
+    }
+
+
+def _abandoned() -> UnavailableError:
+    return UnavailableError("The upload stood still for too long; begin it again.", retry_after=1.0)
+
+
+def check_type(content_type: str) -> str:
+    """Return the type that was sent, empty if none was; raise `BadValueError` for what can't stand in a header."""
+    content_type = content_type.strip()
+    if content_type and not _CONTENT_TYPE.fullmatch(content_type):
+        raise BadValueError("The file's content type is none; send one such as image/jpeg.")
+    return content_type
+
+
+def check_size(size: int, room: int, name: str) -> None:
+    """Raise `TooBigError` for a file that is larger than there is room."""
+    if size > room:
+        raise TooBigError(
+            f"A file of this account may take {room:,} bytes at most, with what its others take; send a smaller one.",
+            key=name,
+        )
+
+
+_log: Final = logging.getLogger(__name__)
+
+#: Seconds without a new chunk after which an upload is one that a crash has ended, in any process.
+ABANDONED_AFTER: Final = 3600.0
+#: Chunks that are taken away at a time: few enough that writers wait for some milliseconds only.
+CHUNKS_AT_ONCE: Final = 4
+
+
+class Sweeper:
+    """Sweeps a storage on its writer's thread, a step at a time, until there is nothing left to take away."""
+
+    def __init__(self, storage: Storage, clock: Clock) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._running = False
+        self._again = False
+        self._closed = False
+
+    def begin_if_needed(self) -> None:
+        """Sweep if there is something to take away: a store that is opened begins with a read, not with a write."""
+        try:
+            with self._storage.read() as transaction:
+                is_needed = transaction.has_left_over(self._clock.wall() - ABANDONED_AFTER)
+        except UnavailableError:
+            return  # it is told of where the store is used, and done the next time
+        if is_needed:
+            self.begin()
+
+    def begin(self) -> None:
+        """Sweep all that can be swept, without waiting for it."""
+        try:
+            with self._lock:
+                self._again = self._running
+                if self._running or self._closed:
+                    return
+                self._running = True
+            self._step()
+        except BaseException:  # an interrupt: whoever begins next sweeps
+            self._running = False
+            raise
+
+    def close(self) -> None:
+        """Begin no further step; what is left is swept the next time."""
+        with self._lock:
+            self._closed = True
+
+    def _step(self) -> None:
+        before = self._clock.wall() - ABANDONED_AFTER
+
+        def work(transaction: Transaction) -> bool:
+            return transaction.sweep(before, CHUNKS_AT_ONCE)
+
+        try:
+            self._storage.submit(work).add_done_callback(self._stepped)
+        except UnavailableError as error:
+            self._end(error)
+
+    def _stepped(self, step: Future[bool]) -> None:
+        if step.cancelled():  # by an interrupt of the thread that began it
+            self._step()
+            return
+        error = step.exception()
+        if error is not None:
+            self._end(error)
+            return
+        with self._lock:
+            goes_on = (step.result() or self._again) and not self._closed
+            self._running = goes_on
+            self._again = False
+        if goes_on:
+            self._step()
+
+    def _end(self, error: BaseException) -> None:
+        with self._lock:
+            self._running = False
+            if self._closed:
+                return  # it was given up, and is done the next time
+        with suppress(UnavailableError), self._storage.read() as transaction:
+            if not transaction.has_left_over(self._clock.wall() - ABANDONED_AFTER):
+                return  # it shared the transaction of a write that failed, and is told of there
+        _log.warning("Bytes that no media file has could not be taken away: %s", error)
+
 
 _IN_ADDRESS: Final = re.compile(r"[0-9a-f]{32}")
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
-from cloudstore_mapping.service.limits import DAY, day_of
+from cloudstore_mapping.service.quotas import DAY, day_of
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.limits import Clock
-    from cloudstore_mapping.service.storage.base import Storage
-    from cloudstore_mapping.service.storage.records import Accesses, Account, ApiKey, Event, FileInfo, Media
-    from cloudstore_mapping.service.usage import Usage
+    from cloudstore_mapping.service.quotas import Clock, Usage
+    from cloudstore_mapping.service.storage.base import Accesses, Account, ApiKey, Event, FileInfo, Media, Storage
 
 T = TypeVar("T")
 

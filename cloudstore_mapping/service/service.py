@@ -12,19 +12,16 @@ from typing import Final, Self
 
 from cloudstore_mapping.errors import NoFileError, TimedOutError, UnavailableError, shorten
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
-from cloudstore_mapping.service.desk import Desk
-from cloudstore_mapping.service.futures import PlainFuture
-from cloudstore_mapping.service.guesses import Guesses
-from cloudstore_mapping.service.hashing import Argon2Hasher, Hasher
-from cloudstore_mapping.service.limits import Clock
+from cloudstore_mapping.service.dispatcher import Desk
 from cloudstore_mapping.service.media import MediaFiles
-from cloudstore_mapping.service.owners import Owners
 from cloudstore_mapping.service.panels import Panels
-from cloudstore_mapping.service.passwords import Passwords
+from cloudstore_mapping.service.quotas import Clock, Usage
+from cloudstore_mapping.service.security import Argon2Hasher, Guesses, Hasher, Passwords
+from cloudstore_mapping.service.sessions import Owners
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.base import Storage, Transaction
-from cloudstore_mapping.service.storage.records import Account
-from cloudstore_mapping.service.usage import Usage
+from cloudstore_mapping.service.storage.base import Account, Storage
+from cloudstore_mapping.service.storage.sql import Transaction
+from cloudstore_mapping.service.threads import PlainFuture
 from cloudstore_mapping.wire import Batch, Reply, Request, failure
 
 _log: Final = logging.getLogger(__name__)

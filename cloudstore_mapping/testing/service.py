@@ -55,7 +55,7 @@ def running_service(folder: Path) -> Iterator[RunningService]:
     """Run a service on a free port of loopback, with its data in a folder; needs the extra ``server``."""
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-    from cloudstore_mapping.web.serve import background  # or the error that says which extra it needs
+    from cloudstore_mapping.web.server import background  # or the error that says which extra it needs
 
     with Service(SQLiteStorage(folder / "service.db")) as service, background(service) as address:
         yield RunningService(address, service.accounts)

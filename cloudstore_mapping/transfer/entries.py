@@ -20,7 +20,7 @@ from cloudstore_mapping.errors import (
     TooManyFilesError,
     shorten,
 )
-from cloudstore_mapping.jsontext import decode_value, fault_of
+from cloudstore_mapping.wire import decode_value, fault_of
 
 if TYPE_CHECKING:
     from cloudstore_mapping.transfer.raw_store import RawStore

@@ -12,9 +12,9 @@ import msgspec
 from msgspec import Raw
 
 from cloudstore_mapping.errors import BadValueError
-from cloudstore_mapping.jsontext import fault_of
 from cloudstore_mapping.storefiles import open_file
 from cloudstore_mapping.transfer.entries import Entry, checked
+from cloudstore_mapping.wire import fault_of
 
 #: Characters that are read at once, at least.
 PIECE: Final = 2**16

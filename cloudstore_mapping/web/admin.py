@@ -37,14 +37,14 @@ from cloudstore_mapping.web.admin_http import (
 from cloudstore_mapping.web.admin_pages import STATIC, Pages, Visit, static
 from cloudstore_mapping.web.admin_place import Place
 from cloudstore_mapping.web.admin_uploads import AdminUpload
+from cloudstore_mapping.web.downloads import disposition
 from cloudstore_mapping.web.http import Turns
-from cloudstore_mapping.web.kinds import disposition
 from cloudstore_mapping.wire import Request as WireRequest
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.web.http import Application
-    from cloudstore_mapping.web.spool import SpoolSpace
+    from cloudstore_mapping.web.uploads import SpoolSpace
 
 _log: Final = logging.getLogger("cloudstore_mapping.web")
 

@@ -16,19 +16,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
 
 from cloudstore_mapping.keys import literal_part, unescape_name
-from cloudstore_mapping.service.limits import DAY
-from cloudstore_mapping.service.media import link
-from cloudstore_mapping.service.media_types import begins_as, known_type
+from cloudstore_mapping.service.media import begins_as, known_type, link
+from cloudstore_mapping.service.quotas import DAY
 from cloudstore_mapping.web.admin_http import form_token
 from cloudstore_mapping.web.admin_place import PANELS, Place
 from cloudstore_mapping.web.pictures import day_text, days_picture, size_text, sizes_picture
 from cloudstore_mapping.wire import Request
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.owners import SignedIn
     from cloudstore_mapping.service.panels import DataRow, Page
     from cloudstore_mapping.service.service import Service
-    from cloudstore_mapping.service.storage.records import Account, Media
+    from cloudstore_mapping.service.sessions import SignedIn
+    from cloudstore_mapping.service.storage.base import Account, Media
 
 #: Bytes of the largest value that is shown and edited in a page; a larger one is downloaded.
 MAX_SHOWN: Final = 2**20

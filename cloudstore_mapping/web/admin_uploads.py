@@ -11,13 +11,13 @@ from starlette.requests import Request
 from cloudstore_mapping.errors import ProtocolError
 from cloudstore_mapping.web.admin_http import Cookies, ForbiddenError, check_origin, check_token
 from cloudstore_mapping.web.http import CLOSE, Message, Receive, RefusedError, Scope, Send, Turns, answer
-from cloudstore_mapping.web.upload import AT_ONCE, WAITING, take_upload
+from cloudstore_mapping.web.uploads import AT_ONCE, WAITING, take_upload
 
 if TYPE_CHECKING:
+    from cloudstore_mapping.service.media import Upload
     from cloudstore_mapping.service.service import Service
-    from cloudstore_mapping.service.uploads import Upload
     from cloudstore_mapping.web.forms import UploadForm
-    from cloudstore_mapping.web.spool import SpoolSpace
+    from cloudstore_mapping.web.uploads import SpoolSpace
     from cloudstore_mapping.wire import Reply
 
 

@@ -9,8 +9,7 @@ import msgspec
 from msgspec import Raw
 
 from cloudstore_mapping.errors import BadValueError
-from cloudstore_mapping.jsontext import fault_of
-from cloudstore_mapping.wire import SAVE_PATH, Request, decode_request, encode_request
+from cloudstore_mapping.wire import SAVE_PATH, Request, decode_request, encode_request, fault_of
 
 # What msgspec says of the place of a fault.
 _BYTE: Final = re.compile(r"(.*?):? ?\(byte (\d+)\)")

@@ -8,7 +8,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from cloudstore_mapping.errors import ProtocolError
-from cloudstore_mapping.web.filenames import disposition_of
+from cloudstore_mapping.web.downloads import disposition_of
 
 #: Parts that a form may have, and bytes that each of its fields may take.
 MAX_PARTS: Final = 16

@@ -1,14 +1,16 @@
-"""How a service is put on a socket: one frozen set of options."""
+"""Options of the HTTP server, and the check of its TLS certificate."""
 
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from dataclasses import dataclass, field
 from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta
 
 from cloudstore_mapping.service.configuration import SECRET, FileName
+from cloudstore_mapping.storefiles import read_file
 
 _A_HOST: Final = "an IP address or a host name; 127.0.0.1 is this machine only, 0.0.0.0 all of its addresses"
 _LABEL: Final = "[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
@@ -70,3 +72,34 @@ class Options:
     """Whether the log is a JSON object a line."""
     access_log: bool = False
     """Whether every request is logged."""
+
+
+def check_certificate(options: Options) -> None:
+    """Raise `ValueError` with a sentence that says what to do unless `options` name a certificate that can be used."""
+    if options.tls_cert is None and options.tls_key is None:
+        return
+    if options.tls_cert is None or options.tls_key is None:
+        raise ValueError("A certificate needs its key, and a key its certificate; give both --tls-cert and --tls-key.")
+    for file in (options.tls_cert, options.tls_key):
+        try:
+            read_file(file)
+        except OSError as error:
+            raise ValueError(f"{file} can't be read ({error.strerror}); look at its name and permissions.") from error
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(options.tls_cert, options.tls_key, _no_passphrase)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            sentence = f"{options.tls_key} is not the key of the certificate in {options.tls_cert}; name its own."
+        else:
+            sentence = f"{options.tls_cert} and {options.tls_key} are no certificate and key that can be read as PEM."
+        raise ValueError(sentence) from error
+    except _LockedKeyError:
+        raise ValueError(f"{options.tls_key} has a passphrase; take it out, and protect the file instead.") from None
+
+
+class _LockedKeyError(Exception):
+    """OpenSSL asked for a passphrase, which nobody could type at a start."""
+
+
+def _no_passphrase() -> str:
+    raise _LockedKeyError

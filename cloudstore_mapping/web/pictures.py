@@ -8,7 +8,7 @@ from typing import Final
 
 from markupsafe import Markup
 
-from cloudstore_mapping.service.limits import DAY
+from cloudstore_mapping.service.quotas import DAY
 
 _BAR: Final = 14
 _GAP: Final = 4

@@ -13,15 +13,15 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from cloudstore_mapping.errors import ProtocolError
-from cloudstore_mapping.web.crowding import Crowd, OpenFiles, no_room, too_many
+from cloudstore_mapping.web.connections import Crowd, OpenFiles, no_room, too_many
 from cloudstore_mapping.web.http import CLOSE, END, in_one_piece
 from cloudstore_mapping.web.metrics import BYTES_IN, CONNECTIONS, Metrics
 from cloudstore_mapping.wire import failure
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.settings import Settings
+    from cloudstore_mapping.web.api import Inline
     from cloudstore_mapping.web.http import Scope
-    from cloudstore_mapping.web.inline import Inline
 
 #: Bytes that a request's first line and headers may take together; uvicorn itself takes any number.
 MAX_HEADER_BYTES: Final = 64 * 2**10

@@ -21,11 +21,11 @@ from cloudstore_mapping.errors import CloudStoreError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.places import Place
-from cloudstore_mapping.web.listening import address_of
+from cloudstore_mapping.web.connections import address_of
 from cloudstore_mapping.web.logs import logging_as
 from cloudstore_mapping.web.metrics import ROW, Metrics
 from cloudstore_mapping.web.options import Options
-from cloudstore_mapping.web.serve import LAST_RESORT, ending_signals, run_on
+from cloudstore_mapping.web.server import LAST_RESORT, ending_signals, run_on
 
 _log: Final = logging.getLogger(__name__)
 

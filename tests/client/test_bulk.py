@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from cloudstore_mapping.client.bulk import CallGroup, StopRule, WorkerPool
-from cloudstore_mapping.client.deadline import scope
 from cloudstore_mapping.client.mapping import CloudStoreMapping
-from cloudstore_mapping.client.transport import HTTPTransport, Sendable
+from cloudstore_mapping.client.transport import HTTPTransport, Sendable, scope
 from cloudstore_mapping.errors import (
     BulkError,
     OutcomeUnknownError,
@@ -253,7 +252,7 @@ def test_an_interrupt_of_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 INTERRUPTED = """
 import os, signal, sys, threading, time
 import cloudstore_mapping as cm
-from cloudstore_mapping.client.deadline import scope
+from cloudstore_mapping.client.transport import scope
 from cloudstore_mapping.wire import success
 
 class Late:

@@ -17,11 +17,10 @@ from msgspec import Raw
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.callback_client import Pacer
-from cloudstore_mapping.client.deadline import Deadline
 from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.media import Download, DownloadTarget
-from cloudstore_mapping.client.transport import HTTPTransport
+from cloudstore_mapping.client.transport import Deadline, HTTPTransport
 from cloudstore_mapping.errors import (
     BulkError,
     OutcomeUnknownError,
@@ -30,7 +29,7 @@ from cloudstore_mapping.errors import (
     TransportError,
     UnavailableError,
 )
-from cloudstore_mapping.service.storage import sqlite_session
+from cloudstore_mapping.service.storage import sqlite
 from cloudstore_mapping.testing.clocks import FrozenClock
 from cloudstore_mapping.wire import Reply, encode_value
 from tests.service_fakes import PATIENCE
@@ -275,13 +274,13 @@ def test_another_process_holds_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deadline: float | None, waited: float
 ) -> None:
     """An embedded write that waits for another process fails at the deadline, and is not done later."""
-    from cloudstore_mapping.service import desk
+    from cloudstore_mapping.service import dispatcher
 
     clock = FrozenClock()
     with cm.open(tmp_path / "a.db", deadline=deadline, clock=clock) as store:
         store["a"] = 1
-        monkeypatch.setattr(sqlite_session, "time", _Time(clock))
-        monkeypatch.setattr(desk, "time", _Time(clock))
+        monkeypatch.setattr(sqlite, "time", _Time(clock))
+        monkeypatch.setattr(dispatcher, "time", _Time(clock))
         began = clock.now
         with closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")

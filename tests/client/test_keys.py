@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cloudstore_mapping.client.keys import FileNames
 from cloudstore_mapping.errors import BadNameError, TransportError
-from cloudstore_mapping.keys import escape_key
+from cloudstore_mapping.keys import FileNames, escape_key
 
 
 class Listing:

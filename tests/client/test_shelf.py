@@ -26,7 +26,7 @@ from cloudstore_mapping.errors import (
     UnavailableError,
 )
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.storages import new_storage
 from tests.support.shelves import store_of
 from tests.vendor import serve_vendor

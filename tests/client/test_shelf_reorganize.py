@@ -17,9 +17,9 @@ import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
 from cloudstore_mapping.client.mapping import files_of
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
-from cloudstore_mapping.service.storage import sqlite_session
-from cloudstore_mapping.service.storage.sqlite_identity import Identity
-from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
+from cloudstore_mapping.service.storage import sqlite
+from cloudstore_mapping.service.storage.sqlite import SQLiteSession
+from cloudstore_mapping.service.storage.sqlite_files import Identity
 from tests.support.shelves import opened_by
 
 #: Entries of about 10 KB, of which `fill` deletes all but one in ten.
@@ -119,7 +119,7 @@ def test_a_reader_of_an_old_state(tmp_path: Path) -> None:
 def test_a_writer_of_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where another process writes all the time the file stays as it is, and the shelf goes on."""
     before = fill(tmp_path / "s")
-    monkeypatch.setattr(sqlite_session, "BUSY_TIMEOUT", 0.0)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.0)
     with shelve.open(tmp_path / "s") as db:
         with closing(sqlite3.connect(tmp_path / "s", isolation_level=None)) as writer:
             writer.execute("BEGIN IMMEDIATE")

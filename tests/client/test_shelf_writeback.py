@@ -22,7 +22,7 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.storages import new_storage
 from tests.support.matrix import spread
 from tests.vendor import serve_vendor

@@ -18,15 +18,16 @@ import requests
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 import cloudstore_mapping as cm
-from cloudstore_mapping.client.deadline import Deadline, scope
 from cloudstore_mapping.client.transport import (
     CHUNK_SIZE,
     MAX_COPIED_BODY,
+    Deadline,
     HTTPTransport,
     bounded_class,
     fast_connections,
     is_requests_patched,
     parse_plain_response,
+    scope,
 )
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TransportError
 from cloudstore_mapping.testing.clocks import FrozenClock

@@ -13,7 +13,7 @@ from cloudstore_mapping.client.files import Client, Loaded
 from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.errors import ChangedError, NoFileError, TransportError
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from cloudstore_mapping.wire import EXTENSIONS, Batch, Request, Upload, decode_replies
 from tests.storages import new_storage
 from tests.vendor import Fault, Vendor

@@ -15,7 +15,7 @@ from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.errors import BadMergeError, BulkError, TransportError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from cloudstore_mapping.wire import Batch, Reply, Request, Upload
 from tests.storages import new_storage
 from tests.vendor import Vendor

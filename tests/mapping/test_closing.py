@@ -13,7 +13,7 @@ from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
 from cloudstore_mapping.client.transport import HTTPTransport, Transport
 from cloudstore_mapping.errors import BulkError, OutcomeUnknownError
-from cloudstore_mapping.messages import Reply
+from cloudstore_mapping.wire import Reply
 from tests.support.mapping_fixtures import Connect, connect, http_service, make_store
 from tests.support.scripted import DONE, Script
 

@@ -27,7 +27,7 @@ from cloudstore_mapping.testing import (
 )
 from cloudstore_mapping.testing.concurrency import together
 from cloudstore_mapping.testing.faults import lost, refused, slow
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.storages import new_storage
 from tests.support.interrupts import at_instruction
 from tests.support.mapping_fixtures import Connect, MakeStore

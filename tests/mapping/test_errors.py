@@ -173,7 +173,7 @@ def test_a_session_of_the_users_stays_open(tmp_path: Path) -> None:
     """`session` is used for the requests, and is the user's to close."""
     import requests
 
-    from cloudstore_mapping.web.serve import background
+    from cloudstore_mapping.web.server import background
 
     with Service(new_storage(tmp_path / "s.db")) as service, background(service) as address:
         seen: list[str] = []

@@ -20,10 +20,9 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping import sqlite_forks
 from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
-from cloudstore_mapping.service.storage import sqlite, sqlite_session
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_identity import Identity
-from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
+from cloudstore_mapping.service.storage import sqlite, sqlite_backup
+from cloudstore_mapping.service.storage.sqlite import SQLiteSession, SQLiteStorage
+from cloudstore_mapping.service.storage.sqlite_files import Identity
 from cloudstore_mapping.storefiles import is_store
 from tests.support.forking import ENDS, FOREVER, Saving, in_child
 from tests.test_storage_locks import unlocked
@@ -97,10 +96,10 @@ PLACES: dict[str, tuple[Any, str, Callable[[Store, Path], object]]] = {
     "save": (SQLiteSession, "_commit", lambda store, _: store.update(saved=1)),
     "load": (SQLiteSession, "row", lambda store, _: store["kept"]),
     "opening": (sqlite, "check_place", lambda _, path: cm.open(path).close()),
-    "a new connection": (sqlite_session, "track_session", lambda store, _: read_anew(store)),
+    "a new connection": (sqlite, "track_session", lambda store, _: read_anew(store)),
     "closing": (Identity, "part_from_log", lambda _, path: cm.open(path).close()),
     "a look at a file": (sqlite_forks, "closing", lambda _, path: is_store(path)),
-    "backup": (sqlite, "back_up", lambda _, path: back_up(path)),
+    "backup": (sqlite_backup, "back_up", lambda _, path: back_up(path)),
 }
 
 
@@ -197,7 +196,7 @@ def test_a_fork_waits_for_no_other_process(store: Store, path: Path, monkeypatch
         waits.set()
         goes_on.wait(seconds)
 
-    monkeypatch.setattr(sqlite_session, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    monkeypatch.setattr(sqlite, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
     thread = threading.Thread(target=store.update, kwargs={"late": 1}, daemon=True)
     holder = subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with holder:
@@ -304,8 +303,8 @@ TOO_LONG = """
 import os, sys, threading
 import cloudstore_mapping as cm
 from cloudstore_mapping import sqlite_forks
-from cloudstore_mapping.service.storage.sqlite_identity import Identity
-from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
+from cloudstore_mapping.service.storage.sqlite_files import Identity
+from cloudstore_mapping.service.storage.sqlite import SQLiteSession
 from cloudstore_mapping.storefiles import is_store
 
 sqlite_forks.PATIENCE = 0.0

@@ -14,9 +14,9 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.embedded import InProcessTransport
+from cloudstore_mapping.service.media import CHUNK_BYTES
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.uploads import CHUNK_BYTES
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.storages import new_storage
 from tests.support.mapping_fixtures import MakeStore
 

@@ -21,11 +21,11 @@ from cloudstore_mapping.callback_client import Pacer
 from cloudstore_mapping.client import cache as cache_module
 from cloudstore_mapping.client import retry as retry_module
 from cloudstore_mapping.client.bulk import CallGroup
-from cloudstore_mapping.client.gate import Gate
 from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
+from cloudstore_mapping.client.retry import Gate
 from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.storages import new_storage
 from tests.support.forking import FOREVER, Stopped, in_child
 from tests.support.mapping_fixtures import Connect, connect, http_service

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.storages import new_storage
 from tests.vendor import Vendor, serve_vendor
 

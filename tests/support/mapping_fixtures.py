@@ -16,7 +16,7 @@ from cloudstore_mapping.embedded import InProcessTransport, open_service
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.testing.clocks import FrozenClock
 from cloudstore_mapping.testing.transports import CountingTransport
-from cloudstore_mapping.web.serve import background
+from cloudstore_mapping.web.server import background
 from tests.storages import location, new_storage
 from tests.vendor import serve_vendor
 

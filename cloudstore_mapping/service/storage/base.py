@@ -1,4 +1,4 @@
-"""The contract of every storage engine, and what is the same in all of them."""
+"""The storage contract: transactions and the records they return."""
 
 from __future__ import annotations
 
@@ -9,12 +9,134 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.media_tables import AccessesTable, MediaTable
-from cloudstore_mapping.service.storage.tables import AccountsTable, FilesTable
-from cloudstore_mapping.service.storage.writer import closed_error
+from cloudstore_mapping.service.storage.group_commit import closed_error
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.service.storage.sql import Transaction
+
+#: What a file can be: JSON under a name, or media under an id.
+Kind: TypeAlias = Literal["data", "media"]
+
+
+class Limits(NamedTuple):
+    """What an account may use, None meaning without limit: sizes in bytes, `min_interval` in seconds."""
+
+    max_files: int | None = None
+    max_file_bytes: int | None = None
+    max_daily_accesses: int | None = None
+    min_interval: float | None = None
+    max_media_bytes: int | None = None
+    max_total_bytes: int | None = None
+
+
+class Account(NamedTuple):
+    """
+    An owner of files.
+
+    `folder` is the unguessable part of media addresses; the passwords are hashes, for files without their own.
+    """
+
+    id: int
+    name: str
+    disabled: bool
+    plan: str = "unlimited"
+    limits: Limits = Limits()
+    folder: str = ""
+    data_password: str | None = None
+    media_password: str | None = None
+
+
+class OwnerPassword(NamedTuple):
+    """The hash of the password that an owner signs in with, None letting nobody in."""
+
+    hash: str | None
+    must_change: bool
+
+
+class ApiKey(NamedTuple):
+    """An API key, of which no more than its SHA-256 and its first characters are known."""
+
+    hash: bytes
+    hint: str
+    created_at: float
+
+
+class SignIn(NamedTuple):
+    """An owner who is signed in."""
+
+    account_id: int
+    created_at: float
+    used_at: float
+
+
+class Event(NamedTuple):
+    """Something that was done in an owner's name, to the file `subject` if it is not empty."""
+
+    at: float
+    action: str
+    subject: str
+    origin: str
+
+
+class File(NamedTuple):
+    """A data file: its value as JSON, the hashes of its passwords, None where none is set, and its version."""
+
+    value: bytes
+    edit_password: str | None
+    view_password: str | None
+    version: str
+
+
+#: A data file in a list: its name, value, edit and view password and version; the value is None where it is left out.
+Listed: TypeAlias = tuple[str, bytes | None, str | None, str | None, str]
+
+
+class FileInfo(NamedTuple):
+    """What can be told of a data file without its value, of `size` bytes; its passwords as in `File`."""
+
+    size: int
+    version: str
+    created_at: float
+    updated_at: float
+    edit_password: str | None
+    view_password: str | None
+
+
+class Media(NamedTuple):
+    """A media file of `size` bytes, which are the chunks of a blob; `digest` is their SHA-256 in hexadecimal digits."""
+
+    id: str
+    name: str
+    mimetype: str
+    size: int
+    digest: str
+    blob: int
+    edit_password: str | None
+    created_at: float
+    updated_at: float
+
+
+class Accesses(NamedTuple):
+    """How often a file was used on a day, counted since 1970, and when for the last time."""
+
+    day: int
+    times: int
+    last_at: float
+
+
+class Used(NamedTuple):
+    """A file's accesses on a day that are to be added to those which are stored."""
+
+    account_id: int
+    kind: Kind
+    name: str
+    day: int
+    times: int
+    last_at: float
+
 
 T = TypeVar("T")
 
@@ -25,14 +147,6 @@ def check_open(process: int, *, closed: bool) -> None:
         raise closed_error()
     if os.getpid() != process:  # neither the writer's thread nor connections and locks come along
         raise UnavailableError("The store was opened before a fork; open it in each process.", sent=False)
-
-
-class Transaction(AccountsTable, FilesTable, MediaTable, AccessesTable):
-    """
-    What can be read and written as one; all names are data, never paths, and all times are seconds since 1970.
-
-    One thread at a time may use it, and only within the `Storage.read` or `Storage.submit` that handed it out.
-    """
 
 
 class Storage(ABC):

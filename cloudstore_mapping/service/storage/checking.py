@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final
 
-from cloudstore_mapping.jsontext import decode_value
-from cloudstore_mapping.service.storage.seals import is_whole
-from cloudstore_mapping.service.storage.sql import SQLTransaction
+from cloudstore_mapping.service.storage.sql import Transaction, is_whole
+from cloudstore_mapping.wire import decode_value
 
 #: Media files whose facts are read at a time.
 PAGE: Final = 1000
@@ -38,7 +37,7 @@ class Findings:
 
 
 def look(
-    session: SQLTransaction, schema: int, report: Report = lambda _done, _total: None, *, has_media: bool = True
+    session: Transaction, schema: int, report: Report = lambda _done, _total: None, *, has_media: bool = True
 ) -> Findings:
     """Return what a transaction sees, whose tables are of a schema: every value and media file is read."""
     findings = Findings(schema)
@@ -51,7 +50,7 @@ def look(
     return findings
 
 
-def _count(session: SQLTransaction, findings: Findings, *, has_media: bool) -> None:
+def _count(session: Transaction, findings: Findings, *, has_media: bool) -> None:
     def number(query: str) -> int:
         return int(session.row(query)[0])
 
@@ -69,7 +68,7 @@ def _count(session: SQLTransaction, findings: Findings, *, has_media: bool) -> N
         )
 
 
-def _values(session: SQLTransaction) -> Iterator[str | None]:
+def _values(session: Transaction) -> Iterator[str | None]:
     query = f"SELECT a.name, f.name, version, {session.value} FROM files f JOIN accounts a ON a.id = account_id"  # noqa: S608 - of constants
     for account, name, version, value in session.stream(query):
         if not _is_json(value):
@@ -90,7 +89,7 @@ def _is_json(value: object) -> bool:
     return True
 
 
-def _media(session: SQLTransaction) -> Iterator[str | None]:
+def _media(session: Transaction) -> Iterator[str | None]:
     for account in session.accounts():
         after = None
         while page := session.describe_media(account.id, after=after, limit=PAGE):

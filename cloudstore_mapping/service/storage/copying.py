@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from cloudstore_mapping.errors import UnsupportedError
-from cloudstore_mapping.service.storage.base import Storage, Transaction
-from cloudstore_mapping.service.storage.sql import SQLTransaction
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.sql import Transaction
 
 #: Is told how many rows are copied, or looked at again, and of how many.
 Report = Callable[[int, int], object]
@@ -78,7 +78,7 @@ class Copied(NamedTuple):
     digest: str
 
 
-def copy_store(source: SQLTransaction, target: Storage, report: Report) -> dict[str, Copied]:
+def copy_store(source: Transaction, target: Storage, report: Report) -> dict[str, Copied]:
     """
     Copy what `source` sees into an empty `target` in one transaction, and return what was copied of each table.
 
@@ -88,8 +88,7 @@ def copy_store(source: SQLTransaction, target: Storage, report: Report) -> dict[
     return target.submit(partial(_copy, source, report)).result()
 
 
-def _copy(source: SQLTransaction, report: Report, transaction: Transaction) -> dict[str, Copied]:
-    assert isinstance(transaction, SQLTransaction)  # noqa: S101 - those of all engines are
+def _copy(source: Transaction, report: Report, transaction: Transaction) -> dict[str, Copied]:
     if transaction.has_accounts():
         raise UnsupportedError("There are accounts in the store already; copy into an empty one.")
     total = sum(source.row(f"SELECT count(*) FROM {name}")[0] for name in ("chunks", *(t.name for t in _TABLES)))  # noqa: S608 - of constants
@@ -119,14 +118,14 @@ class _Progress:
             yield row
 
 
-def _contents(session: SQLTransaction) -> Iterator[tuple[str, Iterator[_Row]]]:
+def _contents(session: Transaction) -> Iterator[tuple[str, Iterator[_Row]]]:
     """Yield each table with its rows, which are the same for the same contents, whatever the engine."""
     for table in _TABLES:
         yield table.name, _rows(session, table)
     yield _CHUNKS, _chunks(session)
 
 
-def _rows(session: SQLTransaction, table: _Table) -> Iterator[_Row]:
+def _rows(session: Transaction, table: _Table) -> Iterator[_Row]:
     columns = ", ".join(session.value if column == "value" else column for column in table.columns)
     query = f"SELECT {columns} FROM {table.name} WHERE {table.condition} ORDER BY {table.order}"  # noqa: S608 - of constants
     booleans = [column in table.booleans for column in table.columns]
@@ -134,7 +133,7 @@ def _rows(session: SQLTransaction, table: _Table) -> Iterator[_Row]:
         yield tuple(bool(value) if boolean else value for value, boolean in zip(row, booleans, strict=True))
 
 
-def _chunks(session: SQLTransaction) -> Iterator[_Row]:
+def _chunks(session: Transaction) -> Iterator[_Row]:
     query = (
         f"SELECT account_id, id, {session.blob} FROM blobs WHERE kept AND (account_id, id) > (?, ?)"  # noqa: S608 - of constants
         " ORDER BY blobs.account_id, blobs.id LIMIT ?"
@@ -147,7 +146,7 @@ def _chunks(session: SQLTransaction) -> Iterator[_Row]:
         last = page[-1][:2]
 
 
-def _put(session: SQLTransaction, name: str, rows: Iterator[_Row]) -> Iterator[_Row]:
+def _put(session: Transaction, name: str, rows: Iterator[_Row]) -> Iterator[_Row]:
     """Insert the rows, each when it is asked for."""
     if name == _CHUNKS:
         columns = f"{session.chunk_key}, number, data"

@@ -6,14 +6,13 @@ import time
 from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
-from typing import cast
 
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.service.storage.checking import Findings, look
 from cloudstore_mapping.service.storage.copying import Copied, Report, copy_store
 from cloudstore_mapping.service.storage.places import Place
 from cloudstore_mapping.service.storage.renaming import Renames, rename_files
-from cloudstore_mapping.service.storage.sql import SQLTransaction
+from cloudstore_mapping.service.storage.sql import Transaction
 
 
 def schemas(place: Place) -> tuple[int, int]:
@@ -21,7 +20,7 @@ def schemas(place: Place) -> tuple[int, int]:
     if place.file is not None:
         from cloudstore_mapping.service.storage.migrations import newest
         from cloudstore_mapping.service.storage.sqlite_backup import verify
-        from cloudstore_mapping.service.storage.sqlite_place import check_place
+        from cloudstore_mapping.service.storage.sqlite_files import check_place
 
         check_place(place.file)
         return verify(place.file), newest()
@@ -38,7 +37,7 @@ def check(place: Place, report: Report) -> Findings:
         return check_file(place.file, report)
     schema = place.schema()
     with place.open() as storage, storage.read() as transaction:
-        return look(cast("SQLTransaction", transaction), schema, report)
+        return look(transaction, schema, report)
 
 
 def back_up(source: Place, path: Path, report: Report) -> Findings:
@@ -62,10 +61,10 @@ def restore(backup: Path, place: Place, report: Report) -> None:
     a store already; `FileExistsError` where the file is there; `FileNotFoundError` where there is no backup.
     """
     from cloudstore_mapping.service.storage.migrations import newest
+    from cloudstore_mapping.service.storage.sqlite import SQLiteSession
     from cloudstore_mapping.service.storage.sqlite_backup import check_restorable, examine
     from cloudstore_mapping.service.storage.sqlite_backup import restore as restore_file
-    from cloudstore_mapping.service.storage.sqlite_place import reading_mode, refuse_leftovers
-    from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession
+    from cloudstore_mapping.service.storage.sqlite_files import reading_mode, refuse_leftovers
 
     if place.file is not None:
         restore_file(backup, place.file, report)
@@ -91,7 +90,7 @@ def migrate_store(source: Place, target: Place, report: Report) -> dict[str, Cop
     is damaged, and that or `FileExistsError` where there is a store already.
     """
     with source.open() as storage, storage.read() as read:
-        transaction = cast("SQLTransaction", read)
+        transaction = read
         if look(transaction, schema=0).faults:
             raise UnsupportedError(
                 f"{source} is damaged and was not copied; `cloudstore check --store {source}` names each fault."
@@ -105,7 +104,7 @@ def migrate_names(place: Place, report: Report, *, keep: Collection[str] = (), d
         return rename_files(storage, time.time(), report, keep=keep, dry_run=dry_run)
 
 
-def _fill(source: SQLTransaction, target: Place, report: Report) -> dict[str, Copied]:
+def _fill(source: Transaction, target: Place, report: Report) -> dict[str, Copied]:
     if target.file is not None:
         from cloudstore_mapping.service.storage.sqlite_filling import copy_to_file
 

@@ -1,4 +1,4 @@
-"""How an SQLite file becomes ours, and how an older one of ours becomes today's."""
+"""Schema migrations of SQLite stores."""
 
 from __future__ import annotations
 
@@ -6,18 +6,35 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Final
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.renaming import old_names_among
-from cloudstore_mapping.service.storage.schemas import steps as schema_steps
-from cloudstore_mapping.service.storage.sqlite_lineage import change_if_there
-from cloudstore_mapping.service.storage.sqlite_place import is_of_new_file, journal_head
-from cloudstore_mapping.service.storage.sqlite_session import primary_code
-from cloudstore_mapping.service.storage.sqlite_space import disk_of
+from cloudstore_mapping.service.storage.sqlite_files import (
+    change_if_there,
+    disk_of,
+    is_of_new_file,
+    journal_head,
+    primary_code,
+)
 from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import APPLICATION_ID, SMALLEST, refuse_sidecar
+
+
+@cache  # as each store that is opened asks
+def schema_steps(engine: str) -> tuple[str, ...]:
+    """Return the SQL of each step: the files ``schema/{engine}-1.sql`` and so on."""
+    folder = resources.files("cloudstore_mapping.service.storage") / "schema"
+    numbered = {
+        int(file.name.removeprefix(f"{engine}-").removesuffix(".sql")): file.read_text("utf-8")
+        for file in folder.iterdir()
+        if file.name.startswith(f"{engine}-")
+    }
+    return tuple(numbered[number] for number in range(1, len(numbered) + 1))
+
 
 #: The first schema that knows which names are of version 0.1.0.
 WITH_OLD_NAMES: Final = 4

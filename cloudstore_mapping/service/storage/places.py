@@ -66,7 +66,7 @@ class Place:
             return self.schema() > 0
         if self.file is None:
             return False
-        from cloudstore_mapping.service.storage.sqlite_place import refuse_leftovers
+        from cloudstore_mapping.service.storage.sqlite_files import refuse_leftovers
 
         refuse_leftovers(self.file)
         return self.file.exists() and self.file.stat().st_size > 0
@@ -90,7 +90,7 @@ class Place:
         if not readonly or self.file is None or not self.file.exists():
             return SQLiteStorage(self.file)
         if os.access(self.file, os.W_OK):  # else SQLite would make files beside it that it can't remove
-            from cloudstore_mapping.service.storage.sqlite_space import FULL
+            from cloudstore_mapping.service.storage.sqlite_files import FULL
 
             try:
                 return SQLiteStorage(self.file)

@@ -14,8 +14,9 @@ from typing import Final, TypeVar
 import psycopg
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage import health
-from cloudstore_mapping.service.storage.base import Storage, Transaction, check_open
+from cloudstore_mapping.service.storage import group_commit
+from cloudstore_mapping.service.storage.base import Storage, check_open
+from cloudstore_mapping.service.storage.group_commit import GroupWriter
 from cloudstore_mapping.service.storage.postgres_connection import (
     connect,
     label_of,
@@ -27,7 +28,7 @@ from cloudstore_mapping.service.storage.postgres_migrations import has_trigrams,
 from cloudstore_mapping.service.storage.postgres_pool import ReaderPool
 from cloudstore_mapping.service.storage.postgres_reader import PostgresReader
 from cloudstore_mapping.service.storage.postgres_writer import PostgresWriter
-from cloudstore_mapping.service.storage.writer import GroupWriter
+from cloudstore_mapping.service.storage.sql import Transaction
 
 __all__ = ["PostgresStorage", "label_of", "schema_number", "without_secrets"]
 
@@ -86,7 +87,7 @@ class PostgresStorage(Storage):
         )
         self._pool = ReaderPool(partial(connect, parameters, lock_timeout=READ_LOCK_WAIT), MAX_READERS)
         self._writer = GroupWriter(self._session, self._session.close)
-        self._probe = health.HealthProbe(partial(self._writer.submit, PostgresWriter.check_room))
+        self._probe = group_commit.HealthProbe(partial(self._writer.submit, PostgresWriter.check_room))
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -124,14 +125,14 @@ class PostgresStorage(Storage):
     def problem(self) -> str | None:
         """Return why reads or saves fail at present, None where they don't. Known in some seconds."""
         try:
-            with self._reading(min(health.PATIENCE, self._patience), health.PATIENCE) as reader:
+            with self._reading(min(group_commit.PATIENCE, self._patience), group_commit.PATIENCE) as reader:
                 reader.has_accounts()
                 reader.account_of_key(b"")  # each request looks up its key
                 if reader.row(_TAKES_NO_WRITES)[0]:
                     return READ_ONLY_SENTENCE
         except UnavailableError as error:
             return str(error)
-        return self._probe.problem(health.PATIENCE)
+        return self._probe.problem(group_commit.PATIENCE)
 
     def size(self) -> int:
         """Return how many bytes the tables and their indexes take."""

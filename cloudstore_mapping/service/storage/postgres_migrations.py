@@ -8,9 +8,9 @@ from typing import Final, NamedTuple
 import psycopg
 
 from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.service.storage.migrations import schema_steps
 from cloudstore_mapping.service.storage.postgres_connection import Connection
 from cloudstore_mapping.service.storage.renaming import old_names_among
-from cloudstore_mapping.service.storage.schemas import steps
 
 #: What nodes that start at once take in turn before they change a table: "CLSD", as SQLite's files begin with.
 LOCK: Final = 0x434C5344
@@ -49,7 +49,7 @@ def schema_of(connection: Connection) -> Schema:
 
 def newest() -> int:
     """Return the number of today's schema."""
-    return len(steps("postgres"))
+    return len(schema_steps("postgres"))
 
 
 def migrate(connection: Connection, *, to_fill: bool = False) -> None:
@@ -59,7 +59,7 @@ def migrate(connection: Connection, *, to_fill: bool = False) -> None:
     Raises `UnsupportedError`, with the database untouched, where it isn't ours, can't hold any text, is of a newer
     version, or was never filled to the end; one that is `to_fill` now has to be empty, and is marked.
     """
-    wanted = steps("postgres")
+    wanted = schema_steps("postgres")
     schema = schema_of(connection)
     if schema.version < len(wanted):
         with connection.transaction():

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from cloudstore_mapping.service.storage.postgres_connection import Cursor, write_text
-from cloudstore_mapping.service.storage.sql import SQLTransaction
+from cloudstore_mapping.service.storage.sql import Transaction
 
 #: Seconds that a reader waits for a connection, and after which it looks whether a lost server is back.
 PATIENCE: Final = 10.0
@@ -38,7 +38,7 @@ _NEW_BLOB: Final = f"""
 """  # noqa: S608 - of constants
 
 
-class PostgresSession(SQLTransaction):
+class PostgresSession(Transaction):
     """A connection to PostgreSQL, for one thread at a time; `has_trigrams` says that names are indexed by them."""
 
     value, value_given, size = "convert_to(value, 'UTF8')", "convert_from(?, 'UTF8')", "octet_length(value)"

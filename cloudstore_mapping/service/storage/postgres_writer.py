@@ -42,6 +42,7 @@ from typing import Any, Final, NoReturn
 
 import psycopg
 
+from cloudstore_mapping.service.storage.group_commit import AgainError, DoneError, PutOffError, WriteSession
 from cloudstore_mapping.service.storage.postgres_changes import PostgresChanges
 from cloudstore_mapping.service.storage.postgres_connection import Connection, Cursor
 from cloudstore_mapping.service.storage.postgres_errors import (
@@ -54,7 +55,6 @@ from cloudstore_mapping.service.storage.postgres_errors import (
     unavailable,
 )
 from cloudstore_mapping.service.storage.postgres_line import Line
-from cloudstore_mapping.service.storage.writer import AgainError, DoneError, PutOffError, Session
 
 _log: Final = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ _LEAVE: Final = "DELETE FROM writers WHERE id = ?"
 _FORGET: Final = "DELETE FROM writers WHERE at < now() - INTERVAL '1 day'"
 
 
-class PostgresWriter(PostgresChanges, Session):
+class PostgresWriter(PostgresChanges, WriteSession):
     """
     The session that `GroupWriter` writes with; `connect` gives it a connection whenever it has none.
 
@@ -108,7 +108,7 @@ class PostgresWriter(PostgresChanges, Session):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Begin, then commit, or roll back and say what becomes of it; see `Session.transaction`."""
+        """Begin, then commit, or roll back and say what becomes of it; see `WriteSession.transaction`."""
         try:
             self._begin()
             self._stands = True
@@ -208,7 +208,7 @@ class PostgresWriter(PostgresChanges, Session):
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
-        """Keep one piece of work apart from the others in the transaction; see `Session.savepoint`."""
+        """Keep one piece of work apart from the others in the transaction; see `WriteSession.savepoint`."""
         self._savepoints += 1
         self.begin_work()
         name = f"work_{self._savepoints}"

@@ -1,9 +1,4 @@
-"""
-Rename files of version 0.1.0 to the names of today, each in a transaction of its own.
-
-The table `old_names` has the files still to be renamed. It is filled once: when a store of an older schema is opened,
-or by the first run on any other store. So no name is translated twice, however often a run is interrupted.
-"""
+"""Rename files whose names were escaped by version 0.1.0."""
 
 from __future__ import annotations
 
@@ -11,12 +6,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from itertools import groupby
 from shlex import quote
-from typing import Final, Literal, NamedTuple, TypeAlias, cast
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from cloudstore_mapping.errors import UnsupportedError
-from cloudstore_mapping.service.storage.base import Storage, Transaction
-from cloudstore_mapping.service.storage.old_names import new_name
-from cloudstore_mapping.service.storage.sql import SQLTransaction
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.sql import Transaction, new_name
 
 #: Is told how many files are done, and of how many.
 Report: TypeAlias = Callable[[int, int], object]
@@ -57,7 +51,7 @@ def old_names_among(rows: Iterable[tuple[int, object]]) -> Iterator[tuple[int, s
 def refuse_old_names(transaction: Transaction, place: str) -> None:
     """Raise `UnsupportedError` if files of the store at `place` have to be renamed before it is used."""
     query = "SELECT name FROM old_names WHERE NOT clashes ORDER BY account_id, name LIMIT 1"
-    row = cast("SQLTransaction", transaction).row(query)
+    row = transaction.row(query)
     if row is not None:
         raise UnsupportedError(
             f"{place} has file names of version 0.1.0, such as {row[0]!r}, so that keys would seem to be missing; stop "
@@ -75,7 +69,7 @@ def rename_files(
     names that stay as they are for good. `dry_run` changes nothing.
     """
     with storage.read() as reading:
-        transaction = cast("SQLTransaction", reading)
+        transaction = reading
         is_known = _is_scanned(transaction)
         found = [_OldName._make(row) for row in _listed(transaction) if row[1] not in keep] if dry_run else []
         accounts = {account.id: account.name for account in transaction.accounts()}
@@ -84,7 +78,7 @@ def rename_files(
     if not is_known:
         storage.submit(partial(_scan, now)).result()
     with storage.read() as reading:
-        rows = [_OldName._make(row) for row in _listed(cast("SQLTransaction", reading))]
+        rows = [_OldName._make(row) for row in _listed(reading)]
     renames = Renames([], [])
     done = 0
     # A new name is shorter than the old one: so it was renamed before, if it was an old name itself.
@@ -110,23 +104,23 @@ def _note(renames: Renames, outcome: _Outcome, accounts: dict[int, str], file: _
         (renames.renamed if outcome == "renamed" else renames.clashes).append(rename)
 
 
-def _is_scanned(transaction: SQLTransaction) -> bool:
+def _is_scanned(transaction: Transaction) -> bool:
     return transaction.row("SELECT 1 FROM name_scans LIMIT 1") is not None
 
 
-def _listed(transaction: SQLTransaction) -> list[tuple[int, str]]:
+def _listed(transaction: Transaction) -> list[tuple[int, str]]:
     if _is_scanned(transaction):
         return transaction.rows("SELECT account_id, name FROM old_names")
     return _scanned(transaction)
 
 
-def _scanned(transaction: SQLTransaction) -> list[tuple[int, str]]:
+def _scanned(transaction: Transaction) -> list[tuple[int, str]]:
     accounts = (account.id for account in transaction.accounts())
     return [*old_names_among((id_, name) for id_ in accounts for name in transaction.names(id_, "%"))]
 
 
 def _scan(now: float, writing: Transaction) -> None:
-    transaction = cast("SQLTransaction", writing)
+    transaction = writing
     if not _is_scanned(transaction):
         for row in _scanned(transaction):
             transaction.do("INSERT INTO old_names (account_id, name) VALUES (?, ?)", *row)
@@ -134,7 +128,7 @@ def _scan(now: float, writing: Transaction) -> None:
 
 
 def _rename(file: _OldName, writing: Transaction) -> _Outcome:
-    transaction = cast("SQLTransaction", writing)
+    transaction = writing
     account_id, name = file
     new = new_name(name)
     if new is None or transaction.stat(account_id, name) is None:
@@ -150,11 +144,11 @@ def _rename(file: _OldName, writing: Transaction) -> _Outcome:
 
 
 def _keep(file: _OldName, transaction: Transaction) -> _Outcome:
-    cast("SQLTransaction", transaction).do("DELETE FROM old_names WHERE account_id = ? AND name = ?", *file)
+    transaction.do("DELETE FROM old_names WHERE account_id = ? AND name = ?", *file)
     return "gone"
 
 
-def _foreseen(transaction: SQLTransaction, files: list[_OldName], accounts: dict[int, str]) -> Renames:
+def _foreseen(transaction: Transaction, files: list[_OldName], accounts: dict[int, str]) -> Renames:
     """Return what a run would do."""
     renames = Renames([], [])
     moved: set[_OldName] = set()

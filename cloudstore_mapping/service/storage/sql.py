@@ -1,18 +1,729 @@
-"""All statements that the engines share, put together: a transaction in SQL."""
+"""SQL statements shared by SQLite and PostgreSQL: accounts, files, media, sessions and usage."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import secrets
+import sys
+import zlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
 from itertools import count
+from typing import Any, ClassVar, Final
 
-from cloudstore_mapping.service.storage.base import Transaction
-from cloudstore_mapping.service.storage.sql_accounts import SQLAccounts
-from cloudstore_mapping.service.storage.sql_files import SQLFiles
-from cloudstore_mapping.service.storage.sql_media import SQLAccesses, SQLMedia
+from cloudstore_mapping.errors import UnavailableError, shorten
+from cloudstore_mapping.keys import escape_key, unescape_name
+from cloudstore_mapping.service.storage.base import (
+    Accesses,
+    Account,
+    ApiKey,
+    Event,
+    File,
+    FileInfo,
+    Kind,
+    Limits,
+    Listed,
+    Media,
+    OwnerPassword,
+    SignIn,
+    Used,
+)
 
 
-class SQLTransaction(SQLAccounts, SQLFiles, SQLMedia, SQLAccesses, Transaction):
-    """What can be read and written as one, over the few methods that an engine has of its own."""
+def after_prefix(prefix: str) -> str | None:
+    """Return the first text behind all that begin with `prefix`, by code points; None where there is none."""
+    for index in range(len(prefix) - 1, -1, -1):
+        following = ord(prefix[index]) + 1
+        if following == 0xD800:
+            following = 0xE000  # no text holds a surrogate
+        if following <= sys.maxunicode:
+            return prefix[:index] + chr(following)
+    return None
+
+
+# Characters in no old name; a space at either end; the first dot of "." and "..".
+_BREAKING: Final = r"[\x00-\x1f\x7f,/\\]|\A[ ]|[ ]\Z|\A\.(?=\.?\Z)"
+# A "%" that reads as an escape of these, or of another such "%".
+_PERCENT: Final = (
+    r"%(?=(?:25)*(?:[01][0-9A-F]|7F|2C|2F|5C|20\Z))"
+    r"|\A%(?=(?:25)*(?:20|2E\.?\Z|\Z))"
+)
+_TO_ESCAPE: Final = re.compile(rf"{_BREAKING}|{_PERCENT}")
+_ESCAPE: Final = re.compile(rf"(?:{_PERCENT})([0-9A-F]{{2}})?")
+
+
+def old_name(name: str) -> str:
+    """Return the name that version 0.1.0 gave to the key with this file name."""
+    return _TO_ESCAPE.sub(lambda match: f"%{ord(match[0]):02X}", unescape_name(name)) or "%"
+
+
+def new_name(name: str) -> str | None:
+    """Return today's name of the key that had this one in version 0.1.0; None if it is the same, or no key had it."""
+    if "%" not in name:
+        return None
+    key = _ESCAPE.sub(lambda match: chr(int(match[1], 16)) if match[1] else "", name)
+    new = escape_key(key)
+    return new if new != name and old_name(new) == name else None
+
+
+#: Random bytes of a version: two of one file are never the same.
+RANDOM_BYTES: Final = 9
+#: Versions whose random parts are drawn at once, for drawing one takes as long as the rest of a version.
+DRAWN: Final = 64
+
+#: Characters of the random part, and of the checksum behind it.
+_RANDOM: Final = 12
+_SUM: Final = 8
+
+
+class Seals:
+    """Makes versions of values that are stored; for one thread at a time, and not for a fork's child."""
+
+    def __init__(self) -> None:
+        self._drawn: list[str] = []
+
+    def sealed(self, name: str, value: bytes) -> str:
+        """Return a new version for a value that is to be stored under a name."""
+        if not self._drawn:
+            text = secrets.token_urlsafe(RANDOM_BYTES * DRAWN)
+            self._drawn = [text[start : start + _RANDOM] for start in range(0, len(text), _RANDOM)]
+        random = self._drawn.pop()
+        return random + _checksum(random, name, value)
+
+
+def is_whole(version: Any, name: str, value: Any) -> bool:
+    """
+    Whether a value, its name and its version are what was stored; older versions, which are shorter, don't tell.
+
+    What SQLite finds in a damaged row may be of any type, and a name no text.
+    """
+    try:
+        random, checksum = version[:_RANDOM], version[_RANDOM:]
+        if checksum == _checksum(random, name, value) or len(checksum) != _SUM:
+            return True
+        # A file that was renamed since version 0.1.0 keeps its version.
+        return bool(checksum == _checksum(random, old_name(name), value))
+    except (TypeError, UnicodeError):
+        return False
+
+
+def _checksum(random: str, name: str, value: bytes) -> str:
+    # Against disks, not against people: whoever can change a value in the store can change its version.
+    return "%08x" % zlib.crc32(value, zlib.crc32((random + name).encode()))  # noqa: UP031 - faster, for every value
+
+
+#: The largest limit of rows: none, for engines don't agree on how to say that.
+ALL: Final = 2**63 - 1
+
+
+class Statements(ABC):
+    """A connection that runs SQL with ``?`` for its parameters, and the few words in which the engines differ."""
+
+    #: What at the end of a query keeps its rows from other writers until the transaction ends; the same for rows of
+    #: accounts; the same for rows that nobody else keeps just now, which are all that is then found.
+    held: ClassVar[str] = ""
+    account_held: ClassVar[str] = ""
+    free_held: ClassVar[str] = ""
+    #: The value of a data file as it was given, a mark for one that is given, and how many bytes it has.
+    value: ClassVar[str] = "value"
+    value_given: ClassVar[str] = "?"
+    size: ClassVar[str]
+    #: The condition that a row is a blob's, and that it is one of its chunks'.
+    is_blob: ClassVar[str]
+    is_chunk: ClassVar[str]
+    #: The columns of a chunk that say of which blob it is.
+    chunk_key: ClassVar[str]
+    #: What a blob is known by outside, in a row of blobs and in one of media files, and what makes a new one.
+    blob: ClassVar[str]
+    blob_of_media: ClassVar[str]
+    new_blob: ClassVar[str]
+
+    @abstractmethod
+    def _blob(self, blob: int) -> tuple[int, ...]:
+        """Return the parameters of `is_blob` and `is_chunk`, by what the blob is known by outside."""
+
+    @abstractmethod
+    def _chunk(self, blob: int) -> tuple[int, ...]:
+        """Return the values of `chunk_key` for a blob that is new here."""
+
+    def end_filling(self) -> None:  # noqa: B027 - an engine may have nothing to do
+        """Make what was copied in row by row a store: what is made later is numbered behind it."""
+
+    @abstractmethod
+    def _hold_account(self, account_id: int) -> None:
+        """Let no other writer that asks for it have the account until the transaction ends."""
+
+    @abstractmethod
+    def _one_of(self, names: Sequence[str]) -> tuple[str, tuple[Any, ...]]:
+        """Return the condition that a name is one of these, of which there is one at least, and its parameters."""
+
+    @abstractmethod
+    def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:
+        """Return the condition that a name contains the text as it stands, and its parameters."""
+
+    @abstractmethod
+    def row(self, query: str, *parameters: Any) -> Any:
+        """Return the first row, None where there is none."""
+
+    @abstractmethod
+    def rows(self, query: str, *parameters: Any) -> list[Any]:
+        """Return all rows."""
+
+    @abstractmethod
+    def stream(self, query: str, *parameters: Any) -> Iterator[Any]:
+        """Yield all rows one by one; no other statement may be run before the last of them."""
+
+    @abstractmethod
+    def do(self, query: str, *parameters: Any) -> None:
+        """Have the statement done, without waiting for it where that costs time."""
+
+    @abstractmethod
+    def count(self, query: str, *parameters: Any) -> int:
+        """Have the statement done, and return how many rows it changed."""
+
+
+#: Random bytes of a folder: 32 hexadecimal digits.
+FOLDER_BYTES: Final = 16
+
+_ACCOUNT: Final = (
+    "SELECT id, name, disabled, plan, folder, data_password, media_password, max_files, max_file_bytes,"
+    " max_daily_accesses, min_interval, max_media_bytes, max_total_bytes FROM accounts"
+)
+_BY_ID: Final = f"{_ACCOUNT} WHERE id = ?"
+_BY_KEY: Final = f"{_ACCOUNT} WHERE id = (SELECT account_id FROM api_keys WHERE hash = ?)"  # noqa: S608 - of constants
+
+
+class AccountStatements(Statements):
+    """
+    Accounts, the keys that open them, and who is signed in.
+
+    What only requests ask for is read as it stands. What those ask for who change an account is held.
+    """
+
+    def account(self, account_id: int) -> Account | None:
+        """Return the account with this id."""
+        return self._account(_BY_ID, account_id)
+
+    def account_of_key(self, key_hash: bytes) -> Account | None:
+        """Return the account that the API key with this SHA-256 opens."""
+        return self._account(_BY_KEY, key_hash)
+
+    def account_named(self, name: str) -> Account | None:
+        """Return the account with this name."""
+        return self._account(f"{_ACCOUNT} WHERE name = ?{self.account_held}", name)
+
+    def account_of_folder(self, folder: str) -> Account | None:
+        """Return the account whose media are in this folder."""
+        return self._account(f"{_ACCOUNT} WHERE folder = ?", folder)
+
+    def _account(self, query: str, parameter: int | bytes | str) -> Account | None:
+        row = self.row(query, parameter)
+        return None if row is None else _account(row)
+
+    def accounts(self) -> list[Account]:
+        """Return all accounts, by name."""
+        return [_account(row) for row in self.rows(f"{_ACCOUNT} ORDER BY name")]
+
+    def has_accounts(self) -> bool:
+        """Whether there is any account."""
+        return self.row("SELECT 1 FROM accounts LIMIT 1") is not None
+
+    def add_account(self, name: str, now: float) -> Account:
+        """Add an account under a name that no other has."""
+        folder = secrets.token_hex(FOLDER_BYTES)
+        row = self.row(
+            "INSERT INTO accounts (name, created_at, folder) VALUES (?, ?, ?) RETURNING id", name, now, folder
+        )
+        return Account(row[0], name, disabled=False, folder=folder)
+
+    def delete_account(self, account_id: int) -> None:
+        """Remove the account and all that is its; its blobs are left to `sweep`."""
+        self.do("DELETE FROM accounts WHERE id = ?", account_id)
+        self.do("UPDATE blobs SET kept = FALSE, touched_at = 0 WHERE account_id = ?", account_id)
+
+    def set_disabled(self, account_id: int, disabled: bool) -> None:
+        """Switch the account off or on."""
+        self.do("UPDATE accounts SET disabled = ? WHERE id = ?", disabled, account_id)
+
+    def set_limits(self, account_id: int, plan: str, limits: Limits) -> None:
+        """Make these the account's limits, under the name of a plan."""
+        self.do(
+            "UPDATE accounts SET plan = ?, max_files = ?, max_file_bytes = ?, max_daily_accesses = ?,"
+            " min_interval = ?, max_media_bytes = ?, max_total_bytes = ? WHERE id = ?",
+            plan,
+            *limits,
+            account_id,
+        )
+
+    def set_default_passwords(self, account_id: int, *, data: str | None, media: str | None) -> None:
+        """Make these hashes the edit passwords of files that have none of their own."""
+        self.do("UPDATE accounts SET data_password = ?, media_password = ? WHERE id = ?", data, media, account_id)
+
+    def next_request_at(self, account_id: int) -> float | None:
+        """Return when the account's next request may come, None where it never had to wait."""
+        query = "SELECT next_request_at FROM accounts WHERE id = ?"
+        row = self.row(query + self.account_held, account_id)
+        return None if row is None else row[0]
+
+    def set_next_request_at(self, account_id: int, at: float) -> None:
+        """Remember when the account's next request may come."""
+        self.do("UPDATE accounts SET next_request_at = ? WHERE id = ?", at, account_id)
+
+    def add_key(self, account_id: int, key_hash: bytes, hint: str, now: float) -> None:
+        """Let the API key with this SHA-256 open the account, beside those that already do."""
+        self.do(
+            "INSERT INTO api_keys (hash, account_id, created_at, hint) VALUES (?, ?, ?, ?)",
+            key_hash,
+            account_id,
+            now,
+            hint,
+        )
+
+    def keys(self, account_id: int) -> list[ApiKey]:
+        """Return the keys that open the account, the oldest first."""
+        query = "SELECT hash, hint, created_at FROM api_keys WHERE account_id = ? ORDER BY created_at, hash"
+        return [ApiKey._make(row) for row in self.rows(query, account_id)]
+
+    def remove_key(self, account_id: int, key_hash: bytes) -> None:
+        """Let this API key open the account no longer."""
+        self.do("DELETE FROM api_keys WHERE account_id = ? AND hash = ?", account_id, key_hash)
+
+    def owner_password(self, account_id: int) -> OwnerPassword:
+        """Return what the owner of the account signs in with: with no hash, where nobody may or there is no account."""
+        query = "SELECT owner_password, must_change_password FROM accounts WHERE id = ?"
+        hash_, must_change = self.row(query + self.account_held, account_id) or (None, False)
+        return OwnerPassword(hash_, bool(must_change))
+
+    def set_owner_password(self, account_id: int, password: OwnerPassword) -> None:
+        """Make this what the owner signs in with."""
+        self.do("UPDATE accounts SET owner_password = ?, must_change_password = ? WHERE id = ?", *password, account_id)
+
+    def add_session(self, token_hash: bytes, account_id: int, now: float) -> None:
+        """Remember that somebody with this token is signed in."""
+        self.do(
+            "INSERT INTO sessions (hash, account_id, created_at, used_at) VALUES (?, ?, ?, ?)",
+            token_hash,
+            account_id,
+            now,
+            now,
+        )
+
+    def session(self, token_hash: bytes) -> SignIn | None:
+        """Return who is signed in with this token."""
+        row = self.row("SELECT account_id, created_at, used_at FROM sessions WHERE hash = ?", token_hash)
+        return None if row is None else SignIn._make(row)
+
+    def touch_session(self, token_hash: bytes, now: float) -> None:
+        """Remember that the session was used."""
+        self.do("UPDATE sessions SET used_at = ? WHERE hash = ?", now, token_hash)
+
+    def end_session(self, token_hash: bytes) -> None:
+        """Sign this one out."""
+        self.do("DELETE FROM sessions WHERE hash = ?", token_hash)
+
+    def end_sessions(self, account_id: int, but: bytes | None = None) -> None:
+        """Sign out all of an account's, but perhaps the one with this token."""
+        self.do("DELETE FROM sessions WHERE account_id = ? AND hash <> ?", account_id, b"" if but is None else but)
+
+    def forget_sessions(self, created_before: float, used_before: float) -> None:
+        """Forget the sessions, of all accounts, that began or were last used before these times."""
+        self.do("DELETE FROM sessions WHERE created_at < ? OR used_at < ?", created_before, used_before)
+
+    def add_event(self, account_id: int, event: Event, keep: int) -> None:
+        """Remember what was done, and forget all but the last `keep` of the account."""
+        self.do(
+            "INSERT INTO events (account_id, at, action, subject, origin) VALUES (?, ?, ?, ?, ?)", account_id, *event
+        )
+        self.do(
+            "DELETE FROM events WHERE account_id = ? AND id <= (SELECT id FROM events WHERE account_id = ?"
+            " ORDER BY id DESC LIMIT 1 OFFSET ?)",
+            account_id,
+            account_id,
+            keep,
+        )
+
+    def events(self, account_id: int, limit: int) -> list[Event]:
+        """Return what was done, the latest first."""
+        query = "SELECT at, action, subject, origin FROM events WHERE account_id = ? ORDER BY id DESC LIMIT ?"
+        return [Event._make(row) for row in self.rows(query, account_id, limit)]
+
+
+@lru_cache(maxsize=1024)
+def _account(row: Any) -> Account:
+    number, name, disabled, plan, folder, data_password, media_password, *limits = row
+    return Account(number, name, bool(disabled), plan, Limits(*limits), folder, data_password, media_password)
+
+
+_INFO: Final = "version, created_at, updated_at, edit_password, view_password"
+_ONE: Final = "FROM files WHERE account_id = ? AND name = ?"
+
+
+class FileStatements(Statements):
+    """Data files, by account and name, and what requests on them were answered."""
+
+    def get(self, account_id: int, name: str) -> File | None:
+        """Return the file, None where there is none."""
+        columns = f"{self.value}, edit_password, view_password, version"
+        row = self.row(f"SELECT {columns} {_ONE}{self.held}", account_id, name)
+        if row is None:
+            return None
+        file = File._make(row)
+        if not is_whole(file.version, name, file.value):
+            raise UnavailableError(
+                f"The value of {shorten(name)} is damaged; save it again, or restore a backup.", key=name
+            )
+        return file
+
+    def stat(self, account_id: int, name: str) -> FileInfo | None:
+        """Return what can be told of the file without reading its value, None where there is none."""
+        row = self.row(f"SELECT {self.size}, {_INFO} {_ONE}{self.held}", account_id, name)
+        return None if row is None else FileInfo._make(row)
+
+    def get_many(self, account_id: int, names: Sequence[str], max_bytes: int) -> dict[str, File | None]:
+        """Return by name what `get` would, but leave it those files that are damaged, or larger than so many bytes."""
+        found: dict[str, File | None] = dict.fromkeys(names)
+        for name, *row in self._of(self._small_files, account_id, names, max_bytes):
+            file = File._make(row)
+            if is_whole(file.version, name, file.value):
+                found[name] = file
+            else:
+                del found[name]
+        return found
+
+    @property
+    def _small_files(self) -> str:
+        return f"CASE WHEN {self.size} <= ? THEN {self.value} END, edit_password, view_password, version"
+
+    def stat_many(self, account_id: int, names: Sequence[str]) -> dict[str, FileInfo | None]:
+        """Return by name what `stat` would."""
+        found: dict[str, FileInfo | None] = dict.fromkeys(names)
+        for name, *row in self._of(f"{self.size}, {_INFO}", account_id, names):
+            found[name] = FileInfo._make(row)
+        return found
+
+    def _of(self, columns: str, account_id: int, names: Sequence[str], *parameters: int) -> list[Any]:
+        condition, texts = self._one_of(names)
+        # In one order, so that of two who hold rows neither has what the other waits for.
+        query = f"SELECT name, {columns} FROM files WHERE account_id = ? AND {condition} ORDER BY name{self.held}"  # noqa: S608 - of constants
+        return self.rows(query, *parameters, account_id, *texts)
+
+    def delete(self, account_id: int, name: str) -> bool:
+        """Remove the file with its passwords, and tell whether there was one."""
+        return self.count(f"DELETE {_ONE}", account_id, name) > 0
+
+    def names(
+        self,
+        account_id: int,
+        containing: str = "",
+        *,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> list[str]:
+        """
+        Return the names that contain one text as it stands, begin with another and come behind a third.
+
+        They are in the order of their code points, the first `limit` of them.
+        """
+        return [name for (name,) in self._select("name", account_id, containing, prefix, after, limit)]
+
+    def describe(
+        self, account_id: int, containing: str = "", *, after: str | None = None, limit: int
+    ) -> list[tuple[str, FileInfo]]:
+        """Return what `names` returns, each with what can be told of the file."""
+        rows = self._select(f"name, {self.size}, {_INFO}", account_id, containing, "", after, limit)
+        return [(name, FileInfo._make(info)) for name, *info in rows]
+
+    def page(
+        self,
+        account_id: int,
+        containing: str = "",
+        *,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int,
+        max_bytes: int,
+    ) -> list[Listed]:
+        """Return the files that `names` returns, without the values that are damaged, or larger than so many bytes."""
+        columns = f"name, {self._small_files}"
+        rows = self._select(columns, account_id, containing, prefix, after, limit, max_bytes)
+        return [row if is_whole(row[4], row[0], row[1]) else (row[0], None, None, None, "") for row in rows]
+
+    def _select(
+        self,
+        columns: str,
+        account_id: int,
+        containing: str,
+        prefix: str,
+        after: str | None,
+        limit: int | None,
+        *first: int,
+    ) -> list[Any]:
+        # Of two lower bounds the index would be entered at one only, so both are made one: what comes right behind a
+        # text is that text and NUL.
+        start = prefix if after is None else max(prefix, after + "\0")
+        end = after_prefix(prefix)
+        conditions = ["account_id = ?", "name >= ?"]
+        parameters: list[int | str] = [account_id, start]
+        if end is not None:
+            conditions.append("name < ?")
+            parameters.append(end)
+        if containing:
+            contains, texts = self._containing(containing)
+            conditions.append(contains)
+            parameters += texts
+        query = f"SELECT {columns} FROM files WHERE {' AND '.join(conditions)} ORDER BY name LIMIT ?"  # noqa: S608 - of constants
+        return self.rows(query, *first, *parameters, ALL if limit is None else limit)
+
+    def largest(self, account_id: int, limit: int) -> list[tuple[str, int]]:
+        """Return the names of the largest files with their sizes, the largest first."""
+        query = f"SELECT name, {self.size} FROM files WHERE account_id = ? ORDER BY 2 DESC, name LIMIT ?"  # noqa: S608 - of constants
+        return self.rows(query, account_id, limit)
+
+    def count_files(self, account_id: int, enough: int | None = None) -> int:
+        """Return how many data and media files there are together, counting no further than `enough`."""
+        if enough is not None:
+            self._hold_account(account_id)
+        most = ALL if enough is None else enough
+        (count,) = self.row(
+            "SELECT (SELECT count(*) FROM (SELECT 1 FROM files WHERE account_id = ? LIMIT ?) AS data)"
+            " + (SELECT count(*) FROM (SELECT 1 FROM media WHERE account_id = ? LIMIT ?) AS uploads)",
+            *(account_id, most) * 2,
+        )
+        return int(count) if enough is None else min(count, enough)
+
+    def set_passwords(self, account_id: int, name: str, *, edit: str | None, view: str | None) -> bool:
+        """Make these hashes the file's passwords, and tell whether there is such a file."""
+        query = "UPDATE files SET edit_password = ?, view_password = ? WHERE account_id = ? AND name = ?"
+        return self.count(query, edit, view, account_id, name) > 0
+
+    def answer(self, account_id: int, request: str) -> bytes | None:
+        """Return what a request with this id was answered, None where there was none lately."""
+        row = self.row("SELECT reply FROM answers WHERE account_id = ? AND request = ?", account_id, request)
+        return None if row is None else bytes(row[0])
+
+    def keep_answer(self, account_id: int, request: str, reply: bytes, now: float) -> None:
+        """Remember what a request with this id was answered."""
+        self.do(
+            "INSERT INTO answers (account_id, request, reply, answered_at) VALUES (?, ?, ?, ?)",
+            *(account_id, request, reply, now),
+        )
+
+    def forget_answers(self, before: float, limit: int) -> None:
+        """Forget what was answered before this time, of all accounts, the oldest first and so many at most."""
+        query = "SELECT account_id, request FROM answers WHERE answered_at < ? ORDER BY answered_at LIMIT ?"
+        # One by one, for SQLite would look for a list of keys through all of an account's.
+        for row in self.rows(query + self.free_held, before, limit):
+            self.do("DELETE FROM answers WHERE account_id = ? AND request = ?", *row)
+
+    @cached_property
+    def _seals(self) -> Seals:
+        return Seals()
+
+    def put(self, account_id: int, name: str, value: bytes, now: float) -> str:
+        """Make this the file's value, keeping its passwords, and return its new version."""
+        version = self._seals.sealed(name, value)
+        self._put(account_id, name, value, version, now)
+        return version
+
+    @abstractmethod
+    def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
+        """Store the value under this version."""
+
+
+_INSERT: Final = (
+    "INSERT INTO media (account_id, id, name, mimetype, size, digest, blob_id, edit_password, created_at, updated_at)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_UPDATE: Final = (
+    "UPDATE media SET name = ?, mimetype = ?, size = ?, digest = ?, blob_id = ?, edit_password = ?, updated_at = ?"
+    " WHERE account_id = ? AND id = ?"
+)
+# Only of a file that is there: an access may be counted after its file was deleted.
+_ADD_ACCESSES: Final = (
+    "INSERT INTO accesses (account_id, kind, name, day, count, last_at) SELECT ?, ?, ?, ?, ?, ? WHERE"
+    " EXISTS (SELECT 1 FROM accesses WHERE account_id = ? AND kind = ? AND name = ?)"
+    " OR EXISTS (SELECT 1 FROM files WHERE ? = 'data' AND account_id = ? AND name = ?)"
+    " OR EXISTS (SELECT 1 FROM media WHERE ? = 'media' AND account_id = ? AND id = ?)"
+    " ON CONFLICT (account_id, kind, name) DO UPDATE SET"
+    " count = excluded.count + CASE WHEN excluded.day > accesses.day THEN 0 ELSE accesses.count END,"
+    " day = CASE WHEN excluded.day > accesses.day THEN excluded.day ELSE accesses.day END,"
+    " last_at = CASE WHEN excluded.last_at > accesses.last_at THEN excluded.last_at ELSE accesses.last_at END"
+)
+_ADD_DAY: Final = (
+    "INSERT INTO days (account_id, day, count) SELECT ?, ?, ? WHERE EXISTS (SELECT 1 FROM accounts WHERE id = ?)"
+    " ON CONFLICT (account_id, day) DO UPDATE SET count = days.count + excluded.count"
+)
+
+
+class MediaStatements(Statements):
+    """Media files, by account and id, and the bytes that they are."""
+
+    def media(self, account_id: int, media_id: str) -> Media | None:
+        """Return the media file with this id."""
+        return self._media("id = ?", account_id, media_id)
+
+    def media_named(self, account_id: int, name: str) -> Media | None:
+        """Return the media file that was uploaded under this name."""
+        return self._media("name = ?", account_id, name)
+
+    def _media(self, condition: str, account_id: int, value: str) -> Media | None:
+        row = self.row(f"{self._selected()} AND {condition}{self.held}", account_id, value)
+        return None if row is None else Media._make(row)
+
+    def _selected(self) -> str:
+        columns = f"id, name, mimetype, size, digest, {self.blob_of_media}, edit_password, created_at, updated_at"
+        return f"SELECT {columns} FROM media WHERE account_id = ?"  # noqa: S608 - of constants
+
+    def describe_media(
+        self, account_id: int, containing: str = "", *, after: str | None = None, limit: int
+    ) -> list[Media]:
+        """Return the media files whose names contain a text as it stands and come behind another, by name."""
+        start = "" if after is None else after + "\0"
+        contains, texts = self._containing(containing) if containing else ("TRUE", ())
+        query = f"{self._selected()} AND name >= ? AND {contains} ORDER BY name LIMIT ?"
+        return [Media._make(row) for row in self.rows(query, account_id, start, *texts, limit)]
+
+    def largest_media(self, account_id: int, limit: int) -> list[tuple[str, int]]:
+        """Return the names of the largest media files with their sizes, the largest first."""
+        return self.rows(
+            "SELECT name, size FROM media WHERE account_id = ? ORDER BY size DESC, name LIMIT ?", account_id, limit
+        )
+
+    def media_bytes(self, account_id: int) -> int:
+        """Return what all media files of the account take together."""
+        self._hold_account(account_id)
+        return int(self.row("SELECT coalesce(sum(size), 0) FROM media WHERE account_id = ?", account_id)[0])
+
+    def put_media(self, account_id: int, media: Media) -> bool:
+        """
+        Add the media file, or put it in the place of the one with its id, whose blob is left to `sweep`.
+
+        False, with nothing done, where its own blob is there no longer or belongs to a media file already.
+        """
+        if not self._keep_blob(media.blob):
+            return False
+        before = self.media(account_id, media.id)
+        if before is None:
+            self.do(_INSERT, account_id, *media)
+        else:
+            self._leave_blob(before.blob)
+            facts = (media.name, media.mimetype, media.size, media.digest, media.blob, media.edit_password)
+            self.do(_UPDATE, *facts, media.updated_at, account_id, media.id)
+        return True
+
+    def delete_media(self, account_id: int, media_id: str) -> bool:
+        """Remove the media file, leaving its blob to `sweep`, and tell whether there was one."""
+        before = self.media(account_id, media_id)
+        if before is None:
+            return False
+        self._leave_blob(before.blob)
+        self.do("DELETE FROM media WHERE account_id = ? AND id = ?", account_id, media_id)
+        return True
+
+    def set_media_password(self, account_id: int, media_id: str, edit: str | None) -> bool:
+        """Make this hash the media file's edit password, and tell whether there is such a file."""
+        query = "UPDATE media SET edit_password = ? WHERE account_id = ? AND id = ?"
+        return self.count(query, edit, account_id, media_id) > 0
+
+    def add_blob(self, account_id: int, now: float) -> int:
+        """Begin a blob, which `sweep` takes away unless a media file gets it, and return its id."""
+        return int(self.row(self.new_blob, account_id, now)[0])
+
+    def add_chunk(self, blob: int, number: int, data: bytes, now: float) -> bool:
+        """Add the blob's next chunk, of which 0 is the first; False where `sweep` has begun to take the blob away."""
+        touching = f"UPDATE blobs SET touched_at = ? WHERE {self.is_blob} AND NOT kept AND touched_at > 0"  # noqa: S608 - of constants
+        if not self.count(touching, now, *self._blob(blob)):
+            return False
+        values = (*self._chunk(blob), number, data)
+        marks = ", ".join("?" * len(values))
+        self.do(f"INSERT INTO chunks ({self.chunk_key}, number, data) VALUES ({marks})", *values)  # noqa: S608 - of constants
+        return True
+
+    def chunk(self, blob: int, number: int) -> bytes | None:
+        """Return one of the blob's chunks, None where it isn't there, or no longer."""
+        query = f"SELECT data FROM chunks WHERE {self.is_chunk} AND number = ?"  # noqa: S608 - of constants
+        row = self.row(query, *self._blob(blob), number)
+        return None if row is None else bytes(row[0])
+
+    def drop_blob(self, blob: int) -> None:
+        """Leave a blob that no media file has to the next `sweep`, however young it is."""
+        self.do(f"UPDATE blobs SET touched_at = 0 WHERE {self.is_blob} AND NOT kept", *self._blob(blob))  # noqa: S608 - of constants
+
+    def _keep_blob(self, blob: int) -> bool:
+        keeping = f"UPDATE blobs SET kept = TRUE WHERE {self.is_blob} AND NOT kept AND touched_at > 0"  # noqa: S608 - of constants
+        return self.count(keeping, *self._blob(blob)) > 0
+
+    def _leave_blob(self, blob: int) -> None:
+        self.do(f"UPDATE blobs SET kept = FALSE, touched_at = 0 WHERE {self.is_blob}", *self._blob(blob))  # noqa: S608 - of constants
+
+    def sweep(self, before: float, chunks: int) -> bool:
+        """
+        Take away blobs that nobody has and that got no chunk since `before`, at most so many chunks of them.
+
+        Tells whether there is more to take away.
+        """
+        oldest = f"SELECT {self.blob} FROM blobs WHERE NOT kept AND touched_at < ? ORDER BY touched_at LIMIT 1"  # noqa: S608 - of constants
+        row = self.row(oldest + self.free_held, before)
+        if row is None:
+            return False
+        key = self._blob(row[0])
+        # Whoever still writes to it is told so from now on: a file must not come out with a hole.
+        self.do(f"UPDATE blobs SET touched_at = 0 WHERE {self.is_blob}", *key)  # noqa: S608 - of constants
+        of_blob = f"FROM chunks WHERE {self.is_chunk}"
+        last = f"SELECT number {of_blob} ORDER BY number DESC LIMIT ?"
+        if self.count(f"DELETE {of_blob} AND number IN ({last})", *key, *key, chunks) < chunks:
+            self.do(f"DELETE FROM blobs WHERE {self.is_blob}", *key)  # noqa: S608 - of constants
+        return True
+
+    def has_left_over(self, before: float) -> bool:
+        """Return whether `sweep` would find a blob to take away."""
+        return self.row("SELECT 1 FROM blobs WHERE NOT kept AND touched_at < ? LIMIT 1", before) is not None
+
+
+class AccessStatements(Statements):
+    """How often files were used."""
+
+    def accesses(self, account_id: int, kind: Kind, name: str) -> Accesses | None:
+        """Return how often a file was used on its last day, None where it never was."""
+        query = "SELECT day, count, last_at FROM accesses WHERE account_id = ? AND kind = ? AND name = ?"
+        row = self.row(query, account_id, kind, name)
+        return None if row is None else Accesses._make(row)
+
+    def add_accesses(self, used: Sequence[Used]) -> None:
+        """
+        Add to what is stored of files that are there, and to the account's days.
+
+        A later day than the stored one begins at 0; an earlier one, after a clock was set back, counts as the stored.
+        """
+        days = Counter[tuple[int, int]]()
+        for each in sorted(used):  # in one order, so that of two who add to the same files neither waits for the other
+            account_id, kind, name = each[:3]
+            file = (account_id, kind, name)
+            self.do(_ADD_ACCESSES, *each, *file, kind, account_id, name, kind, account_id, name)
+            days[account_id, each.day] += each.times
+        for (account_id, day), times in sorted(days.items()):
+            self.do(_ADD_DAY, account_id, day, times, account_id)
+
+    def forget_accesses(self, account_id: int, kind: Kind, name: str) -> None:
+        """Forget how often a file was used, which is there no longer."""
+        self.do("DELETE FROM accesses WHERE account_id = ? AND kind = ? AND name = ?", account_id, kind, name)
+
+    def days(self, account_id: int, since: int) -> list[tuple[int, int]]:
+        """Return the days from this one on, in order, and how often the account's files were used on each."""
+        return self.rows(
+            "SELECT day, count FROM days WHERE account_id = ? AND day >= ? ORDER BY day", account_id, since
+        )
+
+
+class Transaction(AccountStatements, FileStatements, MediaStatements, AccessStatements):
+    """
+    What can be read and written as one; all names are data, never paths, and all times are seconds since 1970.
+
+    One thread at a time may use it, and only within the `Storage.read` or `Storage.submit` that handed it out.
+    """
 
     def chunks(self, blob: int) -> Iterator[bytes]:
         """Yield the blob's chunks in their order, up to the first that isn't there."""

@@ -20,10 +20,16 @@ from cloudstore_mapping.service.storage.migrations import (
     not_opened,
     schema_version,
 )
-from cloudstore_mapping.service.storage.sqlite_lineage import change_if_there
-from cloudstore_mapping.service.storage.sqlite_place import holds_data, reading_mode, refuse_leftovers
-from cloudstore_mapping.service.storage.sqlite_session import SQLiteSession, primary_code, unavailable
-from cloudstore_mapping.service.storage.sqlite_space import FULL
+from cloudstore_mapping.service.storage.sqlite import SQLiteSession
+from cloudstore_mapping.service.storage.sqlite_files import (
+    FULL,
+    change_if_there,
+    holds_data,
+    primary_code,
+    reading_mode,
+    refuse_leftovers,
+    unavailable,
+)
 from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import refuse_sidecar, sync_folder
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cloudstore_mapping.service.storage.checking import Findings, Report
 from cloudstore_mapping.service.storage.sqlite_backup import examine
-from cloudstore_mapping.service.storage.sqlite_place import check_place
+from cloudstore_mapping.service.storage.sqlite_files import check_place
 
 __all__ = ["Findings", "check"]
 

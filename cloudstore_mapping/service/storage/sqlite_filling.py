@@ -7,13 +7,13 @@ from pathlib import Path
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.copying import Copied, Report, copy_store
-from cloudstore_mapping.service.storage.sql import SQLTransaction
+from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_backup import drafted, failed_copy, make_one_file, verify
 from cloudstore_mapping.sqlite_forks import connected
 
 
-def copy_to_file(source: SQLTransaction, path: Path, report: Report) -> dict[str, Copied]:
+def copy_to_file(source: Transaction, path: Path, report: Report) -> dict[str, Copied]:
     """
     Copy what `source` sees into a new file at `path`, which is there only once it is whole; see `copy_store`.
 

@@ -1,27 +1,70 @@
-"""File passwords: hashed, remembered once they were right, and slowed down while they are wrong."""
+"""Security: Argon2 hashes of passwords, throttling of wrong passwords and of guessed API keys."""
 
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import os
 import secrets
 import threading
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
-from cachetools import TTLCache
+from cachetools import LRUCache, TTLCache
 
-from cloudstore_mapping.errors import LockedError, ProtocolError
-from cloudstore_mapping.service.guesses import network_of
-from cloudstore_mapping.service.limits import Tries
-from cloudstore_mapping.service.pool import Pool
+from cloudstore_mapping.errors import BadKeyError, LockedError, ProtocolError, UnsupportedError
+from cloudstore_mapping.service.quotas import MAX_WATCHED, Tries
+from cloudstore_mapping.service.threads import Pool
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.hashing import Hasher
-    from cloudstore_mapping.service.limits import Clock
+    from argon2 import PasswordHasher
+
+    from cloudstore_mapping.service.quotas import Clock
     from cloudstore_mapping.service.settings import Settings
+
+
+class Hasher(Protocol):
+    """Hashes passwords, so slowly that guessing them from their hashes is in vain."""
+
+    def hash(self, password: str) -> str:
+        """Return a hash of the password, another one at each call."""
+        ...
+
+    def fits(self, stored: str, password: str) -> bool:
+        """Whether `stored` is a hash of the password."""
+        ...
+
+
+class Argon2Hasher:
+    """Hashes with argon2id, which takes about 20 ms and 19 MiB; `UnsupportedError` where it isn't installed."""
+
+    def hash(self, password: str) -> str:
+        """Return a hash of the password, another one at each call."""
+        return _hasher().hash(password)
+
+    def fits(self, stored: str, password: str) -> bool:
+        """Whether `stored` is a hash of the password."""
+        hasher = _hasher()
+        from argon2.exceptions import VerifyMismatchError
+
+        try:
+            return hasher.verify(stored, password)
+        except VerifyMismatchError:
+            return False
+
+
+def _hasher() -> PasswordHasher:
+    try:
+        from argon2 import PasswordHasher  # of an extra, and needed only where a file has a password
+    except ImportError as error:
+        raise UnsupportedError(
+            "File passwords need the extra 'server': pip install 'cloudstore-mapping[server]'."
+        ) from error
+    # The first choice of OWASP's password storage cheat sheet: 19 MiB, two passes, one lane.
+    return PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+
 
 #: Right passwords that are remembered, and for how many seconds.
 MAX_REMEMBERED: Final = 10_000
@@ -153,3 +196,61 @@ class Passwords:
     def close(self) -> None:
         """Finish the hashing that was begun, and end its threads."""
         self._pool.close()
+
+
+#: Keys that are remembered for having opened an account, each with the address that they came from.
+MAX_KNOWN: Final = 65_536
+# What one client of IPv6 has of it, for whom every address in it is as good as its own.
+_IPV6_PREFIX: Final = 64
+
+
+class Guesses:
+    """
+    Counts the different wrong keys that came from each address; threads may share it.
+
+    One wrong key that is sent again and again is a mistake, and counts once. A key that opened an account from this
+    address before goes on doing so, whatever else is guessed there; any other, right or wrong, waits with the guesses.
+    """
+
+    def __init__(self, tries: int, window: float, monotonic: Callable[[], float]) -> None:
+        self._tries = Tries(tries, window, monotonic, "API keys")
+        self._counted: LRUCache[tuple[str, bytes], float] = LRUCache(MAX_WATCHED)
+        self._known: set[tuple[str, bytes]] = set()
+        self._window = window
+        self._now = monotonic
+        self._lock = threading.Lock()
+
+    def right(self, key_hash: bytes, address: str) -> None:
+        """Take note that the key opened an account; `TooOftenError` where it has to wait with the guesses."""
+        if not address or (address, key_hash) in self._known:
+            return
+        self._tries.check(network_of(address))
+        with self._lock:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known.add((address, key_hash))
+
+    def wrong(self, key_hash: bytes, address: str) -> NoReturn:
+        """Count a key that opened nothing, and raise `BadKeyError`, or `TooOftenError` where there were too many."""
+        if address:
+            guess = network_of(address), key_hash
+            with self._lock:
+                self._known.discard((address, key_hash))
+                now = self._now()
+                if self._counted.get(guess, now - self._window) <= now - self._window:
+                    self._tries.begin(guess[0])
+                    self._counted[guess] = now
+        raise BadKeyError("The service doesn't know this API key; check it, or make a new one in the dashboard.")
+
+
+def network_of(address: str) -> str:
+    """Return whom an address counts as: itself, of an IPv6 one the network that a single client has."""
+    if ":" not in address:
+        return address
+    try:
+        number = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address  # what a trusted proxy said
+    if number.ipv4_mapped is not None:
+        return str(number.ipv4_mapped)
+    return str(ipaddress.IPv6Network((number, _IPV6_PREFIX), strict=False))

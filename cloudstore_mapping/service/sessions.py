@@ -1,4 +1,4 @@
-"""Owners: how they sign in to the dashboard, how long that lasts, and how their passwords change."""
+"""Sessions of the dashboard: sign in, sign out, expiry, and password changes of owners."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from cloudstore_mapping.errors import BadValueError, LockedError, TooOftenError, TransportError
-from cloudstore_mapping.service.accounts import COMMAND_LINE, Show, shown_before
-from cloudstore_mapping.service.limits import Tries
-from cloudstore_mapping.service.passwords import Question
-from cloudstore_mapping.service.plans import DEFAULT_PLAN
-from cloudstore_mapping.service.storage.records import OwnerPassword
+from cloudstore_mapping.service.accounts import COMMAND_LINE, DEFAULT_PLAN, Show, shown_before
+from cloudstore_mapping.service.quotas import Tries
+from cloudstore_mapping.service.security import Question
+from cloudstore_mapping.service.storage.base import OwnerPassword
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.accounts import Accounts
-    from cloudstore_mapping.service.limits import Clock
-    from cloudstore_mapping.service.passwords import Passwords
-    from cloudstore_mapping.service.storage.base import Storage, Transaction
-    from cloudstore_mapping.service.storage.records import Account
+    from cloudstore_mapping.service.quotas import Clock
+    from cloudstore_mapping.service.security import Passwords
+    from cloudstore_mapping.service.storage.base import Account, Storage
+    from cloudstore_mapping.service.storage.sql import Transaction
 
 #: Seconds after which somebody who does nothing is signed out, and after which everybody is.
 IDLE_END: Final = 30 * 60.0

@@ -1,4 +1,4 @@
-"""Who writes: one at a time; all work that waits goes into one transaction, and is answered after its commit."""
+"""Group commit: one writer thread runs waiting work in one transaction and replies after the commit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import threading
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 from cloudstore_mapping.errors import CloudStoreError, UnavailableError
 from cloudstore_mapping.interrupts import let_go
-from cloudstore_mapping.service.futures import PlainFuture, wait_for
+from cloudstore_mapping.service.threads import PlainFuture, wait_for
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ class DoneError(Exception):
     """The transaction that was begun to be done again was committed the first time."""
 
 
-class Session(ABC):
+class WriteSession(ABC):
     """
     A connection that `GroupWriter` writes with, and which it hands to each piece of work.
 
@@ -158,7 +159,7 @@ class GroupWriter:
     One that is dropped without `close` finishes what was submitted all the same, and so does a program that ends.
     """
 
-    def __init__(self, session: Session, end: Callable[[], None]) -> None:
+    def __init__(self, session: WriteSession, end: Callable[[], None]) -> None:
         self._session = session
         self._jobs = _Jobs()
         self._turn = threading.Lock()
@@ -322,7 +323,7 @@ def _finish_all() -> None:
         jobs.wait_for_end()
 
 
-def _write(session: Session, jobs: _Jobs, turn: threading.Lock, end: Callable[[], None]) -> None:
+def _write(session: WriteSession, jobs: _Jobs, turn: threading.Lock, end: Callable[[], None]) -> None:
     group: list[_Job] = []
     goes_on = True
     try:
@@ -351,7 +352,7 @@ def _gather(jobs: SimpleQueue[_Job | None], group: list[_Job], most: int) -> boo
     return True
 
 
-def _commit(session: Session, group: list[_Job]) -> list[_Job]:
+def _commit(session: WriteSession, group: list[_Job]) -> list[_Job]:
     """Do a group's work and tell what came of it; return what has to be done in another transaction."""
     session.until = math.inf
     outcomes = _outcomes(session, group)
@@ -372,7 +373,7 @@ def _commit(session: Session, group: list[_Job]) -> list[_Job]:
     return later
 
 
-def _outcomes(session: Session, group: list[_Job]) -> list[tuple[Any, BaseException | None]]:
+def _outcomes(session: WriteSession, group: list[_Job]) -> list[tuple[Any, BaseException | None]]:
     outcomes: list[tuple[Any, BaseException | None]] = []
     while True:
         done = outcomes if len(outcomes) == len(group) else []
@@ -390,7 +391,7 @@ def _outcomes(session: Session, group: list[_Job]) -> list[tuple[Any, BaseExcept
             return outcomes
 
 
-def _outcome(session: Session, job: _Job) -> tuple[Any, BaseException | None]:
+def _outcome(session: WriteSession, job: _Job) -> tuple[Any, BaseException | None]:
     if not job.begin():
         return None, None
     try:
@@ -401,3 +402,47 @@ def _outcome(session: Session, job: _Job) -> tuple[Any, BaseException | None]:
             raise
         return None, error
     return result, None
+
+
+#: Seconds that a health check waits for the storage.
+PATIENCE: Final = 1.0
+#: Seconds after which a probe that still waits is a problem: a save that begins now would wait as well.
+OVERDUE: Final = 5.0
+_OVERDUE: Final = "Saves wait for longer than {:g} seconds; look which process holds the store."
+
+
+class HealthProbe:
+    """
+    Probes with a write that `submit` begins; threads may share it.
+
+    One probe runs at a time, however many threads ask. A writer that is busy for longer than they wait isn't ill: the
+    outcome of the probe before stands until this one is `OVERDUE`.
+    """
+
+    def __init__(self, submit: Callable[[], Future[None]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._submit = submit
+        self._clock = clock
+        self._since = 0.0
+        self._lock = threading.Lock()
+        self._running: Future[None] | None = None
+        self._problem: str | None = None
+
+    def problem(self, patience: float) -> str | None:
+        """Return the sentence that refuses a save, None where it would be done."""
+        try:
+            with self._lock:
+                if self._running is None:
+                    self._running, self._since = self._submit(), self._clock()
+                running, since = self._running, self._since
+        except UnavailableError as error:
+            return str(error)
+        wait_for(running, patience)
+        with self._lock:
+            if not running.done():
+                is_overdue = self._clock() - since >= OVERDUE
+                return _OVERDUE.format(OVERDUE) if is_overdue and self._problem is None else self._problem
+            raised = running.exception()
+            problem = None if raised is None else str(raised)
+            if self._running is running:
+                self._running, self._problem = None, problem
+            return problem

@@ -1,4 +1,4 @@
-"""What a service does with a request on one file or on the names, once it is known whose it is."""
+"""Operations on data files: load, list, stat, save, merge, delete and change, with their passwords and quotas."""
 
 from __future__ import annotations
 
@@ -10,16 +10,26 @@ from typing import Final
 from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
-from cloudstore_mapping.errors import ChangedError, DailyLimitError, NoFileError, TooBigError, shorten
+from cloudstore_mapping.errors import BadNameError, ChangedError, DailyLimitError, NoFileError, TooBigError, shorten
 from cloudstore_mapping.merge import merge
-from cloudstore_mapping.service.limits import Clock, check_room
-from cloudstore_mapping.service.names import check_name
-from cloudstore_mapping.service.passwords import Passwords
+from cloudstore_mapping.service.quotas import Clock, Usage, check_room
+from cloudstore_mapping.service.security import Passwords
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.base import Transaction
-from cloudstore_mapping.service.storage.records import Account, File, FileInfo
-from cloudstore_mapping.service.usage import Usage
+from cloudstore_mapping.service.storage.base import Account, File, FileInfo
+from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import MAX_BATCH, Operation, Reply, Request, decode_value, encode_value, success
+
+
+def check_name(name: str, max_bytes: int) -> None:
+    """Raise `BadNameError` for what can't be a file's name: names are data and never paths, but not all is stored."""
+    if not name:
+        raise BadNameError("A file needs a name of at least one character.", key=name)
+    if "\0" in name:
+        raise BadNameError("A file's name can't hold the character NUL; leave it out.", key=name)
+    if len(name) > max_bytes or (not name.isascii() and len(name.encode()) > max_bytes):
+        sentence = f"A file's name can't be longer than {max_bytes} bytes (the service's max_name_bytes); shorten it."
+        raise BadNameError(sentence, key=name)
+
 
 #: Names in one page, however many were asked for.
 MAX_PAGE: Final = 10_000

@@ -1,4 +1,4 @@
-"""What requests with an id of their client's were answered, so that one that comes again is not done again."""
+"""Idempotency: store the reply to each request id, and replay it for duplicates."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from http import HTTPStatus
 from typing import Final
 
 from cloudstore_mapping.errors import CloudStoreError
-from cloudstore_mapping.service.limits import Clock
-from cloudstore_mapping.service.storage.base import Transaction
+from cloudstore_mapping.service.quotas import Clock
+from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import Reply, decode_reply, encode_reply, failure
 
 #: Seconds for which an answer is remembered at least.

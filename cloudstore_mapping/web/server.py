@@ -1,4 +1,4 @@
-"""The service on a socket: uvicorn around the ASGI application, from its first connection to its last."""
+"""HTTP server: uvicorn from the first connection to the last."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
-from cloudstore_mapping.web.app import make_app
-from cloudstore_mapping.web.crowding import Crowd, OpenFiles
-from cloudstore_mapping.web.inline import Inline
-from cloudstore_mapping.web.listening import address_of, listen, raise_file_limit
-from cloudstore_mapping.web.metrics import Metrics, new_rows
-from cloudstore_mapping.web.observing import Observed
+from cloudstore_mapping.web.api import Inline, make_app
+from cloudstore_mapping.web.connections import Crowd, OpenFiles, address_of, listen, raise_file_limit
+from cloudstore_mapping.web.metrics import Metrics, Observed, new_rows
 from cloudstore_mapping.web.options import Options
 from cloudstore_mapping.web.protocol import HTTPProtocol
 

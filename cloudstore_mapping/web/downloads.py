@@ -1,0 +1,312 @@
+"""Downloads of media files: ranges, conditions, names, and safe headers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import logging
+import re
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from email.utils import formatdate, parsedate_to_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import quote, unquote, unquote_to_bytes
+
+from msgspec.structs import replace
+from python_multipart.multipart import parse_options_header
+
+from cloudstore_mapping.errors import CloudStoreError, DailyLimitError, ProtocolError, UnavailableError
+from cloudstore_mapping.service.media import begins_as
+from cloudstore_mapping.web.http import (
+    CROSS_ORIGIN,
+    END,
+    Application,
+    Header,
+    Receive,
+    RefusedError,
+    Scope,
+    Send,
+    check_method,
+    send_reply,
+)
+from cloudstore_mapping.wire import failure
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.service.media import MediaFiles
+    from cloudstore_mapping.service.service import Service
+
+_PLAIN: Final = re.compile(r"[^ !#$&+\-.0-9A-Z^_`a-z|~()\[\]{},;=@']")
+
+
+def is_shown(mimetype: str, beginning: bytes) -> bool:
+    """Whether a browser may show a file of this type that begins with these bytes, in place of downloading it."""
+    return begins_as(mimetype, beginning)
+
+
+def policy(mimetype: str, *, shown: bool) -> bytes:
+    """
+    Return the Content-Security-Policy of a file: no script in any, and no more than a browser's own viewer needs.
+
+    A browser opens audio and video by a page of its own, which asks for the file once more, and lays out a picture by
+    styles in its page; such pages are under the file's policy.
+    """
+    main = mimetype.strip().partition("/")[0].lower() if shown else ""
+    needs = {"audio": b" media-src 'self';", "video": b" media-src 'self';", "image": b" style-src 'unsafe-inline';"}
+    return b"default-src 'none';%b sandbox" % needs.get(main, b"")
+
+
+def disposition(name: str, *, shown: bool) -> bytes:
+    """Return the Content-Disposition of a file with this name, which may hold anything, as RFC 6266 has it."""
+    plain = _PLAIN.sub("_", name)
+    return (
+        f"{'inline' if shown else 'attachment'}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}".encode()
+    )
+
+
+_RANGE: Final = re.compile(rb"\s*bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", re.IGNORECASE)
+_TAG: Final = re.compile(rb'(?:W/)?"[^"]*"')
+
+
+class Wanted(NamedTuple):
+    """The status of the answer, and of the file's bytes those from `start` on to before `stop`."""
+
+    status: int
+    start: int
+    stop: int
+
+
+def wanted(headers: Mapping[bytes, bytes], tag: bytes, modified_at: float, size: int) -> Wanted:
+    """
+    Return what a GET or HEAD with these headers gets of a file: 200, 206, 304, 412 or 416.
+
+    `tag` is the file's strong entity tag with its quotes, `modified_at` in seconds since 1970. Of several ranges none
+    is looked at: the whole file is an answer to them too, and one that nobody can make large. Nor does a date in
+    ``If-Range`` make a part: the file may have been replaced twice in its second.
+    """
+    whole = Wanted(200, 0, size)
+    modified = int(modified_at)
+    if b"if-match" in headers:
+        if not _matches(headers[b"if-match"], tag, weakly=False):
+            return whole._replace(status=412)
+    elif (since := _seconds(headers.get(b"if-unmodified-since"))) is not None and modified > since:
+        return whole._replace(status=412)
+    if b"if-none-match" in headers:
+        if _matches(headers[b"if-none-match"], tag, weakly=True):
+            return whole._replace(status=304)
+    elif (since := _seconds(headers.get(b"if-modified-since"))) is not None and modified <= since:
+        return whole._replace(status=304)
+    match = _RANGE.fullmatch(headers.get(b"range", b""))
+    if match is None or not any(match.groups()) or headers.get(b"if-range", tag).strip() != tag:
+        return whole
+    return _part(match[1], match[2], size)
+
+
+def _part(first: bytes, last: bytes, size: int) -> Wanted:
+    if not first:  # so many bytes at the end
+        start, stop = max(0, size - int(last)), size
+    else:
+        start, stop = int(first), size if not last else min(int(last) + 1, size)
+        if last and int(last) < start:
+            return Wanted(200, 0, size)  # no range at all
+    return Wanted(206, start, stop) if start < stop else Wanted(416, 0, 0)
+
+
+def _matches(header: bytes, tag: bytes, *, weakly: bool) -> bool:
+    if header.strip() == b"*":
+        return True
+    return any(each.removeprefix(b"W/") == tag if weakly else each == tag for each in _TAG.findall(header))
+
+
+def _seconds(date: bytes | None) -> int | None:
+    try:
+        return None if date is None else int(parsedate_to_datetime(date.decode("latin-1")).timestamp())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+# The header of a part as WHATWG's HTML standard has it, which knows no backslash as an escape: a name may hold some.
+_OPTION: Final = re.compile(rb'; (name|filename)="([^"]*)"')
+_AS_BROWSERS: Final = re.compile(rb'form-data(?:; (?:name|filename)="[^"]*")+')
+# What browsers write for these three in a file's name, and nothing else.
+_ESCAPES: Final = (("%22", '"'), ("%0D", "\r"), ("%0A", "\n"))
+_QUOTED: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_EXTENDED: Final = re.compile(rb";\s*filename\*\s*=\s*([\w-]+)'[\w-]*'([^\s;\"]*)", re.IGNORECASE)
+_ENCODED_WORD: Final = re.compile(r"=\?([\w-]+)\?([bq])\?([!->@-~]*)\?=", re.ASCII | re.IGNORECASE)
+_BOUNDARY_OF_AIOHTTP: Final = re.compile(rb"[0-9a-f]{32}")
+_CHARSETS: Final = frozenset({"utf-8", "utf8", "iso-8859-1", "us-ascii"})
+
+
+def disposition_of(headers: Mapping[bytes, bytes], boundary: bytes) -> dict[bytes, bytes] | None:
+    """
+    Return the ``name`` and the decoded ``filename`` of a part, whose headers come in their order; None without any.
+
+    A name that is no UTF-8 is returned as it is.
+    """
+    disposition = headers.get(b"content-disposition", b"")
+    if _AS_BROWSERS.fullmatch(disposition):
+        options = dict(_OPTION.findall(disposition))
+    else:
+        kind, options = parse_options_header(disposition)
+        if kind != b"form-data":
+            return None
+        extended = _EXTENDED.search(_QUOTED.sub(b'""', disposition))
+        with suppress(ValueError):
+            if extended is not None:
+                name = _text(unquote_to_bytes(extended[2]), extended[1].decode("ascii"))
+                return {**options, b"filename": name.encode()}
+    if b"filename" in options:
+        names = list(headers)
+        is_of_aiohttp = (
+            _BOUNDARY_OF_AIOHTTP.fullmatch(boundary) is not None
+            and b"content-type" in headers
+            and names.index(b"content-type") < names.index(b"content-disposition")
+        )
+        with suppress(UnicodeDecodeError):
+            options[b"filename"] = _decoded(options[b"filename"].decode(), is_of_aiohttp=is_of_aiohttp).encode()
+    return options
+
+
+def _decoded(name: str, *, is_of_aiohttp: bool) -> str:
+    if is_of_aiohttp:
+        decoded = unquote(name, errors="replace")
+        if quote(decoded, safe="") == name:
+            return decoded
+    with suppress(ValueError):
+        return _from_words(name)
+    for escape, char in _ESCAPES:
+        name = name.replace(escape, char)
+    return name
+
+
+def _from_words(name: str) -> str:
+    """Return what a name of encoded words says; `ValueError` if there is anything else in it."""
+    words = _ENCODED_WORD.findall(name)
+    charsets = {charset.lower() for charset, _, _ in words}
+    if not words or _ENCODED_WORD.sub("", name).strip(" ") or len(charsets) > 1:
+        raise ValueError(name)
+    # Joined before they are decoded: some clients cut a character in two.
+    return _text(b"".join(_bytes(encoding.lower(), text) for _, encoding, text in words), *charsets)
+
+
+def _bytes(encoding: str, text: str) -> bytes:
+    # `binascii.Error` is a ValueError.
+    return base64.b64decode(text, validate=True) if encoding == "b" else binascii.a2b_qp(text, header=True)
+
+
+def _text(data: bytes, charset: str) -> str:
+    if charset.lower() not in _CHARSETS:
+        raise ValueError(charset)
+    return data.decode(charset)
+
+
+_log: Final = logging.getLogger(__name__)
+
+_WITHOUT_FILE: Final = frozenset(
+    {HTTPStatus.NOT_MODIFIED, HTTPStatus.PRECONDITION_FAILED, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE}
+)
+# What keeps a page that somebody uploaded from running, from being guessed at, and from telling where it was found.
+_HEADERS: Final[tuple[Header, ...]] = (
+    (b"accept-ranges", b"bytes"),
+    (b"cache-control", b"no-cache"),  # a link stays when its file is replaced
+    (b"cross-origin-resource-policy", b"cross-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-robots-tag", b"none"),
+    *CROSS_ORIGIN,
+)
+
+
+def make_files(service: Service, path: str) -> Application:
+    """
+    Return the ASGI application for media files by their links, which begin with `path`.
+
+    Any ending, or none, leads to the file: it may be guessed from a type, which another version of Python guesses
+    otherwise, and which changes when the file is replaced.
+    """
+    link = re.compile(re.escape(path) + r"([0-9a-f]{32})/([0-9a-f]{32})(?:\.[^/\x00-\x1f\x7f]*)?")
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            response = await _response(service.media, scope, link.fullmatch(scope["path"]))
+        except RefusedError as refused:
+            await send_reply(send, failure(refused.error), *refused.headers)
+        except DailyLimitError as error:  # with what browsers and caches understand
+            reply = replace(
+                failure(error), status=HTTPStatus.TOO_MANY_REQUESTS, retry_after=service.media.rest_of_day()
+            )
+            await send_reply(send, reply)
+        except CloudStoreError as error:
+            await send_reply(send, failure(error))
+        else:
+            await response.send(receive, send)
+
+    return application
+
+
+class _Response(NamedTuple):
+    status: int
+    headers: list[Header]
+    pieces: Iterator[bytes]
+
+    async def send(self, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        leaving = asyncio.ensure_future(_left(receive))  # for sending tells nobody that the client has gone
+        try:
+            while not leaving.done():
+                piece = await asyncio.to_thread(next, self.pieces, b"")
+                if piece == b"":
+                    await send(END)
+                    return
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except UnavailableError as error:
+            # It has begun as a success: that it ends before its length is all that can still be told.
+            _log.warning("A media file could not be sent to its end: %s", error)
+        finally:
+            leaving.cancel()
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _response(files: MediaFiles, scope: Scope, match: re.Match[str] | None) -> _Response:
+    check_method(scope["method"], ("GET", "HEAD"))
+    found = None if match is None else await asyncio.to_thread(files.find, match[1], match[2])
+    if found is None:
+        raise ProtocolError("There is no file here; its owner may have deleted it.", error="NoPath")
+    account, media = found
+    tag = f'"{media.digest}"'.encode()
+    asked = dict(scope["headers"])
+    if scope["method"] == "HEAD":
+        asked.pop(b"range", None)  # which means nothing but to a GET
+    want = wanted(asked, tag, media.updated_at, media.size)
+    mimetype, beginning = await asyncio.to_thread(files.typed, media)
+    shown = is_shown(mimetype, beginning)
+    headers = [
+        *_HEADERS,
+        (b"content-security-policy", policy(mimetype, shown=shown)),  # of a 304 too: a browser keeps the newest
+        (b"etag", tag),
+        (b"repr-digest", b"sha-256=:%s:" % b64encode(bytes.fromhex(media.digest))),  # RFC 9530
+        (b"last-modified", formatdate(media.updated_at, usegmt=True).encode()),
+    ]
+    if want.status in _WITHOUT_FILE:
+        if want.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            headers.append((b"content-range", b"bytes */%d" % media.size))
+        if want.status != HTTPStatus.NOT_MODIFIED:
+            headers.append((b"content-length", b"0"))
+        return _Response(want.status, headers, iter(()))
+    headers += [
+        (b"content-type", mimetype.encode("latin-1")),
+        (b"content-disposition", disposition(media.name, shown=shown)),
+        (b"content-length", b"%d" % (want.stop - want.start)),
+    ]
+    if want.status == HTTPStatus.PARTIAL_CONTENT:
+        headers.append((b"content-range", b"bytes %d-%d/%d" % (want.start, want.stop - 1, media.size)))
+    if scope["method"] == "HEAD":
+        return _Response(want.status, headers, iter(()))
+    await asyncio.to_thread(files.use, account, media)
+    return _Response(want.status, headers, files.chunks(media, want.start, want.stop))
