@@ -104,8 +104,9 @@ def test_a_file_of_an_older_version(
     uploader: Uploader, monkeypatch: pytest.MonkeyPatch, stored: str, name: str, data: bytes, shown: bool
 ) -> None:
     """A file that is stored under another type than the real one is given and shown under the real one."""
-    monkeypatch.setattr(media, "real_type", lambda content_type, name, beginning: content_type)
-    found = uploader.find(uploader.upload(data, name, stored))
+    with monkeypatch.context() as patch:
+        patch.setattr(media, "real_type", lambda content_type, name, beginning: content_type)
+        found = uploader.find(uploader.upload(data, name, stored))
     assert found is not None
     assert found.mimetype == stored
     mimetype, beginning = uploader.service.media.typed(found)

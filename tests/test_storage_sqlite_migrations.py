@@ -57,7 +57,7 @@ def test_what_the_first_version_stored(first: Path) -> None:
 
 
 def test_all_schemas_are_numbered() -> None:
-    """The schema_steps from nothing to today's schema are numbered from 1 on, without a gap."""
+    """The steps from nothing to today's schema are numbered from 1 on, without a gap."""
     names = {file.name for file in SCHEMA.iterdir()}
     numbered = {
         f"{engine}-{number}.sql"

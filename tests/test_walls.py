@@ -32,9 +32,7 @@ WALLS = [
 LOWEST: dict[str, set[str]] = {
     f"{ROOT}.callback_client": set(),
     f"{ROOT}.errors": set(),
-    f"{ROOT}.jsontext": set(),
-    f"{ROOT}.messages": {f"{ROOT}.jsontext"},
-    f"{ROOT}.wire": {f"{ROOT}.errors", f"{ROOT}.jsontext", f"{ROOT}.messages"},
+    f"{ROOT}.wire": {f"{ROOT}.errors"},
     f"{ROOT}.merge": {f"{ROOT}.errors"},
     f"{ROOT}.keys": {f"{ROOT}.errors"},
 }
@@ -49,16 +47,14 @@ OPENED: dict[str, dict[str, str]] = {
     "client.media": {"self._draft.path.open": "a new file"},
     "client.shelf": {"os.open": "a new file", "os.fdopen": "a new file"},
     "drafts": {"os.open": "a lock: a new file, or an empty one"},
-    "service.storage.schemas": {"file.read_text": "the package's own"},
+    "service.storage.migrations": {"file.read_text": "the package's own"},
     "service.storage.sqlite_backup": {"draft.open": "its own file, closed by SQLite"},
-    "service.storage.sqlite_damage": {
+    "service.storage.sqlite_files": {
         "log.open": "a log, which SQLite doesn't lock",
-        "os.open": "an index, which isn't closed while SQLite may have it open",
+        "os.open": "a device, or an index, which isn't closed while SQLite may have it open",
+        "path.open": "a journal, which SQLite doesn't lock",
+        "path.read_text": "/proc",
     },
-    "service.storage.sqlite_lineage": {"log.open": "a log, which SQLite doesn't lock"},
-    "service.storage.sqlite_log": {"log.open": "a log, which SQLite doesn't lock"},
-    "service.storage.sqlite_session": {"os.open": "a device"},
-    "service.storage.sqlite_place": {"path.open": "a journal, which SQLite doesn't lock", "path.read_text": "/proc"},
     "storefiles": {"path.open": "SQLite was asked", "os.open": "a folder"},
     "transfer.dbmfiles": {
         "dbm.open": "its own folder",
@@ -69,7 +65,7 @@ OPENED: dict[str, dict[str, str]] = {
     "transfer.replacing": {"shutil.copy2": "a secret beside a store that isn't open"},
     "transfer.sources": {"Path(place).open": "a pipe or device", "path.open": "a new file"},
     "transfer.journal": {"os.open": "SQLite was asked", "os.fdopen": "SQLite was asked"},
-    "web.crowding": {"os.open": "a device"},
+    "web.connections": {"os.open": "a device"},
     "web.admin_pages": {"files(package).joinpath(path).read_bytes": "the package's own"},
 }
 #: Calls of the same name that open something else.

@@ -10,7 +10,8 @@ import requests
 
 from cloudstore_mapping.errors import REPLY_ERRORS
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.api import HEALTH_PATH, make_app
+from cloudstore_mapping.web.api import make_app
+from cloudstore_mapping.web.http import HEALTH_PATH
 from cloudstore_mapping.web.metrics import METRICS_PATH
 from cloudstore_mapping.web.openapi import OPENAPI_PATH, description
 from cloudstore_mapping.web.server import background

@@ -25,6 +25,7 @@ from cloudstore_mapping.web.http import (
     CLOSE,
     END,
     FAILED,
+    HEALTH_PATH,
     PREFLIGHT,
     Application,
     Deadline,
@@ -180,8 +181,6 @@ def _finish(coroutine: Any) -> None:
         return
     raise RuntimeError(f"{coroutine!r} waits for something.")
 
-
-HEALTH_PATH: Final = "/health"
 
 #: Bytes of a body from which on it is decoded in a thread: the loop serves everybody else meanwhile.
 LARGE_BODY: Final = 64 * 2**10

@@ -54,6 +54,7 @@ PREFLIGHT: Final[Message] = {
 FAILED: Final = failure(
     ProtocolError("The service failed; its owner finds the reason in its log.", error="ServerError")
 )
+HEALTH_PATH: Final = "/health"
 END: Final[Message] = {"type": "http.response.body"}
 CLOSE: Final[Header] = (b"connection", b"close")
 

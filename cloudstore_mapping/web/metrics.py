@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from cloudstore_mapping._version import __version__
 from cloudstore_mapping.errors import REPLY_ERRORS, UnavailableError
 from cloudstore_mapping.links import FILES_PATH
-from cloudstore_mapping.web.api import HEALTH_PATH
-from cloudstore_mapping.web.http import Application, Message, Receive, Scope, Send, answer, check_method
+from cloudstore_mapping.web.http import HEALTH_PATH, Application, Message, Receive, Scope, Send, answer, check_method
 from cloudstore_mapping.web.logs import ACCESS
 from cloudstore_mapping.wire import UPLOAD_PATH, Operation, Reply
 

@@ -11,7 +11,10 @@ from typing import NamedTuple
 
 import cloudstore_mapping as cm
 
-CLIENT = Path(cm.__file__).parent / "client"
+PACKAGE = Path(cm.__file__).parent
+CLIENT = PACKAGE / "client"
+#: A file of the client that the service shares.
+SHARED = PACKAGE / "keys.py"
 
 
 class Step(NamedTuple):
@@ -47,7 +50,8 @@ def trace(act: Callable[[], object]) -> list[Step]:
 
 def _is_function(frame: FrameType) -> bool:
     code = frame.f_code
-    return Path(code.co_filename).parent == CLIENT and not code.co_name.startswith("<")
+    path = Path(code.co_filename)
+    return (path.parent == CLIENT or path == SHARED) and not code.co_name.startswith("<")
 
 
 def shown(steps: list[Step]) -> str:
