@@ -19,7 +19,7 @@ from tests.crash.layer import watched
 from tests.crash.memory import tmp_path
 from tests.crash.power import WAYS, Cut, cuts
 from tests.crash.script import Contents, contents, states, steps
-from tests.test_storage_sqlite_migrations import first
+from tests.storage.test_sqlite_migrations import first
 
 __all__ = ["first", "tmp_path"]  # fixtures: a file that the first version wrote, and a folder in memory
 

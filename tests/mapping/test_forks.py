@@ -24,8 +24,8 @@ from cloudstore_mapping.service.storage import sqlite, sqlite_backup
 from cloudstore_mapping.service.storage.sqlite import SQLiteSession, SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_files import Identity
 from cloudstore_mapping.storefiles import is_store
+from tests.storage.test_locks import unlocked
 from tests.support.forking import ENDS, FOREVER, Saving, in_child
-from tests.test_storage_locks import unlocked
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork, which this system lacks"),

@@ -16,7 +16,7 @@ import requests
 
 from tests.raw_http import Connection, body
 from tests.serving import serving, told
-from tests.test_web_workers import children
+from tests.web.test_workers import children
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found as Linux shows them")
 
@@ -165,7 +165,7 @@ def test_a_signal_while_its_workers_start(
 ) -> None:
     """Ctrl-C in the middle of a worker's start ends all of them without a traceback."""
     (tmp_path / "sitecustomize.py").write_text(IN_A_WORKER)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(__file__).parent.parent}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(__file__).parent.parent.parent}")
     monkeypatch.setenv("TEST_SIGNAL", str(int(number)))
     serve = ["serve", "--json", "--port", "0", "--workers", "2", "--store", str(tmp_path / "s.db")]
     with start("-c", WITH, number.name, "default", *serve) as process:

@@ -27,7 +27,7 @@ fcntl = pytest.importorskip("fcntl", reason="locks that belong to a process are 
 
 pytestmark = pytest.mark.sqlite("it is about the locks on an SQLite file")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 #: Bytes that an open store has locked in its file and in its -shm, as SQLite's source documents them.
 LOCKED = {"": (0x40000002, 510), "-shm": (128, 1)}
 

@@ -22,7 +22,7 @@ from tests.serving import serving, told
 
 __all__ = ["chromium"]  # a fixture, defined beside
 
-PROGRAMS: Final = Path(__file__).parent / "clients"
+PROGRAMS: Final = Path(__file__).parent.parent / "clients"
 NAME: Final = "sp ace é.txt"
 MEDIA: Final = "some media" * 20_000
 

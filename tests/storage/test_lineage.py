@@ -24,8 +24,8 @@ from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_backup import restore
 from cloudstore_mapping.service.storage.sqlite_files import Lineage, is_of_another_file, lineage_of, refuse_leftovers
 from tests.service_fakes import PATIENCE
+from tests.storage.test_leftovers import COMMANDS, COUNT, FUNCTIONS, SPELLINGS, killed, run
 from tests.support.matrix import spread
-from tests.test_storage_leftovers import COMMANDS, COUNT, FUNCTIONS, SPELLINGS, killed, run
 
 pytestmark = pytest.mark.sqlite("it is about the log beside an SQLite file")
 

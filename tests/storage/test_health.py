@@ -20,7 +20,7 @@ from cloudstore_mapping.service.storage.sqlite_files import FULL, READ_ONLY, Spa
 from tests.crash.layer import watched
 from tests.permissions import crashed, heed_permissions
 from tests.service_fakes import PATIENCE, Held
-from tests.test_storage_sqlite_space import GIB, Usage
+from tests.storage.test_sqlite_space import GIB, Usage
 
 
 class Submitted:

@@ -24,9 +24,9 @@ from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.service.storage import sqlite_files
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_files import is_damaged, refuse_leftovers
+from tests.storage.test_leftovers import COMMANDS, COUNT, FUNCTIONS, killed, run
+from tests.storage.test_lineage import contents, filled, look_while_used
 from tests.support.matrix import spread
-from tests.test_storage_leftovers import COMMANDS, COUNT, FUNCTIONS, killed, run
-from tests.test_storage_lineage import contents, filled, look_while_used
 
 pytestmark = pytest.mark.sqlite("it is about the log beside an SQLite file")
 

@@ -1,0 +1,1 @@
+"""Tests of the service: accounts, operations, quotas, media and security."""

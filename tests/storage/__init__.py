@@ -1,0 +1,1 @@
+"""Tests of the storage engines: files, transactions, migrations, copies and damage."""
