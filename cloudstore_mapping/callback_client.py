@@ -1398,7 +1398,7 @@ _BUSY: Final = frozenset({429, 502, 503, 504})
 #: Refusals valid for every attempt of the same request.
 _ABOUT_REQUEST: Final = frozenset({"BadName", "BadValue"})
 #: Refusals by which a service that knows the request's id says that no attempt was applied.
-_AFTER_ID: Final = frozenset({"NoFile", "Changed", "BadMerge", "TooBig", "TooManyFiles"})
+_AFTER_ID: Final = frozenset({"NoFile", "Changed", "BadMerge", "TooBig", "TooManyFiles", "IdMismatch"})
 
 
 class _Message:

@@ -15,6 +15,7 @@ CloudStoreError
 ├── BadValueError (ValueError)
 ├── BadMergeError (ValueError)
 ├── ChangedError
+├── IdMismatchError
 ├── TransportError (ConnectionError)
 │   ├── OutcomeUnknownError
 │   └── UnavailableError
@@ -185,6 +186,12 @@ class ChangedError(CloudStoreError):
         self.version = version
 
 
+class IdMismatchError(CloudStoreError):
+    """The request id (idempotency key) was used for another request before; nothing was done."""
+
+    error = "IdMismatch"
+
+
 class TransportError(CloudStoreError, ConnectionError):
     """
     The connection failed; `sent` is False if the service certainly never saw the request.
@@ -276,6 +283,7 @@ REPLY_ERRORS: Final[Mapping[str, tuple[int, type[CloudStoreError]]]] = {
     "BadMethod": (405, ProtocolError),
     "BodyTooBig": (413, TooBigError),
     "BadType": (415, ProtocolError),
+    "IdMismatch": (422, IdMismatchError),
     "TooOften": (429, TooOftenError),
     "ServerError": (500, ProtocolError),
     "Unavailable": (503, UnavailableError),

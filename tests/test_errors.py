@@ -41,6 +41,7 @@ STATUSES = {
     "BadMethod": 405,
     "BodyTooBig": 413,
     "BadType": 415,
+    "IdMismatch": 422,
     "TooOften": 429,
     "ServerError": 500,
     "Unavailable": 503,

@@ -584,7 +584,7 @@ def may_have_applied(outcome: Outcome) -> bool:
 _ABOUT_REQUEST: Final = frozenset({"BadName", "BadValue"})
 #: Refusals that prove, under an id known to the service, that no attempt was applied: it looks up the id before it
 #: looks at the file. All other refusals may come before that.
-_AFTER_ID: Final = frozenset({"NoFile", "Changed", "BadMerge", "TooBig", "TooManyFiles"})
+_AFTER_ID: Final = frozenset({"NoFile", "Changed", "BadMerge", "TooBig", "TooManyFiles", "IdMismatch"})
 
 
 def tells_all(request: Sendable, reply: Reply) -> bool:

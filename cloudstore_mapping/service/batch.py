@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from msgspec import UNSET
 from msgspec.structs import replace
 
 from cloudstore_mapping.errors import CloudStoreError, TooBigError
-from cloudstore_mapping.service.idempotency import Answers
+from cloudstore_mapping.service.idempotency import Answers, Single, mismatch
 from cloudstore_mapping.service.operations import Caller, Rules
 from cloudstore_mapping.service.security import Question, UnprovenError
 from cloudstore_mapping.service.storage.sql import Transaction
-from cloudstore_mapping.wire import Batch, Operation, Reply, Request, encode_replies, encode_value, failure, success
+from cloudstore_mapping.wire import (
+    Batch,
+    Operation,
+    Reply,
+    Request,
+    decode_replies,
+    encode_replies,
+    encode_value,
+    failure,
+    success,
+)
 
 #: Bytes of a value that is read before it is asked for.
 MAX_AHEAD: Final = 16 * 2**10
 
 _OF_VALUES: Final = frozenset({Operation.LOAD, Operation.MERGE})
 _LARGE: Final = frozenset({Operation.LOAD, Operation.LIST})
+#: Stored in place of the reply to a read.
+_READ_AGAIN: Final = success("")
 
 
 class UndoneError(Exception):
@@ -48,6 +59,7 @@ class BatchWork:
         self._refused = refused
         self._left = max_bytes
         self._full = False
+        self._replies: list[Reply] = []
 
     def do(self, transaction: Transaction, caller: Caller) -> Reply:
         """
@@ -58,17 +70,51 @@ class BatchWork:
         anew as often as it has passwords.
         """
         self._look_ahead(transaction, caller)
+        self._replies = self._all(lambda _, request: self._answer(transaction, caller, request), is_replay=False)
+        return success("", encode_replies(self._replies))
+
+    def kept(self, reply: Reply) -> Reply:
+        """Return the reply as it is stored: without the replies to reads, which are read again for a duplicate."""
+        if reply.error is not None:
+            return reply
+        parts = zip(self._batch.requests, self._replies, strict=True)
+        return success("", encode_replies([reply if request.writes else _READ_AGAIN for request, reply in parts]))
+
+    def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply:
+        """
+        Return the stored replies to the writes, and read again what the batch reads.
+
+        Reads no longer depend on versions: the batch was done, whatever happened to the files since. Passwords are
+        checked again; raises as `do` if one is wrong.
+        """
+        if before.error is not None:
+            return before
+        stored = decode_replies(before.content)
+        if len(stored) != len(self._batch.requests):  # by an earlier version, for another batch
+            raise mismatch()
+
+        def again(index: int, request: Request) -> Reply:
+            if not request.writes:
+                return self._sized(transaction, caller, replace(request, if_version=UNSET))
+            self._rules.check_replay(transaction, caller, request)
+            return stored[index]
+
+        return success("", encode_replies(self._all(again, is_replay=True)))
+
+    def _all(self, answer: Callable[[int, Request], Reply], *, is_replay: bool) -> list[Reply]:
         replies: list[Reply] = []
         unproven: dict[Question, None] = {}
         for number, request in enumerate(self._batch.requests, 1):
             try:
-                reply = self._answer(transaction, caller, request)
+                reply = answer(number - 1, request)
+            except CloudStoreError as error:
+                reply = failure(error)
             except UnprovenError as error:
                 if (refusal := self._refused.get(error.questions[0])) is None:
                     unproven[error.questions[0]] = None
                     continue
                 reply = failure(refusal)
-            if self._batch.atomic and reply.error is not None:
+            if self._batch.atomic and reply.error is not None and (request.writes or not is_replay):
                 if unproven:
                     break  # it may be refused only because those before it were not done
                 sentence = f"Request {number} of {len(self._batch.requests)}: {reply.sentence}"
@@ -76,7 +122,7 @@ class BatchWork:
             replies.append(reply)
         if unproven:
             raise UnprovenError(*unproven)
-        return success("", encode_replies(replies))
+        return replies
 
     def _look_ahead(self, transaction: Transaction, caller: Caller) -> None:
         """Read at once what the requests would read one by one, but for large values, of which there may be many."""
@@ -92,13 +138,9 @@ class BatchWork:
             caller.ahead |= transaction.stat_many(caller.account.id, [*infos])
 
     def _answer(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
-        try:
-            if request.once is not UNSET and request.writes:
-                answer = partial(self._sized, transaction, caller, request)
-                return self._answers.once(transaction, caller.account.id, request.once, answer)
-            return self._sized(transaction, caller, request)
-        except CloudStoreError as error:
-            return failure(error)
+        if request.once is not UNSET and request.writes:
+            return self._answers.once(transaction, caller, request, Single(self._rules, request))
+        return self._sized(transaction, caller, request)
 
     def _sized(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         if request.operation not in _LARGE:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -17,7 +16,7 @@ from msgspec import UNSET
 from cloudstore_mapping.errors import BadKeyError, CloudStoreError, ProtocolError, TimedOutError, UnavailableError
 from cloudstore_mapping.service.accounts import NOT_MADE
 from cloudstore_mapping.service.batch import BatchWork, UndoneError
-from cloudstore_mapping.service.idempotency import MAX_LOADED, Answers
+from cloudstore_mapping.service.idempotency import Answers, Repeatable, Single, check_ids
 from cloudstore_mapping.service.operations import Caller, Rules
 from cloudstore_mapping.service.quotas import check_turn, take_turn
 from cloudstore_mapping.service.security import Question, UnprovenError
@@ -307,6 +306,7 @@ class Desk:
     def _begin(self, asked: Asked) -> Reply | Future[Reply] | None:
         """Answer the request, or have it answered; None where it goes on by itself, when it is its account's turn."""
         request = asked.request
+        check_ids(request)
         is_quick = asked.is_quick
         if not is_quick and self._accounts.opened_lately(request.api_key):
             return self._have_answered(asked)
@@ -370,29 +370,26 @@ class Desk:
         return caller
 
     def _write(self, asked: Asked, transaction: Transaction) -> Reply:
-        caller = self._admitted(transaction, asked, writes=True)
-        once = asked.request.once
-        if once is UNSET:
-            return self._answer(transaction, caller, asked)
-        if isinstance(asked.request, Batch) and once in [part.once for part in asked.request.requests]:
-            raise ProtocolError(
-                "A request of the batch has the id of the batch itself; give each an id of its own.", error="BadRequest"
-            )
-        return self._answers.once(
-            transaction, caller.account.id, once, partial(self._answer, transaction, caller, asked, MAX_LOADED)
-        )
+        return self._answer(transaction, self._admitted(transaction, asked, writes=True), asked)
 
-    def _answer(self, transaction: Transaction, caller: Caller, asked: Asked, max_loaded: int = sys.maxsize) -> Reply:
+    def _answer(self, transaction: Transaction, caller: Caller, asked: Asked) -> Reply:
         request = asked.request
         self._take_back(asked)  # a storage may have work done again that came to nothing
-        if isinstance(request, Batch):
-            max_bytes = min(self._settings.max_batch_reply_bytes, max_loaded)
-            reply = BatchWork(self._rules, self._answers, request, asked.refused, max_bytes).do(transaction, caller)
+        work = self._work(asked)
+        if asked.writes and request.once is not UNSET:
+            reply = self._answers.once(transaction, caller, request, work)
         else:
-            reply = self._rules.answer(transaction, caller, request)
+            reply = work.do(transaction, caller)
         self._usage.count(caller.account.id, "data", *caller.used)
         asked.caller = caller
         return reply
+
+    def _work(self, asked: Asked) -> Repeatable:
+        request = asked.request
+        if isinstance(request, Request):
+            return Single(self._rules, request)
+        max_bytes = self._settings.max_batch_reply_bytes
+        return BatchWork(self._rules, self._answers, request, asked.refused, max_bytes)
 
     def _take_back(self, asked: Asked) -> None:
         """Count no longer what a try of the request counted as accesses."""

@@ -2,31 +2,70 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
-from collections.abc import Callable
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Protocol
 
-from cloudstore_mapping.errors import CloudStoreError
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from cloudstore_mapping.errors import CloudStoreError, IdMismatchError, ProtocolError
+from cloudstore_mapping.service.operations import Caller, Rules
 from cloudstore_mapping.service.quotas import Clock
 from cloudstore_mapping.service.storage.sql import Transaction
-from cloudstore_mapping.wire import Reply, decode_reply, encode_reply, failure
+from cloudstore_mapping.wire import Batch, Reply, Request, decode_reply, encode_reply, encode_request, failure
 
-#: Seconds for which an answer is remembered at least.
+#: Minimum time in seconds for which a reply is stored.
 REMEMBERED_FOR: Final = 900.0
 #: Seconds by which the wall clock gets ahead of the monotonic one only if somebody set it.
 JUMP: Final = 60.0
-#: Answers that are remembered between two looks for older ones, and how many of those are then forgotten: more than
-#: came in between, so that there is never much to forget and never more than was remembered at the busiest time.
+#: Delete old replies after each `FORGET_EVERY` new ones, at most `FORGET_AT_ONCE` at a time: more than were added
+#: meanwhile, so their number stays bounded and no deletion is long.
 FORGET_EVERY: Final = 64
 FORGET_AT_ONCE: Final = 256
-#: Bytes of what a batch with an id may load, for all of it is stored.
-MAX_LOADED: Final = 2**20
+
+
+class Repeatable(Protocol):
+    """The work of a request with an id."""
+
+    def do(self, transaction: Transaction, caller: Caller) -> Reply:
+        """Do what the request asks for."""
+        ...
+
+    def kept(self, reply: Reply) -> Reply:
+        """Return the reply as it is stored: without values that a load returned."""
+        ...
+
+    def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply:
+        """Return the reply to a duplicate from the stored one; passwords are checked again."""
+        ...
+
+
+class Single:
+    """The work of a request that is no batch."""
+
+    def __init__(self, rules: Rules, request: Request) -> None:
+        self._rules = rules
+        self._request = request
+
+    def do(self, transaction: Transaction, caller: Caller) -> Reply:
+        """Do what the request asks for."""
+        return self._rules.answer(transaction, caller, self._request)
+
+    def kept(self, reply: Reply) -> Reply:
+        """Return the reply as it is stored: whole, as only writes have ids."""
+        return reply
+
+    def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply:
+        """Return the stored reply; `LockedError` if the file has another password by now."""
+        self._rules.check_replay(transaction, caller, self._request)
+        return before
 
 
 class Answers:
-    """Has a request done once, however often it comes; an id is one account's, and may be of any kind of request."""
+    """Apply a request with an id only once; an id belongs to one account, and names one request of any kind."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -34,31 +73,74 @@ class Answers:
         self._ahead = clock.wall() - clock.monotonic()
         self._forgets_from = -math.inf
 
-    def once(self, transaction: Transaction, account_id: int, request: str, work: Callable[[], Reply]) -> Reply:
+    def once(self, transaction: Transaction, caller: Caller, request: Request | Batch, work: Repeatable) -> Reply:
         """
-        Return what a request with this id was answered, else do the work and remember its reply, a refusal too.
+        Replay the stored reply to the request's id, or do the work and store its reply, a refusal too.
 
         A refusal that may be none the next time is raised as it is: a missing or wrong password, a service too busy.
+        Raises `IdMismatchError` if the id was used for another request. Replies stored by earlier versions have no
+        fingerprint, and are replayed to any request of the same kind.
         """
-        before = transaction.answer(account_id, request)
+        assert request.once is not UNSET  # noqa: S101 - the caller asks first
+        print_ = fingerprint(request)
+        before = transaction.answer(caller.account.id, request.once)
         if before is not None:
-            return decode_reply(before)
+            stored = decode_reply(before.reply)
+            if before.fingerprint is None:
+                is_same = stored.error is not None or isinstance(request, Batch) == (stored.data is not UNSET)
+            else:
+                is_same = before.fingerprint == print_
+            if not is_same:
+                raise mismatch()
+            return work.replay(transaction, caller, stored)
         try:
-            reply = work()
+            reply = work.do(transaction, caller)
         except CloudStoreError as error:
             reply = failure(error)
             if reply.status != HTTPStatus.OK or reply.error == "Locked":
                 raise
         now = self._clock.wall()
-        transaction.keep_answer(account_id, request, encode_reply(reply), now)
+        transaction.keep_answer(caller.account.id, request.once, encode_reply(work.kept(reply)), now, print_)
         if next(self._remembered) % FORGET_EVERY == 0 and self._may_forget(now):
             transaction.forget_answers(now - REMEMBERED_FOR, FORGET_AT_ONCE)
         return reply
 
     def _may_forget(self, wall: float) -> bool:
-        """Whether what seems old is; after the clock was set forward an answer of just now seems so for a while."""
+        """Return False for a while after the clock was set forward, when new replies seem old."""
         monotonic = self._clock.monotonic()
         before, self._ahead = self._ahead, wall - monotonic
         if self._ahead > before + JUMP:
             self._forgets_from = monotonic + REMEMBERED_FOR
         return monotonic >= self._forgets_from
+
+
+def fingerprint(request: Request | Batch) -> bytes:
+    """Return a hash of what a request asks for: all its fields, without API key, passwords and ids."""
+    if isinstance(request, Batch):
+        parts = [_plain(part) for part in request.requests]
+        return _digest(replace(request, api_key="", once=UNSET, requests=parts))
+    return _digest(_plain(request))
+
+
+def _plain(request: Request) -> Request:
+    return replace(request, api_key="", password=None, data_password=UNSET, once=UNSET)
+
+
+def _digest(request: Request | Batch) -> bytes:
+    return hashlib.sha256(encode_request(request)).digest()
+
+
+def mismatch() -> IdMismatchError:
+    """Return the error for an id that was used for another request."""
+    return IdMismatchError("This request id was used for another request; draw a new id for each request.")
+
+
+def check_ids(request: Request | Batch) -> None:
+    """Raise `ProtocolError` for a batch that shares its id with one of its requests."""
+    if isinstance(request, Batch) and request.once is not UNSET:
+        for number, part in enumerate(request.requests, 1):
+            if part.once == request.once:
+                raise ProtocolError(
+                    f"Request {number} of the batch has the id of the batch itself; give each an id of its own.",
+                    error="BadRequest",
+                )

@@ -104,6 +104,11 @@ class Rules:
             self.check_name(request)
         return self._rules[operation](transaction, caller, request)
 
+    def check_replay(self, transaction: Transaction, caller: Caller, request: Request) -> None:
+        """Raise as `answer` does unless the caller may still do a write that is already done."""
+        info = caller.stat(transaction, request.name)
+        self._require(caller, request, None if info is None else info.edit_password)
+
     def check_name(self, request: Request) -> None:
         """
         Raise `BadNameError` for what can't be a file's name.

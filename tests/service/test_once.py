@@ -7,11 +7,23 @@ from typing import Any
 
 import pytest
 from msgspec import UNSET, Raw
+from msgspec.structs import replace
 
-from cloudstore_mapping.service.idempotency import FORGET_AT_ONCE, FORGET_EVERY, MAX_LOADED, REMEMBERED_FOR
+from cloudstore_mapping.service.idempotency import FORGET_AT_ONCE, FORGET_EVERY, REMEMBERED_FOR
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.wire import Batch, Reply, Request, decode_replies, decode_value, encode_value
-from tests.service_fakes import Asker, ManualClock
+from cloudstore_mapping.service.storage.sql import Transaction
+from cloudstore_mapping.wire import (
+    Batch,
+    Reply,
+    Request,
+    decode_replies,
+    decode_value,
+    encode_replies,
+    encode_reply,
+    encode_value,
+    success,
+)
+from tests.service_fakes import PATIENCE, Asker, Held, ManualClock
 from tests.storages import new_storage
 
 
@@ -136,7 +148,7 @@ def test_a_request_of_a_batch_is_done_once(service: Service, ask: Asker, atomic:
     again = service.handle(Batch(api_key=ask.api_key, requests=[item, Request(name="name")], atomic=atomic))
     assert decode_replies(content(again))[0] == decode_replies(content(first))[0]
     assert decode_value(decode_replies(content(again))[1].content) == 2
-    assert once(service, ask, None, "name", "r1", value=3).version == decode_replies(content(first))[0].version
+    assert once(service, ask, None, "name", "r1", value=1).version == decode_replies(content(first))[0].version
     assert ask.value("name") == 2
 
 
@@ -153,8 +165,8 @@ def test_an_undone_batch_leaves_no_ids(service: Service, ask: Asker) -> None:
     batch = Batch(api_key=ask.api_key, requests=[item, refused], atomic=True, once="r3")
     assert service.handle(batch).error == "NoFile"
     assert once(service, ask, "delete", "absent", "r2").error == "NoFile"
-    assert once(service, ask, None, "name", "r1", value=2).error is None
-    assert ask.value("name") == 2
+    assert once(service, ask, None, "name", "r1", value=1).error is None
+    assert ask.value("name") == 1
     ask.save("absent", 1)
     reply = service.handle(batch)
     assert (reply.error, reply.sentence) == ("NoFile", "Request 2 of 2: There is no file 'absent'.")
@@ -169,19 +181,193 @@ def test_a_version_that_did_not_stand_is_repeated(service: Service, ask: Asker) 
     assert (again.error, again.version, again.message) == ("Changed", None, first.message)
 
 
-def test_an_id_that_is_used_for_something_else(service: Service, ask: Asker) -> None:
-    """An id is known whatever comes under it: the answer is the remembered one, and nothing is done."""
-    first = once(service, ask, None, "name", "r1", value=1)
-    assert once(service, ask, "delete", "name", "r1") == first
+@pytest.mark.parametrize(
+    ("operation", "name", "fields"),
+    [
+        (None, "other", {"value": 1}),
+        (None, "name", {"value": 2}),
+        (None, "name", {"value": 1, "if_version": None}),
+        ("merge", "name", {"value": 1}),
+        ("delete", "name", {}),
+    ],
+    ids=["name", "value", "condition", "merge", "delete"],
+)
+def test_an_id_of_another_request(
+    service: Service, ask: Asker, operation: str | None, name: str, fields: dict[str, Any]
+) -> None:
+    """An id that was used for another request is refused with `IdMismatch`, status 422, and nothing is done."""
+    once(service, ask, None, "name", "r1", value=1)
+    reply = once(service, ask, operation, name, "r1", **fields)
+    assert (reply.error, reply.status) == ("IdMismatch", 422)
+    assert reply.sentence == "This request id was used for another request; draw a new id for each request."
+    assert ask.value("name") == 1
+    assert ask.load("other").error == "NoFile"
+
+
+def test_passwords_make_no_other_request(service: Service, ask: Asker) -> None:
+    """A duplicate with another API key of the account, or with other passwords, is the same request."""
+    first = once(service, ask, None, "name", "r1", value=1, password="a")
+    ask.save("name", 2)
+    ask.api_key = service.accounts.rotate_key("owner")
+    assert once(service, ask, None, "name", "r1", value=1, data_password="b") == first
+    assert ask.value("name") == 2
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+def test_one_id_twice_in_a_batch(service: Service, ask: Asker, atomic: bool) -> None:
+    """Of two requests of a batch with one id the second is a duplicate if they are equal, else `IdMismatch`."""
+    first, other = (Request(name=name, value=encode_value(1), once="r1") for name in ("a", "b"))
+    batch = Batch(api_key=ask.api_key, requests=[first, first], atomic=atomic)
+    equal, duplicate = decode_replies(content(service.handle(batch)))
+    assert (equal.error, duplicate.version) == (None, equal.version)
+    ask.delete("a")
+    reply = service.handle(
+        Batch(api_key=ask.api_key, requests=[replace(first, once="r2"), replace(other, once="r2")], atomic=atomic)
+    )
+    if atomic:
+        assert (reply.error, reply.status) == ("IdMismatch", 422)
+        assert reply.sentence.startswith("Request 2 of 2: ")
+        assert ask.load("a").error == "NoFile"
+    else:
+        assert [each.error for each in decode_replies(content(reply))] == [None, "IdMismatch"]
+    assert ask.load("b").error == "NoFile"
+
+
+def test_a_batch_with_the_id_of_one_of_its_requests(service: Service, ask: Asker) -> None:
+    """A batch with the id of one of its requests is a bad request, refused before it waits for other writes."""
+    item = Request(name="name", value=encode_value(1), once="r1")
+    held = Held(service._storage)
+    reply = service.submit(Batch(api_key=ask.api_key, requests=[item], once="r1")).result(PATIENCE)
+    held.go.set()
+    assert (reply.error, reply.status) == ("BadRequest", 400)
+    assert "give each an id of its own" in reply.sentence
+    assert ask.load("name").error == "NoFile"
+
+
+def test_a_batch_is_another_request(service: Service, ask: Asker) -> None:
+    """The id of a batch is refused for another batch and for a single request, and an item's for a batch."""
+    item = Request(name="name", value=encode_value(1), once="r2")
+    batch = Batch(api_key=ask.api_key, requests=[item], once="r1")
+    assert service.handle(batch).error is None
+    assert service.handle(replace(batch, atomic=True)).error == "IdMismatch"
+    assert service.handle(replace(batch, requests=[replace(item, value=Raw(b"2"))])).error == "IdMismatch"
+    assert once(service, ask, None, "name", "r1", value=1).error == "IdMismatch"
+    assert service.handle(replace(batch, once="r2", requests=[replace(item, once="r3")])).error == "IdMismatch"
     assert ask.value("name") == 1
 
 
-def test_little_is_remembered_of_what_a_batch_loads(service: Service, ask: Asker) -> None:
-    """A batch with an id that writes can't have much stored that it loads; one that only loads stores nothing."""
-    ask.save("large", "x" * MAX_LOADED)
+def test_replies_stored_by_earlier_versions(service: Service, ask: Asker) -> None:
+    """A reply stored without a fingerprint is replayed to a request of its kind, and to no other."""
+    saved = encode_reply(replace(success("Entry saved"), version="v"))
+    done = encode_reply(success("", encode_replies([success("Entry saved"), success("", encode_value("secret"))])))
+
+    def keep(transaction: Transaction) -> None:
+        account = transaction.account_named("owner")
+        assert account is not None
+        transaction.keep_answer(account.id, "single", saved, 1.0)
+        transaction.keep_answer(account.id, "batch", done, 1.0)
+
+    service._storage.submit(keep).result()
+    ask.save("read", "new")
+    assert once(service, ask, None, "name", "single", value=1).version == "v"
+    batch = Batch(
+        api_key=ask.api_key, requests=[Request(name="name", value=Raw(b"1")), Request(name="read")], once="batch"
+    )
+    written, read = decode_replies(content(service.handle(batch)))
+    assert (written.sentence, decode_value(read.content)) == ("Entry saved", "new")
+    assert ask.load("name").error == "NoFile"
+    assert once(service, ask, None, "name", "batch", value=1).error == "IdMismatch"
+    assert service.handle(replace(batch, once="single")).error == "IdMismatch"
+    assert service.handle(replace(batch, requests=batch.requests[:1])).error == "IdMismatch"
+
+
+@pytest.mark.parametrize("kind", ["file", "default"])
+def test_a_replay_asks_for_the_password(service: Service, ask: Asker, kind: str) -> None:
+    """A reply is replayed only to who gives the password that the file has by now."""
+    once(service, ask, None, "name", "r1", value=1)
+    if kind == "file":
+        service.set_passwords("owner", "name", edit="e")
+    else:
+        service.set_default_passwords("owner", data="e")
+    assert once(service, ask, None, "name", "r1", value=1).error == "Locked"
+    assert once(service, ask, None, "name", "r1", value=1, password="wrong").error == "Locked"
+    assert once(service, ask, None, "name", "r1", value=1, password="e").error is None
+    service.set_passwords("owner", "name", edit="new")
+    assert once(service, ask, None, "name", "r1", value=1, password="e").error == "Locked"
+
+
+def test_a_replay_asks_for_the_account(service: Service, ask: Asker) -> None:
+    """A reply is not replayed to a disabled account, nor under a key that ended."""
+    once(service, ask, None, "name", "r1", value=1)
+    service.accounts.set_disabled("owner", True)
+    assert once(service, ask, None, "name", "r1", value=1).error == "Disabled"
+    service.accounts.set_disabled("owner", False)
+    service.accounts.rotate_key("owner")
+    service.accounts.drop_old_keys("owner")
+    assert once(service, ask, None, "name", "r1", value=1).error == "BadKey"
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_replayed_batch_reads_again(service: Service, ask: Asker, atomic: bool) -> None:
+    """No value that a batch loads is stored: a replay reads it again, with the password that it has by now."""
+    ask.save("secret", "the value")
+    service.set_passwords("owner", "secret", view="v")
+    write = Request(name="name", value=Raw(b"1"))
+    batch = Batch(
+        api_key=ask.api_key,
+        requests=[write, Request(name="secret", password="v"), Request(name="sec", options="list")],
+        atomic=atomic,
+        once="r1",
+    )
+    saved, loaded, listed = decode_replies(content(service.handle(batch)))
+    assert (decode_value(loaded.content), decode_value(listed.content)) == ("the value", ["secret"])
+    with service._storage.read() as transaction:
+        stored = transaction.answer(1, "r1")
+        assert stored is not None
+        assert b"the value" not in stored.reply
+        assert b"secret" not in stored.reply
+    service.set_passwords("owner", "secret", view="new")
+    ask.save("name", 2)
+    for password, error in ((None, "Locked"), ("v", "Locked"), ("new", None)):
+        load = replace(batch.requests[1], password=password)
+        reply = service.handle(replace(batch, requests=[write, load, batch.requests[2]]))
+        again, loaded, _ = decode_replies(content(reply))
+        assert (again.version, loaded.error) == (saved.version, error)
+    assert decode_value(loaded.content) == "the value"
+    ask.delete("secret")
+    again, loaded, _ = decode_replies(content(service.handle(batch)))
+    assert (again.version, loaded.error) == (saved.version, "NoFile")
+    assert ask.value("name") == 2
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_replayed_batch_asks_for_passwords(service: Service, ask: Asker, atomic: bool) -> None:
+    """A write of a replayed batch whose file has another password by now is `Locked`, an atomic batch as a whole."""
+    batch = Batch(
+        api_key=ask.api_key,
+        requests=[Request(name="a", value=Raw(b"1")), Request(name="b", value=Raw(b"1"))],
+        atomic=atomic,
+        once="r1",
+    )
+    first = service.handle(batch)
+    service.set_passwords("owner", "b", edit="e")
+    locked = service.handle(batch)
+    if atomic:
+        assert (locked.error, locked.sentence[:16]) == ("Locked", "Request 2 of 2: ")
+    else:
+        assert [each.error for each in decode_replies(content(locked))] == [None, "Locked"]
+    given = replace(batch, requests=[batch.requests[0], replace(batch.requests[1], password="e")])
+    assert service.handle(given) == first
+    with service._storage.read() as transaction:
+        assert [transaction.stat(1, name) is not None for name in "ab"] == [True, True]
+
+
+def test_a_large_load_in_a_batch_with_an_id(service: Service, ask: Asker) -> None:
+    """A batch with an id may load as much as any other, and one that only loads stores nothing."""
+    ask.save("large", "x" * 2**20)
     loads = [Request(name="large"), Request(name="large")]
     writes = Batch(api_key=ask.api_key, requests=[*loads, Request(name="a", value=Raw(b"1"))], once="r1")
-    assert [reply.error for reply in decode_replies(content(service.handle(writes)))] == ["TooBig", "TooBig", None]
+    assert [reply.error for reply in decode_replies(content(service.handle(writes)))] == [None, None, None]
     reads = Batch(api_key=ask.api_key, requests=loads, once="r2")
     assert [reply.error for reply in decode_replies(content(service.handle(reads)))] == [None, None]
     with service._storage.read() as transaction:

@@ -60,7 +60,7 @@ def fill(storage: Storage) -> None:
             transaction.add_key(account, bytes([account]) * 32, "abcd", 1.0)
             transaction.add_session(bytes([account]) * 31, account, 1.0)
             transaction.add_event(account, Event(1.0, "action", "subject \0\1", "origin"), keep=9)
-            transaction.keep_answer(account, "request", b'{"error":null}', 5.0)
+            transaction.keep_answer(account, "request", b'{"error":null}', 5.0, b"print" if account == first else None)
             for name in ("name", "\1\2\3", "é", "😀", "a\0b"):
                 transaction.put(account, name, f'{{"of": "{account}", "é": "\\u0000"}}'.encode(), 1.0)
         transaction.set_passwords(first, "name", edit="e", view="v")

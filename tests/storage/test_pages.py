@@ -122,7 +122,8 @@ def test_answers(storage: Storage, account: int) -> None:
 
     def kept() -> list[bytes | None]:
         with storage.read() as transaction:
-            return [transaction.answer(account, f"{number}") for number in range(5)]
+            answers = [transaction.answer(account, f"{number}") for number in range(5)]
+        return [None if answer is None else answer.reply for answer in answers]
 
     storage.submit(keep).result()
     assert kept() == [b"0", b"1", b"2", b"3", b"4"]
@@ -131,5 +132,5 @@ def test_answers(storage: Storage, account: int) -> None:
     storage.submit(lambda transaction: transaction.forget_answers(4.0, 2)).result()
     assert kept() == [None, None, None, b"3", b"4"]
     with storage.read() as transaction:
-        assert transaction.answer(other, "0") == b"other"
+        assert transaction.answer(other, "0") == (b"other", None)
         assert transaction.answer(other, "4") is None

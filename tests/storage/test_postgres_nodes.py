@@ -128,7 +128,7 @@ def test_an_answer_is_given_once(here: PostgresStorage, there: PostgresStorage, 
 
     def once(transaction: Transaction, mine: bytes, half_way: Halfway | None = None) -> bytes:
         if (before := transaction.answer(account, "request")) is not None:
-            return before
+            return before.reply
         append(transaction, account, "log", mine, half_way)
         transaction.keep_answer(account, "request", mine, 1.0)
         return mine

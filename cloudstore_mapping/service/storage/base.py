@@ -32,6 +32,13 @@ class Limits(NamedTuple):
     max_total_bytes: int | None = None
 
 
+class Answer(NamedTuple):
+    """Stored reply to a request id, and the fingerprint of its request; None if an earlier version stored it."""
+
+    reply: bytes
+    fingerprint: bytes | None
+
+
 class Account(NamedTuple):
     """
     An owner of files.

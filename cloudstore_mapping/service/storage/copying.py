@@ -57,7 +57,7 @@ _TABLES: Final = (
         "account_id name version edit_password view_password created_at updated_at value",
         "account_id, name",
     ),
-    _table("answers", "account_id request reply answered_at", "account_id, request"),
+    _table("answers", "account_id request reply fingerprint answered_at", "account_id, request"),
     _table("blobs", "account_id id touched_at kept", "account_id, id", "kept", "kept"),
     _table(
         "media",

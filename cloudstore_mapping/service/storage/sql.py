@@ -18,6 +18,7 @@ from cloudstore_mapping.keys import escape_key, unescape_name
 from cloudstore_mapping.service.storage.base import (
     Accesses,
     Account,
+    Answer,
     ApiKey,
     Event,
     File,
@@ -499,16 +500,19 @@ class FileStatements(Statements):
         query = "UPDATE files SET edit_password = ?, view_password = ? WHERE account_id = ? AND name = ?"
         return self.count(query, edit, view, account_id, name) > 0
 
-    def answer(self, account_id: int, request: str) -> bytes | None:
-        """Return what a request with this id was answered, None where there was none lately."""
-        row = self.row("SELECT reply FROM answers WHERE account_id = ? AND request = ?", account_id, request)
-        return None if row is None else bytes(row[0])
+    def answer(self, account_id: int, request: str) -> Answer | None:
+        """Return the stored reply to a request id; None without one."""
+        query = "SELECT reply, fingerprint FROM answers WHERE account_id = ? AND request = ?"
+        row = self.row(query, account_id, request)
+        return None if row is None else Answer(bytes(row[0]), None if row[1] is None else bytes(row[1]))
 
-    def keep_answer(self, account_id: int, request: str, reply: bytes, now: float) -> None:
-        """Remember what a request with this id was answered."""
+    def keep_answer(
+        self, account_id: int, request: str, reply: bytes, now: float, fingerprint: bytes | None = None
+    ) -> None:
+        """Store the reply to a request id, with the fingerprint of its request."""
         self.do(
-            "INSERT INTO answers (account_id, request, reply, answered_at) VALUES (?, ?, ?, ?)",
-            *(account_id, request, reply, now),
+            "INSERT INTO answers (account_id, request, reply, fingerprint, answered_at) VALUES (?, ?, ?, ?, ?)",
+            *(account_id, request, reply, fingerprint, now),
         )
 
     def forget_answers(self, before: float, limit: int) -> None:
