@@ -126,11 +126,26 @@ class Accounts:
         with self._storage.read() as transaction:
             return self.owner(transaction, name)
 
-    def owner(self, transaction: Transaction, name: str) -> Account:
-        """Return the account with this name, as this transaction sees it."""
+    def owner(self, transaction: Transaction, name: str, origin: str = COMMAND_LINE) -> Account:
+        """
+        Return the account with this name, as this transaction sees it.
+
+        Raises `DisabledError` if it is disabled, unless `origin` is the command line.
+        """
         account = transaction.account_named(name)
         if account is None:
             raise BadNameError(f"There is no account {name!r}; `cloudstore account list` shows all.", key=name)
+        if origin != COMMAND_LINE:
+            check_enabled(account)
+        return account
+
+    def owned(self, transaction: Transaction, account_id: int, origin: str = COMMAND_LINE) -> Account:
+        """Return the account with this id, as `owner` does; `BadKeyError` if it was deleted."""
+        account = transaction.account(account_id)
+        if account is None:
+            raise BadKeyError("The account is there no longer.")
+        if origin != COMMAND_LINE:
+            check_enabled(account)
         return account
 
     def keys(self, name: str) -> list[ApiKey]:
@@ -164,10 +179,16 @@ class Accounts:
         self._change(name, f"limits set: {', '.join(sorted(limits))}", origin, work)
 
     def set_disabled(self, name: str, disabled: bool, *, origin: str = COMMAND_LINE) -> None:
-        """Switch the account off or on: all requests with its keys are refused, its files stay."""
+        """
+        Disable the account, or enable it again; its files stay.
+
+        While it is disabled, nobody signs in and all its requests are refused. Its sessions end.
+        """
 
         def work(transaction: Transaction, account: Account) -> None:
             transaction.set_disabled(account.id, disabled)
+            if disabled:
+                transaction.end_sessions(account.id)
 
         self._change(name, f"account switched {'off' if disabled else 'on'}", origin, work)
 
@@ -219,7 +240,7 @@ class Accounts:
 
     def _change(self, name: str, action: str, origin: str, work: Callable[[Transaction, Account], object]) -> None:
         def change(transaction: Transaction) -> None:
-            account = self.owner(transaction, name)
+            account = self.owner(transaction, name, origin)
             work(transaction, account)
             self.record(transaction, account, action, "", origin)
 
@@ -280,10 +301,7 @@ class Accounts:
         if account is None:
             self._guesses.wrong(key_hash, address)
         self._guesses.right(key_hash, address)
-        if account.disabled:
-            raise DisabledError(
-                "The account is switched off; whoever runs the service can switch it on: `cloudstore account enable`."
-            )
+        check_enabled(account)
         return account
 
     def _granted_by_name(self, transaction: Transaction, key_hash: bytes, name: str, *, writes: bool) -> Account:
@@ -295,6 +313,14 @@ class Accounts:
         if not writes:  # a transaction that writes may have made it, and may yet be undone
             self._granted[key_hash] = account.id
         return account
+
+
+def check_enabled(account: Account) -> None:
+    """Raise `DisabledError` for a disabled account."""
+    if account.disabled:
+        raise DisabledError(
+            "The account is switched off; whoever runs the service can switch it on: `cloudstore account enable`."
+        )
 
 
 def shown_before(work: Callable[P, None], secret: str, show: Show | None) -> Callable[P, None]:

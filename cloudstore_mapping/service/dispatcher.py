@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec import UNSET
 
-from cloudstore_mapping.errors import BadKeyError, CloudStoreError, ProtocolError, TimedOutError, UnavailableError
+from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TimedOutError, UnavailableError
 from cloudstore_mapping.service.accounts import NOT_MADE
 from cloudstore_mapping.service.batch import BatchWork, UndoneError
 from cloudstore_mapping.service.idempotency import Answers, Repeatable, Single, check_ids
@@ -341,10 +341,7 @@ class Desk:
     def _caller(self, transaction: Transaction, asked: Asked, *, writes: bool = False) -> Caller:
         if asked.owner is None:
             return Caller(self._accounts.find(transaction, asked.request.api_key, asked.address, writes=writes))
-        account = transaction.account(asked.owner.id)
-        if account is None:
-            raise BadKeyError("The account is there no longer.")
-        return Caller(account, is_owner=True)
+        return Caller(self._accounts.owned(transaction, asked.owner.id, asked.address), is_owner=True)
 
     def _in_turn(self, asked: Asked, account: Account) -> None:
         """Go on with the request once it is stored, for all processes, that the account had its turn."""

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cloudstore_mapping.errors import (
-    BadKeyError,
     BadValueError,
     ChangedError,
     NoFileError,
@@ -214,6 +213,11 @@ class Uploads:
         blob, room = self._proved(sender, self._begin)
         return Upload(self, sender, blob, room)
 
+    def add_chunk(self, transaction: Transaction, sender: Sender, blob: int, number: int, chunk: bytes) -> bool:
+        """Store a chunk if the sender may still upload; return False if the upload was swept away."""
+        self._account(transaction, sender, writes=True)
+        return transaction.add_chunk(blob, number, chunk, self.clock.wall())
+
     def finish(self, sender: Sender, blob: int, size: int, digest: str) -> Reply:
         """Make the blob a media file, checked again in the transaction that does it; return the reply to the upload."""
         return self._proved(sender, lambda transaction, sender: self._finish(transaction, sender, blob, size, digest))
@@ -264,10 +268,7 @@ class Uploads:
     def _account(self, transaction: Transaction, sender: Sender, *, writes: bool) -> Account:
         if sender.owner is None:
             return self._accounts.find(transaction, sender.api_key, sender.address, writes=writes)
-        account = transaction.account(sender.owner.id)
-        if account is None:
-            raise BadKeyError("The account is there no longer.")
-        return account
+        return self._accounts.owned(transaction, sender.owner.id, sender.address)
 
     def _admitted(self, transaction: Transaction, account: Account, sender: Sender) -> tuple[Media | None, int]:
         """Return the file that would be replaced, and how many bytes the new one may have."""
@@ -363,7 +364,7 @@ class Upload:
         self._number += 1
 
         def work(transaction: Transaction) -> bool:
-            return transaction.add_chunk(self._blob, number, chunk, self._uploads.clock.wall())
+            return self._uploads.add_chunk(transaction, self._sender, self._blob, number, chunk)
 
         self._in_flight.append(self._uploads.storage.submit(work))
 
@@ -548,17 +549,22 @@ class MediaFiles:
         now = self._clock.wall()
         return (day_of(now) + 1) * DAY - now
 
-    def chunks(self, media: Media, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    def chunks(
+        self, media: Media, start: int = 0, stop: int | None = None, *, account: Account | None = None
+    ) -> Iterator[bytes]:
         """
         Yield the file's bytes from `start` on to before `stop`, each piece read when it is asked for.
 
-        Raises `UnavailableError` where the file was replaced or deleted meanwhile.
+        Raises `UnavailableError` if the file was replaced or deleted meanwhile, or its `account` disabled.
         """
         stop = media.size if stop is None else min(stop, media.size)
         while start < stop:
             number, offset = divmod(start, CHUNK_BYTES)
             with self._storage.read() as transaction:
                 chunk = transaction.chunk(media.blob, number)
+                owner = None if account is None else transaction.account(account.id)
+            if owner is not None and owner.disabled:
+                raise UnavailableError(f"{shorten(media.name)} belongs to a disabled account.", retry_after=1.0)
             if chunk is None:
                 raise UnavailableError(
                     f"{shorten(media.name)} was replaced while it was read; begin again.", retry_after=1.0
@@ -576,6 +582,7 @@ class MediaFiles:
         """Delete the account's media file, whose link then leads nowhere; `NoFileError` where there is none."""
 
         def work(transaction: Transaction) -> None:
+            self._accounts.owned(transaction, account.id, origin)
             media = _found(transaction, account, media_id)
             transaction.delete_media(account.id, media_id)
             transaction.forget_accesses(account.id, "media", media_id)  # no other file ever gets its id
@@ -589,6 +596,7 @@ class MediaFiles:
         hash_ = self._passwords.hash(edit)
 
         def work(transaction: Transaction) -> None:
+            self._accounts.owned(transaction, account.id, origin)
             media = _found(transaction, account, media_id)
             transaction.set_media_password(account.id, media_id, hash_)
             action = f"edit password of a media file {'cleared' if hash_ is None else 'set'}"

@@ -147,7 +147,7 @@ class Service:
         }
 
         def work(transaction: Transaction) -> None:
-            owner = self.accounts.owner(transaction, account)
+            owner = self.accounts.owner(transaction, account, origin)
             info = transaction.stat(owner.id, name)
             if info is None:
                 raise NoFileError(f"There is no file {shorten(name)}.", key=name)
@@ -175,7 +175,7 @@ class Service:
         }
 
         def work(transaction: Transaction) -> None:
-            owner = self.accounts.owner(transaction, account)
+            owner = self.accounts.owner(transaction, account, origin)
             hashes = {"data": owner.data_password, "media": owner.media_password, **given}
             transaction.set_default_passwords(owner.id, **hashes)
             for what, hash_ in given.items():

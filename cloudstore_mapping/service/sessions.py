@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from cloudstore_mapping.errors import BadValueError, LockedError, TooOftenError, TransportError
-from cloudstore_mapping.service.accounts import COMMAND_LINE, DEFAULT_PLAN, Show, shown_before
+from cloudstore_mapping.service.accounts import COMMAND_LINE, DEFAULT_PLAN, Show, check_enabled, shown_before
 from cloudstore_mapping.service.quotas import Tries
 from cloudstore_mapping.service.security import Question
 from cloudstore_mapping.service.storage.base import OwnerPassword
@@ -75,7 +75,8 @@ class Owners:
         Return the token of a new session, which ends the one with the token `instead_of`.
 
         A user that isn't there, one that nobody may sign in as and a wrong password are the same `LockedError`, after
-        the same work; after too many of them from one address it is `TooOftenError`.
+        the same work; after too many of them from one address it is `TooOftenError`. With the right password of a
+        disabled account it is `DisabledError`.
         """
         with self._storage.read() as transaction:
             account = transaction.account_named(name)
@@ -91,6 +92,7 @@ class Owners:
             found = transaction.account_named(name)
             if found is None or transaction.owner_password(found.id).hash != stored:
                 raise LockedError(_WRONG)  # changed while it was hashed
+            check_enabled(found)  # only now: nobody else is told
             now = self._now()
             transaction.forget_sessions(now - ABSOLUTE_END, now - IDLE_END)
             transaction.end_session(_hash(instead_of))
@@ -107,7 +109,7 @@ class Owners:
         with self._storage.read() as transaction:
             session = transaction.session(hash_)
             account = None if session is None else transaction.account(session.account_id)
-            if session is None or account is None:
+            if session is None or account is None or account.disabled:
                 return None
             must_change = transaction.owner_password(account.id).must_change
         # Either way round, so that a clock which is set back makes no session last longer.
@@ -148,6 +150,7 @@ class Owners:
         hash_ = self._passwords.hash(new)
 
         def work(transaction: Transaction) -> None:
+            self._accounts.owned(transaction, account.id, address)
             if transaction.owner_password(account.id).hash != stored:
                 raise LockedError("The password was changed meanwhile; sign in again.")
             transaction.set_owner_password(account.id, OwnerPassword(hash_, must_change=False))

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from cloudstore_mapping.errors import (
     REPLY_ERRORS,
     CloudStoreError,
+    DisabledError,
     LockedError,
     ProtocolError,
     TooOftenError,
@@ -61,6 +62,7 @@ _CONTENT_TYPES: Final = {"css": "text/css", "js": "text/javascript", "svg": "ima
 # Errors that travel in a 200 on the wire, and what a browser is told of them.
 _STATUS: Final[Mapping[str, int]] = {
     "Locked": HTTPStatus.FORBIDDEN,
+    "Disabled": HTTPStatus.FORBIDDEN,
     "NoFile": HTTPStatus.NOT_FOUND,
     "Changed": HTTPStatus.CONFLICT,
 }
@@ -210,7 +212,9 @@ class _Admin:
         if file is None or mimetype is None:
             return self._pages.error("There is no picture here.", HTTPStatus.NOT_FOUND)
         headers = {"Content-Length": str(file.media.size)}
-        return StreamingResponse(_streamed(self._service.media.chunks(file.media)), 200, headers, mimetype)
+        return StreamingResponse(
+            _streamed(self._service.media.chunks(file.media, account=visit.account)), 200, headers, mimetype
+        )
 
     def _sign_in(self, request: Request, form: Form) -> Response:
         name = form.text("user")
@@ -218,7 +222,7 @@ class _Admin:
             token = self._service.owners.sign_in(
                 name, form.text("password"), address_of(request), instead_of=self._cookies.token(request)
             )
-        except (LockedError, TooOftenError, ProtocolError) as error:
+        except (LockedError, DisabledError, TooOftenError, ProtocolError) as error:
             return _with_retry(self._pages.sign_in(name=name, alert=error.message, status=_status_of(error)), error)
         response = RedirectResponse(self._home, 303)
         self._cookies.keep_token(request, response, token)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 import pytest
 
-from cloudstore_mapping.errors import BadNameError
+from cloudstore_mapping.errors import BadNameError, DisabledError, UnavailableError
 from cloudstore_mapping.service.accounts import MAX_EVENTS
+from cloudstore_mapping.service.media import CHUNK_BYTES
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Event
-from tests.service_fakes import Asker, ManualClock
+from cloudstore_mapping.service.storage.base import Account, Event
+from tests.media_fakes import write
+from tests.service_fakes import PATIENCE, Asker, Held, ManualClock
+
+#: The address of an owner who is signed in.
+HERE: Final = "192.0.2.1"
 
 
 def events(service: Service) -> list[tuple[str, str, str]]:
@@ -45,6 +53,83 @@ def test_an_account_is_switched_off_and_on(service: Service, ask: Asker) -> None
     assert ask.load("name").error == ask.save("name", 2).error == ask.list().error == "Disabled"
     service.accounts.set_disabled("owner", disabled=False)
     assert ask.value("name") == 1
+
+
+OWNERS_CHANGES: dict[str, Callable[[Service, Account, str, str], object]] = {
+    "a new key": lambda service, *_: service.accounts.rotate_key("owner", origin=HERE),
+    "the end of old keys": lambda service, *_: service.accounts.drop_old_keys("owner", origin=HERE),
+    "a file's password": lambda service, *_: service.set_passwords("owner", "name", edit="e", origin=HERE),
+    "a default password": lambda service, *_: service.set_default_passwords("owner", data="d", origin=HERE),
+    "a media file's password": lambda service, account, media_id, _: service.media.set_password(
+        account, media_id, "e", origin=HERE
+    ),
+    "a media file's end": lambda service, account, media_id, _: service.media.delete(account, media_id, origin=HERE),
+    "an upload": lambda service, account, *_: service.media.begin(
+        name="a.png", content_type="", address=HERE, owner=account
+    ),
+    "another upload": lambda service, _, __, key: service.media.begin(name="a.png", content_type="", api_key=key),
+}
+
+
+@pytest.mark.parametrize("change", OWNERS_CHANGES)
+def test_the_owner_of_a_disabled_account_changes_nothing(service: Service, ask: Asker, change: str) -> None:
+    """Each change by the owner of a disabled account is refused, also by a request that was let in before."""
+    ask.save("name", 1)
+    account = service.accounts.named("owner")
+    upload = service.media.begin(name="photo.png", content_type="image/png", owner=account)
+    upload.write(b"photo")
+    upload.finish()
+    media_id = service.media.named(account, "photo.png").id
+    before = events(service)
+    service.accounts.set_disabled("owner", disabled=True)
+    with pytest.raises(DisabledError, match="switched off"):
+        OWNERS_CHANGES[change](service, account, media_id, ask.api_key)
+    for request in (ask.request(None, "name"), ask.request(None, "name", value=2), ask.request("list", "")):
+        assert service.submit(request, address=HERE, owner=account).result(PATIENCE).error == "Disabled"
+    assert events(service) == [("account switched off", "", "command line"), *before]
+    service.accounts.set_disabled("owner", disabled=False)
+    OWNERS_CHANGES[change](service, account, media_id, ask.api_key)
+
+
+def test_whoever_runs_the_service_changes_a_disabled_account(service: Service, ask: Asker) -> None:
+    """The command line changes keys and passwords of a disabled account, which stays disabled."""
+    service.accounts.set_disabled("owner", disabled=True)
+    key = service.accounts.rotate_key("owner")
+    service.owners.reset_password("owner")
+    assert Asker(service, key).list().error == ask.list().error == "Disabled"
+
+
+def test_a_request_that_waits_while_its_account_is_disabled(service: Service, ask: Asker) -> None:
+    """A write that was accepted before its account was disabled, and comes behind that, is refused."""
+    account = service.accounts.named("owner")
+    ask.save("name", 1)
+    held = Held(service._storage)
+    disabled = service._storage.submit(lambda transaction: transaction.set_disabled(account.id, disabled=True))
+    replies = [
+        service.submit(ask.request(None, "name", value=2)),
+        service.submit(ask.request("delete", "name"), address=HERE, owner=account),
+    ]
+    held.go.set()
+    disabled.result(PATIENCE)
+    assert [reply.result(PATIENCE).error for reply in replies] == ["Disabled", "Disabled"]
+    service.accounts.set_disabled("owner", disabled=False)
+    assert ask.value("name") == 1
+
+
+def test_media_on_their_way_while_an_account_is_disabled(service: Service, ask: Asker) -> None:
+    """A download and an upload that were begun before their account was disabled end before their next piece."""
+    account = service.accounts.named("owner")
+    uploads = [service.media.begin(name="photo.png", content_type="image/png", api_key=ask.api_key) for _ in range(2)]
+    uploads[0].write(b"1" * 3 * CHUNK_BYTES)
+    uploads[0].finish()
+    pieces = service.media.chunks(service.media.named(account, "photo.png"), account=account)
+    assert next(pieces) == b"1" * CHUNK_BYTES
+    service.accounts.set_disabled("owner", disabled=True)
+    with pytest.raises(UnavailableError, match="disabled account"):
+        next(pieces)
+    with pytest.raises(DisabledError):
+        write(uploads[1], b"2" * 3 * CHUNK_BYTES)
+    uploads[1].abort()
 
 
 def test_a_deleted_account_leaves_nothing(service: Service, ask: Asker) -> None:

@@ -7,7 +7,14 @@ import threading
 
 import pytest
 
-from cloudstore_mapping.errors import BadNameError, BadValueError, LockedError, ProtocolError, TooOftenError
+from cloudstore_mapping.errors import (
+    BadNameError,
+    BadValueError,
+    DisabledError,
+    LockedError,
+    ProtocolError,
+    TooOftenError,
+)
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.sessions import ABSOLUTE_END, IDLE_END, REFUSALS_AN_HOUR, SignedIn
 from tests.service_fakes import PATIENCE, FakeHasher, ManualClock
@@ -94,6 +101,37 @@ def test_a_password_that_is_too_long(service: Service, hasher: FakeHasher, token
     with pytest.raises(ProtocolError):
         service.owners.sign_in("owner", "x" * 1025, "here")
     assert hasher.checks == checks
+
+
+def test_a_disabled_account(service: Service, token: str) -> None:
+    """The sessions of a disabled account end, and nobody signs in until it is enabled; the others stay."""
+    owner(service, "other")
+    service.accounts.set_disabled("owner", disabled=True)
+    assert service.owners.session(token) is None
+    with pytest.raises(DisabledError, match="switched off"):
+        service.owners.sign_in("owner", PASSWORD, "here")
+    assert refusal(service, "owner", "wrong") == refusal(service, "nobody", "wrong")
+    assert service.owners.session(service.owners.sign_in("other", PASSWORD, "here")) is not None
+    service.accounts.set_disabled("owner", disabled=False)
+    assert service.owners.session(token) is None
+    assert service.owners.session(service.owners.sign_in("owner", PASSWORD, "here")) is not None
+
+
+def test_sessions_of_an_account_that_was_disabled_before(service: Service, token: str) -> None:
+    """A session that is still stored for a disabled account, as by an earlier version, is none."""
+    account = service.accounts.named("owner")
+    service._storage.submit(lambda transaction: transaction.set_disabled(account.id, disabled=True)).result(PATIENCE)
+    assert service.owners.session(token) is None
+
+
+def test_a_password_change_while_the_account_is_disabled(service: Service, token: str) -> None:
+    """A change of the password that was begun before the account was disabled is refused."""
+    who = signed_in(service, token)
+    before = len(events(service))
+    service.accounts.set_disabled("owner", disabled=True)
+    with pytest.raises(DisabledError):
+        service.owners.change_password(who, PASSWORD, "another horse", "here")
+    assert len(events(service)) == before + 1
 
 
 def test_an_idle_session_ends(service: Service, clock: ManualClock, token: str) -> None:

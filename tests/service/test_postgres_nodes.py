@@ -97,13 +97,16 @@ def test_a_key_that_is_exchanged(nodes: list[Service], askers: list[Asker]) -> N
 
 
 def test_an_account_that_is_switched_off(nodes: list[Service], askers: list[Asker]) -> None:
-    """An account that one node switched off is refused by all, reading and writing, until it is on again."""
+    """An account that one node disabled is refused by all until it is enabled again, and its sessions end."""
     there = askers[1]
     there.save("list", 1)
     nodes[0].accounts.set_disabled("owner", True)
     assert (there.load("list").error, there.save("list", 2).error) == ("Disabled", "Disabled")
     nodes[0].accounts.set_disabled("owner", False)
     assert there.value("list") == 1
+    token = nodes[1].owners.sign_in("owner", nodes[1].owners.reset_password("owner"), "127.0.0.1")
+    nodes[0].accounts.set_disabled("owner", True)
+    assert nodes[1].owners.session(token) is None
 
 
 def test_an_owner_who_signs_in(nodes: list[Service], askers: list[Asker]) -> None:

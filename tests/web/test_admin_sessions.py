@@ -170,6 +170,20 @@ def test_an_expired_session(clock: ManualClock, guest: Visitor) -> None:
     assert not guest.is_in()
 
 
+def test_a_disabled_account(service: Service, guest: Visitor) -> None:
+    """When an account is disabled, its owner is signed out, and told why at the next sign-in."""
+    guest.sign_in()
+    guest.get("?panel=user")
+    service.accounts.set_disabled("owner", disabled=True)
+    assert "Sign in" in shown(guest.post("key/rotate"))
+    assert not guest.is_in()
+    refused = guest.sign_in()
+    assert refused.status_code == 403
+    assert "The account is switched off" in shown(refused)
+    assert not guest.is_in()
+    assert len(service.accounts.keys("owner")) == 1
+
+
 def test_refused_sign_ins_look_the_same(guest: Visitor) -> None:
     """A wrong password and an unknown user get the same page, but for the name that was typed."""
     wrong = guest.sign_in("owner", "wrong")
