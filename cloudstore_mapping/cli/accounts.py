@@ -49,8 +49,8 @@ def create(
         str | None,
         typer.Option(
             metavar="KEY",
-            help="An API key of your own, of 16 characters or more; - asks for it without echo, or reads the first "
-            "line of standard input: other users of the machine can see command lines.",
+            help="An API key of your own, of 16 characters or more, better 32; - asks for it without echo, or reads "
+            "the first line of standard input: other users of the machine can see command lines.",
         ),
     ] = None,
     plan: Plan = "unlimited",

@@ -285,8 +285,8 @@ class Accounts:
         """
         Return the account that the key opens, for who asks from `address`; `writes` says what the transaction is for.
 
-        Raises `BadKeyError` where it opens none, `TooOftenError` where too many such came from there, and
-        `DisabledError` where the account is off.
+        Raises `BadKeyError` if it opens none, `TooOftenError` after too many such keys from there (see `Guesses`), and
+        `DisabledError` if the account is disabled.
         """
         key_hash = _hash(api_key)
         granted = self._granted.get(key_hash)
@@ -298,9 +298,10 @@ class Accounts:
             account = self._granted_by_name(transaction, key_hash, granted, writes=writes)
         if account is None or account.disabled:
             self.forget(api_key)
+        is_short = len(api_key) < KEY_LENGTH
         if account is None:
-            self._guesses.wrong(key_hash, address)
-        self._guesses.right(key_hash, address)
+            self._guesses.wrong(key_hash, address, is_short=is_short)
+        self._guesses.right(key_hash, address, is_short=is_short)
         check_enabled(account)
         return account
 

@@ -198,7 +198,7 @@ class Passwords:
         self._pool.close()
 
 
-#: Keys that are remembered for having opened an account, each with the address that they came from.
+#: Short keys that are remembered as right, each with the address that it came from.
 MAX_KNOWN: Final = 65_536
 # What one client of IPv6 has of it, for whom every address in it is as good as its own.
 _IPV6_PREFIX: Final = 64
@@ -206,45 +206,50 @@ _IPV6_PREFIX: Final = 64
 
 class Guesses:
     """
-    Counts the different wrong keys that came from each address; threads may share it.
+    Count the different wrong API keys of each address; threads may share it.
 
-    One wrong key that is sent again and again is a mistake, and counts once. A key that opened an account from this
-    address before goes on doing so, whatever else is guessed there; any other, right or wrong, waits with the guesses.
+    A wrong key is counted once, however often it is sent. After too many an address gets `TooOftenError` for further
+    wrong keys. A right key is accepted, whatever others guess at the same address, such as behind the same proxy: a
+    random key can't be guessed anyway. Only a short key, one that an owner chose, has to wait after too many wrong
+    short keys, unless it opened its account from this address before.
     """
 
     def __init__(self, tries: int, window: float, monotonic: Callable[[], float]) -> None:
-        self._tries = Tries(tries, window, monotonic, "API keys")
+        self._tries = {short: Tries(tries, window, monotonic, "API keys") for short in (True, False)}
         self._counted: LRUCache[tuple[str, bytes], float] = LRUCache(MAX_WATCHED)
         self._known: set[tuple[str, bytes]] = set()
         self._window = window
         self._now = monotonic
         self._lock = threading.Lock()
 
-    def right(self, key_hash: bytes, address: str) -> None:
-        """Take note that the key opened an account; `TooOftenError` where it has to wait with the guesses."""
-        if not address or (address, key_hash) in self._known:
+    def right(self, key_hash: bytes, address: str, *, is_short: bool) -> None:
+        """Accept a key that opened an account; `TooOftenError` for a short one at an address with many guesses."""
+        if not is_short or not address:
             return
-        self._tries.check(network_of(address))
+        network = network_of(address)
+        if (network, key_hash) in self._known:
+            return
+        self._tries[True].check(network)
         with self._lock:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
-            self._known.add((address, key_hash))
+            self._known.add((network, key_hash))
 
-    def wrong(self, key_hash: bytes, address: str) -> NoReturn:
-        """Count a key that opened nothing, and raise `BadKeyError`, or `TooOftenError` where there were too many."""
+    def wrong(self, key_hash: bytes, address: str, *, is_short: bool) -> NoReturn:
+        """Count a key that opened nothing, and raise `BadKeyError`, or `TooOftenError` after too many."""
         if address:
             guess = network_of(address), key_hash
             with self._lock:
-                self._known.discard((address, key_hash))
+                self._known.discard(guess)
                 now = self._now()
                 if self._counted.get(guess, now - self._window) <= now - self._window:
-                    self._tries.begin(guess[0])
+                    self._tries[is_short].begin(guess[0])
                     self._counted[guess] = now
         raise BadKeyError("The service doesn't know this API key; check it, or make a new one in the dashboard.")
 
 
 def network_of(address: str) -> str:
-    """Return whom an address counts as: itself, of an IPv6 one the network that a single client has."""
+    """Return the address that counts for a client: for IPv6 the network (/64) that a single client has."""
     if ":" not in address:
         return address
     try:

@@ -57,7 +57,7 @@ class Settings:
     password_window: Seconds = 300.0
     """How long a wrong password or API key counts."""
     key_tries: Count = 50
-    """Different wrong API keys from one address before it has to wait."""
+    """Different wrong API keys from one address before further wrong ones are refused."""
 
 
 def check_together(settings: Settings) -> None:
