@@ -13,7 +13,7 @@ from typing import Final, LiteralString, TypeAlias
 
 import psycopg
 
-from cloudstore_mapping.service.storage.base import Storage, Used
+from cloudstore_mapping.service.storage.base import AccessDelta, Storage
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
@@ -58,7 +58,7 @@ def saved(size: int) -> Work:
 
 def used(transaction: Transaction, account: int, number: int) -> None:
     """Count a use of a file."""
-    transaction.add_accesses([Used(account, "data", name_of(number), 20_000, 1, 1_700_000_000.0)])
+    transaction.add_accesses([AccessDelta(account, "data", name_of(number), 20_000, 1, 1_700_000_000.0)])
 
 
 def answered(transaction: Transaction, account: int, _number: int) -> None:

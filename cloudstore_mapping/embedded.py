@@ -28,7 +28,7 @@ from cloudstore_mapping.service.media import described
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.group_commit import has_finished
-from cloudstore_mapping.service.storage.places import MEMORY, Place, place_of
+from cloudstore_mapping.service.storage.places import MEMORY, StoreLocation, place_of
 from cloudstore_mapping.service.storage.renaming import refuse_old_names
 from cloudstore_mapping.service.storage.sqlite_files import LOST
 from cloudstore_mapping.sqlite_forks import forkers, refuse_forker
@@ -155,7 +155,7 @@ class InProcessTransport:
         self._service.close()
 
 
-def _file_of(place: Place) -> tuple[int, int] | None:
+def _file_of(place: StoreLocation) -> tuple[int, int] | None:
     """Return the device and inode of a store's file, None without one."""
     try:
         found = None if place.file is None else place.file.stat()
@@ -167,7 +167,7 @@ def _file_of(place: Place) -> tuple[int, int] | None:
 class StoreTransport(InProcessTransport):
     """Send requests to an embedded store; a forked process runs a service of its own."""
 
-    def __init__(self, place: Place, *, readonly: bool = False) -> None:
+    def __init__(self, place: StoreLocation, *, readonly: bool = False) -> None:
         storage = place.open(readonly=readonly)
         try:
             _check_contents(storage, place)
@@ -312,7 +312,7 @@ def _patience() -> float | None:
     return None if left == math.inf else max(0.0, left)
 
 
-def _check_contents(storage: Storage, place: Place) -> None:
+def _check_contents(storage: Storage, place: StoreLocation) -> None:
     """Raise `UnsupportedError` for a service's store, without the embedded store's account, or for old file names."""
     with storage.read() as transaction:
         if transaction.account_named(LOCAL_ACCOUNT) is None and transaction.has_accounts():
@@ -320,7 +320,7 @@ def _check_contents(storage: Storage, place: Place) -> None:
         refuse_old_names(transaction, str(place))
 
 
-def _of_a_service(place: Place) -> UnsupportedError:
+def _of_a_service(place: StoreLocation) -> UnsupportedError:
     """Return the error for a store with the data of a service's accounts."""
     return UnsupportedError(
         f"The data in {place} belong to the accounts of a service; run `cloudstore serve --store {quote(str(place))}` "

@@ -12,7 +12,7 @@ from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of, unpic
 from cloudstore_mapping.client.options import check_options, masked
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.masking import hide
-from cloudstore_mapping.service.storage.places import NAMED, Place, place_of, scheme_of
+from cloudstore_mapping.service.storage.places import NAMED, StoreLocation, place_of, scheme_of
 
 _SERVICES: Final = ("http", "https")
 DEFAULT_FILE: Final = "cloudstore.db"
@@ -95,7 +95,7 @@ def shelf_prefix(name: str) -> str:
     return f"{name}/" if name[-1:].isalnum() else name
 
 
-def place_at(location: str) -> Place | None:
+def place_at(location: str) -> StoreLocation | None:
     """Return the place of an embedded store at a location; None for a service."""
     return None if scheme_of(location) in _SERVICES else place_of(location)
 
@@ -142,7 +142,7 @@ def _open_embedded(location: str, options: dict[str, Any]) -> CloudStoreMapping[
     return mapping
 
 
-def _reopening(place: Place, _: type[Any], options: dict[str, Any]) -> tuple[Any, ...]:
+def _reopening(place: StoreLocation, _: type[Any], options: dict[str, Any]) -> tuple[Any, ...]:
     """Return the pickled form of an embedded store."""
     if place.is_memory:
         raise TypeError("A store in memory can't be pickled: it is gone with its process.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from cloudstore_mapping.service.media import Upload
+from cloudstore_mapping.service.media import UploadStream
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import Account, Media, Storage
 from cloudstore_mapping.service.storage.sql import Transaction
@@ -57,7 +57,7 @@ class Uploader:
         """The account, as it is now."""
         return self.service.accounts.named("owner")
 
-    def begin(self, name: str = "photo.png", content_type: str = "image/png", **who: Any) -> Upload:
+    def begin(self, name: str = "photo.png", content_type: str = "image/png", **who: Any) -> UploadStream:
         """Begin an upload, by the account's API key where nobody else does it."""
         if "owner" not in who:
             who.setdefault("api_key", self.api_key)
@@ -85,7 +85,7 @@ class Uploader:
         return b"".join(self.service.media.chunks(media))
 
 
-def write(upload: Upload, data: bytes) -> None:
+def write(upload: UploadStream, data: bytes) -> None:
     """Write, and wait where that is asked for."""
     waiting = upload.write(data)
     if waiting is not None:

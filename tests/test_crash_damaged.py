@@ -12,7 +12,7 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.client.media import Media
-from cloudstore_mapping.service.storage.sql import Seals, is_whole
+from cloudstore_mapping.service.storage.sql import VersionMaker, checksum_matches
 from cloudstore_mapping.service.storage.sqlite_check import check
 from tests.crash.memory import tmp_path
 from tests.crash.script import Contents, contents, steps
@@ -165,10 +165,10 @@ def test_a_damaged_value_is_saved_again(file: Path) -> None:
 @pytest.mark.parametrize("found", [None, 7, 0.5, "text", b"bytes"])
 def test_what_a_damaged_row_may_hold(found: object, column: str) -> None:
     """A value or version of another type, as a bit in a row's header can make it, is one that isn't what was stored."""
-    row: dict[str, object] = {"value": b"1", "version": Seals().sealed("name", b"1")}
-    assert is_whole(row["version"], "name", row["value"])
+    row: dict[str, object] = {"value": b"1", "version": VersionMaker().sealed("name", b"1")}
+    assert checksum_matches(row["version"], "name", row["value"])
     row[column] = found
-    assert is_whole(row["version"], "name", row["value"]) is (column == "version" and found == "text")
+    assert checksum_matches(row["version"], "name", row["value"]) is (column == "version" and found == "text")
 
 
 def test_a_damaged_media_file_is_not_taken_for_whole(tmp_path: Path) -> None:

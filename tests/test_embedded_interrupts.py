@@ -14,7 +14,7 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping.client.mapping import files_of
 from cloudstore_mapping.service import dispatcher
-from cloudstore_mapping.service.dispatcher import Asked
+from cloudstore_mapping.service.dispatcher import PendingRequest
 from cloudstore_mapping.service.storage import group_commit, sqlite
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.threads import PlainFuture
@@ -178,7 +178,7 @@ def test_an_interrupt_comes_before_a_write_or_after_it(monkeypatch: pytest.Monke
 
         monkeypatch.setattr(dispatcher, "_wait_until", interrupted)
         monkeypatch.setattr(dispatcher, "wait_for", finish)
-        asked = Asked(Request(api_key="", name="k"), "", None, waits=True, raises=True)
+        asked = PendingRequest(Request(api_key="", name="k"), "", None, waits=True, raises=True)
         with pytest.raises(KeyboardInterrupt):
             service._desk._then(work, asked, lambda *_: None)
         assert waited == [work]

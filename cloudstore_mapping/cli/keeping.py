@@ -17,7 +17,7 @@ from cloudstore_mapping.cli.places import StoreOption, as_usage, configured, kep
 from cloudstore_mapping.signed import secret_note
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.storage.places import Place
+    from cloudstore_mapping.service.storage.places import StoreLocation
 
 
 def register(app: typer.Typer) -> None:
@@ -189,16 +189,16 @@ def migrate_store(
     _show(facts, f"{places[0]} is copied to {places[1]}: {told}.", as_json, note)
 
 
-def _place(store: str | None) -> Place:
+def _place(store: str | None) -> StoreLocation:
     options, _ = configured(store=store)
     return kept_place(options.store)
 
 
-def _existing(store: str | None) -> Place:
+def _existing(store: str | None) -> StoreLocation:
     return _there(_place(store), "look at its name, or name another by --store")
 
 
-def _there(place: Place, remedy: str = "look at its name") -> Place:
+def _there(place: StoreLocation, remedy: str = "look at its name") -> StoreLocation:
     if not place.exists():
         raise UsageError(f"There is no store {place}; {remedy}.")
     return place

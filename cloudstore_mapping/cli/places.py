@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cloudstore_mapping.client.mapping import CloudStoreMapping
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.settings import Settings
-    from cloudstore_mapping.service.storage.places import Place
+    from cloudstore_mapping.service.storage.places import StoreLocation
     from cloudstore_mapping.web.options import Options
 
 _BEFORE_AT: Final = re.compile(r"(?<![^/\s])(?!API_KEY@)[^/\s]*@")
@@ -67,7 +67,7 @@ def open_service(store: str | None, *, makes: bool = False) -> Service:
     return open_at(place, settings)
 
 
-def open_at(place: Place, settings: Settings, *, to_write: bool = False) -> Service:
+def open_at(place: StoreLocation, settings: Settings, *, to_write: bool = False) -> Service:
     """
     Return the service on the store at a place; `UsageError` where it can't be opened, or is read-only `to_write`.
 
@@ -90,7 +90,7 @@ def open_at(place: Place, settings: Settings, *, to_write: bool = False) -> Serv
         return Service(storage, settings)
 
 
-def any_place(store: str) -> Place:
+def any_place(store: str) -> StoreLocation:
     """Return where a store is; `UsageError` where that can't be understood."""
     from cloudstore_mapping.service.storage.places import place_of
 
@@ -98,7 +98,7 @@ def any_place(store: str) -> Place:
         return place_of(store)
 
 
-def kept_place(store: str) -> Place:
+def kept_place(store: str) -> StoreLocation:
     """Return where a store is that outlasts its process; `UsageError` for one in memory too."""
     place = any_place(store)
     if place.is_memory:

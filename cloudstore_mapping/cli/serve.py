@@ -20,7 +20,7 @@ from cloudstore_mapping.errors import BadNameError
 if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.settings import Settings
-    from cloudstore_mapping.service.storage.places import Place
+    from cloudstore_mapping.service.storage.places import StoreLocation
     from cloudstore_mapping.web.options import Options
 
 #: The account that a service which has none makes for whoever starts it.
@@ -91,7 +91,7 @@ class _Start(NamedTuple):
     """What is told at a start; the secrets only at the first. No API key opens the accounts that are `closed`."""
 
     address: str
-    place: Place
+    place: StoreLocation
     api_key: str | None
     password: str | None
     closed: tuple[str, ...] = ()
@@ -134,7 +134,9 @@ def _run(options: Options, settings: Settings, tell: Callable[[_Start], None]) -
             _run_workers(listener, place, options, settings, tell)
 
 
-def _run_here(listener: Any, service: Service, place: Place, options: Options, tell: Callable[[_Start], None]) -> None:
+def _run_here(
+    listener: Any, service: Service, place: StoreLocation, options: Options, tell: Callable[[_Start], None]
+) -> None:
     from cloudstore_mapping.web.server import run_on
 
     with _announcing(lambda address: _tell(service, _start(service, address, place), tell)) as announce:
@@ -142,7 +144,7 @@ def _run_here(listener: Any, service: Service, place: Place, options: Options, t
 
 
 def _run_workers(
-    listener: Any, place: Place, options: Options, settings: Settings, tell: Callable[[_Start], None]
+    listener: Any, place: StoreLocation, options: Options, settings: Settings, tell: Callable[[_Start], None]
 ) -> None:
     from cloudstore_mapping.web.workers import run_workers
 
@@ -171,7 +173,7 @@ def _announcing(start: Callable[[str], object]) -> Iterator[Callable[[str], None
         raise failures[0]
 
 
-def _start(service: Service, address: str, place: Place) -> _Start:
+def _start(service: Service, address: str, place: StoreLocation) -> _Start:
     # Only now is it certain that the service answers. Nobody waits meanwhile: no key opens anything yet.
     if not service.accounts.any():
         with suppress(BadNameError):  # another service on the same store may make it at the same moment

@@ -14,7 +14,7 @@ from cloudstore_mapping.service.storage.base import Account, Event, Limits, Owne
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.quotas import Clock
-    from cloudstore_mapping.service.security import Guesses
+    from cloudstore_mapping.service.security import ApiKeyThrottle
     from cloudstore_mapping.service.storage.base import ApiKey, Storage
     from cloudstore_mapping.service.storage.sql import Transaction
 
@@ -66,7 +66,7 @@ class Accounts:
     isn't there is `BadNameError`.
     """
 
-    def __init__(self, storage: Storage, clock: Clock, guesses: Guesses) -> None:
+    def __init__(self, storage: Storage, clock: Clock, guesses: ApiKeyThrottle) -> None:
         self._storage = storage
         self._clock = clock
         self._guesses = guesses
@@ -285,8 +285,8 @@ class Accounts:
         """
         Return the account that the key opens, for who asks from `address`; `writes` says what the transaction is for.
 
-        Raises `BadKeyError` if it opens none, `TooOftenError` after too many such keys from there (see `Guesses`), and
-        `DisabledError` if the account is disabled.
+        Raises `BadKeyError` if it opens none, `TooOftenError` after too many such keys from there (`ApiKeyThrottle`),
+        and `DisabledError` if the account is disabled.
         """
         key_hash = _hash(api_key)
         granted = self._granted.get(key_hash)

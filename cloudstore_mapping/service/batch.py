@@ -9,9 +9,9 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from cloudstore_mapping.errors import CloudStoreError, TooBigError
-from cloudstore_mapping.service.idempotency import Answers, Single, mismatch
-from cloudstore_mapping.service.operations import Caller, Rules
-from cloudstore_mapping.service.security import Question, UnprovenError
+from cloudstore_mapping.service.idempotency import IdempotencyStore, Single, mismatch
+from cloudstore_mapping.service.operations import Caller, Operations
+from cloudstore_mapping.service.security import PasswordCheck, UnprovenError
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import (
     Batch,
@@ -51,7 +51,12 @@ class BatchWork:
     """
 
     def __init__(
-        self, rules: Rules, answers: Answers, batch: Batch, refused: Mapping[Question, CloudStoreError], max_bytes: int
+        self,
+        rules: Operations,
+        answers: IdempotencyStore,
+        batch: Batch,
+        refused: Mapping[PasswordCheck, CloudStoreError],
+        max_bytes: int,
     ) -> None:
         self._rules = rules
         self._answers = answers
@@ -103,7 +108,7 @@ class BatchWork:
 
     def _all(self, answer: Callable[[int, Request], Reply], *, is_replay: bool) -> list[Reply]:
         replies: list[Reply] = []
-        unproven: dict[Question, None] = {}
+        unproven: dict[PasswordCheck, None] = {}
         for number, request in enumerate(self._batch.requests, 1):
             try:
                 reply = answer(number - 1, request)

@@ -16,17 +16,17 @@ from msgspec import UNSET
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TimedOutError, UnavailableError
 from cloudstore_mapping.service.accounts import NOT_MADE
 from cloudstore_mapping.service.batch import BatchWork, UndoneError
-from cloudstore_mapping.service.idempotency import Answers, Repeatable, Single, check_ids
-from cloudstore_mapping.service.operations import Caller, Rules
-from cloudstore_mapping.service.quotas import check_turn, take_turn
-from cloudstore_mapping.service.security import Question, UnprovenError
-from cloudstore_mapping.service.threads import PlainFuture, Pool, wait_for
+from cloudstore_mapping.service.idempotency import IdempotencyStore, Repeatable, Single, check_ids
+from cloudstore_mapping.service.operations import Caller, Operations
+from cloudstore_mapping.service.quotas import check_rate_limit, take_slot
+from cloudstore_mapping.service.security import PasswordCheck, UnprovenError
+from cloudstore_mapping.service.threads import BoundedThreadPool, PlainFuture, wait_for
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, failure
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.accounts import Accounts
-    from cloudstore_mapping.service.quotas import Clock, Usage
-    from cloudstore_mapping.service.security import Passwords
+    from cloudstore_mapping.service.quotas import AccessCounter, Clock
+    from cloudstore_mapping.service.security import PasswordVerifier
     from cloudstore_mapping.service.settings import Settings
     from cloudstore_mapping.service.storage.base import Account, Storage
     from cloudstore_mapping.service.storage.sql import Transaction
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _QUICK: Final = frozenset({Operation.LOAD, Operation.STAT})
 
 
-class Asked:
+class PendingRequest:
     """
     A request on its way through the service, and who asked it; of a batch also which passwords were refused.
 
@@ -53,7 +53,7 @@ class Asked:
         self.waits = waits
         self.raises = raises
         self.admitted = owner is not None
-        self.refused: dict[Question, CloudStoreError] = {}
+        self.refused: dict[PasswordCheck, CloudStoreError] = {}
         self.caller: Caller | None = None
         self.until = math.inf
         self.answer: Future[Reply]
@@ -77,7 +77,7 @@ class UnadmittedError(Exception):
         self.account = account
 
 
-class Moment(AbstractContextManager["Moment"]):
+class SharedSnapshot(AbstractContextManager["SharedSnapshot"]):
     """One moment of a storage, which begins when it is first read, and `accounts` that were found then."""
 
     def __init__(self, storage: Storage) -> None:
@@ -110,7 +110,7 @@ READ_THREADS: Final = 8
 READS_WAITING: Final = 1000
 
 
-class Desk:
+class Dispatcher:
     """Answers requests; threads may share it. It closes nothing that was handed to it."""
 
     def __init__(
@@ -119,8 +119,8 @@ class Desk:
         settings: Settings,
         clock: Clock,
         accounts: Accounts,
-        passwords: Passwords,
-        usage: Usage,
+        passwords: PasswordVerifier,
+        usage: AccessCounter,
     ) -> None:
         self._storage = storage
         self._settings = settings
@@ -128,15 +128,15 @@ class Desk:
         self._accounts = accounts
         self._passwords = passwords
         self._usage = usage
-        self._rules = Rules(settings, clock, passwords, usage)
-        self._answers = Answers(clock)
-        self._scans = Pool(SCAN_THREADS, SCANS_WAITING, "cloudstore-scan")
-        self._reads = Pool(READ_THREADS, READS_WAITING, "cloudstore-read") if storage.waits else None
+        self._rules = Operations(settings, clock, passwords, usage)
+        self._answers = IdempotencyStore(clock)
+        self._scans = BoundedThreadPool(SCAN_THREADS, SCANS_WAITING, "cloudstore-scan")
+        self._reads = BoundedThreadPool(READ_THREADS, READS_WAITING, "cloudstore-read") if storage.waits else None
 
     @contextmanager
     def together(self) -> Iterator[Callable[[Request | Batch, str], Reply | Future[Reply]]]:
         """Yield what answers a request from an address; see `Service.together`."""
-        with Moment(self._storage) as moment:
+        with SharedSnapshot(self._storage) as moment:
             yield lambda request, address: self.submit(request, address, None, moment=moment)
 
     def submit(
@@ -148,10 +148,10 @@ class Desk:
         waits: bool = False,
         raises: bool = False,
         patience: float | None = None,
-        moment: Moment | None = None,
+        moment: SharedSnapshot | None = None,
     ) -> Reply | Future[Reply]:
         """Answer a request if that takes no waiting, else begin to; see `Service.submit` and `Service.handle`."""
-        asked = Asked(request, address, owner, waits=waits and self._reads is None, raises=raises)
+        asked = PendingRequest(request, address, owner, waits=waits and self._reads is None, raises=raises)
         if patience is not None:
             asked.until = time.monotonic() + patience
         if self._reads is None and asked.is_quick:
@@ -160,10 +160,10 @@ class Desk:
                 return reply
         asked.answer = PlainFuture()
         asked.answer.set_running_or_notify_cancel()
-        self._advance(asked)
+        self._dispatch(asked)
         return asked.answer
 
-    def _answer_at_once(self, asked: Asked, moment: Moment | None) -> Reply | None:
+    def _answer_at_once(self, asked: PendingRequest, moment: SharedSnapshot | None) -> Reply | None:
         """Answer a small read, without what a future costs; None where it waits for a turn, a password or a repair."""
         try:
             if moment is not None:
@@ -179,7 +179,9 @@ class Desk:
                 raise
             return None
 
-    def _read(self, transaction: Transaction, asked: Asked, accounts: dict[tuple[str, str], Account]) -> Reply | None:
+    def _read(
+        self, transaction: Transaction, asked: PendingRequest, accounts: dict[tuple[str, str], Account]
+    ) -> Reply | None:
         who = (asked.request.api_key, asked.address)
         caller = Caller(accounts[who]) if who in accounts else self._caller(transaction, asked)
         if caller.account.limits.min_interval and not asked.admitted:
@@ -194,27 +196,29 @@ class Desk:
             self._reads.close()
         self._scans.close()
 
-    def _advance(self, asked: Asked) -> None:
+    def _dispatch(self, asked: PendingRequest) -> None:
         if self._reads is None:
-            self._proceed(asked)
+            self._start(asked)
             return
         try:
-            self._reads.submit(self._proceed, asked)
+            self._reads.submit(self._start, asked)
         except UnavailableError as error:
-            self._settle(error, asked)
+            self._handle_error(error, asked)
 
-    def _proceed(self, asked: Asked) -> None:
+    def _start(self, asked: PendingRequest) -> None:
         try:
             begun = self._begin(asked)
         except Exception as error:  # noqa: BLE001 - every failure becomes a reply
-            self._settle(error, asked)
+            self._handle_error(error, asked)
             return
         if isinstance(begun, Reply):
             asked.answer.set_result(begun)
         elif begun is not None:
-            self._then(begun, asked, self._finish)
+            self._when_done(begun, asked, self._finish)
 
-    def _then(self, future: Future[T], asked: Asked, step: Callable[[Future[T], Asked], object]) -> None:
+    def _when_done(
+        self, future: Future[T], asked: PendingRequest, step: Callable[[Future[T], PendingRequest], object]
+    ) -> None:
         """
         Go on with a step once a future has an outcome.
 
@@ -238,24 +242,24 @@ class Desk:
             except Exception as error:  # else it is lost, and nobody ever answered
                 if asked.answer.done():
                     raise
-                self._settle(error, asked)
+                self._handle_error(error, asked)
 
         future.add_done_callback(go_on)
 
-    def _finish(self, done: Future[Reply], asked: Asked) -> None:
+    def _finish(self, done: Future[Reply], asked: PendingRequest) -> None:
         error = done.exception()
         if error is None:
             asked.answer.set_result(done.result())
         else:
-            self._settle(error, asked)
+            self._handle_error(error, asked)
 
-    def _settle(self, error: BaseException, asked: Asked) -> None:
-        self._take_back(asked)
+    def _handle_error(self, error: BaseException, asked: PendingRequest) -> None:
+        self._undo_counts(asked)
         if isinstance(error, UnadmittedError):
             self._accounts.forget(asked.request.api_key)
-            self._in_turn(asked, error.account)
+            self._wait_for_slot(asked, error.account)
         elif isinstance(error, UnprovenError):
-            self._prove(iter(error.questions), asked)
+            self._verify_passwords(iter(error.questions), asked)
         elif isinstance(error, UndoneError):
             asked.answer.set_result(error.reply)
         elif isinstance(error, CloudStoreError):
@@ -269,23 +273,25 @@ class Desk:
             sentence = "The service failed; its owner finds the reason in its log."
             asked.answer.set_result(failure(ProtocolError(sentence, error="ServerError")))
 
-    def _prove(self, questions: Iterator[Question], asked: Asked) -> None:
+    def _verify_passwords(self, questions: Iterator[PasswordCheck], asked: PendingRequest) -> None:
         # One after another: a batch of many waits for its turn at each of them, as single requests would.
         for question in questions:
             proof = self._proof(question, asked.address)
             if not proof.done():
-                self._then(proof, asked, partial(self._go_on, question, questions))
+                self._when_done(proof, asked, partial(self._continue_verifying, question, questions))
                 return
-            if not self._proved(question, proof, asked):
+            if not self._verified(question, proof, asked):
                 return
         # All rules again from the first: what they looked at may have changed during the hashing.
-        self._advance(asked)
+        self._dispatch(asked)
 
-    def _go_on(self, question: Question, questions: Iterator[Question], proof: Future[None], asked: Asked) -> None:
-        if self._proved(question, proof, asked):
-            self._prove(questions, asked)
+    def _continue_verifying(
+        self, question: PasswordCheck, questions: Iterator[PasswordCheck], proof: Future[None], asked: PendingRequest
+    ) -> None:
+        if self._verified(question, proof, asked):
+            self._verify_passwords(questions, asked)
 
-    def _proof(self, question: Question, address: str) -> Future[None]:
+    def _proof(self, question: PasswordCheck, address: str) -> Future[None]:
         try:
             return self._passwords.prove(question, address)
         except Exception as error:  # noqa: BLE001 - every failure becomes a reply
@@ -293,41 +299,41 @@ class Desk:
             failed.set_exception(error)
             return failed
 
-    def _proved(self, question: Question, proof: Future[None], asked: Asked) -> bool:
+    def _verified(self, question: PasswordCheck, proof: Future[None], asked: PendingRequest) -> bool:
         """Whether the request goes on, now that it is known whether the password is right; else it is answered."""
         error = proof.exception()
         if isinstance(asked.request, Batch) and isinstance(error, CloudStoreError):
             asked.refused[question] = error
         elif error is not None:
-            self._settle(error, asked)
+            self._handle_error(error, asked)
             return False
         return True
 
-    def _begin(self, asked: Asked) -> Reply | Future[Reply] | None:
+    def _begin(self, asked: PendingRequest) -> Reply | Future[Reply] | None:
         """Answer the request, or have it answered; None where it goes on by itself, when it is its account's turn."""
         request = asked.request
         check_ids(request)
         is_quick = asked.is_quick
         if not is_quick and self._accounts.opened_lately(request.api_key):
-            return self._have_answered(asked)
+            return self._execute(asked)
         with self._storage.read() as transaction:
             caller = self._caller(transaction, asked)  # who is refused never stands in a queue
             comes_in_turn = not asked.admitted and bool(caller.account.limits.min_interval)
             if comes_in_turn:
-                check_turn(transaction, caller.account, self._clock.wall())
+                check_rate_limit(transaction, caller.account, self._clock.wall())
             elif is_quick:
                 return self._answer(transaction, caller, asked)
             elif isinstance(request, Request) and asked.writes:
                 self._rules.check_name(request)
         account = caller.account
         if comes_in_turn:  # not while it reads, for in memory writers wait for readers
-            self._in_turn(asked, account)
+            self._wait_for_slot(asked, account)
             return None
         if asked.owner is None and not account.limits.min_interval and account.id != NOT_MADE:
             self._accounts.remember(request.api_key)
-        return self._have_answered(asked)
+        return self._execute(asked)
 
-    def _have_answered(self, asked: Asked) -> Reply | Future[Reply]:
+    def _execute(self, asked: PendingRequest) -> Reply | Future[Reply]:
         """Have the request answered by the writer; a read by a thread for reads, in memory by this one."""
         if asked.writes:
             work = partial(self._write, asked)
@@ -338,40 +344,40 @@ class Desk:
                 return self._scan(asked)
         return self._scans.submit(self._scan, asked)
 
-    def _caller(self, transaction: Transaction, asked: Asked, *, writes: bool = False) -> Caller:
+    def _caller(self, transaction: Transaction, asked: PendingRequest, *, writes: bool = False) -> Caller:
         if asked.owner is None:
             return Caller(self._accounts.find(transaction, asked.request.api_key, asked.address, writes=writes))
         return Caller(self._accounts.owned(transaction, asked.owner.id, asked.address), is_owner=True)
 
-    def _in_turn(self, asked: Asked, account: Account) -> None:
+    def _wait_for_slot(self, asked: PendingRequest, account: Account) -> None:
         """Go on with the request once it is stored, for all processes, that the account had its turn."""
-        turn = self._storage.submit(lambda transaction: take_turn(transaction, account, self._clock.wall()))
-        self._then(turn, asked, self._turned)
+        turn = self._storage.submit(lambda transaction: take_slot(transaction, account, self._clock.wall()))
+        self._when_done(turn, asked, self._slot_taken)
 
-    def _turned(self, turn: Future[None], asked: Asked) -> None:
+    def _slot_taken(self, turn: Future[None], asked: PendingRequest) -> None:
         error = turn.exception()
         if error is not None:
-            self._settle(error, asked)
+            self._handle_error(error, asked)
             return
         asked.admitted = True
-        self._advance(asked)
+        self._dispatch(asked)
 
-    def _scan(self, asked: Asked) -> Reply:
+    def _scan(self, asked: PendingRequest) -> Reply:
         with self._storage.read() as transaction:
             return self._answer(transaction, self._admitted(transaction, asked), asked)
 
-    def _admitted(self, transaction: Transaction, asked: Asked, *, writes: bool = False) -> Caller:
+    def _admitted(self, transaction: Transaction, asked: PendingRequest, *, writes: bool = False) -> Caller:
         caller = self._caller(transaction, asked, writes=writes)
         if caller.account.limits.min_interval and not asked.admitted:
             raise UnadmittedError(caller.account)
         return caller
 
-    def _write(self, asked: Asked, transaction: Transaction) -> Reply:
+    def _write(self, asked: PendingRequest, transaction: Transaction) -> Reply:
         return self._answer(transaction, self._admitted(transaction, asked, writes=True), asked)
 
-    def _answer(self, transaction: Transaction, caller: Caller, asked: Asked) -> Reply:
+    def _answer(self, transaction: Transaction, caller: Caller, asked: PendingRequest) -> Reply:
         request = asked.request
-        self._take_back(asked)  # a storage may have work done again that came to nothing
+        self._undo_counts(asked)  # a storage may have work done again that came to nothing
         work = self._work(asked)
         if asked.writes and request.once is not UNSET:
             reply = self._answers.once(transaction, caller, request, work)
@@ -381,14 +387,14 @@ class Desk:
         asked.caller = caller
         return reply
 
-    def _work(self, asked: Asked) -> Repeatable:
+    def _work(self, asked: PendingRequest) -> Repeatable:
         request = asked.request
         if isinstance(request, Request):
             return Single(self._rules, request)
         max_bytes = self._settings.max_batch_reply_bytes
         return BatchWork(self._rules, self._answers, request, asked.refused, max_bytes)
 
-    def _take_back(self, asked: Asked) -> None:
+    def _undo_counts(self, asked: PendingRequest) -> None:
         """Count no longer what a try of the request counted as accesses."""
         caller, asked.caller = asked.caller, None
         if caller is not None:

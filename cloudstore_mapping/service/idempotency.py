@@ -12,7 +12,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from cloudstore_mapping.errors import CloudStoreError, IdMismatchError, ProtocolError
-from cloudstore_mapping.service.operations import Caller, Rules
+from cloudstore_mapping.service.operations import Caller, Operations
 from cloudstore_mapping.service.quotas import Clock
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import Batch, Reply, Request, decode_reply, encode_reply, encode_request, failure
@@ -46,7 +46,7 @@ class Repeatable(Protocol):
 class Single:
     """The work of a request that is no batch."""
 
-    def __init__(self, rules: Rules, request: Request) -> None:
+    def __init__(self, rules: Operations, request: Request) -> None:
         self._rules = rules
         self._request = request
 
@@ -64,7 +64,7 @@ class Single:
         return before
 
 
-class Answers:
+class IdempotencyStore:
     """Apply a request with an id only once; an id belongs to one account, and names one request of any kind."""
 
     def __init__(self, clock: Clock) -> None:

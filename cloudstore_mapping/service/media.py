@@ -28,14 +28,14 @@ from cloudstore_mapping.errors import (
 from cloudstore_mapping.links import media_link
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
 from cloudstore_mapping.service.operations import check_name
-from cloudstore_mapping.service.quotas import DAY, check_room, day_of, take_turn
+from cloudstore_mapping.service.quotas import DAY, check_file_quota, day_of, take_slot
 from cloudstore_mapping.service.security import UnprovenError
 from cloudstore_mapping.service.storage.base import Media
 from cloudstore_mapping.wire import Reply, encode_value, success
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.quotas import Clock, Usage
-    from cloudstore_mapping.service.security import Passwords
+    from cloudstore_mapping.service.quotas import AccessCounter, Clock
+    from cloudstore_mapping.service.security import PasswordVerifier
     from cloudstore_mapping.service.settings import Settings
     from cloudstore_mapping.service.storage.base import Account, Storage
     from cloudstore_mapping.service.storage.sql import Transaction
@@ -160,7 +160,7 @@ _CONTENT_TYPE: Final = re.compile(r"[ -~]{1,255}")
 
 
 @dataclass(frozen=True)
-class Sender:
+class UploadRequest:
     """
     Who uploads what: with an API key and perhaps a password, or as the account's owner, who is signed in.
 
@@ -187,8 +187,8 @@ class Uploads:
         settings: Settings,
         clock: Clock,
         accounts: Accounts,
-        passwords: Passwords,
-        sweeper: Sweeper,
+        passwords: PasswordVerifier,
+        sweeper: BlobCleaner,
     ) -> None:
         self.storage = storage
         self.settings = settings
@@ -198,7 +198,7 @@ class Uploads:
         self._passwords = passwords
         self._closed = False
 
-    def begin(self, sender: Sender) -> Upload:
+    def begin(self, sender: UploadRequest) -> UploadStream:
         """
         Return where the file's bytes go; waits for the storage, and where there is a password for its hashing.
 
@@ -211,14 +211,14 @@ class Uploads:
         with self.storage.read() as transaction:
             self._account(transaction, sender, writes=False)  # so that a key of nobody costs no write
         blob, room = self._proved(sender, self._begin)
-        return Upload(self, sender, blob, room)
+        return UploadStream(self, sender, blob, room)
 
-    def add_chunk(self, transaction: Transaction, sender: Sender, blob: int, number: int, chunk: bytes) -> bool:
+    def add_chunk(self, transaction: Transaction, sender: UploadRequest, blob: int, number: int, chunk: bytes) -> bool:
         """Store a chunk if the sender may still upload; return False if the upload was swept away."""
         self._account(transaction, sender, writes=True)
         return transaction.add_chunk(blob, number, chunk, self.clock.wall())
 
-    def finish(self, sender: Sender, blob: int, size: int, digest: str) -> Reply:
+    def finish(self, sender: UploadRequest, blob: int, size: int, digest: str) -> Reply:
         """Make the blob a media file, checked again in the transaction that does it; return the reply to the upload."""
         return self._proved(sender, lambda transaction, sender: self._finish(transaction, sender, blob, size, digest))
 
@@ -226,7 +226,7 @@ class Uploads:
         """Begin no more uploads."""
         self._closed = True
 
-    def _proved(self, sender: Sender, work: Callable[[Transaction, Sender], T]) -> T:
+    def _proved(self, sender: UploadRequest, work: Callable[[Transaction, UploadRequest], T]) -> T:
         while True:
             try:
                 return self.storage.submit(lambda transaction: work(transaction, sender)).result()
@@ -234,16 +234,16 @@ class Uploads:
                 for question in error.questions:
                     self._passwords.prove(question, sender.address).result()
 
-    def _begin(self, transaction: Transaction, sender: Sender) -> tuple[int, int]:
+    def _begin(self, transaction: Transaction, sender: UploadRequest) -> tuple[int, int]:
         account = self._account(transaction, sender, writes=True)
         now = self.clock.wall()
         if sender.owner is None and account.limits.min_interval:
             # Undone where the upload is refused: one whose password comes late is begun twice.
-            take_turn(transaction, account, now)
+            take_slot(transaction, account, now)
         _, room = self._admitted(transaction, account, sender)
         return transaction.add_blob(account.id, now), room
 
-    def _finish(self, transaction: Transaction, sender: Sender, blob: int, size: int, digest: str) -> Reply:
+    def _finish(self, transaction: Transaction, sender: UploadRequest, blob: int, size: int, digest: str) -> Reply:
         account = self._account(transaction, sender, writes=True)
         before, room = self._admitted(transaction, account, sender)
         check_size(size, room, sender.name)
@@ -265,12 +265,12 @@ class Uploads:
             self._accounts.record(transaction, account, "media file uploaded", sender.name, sender.address)
         return success("File Uploaded", encode_value(described(account, media)))
 
-    def _account(self, transaction: Transaction, sender: Sender, *, writes: bool) -> Account:
+    def _account(self, transaction: Transaction, sender: UploadRequest, *, writes: bool) -> Account:
         if sender.owner is None:
             return self._accounts.find(transaction, sender.api_key, sender.address, writes=writes)
         return self._accounts.owned(transaction, sender.owner.id, sender.address)
 
-    def _admitted(self, transaction: Transaction, account: Account, sender: Sender) -> tuple[Media | None, int]:
+    def _admitted(self, transaction: Transaction, account: Account, sender: UploadRequest) -> tuple[Media | None, int]:
         """Return the file that would be replaced, and how many bytes the new one may have."""
         before = transaction.media_named(account.id, sender.name)
         if sender.owner is None:
@@ -285,7 +285,7 @@ class Uploads:
                 key=sender.name,
             )
         if before is None:
-            check_room(transaction, account, sender.name)
+            check_file_quota(transaction, account, sender.name)
         room = min(self.settings.max_media_bytes, account.limits.max_media_bytes or sys.maxsize)
         if account.limits.max_total_bytes is not None:
             others = transaction.media_bytes(account.id) - (0 if before is None else before.size)
@@ -293,14 +293,14 @@ class Uploads:
         return before, room
 
 
-class Upload:
+class UploadStream:
     """
     The bytes of a file on their way to the storage, for one thread or task at a time; `finish` or `abort` ends it.
 
     What is not finished leaves nothing, in the worst case, after a crash, an hour later.
     """
 
-    def __init__(self, uploads: Uploads, sender: Sender, blob: int, room: int) -> None:
+    def __init__(self, uploads: Uploads, sender: UploadRequest, blob: int, room: int) -> None:
         self._uploads = uploads
         self._sender = sender
         self._blob = blob
@@ -409,7 +409,7 @@ ABANDONED_AFTER: Final = 3600.0
 CHUNKS_AT_ONCE: Final = 4
 
 
-class Sweeper:
+class BlobCleaner:
     """Sweeps a storage on its writer's thread, a step at a time, until there is nothing left to take away."""
 
     def __init__(self, storage: Storage, clock: Clock) -> None:
@@ -497,8 +497,8 @@ class MediaFiles:
         settings: Settings,
         clock: Clock,
         accounts: Accounts,
-        passwords: Passwords,
-        usage: Usage,
+        passwords: PasswordVerifier,
+        usage: AccessCounter,
     ) -> None:
         self._storage = storage
         self._clock = clock
@@ -506,7 +506,7 @@ class MediaFiles:
         self._passwords = passwords
         self._usage = usage
         self._using = threading.Lock()
-        self._sweeper = Sweeper(storage, clock)
+        self._sweeper = BlobCleaner(storage, clock)
         self._sweeper.begin_if_needed()  # what a crash may have left
         self._uploads = Uploads(storage, settings, clock, accounts, passwords, self._sweeper)
 
@@ -521,9 +521,11 @@ class MediaFiles:
         address: str = "",
         owner: Account | None = None,
         only_new: bool = False,
-    ) -> Upload:
+    ) -> UploadStream:
         """Begin an upload, by an API key or by the account's owner, who is signed in; see `Uploads.begin`."""
-        sender = Sender(name, check_type(content_type), api_key, password, media_password, address, owner, only_new)
+        sender = UploadRequest(
+            name, check_type(content_type), api_key, password, media_password, address, owner, only_new
+        )
         return self._uploads.begin(sender)
 
     def find(self, folder: str, media_id: str) -> tuple[Account, Media] | None:

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from cloudstore_mapping.errors import BadNameError, ChangedError, DailyLimitError, NoFileError, TooBigError, shorten
 from cloudstore_mapping.merge import merge
-from cloudstore_mapping.service.quotas import Clock, Usage, check_room
-from cloudstore_mapping.service.security import Passwords
+from cloudstore_mapping.service.quotas import AccessCounter, Clock, check_file_quota
+from cloudstore_mapping.service.security import PasswordVerifier
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.base import Account, File, FileInfo
 from cloudstore_mapping.service.storage.sql import Transaction
@@ -75,7 +75,7 @@ class Caller:
         return transaction.stat(self.account.id, name)
 
 
-class Rules:
+class Operations:
     """
     The rules in their order: name, password, version, quota, value, storage.
 
@@ -83,7 +83,7 @@ class Rules:
     hashed first.
     """
 
-    def __init__(self, settings: Settings, clock: Clock, passwords: Passwords, usage: Usage) -> None:
+    def __init__(self, settings: Settings, clock: Clock, passwords: PasswordVerifier, usage: AccessCounter) -> None:
         self._settings = settings
         self._clock = clock
         self._passwords = passwords
@@ -258,7 +258,7 @@ class Rules:
     ) -> None:
         self._admit(transaction, caller, request.name)
         if file is None:
-            check_room(transaction, caller.account, request.name)
+            check_file_quota(transaction, caller.account, request.name)
 
     def _admit(self, transaction: Transaction, caller: Caller, name: str) -> None:
         if caller.is_limited:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 from cloudstore_mapping.service.quotas import DAY, day_of
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.quotas import Clock, Usage
-    from cloudstore_mapping.service.storage.base import Accesses, Account, ApiKey, Event, FileInfo, Media, Storage
+    from cloudstore_mapping.service.quotas import AccessCounter, Clock
+    from cloudstore_mapping.service.storage.base import AccessCount, Account, ApiKey, Event, FileInfo, Media, Storage
 
 T = TypeVar("T")
 
@@ -76,10 +76,10 @@ class Activity(NamedTuple):
     events: list[Event]
 
 
-class Panels:
+class DashboardQueries:
     """Reads what is shown to an owner: of the account that is asked for, and of no other. Threads may share it."""
 
-    def __init__(self, storage: Storage, clock: Clock, usage: Usage) -> None:
+    def __init__(self, storage: Storage, clock: Clock, usage: AccessCounter) -> None:
         self._storage = storage
         self._now = clock.wall
         self._usage = usage
@@ -132,7 +132,7 @@ class Panels:
                 transaction.events(account.id, EVENTS),
             )
 
-    def _use(self, used: Accesses | None) -> Use:
+    def _use(self, used: AccessCount | None) -> Use:
         today = day_of(self._now())
         times = used.times if used is not None and used.day >= today else 0
         return Use(float(today * DAY), times, None if used is None else used.last_at)

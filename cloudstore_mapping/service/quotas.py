@@ -21,7 +21,7 @@ from cloudstore_mapping.errors import (
     TooOftenError,
     TransportError,
 )
-from cloudstore_mapping.service.storage.base import Accesses, Used
+from cloudstore_mapping.service.storage.base import AccessCount, AccessDelta
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.base import Account, Kind, Storage
@@ -65,7 +65,7 @@ def check_daily(times: int, limit: int, day: int, name: str) -> None:
         )
 
 
-def check_room(transaction: Transaction, account: Account, name: str) -> None:
+def check_file_quota(transaction: Transaction, account: Account, name: str) -> None:
     """Raise `TooManyFilesError` where the account holds as many files as it may, so that there is no room for this."""
     limit = account.limits.max_files
     if limit is not None and transaction.count_files(account.id, limit) >= limit:
@@ -75,19 +75,19 @@ def check_room(transaction: Transaction, account: Account, name: str) -> None:
         )
 
 
-def take_turn(transaction: Transaction, account: Account, now: float) -> None:
+def take_slot(transaction: Transaction, account: Account, now: float) -> None:
     """
     Take the account's turn: the rate limit, a token bucket (GCRA); `TooOftenError` where it is used up.
 
     The bucket is one stored time per account, so it is the same for all processes and nodes.
     """
     interval = account.limits.min_interval or 0.0
-    check_turn(transaction, account, now)
+    check_rate_limit(transaction, account, now)
     due = max(now, _due(transaction, account, now))
     transaction.set_next_request_at(account.id, due + interval * (1 - DRIFT))
 
 
-def check_turn(transaction: Transaction, account: Account, now: float) -> None:
+def check_rate_limit(transaction: Transaction, account: Account, now: float) -> None:
     """Raise `TooOftenError` where the account's next request may not come yet."""
     interval = account.limits.min_interval
     if not interval:
@@ -108,7 +108,7 @@ def _due(transaction: Transaction, account: Account, now: float) -> float:
     return now if due > now + JITTER + (account.limits.min_interval or 0.0) + MAX_SKEW else due
 
 
-class Tries:
+class AttemptLimiter:
     """Counts failed tries of each subject, and refuses the next one after `tries` of them within `window` seconds."""
 
     def __init__(self, tries: int, window: float, monotonic: Callable[[], float], of_what: str = "passwords") -> None:
@@ -180,7 +180,7 @@ class _Count:
             self.last_at = at
 
 
-class Usage:
+class AccessCounter:
     """
     Counts accesses, in any number of processes on one storage: what each has counted is added to what is stored.
 
@@ -245,7 +245,7 @@ class Usage:
         if not self._wake.is_set():  # waking costs more than looking
             self._wake.set()
 
-    def used(self, transaction: Transaction, account_id: int, kind: Kind, name: str) -> Accesses | None:
+    def used(self, transaction: Transaction, account_id: int, kind: Kind, name: str) -> AccessCount | None:
         """Return how often a file was used on the last day that it was, with what isn't stored yet."""
         file: _File = (account_id, kind, name)
         stored = transaction.accesses(*file)
@@ -253,9 +253,9 @@ class Usage:
             counts = [count for key, count in self._waiting.items() if key[:3] == file]
         for count in sorted(counts, key=lambda count: count.day):
             if stored is None or count.day > stored.day:
-                stored = Accesses(count.day, count.times, count.last_at)
+                stored = AccessCount(count.day, count.times, count.last_at)
             else:
-                stored = Accesses(stored.day, stored.times + count.times, max(stored.last_at, count.last_at))
+                stored = AccessCount(stored.day, stored.times + count.times, max(stored.last_at, count.last_at))
         return stored
 
     def flush(self) -> None:
@@ -274,9 +274,9 @@ class Usage:
                 limited = list(self._totals)
             if not counts:
                 return
-            rows = [Used(*key[:3], *vars(count).values()) for key, count in counts.items()]
+            rows = [AccessDelta(*key[:3], *vars(count).values()) for key, count in counts.items()]
 
-            def work(transaction: Transaction) -> dict[_File, Accesses | None]:
+            def work(transaction: Transaction) -> dict[_File, AccessCount | None]:
                 transaction.add_accesses(rows)
                 return {file: transaction.accesses(*file) for file in limited}
 

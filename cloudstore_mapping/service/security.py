@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 from cachetools import LRUCache, TTLCache
 
 from cloudstore_mapping.errors import BadKeyError, LockedError, ProtocolError, UnsupportedError
-from cloudstore_mapping.service.quotas import MAX_WATCHED, Tries
-from cloudstore_mapping.service.threads import Pool
+from cloudstore_mapping.service.quotas import MAX_WATCHED, AttemptLimiter
+from cloudstore_mapping.service.threads import BoundedThreadPool
 
 if TYPE_CHECKING:
     from argon2 import PasswordHasher
@@ -69,7 +69,7 @@ def _hasher() -> PasswordHasher:
 #: Right passwords that are remembered, and for how many seconds.
 MAX_REMEMBERED: Final = 10_000
 REMEMBERED_FOR: Final = 3600.0
-#: Passwords that wait to be hashed, for each thread that hashes; past it the service is busy.
+#: PasswordVerifier that wait to be hashed, for each thread that hashes; past it the service is busy.
 QUEUE_PER_THREAD: Final = 8
 
 
@@ -78,7 +78,7 @@ UNDEFINED: Final = "undefined"
 
 
 @dataclass(frozen=True)
-class Question:
+class PasswordCheck:
     """Whether a password for `file` fits one of the hashes beside it; a request may give more than one password."""
 
     file: Hashable
@@ -88,12 +88,12 @@ class Question:
 class UnprovenError(Exception):
     """Passwords must be hashed to know whether they are right; never leaves the service."""
 
-    def __init__(self, *questions: Question) -> None:
+    def __init__(self, *questions: PasswordCheck) -> None:
         super().__init__("A password is not yet known to be right.")
         self.questions = questions
 
 
-class Passwords:
+class PasswordVerifier:
     """
     Tells whether a password fits a stored hash, without ever making other requests wait for the hashing.
 
@@ -104,13 +104,13 @@ class Passwords:
     def __init__(self, settings: Settings, clock: Clock, hasher: Hasher) -> None:
         self._max_bytes = settings.max_password_bytes
         self._hasher = hasher
-        self._tries = Tries(settings.password_tries, settings.password_window, clock.monotonic)
+        self._tries = AttemptLimiter(settings.password_tries, settings.password_window, clock.monotonic)
         self._key = secrets.token_bytes(32)
         self._right: TTLCache[bytes, None] = TTLCache(MAX_REMEMBERED, REMEMBERED_FOR, timer=clock.monotonic)
         self._proofs: dict[Hashable, Future[None]] = {}
         self._lock = threading.Lock()
         threads = os.cpu_count() or 1
-        self._pool = Pool(threads, threads * QUEUE_PER_THREAD, "cloudstore-hashing", steps_back=True)
+        self._pool = BoundedThreadPool(threads, threads * QUEUE_PER_THREAD, "cloudstore-hashing", steps_back=True)
 
     def hash(self, password: str | None) -> str | None:
         """Return the hash to store, on the caller's thread; None for no password, which an empty one is as well."""
@@ -140,9 +140,9 @@ class Passwords:
         with self._lock:
             known = any(mark in self._right for mark in marks)
         if not known:
-            raise UnprovenError(Question(file, tuple(attempts.items())))
+            raise UnprovenError(PasswordCheck(file, tuple(attempts.items())))
 
-    def prove(self, question: Question, address: str) -> Future[None]:
+    def prove(self, question: PasswordCheck, address: str) -> Future[None]:
         """
         Find out whether a password fits, and remember it if so; those who ask the same meanwhile get the same future.
 
@@ -164,7 +164,7 @@ class Passwords:
         proof.add_done_callback(lambda _: self._answered(question, address))
         return proof
 
-    def _prove(self, question: Question, subject: Hashable, begun: float) -> None:
+    def _prove(self, question: PasswordCheck, subject: Hashable, begun: float) -> None:
         tries = [begun]
         for number, (password, hashes) in enumerate(question.attempts):
             if number:
@@ -179,7 +179,7 @@ class Passwords:
                     return
         raise LockedError("The password is wrong.")
 
-    def _answered(self, question: Question, address: str) -> None:
+    def _answered(self, question: PasswordCheck, address: str) -> None:
         with self._lock:
             self._proofs.pop((question, address), None)
 
@@ -204,7 +204,7 @@ MAX_KNOWN: Final = 65_536
 _IPV6_PREFIX: Final = 64
 
 
-class Guesses:
+class ApiKeyThrottle:
     """
     Count the different wrong API keys of each address; threads may share it.
 
@@ -215,7 +215,7 @@ class Guesses:
     """
 
     def __init__(self, tries: int, window: float, monotonic: Callable[[], float]) -> None:
-        self._tries = {short: Tries(tries, window, monotonic, "API keys") for short in (True, False)}
+        self._tries = {short: AttemptLimiter(tries, window, monotonic, "API keys") for short in (True, False)}
         self._counted: LRUCache[tuple[str, bytes], float] = LRUCache(MAX_WATCHED)
         self._known: set[tuple[str, bytes]] = set()
         self._window = window

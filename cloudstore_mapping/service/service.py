@@ -12,12 +12,12 @@ from typing import Final, Self
 
 from cloudstore_mapping.errors import NoFileError, TimedOutError, UnavailableError, shorten
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
-from cloudstore_mapping.service.dispatcher import Desk
+from cloudstore_mapping.service.dispatcher import Dispatcher
 from cloudstore_mapping.service.media import MediaFiles
-from cloudstore_mapping.service.panels import Panels
-from cloudstore_mapping.service.quotas import Clock, Usage
-from cloudstore_mapping.service.security import Argon2Hasher, Guesses, Hasher, Passwords
-from cloudstore_mapping.service.sessions import Owners
+from cloudstore_mapping.service.panels import DashboardQueries
+from cloudstore_mapping.service.quotas import AccessCounter, Clock
+from cloudstore_mapping.service.security import ApiKeyThrottle, Argon2Hasher, Hasher, PasswordVerifier
+from cloudstore_mapping.service.sessions import SessionService
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.base import Account, Storage
 from cloudstore_mapping.service.storage.sql import Transaction
@@ -55,17 +55,17 @@ class Service:
         self.settings = replace(settings, max_name_bytes=min(settings.max_name_bytes, storage.max_name_bytes))
         self._clock = Clock() if clock is None else clock
         self._storage = storage
-        guesses = Guesses(self.settings.key_tries, self.settings.password_window, self._clock.monotonic)
+        guesses = ApiKeyThrottle(self.settings.key_tries, self.settings.password_window, self._clock.monotonic)
         self.accounts = Accounts(storage, self._clock, guesses)
-        self._passwords = Passwords(self.settings, self._clock, Argon2Hasher() if hasher is None else hasher)
+        self._passwords = PasswordVerifier(self.settings, self._clock, Argon2Hasher() if hasher is None else hasher)
         self._closed = False
         #: Why it was not healthy when that was asked for last.
         self._problem: str | None = None
-        self.usage = Usage(storage, self._clock, enabled=self.settings.count_accesses)
+        self.usage = AccessCounter(storage, self._clock, enabled=self.settings.count_accesses)
         self.media = MediaFiles(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
-        self.owners = Owners(storage, self._clock, self.accounts, self._passwords)
-        self.panels = Panels(storage, self._clock, self.usage)
-        self._desk = Desk(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
+        self.owners = SessionService(storage, self._clock, self.accounts, self._passwords)
+        self.panels = DashboardQueries(storage, self._clock, self.usage)
+        self._desk = Dispatcher(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
 
     def handle(
         self, request: Request | Batch, *, address: str = "", raises: bool = False, patience: float | None = None

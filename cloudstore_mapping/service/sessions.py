@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 from cloudstore_mapping.errors import BadValueError, LockedError, TooOftenError, TransportError
 from cloudstore_mapping.service.accounts import COMMAND_LINE, DEFAULT_PLAN, Show, check_enabled, shown_before
-from cloudstore_mapping.service.quotas import Tries
-from cloudstore_mapping.service.security import Question
+from cloudstore_mapping.service.quotas import AttemptLimiter
+from cloudstore_mapping.service.security import PasswordCheck
 from cloudstore_mapping.service.storage.base import OwnerPassword
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.accounts import Accounts
     from cloudstore_mapping.service.quotas import Clock
-    from cloudstore_mapping.service.security import Passwords
+    from cloudstore_mapping.service.security import PasswordVerifier
     from cloudstore_mapping.service.storage.base import Account, Storage
     from cloudstore_mapping.service.storage.sql import Transaction
 
@@ -46,7 +46,7 @@ _WRONG: Final = "The user name or the password is wrong; try again."
 
 
 @dataclass(frozen=True)
-class SignedIn:
+class SignedInOwner:
     """An owner who is signed in; `must_change` says that the password was given away, and has to be changed first."""
 
     account: Account
@@ -54,19 +54,19 @@ class SignedIn:
     token_hash: bytes = field(repr=False)
 
 
-class Owners:
+class SessionService:
     """
     Lets owners in, out, and change their passwords; threads may share it, and each call waits for the storage.
 
     Of a session's token, which only the browser has, no more than its SHA-256 is stored.
     """
 
-    def __init__(self, storage: Storage, clock: Clock, accounts: Accounts, passwords: Passwords) -> None:
+    def __init__(self, storage: Storage, clock: Clock, accounts: Accounts, passwords: PasswordVerifier) -> None:
         self._storage = storage
         self._now = clock.wall
         self._accounts = accounts
         self._passwords = passwords
-        self._refusals = Tries(REFUSALS_AN_HOUR, 3600.0, clock.monotonic)
+        self._refusals = AttemptLimiter(REFUSALS_AN_HOUR, 3600.0, clock.monotonic)
         self._dummy: str | None = None
         self._lock = threading.Lock()
 
@@ -102,7 +102,7 @@ class Owners:
         self._storage.submit(work).result()
         return token
 
-    def session(self, token: str) -> SignedIn | None:
+    def session(self, token: str) -> SignedInOwner | None:
         """Return who is signed in with this token, None where nobody is, or no longer."""
         hash_ = _hash(token)
         now = self._now()
@@ -118,9 +118,9 @@ class Owners:
         if abs(now - session.used_at) >= TOUCH_INTERVAL:
             with suppress(TransportError):  # a store that takes no writes can be looked at all the same
                 self._storage.submit(lambda transaction: transaction.touch_session(hash_, now)).result()
-        return SignedIn(account, must_change, hash_)
+        return SignedInOwner(account, must_change, hash_)
 
-    def sign_out(self, signed_in: SignedIn, *, origin: str) -> None:
+    def sign_out(self, signed_in: SignedInOwner, *, origin: str) -> None:
         """End the session."""
 
         def work(transaction: Transaction) -> None:
@@ -129,7 +129,7 @@ class Owners:
 
         self._storage.submit(work).result()
 
-    def change_password(self, signed_in: SignedIn, old: str, new: str, address: str) -> None:
+    def change_password(self, signed_in: SignedInOwner, old: str, new: str, address: str) -> None:
         """
         Make `new` the owner's password, and end all other sessions.
 
@@ -209,7 +209,7 @@ class Owners:
         if not password:
             raise LockedError(_WRONG)
         self._passwords.check_length(password)
-        question = Question(("owner", name[:65]), ((password, (dummy if stored is None else stored,)),))
+        question = PasswordCheck(("owner", name[:65]), ((password, (dummy if stored is None else stored,)),))
         self._passwords.prove(question, address).result()
         if stored is None:
             raise LockedError(_WRONG)

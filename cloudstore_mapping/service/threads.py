@@ -134,7 +134,7 @@ LOWER: Final = 10
 P = ParamSpec("P")
 
 
-class Pool:
+class BoundedThreadPool:
     """
     Runs work on as many as `threads` threads, while as many as `waiting` more pieces of it wait.
 

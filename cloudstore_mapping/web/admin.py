@@ -38,8 +38,8 @@ from cloudstore_mapping.web.admin_http import (
 from cloudstore_mapping.web.admin_pages import STATIC, Pages, Visit, static
 from cloudstore_mapping.web.admin_place import Place
 from cloudstore_mapping.web.admin_uploads import AdminUpload
-from cloudstore_mapping.web.downloads import disposition
-from cloudstore_mapping.web.http import Turns
+from cloudstore_mapping.web.downloads import content_disposition
+from cloudstore_mapping.web.http import BoundedWorkers
 from cloudstore_mapping.wire import Request as WireRequest
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class _Admin:
         self._home = f"{base}/admin.html"
         self._cookies = Cookies(base)
         actions = Actions(service, self._pages)
-        self._changes = Turns(CHANGES_AT_ONCE, WAITING)
+        self._changes = BoundedWorkers(CHANGES_AT_ONCE, WAITING)
         post = ["POST"]
         self.application = Starlette(
             routes=[
@@ -91,7 +91,9 @@ class _Admin:
                 Route(f"{base}/admin/data/value", self._shown(self._value)),
                 Route(f"{base}/admin/media/preview", self._shown(self._preview)),
                 Route(
-                    f"{base}/admin/sign-in", self._taken(Turns(SIGN_INS_AT_ONCE, WAITING), self._sign_in), methods=post
+                    f"{base}/admin/sign-in",
+                    self._taken(BoundedWorkers(SIGN_INS_AT_ONCE, WAITING), self._sign_in),
+                    methods=post,
                 ),
                 Route(f"{base}/admin/sign-out", self._acted(self._sign_out), methods=post),
                 Route(
@@ -128,7 +130,7 @@ class _Admin:
 
         return endpoint
 
-    def _taken(self, turns: Turns, take: Callable[[Request, Form], Response]) -> _Endpoint:
+    def _taken(self, turns: BoundedWorkers, take: Callable[[Request, Form], Response]) -> _Endpoint:
         """Return the endpoint of a form, which is read first, and then acted upon on a thread, when it is its turn."""
         settings = self._service.settings
 
@@ -200,7 +202,7 @@ class _Admin:
         reply = self._service.submit(WireRequest(name=name, brief=True), owner=visit.account).result()
         if reply.error is not None:
             return self._pages.error(reply.sentence, _STATUS.get(reply.error, reply.status))
-        headers = {"Content-Disposition": disposition(f"{name}.json", shown=False).decode()}
+        headers = {"Content-Disposition": content_disposition(f"{name}.json", shown=False).decode()}
         return Response(bytes(reply.content), headers=headers, media_type="application/json")
 
     def _preview(self, request: Request, visit: Visit | None) -> Response:

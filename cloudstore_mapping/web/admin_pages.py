@@ -26,7 +26,7 @@ from cloudstore_mapping.wire import Request
 if TYPE_CHECKING:
     from cloudstore_mapping.service.panels import DataRow, Page
     from cloudstore_mapping.service.service import Service
-    from cloudstore_mapping.service.sessions import SignedIn
+    from cloudstore_mapping.service.sessions import SignedInOwner
     from cloudstore_mapping.service.storage.base import Account, Media
 
 #: Bytes of the largest value that is shown and edited in a page; a larger one is downloaded.
@@ -44,7 +44,7 @@ STATIC: Final[Mapping[str, tuple[str, str]]] = {
 class Visit:
     """Somebody who is signed in and looks at a place, from an address."""
 
-    signed_in: SignedIn
+    signed_in: SignedInOwner
     token: str = field(repr=False)
     place: Place
     address: str

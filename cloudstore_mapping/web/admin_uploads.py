@@ -10,11 +10,11 @@ from starlette.requests import Request
 
 from cloudstore_mapping.errors import ProtocolError
 from cloudstore_mapping.web.admin_http import Cookies, ForbiddenError, check_origin, check_token
-from cloudstore_mapping.web.http import CLOSE, Message, Receive, RefusedError, Scope, Send, Turns, answer
+from cloudstore_mapping.web.http import CLOSE, BoundedWorkers, Message, Receive, RefusedError, Scope, Send, answer
 from cloudstore_mapping.web.uploads import AT_ONCE, WAITING, take_upload
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.media import Upload
+    from cloudstore_mapping.service.media import UploadStream
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.web.forms import UploadForm
     from cloudstore_mapping.web.uploads import SpoolSpace
@@ -29,7 +29,7 @@ class AdminUpload:
         self._page = page
         self._cookies = cookies
         self._space = space
-        self._turns = Turns(AT_ONCE, WAITING)
+        self._turns = BoundedWorkers(AT_ONCE, WAITING)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an upload; a browser without scripts is sent back to the page."""
@@ -62,7 +62,7 @@ class AdminUpload:
             sentence = "You are signed in no longer; sign in, and upload again."
             raise RefusedError(ProtocolError(sentence, error="BadKey"), CLOSE)
 
-        def begin(form: UploadForm, address: str) -> Upload:
+        def begin(form: UploadForm, address: str) -> UploadStream:
             try:
                 check_token(token, form.fields["token"])
             except ForbiddenError as error:

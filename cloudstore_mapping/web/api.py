@@ -36,7 +36,7 @@ from cloudstore_mapping.web.http import (
     Send,
     answer,
     check_method,
-    in_one_piece,
+    encode_response,
     outcome,
 )
 from cloudstore_mapping.web.openapi import OPENAPI_PATH, make_description
@@ -59,7 +59,7 @@ from cloudstore_mapping.wire import (
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
-    from cloudstore_mapping.web.metrics import Observed
+    from cloudstore_mapping.web.metrics import InstrumentedApp
 
 R = TypeVar("R")
 
@@ -83,7 +83,7 @@ class _Waiting:
     began: float
 
 
-class Inline:
+class FastPath:
     """
     Answers requests that are whole, as the application does that `observed` observes; only for the loop's thread.
 
@@ -91,7 +91,7 @@ class Inline:
     together came in before the first of it is looked at, so its reads may all see the same moment.
     """
 
-    def __init__(self, service: Service, base_path: str, observed: Observed, trusted_proxies: str) -> None:
+    def __init__(self, service: Service, base_path: str, observed: InstrumentedApp, trusted_proxies: str) -> None:
         self._service = service
         self._posts = posts(base_path)
         self._max_body = min(LARGE_BODY, service.settings.max_body_bytes)
@@ -163,7 +163,7 @@ class Inline:
     def _end(self, asked: _Waiting, reply: Reply) -> None:
         scope = asked.scope
         scope["outcome"] = reply.error
-        head, body = in_one_piece(reply)
+        head, body = encode_response(reply)
         is_there = asked.write(reply.status, head, body)
         seconds = perf_counter() - asked.began
         self._observed.ended(scope, reply.status if is_there else 0, seconds, len(body) if is_there else 0)

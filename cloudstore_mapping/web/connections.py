@@ -19,7 +19,7 @@ from typing import Final
 
 from cloudstore_mapping.errors import CloudStoreError, TooOftenError, UnavailableError
 from cloudstore_mapping.service.security import network_of
-from cloudstore_mapping.web.http import in_one_piece
+from cloudstore_mapping.web.http import encode_response
 from cloudstore_mapping.web.options import HOST, Options
 from cloudstore_mapping.wire import failure
 
@@ -97,7 +97,7 @@ LOG_INTERVAL: Final = 60.0
 WAIT: Final = 5
 
 
-class Crowd:
+class ConnectionLimiter:
     """Counts the open connections of each address but those of `trusted` proxies; only for the loop's thread."""
 
     def __init__(self, limit: int, trusted: str = "") -> None:
@@ -181,5 +181,5 @@ def no_room() -> bytes:
 def _refusal(error: CloudStoreError) -> bytes:
     reply = failure(error)
     status = HTTPStatus(reply.status)
-    head, body = in_one_piece(reply)
+    head, body = encode_response(reply)
     return b"HTTP/1.1 %d %b\r\n%bconnection: close\r\n\r\n%b" % (status, status.phrase.encode(), head, body)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _PLAIN: Final = re.compile(r"[^ !#$&+\-.0-9A-Z^_`a-z|~()\[\]{},;=@']")
 
 
-def is_shown(mimetype: str, beginning: bytes) -> bool:
+def may_display_inline(mimetype: str, beginning: bytes) -> bool:
     """Whether a browser may show a file of this type that begins with these bytes, in place of downloading it."""
     return begins_as(mimetype, beginning)
 
@@ -58,7 +58,7 @@ def policy(mimetype: str, *, shown: bool) -> bytes:
     return b"default-src 'none';%b sandbox" % needs.get(main, b"")
 
 
-def disposition(name: str, *, shown: bool) -> bytes:
+def content_disposition(name: str, *, shown: bool) -> bytes:
     """Return the Content-Disposition of a file with this name, which may hold anything, as RFC 6266 has it."""
     plain = _PLAIN.sub("_", name)
     return (
@@ -70,7 +70,7 @@ _RANGE: Final = re.compile(rb"\s*bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", re
 _TAG: Final = re.compile(rb'(?:W/)?"[^"]*"')
 
 
-class Wanted(NamedTuple):
+class RangeResult(NamedTuple):
     """The status of the answer, and of the file's bytes those from `start` on to before `stop`."""
 
     status: int
@@ -78,7 +78,7 @@ class Wanted(NamedTuple):
     stop: int
 
 
-def wanted(headers: Mapping[bytes, bytes], tag: bytes, modified_at: float, size: int) -> Wanted:
+def evaluate_conditions(headers: Mapping[bytes, bytes], tag: bytes, modified_at: float, size: int) -> RangeResult:
     """
     Return what a GET or HEAD with these headers gets of a file: 200, 206, 304, 412 or 416.
 
@@ -86,7 +86,7 @@ def wanted(headers: Mapping[bytes, bytes], tag: bytes, modified_at: float, size:
     is looked at: the whole file is an answer to them too, and one that nobody can make large. Nor does a date in
     ``If-Range`` make a part: the file may have been replaced twice in its second.
     """
-    whole = Wanted(200, 0, size)
+    whole = RangeResult(200, 0, size)
     modified = int(modified_at)
     if b"if-match" in headers:
         if not _matches(headers[b"if-match"], tag, weakly=False):
@@ -104,14 +104,14 @@ def wanted(headers: Mapping[bytes, bytes], tag: bytes, modified_at: float, size:
     return _part(match[1], match[2], size)
 
 
-def _part(first: bytes, last: bytes, size: int) -> Wanted:
+def _part(first: bytes, last: bytes, size: int) -> RangeResult:
     if not first:  # so many bytes at the end
         start, stop = max(0, size - int(last)), size
     else:
         start, stop = int(first), size if not last else min(int(last) + 1, size)
         if last and int(last) < start:
-            return Wanted(200, 0, size)  # no range at all
-    return Wanted(206, start, stop) if start < stop else Wanted(416, 0, 0)
+            return RangeResult(200, 0, size)  # no range at all
+    return RangeResult(206, start, stop) if start < stop else RangeResult(416, 0, 0)
 
 
 def _matches(header: bytes, tag: bytes, *, weakly: bool) -> bool:
@@ -283,9 +283,9 @@ async def _response(files: MediaFiles, scope: Scope, match: re.Match[str] | None
     asked = dict(scope["headers"])
     if scope["method"] == "HEAD":
         asked.pop(b"range", None)  # which means nothing but to a GET
-    want = wanted(asked, tag, media.updated_at, media.size)
+    want = evaluate_conditions(asked, tag, media.updated_at, media.size)
     mimetype, beginning = await asyncio.to_thread(files.typed, media)
-    shown = is_shown(mimetype, beginning)
+    shown = may_display_inline(mimetype, beginning)
     headers = [
         *_HEADERS,
         (b"content-security-policy", policy(mimetype, shown=shown)),  # of a 304 too: a browser keeps the newest
@@ -301,7 +301,7 @@ async def _response(files: MediaFiles, scope: Scope, match: re.Match[str] | None
         return _Response(want.status, headers, iter(()))
     headers += [
         (b"content-type", mimetype.encode("latin-1")),
-        (b"content-disposition", disposition(media.name, shown=shown)),
+        (b"content-disposition", content_disposition(media.name, shown=shown)),
         (b"content-length", b"%d" % (want.stop - want.start)),
     ]
     if want.status == HTTPStatus.PARTIAL_CONTENT:

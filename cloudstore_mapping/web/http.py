@@ -118,7 +118,7 @@ class Deadline:
         self._loop = None
 
 
-class Turns:
+class BoundedWorkers:
     """
     Has work done on threads, so much of it at once, while so much more may wait.
 
@@ -193,7 +193,7 @@ async def answer(
     await send_reply(send, reply, *headers)
 
 
-def in_one_piece(reply: Reply) -> tuple[bytes, bytes]:
+def encode_response(reply: Reply) -> tuple[bytes, bytes]:
     """Return the headers of a whole reply, as they are sent, and its body."""
     body = encode_reply(reply)
     head = b"%b%d\r\n" % (_HEAD, len(body))

@@ -162,7 +162,7 @@ DASHBOARD_PATH: Final = "/admin"
 _BY_PATH: Final = {UPLOAD_PATH: "upload", FILES_PATH: "media", DASHBOARD_PATH: "dashboard", HEALTH_PATH: "health"}
 
 
-class Observed:
+class InstrumentedApp:
     """
     The ASGI application `app` under `base_path`, with ``/metrics`` beside it.
 

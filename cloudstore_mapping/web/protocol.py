@@ -13,14 +13,14 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from cloudstore_mapping.errors import ProtocolError
-from cloudstore_mapping.web.connections import Crowd, OpenFiles, no_room, too_many
-from cloudstore_mapping.web.http import CLOSE, END, in_one_piece
+from cloudstore_mapping.web.connections import ConnectionLimiter, OpenFiles, no_room, too_many
+from cloudstore_mapping.web.http import CLOSE, END, encode_response
 from cloudstore_mapping.web.metrics import BYTES_IN, CONNECTIONS, Metrics
 from cloudstore_mapping.wire import failure
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.settings import Settings
-    from cloudstore_mapping.web.api import Inline
+    from cloudstore_mapping.web.api import FastPath
     from cloudstore_mapping.web.http import Scope
 
 #: Bytes that a request's first line and headers may take together; uvicorn itself takes any number.
@@ -76,9 +76,9 @@ class HTTPProtocol(HttpToolsProtocol):
 
     settings: ClassVar[Settings]
     numbers: ClassVar[Metrics]
-    crowd: ClassVar[Crowd]
+    crowd: ClassVar[ConnectionLimiter]
     files: ClassVar[OpenFiles]
-    inline: ClassVar[Inline]
+    inline: ClassVar[FastPath]
 
     _has_place = False
     _is_deaf = False
@@ -291,7 +291,7 @@ class HTTPProtocol(HttpToolsProtocol):
                 self.transport.close()
                 return
         status, why = self._refusal or (400, msg)
-        head, body = in_one_piece(failure(ProtocolError(why, error="BadRequest")))
+        head, body = encode_response(failure(ProtocolError(why, error="BadRequest")))
         self.transport.write(b"%b%bconnection: close\r\n\r\n%b" % (STATUS_LINE[status], head, body))
         # A socket that is closed on a client which still sends is reset, and the client may never see the reply.
         if self.transport.can_write_eof():

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
-from cloudstore_mapping.web.api import Inline, make_app
-from cloudstore_mapping.web.connections import Crowd, OpenFiles, address_of, listen, raise_file_limit
-from cloudstore_mapping.web.metrics import Metrics, Observed, new_rows
+from cloudstore_mapping.web.api import FastPath, make_app
+from cloudstore_mapping.web.connections import ConnectionLimiter, OpenFiles, address_of, listen, raise_file_limit
+from cloudstore_mapping.web.metrics import InstrumentedApp, Metrics, new_rows
 from cloudstore_mapping.web.options import Options
 from cloudstore_mapping.web.protocol import HTTPProtocol
 
@@ -123,7 +123,7 @@ class _Server(uvicorn.Server):
     ) -> None:
         open_files = OpenFiles(max_connections)
         counted = Metrics(new_rows(1)) if metrics is None else metrics
-        observed = Observed(
+        observed = InstrumentedApp(
             make_app(service, base_path=options.base_path),
             counted,
             options.base_path,
@@ -134,9 +134,9 @@ class _Server(uvicorn.Server):
         class Protocol(HTTPProtocol):
             settings = service.settings
             numbers = counted
-            crowd = Crowd(service.settings.max_connections_per_address, options.trusted_proxies)
+            crowd = ConnectionLimiter(service.settings.max_connections_per_address, options.trusted_proxies)
             files = open_files
-            inline = Inline(service, options.base_path, observed, options.trusted_proxies)
+            inline = FastPath(service, options.base_path, observed, options.trusted_proxies)
 
         super().__init__(
             uvicorn.Config(

@@ -20,20 +20,20 @@ from cloudstore_mapping.web.forms import CONDITION, UploadForm
 from cloudstore_mapping.web.http import (
     CLOSE,
     Application,
+    BoundedWorkers,
     DisconnectedError,
     Message,
     Receive,
     RefusedError,
     Scope,
     Send,
-    Turns,
     answer,
     check_method,
     outcome,
 )
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.media import Upload
+    from cloudstore_mapping.service.media import UploadStream
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.settings import Settings
     from cloudstore_mapping.wire import Reply
@@ -56,7 +56,7 @@ class SpoolSpace:
         self._most = settings.max_spool_bytes
         self._most_per_address = settings.max_address_spool_bytes
         # All spools may wait: none takes more from its client meanwhile.
-        self.turns = Turns(SPOOLS_AT_ONCE, sys.maxsize)
+        self.turns = BoundedWorkers(SPOOLS_AT_ONCE, sys.maxsize)
         self._by_subject: Counter[str] = Counter()
         self.taken = 0
         self.in_memory = 0
@@ -152,7 +152,7 @@ def _reason(error: OSError) -> str:
 
 
 #: Has an upload begun, from the form's fields that have come: `LockedError` may mean that the password is yet to come.
-Begin = Callable[[UploadForm, str], "Upload"]
+Begin = Callable[[UploadForm, str], "UploadStream"]
 
 #: Uploads that wait at a time for the storage, or for a password to be hashed: on threads that downloads need too. And
 #: those that wait for that.
@@ -169,7 +169,7 @@ _NO_PASSWORD: Final = frozenset({"", "null", "undefined"})
 def make_upload(service: Service, path: str, space: SpoolSpace) -> Application:
     """Return the ASGI application for uploads with an API key, all to this one path."""
 
-    def begin(form: UploadForm, address: str) -> Upload:
+    def begin(form: UploadForm, address: str) -> UploadStream:
         return service.media.begin(
             api_key=form.fields["key"],
             name=form.filename,
@@ -180,7 +180,7 @@ def make_upload(service: Service, path: str, space: SpoolSpace) -> Application:
             only_new=CONDITION in form.fields,
         )
 
-    turns = Turns(AT_ONCE, WAITING)
+    turns = BoundedWorkers(AT_ONCE, WAITING)
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         async def work(scope: Scope, receive: Receive) -> Reply:
@@ -195,7 +195,14 @@ def make_upload(service: Service, path: str, space: SpoolSpace) -> Application:
 
 
 async def take_upload(
-    scope: Scope, receive: Receive, settings: Settings, begin: Begin, turns: Turns, space: SpoolSpace, *, needs: str
+    scope: Scope,
+    receive: Receive,
+    settings: Settings,
+    begin: Begin,
+    turns: BoundedWorkers,
+    space: SpoolSpace,
+    *,
+    needs: str,
 ) -> Reply:
     """
     Read the upload in a request's body, and return the reply to it; what isn't whole in the end is taken away.
@@ -224,7 +231,13 @@ class _Taking:
     """An upload while its form comes in."""
 
     def __init__(
-        self, form: UploadForm, settings: Settings, begin: Callable[[], Upload], turns: Turns, spool: Spool, needs: str
+        self,
+        form: UploadForm,
+        settings: Settings,
+        begin: Callable[[], UploadStream],
+        turns: BoundedWorkers,
+        spool: Spool,
+        needs: str,
     ) -> None:
         self._form = form
         self._settings = settings
@@ -232,7 +245,7 @@ class _Taking:
         self._turns = turns
         self._spool = spool
         self._needs = needs
-        self._upload: Upload | None = None
+        self._upload: UploadStream | None = None
         self._is_late = False
         self._received = 0
         self.is_read = False
@@ -309,7 +322,7 @@ def _too_big(settings: Settings) -> str:
     return f"A file can't be larger than {settings.max_media_bytes:,} bytes; send a smaller one."
 
 
-async def _write(upload: Upload, piece: bytes) -> None:
+async def _write(upload: UploadStream, piece: bytes) -> None:
     waiting = upload.write(piece)
     if waiting is not None:
         await outcome(waiting)

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 from cloudstore_mapping.errors import CloudStoreError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.places import Place
+from cloudstore_mapping.service.storage.places import StoreLocation
 from cloudstore_mapping.web.connections import address_of
 from cloudstore_mapping.web.logs import logging_as
 from cloudstore_mapping.web.metrics import ROW, Metrics
@@ -42,7 +42,7 @@ _OF_TERMINALS: Final = {signal.SIGINT} | ({signal.SIGHUP} if sys.platform != "wi
 
 def run_workers(
     listener: socket.socket,
-    place: Place,
+    place: StoreLocation,
     options: Options,
     settings: Settings,
     *,
@@ -201,7 +201,7 @@ class _Workers:
 def _work(
     number: int,
     listener: socket.socket,
-    place: Place,
+    place: StoreLocation,
     options: Options,
     settings: Settings,
     rows: memoryview[Any],

@@ -9,8 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from cloudstore_mapping.errors import LockedError, ProtocolError, TooOftenError
-from cloudstore_mapping.service.media import Sender
-from cloudstore_mapping.service.security import Question
+from cloudstore_mapping.service.media import UploadRequest
+from cloudstore_mapping.service.security import PasswordCheck
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.wire import Batch, Reply, Request, decode_replies
 from tests.media_fakes import Uploader
@@ -179,8 +179,8 @@ def test_it_is_never_shown(locked: Asker, caplog: pytest.LogCaptureFixture) -> N
     request = asked(locked, "save", None, "hunter2")
     replies = [locked.service.handle(each) for each in (request, replace(request, data_password="hunter2" * 200))]
     assert [reply.error for reply in replies] == ["Locked", "BadRequest"]
-    sender = Sender("name", "a/b", "key", None, "hunter2", "", None, only_new=False)
-    told = [repr(request), repr(Question("name", (("hunter2", ("hash",)),))), repr(sender), caplog.text]
+    sender = UploadRequest("name", "a/b", "key", None, "hunter2", "", None, only_new=False)
+    told = [repr(request), repr(PasswordCheck("name", (("hunter2", ("hash",)),))), repr(sender), caplog.text]
     assert "hunter2" not in "".join(told + [reply.sentence for reply in replies])
 
 

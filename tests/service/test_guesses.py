@@ -8,8 +8,8 @@ import pytest
 
 from cloudstore_mapping.errors import BadKeyError, TooOftenError
 from cloudstore_mapping.service import quotas, security
-from cloudstore_mapping.service.quotas import Tries
-from cloudstore_mapping.service.security import Guesses, network_of
+from cloudstore_mapping.service.quotas import AttemptLimiter
+from cloudstore_mapping.service.security import ApiKeyThrottle, network_of
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from tests.service_fakes import Asker, ManualClock
@@ -109,8 +109,8 @@ def test_in_the_own_process_nothing_is_counted(service: Service, ask: Asker) -> 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, clock: ManualClock) -> None:
     """However many addresses guess, or have right keys, and at whatever, only so many are remembered."""
     monkeypatch.setattr(security, "MAX_KNOWN", 100)
-    counted = Guesses(5, 300, clock.monotonic)
-    tries = Tries(5, 300, clock.monotonic)
+    counted = ApiKeyThrottle(5, 300, clock.monotonic)
+    tries = AttemptLimiter(5, 300, clock.monotonic)
     for number in range(quotas.MAX_WATCHED + 100):
         tries.begin(number)
         counted.right(b"key", f"address {number}", is_short=True)

@@ -7,7 +7,7 @@ import pytest
 from cloudstore_mapping.service import media
 from cloudstore_mapping.service.media import link, real_type
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.web.downloads import is_shown
+from cloudstore_mapping.web.downloads import may_display_inline
 from tests.media_fakes import Uploader
 from tests.media_samples import GIF, JPEG, MP3, MP4, PDF, PNG, WEBM, WEBP, wav
 
@@ -111,4 +111,4 @@ def test_a_file_of_an_older_version(
     assert found.mimetype == stored
     mimetype, beginning = uploader.service.media.typed(found)
     assert mimetype == real_type(stored, name, data[:16])
-    assert is_shown(mimetype, beginning) is shown
+    assert may_display_inline(mimetype, beginning) is shown

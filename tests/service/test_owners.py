@@ -16,7 +16,7 @@ from cloudstore_mapping.errors import (
     TooOftenError,
 )
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.sessions import ABSOLUTE_END, IDLE_END, REFUSALS_AN_HOUR, SignedIn
+from cloudstore_mapping.service.sessions import ABSOLUTE_END, IDLE_END, REFUSALS_AN_HOUR, SignedInOwner
 from tests.service_fakes import PATIENCE, FakeHasher, ManualClock
 from tests.visitor import PASSWORD, owner
 
@@ -28,7 +28,7 @@ def token(service: Service) -> str:
     return service.owners.sign_in("owner", PASSWORD, "here")
 
 
-def signed_in(service: Service, token: str) -> SignedIn:
+def signed_in(service: Service, token: str) -> SignedInOwner:
     """Return who is signed in, which somebody has to be."""
     found = service.owners.session(token)
     assert found is not None

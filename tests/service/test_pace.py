@@ -15,7 +15,7 @@ from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.client.transport import Sendable
 from cloudstore_mapping.errors import TooOftenError
 from cloudstore_mapping.service.accounts import PLANS
-from cloudstore_mapping.service.quotas import DRIFT, JITTER, MAX_SKEW, take_turn
+from cloudstore_mapping.service.quotas import DRIFT, JITTER, MAX_SKEW, take_slot
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import Account
 from cloudstore_mapping.service.storage.sql import Transaction
@@ -43,7 +43,7 @@ class _Turns:
 
     def take(self, now: float) -> None:
         """Take a turn, or raise `TooOftenError`."""
-        take_turn(cast("Transaction", self), self.account, now)
+        take_slot(cast("Transaction", self), self.account, now)
 
     def refusal(self, now: float) -> TooOftenError | None:
         """Take a turn, and return the refusal if there is one."""

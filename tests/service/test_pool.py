@@ -10,7 +10,7 @@ import pytest
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service import threads
-from cloudstore_mapping.service.threads import PlainFuture, Pool, wait_for
+from cloudstore_mapping.service.threads import BoundedThreadPool, PlainFuture, wait_for
 from tests.service_fakes import PATIENCE
 from tests.support.interrupts import at_instruction, in_time, interrupt
 
@@ -20,7 +20,7 @@ FILES = {threads.__file__, threads.__file__, threading.__file__}
 def test_an_interrupted_submission_takes_no_place(no_threads_left: None) -> None:
     """Wherever who submits work is interrupted, even while a thread begins, the pool does the work of others."""
     for number in range(1, 1000):
-        workers = Pool(1, 0, "pool")
+        workers = BoundedThreadPool(1, 0, "pool")
         with at_instruction(number, FILES, interrupt) as seen, suppress(KeyboardInterrupt):
             workers.submit(int).result()
         in_time(lambda workers=workers: wait_for_place(workers))  # type: ignore[misc]  # bound early
@@ -30,7 +30,7 @@ def test_an_interrupted_submission_takes_no_place(no_threads_left: None) -> None
     assert number > 10
 
 
-def wait_for_place(workers: Pool) -> None:
+def wait_for_place(workers: BoundedThreadPool) -> None:
     """Have work done, once what was interrupted has made room for it."""
     while True:
         try:
@@ -44,7 +44,7 @@ def test_as_many_as_may_wait(no_threads_left: None) -> None:
     """Beyond the threads and the places to wait work is refused; all that was taken is done before the end."""
     go = threading.Event()
     begun = threading.Semaphore(0)
-    workers = Pool(2, 1, "pool")
+    workers = BoundedThreadPool(2, 1, "pool")
     first = [workers.submit(lambda: (begun.release(), go.wait(PATIENCE))) for _ in range(2)]  # type: ignore[func-returns-value]  # None
     assert all(begun.acquire(timeout=PATIENCE) for _ in first)
     waiting = workers.submit(lambda: 3)
@@ -59,7 +59,7 @@ def test_as_many_as_may_wait(no_threads_left: None) -> None:
 
 def test_a_dropped_pool_ends_its_threads() -> None:
     """The threads of a pool that nobody holds any more end."""
-    workers = Pool(2, 1, "pool")
+    workers = BoundedThreadPool(2, 1, "pool")
     thread = workers.submit(threading.current_thread).result(PATIENCE)
     del workers
     thread.join(PATIENCE)

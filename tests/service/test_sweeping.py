@@ -8,7 +8,7 @@ from concurrent.futures import Future
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.media import ABANDONED_AFTER, CHUNKS_AT_ONCE, Sweeper
+from cloudstore_mapping.service.media import ABANDONED_AFTER, CHUNKS_AT_ONCE, BlobCleaner
 from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.sql import Transaction
 from tests.media_fakes import comes_to, rows
@@ -16,9 +16,9 @@ from tests.service_fakes import Held, ManualClock
 
 
 @pytest.fixture
-def sweeper(storage: Storage, clock: ManualClock) -> Sweeper:
+def sweeper(storage: Storage, clock: ManualClock) -> BlobCleaner:
     """Return what sweeps a storage."""
-    return Sweeper(storage, clock)
+    return BlobCleaner(storage, clock)
 
 
 def leave(storage: Storage, account: int, chunks: int, at: float) -> int:
@@ -33,7 +33,7 @@ def leave(storage: Storage, account: int, chunks: int, at: float) -> int:
     return storage.submit(work).result()
 
 
-def test_work_passes_between_the_steps(storage: Storage, account: int, sweeper: Sweeper) -> None:
+def test_work_passes_between_the_steps(storage: Storage, account: int, sweeper: BlobCleaner) -> None:
     """A write that comes during a sweep waits for one step of it, not for all."""
     blob = leave(storage, account, 10 * CHUNKS_AT_ONCE, at=1.0)
     held = Held(storage)
@@ -45,7 +45,7 @@ def test_work_passes_between_the_steps(storage: Storage, account: int, sweeper: 
 
 
 def test_only_what_stood_still_for_an_hour(
-    storage: Storage, account: int, sweeper: Sweeper, clock: ManualClock
+    storage: Storage, account: int, sweeper: BlobCleaner, clock: ManualClock
 ) -> None:
     """An upload of any process may be on its way; after an hour without a chunk there is none."""
     leave(storage, account, 5, at=clock.seconds)
@@ -57,7 +57,7 @@ def test_only_what_stood_still_for_an_hour(
     assert comes_to(storage, 0, 0, 0)
 
 
-def test_what_comes_during_a_sweep_is_swept_as_well(storage: Storage, account: int, sweeper: Sweeper) -> None:
+def test_what_comes_during_a_sweep_is_swept_as_well(storage: Storage, account: int, sweeper: BlobCleaner) -> None:
     """A begin while it runs makes it look once more."""
     leave(storage, account, 1, at=1.0)
     held = Held(storage)
@@ -70,7 +70,7 @@ def test_what_comes_during_a_sweep_is_swept_as_well(storage: Storage, account: i
     assert comes_to(storage, 0, 0, 0)
 
 
-def sweep_in_vain(storage: Storage, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch) -> None:
+def sweep_in_vain(storage: Storage, sweeper: BlobCleaner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweep once on a disk that is full."""
 
     def full(*_: object) -> bool:
@@ -85,7 +85,7 @@ def sweep_in_vain(storage: Storage, sweeper: Sweeper, monkeypatch: pytest.Monkey
 def test_a_sweep_that_fails_is_told_and_begun_again(
     storage: Storage,
     account: int,
-    sweeper: Sweeper,
+    sweeper: BlobCleaner,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -102,7 +102,7 @@ def test_a_sweep_that_fails_is_told_and_begun_again(
 
 
 def test_a_sweep_of_nothing_that_fails_is_not_told(
-    storage: Storage, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    storage: Storage, sweeper: BlobCleaner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where there is nothing to take away, a failure of the sweep is nobody's concern."""
     with caplog.at_level(logging.WARNING):
@@ -111,7 +111,7 @@ def test_a_sweep_of_nothing_that_fails_is_not_told(
 
 
 def test_an_interrupted_sweep_is_not_told(
-    storage: Storage, account: int, sweeper: Sweeper, caplog: pytest.LogCaptureFixture
+    storage: Storage, account: int, sweeper: BlobCleaner, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An interrupt may cancel a step of a sweep; nothing is logged, and the next sweep does it all."""
     leave(storage, account, 9, at=1.0)
@@ -126,7 +126,7 @@ def test_an_interrupted_sweep_is_not_told(
 
 
 def test_a_store_that_is_opened_is_swept_if_needed(
-    storage: Storage, account: int, sweeper: Sweeper, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, account: int, sweeper: BlobCleaner, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Opening a store writes nothing, unless something was left."""
     with monkeypatch.context() as patch:
@@ -138,7 +138,7 @@ def test_a_store_that_is_opened_is_swept_if_needed(
 
 
 def test_a_closed_one_begins_no_further_step(
-    storage: Storage, account: int, sweeper: Sweeper, caplog: pytest.LogCaptureFixture
+    storage: Storage, account: int, sweeper: BlobCleaner, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A service that ends doesn't wait for all to be swept; the next one goes on with it."""
     leave(storage, account, 10 * CHUNKS_AT_ONCE, at=1.0)

@@ -14,7 +14,7 @@ from cloudstore_mapping.errors import (
     NoFileError,
     UnavailableError,
 )
-from cloudstore_mapping.service.media import ABANDONED_AFTER, CHUNK_BYTES, CHUNKS_IN_FLIGHT, Sweeper, Upload
+from cloudstore_mapping.service.media import ABANDONED_AFTER, CHUNK_BYTES, CHUNKS_IN_FLIGHT, BlobCleaner, UploadStream
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.wire import decode_value, encode_reply
 from tests.media_fakes import Uploader, comes_to, rows, write
@@ -214,7 +214,7 @@ def test_an_upload_that_stood_still_has_no_holes(uploader: Uploader, clock: Manu
         rows(uploader.storage)  # after it all are stored
         clock.advance(ABANDONED_AFTER + 1)
         held = Held(uploader.storage)
-        Sweeper(uploader.storage, clock).begin()  # the first of its steps comes before what is written next
+        BlobCleaner(uploader.storage, clock).begin()  # the first of its steps comes before what is written next
         upload.write(more)
         held.go.set()
         with pytest.raises(UnavailableError, match="begin it again"):
@@ -240,7 +240,7 @@ def test_a_storage_that_fails(uploader: Uploader, monkeypatch: pytest.MonkeyPatc
     assert comes_to(uploader.storage, 0, 0, 0)
 
 
-def _all_of(upload: Upload, chunks: int) -> None:
+def _all_of(upload: UploadStream, chunks: int) -> None:
     for _ in range(chunks):
         write(upload, b"x" * CHUNK_BYTES)
     upload.finish()

@@ -11,10 +11,10 @@ from queue import SimpleQueue
 import pytest
 
 from cloudstore_mapping.errors import DailyLimitError, OutcomeUnknownError, UnavailableError
-from cloudstore_mapping.service.quotas import DAY, Usage
+from cloudstore_mapping.service.quotas import DAY, AccessCounter
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.base import Accesses, Account, Limits, Storage
+from cloudstore_mapping.service.storage.base import AccessCount, Account, Limits, Storage
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import Batch
 from tests.service_fakes import PATIENCE, Asker, Held, ManualClock
@@ -33,9 +33,9 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def usage(storage: Storage, clock: ManualClock) -> Iterator[Usage]:
+def usage(storage: Storage, clock: ManualClock) -> Iterator[AccessCounter]:
     """Return the counts of a storage."""
-    usage = Usage(storage, clock)
+    usage = AccessCounter(storage, clock)
     yield usage
     usage.close()
 
@@ -52,13 +52,13 @@ def owner(storage: Storage, account: int) -> Account:
     return found
 
 
-def stored(storage: Storage, account: Account, name: str = "name") -> Accesses | None:
+def stored(storage: Storage, account: Account, name: str = "name") -> AccessCount | None:
     """Return what the storage knows."""
     with storage.read() as transaction:
         return transaction.accesses(account.id, "data", name)
 
 
-def use(usage: Usage, storage: Storage, account: Account, times: int = 1) -> None:
+def use(usage: AccessCounter, storage: Storage, account: Account, times: int = 1) -> None:
     """Use the file, as often as it may be."""
     for _ in range(times):
         with storage.read() as transaction:
@@ -66,7 +66,7 @@ def use(usage: Usage, storage: Storage, account: Account, times: int = 1) -> Non
         usage.count(account.id, "data", "name")
 
 
-def is_used_up(usage: Usage, storage: Storage, account: Account) -> bool:
+def is_used_up(usage: AccessCounter, storage: Storage, account: Account) -> bool:
     """Whether the file may be used no more today."""
     try:
         with storage.read() as transaction:
@@ -76,13 +76,15 @@ def is_used_up(usage: Usage, storage: Storage, account: Account) -> bool:
     return False
 
 
-def test_an_access_is_stored_by_a_flush(usage: Usage, storage: Storage, owner: Account, clock: ManualClock) -> None:
+def test_an_access_is_stored_by_a_flush(
+    usage: AccessCounter, storage: Storage, owner: Account, clock: ManualClock
+) -> None:
     """What was counted is stored with the day and the time of the last access, and so is the account's day."""
     use(usage, storage, owner)
     clock.advance(5)
     use(usage, storage, owner)
     usage.flush()
-    assert stored(storage, owner) == Accesses(TODAY, 2, MIDNIGHT + 5)
+    assert stored(storage, owner) == AccessCount(TODAY, 2, MIDNIGHT + 5)
     usage.count(owner.id, "data", "absent")
     usage.flush()
     assert stored(storage, owner, "absent") is None
@@ -91,24 +93,24 @@ def test_an_access_is_stored_by_a_flush(usage: Usage, storage: Storage, owner: A
         assert transaction.days(owner.id, TODAY + 1) == []
 
 
-def test_what_was_used_includes_what_is_not_stored(usage: Usage, storage: Storage, owner: Account) -> None:
+def test_what_was_used_includes_what_is_not_stored(usage: AccessCounter, storage: Storage, owner: Account) -> None:
     """Who asks how often a file was used is told of the last second too."""
     for times in (1, 2):
         use(usage, storage, owner)
         with storage.read() as transaction:
-            assert usage.used(transaction, owner.id, "data", "name") == Accesses(TODAY, times, MIDNIGHT)
+            assert usage.used(transaction, owner.id, "data", "name") == AccessCount(TODAY, times, MIDNIGHT)
         usage.flush()
 
 
 def test_it_is_stored_by_itself(
-    usage: Usage, storage: Storage, owner: Account, monkeypatch: pytest.MonkeyPatch
+    usage: AccessCounter, storage: Storage, owner: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody has to ask for it: a second after the first access all are stored."""
     monkeypatch.setattr("cloudstore_mapping.service.quotas.INTERVAL", 0.001)
     use(usage, storage, owner)
     while stored(storage, owner) is None:
         pass
-    assert stored(storage, owner) == Accesses(TODAY, 1, MIDNIGHT)
+    assert stored(storage, owner) == AccessCount(TODAY, 1, MIDNIGHT)
 
 
 class Pause(threading.Event):
@@ -133,7 +135,7 @@ class Pause(threading.Event):
 
 def test_it_is_stored_no_more_than_once_a_second(storage: Storage, owner: Account, clock: ManualClock) -> None:
     """Before each write there is a second of waiting, and what came in it is stored together."""
-    usage = Usage(storage, clock)
+    usage = AccessCounter(storage, clock)
     usage._closed = pause = Pause()
     use(usage, storage, owner)
     assert pause.begun.get(timeout=PATIENCE) == 1.0
@@ -148,10 +150,10 @@ def test_it_is_stored_no_more_than_once_a_second(storage: Storage, owner: Accoun
     assert before is not None
     assert before.times >= 2
     usage.close()
-    assert stored(storage, owner) == Accesses(TODAY, 3, MIDNIGHT)
+    assert stored(storage, owner) == AccessCount(TODAY, 3, MIDNIGHT)
 
 
-def test_the_limit_holds_across_flushes(usage: Usage, storage: Storage, owner: Account) -> None:
+def test_the_limit_holds_across_flushes(usage: AccessCounter, storage: Storage, owner: Account) -> None:
     """A file may be used exactly as often as it may, whatever of it is stored already."""
     use(usage, storage, owner)
     usage.flush()
@@ -162,10 +164,10 @@ def test_the_limit_holds_across_flushes(usage: Usage, storage: Storage, owner: A
     assert is_used_up(usage, storage, owner)
     usage.flush()
     assert is_used_up(usage, storage, owner)
-    assert stored(storage, owner) == Accesses(TODAY, 3, MIDNIGHT)
+    assert stored(storage, owner) == AccessCount(TODAY, 3, MIDNIGHT)
 
 
-def test_the_limit_says_when_it_ends(usage: Usage, storage: Storage, owner: Account) -> None:
+def test_the_limit_says_when_it_ends(usage: AccessCounter, storage: Storage, owner: Account) -> None:
     """The error names the limit, and the midnight at which it is over."""
     use(usage, storage, owner, 3)
     with (
@@ -176,7 +178,9 @@ def test_the_limit_says_when_it_ends(usage: Usage, storage: Storage, owner: Acco
     assert caught.value.key == "name"
 
 
-def test_midnight_in_utc_begins_anew(usage: Usage, storage: Storage, owner: Account, clock: ManualClock) -> None:
+def test_midnight_in_utc_begins_anew(
+    usage: AccessCounter, storage: Storage, owner: Account, clock: ManualClock
+) -> None:
     """The last second of a day counts to it, the first of the next begins at nothing, stored or not."""
     clock.advance(DAY - 1)
     use(usage, storage, owner, 3)
@@ -184,7 +188,7 @@ def test_midnight_in_utc_begins_anew(usage: Usage, storage: Storage, owner: Acco
     clock.advance(1)
     use(usage, storage, owner, 2)
     usage.flush()
-    assert stored(storage, owner) == Accesses(TODAY + 1, 2, MIDNIGHT + DAY)
+    assert stored(storage, owner) == AccessCount(TODAY + 1, 2, MIDNIGHT + DAY)
     with storage.read() as transaction:
         assert transaction.days(owner.id, 0) == [(TODAY, 3), (TODAY + 1, 2)]
     clock.advance(DAY)
@@ -193,7 +197,7 @@ def test_midnight_in_utc_begins_anew(usage: Usage, storage: Storage, owner: Acco
 
 
 def test_a_clock_that_is_set_back_resets_nothing(
-    usage: Usage, storage: Storage, owner: Account, clock: ManualClock
+    usage: AccessCounter, storage: Storage, owner: Account, clock: ManualClock
 ) -> None:
     """A day that was before counts as the one that stands, in memory and in the storage."""
     use(usage, storage, owner, 2)
@@ -204,7 +208,7 @@ def test_a_clock_that_is_set_back_resets_nothing(
     clock.advance(-DAY)
     assert is_used_up(usage, storage, owner)
     used = stored(storage, owner)
-    assert used == Accesses(TODAY, 3, MIDNIGHT)
+    assert used == AccessCount(TODAY, 3, MIDNIGHT)
 
 
 def test_what_other_processes_counted_adds_up(tmp_path: Path, clock: ManualClock) -> None:
@@ -213,12 +217,12 @@ def test_what_other_processes_counted_adds_up(tmp_path: Path, clock: ManualClock
         account = one.submit(lambda transaction: transaction.add_account("owner", 1.0)).result()
         account = account._replace(limits=Limits(max_daily_accesses=5))
         one.submit(lambda transaction: transaction.put(account.id, "name", b"1", 1.0)).result()
-        here, there = Usage(one, clock), Usage(two, clock)
+        here, there = AccessCounter(one, clock), AccessCounter(two, clock)
         use(here, one, account, 2)
         use(there, two, account, 2)
         here.flush()
         there.flush()
-        assert stored(one, account) == Accesses(TODAY, 4, MIDNIGHT)
+        assert stored(one, account) == AccessCount(TODAY, 4, MIDNIGHT)
         use(here, one, account)
         here.flush()
         assert is_used_up(there, two, account) or is_used_up(here, one, account)
@@ -226,11 +230,11 @@ def test_what_other_processes_counted_adds_up(tmp_path: Path, clock: ManualClock
         assert is_used_up(there, two, account)
         here.close()
         there.close()
-        assert stored(two, account) == Accesses(TODAY, 5, MIDNIGHT)
+        assert stored(two, account) == AccessCount(TODAY, 5, MIDNIGHT)
 
 
 def test_what_could_not_be_stored_is_kept(
-    usage: Usage, storage: Storage, owner: Account, monkeypatch: pytest.MonkeyPatch
+    usage: AccessCounter, storage: Storage, owner: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store that is full for a while loses no count."""
     use(usage, storage, owner, 2)
@@ -241,7 +245,7 @@ def test_what_could_not_be_stored_is_kept(
     use(usage, storage, owner)
     assert is_used_up(usage, storage, owner)
     usage.flush()
-    assert stored(storage, owner) == Accesses(TODAY, 3, MIDNIGHT)
+    assert stored(storage, owner) == AccessCount(TODAY, 3, MIDNIGHT)
 
 
 def _full(_: object) -> None:
@@ -249,7 +253,7 @@ def _full(_: object) -> None:
 
 
 def test_what_may_be_stored_is_not_counted_again(
-    usage: Usage, storage: Storage, owner: Account, monkeypatch: pytest.MonkeyPatch
+    usage: AccessCounter, storage: Storage, owner: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counts of which nobody knows whether they are stored are not stored a second time."""
 
@@ -264,7 +268,7 @@ def test_what_may_be_stored_is_not_counted_again(
         with pytest.raises(OutcomeUnknownError):
             usage.flush()
     usage.flush()
-    assert stored(storage, owner) == Accesses(TODAY, 2, MIDNIGHT)
+    assert stored(storage, owner) == AccessCount(TODAY, 2, MIDNIGHT)
 
 
 def test_counts_that_come_during_a_flush(tmp_path: Path, clock: ManualClock) -> None:
@@ -273,7 +277,7 @@ def test_counts_that_come_during_a_flush(tmp_path: Path, clock: ManualClock) -> 
         account = storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result()
         account = account._replace(limits=Limits(max_daily_accesses=3))
         storage.submit(lambda transaction: transaction.put(account.id, "name", b"1", 1.0)).result()
-        usage = Usage(storage, clock)
+        usage = AccessCounter(storage, clock)
         use(usage, storage, account)
         held = Held(storage)
         flush = pool.submit(usage.flush)
@@ -286,7 +290,7 @@ def test_counts_that_come_during_a_flush(tmp_path: Path, clock: ManualClock) -> 
         use(usage, storage, account)
         assert is_used_up(usage, storage, account)
         usage.close()
-        assert stored(storage, account) == Accesses(TODAY, 3, MIDNIGHT)
+        assert stored(storage, account) == AccessCount(TODAY, 3, MIDNIGHT)
 
 
 def test_a_deleted_file_leaves_no_count(clock: ManualClock) -> None:
@@ -325,7 +329,7 @@ def test_what_is_lost_at_the_end_is_said_once(
 ) -> None:
     """Counts that can't be stored when a service is closed are one line of the log, however often it is closed."""
     with new_storage(tmp_path / "store.db") as storage:
-        usage = Usage(storage, clock)
+        usage = AccessCounter(storage, clock)
         usage.count(1, "data", "name")
         storage.close()
         usage.close()
@@ -353,7 +357,7 @@ def test_a_failure_that_lasts_is_told_once(
 ) -> None:
     """Counts that can't be stored are tried each second, and logged once a cause, until they were stored again."""
     monkeypatch.setattr("cloudstore_mapping.service.quotas.INTERVAL", 0.001)
-    usage = Usage(storage, clock)
+    usage = AccessCounter(storage, clock)
     tries = iter(["lost", "lost", "full", "full", "", "full"])
     done = threading.Event()
 

@@ -16,7 +16,7 @@ from cloudstore_mapping.service.storage import group_commit, sqlite
 from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.group_commit import HealthProbe
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_files import FULL, READ_ONLY, Space
+from cloudstore_mapping.service.storage.sqlite_files import FULL, READ_ONLY, DiskReserve
 from tests.crash.layer import watched
 from tests.permissions import crashed, heed_permissions
 from tests.service_fakes import PATIENCE, Held
@@ -96,7 +96,7 @@ def test_a_busy_writer_is_healthy(storage: Storage, monkeypatch: pytest.MonkeyPa
 )
 def test_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Usage, sentence: str | None) -> None:
     """It is healthy exactly while there is room for a small value on a disk that takes writes."""
-    monkeypatch.setattr(sqlite, "Space", lambda path: Space(path, lambda _: disk))
+    monkeypatch.setattr(sqlite, "Space", lambda path: DiskReserve(path, lambda _: disk))
     with SQLiteStorage(tmp_path / "store.db") as storage:
         account = storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result(PATIENCE).id
         assert storage.problem() == sentence

@@ -12,9 +12,9 @@ import pytest
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Event, Limits, Media, OwnerPassword, Storage, Used
+from cloudstore_mapping.service.storage.base import AccessDelta, Event, Limits, Media, OwnerPassword, Storage
 from cloudstore_mapping.service.storage.keeping import check, migrate_store, restore
-from cloudstore_mapping.service.storage.places import Place, place_of
+from cloudstore_mapping.service.storage.places import StoreLocation, place_of
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
@@ -69,7 +69,10 @@ def fill(storage: Storage) -> None:
         media(transaction, first, "2" * 32, "m.png", [bytes(range(256)) * 2048, b"\0end"])
         media(transaction, second, "3" * 32, "empty.png", [])
         transaction.add_chunk(transaction.add_blob(first, 9.0), 0, b"on its way in", 9.0)
-        used = [Used(first, "data", "name", 19_000, 3, 1.0), Used(first, "media", "2" * 32, 19_001, 4, 2.0)]
+        used = [
+            AccessDelta(first, "data", "name", 19_000, 3, 1.0),
+            AccessDelta(first, "media", "2" * 32, 19_001, 4, 2.0),
+        ]
         transaction.add_accesses(used)
         transaction.do("INSERT INTO old_names VALUES (?, ?, TRUE)", first, "a%2Fb")
         transaction.do("INSERT INTO name_scans VALUES (1.5)")
@@ -84,7 +87,7 @@ def another_address() -> str:
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Place:
+def source(tmp_path: Path) -> StoreLocation:
     """Return a store in SQLite with something of every kind."""
     file = tmp_path / "source.db"
     with SQLiteStorage(file) as storage:
@@ -92,7 +95,7 @@ def source(tmp_path: Path) -> Place:
     return place_of(str(file))
 
 
-def contents(place: Place) -> dict[str, list[Any]]:
+def contents(place: StoreLocation) -> dict[str, list[Any]]:
     """Return all rows of all tables of a store in SQLite, as they are."""
     with closing(sqlite3.connect(str(place.file))) as connection:
         rows = {table: sorted(connection.execute(f"SELECT * FROM {table}").fetchall(), key=repr) for table in TABLES}
@@ -102,7 +105,7 @@ def contents(place: Place) -> dict[str, list[Any]]:
     return rows
 
 
-def test_there_and_back(source: Place, address: str, tmp_path: Path) -> None:
+def test_there_and_back(source: StoreLocation, address: str, tmp_path: Path) -> None:
     """What comes back from PostgreSQL is what went there, row by row and value by value, in every table."""
     there, back = place_of(address), place_of(str(tmp_path / "back.db"))
     reported: list[tuple[int, int]] = []
@@ -149,7 +152,7 @@ def test_who_asks_is_known_there(tmp_path: Path, address: str) -> None:
         assert file_panel.use.times == 3
 
 
-def test_nothing_is_replaced(source: Place, address: str, tmp_path: Path) -> None:
+def test_nothing_is_replaced(source: StoreLocation, address: str, tmp_path: Path) -> None:
     """A store that is there, in a file or a database, is left as it is."""
     with PostgresStorage(address) as storage:
         storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result()
@@ -167,7 +170,7 @@ class BrokenOffError(Exception):
 
 @pytest.mark.parametrize("at", [1, 21, 41])
 def test_one_that_is_interrupted(
-    source: Place, address: str, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
+    source: StoreLocation, address: str, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is there of it is nothing that a service would start on, and it can be begun again."""
     monkeypatch.setattr("cloudstore_mapping.service.storage.copying.REPORT_EVERY", 1)
@@ -189,7 +192,7 @@ def test_one_that_is_interrupted(
     assert contents(back) == contents(source)
 
 
-def test_a_copy_that_does_not_come_back(source: Place, address: str) -> None:
+def test_a_copy_that_does_not_come_back(source: StoreLocation, address: str) -> None:
     """A database that gives back something else than it was given is no copy, and nothing is kept."""
     PostgresStorage(address, to_fill=True).close()
     with PostgresStorage(address, to_fill=True) as storage:
@@ -224,7 +227,9 @@ def test_one_moment(tmp_path: Path, address: str) -> None:
     assert copied.files == before.files < after.files
 
 
-def test_a_backup_is_restored_to_a_database(source: Place, address: str, another_address: str, tmp_path: Path) -> None:
+def test_a_backup_is_restored_to_a_database(
+    source: StoreLocation, address: str, another_address: str, tmp_path: Path
+) -> None:
     """A backup of any store becomes one in PostgreSQL; one that is damaged or of an older version does not."""
     with source.open() as storage:
         storage.back_up(tmp_path / "backup", nothing)
@@ -278,7 +283,7 @@ def test_a_check_of_a_database(address: str) -> None:
     assert (findings.orphan_blobs, findings.orphan_accesses, findings.files) == (2, 1, 8)
 
 
-def test_a_target_that_is_not_reached(source: Place, tmp_path: Path) -> None:
+def test_a_target_that_is_not_reached(source: StoreLocation, tmp_path: Path) -> None:
     """Where there is no server the source is left as it was, and the error says so."""
     with pytest.raises(UnavailableError, match="not reached"):
         migrate_store(source, place_of(f"postgresql:///store?host={tmp_path}"), nothing)

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
-from cloudstore_mapping.service.storage.places import Place, place_of
+from cloudstore_mapping.service.storage.places import StoreLocation, place_of
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
 from cloudstore_mapping.service.storage.postgres_connection import parameters_of, read_text, write_text
 from cloudstore_mapping.service.storage.postgres_migrations import migrate, newest, schema_of
@@ -167,7 +167,7 @@ def test_what_is_shown_of_an_address(address: str, shown: str) -> None:
 def test_an_address_that_can_t_be_understood(address: str) -> None:
     """It is `ValueError` with a sentence, which quotes nothing of it, and so is what the driver says to it later."""
     with pytest.raises(ValueError, match="postgresql://user@host/database") as caught:
-        Place("label", address=address).open()
+        StoreLocation("label", address=address).open()
     assert "secret" not in str(caught.value)
 
 

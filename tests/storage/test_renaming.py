@@ -18,8 +18,8 @@ from cloudstore_mapping.cli import app
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.keys import escape_key
 from cloudstore_mapping.service.storage import renaming
-from cloudstore_mapping.service.storage.base import Storage, Used
-from cloudstore_mapping.service.storage.places import Place, place_of
+from cloudstore_mapping.service.storage.base import AccessDelta, Storage
+from cloudstore_mapping.service.storage.places import StoreLocation, place_of
 from cloudstore_mapping.service.storage.sql import Transaction, new_name, old_name
 from tests.storages import new_database
 from tests.support.command_line import CliRunner, Result
@@ -60,7 +60,7 @@ def test_every_old_name_is_translated_once(key: str) -> None:
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> StoreLocation:
     """Return where an empty store is to be, for each engine."""
     return place_of(str(tmp_path / "store.db") if request.param == "sqlite" else new_database())
 
@@ -74,7 +74,7 @@ def fill(storage: Storage, names: list[str]) -> None:
         for name in names:
             transaction.put(account.id, name, json.dumps(name).encode(), 2.0)
             transaction.set_passwords(account.id, name, edit=f"edit {name}", view=f"view {name}")
-            transaction.add_accesses([Used(account.id, "data", name, 19_000, len(name), 1.0)])
+            transaction.add_accesses([AccessDelta(account.id, "data", name, 19_000, len(name), 1.0)])
 
     storage.submit(work).result()
 
@@ -91,7 +91,7 @@ def make_old(storage: Storage, schema: int) -> None:
 
 
 @pytest.fixture
-def old(place: Place) -> Place:
+def old(place: StoreLocation) -> StoreLocation:
     """Return a store of version 0.1.0, with files of an old name, and of one that stays."""
     with place.open() as storage:
         fill(storage, [*OLD.values(), *SAME.values()])
@@ -99,7 +99,7 @@ def old(place: Place) -> Place:
     return place
 
 
-def facts(place: Place) -> dict[str, Any]:
+def facts(place: StoreLocation) -> dict[str, Any]:
     """Return by name all that is stored of each file."""
     with place.open() as storage, storage.read() as transaction:
         account = transaction.account_named("local")
@@ -115,7 +115,7 @@ def facts(place: Place) -> dict[str, Any]:
         }
 
 
-def migrate(place: Place, *arguments: str) -> tuple[int, dict[str, Any]]:
+def migrate(place: StoreLocation, *arguments: str) -> tuple[int, dict[str, Any]]:
     """Run the command, and return its status and what it printed."""
     done = run("migrate-names", "--store", place.location(secrets=True), "--json", *arguments)
     return done.exit_code, json.loads(done.stdout)
@@ -126,7 +126,7 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, [*arguments])
 
 
-def test_all_that_is_a_file_s_comes_along(old: Place) -> None:
+def test_all_that_is_a_file_s_comes_along(old: StoreLocation) -> None:
     """Value, version, passwords, times and counts are those of before, under the key's own text."""
     before = facts(old)
     status, done = migrate(old)
@@ -140,7 +140,7 @@ def test_all_that_is_a_file_s_comes_along(old: Place) -> None:
     assert run("check", "--store", old.location(secrets=True)).exit_code == 0
 
 
-def test_twice_without_harm(old: Place) -> None:
+def test_twice_without_harm(old: StoreLocation) -> None:
     """A second run renames nothing, though new names may look like old ones, and nor does one after new files."""
     migrate(old)
     before = facts(old)
@@ -151,7 +151,7 @@ def test_twice_without_harm(old: Place) -> None:
     assert facts(old) == before | {"new%2Fkey": facts(old)["new%2Fkey"]}
 
 
-def test_a_dry_run_changes_nothing(old: Place) -> None:
+def test_a_dry_run_changes_nothing(old: StoreLocation) -> None:
     """`--dry-run` tells what a run does, and leaves all as it is."""
     with old.open() as storage:
         fill(storage, ["users/ann"])
@@ -161,7 +161,7 @@ def test_a_dry_run_changes_nothing(old: Place) -> None:
     assert foreseen == (1, migrate(old)[1] | {"dry_run": True})
 
 
-def test_a_clash_is_left_and_reported(old: Place) -> None:
+def test_a_clash_is_left_and_reported(old: StoreLocation) -> None:
     """Where both names exist neither is changed, nor a name that one of them is in the way of; then both are keys."""
     with old.open() as storage:
         fill(storage, ["users/ann", "/"])
@@ -185,7 +185,7 @@ def test_a_clash_is_left_and_reported(old: Place) -> None:
     assert [each["old"] for each in migrate(old)[1]["renamed"]] == ["users%2Fann"]
 
 
-def test_a_name_that_is_kept(old: Place) -> None:
+def test_a_name_that_is_kept(old: StoreLocation) -> None:
     """`--keep` leaves a name as it is for good."""
     assert "users%2Fann" not in [each["old"] for each in migrate(old, "--keep", "users%2Fann")[1]["renamed"]]
     assert migrate(old)[1]["renamed"] == []
@@ -193,7 +193,7 @@ def test_a_name_that_is_kept(old: Place) -> None:
         assert "users%2Fann" in store
 
 
-def test_a_store_without_a_note(place: Place) -> None:
+def test_a_store_without_a_note(place: StoreLocation) -> None:
     """The first run on a store that was never one of 0.1.0 renames what clients of 0.1.0 wrote, the second nothing."""
     with place.open() as storage:
         fill(storage, ["users%2Fann", "%252F"])
@@ -204,7 +204,7 @@ def test_a_store_without_a_note(place: Place) -> None:
 
 
 @pytest.mark.parametrize("at", range(6))
-def test_an_interrupted_run(old: Place, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+def test_an_interrupted_run(old: StoreLocation, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """A run that ends anywhere leaves every file under one of its two names, and the next one goes on."""
     before = facts(old)
     steps = iter(range(at))
@@ -234,7 +234,7 @@ def test_an_interrupted_run(old: Place, monkeypatch: pytest.MonkeyPatch, at: int
     assert facts(old) == {escape_key(key): before[name] for key, name in (OLD | SAME).items()}
 
 
-def test_an_old_store_is_not_opened(old: Place) -> None:
+def test_an_old_store_is_not_opened(old: StoreLocation) -> None:
     """Where keys would seem to be missing, nothing opens the store, and each says which command to run."""
     location = old.location(secrets=True)
     with pytest.raises(UnsupportedError, match=r"0\.1\.0.*`cloudstore migrate-names --store") as caught:
@@ -252,7 +252,7 @@ def test_an_old_store_is_not_opened(old: Place) -> None:
     assert run("check", "--store", location).exit_code == 0
 
 
-def test_an_old_store_without_old_names(place: Place) -> None:
+def test_an_old_store_without_old_names(place: StoreLocation) -> None:
     """A store of version 0.1.0 all of whose names stay is opened as ever."""
     with place.open() as storage:
         fill(storage, [*SAME.values()])
@@ -263,7 +263,7 @@ def test_an_old_store_without_old_names(place: Place) -> None:
         assert len(store) == len(SAME)
 
 
-def test_counts_of_a_file_deleted_before(place: Place) -> None:
+def test_counts_of_a_file_deleted_before(place: StoreLocation) -> None:
     """What is left of the counts of a deleted file with the new name is not added to, and in nobody's way."""
     with place.open() as storage:
         fill(storage, ["a%2Fb", "a/b"])

@@ -9,7 +9,7 @@ import pytest
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_files import LOG, Space
+from cloudstore_mapping.service.storage.sqlite_files import LOG, DiskReserve
 
 GIB = 2**30
 
@@ -41,7 +41,7 @@ def test_what_fits(tmp_path: Path, total: int, free: int, log: int, unused: int,
     """What is written fits twice beside as much as the log may be, or a quarter of a small disk; on others it does."""
     if log:
         (tmp_path / "store.db-wal").write_bytes(bytes(log))
-    space = Space(tmp_path / "store.db", lambda _: Usage(total, free))
+    space = DiskReserve(tmp_path / "store.db", lambda _: Usage(total, free))
     if fits:
         space.take(size, lambda: unused)
     else:
@@ -64,13 +64,13 @@ def test_a_log_that_is_in_the_way(tmp_path: Path, total: int, free: int, log: in
     """On a disk that gets full the log is emptied at a megabyte, or at a sixteenth of a small disk."""
     with (tmp_path / "store.db-wal").open("wb") as file:
         file.truncate(log)
-    space = Space(tmp_path / "store.db", lambda _: Usage(total, free))
+    space = DiskReserve(tmp_path / "store.db", lambda _: Usage(total, free))
     assert space.log_is_in_the_way() is is_in_the_way
 
 
 def test_a_read_only_disk(tmp_path: Path) -> None:
     """Nothing is written to a file system that is read-only, and a sentence says so before a commit could fail."""
-    space = Space(tmp_path / "store.db", lambda _: Usage(GIB, GIB, read_only=True))
+    space = DiskReserve(tmp_path / "store.db", lambda _: Usage(GIB, GIB, read_only=True))
     with pytest.raises(UnavailableError, match=r"^The store's file system is read-only; "):
         space.take(1, lambda: 0)
 
@@ -78,7 +78,7 @@ def test_a_read_only_disk(tmp_path: Path) -> None:
 def test_what_fits_together(tmp_path: Path) -> None:
     """All that one transaction takes fits, and the disk is looked at once in each."""
     disks = iter([Usage(GIB, LOG + 20), Usage(GIB, LOG + 2)])
-    space = Space(tmp_path / "store.db", lambda _: next(disks))
+    space = DiskReserve(tmp_path / "store.db", lambda _: next(disks))
     for _ in range(10):
         space.take(1, lambda: 0)
     with pytest.raises(UnavailableError):

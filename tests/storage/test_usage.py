@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from cloudstore_mapping.service.storage.base import Accesses, Kind, Media, Storage, Used
+from cloudstore_mapping.service.storage.base import AccessCount, AccessDelta, Kind, Media, Storage
 from cloudstore_mapping.service.storage.sql import Transaction
 
 #: A day, and a time on it.
@@ -30,12 +30,12 @@ def put_media(storage: Storage, account: int, media_id: str) -> None:
     assert storage.submit(work).result()
 
 
-def add(storage: Storage, *used: Used) -> None:
+def add(storage: Storage, *used: AccessDelta) -> None:
     """Add accesses."""
     storage.submit(lambda transaction: transaction.add_accesses(used)).result()
 
 
-def accesses(storage: Storage, account: int, name: str = "name", kind: Kind = "data") -> Accesses | None:
+def accesses(storage: Storage, account: int, name: str = "name", kind: Kind = "data") -> AccessCount | None:
     """Return how often a file was used."""
     with storage.read() as transaction:
         return transaction.accesses(account, kind, name)
@@ -95,20 +95,24 @@ def test_accesses_add_up(storage: Storage, account: int, kind: Kind) -> None:
     put(storage, account, "name")
     put_media(storage, account, "name")
     assert accesses(storage, account, kind=kind) is None
-    add(storage, Used(account, kind, "name", TODAY, 2, NOW), Used(account, kind, "name", TODAY, 3, NOW + 9))
-    add(storage, Used(account, kind, "name", TODAY, 1, NOW + 5))
-    assert accesses(storage, account, kind=kind) == Accesses(TODAY, 6, NOW + 9)
+    add(
+        storage,
+        AccessDelta(account, kind, "name", TODAY, 2, NOW),
+        AccessDelta(account, kind, "name", TODAY, 3, NOW + 9),
+    )
+    add(storage, AccessDelta(account, kind, "name", TODAY, 1, NOW + 5))
+    assert accesses(storage, account, kind=kind) == AccessCount(TODAY, 6, NOW + 9)
     assert accesses(storage, account, kind="media" if kind == "data" else "data") is None
 
 
 def test_another_day_begins_anew(storage: Storage, account: int) -> None:
     """A later day counts from 0; an earlier one, of a clock set back, is no way to begin anew."""
     put(storage, account, "name")
-    add(storage, Used(account, "data", "name", TODAY, 5, NOW))
-    add(storage, Used(account, "data", "name", TODAY + 1, 1, NOW + 86_400))
-    assert accesses(storage, account) == Accesses(TODAY + 1, 1, NOW + 86_400)
-    add(storage, Used(account, "data", "name", TODAY, 2, NOW))
-    assert accesses(storage, account) == Accesses(TODAY + 1, 3, NOW + 86_400)
+    add(storage, AccessDelta(account, "data", "name", TODAY, 5, NOW))
+    add(storage, AccessDelta(account, "data", "name", TODAY + 1, 1, NOW + 86_400))
+    assert accesses(storage, account) == AccessCount(TODAY + 1, 1, NOW + 86_400)
+    add(storage, AccessDelta(account, "data", "name", TODAY, 2, NOW))
+    assert accesses(storage, account) == AccessCount(TODAY + 1, 3, NOW + 86_400)
 
 
 def test_only_files_that_are_there_are_counted(storage: Storage, account: int) -> None:
@@ -117,9 +121,9 @@ def test_only_files_that_are_there_are_counted(storage: Storage, account: int) -
     put_media(storage, account, "media")
     add(
         storage,
-        Used(account, "media", "data", TODAY, 1, NOW),
-        Used(account, "data", "media", TODAY, 1, NOW),
-        Used(account + 1, "data", "data", TODAY, 1, NOW),
+        AccessDelta(account, "media", "data", TODAY, 1, NOW),
+        AccessDelta(account, "data", "media", TODAY, 1, NOW),
+        AccessDelta(account + 1, "data", "data", TODAY, 1, NOW),
     )
     assert accesses(storage, account, "data", "media") is None
     assert accesses(storage, account, "media", "data") is None
@@ -131,13 +135,13 @@ def test_only_files_that_are_there_are_counted(storage: Storage, account: int) -
 def test_what_is_known_of_a_deleted_file_goes_on(storage: Storage, account: int) -> None:
     """A file with a count that was deleted and made anew is counted on, until the count is forgotten."""
     put(storage, account, "name")
-    add(storage, Used(account, "data", "name", TODAY, 5, NOW))
+    add(storage, AccessDelta(account, "data", "name", TODAY, 5, NOW))
     storage.submit(lambda transaction: transaction.delete(account, "name")).result()
-    add(storage, Used(account, "data", "name", TODAY, 1, NOW))
-    assert accesses(storage, account) == Accesses(TODAY, 6, NOW)
+    add(storage, AccessDelta(account, "data", "name", TODAY, 1, NOW))
+    assert accesses(storage, account) == AccessCount(TODAY, 6, NOW)
     storage.submit(lambda transaction: transaction.forget_accesses(account, "data", "name")).result()
     assert accesses(storage, account) is None
-    add(storage, Used(account, "data", "name", TODAY, 1, NOW))
+    add(storage, AccessDelta(account, "data", "name", TODAY, 1, NOW))
     assert accesses(storage, account) is None
 
 
@@ -145,12 +149,12 @@ def test_days_of_an_account(storage: Storage, account: int) -> None:
     """All that its files were used in a day, of both kinds, from one day on and in order."""
     put(storage, account, "name")
     put_media(storage, account, "media")
-    add(storage, Used(account, "data", "name", TODAY + 2, 4, NOW))
+    add(storage, AccessDelta(account, "data", "name", TODAY + 2, 4, NOW))
     add(
         storage,
-        Used(account, "data", "name", TODAY, 1, NOW),
-        Used(account, "media", "media", TODAY, 2, NOW),
-        Used(account, "data", "name", TODAY + 1, 3, NOW),
+        AccessDelta(account, "data", "name", TODAY, 1, NOW),
+        AccessDelta(account, "media", "media", TODAY, 2, NOW),
+        AccessDelta(account, "data", "name", TODAY + 1, 3, NOW),
     )
     assert days(storage, account) == [(TODAY, 3), (TODAY + 1, 3), (TODAY + 2, 4)]
     assert days(storage, account, TODAY + 1) == [(TODAY + 1, 3), (TODAY + 2, 4)]
@@ -161,7 +165,7 @@ def test_counts_go_with_their_account(storage: Storage, account: int) -> None:
     other = storage.submit(lambda transaction: transaction.add_account("other", 1.0)).result().id
     for each in (account, other):
         put(storage, each, "name")
-        add(storage, Used(each, "data", "name", TODAY, 1, NOW))
+        add(storage, AccessDelta(each, "data", "name", TODAY, 1, NOW))
     storage.submit(lambda transaction: transaction.delete_account(account)).result()
     assert (accesses(storage, account), days(storage, account)) == (None, [])
-    assert (accesses(storage, other), days(storage, other)) == (Accesses(TODAY, 1, NOW), [(TODAY, 1)])
+    assert (accesses(storage, other), days(storage, other)) == (AccessCount(TODAY, 1, NOW), [(TODAY, 1)])

@@ -6,7 +6,7 @@ import re
 import xml.etree.ElementTree as ET
 
 from cloudstore_mapping.service.quotas import day_of
-from cloudstore_mapping.service.storage.base import Used
+from cloudstore_mapping.service.storage.base import AccessDelta
 from cloudstore_mapping.web.pictures import days_picture, size_text, sizes_picture
 from tests.admin_fixtures import api_key, guest, program, visitor
 from tests.service_fakes import Asker, ManualClock
@@ -102,7 +102,7 @@ def test_accesses_a_day(program: Asker, visitor: Visitor, clock: ManualClock) ->
     program.save("a", 1)
     program.service.usage.flush()
     today = day_of(clock.wall())
-    used = [Used(account.id, "data", "a", today - 2, 5, 0.0)]
+    used = [AccessDelta(account.id, "data", "a", today - 2, 5, 0.0)]
     program.service._storage.submit(lambda transaction: transaction.add_accesses(used)).result()
     page = visitor.get("?panel=activity")
     picture = re.search(r'<svg class="picture days".*?</svg>', page.text, re.DOTALL)

@@ -8,7 +8,7 @@ import pytest
 
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web import connections
-from cloudstore_mapping.web.connections import Crowd
+from cloudstore_mapping.web.connections import ConnectionLimiter
 from tests.raw_http import Connection, FakeService, body
 
 LOAD = "/store/load"
@@ -73,13 +73,13 @@ def test_this_machine_has_none() -> None:
 )
 def test_who_counts_as_one(addresses: list[str], expected: list[bool]) -> None:
     """An IPv4 address, or the network of an IPv6 client, has a limit of its own; trusted proxies have none."""
-    crowd = Crowd(2, "10.0.0.0/8, 2001:db8:1::1, no network")
+    crowd = ConnectionLimiter(2, "10.0.0.0/8, 2001:db8:1::1, no network")
     assert [crowd.comes(address) for address in addresses] == expected
 
 
 def test_who_has_gone_takes_no_memory() -> None:
     """Nothing is remembered of an address without connections."""
-    crowd = Crowd(2)
+    crowd = ConnectionLimiter(2)
     for number in range(1000):
         address = f"2001:db8:0:{number:x}::1"
         assert crowd.comes(address)

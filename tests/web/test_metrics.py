@@ -10,7 +10,7 @@ from cloudstore_mapping.errors import LockedError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web.http import Message, Receive, Scope, Send
-from cloudstore_mapping.web.metrics import OPERATIONS, Metrics, Observed, new_rows
+from cloudstore_mapping.web.metrics import OPERATIONS, InstrumentedApp, Metrics, new_rows
 from cloudstore_mapping.web.server import background
 from tests.raw_http import JSON, Connection, FakeService, body
 from tests.service_fakes import Asker
@@ -140,7 +140,7 @@ def test_what_has_no_name_counts_by_its_status() -> None:
     async def send(_: Message) -> None:
         pass
 
-    observed = Observed(app, metrics, "/base", lambda: 0, logs=False)
+    observed = InstrumentedApp(app, metrics, "/base", lambda: 0, logs=False)
     for path in ("/base/files/x", "/base/files/x", "/base/admin/data", "/base/admin.html"):
         coroutine = observed({"type": "http", "path": path, "method": "GET", "client": None}, receive, send)
         with pytest.raises(StopIteration):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloudstore_mapping.web.downloads import disposition, is_shown, wanted
+from cloudstore_mapping.web.downloads import content_disposition, evaluate_conditions, may_display_inline
 
 TAG = b'"digest"'
 AT = 1_700_000_000.5  # Tue, 14 Nov 2023 22:13:20 GMT, and a half
@@ -43,14 +43,14 @@ AFTER = b"Tue, 14 Nov 2023 22:13:21 GMT"
 )
 def test_a_range(range_: bytes, status: int, start: int, stop: int) -> None:
     """One that can be met is met, one behind the end is 416, and all else is as if it weren't there."""
-    assert wanted({b"range": range_}, TAG, AT, 100) == (status, start, stop)
+    assert evaluate_conditions({b"range": range_}, TAG, AT, 100) == (status, start, stop)
 
 
 def test_an_empty_file_has_no_parts() -> None:
     """No range of it can be met, and the whole is none."""
-    assert wanted({}, TAG, AT, 0) == (200, 0, 0)
+    assert evaluate_conditions({}, TAG, AT, 0) == (200, 0, 0)
     for range_ in (b"bytes=0-", b"bytes=0-0", b"bytes=-5"):
-        assert wanted({b"range": range_}, TAG, AT, 0).status == 416
+        assert evaluate_conditions({b"range": range_}, TAG, AT, 0).status == 416
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def test_an_empty_file_has_no_parts() -> None:
 )
 def test_a_condition(headers: dict[bytes, bytes], status: int) -> None:
     """A tag counts more than a date, and what can't be understood is as if it weren't there."""
-    assert wanted(headers, TAG, AT, 100).status == status
+    assert evaluate_conditions(headers, TAG, AT, 100).status == status
     whole = status == 200
-    assert wanted({**headers, b"range": b"bytes=1-"}, TAG, AT, 100).status == (206 if whole else status)
+    assert evaluate_conditions({**headers, b"range": b"bytes=1-"}, TAG, AT, 100).status == (206 if whole else status)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_condition(headers: dict[bytes, bytes], status: int) -> None:
 )
 def test_the_rest_of_the_same_file(if_range: bytes, status: int) -> None:
     """With If-Range a part comes of just the file that the client has the rest of; of any other all comes."""
-    assert wanted({b"range": b"bytes=1-", b"if-range": if_range}, TAG, AT, 100).status == status
+    assert evaluate_conditions({b"range": b"bytes=1-", b"if-range": if_range}, TAG, AT, 100).status == status
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_rest_of_the_same_file(if_range: bytes, status: int) -> None:
 )
 def test_what_a_browser_may_show(mimetype: str, beginning: bytes, shown: bool) -> None:
     """Only types that can't run anything, and only where the bytes are what the type says."""
-    assert is_shown(mimetype, beginning) is shown
+    assert may_display_inline(mimetype, beginning) is shown
 
 
 @pytest.mark.parametrize(
@@ -137,5 +137,5 @@ def test_what_a_browser_may_show(mimetype: str, beginning: bytes, shown: bool) -
 )
 def test_a_name_in_a_header(name: str, expected: bytes) -> None:
     """Whatever a name holds, it ends neither its quotes nor its line; its plain form is for old programs."""
-    assert disposition(name, shown=False) == expected
-    assert disposition(name, shown=True) == b"inline" + expected.removeprefix(b"attachment")
+    assert content_disposition(name, shown=False) == expected
+    assert content_disposition(name, shown=True) == b"inline" + expected.removeprefix(b"attachment")

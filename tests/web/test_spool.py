@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from cloudstore_mapping.errors import CloudStoreError, TooBigError, UnavailableError
-from cloudstore_mapping.service.media import Upload
+from cloudstore_mapping.service.media import UploadStream
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web import uploads
 from cloudstore_mapping.web.forms import UploadForm
-from cloudstore_mapping.web.http import DisconnectedError, Message, RefusedError, Turns
+from cloudstore_mapping.web.http import BoundedWorkers, DisconnectedError, Message, RefusedError
 from cloudstore_mapping.web.server import background
 from cloudstore_mapping.web.uploads import ALL_IN_MEMORY, AT_ONCE, IN_MEMORY, WAITING, Spool, SpoolSpace, take_upload
 from cloudstore_mapping.wire import Reply, decode_value
@@ -80,11 +80,11 @@ class Taking:
 
         kind = f"multipart/form-data; boundary={BOUNDARY}".encode()
         scope = {"client": (address, 1), "headers": [(b"content-type", kind)]}
-        turns = Turns(AT_ONCE, WAITING)
+        turns = BoundedWorkers(AT_ONCE, WAITING)
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             return runner.run(take_upload(scope, receive, self.settings, self._begin, turns, self.space, needs="key"))
 
-    def _begin(self, form: UploadForm, address: str) -> Upload:
+    def _begin(self, form: UploadForm, address: str) -> UploadStream:
         return self.media.begin(
             api_key=form.fields["key"],
             name=form.filename,
@@ -129,7 +129,7 @@ def test_the_accounts_limit(posted: Posted, monkeypatch: pytest.MonkeyPatch) -> 
     uploader.service.accounts.set_limits("owner", max_media_bytes=MEBIBYTE)
     assert posted.post(file_part(bytes(MEBIBYTE)), field("key", uploader.api_key))["error"] is None
     written: list[bytes] = []
-    monkeypatch.setattr(Upload, "write", lambda _, data: written.append(data))
+    monkeypatch.setattr(UploadStream, "write", lambda _, data: written.append(data))
     reply = posted.post(file_part(bytes(MEBIBYTE + 1)), field("key", uploader.api_key))
     assert reply["error"] == "TooBig"
     assert f"{MEBIBYTE:,} bytes" in reply["message"]

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 import pytest
 import requests
 
-from cloudstore_mapping.service.media import CHUNK_BYTES, Upload
+from cloudstore_mapping.service.media import CHUNK_BYTES, UploadStream
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web.forms import UploadForm
-from cloudstore_mapping.web.http import Message, RefusedError, Turns
+from cloudstore_mapping.web.http import BoundedWorkers, Message, RefusedError
 from cloudstore_mapping.web.server import background
 from cloudstore_mapping.web.uploads import AROUND, AT_ONCE, WAITING, SpoolSpace, take_upload
 from cloudstore_mapping.wire import decode_value
@@ -198,7 +198,7 @@ def test_the_lowest_rate(posted: Posted, piece: int, arrives: bool) -> None:
 
     media = posted.uploader.service.media
 
-    def begin(form: UploadForm, address: str) -> Upload:
+    def begin(form: UploadForm, address: str) -> UploadStream:
         return media.begin(api_key=form.fields["key"], name=form.filename, content_type="image/png", address=address)
 
     # The first piece has a body's own time; those after it 100 seconds each, which 102,400 bytes buy.
@@ -206,7 +206,7 @@ def test_the_lowest_rate(posted: Posted, piece: int, arrives: bool) -> None:
     scope = {"client": None, "headers": [(b"content-type", MULTIPART[14:].strip().encode())]}
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         space = SpoolSpace(settings)
-        taking = take_upload(scope, receive, settings, begin, Turns(AT_ONCE, WAITING), space, needs="key")
+        taking = take_upload(scope, receive, settings, begin, BoundedWorkers(AT_ONCE, WAITING), space, needs="key")
         if arrives:
             facts = decode_value(runner.run(taking).data)  # type: ignore[arg-type]  # there always is some
             media.delete(posted.uploader.account, facts["id"])

@@ -126,7 +126,7 @@ class Media(NamedTuple):
     updated_at: float
 
 
-class Accesses(NamedTuple):
+class AccessCount(NamedTuple):
     """How often a file was used on a day, counted since 1970, and when for the last time."""
 
     day: int
@@ -134,7 +134,7 @@ class Accesses(NamedTuple):
     last_at: float
 
 
-class Used(NamedTuple):
+class AccessDelta(NamedTuple):
     """A file's accesses on a day that are to be added to those which are stored."""
 
     account_id: int

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final
 
-from cloudstore_mapping.service.storage.sql import Transaction, is_whole
+from cloudstore_mapping.service.storage.sql import Transaction, checksum_matches
 from cloudstore_mapping.wire import decode_value
 
 #: Media files whose facts are read at a time.
@@ -73,7 +73,7 @@ def _values(session: Transaction) -> Iterator[str | None]:
     for account, name, version, value in session.stream(query):
         if not _is_json(value):
             yield f"The file {name!r} of {account!r} is no JSON; save it again."
-        elif not is_whole(version, name, value):
+        elif not checksum_matches(version, name, value):
             yield f"The file {name!r} of {account!r} is not what was saved; save it again."
         else:
             yield None

@@ -10,12 +10,12 @@ from pathlib import Path
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.service.storage.checking import Findings, look
 from cloudstore_mapping.service.storage.copying import Copied, Report, copy_store
-from cloudstore_mapping.service.storage.places import Place
+from cloudstore_mapping.service.storage.places import StoreLocation
 from cloudstore_mapping.service.storage.renaming import Renames, rename_files
 from cloudstore_mapping.service.storage.sql import Transaction
 
 
-def schemas(place: Place) -> tuple[int, int]:
+def schemas(place: StoreLocation) -> tuple[int, int]:
     """Return the number of the schema that a store which is there has, and that of the newest one."""
     if place.file is not None:
         from cloudstore_mapping.service.storage.migrations import newest
@@ -29,7 +29,7 @@ def schemas(place: Place) -> tuple[int, int]:
     return place.schema(), newest_of_postgres()
 
 
-def check(place: Place, report: Report) -> Findings:
+def check(place: StoreLocation, report: Report) -> Findings:
     """Return the findings of a look at a store, as it is at one moment; it may be in use."""
     if place.file is not None:
         from cloudstore_mapping.service.storage.sqlite_check import check as check_file
@@ -40,7 +40,7 @@ def check(place: Place, report: Report) -> Findings:
         return look(transaction, schema, report)
 
 
-def back_up(source: Place, path: Path, report: Report) -> Findings:
+def back_up(source: StoreLocation, path: Path, report: Report) -> Findings:
     """
     Copy a store into a new file at `path`, and return the findings of a look at the copy.
 
@@ -53,7 +53,7 @@ def back_up(source: Place, path: Path, report: Report) -> Findings:
     return check_file(path, report)
 
 
-def restore(backup: Path, place: Place, report: Report) -> None:
+def restore(backup: Path, place: StoreLocation, report: Report) -> None:
     """
     Make a backup a store again at a place where there is none, once each value and media file fits its checksum.
 
@@ -82,7 +82,7 @@ def restore(backup: Path, place: Place, report: Report) -> None:
         _fill(session, place, report)
 
 
-def migrate_store(source: Place, target: Place, report: Report) -> dict[str, Copied]:
+def migrate_store(source: StoreLocation, target: StoreLocation, report: Report) -> dict[str, Copied]:
     """
     Copy all that a store holds at one moment to a place where there is none yet, and return what was copied.
 
@@ -98,13 +98,15 @@ def migrate_store(source: Place, target: Place, report: Report) -> dict[str, Cop
         return _fill(transaction, target, report)
 
 
-def migrate_names(place: Place, report: Report, *, keep: Collection[str] = (), dry_run: bool = False) -> Renames:
+def migrate_names(
+    place: StoreLocation, report: Report, *, keep: Collection[str] = (), dry_run: bool = False
+) -> Renames:
     """Rename the files of a store that have names of version 0.1.0; see `renaming.rename_files`."""
     with place.open() as storage:
         return rename_files(storage, time.time(), report, keep=keep, dry_run=dry_run)
 
 
-def _fill(source: Transaction, target: Place, report: Report) -> dict[str, Copied]:
+def _fill(source: Transaction, target: StoreLocation, report: Report) -> dict[str, Copied]:
     if target.file is not None:
         from cloudstore_mapping.service.storage.sqlite_filling import copy_to_file
 

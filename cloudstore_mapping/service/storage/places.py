@@ -35,7 +35,7 @@ _EXAMPLES: Final = "give an https:// address, a path, sqlite:///path, or postgre
 
 
 @dataclass(frozen=True)
-class Place:
+class StoreLocation:
     """A file, the address of a PostgreSQL database, or with neither the memory of one process; `str` may be shown."""
 
     label: str
@@ -102,13 +102,13 @@ class Place:
         return SQLiteStorage(None, copy_of=self.file)
 
 
-def place_of(location: str) -> Place:
+def place_of(location: str) -> StoreLocation:
     """Return the place that ``memory:``, a path, ``sqlite:///path`` or ``postgresql://…`` means; else `ValueError`."""
     if location == MEMORY:
-        return Place("memory")
+        return StoreLocation("memory")
     scheme = scheme_of(location)
     if scheme in POSTGRES:
-        return Place(_postgres().label_of(location), address=location)
+        return StoreLocation(_postgres().label_of(location), address=location)
     if scheme == "sqlite":
         location = location.partition("://")[2].removeprefix("/")
     elif scheme is not None:
@@ -123,7 +123,7 @@ def place_of(location: str) -> Place:
         # Its name is not shown, as it may hold an API key: "https//API_KEY@host", or an address in quotes.
         raise ValueError("The location is no path here, and has an '@'; begin an address with https://API_KEY@.")
     path = Path(location).absolute()
-    return Place(str(path), file=path)
+    return StoreLocation(str(path), file=path)
 
 
 def _refuse_slip(location: str) -> None:

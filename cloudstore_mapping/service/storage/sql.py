@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Final
 from cloudstore_mapping.errors import UnavailableError, shorten
 from cloudstore_mapping.keys import escape_key, unescape_name
 from cloudstore_mapping.service.storage.base import (
-    Accesses,
+    AccessCount,
+    AccessDelta,
     Account,
     Answer,
     ApiKey,
@@ -29,7 +30,6 @@ from cloudstore_mapping.service.storage.base import (
     Media,
     OwnerPassword,
     SignIn,
-    Used,
 )
 
 
@@ -79,7 +79,7 @@ _RANDOM: Final = 12
 _SUM: Final = 8
 
 
-class Seals:
+class VersionMaker:
     """Makes versions of values that are stored; for one thread at a time, and not for a fork's child."""
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Seals:
         return random + _checksum(random, name, value)
 
 
-def is_whole(version: Any, name: str, value: Any) -> bool:
+def checksum_matches(version: Any, name: str, value: Any) -> bool:
     """
     Whether a value, its name and its version are what was stored; older versions, which are shorter, don't tell.
 
@@ -119,7 +119,7 @@ def _checksum(random: str, name: str, value: bytes) -> str:
 ALL: Final = 2**63 - 1
 
 
-class Statements(ABC):
+class Dialect(ABC):
     """A connection that runs SQL with ``?`` for its parameters, and the few words in which the engines differ."""
 
     #: What at the end of a query keeps its rows from other writers until the transaction ends; the same for rows of
@@ -196,7 +196,7 @@ _BY_ID: Final = f"{_ACCOUNT} WHERE id = ?"
 _BY_KEY: Final = f"{_ACCOUNT} WHERE id = (SELECT account_id FROM api_keys WHERE hash = ?)"  # noqa: S608 - of constants
 
 
-class AccountStatements(Statements):
+class AccountStatements(Dialect):
     """
     Accounts, the keys that open them, and who is signed in.
 
@@ -361,7 +361,7 @@ _INFO: Final = "version, created_at, updated_at, edit_password, view_password"
 _ONE: Final = "FROM files WHERE account_id = ? AND name = ?"
 
 
-class FileStatements(Statements):
+class FileStatements(Dialect):
     """Data files, by account and name, and what requests on them were answered."""
 
     def get(self, account_id: int, name: str) -> File | None:
@@ -371,7 +371,7 @@ class FileStatements(Statements):
         if row is None:
             return None
         file = File._make(row)
-        if not is_whole(file.version, name, file.value):
+        if not checksum_matches(file.version, name, file.value):
             raise UnavailableError(
                 f"The value of {shorten(name)} is damaged; save it again, or restore a backup.", key=name
             )
@@ -387,7 +387,7 @@ class FileStatements(Statements):
         found: dict[str, File | None] = dict.fromkeys(names)
         for name, *row in self._of(self._small_files, account_id, names, max_bytes):
             file = File._make(row)
-            if is_whole(file.version, name, file.value):
+            if checksum_matches(file.version, name, file.value):
                 found[name] = file
             else:
                 del found[name]
@@ -450,7 +450,7 @@ class FileStatements(Statements):
         """Return the files that `names` returns, without the values that are damaged, or larger than so many bytes."""
         columns = f"name, {self._small_files}"
         rows = self._select(columns, account_id, containing, prefix, after, limit, max_bytes)
-        return [row if is_whole(row[4], row[0], row[1]) else (row[0], None, None, None, "") for row in rows]
+        return [row if checksum_matches(row[4], row[0], row[1]) else (row[0], None, None, None, "") for row in rows]
 
     def _select(
         self,
@@ -523,8 +523,8 @@ class FileStatements(Statements):
             self.do("DELETE FROM answers WHERE account_id = ? AND request = ?", *row)
 
     @cached_property
-    def _seals(self) -> Seals:
-        return Seals()
+    def _seals(self) -> VersionMaker:
+        return VersionMaker()
 
     def put(self, account_id: int, name: str, value: bytes, now: float) -> str:
         """Make this the file's value, keeping its passwords, and return its new version."""
@@ -562,7 +562,7 @@ _ADD_DAY: Final = (
 )
 
 
-class MediaStatements(Statements):
+class MediaStatements(Dialect):
     """Media files, by account and id, and the bytes that they are."""
 
     def media(self, account_id: int, media_id: str) -> Media | None:
@@ -687,16 +687,16 @@ class MediaStatements(Statements):
         return self.row("SELECT 1 FROM blobs WHERE NOT kept AND touched_at < ? LIMIT 1", before) is not None
 
 
-class AccessStatements(Statements):
+class AccessStatements(Dialect):
     """How often files were used."""
 
-    def accesses(self, account_id: int, kind: Kind, name: str) -> Accesses | None:
+    def accesses(self, account_id: int, kind: Kind, name: str) -> AccessCount | None:
         """Return how often a file was used on its last day, None where it never was."""
         query = "SELECT day, count, last_at FROM accesses WHERE account_id = ? AND kind = ? AND name = ?"
         row = self.row(query, account_id, kind, name)
-        return None if row is None else Accesses._make(row)
+        return None if row is None else AccessCount._make(row)
 
-    def add_accesses(self, used: Sequence[Used]) -> None:
+    def add_accesses(self, used: Sequence[AccessDelta]) -> None:
         """
         Add to what is stored of files that are there, and to the account's days.
 

@@ -27,8 +27,8 @@ from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite_files import (
     LOG,
     NO_MORE_FILES,
+    DiskReserve,
     Identity,
-    Space,
     change,
     check_place,
     no_more_files,
@@ -130,7 +130,7 @@ class SQLiteSession(Transaction, WriteSession):
             check_same_thread=False,
         )
         track_session(self)
-        self._space = None if path is None else Space(path)
+        self._space = None if path is None else DiskReserve(path)
         self.outlives_program = path is not None
         #: What was met by any connection to the store.
         self.damage: Damage = Damage() if beside is None else beside.damage
@@ -484,7 +484,7 @@ class _Parents:
         pass
 
 
-class Reading(AbstractContextManager[Transaction]):
+class ReadTransaction(AbstractContextManager[Transaction]):
     """
     Reads a file's database as it is at one moment, while the block runs; then `give_back` gets the session.
 
@@ -573,7 +573,7 @@ class SQLiteStorage(Storage):
         check_open(self._process, closed=self._closed)
         if self._path is None:
             return self._session.snapshot()
-        return Reading(self._reader(self._path), self._give_back)
+        return ReadTransaction(self._reader(self._path), self._give_back)
 
     def _give_back(self, session: SQLiteSession) -> None:
         self._idle.append(session)

@@ -65,7 +65,7 @@ def disk_of(folder: str) -> Disk:
     return _Disk(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, bool(found.f_flag & os.ST_RDONLY))
 
 
-class Space:
+class DiskReserve:
     """
     The disk that the SQLite file at `path` is on, for one transaction after another; `look` tells of a folder's disk.
 
