@@ -125,8 +125,8 @@ def test_how_often_files_were_used_is_kept(file: Path, service: Service, address
         service.usage.flush()
     panel = service.panels.data_file(service.accounts.named("owner"), "key")
     assert panel is not None
-    assert panel.use is not None
-    assert panel.use.times == 2
+    assert panel.accesses is not None
+    assert panel.accesses.today == 2
 
 
 def test_a_killed_service_whose_store_was_replaced(file: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ OPENED: dict[str, dict[str, str]] = {
     "transfer.sources": {"Path(place).open": "a pipe or device", "path.open": "a new file"},
     "transfer.journal": {"os.open": "SQLite was asked", "os.fdopen": "SQLite was asked"},
     "web.connections": {"os.open": "a device"},
-    "web.admin_pages": {"files(package).joinpath(path).read_bytes": "the package's own"},
+    "web.admin.pages": {"files(package).joinpath(path).read_bytes": "the package's own"},
 }
 #: Calls of the same name that open something else.
 NO_FILES = re.compile(r"(.*\.)?_?(place|source|target|reader|line)\.open|(read|write)_text")

@@ -1,4 +1,4 @@
-"""What the dashboard shows of an account: its limits, keys and files, how often they were used, and what was done."""
+"""Read queries of the dashboard: paginated lists of files, account info, accesses and audit events."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ T = TypeVar("T")
 
 #: Files on one page.
 PAGE_LENGTH: Final = 100
-#: Days, today among them, and largest files whose use is shown.
+#: Number of days shown, including today, and of largest files.
 DAYS: Final = 30
 LARGEST: Final = 10
-#: Events that are shown.
+#: Number of audit events shown.
 EVENTS: Final = 100
 
 
 class Page(NamedTuple, Generic[T]):
-    """Some files by name, and the name that the next page goes on after, None on the last one."""
+    """Page of a list in order of names; the next page starts behind `next`, None on the last page."""
 
     rows: list[T]
     next: str | None
 
 
 class DataRow(NamedTuple):
-    """A data file by its name."""
+    """Row of the list of data files."""
 
     name: str
     info: FileInfo
 
 
-class Use(NamedTuple):
-    """How often a file was used since the count was last begun anew, and when for the last time, None for never."""
+class FileAccesses(NamedTuple):
+    """Accesses of a file today, which began at `reset_at`, and the time of the last one, None for never."""
 
     reset_at: float
-    times: int
+    today: int
     last_at: float | None
 
 
 class DataFile(NamedTuple):
-    """A data file's own panel."""
+    """Details of a data file."""
 
     name: str
     info: FileInfo
-    use: Use
+    accesses: FileAccesses
 
 
 class MediaFile(NamedTuple):
-    """A media file's own panel."""
+    """Details of a media file."""
 
     media: Media
-    use: Use
+    accesses: FileAccesses
 
 
 class UserInfo(NamedTuple):
-    """The keys that open an account, and what it holds."""
+    """API keys of an account, and its totals."""
 
     keys: list[ApiKey]
     files: int
@@ -67,7 +67,7 @@ class UserInfo(NamedTuple):
 
 
 class Activity(NamedTuple):
-    """Accesses of each of the last days, the first at `first_day`; the largest files; the latest events."""
+    """Accesses per day from `first_day`, the largest files, and the latest events."""
 
     first_day: int
     accesses: list[int]
@@ -77,7 +77,7 @@ class Activity(NamedTuple):
 
 
 class DashboardQueries:
-    """Reads what is shown to an owner: of the account that is asked for, and of no other. Threads may share it."""
+    """Queries about a single account, for its owner; thread-safe."""
 
     def __init__(self, storage: Storage, clock: Clock, usage: AccessCounter) -> None:
         self._storage = storage
@@ -85,54 +85,54 @@ class DashboardQueries:
         self._usage = usage
 
     def user(self, account: Account) -> UserInfo:
-        """Return what is told of the account itself, beside its own record."""
+        """Return the API keys and totals of an account."""
         with self._storage.read() as transaction:
             return UserInfo(
                 transaction.keys(account.id), transaction.count_files(account.id), transaction.media_bytes(account.id)
             )
 
     def data(self, account: Account, search: str = "", after: str | None = None) -> Page[DataRow]:
-        """Return the data files whose names contain a text as it stands and come behind another."""
+        """Return a page of the data files with `search` in their names, starting behind the name `after`."""
         with self._storage.read() as transaction:
             rows = transaction.describe(account.id, search, after=after, limit=PAGE_LENGTH + 1)
         page = [DataRow(*row) for row in rows[:PAGE_LENGTH]]
         return Page(page, page[-1].name if len(rows) > PAGE_LENGTH else None)
 
     def media(self, account: Account, search: str = "", after: str | None = None) -> Page[Media]:
-        """Return the media files whose names contain a text as it stands and come behind another."""
+        """Return a page of the media files with `search` in their names, starting behind the name `after`."""
         with self._storage.read() as transaction:
             rows = transaction.describe_media(account.id, search, after=after, limit=PAGE_LENGTH + 1)
         page = rows[:PAGE_LENGTH]
         return Page(page, page[-1].name if len(rows) > PAGE_LENGTH else None)
 
     def data_file(self, account: Account, name: str) -> DataFile | None:
-        """Return what a data file's own panel shows, None where there is no such file."""
+        """Return the details of a data file, or None."""
         with self._storage.read() as transaction:
             info = transaction.stat(account.id, name)
             used = self._usage.used(transaction, account.id, "data", name)
-        return None if info is None else DataFile(name, info, self._use(used))
+        return None if info is None else DataFile(name, info, self._accesses(used))
 
     def media_file(self, account: Account, media_id: str) -> MediaFile | None:
-        """Return what a media file's own panel shows, None where there is no such file."""
+        """Return the details of a media file, or None."""
         with self._storage.read() as transaction:
             media = transaction.media(account.id, media_id)
             used = self._usage.used(transaction, account.id, "media", media_id)
-        return None if media is None else MediaFile(media, self._use(used))
+        return None if media is None else MediaFile(media, self._accesses(used))
 
     def activity(self, account: Account) -> Activity:
-        """Return how the account was used lately, and what was done with it."""
+        """Return the recent accesses, largest files and audit events of an account."""
         first = day_of(self._now()) - DAYS + 1
         with self._storage.read() as transaction:
-            times = dict(transaction.days(account.id, first))
+            counts = dict(transaction.days(account.id, first))
             return Activity(
                 first,
-                [times.get(day, 0) for day in range(first, first + DAYS)],
+                [counts.get(day, 0) for day in range(first, first + DAYS)],
                 transaction.largest(account.id, LARGEST),
                 transaction.largest_media(account.id, LARGEST),
                 transaction.events(account.id, EVENTS),
             )
 
-    def _use(self, used: AccessCount | None) -> Use:
+    def _accesses(self, used: AccessCount | None) -> FileAccesses:
         today = day_of(self._now())
-        times = used.times if used is not None and used.day >= today else 0
-        return Use(float(today * DAY), times, None if used is None else used.last_at)
+        count = used.times if used is not None and used.day >= today else 0
+        return FileAccesses(float(today * DAY), count, None if used is None else used.last_at)

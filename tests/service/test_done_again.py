@@ -56,7 +56,7 @@ def times(service: Service, name: str = "name") -> int:
     """Return how often the owner's file was used."""
     file = service.panels.data_file(service.accounts.named("owner"), name)
     assert file is not None
-    return file.use.times
+    return file.accesses.today
 
 
 def test_a_write_is_counted_once(service: Service, ask: Asker) -> None:

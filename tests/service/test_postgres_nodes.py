@@ -42,7 +42,7 @@ def times(nodes: list[Service], name: str) -> int:
         node.usage.flush()
     file = nodes[0].panels.data_file(nodes[0].accounts.named("owner"), name)
     assert file is not None
-    return file.use.times
+    return file.accesses.today
 
 
 def at_once(askers: list[Asker], ask: str, *arguments: object) -> list[Reply]:

@@ -149,7 +149,7 @@ def test_who_asks_is_known_there(tmp_path: Path, address: str) -> None:
         assert b"".join(service.media.chunks(service.media.named(account, "b.bin"))) == b"67890"
         file_panel = service.panels.data_file(account, "list")
         assert file_panel is not None
-        assert file_panel.use.times == 3
+        assert file_panel.accesses.today == 3
 
 
 def test_nothing_is_replaced(source: StoreLocation, address: str, tmp_path: Path) -> None:

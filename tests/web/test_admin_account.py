@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 from cloudstore_mapping.service.quotas import day_of
 from cloudstore_mapping.service.storage.base import AccessDelta
-from cloudstore_mapping.web.pictures import days_picture, size_text, sizes_picture
+from cloudstore_mapping.web.admin.charts import accesses_chart, format_size, sizes_chart
 from tests.admin_fixtures import api_key, guest, program, visitor
 from tests.service_fakes import Asker, ManualClock
 from tests.visitor import Visitor, named, shown
@@ -27,7 +27,7 @@ def test_the_account(program: Asker, visitor: Visitor) -> None:
     program.service.accounts.set_disabled("owner", True)
     page = user(visitor)
     assert "User name owner Store disabled yes Plan basic" in page
-    limits = "Max number of files 100 Max file size 3,072 bytes Max daily accesses 300 a file Max rate 3,000 ms"
+    limits = "Max number of files 100 Max file size 3,072 bytes Max daily accesses 300 per file Max rate 3,000 ms"
     assert limits in page
     folder = program.service.accounts.named("owner").folder
     assert f"Media path /cloudstore/files/{folder}/" in page
@@ -38,7 +38,7 @@ def test_rotate_the_key(program: Asker, visitor: Visitor) -> None:
     old = program.api_key
     assert f"{old[:4]}…" in user(visitor)
     assert "End the old key" not in user(visitor)
-    page = visitor.post("key/rotate", place="panel=user")
+    page = visitor.post("key/rotate", view="panel=user")
     found = re.search(r'id="new-key"[^>]* value="(\w{32})"', page.text)
     assert found is not None
     new = found[1]
@@ -47,7 +47,7 @@ def test_rotate_the_key(program: Asker, visitor: Visitor) -> None:
     assert program.save("a", 1).error is None
     program.api_key = new
     assert program.save("a", 1).error is None
-    assert "The old key opens nothing any more." in shown(visitor.post("key/end", place="panel=user"))
+    assert "The old keys no longer work." in shown(visitor.post("key/end", view="panel=user"))
     program.api_key = old
     assert program.save("a", 1).error == "BadKey"
     assert "End the old key" not in user(visitor)
@@ -56,15 +56,15 @@ def test_rotate_the_key(program: Asker, visitor: Visitor) -> None:
 def test_default_passwords(program: Asker, visitor: Visitor) -> None:
     """The default passwords are set and cleared, each for itself, and files without their own ask for them."""
     program.save("a", {})
-    visitor.post("defaults", place="panel=user", kind="data", password="pw")
+    visitor.post("defaults", view="panel=user", kind="data", password="pw")
     assert "Data files: set" in user(visitor)
     assert "Media files: not set" in user(visitor)
     assert program.merge("a", {}).error == "Locked"
     assert program.merge("a", {}, "pw").error is None
     assert "Edit password the default one" in shown(visitor.get("?file=a"))
-    visitor.post("defaults", place="panel=user", kind="media", password="pw")
-    said = visitor.post("defaults", place="panel=user", kind="data", password="")
-    assert "There is no default password any more." in shown(said)
+    visitor.post("defaults", view="panel=user", kind="media", password="pw")
+    said = visitor.post("defaults", view="panel=user", kind="data", password="")
+    assert "Default password cleared." in shown(said)
     assert "Media files: set" in user(visitor)
     assert program.merge("a", {}).error is None
 
@@ -75,7 +75,7 @@ def test_events(program: Asker, visitor: Visitor) -> None:
     visitor.post("data/lock", name=named("a"), password="topsecret", what="view")
     visitor.post("data/lock", name=named("a"), password="topsecret", what="edit")
     visitor.post("data/lock", name=named("a"), password="", what="edit")
-    visitor.post("data/save", place="new=1", file="b", value="1", version="")
+    visitor.post("data/save", view="new=1", file="b", value="1", version="")
     visitor.post("data/delete", name=named("a", "b"))
     visitor.post("key/rotate")
     visitor.post("defaults", kind="media", password="topsecret")
@@ -116,10 +116,10 @@ def test_accesses_a_day(program: Asker, visitor: Visitor, clock: ManualClock) ->
 def test_pictures_are_well_formed() -> None:
     """Pictures are XML whatever the names are, each with a title; of nothing as well as of much."""
     pictures = [
-        days_picture(19_000, [0] * 30),
-        days_picture(19_000, [10**12, *range(29)]),
-        sizes_picture("a", "Sizes", []),
-        sizes_picture("a", "Sizes", [("<script>&", 10**15), ("x" * 1000, 0)]),
+        accesses_chart(19_000, [0] * 30),
+        accesses_chart(19_000, [10**12, *range(29)]),
+        sizes_chart("a", "Sizes", []),
+        sizes_chart("a", "Sizes", [("<script>&", 10**15), ("x" * 1000, 0)]),
     ]
     for picture in pictures:
         root = ET.fromstring(str(picture))
@@ -132,7 +132,7 @@ def test_pictures_are_well_formed() -> None:
 def test_sizes_as_text() -> None:
     """Sizes are short texts in powers of 1,024."""
     sizes = [0, 1023, 1024, 1536, 10**6, 5 * 2**30, 2**50]
-    assert [size_text(size) for size in sizes] == [
+    assert [format_size(size) for size in sizes] == [
         "0 B",
         "1023 B",
         "1.0 KiB",

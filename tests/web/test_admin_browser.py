@@ -153,10 +153,10 @@ def test_edit_a_value(shown: Dashboard, page: Page) -> None:
 
 def test_search_as_one_types(shown: Dashboard, page: Page) -> None:
     """The list follows the search, which keeps the focus; the address can be loaded again."""
-    page.get_by_label("Search for names").press_sequentially("pl")
+    page.get_by_label("Search names").press_sequentially("pl")
     expect(page.get_by_role("link", name="apples")).to_be_visible()
     expect(page.get_by_role("link", name="pears")).to_have_count(0)
-    expect(page.get_by_label("Search for names")).to_be_focused()
+    expect(page.get_by_label("Search names")).to_be_focused()
     assert "search=pl" in page.url
     page.reload()
     expect(page.locator(".row")).to_have_count(2)

@@ -93,7 +93,7 @@ def test_keys_are_names(program: Asker, visitor: Visitor, api_key: str) -> None:
     transport = InProcessTransport(program.service)
     store = CloudStoreMapping[Any](api_key, transport=transport)
     for key in KEYS:
-        assert "Saved." in shown(visitor.post("data/save", place="new=1", file=key, value="1", version=""))
+        assert "Saved." in shown(visitor.post("data/save", view="new=1", file=key, value="1", version=""))
     assert dict(store) == dict.fromkeys(KEYS, 1)
     assert sorted(names(visitor)) == sorted(KEYS)
     store.clear()
@@ -108,7 +108,7 @@ def test_keys_are_names(program: Asker, visitor: Visitor, api_key: str) -> None:
         value, version = text(visitor, opened)
         assert json.loads(value) == real
         (name,) = set(re.findall(r'name="name" value="([^"]*)"', visitor.get(opened).text.split('id="detail"')[1]))
-        assert "Saved." in shown(visitor.post("data/save", place=opened[1:], name=name, value="2", version=version))
+        assert "Saved." in shown(visitor.post("data/save", view=opened[1:], name=name, value="2", version=version))
         assert store[real] == 2
     for key in ("/ann", ",", "00", "%0", "%", "25", "naïve"):
         assert names(visitor, f"?search={quote(key)}") == sorted(name for name in KEYS if key in name)
@@ -117,7 +117,7 @@ def test_keys_are_names(program: Asker, visitor: Visitor, api_key: str) -> None:
 def test_a_refused_key_is_kept(program: Asker, visitor: Visitor) -> None:
     """What was typed as a key that is there already stands in the form again, as it was typed."""
     for _ in range(2):
-        page = visitor.post("data/save", place="new=1", file="%", value="1", version="")
+        page = visitor.post("data/save", view="new=1", file="%", value="1", version="")
     assert page.status_code == 409
     assert 'name="file" value="%"' in page.text
 
@@ -147,7 +147,7 @@ def test_a_files_own_panel(program: Asker, visitor: Visitor, clock: ManualClock)
 
 def test_a_value_is_shown_as_it_was_written(program: Asker, visitor: Visitor) -> None:
     """A value is laid out over lines, its numbers as they were written; the owner is asked no password for it."""
-    visitor.post("data/save", place="new=1", file="numbers", value='{"b": [1.0, 1e2, 12345678901234567890123]}')
+    visitor.post("data/save", view="new=1", file="numbers", value='{"b": [1.0, 1e2, 12345678901234567890123]}')
     program.service.set_passwords("owner", "numbers", edit="pw", view="pw")
     shown_text, _ = text(visitor, "?file=numbers&value=1")
     assert shown_text.split() == ["{", '"b":', "[", "1.0,", "1e2,", "12345678901234567890123", "]", "}"]
@@ -167,7 +167,7 @@ def test_edit_a_value(program: Asker, visitor: Visitor) -> None:
     program.save("list", {"a": 1})
     program.service.set_passwords("owner", "list", edit="pw")
     _, version = text(visitor, "?file=list&value=1")
-    page = visitor.post("data/save", place="file=list&value=1", name="list", value='{"a": [2]}', version=version)
+    page = visitor.post("data/save", view="file=list&value=1", name="list", value='{"a": [2]}', version=version)
     assert "Saved." in shown(page)
     assert program.value("list") == {"a": [2]}
     assert program.merge("list", {}).error == "Locked"
@@ -176,12 +176,12 @@ def test_edit_a_value(program: Asker, visitor: Visitor) -> None:
 def test_make_a_file(program: Asker, visitor: Visitor) -> None:
     """A new file is made from the page, but never over one that is there, or without a name."""
     assert "New file" in shown(visitor.get("?new=1"))
-    assert "Saved." in shown(visitor.post("data/save", place="new=1", file="list", value="1", version=""))
-    refused = visitor.post("data/save", place="new=1", file="list", value='"kept text"', version="")
+    assert "Saved." in shown(visitor.post("data/save", view="new=1", file="list", value="1", version=""))
+    refused = visitor.post("data/save", view="new=1", file="list", value='"kept text"', version="")
     assert refused.status_code == 409
     assert "kept text" in html.unescape(refused.text)
     assert program.value("list") == 1
-    nameless = visitor.post("data/save", place="new=1", file="", value="1", version="")
+    nameless = visitor.post("data/save", view="new=1", file="", value="1", version="")
     assert nameless.status_code == 422
     assert "needs a name" in shown(nameless)
 
@@ -207,7 +207,7 @@ def test_faults_in_a_value(program: Asker, visitor: Visitor) -> None:
     program.save("list", 1)
     _, version = text(visitor, "?file=list&value=1")
     for typed, fault in FAULTS:
-        page = visitor.post("data/save", place="file=list&value=1", name="list", value=typed, version=version)
+        page = visitor.post("data/save", view="file=list&value=1", name="list", value=typed, version=version)
         assert page.status_code in {400, 422}, typed[:20]
         assert fault in shown(page), typed[:20]
         assert f">\n{typed}</textarea>" in html.unescape(page.text), typed[:20]
@@ -219,7 +219,7 @@ def test_somebody_else_changed_it(program: Asker, visitor: Visitor) -> None:
     program.save("list", "old")
     _, version = text(visitor, "?file=list&value=1")
     program.save("list", "theirs")
-    page = visitor.post("data/save", place="file=list&value=1", name="list", value='"mine"', version=version)
+    page = visitor.post("data/save", view="file=list&value=1", name="list", value='"mine"', version=version)
     assert page.status_code == 409
     assert "Somebody else changed the file meanwhile" in shown(page)
     assert '"theirs"' in html.unescape(page.text)
@@ -227,7 +227,7 @@ def test_somebody_else_changed_it(program: Asker, visitor: Visitor) -> None:
     assert program.value("list") == "theirs"
     again = re.search(r'name="version" value="([^"]*)"', page.text)
     assert again is not None
-    visitor.post("data/save", place="file=list&value=1", name="list", value='"mine"', version=again[1])
+    visitor.post("data/save", view="file=list&value=1", name="list", value='"mine"', version=again[1])
     assert program.value("list") == "mine"
 
 
@@ -236,11 +236,11 @@ def test_somebody_else_deleted_it(program: Asker, visitor: Visitor) -> None:
     program.save("list", "old")
     _, version = text(visitor, "?file=list&value=1")
     program.delete("list")
-    page = visitor.post("data/save", place="file=list&value=1", name="list", value='"mine"', version=version)
+    page = visitor.post("data/save", view="file=list&value=1", name="list", value='"mine"', version=version)
     assert page.status_code == 409
     assert '"mine"' in html.unescape(page.text)
     assert 'name="version" value=""' in page.text
-    visitor.post("data/save", place="file=list&value=1", file="list", value='"mine"', version="")
+    visitor.post("data/save", view="file=list&value=1", file="list", value='"mine"', version="")
     assert program.value("list") == "mine"
 
 
@@ -248,7 +248,7 @@ def test_large_values(program: Asker, visitor: Visitor) -> None:
     """A value over 1 MiB is not put into a page; it can be downloaded."""
     program.save("large", "x" * 2**20)
     page = visitor.get("?file=large&value=1")
-    assert "too large for a page" in shown(page)
+    assert "is larger than 1.0 MiB" in shown(page)
     assert len(page.text) < 100_000
     answer = visitor.session.get(f"{visitor.address}/admin/data/value?name=large", timeout=30)
     assert answer.json() == "x" * 2**20
@@ -258,7 +258,7 @@ def test_large_values(program: Asker, visitor: Visitor) -> None:
 def test_limits_hold_for_the_owner(program: Asker, visitor: Visitor) -> None:
     """The account's numbers and sizes of files hold in the dashboard as well, and the page says which one."""
     program.service.accounts.set_plan("owner", "basic")
-    refused = visitor.post("data/save", place="new=1", file="large", value=json.dumps("x" * 4000), version="")
+    refused = visitor.post("data/save", view="new=1", file="large", value=json.dumps("x" * 4000), version="")
     assert refused.status_code == 422
     assert "at most 3,072" in shown(refused)
 
@@ -285,12 +285,12 @@ def test_delete_asks_first(program: Asker, visitor: Visitor) -> None:
     for name in ("a", "b"):
         program.save(name, 1)
     dialog = shown(visitor.post("data/ask", do="delete", name=named("a", "b")))
-    assert "Delete 2 files? a b What is deleted can't be brought back." in dialog
+    assert "Delete 2 files? a b This can't be undone." in dialog
     assert names(visitor) == ["a", "b"]
     program.delete("b")
-    assert "Some were gone already. Done: 1." in shown(visitor.post("data/delete", name=named("a", "b")))
+    assert "Some files were already deleted. Done: 1." in shown(visitor.post("data/delete", name=named("a", "b")))
     assert names(visitor) == []
-    assert "No file is ticked" in shown(visitor.post("data/ask", do="delete"))
+    assert "No file is selected" in shown(visitor.post("data/ask", do="delete"))
 
 
 def test_no_password_is_told(program: Asker, visitor: Visitor) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import pytest
 
 from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.sessions import SignedInOwner
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.web.admin import SIGN_INS_AT_ONCE, WAITING
+from cloudstore_mapping.web.admin.routes import SIGN_INS_AT_ONCE, WAITING
 from cloudstore_mapping.web.server import background
 from tests.admin_fixtures import api_key, guest
 from tests.raw_http import Connection
@@ -194,3 +196,40 @@ def test_a_failure_is_told_without_its_reason(
     assert answer.status_code == 500
     assert "a secret" not in answer.text
     assert "a secret" in caplog.text
+
+
+def test_a_stranger_sends_no_body(guest: Visitor) -> None:
+    """Without a session, a form is answered before its body is read."""
+    kind = f"Content-Type: {FORM}\r\nSec-Fetch-Site: same-origin\r\nContent-Length: {2**24}\r\n"
+    with Connection(guest.address) as stranger:
+        stranger.start("/admin/data/save", kind, b"token=")
+        answer = stranger.answer()
+        assert answer.status == 303
+        assert answer.headers["connection"] == "close"
+
+
+def test_a_session_that_ends_meanwhile(service: Service, guest: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form does nothing if its session ends while its body comes in."""
+    guest.sign_in()
+    guest.get("?panel=user")
+    (token,) = (each.value for each in guest.session.cookies if "session" in each.name)
+    assert token is not None
+    checked = threading.Event()
+    session = service.owners.session
+
+    def check(token: str) -> SignedInOwner | None:
+        signed_in = session(token)
+        checked.set()
+        return signed_in
+
+    monkeypatch.setattr(service.owners, "session", check)
+    body = f"token={guest.form_token}".encode()
+    cookie = f"Cookie: cloudstore-session+cloudstore={token}\r\n"
+    kind = f"Content-Type: {FORM}\r\nSec-Fetch-Site: same-origin\r\n{cookie}Content-Length: {len(body)}\r\n"
+    with Connection(guest.address) as slow:
+        slow.start("/admin/key/rotate", kind, body[:-1])
+        assert checked.wait(PATIENCE)
+        guest.post("sign-out")
+        slow.send(body[-1:])
+        assert slow.answer().status == 303
+    assert len(service.accounts.keys("owner")) == 1

@@ -155,15 +155,15 @@ def test_no_preview_of_what_could_run(keeper: Keeper, data: bytes, kind: str) ->
 def test_password_and_delete(keeper: Keeper) -> None:
     """The padlock sets the edit password of ticked files, which uploads are asked for then; delete ends their links."""
     one, two = (keeper.upload(name).json()["data"]["id"] for name in ("a.png", "b.png"))
-    dialog = shown(keeper.post("media/ask", place="panel=media", do="lock", name=[one, two]))
+    dialog = shown(keeper.post("media/ask", view="panel=media", do="lock", name=[one, two]))
     assert "Password of 2 files" in dialog
     assert "Asked for" not in dialog
-    assert "Password set: 2." in shown(keeper.post("media/lock", place="panel=media", name=[one, two], password="pw"))
+    assert "Password set: 2." in shown(keeper.post("media/lock", view="panel=media", name=[one, two], password="pw"))
     answer = requests.post(
         f"{keeper.address}/upload-2", data={"key": keeper.api_key}, files={"file": ("a.png", PNG)}, timeout=30
     )
     assert answer.json()["error"] == "Locked"
-    assert "Deleted: 2." in shown(keeper.post("media/delete", place="panel=media", name=[one, two]))
+    assert "Deleted: 2." in shown(keeper.post("media/delete", view="panel=media", name=[one, two]))
     assert keeper.all() == []
     assert "There is no such file" in shown(keeper.get(f"?panel=media&file={one}"))
 

@@ -88,8 +88,8 @@ def test_two_services_on_one_host(service: Service, guest: Visitor, clock: Manua
                 timeout=30,
                 allow_redirects=False,
             )
-            assert "The default password is in force" not in shown(guest.get())
-            assert "The default password is in force" in shown(second.get())
+            assert "Default password set" not in shown(guest.get())
+            assert "Default password set" in shown(second.get())
             second.post("sign-out")
             assert (guest.is_in(), second.is_in()) == (True, False)
 
@@ -217,7 +217,7 @@ def test_a_one_time_password_has_to_be_changed(service: Service, guest: Visitor)
         assert "Choose a password" in shown(guest.post(action, file="a", value="1", kind="data", password="x"))
     assert "Choose a password" in shown(guest.session.get(f"{guest.address}/admin/data/value?name=a", timeout=30))
     assert len(service.accounts.keys("owner")) == 1
-    assert "two ways" in shown(guest.post("password", old=once, new="another horse", again="another house"))
+    assert "don't match" in shown(guest.post("password", old=once, new="another horse", again="another house"))
     assert "old one" in shown(guest.post("password", old=once, new=once, again=once))
     changed = guest.post("password", old=once, new="another horse", again="another horse")
     assert "Your password is changed" in shown(changed)

@@ -1,4 +1,4 @@
-// What the dashboard's pages do in the browser beside htmx: dialogs, ticks, copying, uploads, and where the focus goes.
+// Dashboard behaviour beside htmx: dialogs, ticked files, copying, uploads, focus.
 "use strict";
 
 (() => {
@@ -10,7 +10,7 @@
     byId("status").replaceChildren(message);
   };
 
-  // What opened a dialog or a file's panel gets the focus back: by its id, for it may be another element by then.
+  // Focus returns to the element that opened a dialog or detail: found by its id, as a swap may have replaced it.
   let opener = "";
   let goesTo = "";
   const focusOn = (id) => {
@@ -22,7 +22,7 @@
   const prepare = () => {
     for (const dialog of document.querySelectorAll("dialog[data-modal][open]")) {
       if (dialog.matches(":modal")) continue;
-      dialog.removeAttribute("open"); // it was open for browsers without scripts, but not modal
+      dialog.removeAttribute("open"); // open but not modal, for browsers without scripts
       dialog.addEventListener("close", () => {
         dialog.remove();
         focusOn(opener);
@@ -57,7 +57,7 @@
     try {
       await navigator.clipboard.writeText(field.value);
     } catch {
-      field.select(); // without https there is no clipboard but this
+      field.select(); // without https there is no other clipboard
       document.execCommand("copy");
     }
     say("Copied.");
@@ -68,7 +68,7 @@
   const sendFile = (form, file, done, total) =>
     new Promise((resolve, reject) => {
       const fields = new FormData();
-      fields.append("token", form.elements.token.value); // before the file: it is looked at first
+      fields.append("token", form.elements.token.value); // before the file, so that it is checked first
       fields.append("file", file, file.name);
       const request = new XMLHttpRequest();
       const progress = byId("upload-progress");
@@ -80,12 +80,12 @@
         try {
           reply = JSON.parse(request.responseText);
         } catch {
-          reply = { error: "Unreadable", message: "The answer can't be read; try again." };
+          reply = { error: "Unreadable", message: "The reply can't be read; try again." };
         }
         if (reply.error === null) resolve();
         else reject(new Error(reply.message));
       });
-      request.addEventListener("error", () => reject(new Error("The service was not reached; try again.")));
+      request.addEventListener("error", () => reject(new Error("The service can't be reached; try again.")));
       request.open("POST", form.action);
       request.send(fields);
     });
@@ -144,13 +144,13 @@
     document.addEventListener(name, (event) => {
       const form = byId("upload");
       if (!form || !event.dataTransfer || ![...event.dataTransfer.types].includes("Files")) return;
-      event.preventDefault(); // anywhere on the page, or the browser would open the file
+      event.preventDefault(); // on the whole page, as the browser would open the file otherwise
       form.classList.toggle("is-over", isOver);
       if (name === "drop") void sendAll(form, [...event.dataTransfer.files]);
     });
   }
 
-  // Of two pages that were asked for, the first would come in the place of the link that asked for the second.
+  // A page requested earlier must not replace a page requested later.
   const overtaken = new WeakSet();
   let latest = null;
   document.addEventListener("htmx:beforeRequest", (event) => {
@@ -170,7 +170,7 @@
     const fault = document.querySelector("[aria-invalid=true]");
     if (fault) fault.focus();
   });
-  document.addEventListener("htmx:sendError", () => say("The service was not reached; try again.", true));
+  document.addEventListener("htmx:sendError", () => say("The service can't be reached; try again.", true));
 
   prepare();
 })();

@@ -1,4 +1,4 @@
-"""How much a store is used, as pictures: SVG with the figures as text in it, and no script or style of its own."""
+"""SVG charts of the dashboard: accesses per day and largest files, with their figures as text."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _HEIGHT: Final = 90
 _TOP: Final = 18
 
 
-def size_text(size: int) -> str:
-    """Return a number of bytes as a short text."""
+def format_size(size: int) -> str:
+    """Return a number of bytes as short text."""
     if size < 1024:
         return f"{size} B"
     shown = float(size)
@@ -28,22 +28,22 @@ def size_text(size: int) -> str:
     return f"{shown / 1024:.1f} TiB"
 
 
-def day_text(day: int) -> str:
-    """Return a day, counted since 1970, as people write it."""
+def format_day(day: int) -> str:
+    """Return the ISO date of a day counted from 1970."""
     return f"{datetime.fromtimestamp(day * DAY, UTC):%Y-%m-%d}"
 
 
-def days_picture(first_day: int, accesses: Sequence[int]) -> Markup:
-    """Return bars of the accesses on each day from the first one on."""
+def accesses_chart(first_day: int, accesses: Sequence[int]) -> Markup:
+    """Return a bar chart of the accesses on each day from `first_day`."""
     most = max(accesses, default=0)
     width = len(accesses) * (_BAR + _GAP)
     bars = Markup("").join(
-        _bar(number, first_day + number, times, most, width) for number, times in enumerate(accesses)
+        _bar(number, first_day + number, count, most, width) for number, count in enumerate(accesses)
     )
     total = sum(accesses)
     return Markup(
         '<svg class="picture days" viewBox="0 0 {width} {height}" role="img" aria-labelledby="days-title">'
-        '<title id="days-title">Accesses a day from {first} to {last}: {total} together, {most} at most</title>'
+        '<title id="days-title">Accesses per day from {first} to {last}: {total} in total, {most} at most</title>'
         '<line class="axis" x1="0" y1="{base}" x2="{width}" y2="{base}"/>{bars}'
         '<text class="label" x="0" y="{below}">{first}</text>'
         '<text class="label" x="{width}" y="{below}" text-anchor="end">{last}</text></svg>'
@@ -52,30 +52,30 @@ def days_picture(first_day: int, accesses: Sequence[int]) -> Markup:
         height=_TOP + _HEIGHT + 24,
         base=_TOP + _HEIGHT,
         below=_TOP + _HEIGHT + 18,
-        first=day_text(first_day),
-        last=day_text(first_day + len(accesses) - 1),
+        first=format_day(first_day),
+        last=format_day(first_day + len(accesses) - 1),
         total=f"{total:,}",
         most=f"{most:,}",
         bars=bars,
     )
 
 
-def _bar(number: int, day: int, times: int, most: int, width: int) -> Markup:
-    height = round(_HEIGHT * times / most) if most else 0
-    if times:
+def _bar(number: int, day: int, count: int, most: int, width: int) -> Markup:
+    height = round(_HEIGHT * count / most) if most else 0
+    if count:
         height = max(height, 2)
     x = number * (_BAR + _GAP) + _GAP // 2
-    # The largest one says how high it is; the others can be read off it, and say it when pointed at.
-    is_labelled = times == most and times > 0
+    # Only the highest bar has a label; the others show their figure in a tooltip.
+    is_labelled = count == most and count > 0
     label = Markup('<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-        min(max(x + _BAR // 2, 14), width - 14), _TOP + _HEIGHT - height - 5, f"{times:,}"
+        min(max(x + _BAR // 2, 14), width - 14), _TOP + _HEIGHT - height - 5, f"{count:,}"
     )
     return Markup(
-        '<g><title>{day}: {times}</title><rect class="bar" x="{x}" y="{y}" width="{bar}" height="{height}" rx="2"/>'
+        '<g><title>{day}: {count}</title><rect class="bar" x="{x}" y="{y}" width="{bar}" height="{height}" rx="2"/>'
         "{label}</g>"
     ).format(
-        day=day_text(day),
-        times=f"{times:,}",
+        day=format_day(day),
+        count=f"{count:,}",
         x=x,
         y=_TOP + _HEIGHT - height,
         bar=_BAR,
@@ -84,8 +84,8 @@ def _bar(number: int, day: int, times: int, most: int, width: int) -> Markup:
     )
 
 
-def sizes_picture(identity: str, title: str, files: Sequence[tuple[str, int]]) -> Markup:
-    """Return bars of the sizes of some files, the largest first; `identity` is the picture's own in its page."""
+def sizes_chart(identity: str, title: str, files: Sequence[tuple[str, int]]) -> Markup:
+    """Return a bar chart of file sizes, the largest first; `identity` must be unique in the page."""
     row = 34
     largest = max((size for _, size in files), default=0)
     rows = Markup("").join(
@@ -96,7 +96,7 @@ def sizes_picture(identity: str, title: str, files: Sequence[tuple[str, int]]) -
         ).format(
             name=name,
             short=name if len(name) <= 36 else f"{name[:35]}…",
-            size=size_text(size),
+            size=format_size(size),
             text_y=number * row + 14,
             y=number * row + 20,
             width=max(2, round(360 * size / largest)) if largest else 2,
