@@ -21,9 +21,8 @@ from cloudstore_mapping.cli import app
 from cloudstore_mapping.errors import CloudStoreError
 from cloudstore_mapping.service.configuration import load
 from cloudstore_mapping.service.settings import Settings
+from cloudstore_mapping.service.storage.maintenance import check_file, restore_file
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_backup import restore
-from cloudstore_mapping.service.storage.sqlite_check import check
 from cloudstore_mapping.transfer import Format, export_store, import_store
 from cloudstore_mapping.web.options import Options, check_certificate
 from tests.support.command_line import CliRunner
@@ -177,7 +176,7 @@ def _back_up(_: Store, path: str) -> None:
 
 
 def _restore(backup: str, target: str) -> None:
-    restore(Path(backup).absolute(), Path(target).absolute(), lambda _done, _total: None)
+    restore_file(Path(backup).absolute(), Path(target).absolute(), lambda _done, _total: None)
 
 
 #: Each public function and its parameter that takes a path, and then the way in which it is used.
@@ -203,7 +202,7 @@ FUNCTIONS: Final[dict[tuple[str, str], Operation]] = {
 #: Parts of the package that take a path from elsewhere.
 PARTS: Final[dict[str, Operation]] = {
     "back_up": _back_up,
-    "check": lambda _, path: check(Path(path).absolute()),
+    "check": lambda _, path: check_file(Path(path).absolute()),
     "restore from": lambda _, path: _restore(path, "restored.db"),
     "restore to": lambda _, path: _restore(OTHER, path),
     "settings": lambda _, path: load((Settings,), {}, {"config": path}),

@@ -101,8 +101,8 @@ def flip(file: Path, before: bytes, after: bytes) -> None:
 
 #: What is damaged by one bit, and the line that names it.
 DAMAGE = {
-    "value": (b'{"a":1}', b'{"a":3}', "The file 'name' of 'bob' is not what was saved; save it again."),
-    "media": (b"12345", b"12347", "The media file 'a.bin' of 'bob' is not what was uploaded; upload it again."),
+    "value": (b'{"a":1}', b'{"a":3}', "The file 'name' of 'bob' doesn't match its checksum; save it again."),
+    "media": (b"12345", b"12347", "The media file 'a.bin' of 'bob' doesn't match its checksum; upload it again."),
 }
 
 
@@ -152,7 +152,7 @@ def test_a_name_that_is_no_text(store: Path) -> None:
         connection.commit()
     found = run("check", "--store", store)
     assert found.exit_code == 1
-    assert found.stdout.splitlines()[-1] == "The file 'n\\udce1me' of 'bob' is not what was saved; save it again."
+    assert found.stdout.splitlines()[-1] == "The file 'n\\udce1me' of 'bob' doesn't match its checksum; save it again."
 
 
 def test_a_value_of_an_older_version(store: Path, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_check(store: Path) -> None:
         connection.commit()
     bad = run("check", "--store", store)
     assert bad.exit_code == 1
-    assert bad.stdout.splitlines()[-1] == "The file 'name' of 'bob' is no JSON; save it again."
+    assert bad.stdout.splitlines()[-1] == "The file 'name' of 'bob' is not valid JSON; save it again."
     told = json.loads(run("check", "--store", store, "--json").stdout)
     assert (told["files"], len(told["faults"])) == (1, 1)
 

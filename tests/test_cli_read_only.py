@@ -160,7 +160,7 @@ def test_a_copy_into_a_read_only_folder(tmp_path: Path, command: str) -> None:
     folder.chmod(0o755)
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr == (
-        f"cloudstore: No file can be made in {folder}; look at its permissions, or name another folder.\n"
+        f"cloudstore: No file can be made in {folder}; check its permissions, or name another folder.\n"
     )
     assert not list(folder.iterdir())
 

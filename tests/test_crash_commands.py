@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 import cloudstore_mapping as cm
-from cloudstore_mapping.service.storage.sqlite_check import check
+from cloudstore_mapping.service.storage.maintenance import check_file
 from tests.cluster.nodes import nodes
 from tests.crash.beside import Beside, Ran, run_here
 from tests.crash.commands import Command, Commands
@@ -79,7 +79,7 @@ def kill_program(folder: Path, seed: int) -> list[Ran]:
                 beside.wait_for(dice.randint(0, 2))
         finally:
             program.kill()
-        assert check(file).faults == []
+        assert check_file(file).faults == []
         with cm.open(file) as store:
             rest, own = split(contents(store))
         assert rest in expected[done : done + 2], done
@@ -120,7 +120,7 @@ def test_a_killed_program_whose_file_was_replaced(tmp_path: Path, asked: int) ->
         assert ran.status == 2
     assert (file.read_bytes(), log.read_bytes()) == before
     log.rename(f"{away}-wal")
-    assert check(file).faults == check(away).faults == []
+    assert check_file(file).faults == check_file(away).faults == []
     with cm.open(file) as store:
         assert len(store) == 0
     with cm.open(away) as store:
@@ -180,7 +180,7 @@ def test_a_killed_service(
                     if dice.random() < 1 / 2:
                         beside.kill()
                     service.kill()
-                    assert check(service.file).faults == []
+                    assert check_file(service.file).faults == []
                 workload.wait_for_calls(1)
             with cm.open(service.location) as store:
                 _, own = split(dict(store))

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import pytest
 
 import cloudstore_mapping as cm
-from cloudstore_mapping.service.storage.sqlite_check import check
+from cloudstore_mapping.service.storage.maintenance import check_file
 from cloudstore_mapping.transfer import import_store
 from cloudstore_mapping.transfer.dbmfiles import is_dbm
 from tests.crash.beside import CONTEXT, Ran, run_here
@@ -137,7 +137,7 @@ def cut_program(folder: Path, count: int, seed: int, every: int) -> tuple[int, i
     for number, cut in enumerate(cuts(log, every=every, seed=seed), 1):
         check_cut(cut, moments, expected, after)
         if number % 10 == 0:
-            assert check(after / NAME).faults == []
+            assert check_file(after / NAME).faults == []
     return number, ran
 
 
@@ -203,7 +203,7 @@ def fail_once(folder: Path, way: str, kind: type[Event], code: int, stride: int,
         if ran.status != 0:
             check_answer(again)
         check_seen(again, [{**whole, "before": 1}, rest])
-        assert check(here / NAME).faults == []
+        assert check_file(here / NAME).faults == []
         shutil.rmtree(here)
 
 

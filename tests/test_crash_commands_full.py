@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 import cloudstore_mapping as cm
-from cloudstore_mapping.service.storage.sqlite_check import check
+from cloudstore_mapping.service.storage.maintenance import check_file
 from tests.cluster.nodes import nodes
 from tests.crash.beside import Elsewhere, Ran
 from tests.crash.commands import Command, Commands
@@ -65,7 +65,7 @@ def fill_beside_commands(disk: Path, folder: Path, rounds: int, count: int, seed
                 drawn = [commands.next() for _ in range(count)]
                 with filled(disk, dice.choice(LEFT)):
                     ran = [run_elsewhere(command) for command in drawn]
-                    assert check(file).faults == []
+                    assert check_file(file).faults == []
                     assert list(disk.glob(".*")) == []
                 workload.wait_for_calls(1)
                 for first in ran:
@@ -81,7 +81,7 @@ def fill_beside_commands(disk: Path, folder: Path, rounds: int, count: int, seed
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
         with cm.open(node.location(key)) as store:
             workload.check(store)
-    assert check(file).faults == []
+    assert check_file(file).faults == []
     return every
 
 

@@ -12,8 +12,8 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.client.media import Media
+from cloudstore_mapping.service.storage.maintenance import check_file
 from cloudstore_mapping.service.storage.sql import VersionMaker, checksum_matches
-from cloudstore_mapping.service.storage.sqlite_check import check
 from tests.crash.memory import tmp_path
 from tests.crash.script import Contents, contents, steps
 
@@ -120,7 +120,7 @@ def try_flips(file: Path, count: int, seed: int) -> Counter[str]:
 def is_found(file: Path) -> bool:
     """Whether a check of a damaged store says so."""
     try:
-        return bool(check(file).faults)
+        return bool(check_file(file).faults)
     except cm.UnsupportedError:
         return True
 
@@ -147,8 +147,8 @@ def test_a_damaged_value_is_saved_again(file: Path) -> None:
     content = file.read_bytes()
     place = content.index(b"777" * 10) + 5
     file.write_bytes(content[:place] + b"8" + content[place + 1 :])
-    (fault,) = check(file).faults
-    assert fault == "The file 'small 7' of 'local' is not what was saved; save it again."
+    (fault,) = check_file(file).faults
+    assert fault == "The file 'small 7' of 'local' doesn't match its checksum; save it again."
     with cm.open(file, retries=0) as store:
         with pytest.raises(cm.UnavailableError, match=r"'small 7' is damaged; save it again, or restore a backup\.$"):
             _ = store["small 7"]
@@ -158,7 +158,7 @@ def test_a_damaged_value_is_saved_again(file: Path) -> None:
             store.merge("small 7", {"a": 1})
         store["small 7"] = "anew"
         assert store["small 7"] == "anew"
-    assert check(file).faults == []
+    assert check_file(file).faults == []
 
 
 @pytest.mark.parametrize("column", ["value", "version"])

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 import cloudstore_mapping as cm
-from cloudstore_mapping.service.storage.sqlite_check import check
+from cloudstore_mapping.service.storage.maintenance import check_file
 from cloudstore_mapping.testing.service import running_service
 from tests.crash.disk import Disk, Event, Synced, Told, Written
 from tests.crash.layer import watched
@@ -116,7 +116,7 @@ def try_all(
 
 def reopened(folder: Path) -> Contents:
     """Return what a store holds that is whole, and opened again."""
-    assert check(folder / NAME).faults == []
+    assert check_file(folder / NAME).faults == []
     with cm.open(folder / NAME) as store:
         return contents(store)
 

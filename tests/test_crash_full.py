@@ -16,8 +16,8 @@ import requests
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
 from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.storage.maintenance import check_file
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_check import check
 from tests.cluster.nodes import first_key, nodes
 from tests.crash.small_disk import small_disk
 from tests.service_fakes import PATIENCE
@@ -45,8 +45,8 @@ def store(disk: Path, tmp_path: Path) -> Iterator[Store]:
     with nodes(str(disk / "store.db"), 1, tmp_path) as (node,):
         with cm.open(node.location(first_key([node])), retries=0) as store:
             yield store
-        assert check(disk / "store.db").faults == []
-    assert check(disk / "store.db").faults == []
+        assert check_file(disk / "store.db").faults == []
+    assert check_file(disk / "store.db").faults == []
 
 
 def fill(write: Callable[[str], object]) -> list[str]:
@@ -101,7 +101,7 @@ def test_a_small_disk_is_emptied_again(tmp_path: Path, size: int, length: int) -
             for key in keys[2:]:
                 del store[key]
             assert list(store) == ["small"]
-        assert check(place).faults == []
+        assert check_file(place).faults == []
 
 
 def test_commands_on_a_full_disk(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ finally:
                 check=False,
             )
             assert (run.returncode, run.stderr) == (0, "")
-        assert check(place).faults == []
+        assert check_file(place).faults == []
 
 
 def fill_many(store: Store, length: int) -> None:
@@ -156,7 +156,7 @@ def test_media_files_that_fill_a_disk(store: Store, disk: Path) -> None:
         found[name] = store.upload(name.encode() * 20_000, name)
 
     names = fill(upload)
-    assert check(disk / "store.db").media == len(names)
+    assert check_file(disk / "store.db").media == len(names)
     assert {name: store.download(found[name]) for name in names} == {name: name.encode() * 20_000 for name in names}
 
 

@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 import cloudstore_mapping as cm
-from cloudstore_mapping.service.storage.sqlite_check import check
+from cloudstore_mapping.service.storage.maintenance import check_file
 from tests.cluster.nodes import Node, nodes
 from tests.crash.script import contents, states
 from tests.crash.workload import Workload
@@ -99,7 +99,7 @@ def test_a_killed_service(
             for _ in range(KILLS):
                 workload.wait_for_calls(dice.randint(1, CALLS))
                 service.kill()
-                assert check(service.file).faults == []
+                assert check_file(service.file).faults == []
             workload.wait_for_calls(1)
         calls, unknown, kills = calls + workload.calls, unknown + workload.unknown, kills + KILLS
         with cm.open(service.location) as store:
@@ -120,7 +120,7 @@ def test_a_killed_program(tmp_path: Path, at_length: bool, capsys: pytest.Captur
             told = len(program.stdout.read(dice.randint(1, STEPS // 2)))
             program.kill()
             told += len(program.stdout.read())
-        assert check(file).faults == []
+        assert check_file(file).faults == []
         with cm.open(file) as store:
             assert contents(store) in states(STEPS, number)[told : told + 2]
     with capsys.disabled():

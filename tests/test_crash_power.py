@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import cloudstore_mapping as cm
+from cloudstore_mapping.service.storage.maintenance import check_file
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_check import check
 from tests.crash.beside import run_here
 from tests.crash.commands import Command
 from tests.crash.disk import Event, Synced
@@ -49,7 +49,7 @@ def lost(each: Iterator[Cut], expected: Sequence[Contents], folder: Path) -> Ite
             if contents(store) not in expected[cut.told : cut.told + 2]:
                 yield f"After the cut at {cut.place} ({cut.way}) it isn't what {cut.told} steps left."
         if number % 10 == 0:
-            assert check(folder / NAME).faults == []
+            assert check_file(folder / NAME).faults == []
 
 
 @pytest.mark.parametrize("every", [30, pytest.param(5, marks=pytest.mark.slow)])
@@ -79,7 +79,7 @@ def test_a_cut_while_an_old_store_is_brought_up_to_date(tmp_path: Path, first: P
     for cut in cuts(disk.log, every=3, before=before):
         cut.leave(folder)
         SQLiteStorage(folder / first.name).close()
-        found = check(folder / first.name)
+        found = check_file(folder / first.name)
         assert (found.faults, found.files, found.accounts) == ([], 1, 2)
 
 

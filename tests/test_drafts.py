@@ -14,8 +14,8 @@ import cloudstore_mapping as cm
 from cloudstore_mapping import drafts
 from cloudstore_mapping.client.media import DownloadFile
 from cloudstore_mapping.drafts import Draft, draft_of
+from cloudstore_mapping.service.storage.maintenance import restore_file
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_backup import restore
 from cloudstore_mapping.transfer import export_store
 from cloudstore_mapping.transfer.replacing import Replacement
 
@@ -31,8 +31,8 @@ target = Path(sys.argv[1])
 COMMANDS = {
     "backup": "from cloudstore_mapping.service.storage.sqlite import SQLiteStorage\n"
     "SQLiteStorage(target.with_name('s.db')).back_up(target, die)",
-    "restore": "from cloudstore_mapping.service.storage.sqlite_backup import restore\n"
-    "restore(target.with_name('b.db'), target, die)",
+    "restore": "from cloudstore_mapping.service.storage.maintenance import restore_file\n"
+    "restore_file(target.with_name('b.db'), target, die)",
     "download": "from cloudstore_mapping.client.media import DownloadFile\n"
     "with DownloadFile(target, overwrite=True) as file: file.write(b'half'); file.flush(); die()",
     "download to a folder": "from cloudstore_mapping.client.media import DownloadFile\n"
@@ -65,7 +65,7 @@ def test_a_killed_run_is_cleared_away(command: str, tmp_path: Path) -> None:
         with SQLiteStorage(tmp_path / "s.db") as storage:
             storage.back_up(target, lambda *_: None)
     elif command == "restore":
-        restore(tmp_path / "b.db", target, lambda *_: None)
+        restore_file(tmp_path / "b.db", target, lambda *_: None)
     elif command == "import":
         with Replacement(target) as made:
             made.draft.write_bytes(b"whole")

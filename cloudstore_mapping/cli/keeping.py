@@ -43,7 +43,7 @@ def backup(
     The copy is there only once it is whole, with all accounts, files and media. Then each value and media file in it
     is compared with its checksum: exit status 1 where the store holds damaged ones, and each is a line.
     """
-    from cloudstore_mapping.service.storage.keeping import back_up
+    from cloudstore_mapping.service.storage.maintenance import back_up
 
     source = _existing(store)
     with as_usage(), _bar() as report:
@@ -65,7 +65,7 @@ def restore(
 
     It is there only once every page of the backup, and each value and media file with its checksum, was checked.
     """
-    from cloudstore_mapping.service.storage.keeping import restore as restore_store
+    from cloudstore_mapping.service.storage.maintenance import restore as restore_store
 
     target = _place(store)
     with as_usage(), _bar() as report:
@@ -82,7 +82,7 @@ def check(store: StoreOption = None, as_json: AsJSON = False) -> None:
 
     Exit status 1 where something is not what it should be: each fault is a line.
     """
-    from cloudstore_mapping.service.storage.keeping import check as check_store
+    from cloudstore_mapping.service.storage.maintenance import check as check_store
 
     source = _existing(store)
     with as_usage(), _bar() as report:
@@ -113,11 +113,11 @@ def migrate(
 
     All steps are one transaction: either all of them are done, or none.
     """
-    from cloudstore_mapping.service.storage.keeping import schemas
+    from cloudstore_mapping.service.storage.maintenance import schema_versions
 
     source = _existing(store)
     with as_usage():
-        before, after = schemas(source)
+        before, after = schema_versions(source)
         if not dry_run:
             source.open().close()
     said = f"{source} has schema {before}, the newest there is."
@@ -142,7 +142,7 @@ def migrate_names(
     can be begun again. Where both names exist neither is changed, each pair is a line, and the exit status is 1. Stop
     the service first.
     """
-    from cloudstore_mapping.service.storage.keeping import migrate_names as rename
+    from cloudstore_mapping.service.storage.maintenance import migrate_names as rename
 
     source = _existing(store)
     with as_usage(), _bar() as report:
@@ -177,7 +177,7 @@ def migrate_store(
     Start the service on TO when it is done: what is written to FROM meanwhile stays there. One that was interrupted
     leaves nothing, and can be begun again.
     """
-    from cloudstore_mapping.service.storage.keeping import migrate_store as migrate
+    from cloudstore_mapping.service.storage.maintenance import migrate_store as migrate
 
     places = _there(kept_place(source)), kept_place(target)
     with as_usage(), _bar() as report:

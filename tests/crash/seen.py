@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Final
 
 import cloudstore_mapping as cm
-from cloudstore_mapping.service.storage.sqlite_check import check
+from cloudstore_mapping.service.storage.maintenance import check_file
 from cloudstore_mapping.testing.linearizability import Call, History
 from cloudstore_mapping.transfer import import_store
 from cloudstore_mapping.transfer.dbmfiles import is_dbm
@@ -57,7 +57,7 @@ def made_by(ran: Ran) -> Contents | None:
         return None  # of a service it is what could be read; and another store gets one key after another
     if ran.command.way == "backup":
         assert target.read_bytes()[18:20] == ROLLBACK, ran
-        assert check(target).faults == [], ran
+        assert check_file(target).faults == [], ran
     with cm.open("memory:") as store:
         try:
             import_store(store, target, trust=True)

@@ -13,11 +13,11 @@ import pytest
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.base import Account, Limits, Media, OwnerPassword, Storage
+from cloudstore_mapping.service.storage.maintenance import Findings, back_up_storage, check_file, restore_file
 from cloudstore_mapping.service.storage.migrations import newest
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_backup import restore, verify
-from cloudstore_mapping.service.storage.sqlite_check import Findings, check
+from cloudstore_mapping.service.storage.sqlite_backup import verify
 
 WRITERS = 8
 
@@ -56,9 +56,9 @@ def test_a_backup_restores_to_the_same(storage: Storage, tmp_path: Path) -> None
     """What is restored is what was there: accounts, keys, limits, passwords, values, media."""
     account = fill(storage)
     reported: list[tuple[int, int]] = []
-    storage.back_up(tmp_path / "backup", lambda done, total: reported.append((done, total)))
+    back_up_storage(storage, tmp_path / "backup", lambda done, total: reported.append((done, total)))
     assert reported[-1][0] == reported[-1][1] > 0
-    restore(tmp_path / "backup", tmp_path / "restored", nothing)
+    restore_file(tmp_path / "backup", tmp_path / "restored", nothing)
     assert dump(tmp_path / "restored") == dump(tmp_path / "backup")
     with SQLiteStorage(tmp_path / "restored") as restored, restored.read() as transaction, storage.read() as before:
         assert transaction.accounts() == before.accounts()
@@ -96,19 +96,19 @@ def test_a_backup_is_of_one_moment(tmp_path: Path) -> None:
         totals = []
         try:
             for number in range(5):
-                storage.back_up(tmp_path / f"backup {number}", nothing)
+                back_up_storage(storage, tmp_path / f"backup {number}", nothing)
                 totals.append(total_of(tmp_path / f"backup {number}", tmp_path / f"restored {number}", account))
         finally:
             stop.set()
         done = sum(each.result() for each in writing)
     assert totals == sorted(totals)
     assert totals[0] < totals[-1] <= done
-    assert check(tmp_path / "store").faults == []
+    assert check_file(tmp_path / "store").faults == []
 
 
 def total_of(backup: Path, restored: Path, account: int) -> int:
     """Restore a backup, and return its total, which has to be that of all writers, each with its copy."""
-    restore(backup, restored, nothing)
+    restore_file(backup, restored, nothing)
     with SQLiteStorage(restored) as storage, storage.read() as transaction:
 
         def number(name: str) -> int:
@@ -127,12 +127,12 @@ def test_nothing_is_overwritten(storage: Storage, tmp_path: Path) -> None:
     (tmp_path / "other-wal").write_text("mine")
     for name in ("there", "other"):
         with pytest.raises(FileExistsError, match="move it away"):
-            storage.back_up(tmp_path / name, nothing)
-    storage.back_up(tmp_path / "backup", nothing)
+            back_up_storage(storage, tmp_path / name, nothing)
+    back_up_storage(storage, tmp_path / "backup", nothing)
     with pytest.raises(FileExistsError, match="move it away"):
-        restore(tmp_path / "backup", tmp_path / "there", nothing)
+        restore_file(tmp_path / "backup", tmp_path / "there", nothing)
     with pytest.raises(FileNotFoundError, match="no folder"):
-        storage.back_up(tmp_path / "absent" / "backup", nothing)
+        back_up_storage(storage, tmp_path / "absent" / "backup", nothing)
     assert (tmp_path / "there").read_text() == "mine"
     assert not list(tmp_path.glob(".*"))
 
@@ -146,7 +146,7 @@ def test_a_backup_that_breaks_off_leaves_nothing(storage: Storage, tmp_path: Pat
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        storage.back_up(tmp_path / "backup", interrupt)
+        back_up_storage(storage, tmp_path / "backup", interrupt)
     assert sorted(tmp_path.iterdir()) == before
     with storage.read() as transaction:
         assert transaction.has_accounts()
@@ -157,7 +157,7 @@ def backup(tmp_path: Path) -> Path:
     """Return a backup of a store in memory."""
     with SQLiteStorage(None) as storage:
         fill(storage)
-        storage.back_up(tmp_path / "backup", nothing)
+        back_up_storage(storage, tmp_path / "backup", nothing)
     return tmp_path / "backup"
 
 
@@ -173,7 +173,7 @@ def test_what_is_no_whole_backup(backup: Path, damage: str) -> None:
         with closing(sqlite3.connect(backup)) as connection:
             connection.execute(f"PRAGMA {'application_id' if damage == 'foreign' else 'user_version'} = 1000")
     with pytest.raises((UnsupportedError, UnavailableError)) as caught:
-        restore(backup, backup.with_name("restored"), nothing)
+        restore_file(backup, backup.with_name("restored"), nothing)
     assert str(backup) in str(caught.value)
     assert [file.name for file in backup.parent.iterdir()] == ["backup"]
 
@@ -181,15 +181,15 @@ def test_what_is_no_whole_backup(backup: Path, damage: str) -> None:
 def test_a_backup_that_is_not_there(tmp_path: Path) -> None:
     """A name that leads nowhere is said to be just that."""
     with pytest.raises(FileNotFoundError, match="no backup"):
-        restore(tmp_path / "absent", tmp_path / "restored", nothing)
+        restore_file(tmp_path / "absent", tmp_path / "restored", nothing)
     with pytest.raises(FileNotFoundError, match="no store"):
-        check(tmp_path / "absent")
+        check_file(tmp_path / "absent")
 
 
 def test_a_check_counts_and_finds_faults(backup: Path) -> None:
     """It counts what is there, and names the value that is no JSON and the media file that isn't what it was."""
     assert verify(backup) == newest()
-    assert check(backup) == Findings(newest(), accounts=1, files=1, file_bytes=8, media=1, media_bytes=11)
+    assert check_file(backup) == Findings(newest(), accounts=1, files=1, file_bytes=8, media=1, media_bytes=11)
     with closing(sqlite3.connect(backup)) as connection:
         connection.execute("UPDATE files SET value = CAST('{' AS BLOB)")
         connection.execute("UPDATE chunks SET data = CAST('worst' AS BLOB) WHERE number = 0")
@@ -197,10 +197,10 @@ def test_a_check_counts_and_finds_faults(backup: Path) -> None:
         connection.execute("INSERT INTO accesses VALUES (1, 'data', 'gone', 1, 1, 1.0)")
         connection.commit()
     reported: list[tuple[int, int]] = []
-    findings = check(backup, lambda done, total: reported.append((done, total)))
+    findings = check_file(backup, lambda done, total: reported.append((done, total)))
     assert findings.faults == [
-        "The file 'name' of 'owner' is no JSON; save it again.",
-        "The media file 'm.png' of 'owner' is not what was uploaded; upload it again.",
+        "The file 'name' of 'owner' is not valid JSON; save it again.",
+        "The media file 'm.png' of 'owner' doesn't match its checksum; upload it again.",
     ]
     assert (findings.orphan_blobs, findings.orphan_accesses) == (1, 1)
     assert reported == [(1, 2), (2, 2)]

@@ -19,9 +19,8 @@ from cloudstore_mapping import shelve
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.service.storage import sqlite_files
+from cloudstore_mapping.service.storage.maintenance import check_file, restore_file
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_backup import restore
-from cloudstore_mapping.service.storage.sqlite_check import check
 from cloudstore_mapping.transfer import export_store, import_store
 from tests.path_operations import commands
 from tests.support.command_line import CliRunner, Result
@@ -169,9 +168,9 @@ FUNCTIONS: dict[str, Callable[[Path, Path], object]] = {
     "shelve r": lambda left, _: shelve.open(left, "r"),
     "shelve w": lambda left, _: shelve.open(left, "w"),
     "storage": lambda left, _: SQLiteStorage(left),
-    "check": lambda left, _: check(left),
-    "restore from it": lambda left, other: restore(left, other.with_name("new"), lambda _done, _total: None),
-    "restore to it": lambda left, other: restore(other, left, lambda _done, _total: None),
+    "check": lambda left, _: check_file(left),
+    "restore from it": lambda left, other: restore_file(left, other.with_name("new"), lambda _done, _total: None),
+    "restore to it": lambda left, other: restore_file(other, left, lambda _done, _total: None),
     "import from it": lambda left, other: _with(other, lambda store: import_store(store, left, format="store")),
     "export to it": lambda left, other: _with(other, lambda store: export_store(store, left, format="store")),
 }
@@ -319,7 +318,7 @@ def test_a_store_that_another_machine_has_open(holder: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"is open on another machine, .*; close it there, or run"):
         cm.open(holder)
     with pytest.raises(UnsupportedError, match="is open on another machine"):
-        check(holder)
+        check_file(holder)
     assert run("ls", "--at", str(holder)).exit_code == 2
 
 
@@ -356,7 +355,7 @@ def test_a_second_name_of_a_file(tmp_path: Path) -> None:
             with pytest.raises(UnsupportedError, match=r"is one of 2 names of a file .*; keep one name"):
                 cm.open(path)
         with pytest.raises(UnsupportedError, match="is one of 2 names"):
-            check(second)
+            check_file(second)
         second.unlink()
         store["l"] = 2
     with cm.open(first) as store:

@@ -18,10 +18,10 @@ import cloudstore_mapping as cm
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.service.storage import migrations, sqlite_files
 from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.maintenance import restore_file
 from cloudstore_mapping.service.storage.migrations import schema_steps
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_backup import restore
 from cloudstore_mapping.service.storage.sqlite_files import Lineage, is_of_another_file, lineage_of, refuse_leftovers
 from tests.service_fakes import PATIENCE
 from tests.storage.test_leftovers import COMMANDS, COUNT, FUNCTIONS, SPELLINGS, killed, run
@@ -64,7 +64,7 @@ def by_an_older_copy(path: Path) -> None:
 
 def by_a_restored_backup(path: Path) -> None:
     """Restore the backup that was made just before the crash, and put it in the place of a store's file."""
-    restore(path.parent / "backup.db", path.parent / "restored.db", nothing)
+    restore_file(path.parent / "backup.db", path.parent / "restored.db", nothing)
     (path.parent / "restored.db").replace(path)
 
 
@@ -253,7 +253,7 @@ def test_a_copy_has_a_token_of_its_own(copy: str, other: Path, tmp_path: Path) -
     """A backup and what is restored from it each have a new token."""
     with SQLiteStorage(other) as storage:
         storage.back_up(tmp_path / "backup", nothing)
-        restore(tmp_path / "backup", tmp_path / "restored", nothing)
+        restore_file(tmp_path / "backup", tmp_path / "restored", nothing)
         copied = lineage_of(tmp_path / copy)
         assert copied is not None
         assert copied.token != token(storage).token

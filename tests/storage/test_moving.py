@@ -13,7 +13,7 @@ import pytest
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import AccessDelta, Event, Limits, Media, OwnerPassword, Storage
-from cloudstore_mapping.service.storage.keeping import check, migrate_store, restore
+from cloudstore_mapping.service.storage.maintenance import back_up_storage, check, migrate_store, restore
 from cloudstore_mapping.service.storage.places import StoreLocation, place_of
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
 from cloudstore_mapping.service.storage.sql import Transaction
@@ -173,7 +173,7 @@ def test_one_that_is_interrupted(
     source: StoreLocation, address: str, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is there of it is nothing that a service would start on, and it can be begun again."""
-    monkeypatch.setattr("cloudstore_mapping.service.storage.copying.REPORT_EVERY", 1)
+    monkeypatch.setattr("cloudstore_mapping.service.storage.maintenance.REPORT_EVERY", 1)
 
     def interrupt(done: int, _total: int) -> None:
         if done >= at:
@@ -197,7 +197,7 @@ def test_a_copy_that_does_not_come_back(source: StoreLocation, address: str) -> 
     PostgresStorage(address, to_fill=True).close()
     with PostgresStorage(address, to_fill=True) as storage:
         storage.submit(lambda transaction: _spoil(transaction)).result()
-    with pytest.raises(UnsupportedError, match="files that were copied don't come back"):
+    with pytest.raises(UnsupportedError, match="The copied files differ from the source"):
         migrate_store(source, place_of(address), nothing)
     with PostgresStorage(address, to_fill=True) as storage, storage.read() as transaction:
         assert not transaction.has_accounts()
@@ -232,10 +232,10 @@ def test_a_backup_is_restored_to_a_database(
 ) -> None:
     """A backup of any store becomes one in PostgreSQL; one that is damaged or of an older version does not."""
     with source.open() as storage:
-        storage.back_up(tmp_path / "backup", nothing)
+        back_up_storage(storage, tmp_path / "backup", nothing)
     restore(tmp_path / "backup", place_of(address), nothing)
     with place_of(address).open() as storage:
-        storage.back_up(tmp_path / "again", nothing)
+        back_up_storage(storage, tmp_path / "again", nothing)
     assert contents(place_of(str(tmp_path / "again"))) == contents(source)
     with pytest.raises(FileNotFoundError, match="no backup"):
         restore(tmp_path / "absent", place_of(address), nothing)
@@ -277,8 +277,8 @@ def test_a_check_of_a_database(address: str) -> None:
         storage.submit(damage).result()
     findings = check(place, nothing)
     assert findings.faults == [
-        "The file 'name' of 'first' is no JSON; save it again.",
-        "The media file 'm.png' of 'first' is not what was uploaded; upload it again.",
+        "The file 'name' of 'first' is not valid JSON; save it again.",
+        "The media file 'm.png' of 'first' doesn't match its checksum; upload it again.",
     ]
     assert (findings.orphan_blobs, findings.orphan_accesses, findings.files) == (2, 1, 8)
 

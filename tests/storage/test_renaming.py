@@ -284,7 +284,7 @@ def test_a_damaged_value_stays_damaged(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
         connection.execute("UPDATE files SET value = CAST('1' AS BLOB)")
         connection.commit()
-    assert "'a/b' of 'local' is not what was saved" in run("check", "--store", str(tmp_path / "store.db")).stdout
+    assert "'a/b' of 'local' doesn't match its checksum" in run("check", "--store", str(tmp_path / "store.db")).stdout
 
 
 def test_an_export_of_version_0_1_0(tmp_path: Path) -> None:

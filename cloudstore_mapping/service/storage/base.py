@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
 from cloudstore_mapping.errors import UnavailableError
@@ -147,6 +146,9 @@ class AccessDelta(NamedTuple):
 
 T = TypeVar("T")
 
+#: Progress callback: called with the amount of finished work, and the total.
+Report: TypeAlias = Callable[[int, int], object]
+
 
 def check_open(process: int, *, closed: bool) -> None:
     """Refuse the use of a storage that was `closed`, or opened in another process, which a fork left behind."""
@@ -200,15 +202,6 @@ class Storage(ABC):
     def in_child(self) -> Storage | None:
         """Return what a forked process goes on with if that is a copy of memory; None where it opens its own."""
         return None
-
-    @abstractmethod
-    def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
-        """
-        Copy all that it holds at this moment into a new file at `path`, which is there only once it is whole.
-
-        Nobody waits for it. `report` is told how much is copied, and of how much. `FileExistsError` where there is a
-        file already.
-        """
 
     def compact(self) -> None:  # noqa: B027 - some engines do so themselves
         """Give unused space back to the disk; `UnavailableError` where that fails, and nothing is changed."""

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Final, TypeVar
 
 import psycopg
@@ -114,13 +113,6 @@ class PostgresStorage(Storage):
         """Run `work` in a writing transaction; the future completes after the commit is on disk."""
         check_open(self._process, closed=self._closed)
         return self._writer.submit(work)
-
-    def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
-        """Copy all that it holds at this moment into a new SQLite file, which is there only once it is whole."""
-        from cloudstore_mapping.service.storage.sqlite_filling import copy_to_file
-
-        with self._reading() as reader:
-            copy_to_file(reader, path, report)
 
     def problem(self) -> str | None:
         """Return why reads or saves fail at present, None where they don't. Known in some seconds."""

@@ -1,4 +1,4 @@
-"""Copies of an SQLite store: made while it is in use, looked at before they are trusted, and made stores again."""
+"""SQLite online backup: copy a database in use into a new file, and verify every page of it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,8 @@ from typing import Final, TypeVar
 from cloudstore_mapping.drafts import draft_of, remove_dead
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.oserrors import naming
-from cloudstore_mapping.service.storage.checking import Findings, look
-from cloudstore_mapping.service.storage.migrations import (
-    DamagedFileError,
-    check_file,
-    damaged,
-    not_opened,
-    schema_version,
-)
-from cloudstore_mapping.service.storage.sqlite import SQLiteSession
+from cloudstore_mapping.service.storage.base import Report
+from cloudstore_mapping.service.storage.migrations import check_file, damaged, not_opened, schema_version
 from cloudstore_mapping.service.storage.sqlite_files import (
     FULL,
     change_if_there,
@@ -33,34 +26,29 @@ from cloudstore_mapping.service.storage.sqlite_files import (
 from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import refuse_sidecar, sync_folder
 
-#: Pages that are copied between two reports: 16 MiB.
+#: Pages copied between two progress reports: 16 MiB.
 PAGES_AT_ONCE: Final = 4096
-#: Maximum number of reads of a file that other programs change meanwhile.
+#: Maximum attempts to read a file while other programs change it.
 READ_ATTEMPTS: Final = 5
 
-_NO_FILE: Final = "No file can be made in {}; look at its permissions, or name another folder."
+_NO_FILE: Final = "No file can be made in {}; check its permissions, or name another folder."
 
 T = TypeVar("T")
-
-#: The first schema that has media files.
-WITH_MEDIA: Final = 2
-
-#: Is told how many pages are copied, and of how many.
-Report = Callable[[int, int], object]
 
 
 def back_up(source: sqlite3.Connection, path: Path, report: Report) -> None:
     """
-    Copy what a database holds at this moment into a new file at `path`, which is there only once it is whole.
+    Copy a database into a new file, which appears at `path` once it is complete.
 
-    The connection must be in a read transaction: so all pages are of one moment, whoever writes meanwhile. Raises
-    `FileExistsError` where there is a file already, and `UnavailableError` where SQLite fails.
+    The connection must be in a read transaction, so that all pages are of one moment in spite of other writers. Raises
+    `FileExistsError` if the file exists, and `UnavailableError` if SQLite fails.
     """
-    with drafted(path) as draft:
-        _copy(source, draft, report, verify)
+    with new_file(path) as draft:
+        copy_database(source, draft, report, verify)
 
 
-def _copy(source: sqlite3.Connection, draft: Path, report: Report, check: Callable[[Path], T]) -> T:
+def copy_database(source: sqlite3.Connection, draft: Path, report: Report, check: Callable[[Path], T]) -> T:
+    """Copy a database into the file `draft`, and return the result of `check` on it."""
     try:
         with connected(draft) as target:
             source.backup(
@@ -72,18 +60,18 @@ def _copy(source: sqlite3.Connection, draft: Path, report: Report, check: Callab
                 change_if_there(target)  # so that no log of the source seems to fit the copy
             make_one_file(target)
         return check(draft)
-    except UnsupportedError as error:  # its sentence names the draft
+    except UnsupportedError as error:  # its text names the draft
         sentence = "The copy is damaged and was not kept; run `cloudstore check` on the store, then try again."
         raise UnsupportedError(sentence) from error
     except sqlite3.Error as error:
-        raise failed_copy(error, draft) from error
+        raise copy_error(error, draft) from error
 
 
-def failed_copy(error: Exception, draft: Path) -> Exception:
+def copy_error(error: Exception, draft: Path) -> Exception:
     """
-    Return what an error is called that ended a copy to the draft of a new file; the source was only read.
+    Return the error to raise after a failed copy to the draft of a new file.
 
-    So what is full or can't be written to is the new file's disk or folder, which may be another than the store's.
+    The source was only read. A full disk or missing permission therefore concerns the new file's disk or folder.
     """
     cause = error if isinstance(error, sqlite3.Error) else error.__cause__
     code = primary_code(cause) if isinstance(cause, sqlite3.Error) else sqlite3.SQLITE_OK
@@ -94,23 +82,23 @@ def failed_copy(error: Exception, draft: Path) -> Exception:
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN) or isinstance(error, PermissionError):
         return PermissionError(_NO_FILE.format(draft.parent))
     if code == sqlite3.SQLITE_IOERR:
-        return UnavailableError(f"The disk of the store or of {draft.parent} failed; look at both, then try again.")
+        return UnavailableError(f"The disk of the store or of {draft.parent} failed; check both, then try again.")
     return unavailable(error) if isinstance(error, sqlite3.Error) else error
 
 
 def make_one_file(connection: sqlite3.Connection) -> None:
-    """Leave no log beside a database's file, which could be left behind; raises `sqlite3.Error` where that fails."""
-    # It commits with the end of the statement, and Python tells of that only who fetches all of it.
+    """Leave WAL mode, so that a database has no log file; raise `sqlite3.Error` if that fails."""
+    # SQLite changes the mode when the statement ends; Python reports a failure only if all rows are fetched.
     if connection.execute("PRAGMA journal_mode = DELETE").fetchall() != [("delete",)]:
         raise sqlite3.OperationalError("the journal mode could not be changed")
 
 
 def copy_into_memory(path: Path, memory: sqlite3.Connection) -> None:
     """
-    Copy the store at `path` into an empty database in memory, writing neither to the file nor beside it.
+    Copy the store at `path` into an empty database in memory, without writing to its file or folder.
 
-    A file without a log is read as one that nobody changes; if somebody does, it is read again, and after
-    `READ_ATTEMPTS` times `UnavailableError` is raised.
+    A file without a log is opened as immutable. If another program changes it meanwhile, it is read again, up to
+    `READ_ATTEMPTS` times; then `UnavailableError` is raised.
     """
     log = Path(f"{os.path.realpath(path)}-wal")
     for _ in range(READ_ATTEMPTS):
@@ -126,65 +114,14 @@ def copy_into_memory(path: Path, memory: sqlite3.Connection) -> None:
         )
         if mode == "ro" or (is_same and not holds_data(log)):
             return
-    raise UnavailableError(f"{path} is being changed by another program, and can't be written here; try again.")
-
-
-def restore(path: Path, store: Path, report: Report) -> None:
-    """
-    Make the backup at `path` a new store at `store`, which is there only once it is whole.
-
-    So each page of it, and each value and media file with its checksum, is looked at.
-
-    Raises `UnsupportedError` where the backup isn't one of ours, is damaged or of a newer version; `FileExistsError`
-    where there is a store already; `FileNotFoundError` where there is no backup.
-    """
-    refuse_leftovers(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no backup {path}; look at its name.")
-    try:
-        verify(path)
-    except DamagedFileError as error:  # whose advice is to restore a backup
-        raise UnsupportedError(f"The backup {path} is damaged and was not restored; restore another one.") from error
-    with connected(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True) as source:
-        source.execute("BEGIN")
-        source.execute("SELECT 1 FROM sqlite_schema").fetchone()
-        with drafted(store) as draft:
-            findings = _copy(source, draft, report, lambda draft: examine(draft, report))
-            check_restorable(path, findings)
-
-
-def check_restorable(backup: Path, findings: Findings) -> None:
-    """Raise `UnsupportedError` where something was found wrong in a backup, or in a copy of it."""
-    if findings.faults:
-        raise UnsupportedError(
-            f"{backup} is damaged and was not restored; `cloudstore check --store {backup}` names each fault."
-        )
-
-
-def examine(path: Path, report: Report) -> Findings:
-    """Return what is found in the store or backup at `path`: every page, value and media file is read; see `verify`."""
-    schema = verify(path)
-    try:
-        with closing(SQLiteSession(path, reading_mode(path))) as session, session.snapshot():
-            # A damaged name is a fault like others.
-            session.connection.text_factory = lambda text: text.decode(errors="surrogateescape")
-            return look(session, schema, report, has_media=schema >= WITH_MEDIA)
-    except sqlite3.Error as error:
-        raise unavailable(error) from error
-
-
-def _roll_back(path: Path) -> None:
-    """Undo a transaction that a crash left half done in a journal, which a connection that only reads can't do."""
-    if Path(f"{path}-journal").exists():
-        with suppress(sqlite3.Error), connected(f"{path.as_uri()}?mode=rw", uri=True) as connection:
-            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    raise UnavailableError(f"Another program keeps changing {path}, so it can't be read; try again.")
 
 
 def verify(path: Path) -> int:
     """
-    Return the number of the schema of the store or backup at `path`, every page of which was read.
+    Return the schema number of the store or backup at `path`, after reading every page of it.
 
-    Raises `UnsupportedError` where it isn't one of ours, is damaged, or of a newer version.
+    Raises `UnsupportedError` if the file is foreign, damaged, or of a newer version.
     """
     if path.stat().st_size == 0:
         raise damaged(path)
@@ -208,9 +145,16 @@ def verify(path: Path) -> int:
     return version
 
 
+def _roll_back(path: Path) -> None:
+    """Roll back the transaction in a journal left by a crash; a read-only connection can't do it."""
+    if Path(f"{path}-journal").exists():
+        with suppress(sqlite3.Error), connected(f"{path.as_uri()}?mode=rw", uri=True) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+
+
 @contextmanager
-def drafted(path: Path) -> Iterator[Path]:
-    """Give the block the name of a file that becomes `path` if all goes well, on disk, and that is gone if not."""
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a draft; if the block succeeds, sync it and link it as `path`, else delete it."""
     refuse_sidecar(path)
     remove_dead(path)
     _refuse_existing(path)
@@ -224,7 +168,7 @@ def drafted(path: Path) -> Iterator[Path]:
         with naming(path), draft.open("rb+") as file:
             os.fsync(file.fileno())
         try:
-            os.link(draft, path)  # which never replaces a file that came meanwhile
+            os.link(draft, path)  # never replaces a file made meanwhile
         except FileExistsError:
             _refuse_existing(path)
             raise
