@@ -165,7 +165,7 @@ def test_a_damaged_value_is_saved_again(file: Path) -> None:
 @pytest.mark.parametrize("found", [None, 7, 0.5, "text", b"bytes"])
 def test_what_a_damaged_row_may_hold(found: object, column: str) -> None:
     """A value or version of another type, as a bit in a row's header can make it, is one that isn't what was stored."""
-    row: dict[str, object] = {"value": b"1", "version": VersionMaker().sealed("name", b"1")}
+    row: dict[str, object] = {"value": b"1", "version": VersionMaker().new_version("name", b"1")}
     assert checksum_matches(row["version"], "name", row["value"])
     row[column] = found
     assert checksum_matches(row["version"], "name", row["value"]) is (column == "version" and found == "text")

@@ -248,7 +248,7 @@ def test_only_shelves_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """A shelf's name is no location of a store: it is refused, and no file of this name is made."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLOUDSTORE_URL", str(tmp_path / "central"))
-    with pytest.raises(ValueError, match=r"is a shelf's name, for shelve\.open"):
+    with pytest.raises(ValueError, match=r"names a shelf, for shelve\.open"):
         cm.open("cloudstore:sessions")
     assert list(tmp_path.iterdir()) == []
     with cm.open(Path("cloudstore:sessions")) as store:

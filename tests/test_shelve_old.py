@@ -347,7 +347,7 @@ def test_a_move_to_a_named_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         refused = CliRunner().invoke(app, [*arguments, "--at", "cloudstore:"])
         assert (refused.exit_code, "shelf's name" in refused.stderr) == (2, True), refused.stderr
     refused = CliRunner().invoke(app, ["get", "a", "--at", "cloudstore:todo"])
-    assert (refused.exit_code, "is a shelf's name" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "names a shelf" in refused.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

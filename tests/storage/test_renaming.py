@@ -217,7 +217,7 @@ def test_an_interrupted_run(old: StoreLocation, monkeypatch: pytest.MonkeyPatch,
         return rename(file, transaction)
 
     monkeypatch.setattr(renaming, "_rename", fail)
-    monkeypatch.setattr(renaming, "TOGETHER", 1)
+    monkeypatch.setattr(renaming, "IN_FLIGHT", 1)
     with pytest.raises(UnavailableError), old.open() as storage:
         renaming.rename_files(storage, 1.0, lambda _done, _total: None)
     found = facts(old)

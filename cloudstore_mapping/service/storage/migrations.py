@@ -24,9 +24,9 @@ from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import APPLICATION_ID, SMALLEST, refuse_sidecar
 
 
-@cache  # as each store that is opened asks
+@cache  # read for each opened store
 def schema_steps(engine: str) -> tuple[str, ...]:
-    """Return the SQL of each step: the files ``schema/{engine}-1.sql`` and so on."""
+    """Return the SQL of all schema_steps, from ``schema/{engine}-1.sql`` on."""
     folder = resources.files("cloudstore_mapping.service.storage") / "schema"
     numbered = {
         int(file.name.removeprefix(f"{engine}-").removesuffix(".sql")): file.read_text("utf-8")

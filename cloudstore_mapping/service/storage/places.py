@@ -1,4 +1,4 @@
-"""Where a store's data is: what a location means, and the engine that opens it."""
+"""Location of a store: parse a path, SQLite URL or PostgreSQL URL, and open its storage engine."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 MEMORY: Final = "memory:"
 POSTGRES: Final = frozenset({"postgresql", "postgres"})
-_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: C:\ is a drive
-# A path like this would make a file with a secret for its name.
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # at least two letters, as C:\ is a drive
+# As a path, this would make a file with a secret in its name.
 _KEY_WITHOUT_SCHEME: Final = re.compile(r"[A-Za-z0-9._~-]{16,}@[^/]")
-#: Beginning of a location that names a shelf at the service in the environment's ``CLOUDSTORE_URL``.
+#: Prefix of the name of a shelf at the service in ``CLOUDSTORE_URL``.
 NAMED: Final = "cloudstore:"
-#: Slips in a location, which would silently be the name of a new file, with the right spelling.
+#: Mistyped locations, which would otherwise name new files, with the correct form of each.
 _SLIPS: Final = (
     (re.compile(r"https?:", re.IGNORECASE), "https://API_KEY@host/path"),
     (re.compile(r"[A-Za-z0-9-]{2,}(\.[A-Za-z0-9-]+)*:(?=[0-9]{2,5}(/|\Z))"), "http://API_KEY@host:port/path"),
@@ -36,7 +36,7 @@ _EXAMPLES: Final = "give an https:// address, a path, sqlite:///path, or postgre
 
 @dataclass(frozen=True)
 class StoreLocation:
-    """A file, the address of a PostgreSQL database, or with neither the memory of one process; `str` may be shown."""
+    """An SQLite file, a PostgreSQL database, or (neither) this process's memory; `str` hides secrets."""
 
     label: str
     file: Path | None = None
@@ -47,20 +47,20 @@ class StoreLocation:
 
     @property
     def is_memory(self) -> bool:
-        """Whether it is gone with its process."""
+        """Return True for a store in memory, which ends with its process."""
         return self.file is None and self.address is None
 
     def location(self, *, secrets: bool) -> str:
-        """Return what `place_of` takes for this place, which is not memory, with the password of an address or not."""
+        """Return the location as text for `place_of`, with or without the database's password; not for memory."""
         if self.address is None:
             return str(self.file)
         return self.address if secrets else str(_postgres().without_secrets(self.address))
 
     def exists(self) -> bool:
         """
-        Whether there is a store already; an empty file is none.
+        Return True if there is a store; an empty file is none.
 
-        Raises `UnavailableError` where a database isn't reached, `UnsupportedError` for the log of a file that is gone.
+        Raises `UnavailableError` if the database isn't reached, and `UnsupportedError` if only a file's log is left.
         """
         if self.address is not None:
             return self.schema() > 0
@@ -72,15 +72,15 @@ class StoreLocation:
         return self.file.exists() and self.file.stat().st_size > 0
 
     def schema(self) -> int:
-        """Return the number of the schema that a database has, 0 for none; raises as `exists` does."""
+        """Return the schema number of a PostgreSQL database, 0 for none; raises as `exists` does."""
         return int(_postgres().schema_number(self.address))
 
     def open(self, *, to_fill: bool = False, readonly: bool = False) -> Storage:
         """
-        Open the storage, which is made where there is none; raises what its engine raises.
+        Open the storage, creating a missing store; raises the errors of its engine.
 
-        With `readonly`, a file that can't be written to, is in such a folder or on a full disk is copied into memory.
-        One of a database that is `to_fill` by copying has to be empty, and is nothing else until `end_filling`.
+        With `readonly`, a file is copied into memory if it or its folder can't be written to, or its disk is full.
+        `to_fill` opens an empty database as the target of a copy; it can't be opened otherwise until `end_filling`.
         """
         if self.address is not None:
             storage: Storage = _postgres().PostgresStorage(self.address, to_fill=to_fill)
@@ -89,7 +89,7 @@ class StoreLocation:
 
         if not readonly or self.file is None or not self.file.exists():
             return SQLiteStorage(self.file)
-        if os.access(self.file, os.W_OK):  # else SQLite would make files beside it that it can't remove
+        if os.access(self.file, os.W_OK):  # otherwise SQLite would leave files beside it
             from cloudstore_mapping.service.storage.sqlite_files import FULL
 
             try:
@@ -103,7 +103,7 @@ class StoreLocation:
 
 
 def place_of(location: str) -> StoreLocation:
-    """Return the place that ``memory:``, a path, ``sqlite:///path`` or ``postgresql://…`` means; else `ValueError`."""
+    """Parse ``memory:``, a path, ``sqlite:///path`` or ``postgresql://…``; raise `ValueError` for anything else."""
     if location == MEMORY:
         return StoreLocation("memory")
     scheme = scheme_of(location)
@@ -120,8 +120,8 @@ def place_of(location: str) -> StoreLocation:
     if not location.strip():
         raise ValueError(f"The location is empty; {_EXAMPLES}.")
     if "@" in location and not Path(location).parent.is_dir():
-        # Its name is not shown, as it may hold an API key: "https//API_KEY@host", or an address in quotes.
-        raise ValueError("The location is no path here, and has an '@'; begin an address with https://API_KEY@.")
+        # Not shown, as it may contain an API key: "https//API_KEY@host", or a quoted address.
+        raise ValueError("The location has an '@' and is no path here; begin an address with https://API_KEY@.")
     path = Path(location).absolute()
     return StoreLocation(str(path), file=path)
 
@@ -129,8 +129,8 @@ def place_of(location: str) -> StoreLocation:
 def _refuse_slip(location: str) -> None:
     if location.startswith(NAMED):
         raise ValueError(
-            f"{location} is a shelf's name, for shelve.open and the commands import and export; give a file of this "
-            "name by its absolute path."
+            f"{location} names a shelf, for shelve.open, import and export only; give a file of this name by its "
+            "absolute path."
         )
     for slip, spelling in _SLIPS:
         if match := slip.match(location):
@@ -141,14 +141,14 @@ def _refuse_slip(location: str) -> None:
 
 
 def scheme_of(location: str) -> str | None:
-    """Return what stands before the ``://`` of an address, None of what is none."""
+    """Return the scheme of an address in lower case; None without ``://``."""
     match = _SCHEME.match(location)
     return None if match is None else match[1].lower()
 
 
 def _postgres() -> ModuleType:
     try:
-        from cloudstore_mapping.service.storage import postgres  # loads a driver, which is of an extra
+        from cloudstore_mapping.service.storage import postgres  # loads a driver of the extra `postgres`
     except ImportError as error:
         raise UnsupportedError(
             "PostgreSQL needs the extra 'postgres': pip install 'cloudstore-mapping[postgres]'."

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from itertools import groupby
 from shlex import quote
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from cloudstore_mapping.errors import UnsupportedError
-from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.base import Report, Storage
 from cloudstore_mapping.service.storage.sql import Transaction, new_name
 
-#: Is told how many files are done, and of how many.
-Report: TypeAlias = Callable[[int, int], object]
-
-#: Files whose transactions may be committed together.
-TOGETHER: Final = 100
+#: Maximum number of renames submitted before waiting for them; they may share a commit.
+IN_FLIGHT: Final = 100
 
 _Outcome: TypeAlias = Literal["renamed", "clash", "gone"]
 
 
 class Rename(NamedTuple):
-    """A file of an account: its old name, and its new one."""
+    """Old and new name of an account's file."""
 
     account: str
     old: str
@@ -30,7 +27,7 @@ class Rename(NamedTuple):
 
 
 class Renames(NamedTuple):
-    """Files that were renamed, or would be, and files left as they were because the new name is taken."""
+    """Renamed files (in a dry run: to be renamed), and files left because their new name is taken."""
 
     renamed: list[Rename]
     clashes: list[Rename]
@@ -42,20 +39,20 @@ class _OldName(NamedTuple):
 
 
 def old_names_among(rows: Iterable[tuple[int, object]]) -> Iterator[tuple[int, str]]:
-    """Yield the files that have an old name, of rows with an account's id and a name; a damaged name is passed over."""
+    """Yield the rows (account id, name) with an old name, skipping damaged names."""
     for account_id, name in rows:
         if isinstance(name, str) and new_name(name) is not None:
             yield account_id, name
 
 
 def refuse_old_names(transaction: Transaction, place: str) -> None:
-    """Raise `UnsupportedError` if files of the store at `place` have to be renamed before it is used."""
+    """Raise `UnsupportedError` if the store at `place` still has files to be renamed."""
     query = "SELECT name FROM old_names WHERE NOT clashes ORDER BY account_id, name LIMIT 1"
     row = transaction.row(query)
     if row is not None:
         raise UnsupportedError(
-            f"{place} has file names of version 0.1.0, such as {row[0]!r}, so that keys would seem to be missing; stop "
-            f"what uses it, then run `cloudstore migrate-names --store {quote(place)}`."
+            f"{place} has file names of version 0.1.0, such as {row[0]!r}, so keys would seem to be missing; stop all "
+            f"programs that use it, then run `cloudstore migrate-names --store {quote(place)}`."
         )
 
 
@@ -63,10 +60,9 @@ def rename_files(
     storage: Storage, now: float, report: Report, *, keep: Collection[str] = (), dry_run: bool = False
 ) -> Renames:
     """
-    Rename all files with old names, and return what was done.
+    Rename all files with old names, except those in `keep`, and return the result; `dry_run` changes nothing.
 
-    A file whose new name another file has stays as it is; once it was reported, the store may be used. `keep` are
-    names that stay as they are for good. `dry_run` changes nothing.
+    A file keeps its name if another file has the new one. Such a clash is reported once; then the store can be used.
     """
     with storage.read() as reading:
         transaction = reading
@@ -81,11 +77,11 @@ def rename_files(
         rows = [_OldName._make(row) for row in _listed(reading)]
     renames = Renames([], [])
     done = 0
-    # A new name is shorter than the old one: so it was renamed before, if it was an old name itself.
+    # A new name is shorter than its old name. By length, a file in the way is renamed first if its name is old too.
     for _, of_length in groupby(sorted(rows, key=_order), key=lambda file: len(file.name)):
         files_left = [*of_length]
-        while files := files_left[:TOGETHER]:
-            del files_left[:TOGETHER]
+        while files := files_left[:IN_FLIGHT]:
+            del files_left[:IN_FLIGHT]
             begun = [storage.submit(partial(_keep if file.name in keep else _rename, file)) for file in files]
             for file, future in zip(files, begun, strict=True):
                 _note(renames, future.result(), accounts, file)
@@ -137,7 +133,7 @@ def _rename(file: _OldName, writing: Transaction) -> _Outcome:
         transaction.do("UPDATE old_names SET clashes = TRUE WHERE account_id = ? AND name = ?", *file)
         return "clash"
     transaction.do("UPDATE files SET name = ? WHERE account_id = ? AND name = ?", new, *file)
-    transaction.forget_accesses(account_id, "data", new)  # of a file deleted before
+    transaction.forget_accesses(account_id, "data", new)  # counts of a deleted file
     transaction.do("UPDATE accesses SET name = ? WHERE account_id = ? AND kind = 'data' AND name = ?", new, *file)
     _keep(file, transaction)
     return "renamed"
@@ -149,7 +145,7 @@ def _keep(file: _OldName, transaction: Transaction) -> _Outcome:
 
 
 def _foreseen(transaction: Transaction, files: list[_OldName], accounts: dict[int, str]) -> Renames:
-    """Return what a run would do."""
+    """Return the result of a run, without changing anything."""
     renames = Renames([], [])
     moved: set[_OldName] = set()
     for file in sorted(files, key=_order):

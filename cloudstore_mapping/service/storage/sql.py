@@ -34,7 +34,7 @@ from cloudstore_mapping.service.storage.base import (
 
 
 def after_prefix(prefix: str) -> str | None:
-    """Return the first text behind all that begin with `prefix`, by code points; None where there is none."""
+    """Return the first text after all texts with `prefix`, by code points; None if there is none."""
     for index in range(len(prefix) - 1, -1, -1):
         following = ord(prefix[index]) + 1
         if following == 0xD800:
@@ -44,9 +44,9 @@ def after_prefix(prefix: str) -> str | None:
     return None
 
 
-# Characters in no old name; a space at either end; the first dot of "." and "..".
+# Escaped by version 0.1.0: these characters, a space at either end, the first dot of "." and "..".
 _BREAKING: Final = r"[\x00-\x1f\x7f,/\\]|\A[ ]|[ ]\Z|\A\.(?=\.?\Z)"
-# A "%" that reads as an escape of these, or of another such "%".
+# A "%" that would read as an escape of one of these, or of such an escape: "%2C", "%252C".
 _PERCENT: Final = (
     r"%(?=(?:25)*(?:[01][0-9A-F]|7F|2C|2F|5C|20\Z))"
     r"|\A%(?=(?:25)*(?:20|2E\.?\Z|\Z))"
@@ -56,12 +56,12 @@ _ESCAPE: Final = re.compile(rf"(?:{_PERCENT})([0-9A-F]{{2}})?")
 
 
 def old_name(name: str) -> str:
-    """Return the name that version 0.1.0 gave to the key with this file name."""
+    """Return the file name in version 0.1.0 for the key of a present file name."""
     return _TO_ESCAPE.sub(lambda match: f"%{ord(match[0]):02X}", unescape_name(name)) or "%"
 
 
 def new_name(name: str) -> str | None:
-    """Return today's name of the key that had this one in version 0.1.0; None if it is the same, or no key had it."""
+    """Return the present name of a file of version 0.1.0; None if it stays the same or was no name there."""
     if "%" not in name:
         return None
     key = _ESCAPE.sub(lambda match: chr(int(match[1], 16)) if match[1] else "", name)
@@ -69,24 +69,24 @@ def new_name(name: str) -> str | None:
     return new if new != name and old_name(new) == name else None
 
 
-#: Random bytes of a version: two of one file are never the same.
+#: Random bytes of a version, so that a file never has the same version twice.
 RANDOM_BYTES: Final = 9
-#: Versions whose random parts are drawn at once, for drawing one takes as long as the rest of a version.
+#: Number of random parts drawn at a time; drawing each alone would double the cost of a version.
 DRAWN: Final = 64
 
-#: Characters of the random part, and of the checksum behind it.
+#: Lengths of the random part and of the checksum behind it.
 _RANDOM: Final = 12
 _SUM: Final = 8
 
 
 class VersionMaker:
-    """Makes versions of values that are stored; for one thread at a time, and not for a fork's child."""
+    """Makes versions for new values; not thread-safe, and not to be used in the child of a fork."""
 
     def __init__(self) -> None:
         self._drawn: list[str] = []
 
-    def sealed(self, name: str, value: bytes) -> str:
-        """Return a new version for a value that is to be stored under a name."""
+    def new_version(self, name: str, value: bytes) -> str:
+        """Return a new version for a value stored under `name`."""
         if not self._drawn:
             text = secrets.token_urlsafe(RANDOM_BYTES * DRAWN)
             self._drawn = [text[start : start + _RANDOM] for start in range(0, len(text), _RANDOM)]
@@ -96,23 +96,23 @@ class VersionMaker:
 
 def checksum_matches(version: Any, name: str, value: Any) -> bool:
     """
-    Whether a value, its name and its version are what was stored; older versions, which are shorter, don't tell.
+    Return True if the checksum in the version fits the name and value, or the version is old and has none.
 
-    What SQLite finds in a damaged row may be of any type, and a name no text.
+    In a damaged row, SQLite may return any type, and a name outside UTF-8.
     """
     try:
         random, checksum = version[:_RANDOM], version[_RANDOM:]
         if checksum == _checksum(random, name, value) or len(checksum) != _SUM:
             return True
-        # A file that was renamed since version 0.1.0 keeps its version.
+        # Renaming a file of version 0.1.0 keeps its version.
         return bool(checksum == _checksum(random, old_name(name), value))
     except (TypeError, UnicodeError):
         return False
 
 
 def _checksum(random: str, name: str, value: bytes) -> str:
-    # Against disks, not against people: whoever can change a value in the store can change its version.
-    return "%08x" % zlib.crc32(value, zlib.crc32((random + name).encode()))  # noqa: UP031 - faster, for every value
+    # Against failing disks only: a program able to change a value in the store can also change its version.
+    return "%08x" % zlib.crc32(value, zlib.crc32((random + name).encode()))  # noqa: UP031 - faster than an f-string
 
 
 #: The largest limit of rows: none, for engines don't agree on how to say that.
@@ -523,12 +523,12 @@ class FileStatements(Dialect):
             self.do("DELETE FROM answers WHERE account_id = ? AND request = ?", *row)
 
     @cached_property
-    def _seals(self) -> VersionMaker:
+    def _versions(self) -> VersionMaker:
         return VersionMaker()
 
     def put(self, account_id: int, name: str, value: bytes, now: float) -> str:
         """Make this the file's value, keeping its passwords, and return its new version."""
-        version = self._seals.sealed(name, value)
+        version = self._versions.new_version(name, value)
         self._put(account_id, name, value, version, now)
         return version
 
