@@ -13,8 +13,9 @@ from typing import Final, LiteralString, TypeAlias
 
 import psycopg
 
-from cloudstore_mapping.service.storage.base import AccessDelta, Storage
+from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
+from cloudstore_mapping.service.storage.records import AccessDelta
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 

@@ -46,7 +46,8 @@ from cloudstore_mapping.wire import (
 )
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.storage.base import Account, Media, Storage
+    from cloudstore_mapping.service.storage.base import Storage
+    from cloudstore_mapping.service.storage.records import Account, Media
 
 #: Account with the files of an embedded store.
 LOCAL_ACCOUNT: Final = "local"

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from cloudstore_mapping.service.media import UploadStream
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Account, Media, Storage
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.records import Account, Media
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import decode_value
 from tests.raw_http import Answer, Connection

@@ -8,7 +8,8 @@ from typing import Any
 
 from cloudstore_mapping.service.quotas import Clock
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import File, Storage
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.records import File
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import Reply, Request, decode_value, encode_value
 

@@ -13,7 +13,7 @@ from cloudstore_mapping.cli.output import show, show_json, stdout
 from cloudstore_mapping.cli.places import StoreOption, open_service
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.storage.base import Account, Limits
+    from cloudstore_mapping.service.storage.records import Account, Limits
 
 #: What limits are called on a command line, and in `Limits`.
 LIMITS: Final = {

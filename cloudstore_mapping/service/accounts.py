@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeAlias
 
 from cloudstore_mapping.errors import BadKeyError, BadNameError, BadValueError, DisabledError
-from cloudstore_mapping.service.storage.base import Account, Event, Limits, OwnerPassword
+from cloudstore_mapping.service.storage.records import Account, Event, Limits, OwnerPassword
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.quotas import Clock
     from cloudstore_mapping.service.security import ApiKeyThrottle
-    from cloudstore_mapping.service.storage.base import ApiKey, Storage
+    from cloudstore_mapping.service.storage.base import Storage
+    from cloudstore_mapping.service.storage.records import ApiKey
     from cloudstore_mapping.service.storage.sql import Transaction
 
 #: The plan of accounts that are not made under another one.

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.quotas import AccessCounter, Clock
     from cloudstore_mapping.service.security import PasswordVerifier
     from cloudstore_mapping.service.settings import Settings
-    from cloudstore_mapping.service.storage.base import Account, Storage
+    from cloudstore_mapping.service.storage.base import Storage
+    from cloudstore_mapping.service.storage.records import Account
     from cloudstore_mapping.service.storage.sql import Transaction
 
 _QUICK: Final = frozenset({Operation.LOAD, Operation.STAT})

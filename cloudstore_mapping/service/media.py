@@ -30,14 +30,15 @@ from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
 from cloudstore_mapping.service.operations import check_name
 from cloudstore_mapping.service.quotas import DAY, check_file_quota, day_of, take_slot
 from cloudstore_mapping.service.security import UnprovenError
-from cloudstore_mapping.service.storage.base import Media
+from cloudstore_mapping.service.storage.records import Media
 from cloudstore_mapping.wire import Reply, encode_value, success
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.quotas import AccessCounter, Clock
     from cloudstore_mapping.service.security import PasswordVerifier
     from cloudstore_mapping.service.settings import Settings
-    from cloudstore_mapping.service.storage.base import Account, Storage
+    from cloudstore_mapping.service.storage.base import Storage
+    from cloudstore_mapping.service.storage.records import Account
     from cloudstore_mapping.service.storage.sql import Transaction
 
 #: The type of a file of which nothing is known.

@@ -15,7 +15,7 @@ from cloudstore_mapping.merge import merge
 from cloudstore_mapping.service.quotas import AccessCounter, Clock, check_file_quota
 from cloudstore_mapping.service.security import PasswordVerifier
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.base import Account, File, FileInfo
+from cloudstore_mapping.service.storage.records import Account, File, FileInfo
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import MAX_BATCH, Operation, Reply, Request, decode_value, encode_value, success
 

@@ -8,7 +8,8 @@ from cloudstore_mapping.service.quotas import DAY, day_of
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.quotas import AccessCounter, Clock
-    from cloudstore_mapping.service.storage.base import AccessCount, Account, ApiKey, Event, FileInfo, Media, Storage
+    from cloudstore_mapping.service.storage.base import Storage
+    from cloudstore_mapping.service.storage.records import AccessCount, Account, ApiKey, Event, FileInfo, Media
 
 T = TypeVar("T")
 

@@ -21,10 +21,11 @@ from cloudstore_mapping.errors import (
     TooOftenError,
     TransportError,
 )
-from cloudstore_mapping.service.storage.base import AccessCount, AccessDelta
+from cloudstore_mapping.service.storage.records import AccessCount, AccessDelta
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.storage.base import Account, Kind, Storage
+    from cloudstore_mapping.service.storage.base import Storage
+    from cloudstore_mapping.service.storage.records import Account, Kind
     from cloudstore_mapping.service.storage.sql import Transaction
 
 DAY: Final = 86_400

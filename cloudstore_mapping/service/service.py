@@ -19,7 +19,8 @@ from cloudstore_mapping.service.quotas import AccessCounter, Clock
 from cloudstore_mapping.service.security import ApiKeyThrottle, Argon2Hasher, Hasher, PasswordVerifier
 from cloudstore_mapping.service.sessions import SessionService
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.base import Account, Storage
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.records import Account
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.threads import PlainFuture
 from cloudstore_mapping.wire import Batch, Reply, Request, failure

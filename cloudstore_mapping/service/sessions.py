@@ -14,13 +14,14 @@ from cloudstore_mapping.errors import BadValueError, LockedError, TooOftenError,
 from cloudstore_mapping.service.accounts import COMMAND_LINE, DEFAULT_PLAN, Show, check_enabled, shown_before
 from cloudstore_mapping.service.quotas import AttemptLimiter
 from cloudstore_mapping.service.security import PasswordCheck
-from cloudstore_mapping.service.storage.base import OwnerPassword
+from cloudstore_mapping.service.storage.records import OwnerPassword
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.accounts import Accounts
     from cloudstore_mapping.service.quotas import Clock
     from cloudstore_mapping.service.security import PasswordVerifier
-    from cloudstore_mapping.service.storage.base import Account, Storage
+    from cloudstore_mapping.service.storage.base import Storage
+    from cloudstore_mapping.service.storage.records import Account
     from cloudstore_mapping.service.storage.sql import Transaction
 
 #: Seconds after which somebody who does nothing is signed out, and after which everybody is.

@@ -20,7 +20,7 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping import sqlite_forks
 from cloudstore_mapping.client.mapping import CloudStoreMapping, files_of
-from cloudstore_mapping.service.storage import sqlite, sqlite_backup
+from cloudstore_mapping.service.storage import sqlite
 from cloudstore_mapping.service.storage.sqlite import SQLiteSession, SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_files import Identity
 from cloudstore_mapping.storefiles import is_store
@@ -99,7 +99,7 @@ PLACES: dict[str, tuple[Any, str, Callable[[Store, Path], object]]] = {
     "a new connection": (sqlite, "track_session", lambda store, _: read_anew(store)),
     "closing": (Identity, "part_from_log", lambda _, path: cm.open(path).close()),
     "a look at a file": (sqlite_forks, "closing", lambda _, path: is_store(path)),
-    "backup": (sqlite_backup, "back_up", lambda _, path: back_up(path)),
+    "backup": (sqlite, "back_up", lambda _, path: back_up(path)),
 }
 
 

@@ -11,7 +11,7 @@ from cloudstore_mapping.errors import BadNameError, DisabledError, UnavailableEr
 from cloudstore_mapping.service.accounts import MAX_EVENTS
 from cloudstore_mapping.service.media import CHUNK_BYTES
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Account, Event
+from cloudstore_mapping.service.storage.records import Account, Event
 from tests.media_fakes import write
 from tests.service_fakes import PATIENCE, Asker, Held, ManualClock
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from cloudstore_mapping.errors import BadNameError, BadValueError
 from cloudstore_mapping.service.quotas import DRIFT, JITTER
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Limits
+from cloudstore_mapping.service.storage.records import Limits
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, encode_value
 from tests.service_fakes import Asker, ManualClock
 from tests.storages import new_storage

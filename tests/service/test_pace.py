@@ -17,7 +17,7 @@ from cloudstore_mapping.errors import TooOftenError
 from cloudstore_mapping.service.accounts import PLANS
 from cloudstore_mapping.service.quotas import DRIFT, JITTER, MAX_SKEW, take_slot
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Account
+from cloudstore_mapping.service.storage.records import Account
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import Batch, Reply, Request, encode_value
 from tests.service_fakes import Asker, ManualClock

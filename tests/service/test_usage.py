@@ -14,7 +14,8 @@ from cloudstore_mapping.errors import DailyLimitError, OutcomeUnknownError, Unav
 from cloudstore_mapping.service.quotas import DAY, AccessCounter
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.base import AccessCount, Account, Limits, Storage
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.records import AccessCount, Account, Limits
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import Batch
 from tests.service_fakes import PATIENCE, Asker, Held, ManualClock

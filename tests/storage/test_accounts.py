@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cloudstore_mapping.service.storage.base import Account, Storage
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.records import Account
 
 
 def add(storage: Storage, name: str, *key_hashes: bytes) -> Account:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
-from cloudstore_mapping.service.storage.base import Account, Limits, Media, OwnerPassword, Storage
+from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.maintenance import Findings, back_up_storage, check_file, restore_file
 from cloudstore_mapping.service.storage.migrations import newest
+from cloudstore_mapping.service.storage.records import Account, Limits, Media, OwnerPassword
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_backup import verify

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cloudstore_mapping.service.storage.base import File, Storage
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.records import File
 from cloudstore_mapping.service.storage.sql import DRAWN, Transaction
 from tests.service_fakes import unversioned
 

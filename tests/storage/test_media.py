@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from cloudstore_mapping.service.storage.base import Media, Storage
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.records import Media
 from cloudstore_mapping.service.storage.sql import Transaction
 
 T = TypeVar("T")

@@ -12,10 +12,11 @@ import pytest
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import AccessDelta, Event, Limits, Media, OwnerPassword, Storage
+from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.maintenance import back_up_storage, check, migrate_store, restore
 from cloudstore_mapping.service.storage.places import StoreLocation, place_of
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
+from cloudstore_mapping.service.storage.records import AccessDelta, Event, Limits, Media, OwnerPassword
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from tests.postgres_fixtures import address

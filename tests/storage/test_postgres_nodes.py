@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from cloudstore_mapping.service.storage.base import Limits, Storage
+from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
+from cloudstore_mapping.service.storage.records import Limits
 from cloudstore_mapping.service.storage.sql import Transaction
 from tests.postgres_fixtures import Halfway, address, here, there, wait_for_lock
 from tests.service_fakes import PATIENCE, Held

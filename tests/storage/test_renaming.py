@@ -18,8 +18,9 @@ from cloudstore_mapping.cli import app
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.keys import escape_key
 from cloudstore_mapping.service.storage import renaming
-from cloudstore_mapping.service.storage.base import AccessDelta, Storage
+from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.places import StoreLocation, place_of
+from cloudstore_mapping.service.storage.records import AccessDelta
 from cloudstore_mapping.service.storage.sql import Transaction, new_name, old_name
 from tests.storages import new_database
 from tests.support.command_line import CliRunner, Result

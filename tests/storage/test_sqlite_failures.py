@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.base import File
+from cloudstore_mapping.service.storage.records import File
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteSession, SQLiteStorage
 from tests.service_fakes import PATIENCE, Held, unversioned

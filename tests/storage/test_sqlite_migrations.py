@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Limits
 from cloudstore_mapping.service.storage.migrations import schema_steps
+from cloudstore_mapping.service.storage.records import Limits
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.storefiles import APPLICATION_ID
 from tests.service_fakes import Asker, FakeHasher

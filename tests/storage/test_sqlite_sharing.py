@@ -14,7 +14,7 @@ import pytest
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage import sqlite
-from cloudstore_mapping.service.storage.base import File
+from cloudstore_mapping.service.storage.records import File
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import MAX_IDLE, SQLiteSession, SQLiteStorage
 from tests.service_fakes import PATIENCE, Held, unversioned
@@ -133,7 +133,7 @@ def test_a_store_that_stays_locked_is_unavailable(
 
 ADD_UP = """
 import sys
-from cloudstore_mapping.service.storage.base import File
+from cloudstore_mapping.service.storage.records import File
 from cloudstore_mapping.service.storage import sqlite
 from cloudstore_mapping.service.storage import sqlite
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage

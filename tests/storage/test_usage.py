@@ -6,7 +6,8 @@ from typing import Final
 
 import pytest
 
-from cloudstore_mapping.service.storage.base import AccessCount, AccessDelta, Kind, Media, Storage
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.records import AccessCount, AccessDelta, Kind, Media
 from cloudstore_mapping.service.storage.sql import Transaction
 
 #: A day, and a time on it.

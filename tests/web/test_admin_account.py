@@ -6,7 +6,7 @@ import re
 import xml.etree.ElementTree as ET
 
 from cloudstore_mapping.service.quotas import day_of
-from cloudstore_mapping.service.storage.base import AccessDelta
+from cloudstore_mapping.service.storage.records import AccessDelta
 from cloudstore_mapping.web.admin.charts import accesses_chart, format_size, sizes_chart
 from tests.admin_fixtures import api_key, guest, program, visitor
 from tests.service_fakes import Asker, ManualClock

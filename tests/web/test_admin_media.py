@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Media
+from cloudstore_mapping.service.storage.records import Media
 from cloudstore_mapping.web.server import background
 from tests.service_fakes import FakeHasher, ManualClock
 from tests.storages import new_storage

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Account, Media
+from cloudstore_mapping.service.storage.records import Account, Media
 from cloudstore_mapping.web.server import background
 from tests.service_fakes import Asker, FakeHasher, ManualClock
 from tests.storages import new_storage

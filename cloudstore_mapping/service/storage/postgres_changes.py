@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from cloudstore_mapping.service.storage.base import File, FileInfo
 from cloudstore_mapping.service.storage.postgres_session import BLOBS, PostgresSession
+from cloudstore_mapping.service.storage.records import File, FileInfo
 
 _INSERT: Final = (
     "INSERT INTO files (account_id, name, value, version, created_at, updated_at)"

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final
 
 from cloudstore_mapping.errors import UnavailableError, shorten
 from cloudstore_mapping.keys import escape_key, unescape_name
-from cloudstore_mapping.service.storage.base import (
+from cloudstore_mapping.service.storage.records import (
     AccessCount,
     AccessDelta,
     Account,

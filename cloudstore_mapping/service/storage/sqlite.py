@@ -24,6 +24,7 @@ from cloudstore_mapping.service.storage.base import Storage, check_open
 from cloudstore_mapping.service.storage.group_commit import GroupWriter, WriteSession
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, migrate, not_opened
 from cloudstore_mapping.service.storage.sql import Transaction
+from cloudstore_mapping.service.storage.sqlite_backup import back_up, copy_into_memory
 from cloudstore_mapping.service.storage.sqlite_files import (
     LOG,
     NO_MORE_FILES,
@@ -603,8 +604,6 @@ class SQLiteStorage(Storage):
 
     def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
         """Copy all that it holds at this moment into a new file at `path`, which is there only once it is whole."""
-        from cloudstore_mapping.service.storage.sqlite_backup import back_up  # which imports this module
-
         check_open(self._process, closed=self._closed)
         if self._path is None:
             with self._session.snapshot():
@@ -706,10 +705,6 @@ def _try_to_open(path: Path | None, copy_of: Path | None) -> SQLiteSession:
         session = SQLiteSession(path, "rwc", busy_timeout=min(OPENING_WAIT, BUSY_TIMEOUT))
         try:
             if copy_of is not None:
-                from cloudstore_mapping.service.storage.sqlite_backup import (
-                    copy_into_memory,  # which imports this module
-                )
-
                 copy_into_memory(copy_of, session.connection)
             migrate(session.connection, path)
             if session.identity is not None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.panels import DataRow, Page
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.sessions import SignedInOwner
-    from cloudstore_mapping.service.storage.base import Account, Media
+    from cloudstore_mapping.service.storage.records import Account, Media
 
 #: Panels by their names in a URL, with their titles.
 PANELS: Final = {"data": "Data files", "media": "Media files", "user": "User info", "activity": "Activity"}
