@@ -66,7 +66,7 @@ class Service:
         self.media = MediaFiles(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
         self.owners = SessionService(storage, self._clock, self.accounts, self._passwords)
         self.panels = DashboardQueries(storage, self._clock, self.usage)
-        self._desk = Dispatcher(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
+        self._dispatcher = Dispatcher(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
 
     def handle(
         self, request: Request | Batch, *, address: str = "", raises: bool = False, patience: float | None = None
@@ -80,7 +80,7 @@ class Service:
         """
         if self._closed:
             return _closed()
-        answer = self._desk.submit(request, address, None, waits=True, raises=raises, patience=patience)
+        answer = self._dispatcher.submit(request, address, None, waits=True, raises=raises, patience=patience)
         if isinstance(answer, Reply):
             return answer
         try:
@@ -111,7 +111,7 @@ class Service:
         """Return what `submit` does, or the reply itself where it is there at once, as that to a small read is."""
         if self._closed:
             return _closed()
-        return self._desk.submit(request, address, owner)
+        return self._dispatcher.submit(request, address, owner)
 
     @contextmanager
     def together(self) -> Iterator[Callable[[Request | Batch, str], Reply | Future[Reply]]]:
@@ -123,7 +123,7 @@ class Service:
         if self._closed:
             yield lambda _request, _address: _closed()
             return
-        with self._desk.together() as answer:
+        with self._dispatcher.together() as answer:
             yield answer
 
     def set_passwords(
@@ -222,7 +222,7 @@ class Service:
         self._closed = True
         self.hurry()
         self._passwords.close()
-        self._desk.close()
+        self._dispatcher.close()
         self.media.close()
         self.usage.close()
         self._storage.close()

@@ -96,7 +96,7 @@ def test_a_busy_writer_is_healthy(storage: Storage, monkeypatch: pytest.MonkeyPa
 )
 def test_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Usage, sentence: str | None) -> None:
     """It is healthy exactly while there is room for a small value on a disk that takes writes."""
-    monkeypatch.setattr(sqlite, "Space", lambda path: DiskReserve(path, lambda _: disk))
+    monkeypatch.setattr(sqlite, "DiskReserve", lambda path: DiskReserve(path, lambda _: disk))
     with SQLiteStorage(tmp_path / "store.db") as storage:
         account = storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result(PATIENCE).id
         assert storage.problem() == sentence

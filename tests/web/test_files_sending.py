@@ -81,8 +81,8 @@ def test_a_slow_client_is_waited_for(service: Service, monkeypatch: pytest.Monke
     read: list[int] = []
     chunks = service.media.chunks
 
-    def counted(*part: Any) -> Iterator[bytes]:
-        for piece in chunks(*part):
+    def counted(*part: Any, **account: Any) -> Iterator[bytes]:
+        for piece in chunks(*part, **account):
             read.append(len(piece))
             yield piece
 
