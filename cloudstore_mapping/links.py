@@ -8,6 +8,8 @@ from typing import Final
 
 #: Beginning of every link to a media file.
 FILES_PATH: Final = "/files/"
+#: Header of a download with the file's media type, if it is served as ``application/octet-stream``.
+TYPE_HEADER: Final = "CloudStore-Media-Type"
 
 _EXTENSION: Final = re.compile(r".*\.([A-Za-z0-9]{1,16})", re.DOTALL)
 UNKNOWN_EXTENSION: Final = "bin"

@@ -38,6 +38,7 @@ from cloudstore_mapping.errors import (
     TransportError,
 )
 from cloudstore_mapping.forks import renew_after_fork
+from cloudstore_mapping.links import TYPE_HEADER
 from cloudstore_mapping.masking import SecretBytes, hide
 from cloudstore_mapping.wire import (
     EXTENSIONS,
@@ -515,7 +516,7 @@ class HTTPTransport:
             start=0 if part is None else int(part[1]),
             size=int(part[2]) if part is not None else int(length) if _LENGTH.fullmatch(length) else None,
             tag=raw.headers.get("ETag"),
-            mimetype=raw.headers.get("Content-Type", ""),
+            mimetype=raw.headers.get(TYPE_HEADER) or raw.headers.get("Content-Type", ""),
             name=None if name is None else unquote(name[1]),
             pieces=self._download_pieces(raw),
             close=close,

@@ -19,7 +19,8 @@ from msgspec.structs import replace
 from python_multipart.multipart import parse_options_header
 
 from cloudstore_mapping.errors import CloudStoreError, DailyLimitError, ProtocolError, UnavailableError
-from cloudstore_mapping.service.media import begins_as
+from cloudstore_mapping.links import TYPE_HEADER
+from cloudstore_mapping.service.media import UNKNOWN_TYPE, begins_as
 from cloudstore_mapping.web.http import (
     CROSS_ORIGIN,
     END,
@@ -299,8 +300,10 @@ async def _response(files: MediaFiles, scope: Scope, match: re.Match[str] | None
         if want.status != HTTPStatus.NOT_MODIFIED:
             headers.append((b"content-length", b"0"))
         return _Response(want.status, headers, iter(()))
+    if not shown:  # neither does a browser run what another page names as a script or style
+        headers.append((TYPE_HEADER.lower().encode(), mimetype.encode("latin-1")))
     headers += [
-        (b"content-type", mimetype.encode("latin-1")),
+        (b"content-type", (mimetype if shown else UNKNOWN_TYPE).encode("latin-1")),
         (b"content-disposition", content_disposition(media.name, shown=shown)),
         (b"content-length", b"%d" % (want.stop - want.start)),
     ]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import requests
 
+from cloudstore_mapping.client.transport import HTTPTransport
 from cloudstore_mapping.service.media import CHUNK_BYTES, link
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.server import background
@@ -91,9 +92,23 @@ def test_what_could_run_is_downloaded(files: Files, data: bytes, name: str, mime
     for method in ("GET", "HEAD"):
         answer = get(url, method)
         assert answer.headers["Content-Disposition"].startswith("attachment; ")
+        assert answer.headers["Content-Type"] == "application/octet-stream"
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.headers["Content-Security-Policy"] == "default-src 'none'; sandbox"
     assert get(url).content == data
+
+
+def test_the_type_of_what_is_downloaded(files: Files) -> None:
+    """A file that is served as `application/octet-stream` has its type in another header, which our client reads."""
+    answer = get(files.put(b"a { }", "a.css", "text/css; charset=utf-8"))
+    assert answer.headers["CloudStore-Media-Type"] == "text/css; charset=utf-8"
+    assert "CloudStore-Media-Type" not in get(files.put(PNG)).headers
+    transport = HTTPTransport(files.address)
+    for data, name, mimetype in ((b"a { }", "a.css", "text/css; charset=utf-8"), (PNG, "photo.png", "image/png")):
+        fetched = transport.fetch(files.put(data, name, mimetype).removeprefix(files.address))
+        assert (b"".join(fetched.pieces), fetched.mimetype) == (data, mimetype)
+        fetched.close()
+    transport.close()
 
 
 @pytest.mark.parametrize("name", ['a"; filename="b.html', "a\r\nSet-Cookie: x=y\r\n\r\n<html>", "\u202egnp.exe", "😀"])

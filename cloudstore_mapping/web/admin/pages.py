@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -134,7 +135,7 @@ class Pages:
             "icon_of": _icon_of,
         }
         self._templates.filters |= filters
-        self._templates.globals |= {"base": base, "panels": PANELS, "static": self._static}
+        self._templates.globals |= {"base": base, "panels": PANELS, "static": self._static, "integrity": _integrity}
 
     def address(self, view: ViewState) -> str:
         """Return the URL of a view."""
@@ -283,6 +284,15 @@ class Pages:
 
     def _static(self, name: str) -> str:
         return f"{self._base}/admin/static/{name}?v={static(name)[1]}"
+
+
+def integrity(content: bytes) -> str:
+    """Return the hash of a static file, for the `integrity` of its tag and for the policy."""
+    return f"sha256-{b64encode(hashlib.sha256(content).digest()).decode()}"
+
+
+def _integrity(name: str) -> str:
+    return integrity(static(name)[0])
 
 
 def display_key(name: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -34,7 +35,7 @@ from cloudstore_mapping.web.admin.forms import (
     parse_form,
     read_form,
 )
-from cloudstore_mapping.web.admin.pages import STATIC, Pages, ViewState, Visit, static
+from cloudstore_mapping.web.admin.pages import STATIC, Pages, ViewState, Visit, integrity, static
 from cloudstore_mapping.web.admin.sessions import DashboardCookies
 from cloudstore_mapping.web.admin.uploads import DashboardUpload
 from cloudstore_mapping.web.downloads import content_disposition
@@ -67,19 +68,14 @@ _STATUS: Final[Mapping[str, int]] = {
     "NoFile": HTTPStatus.NOT_FOUND,
     "Changed": HTTPStatus.CONFLICT,
 }
+# Content-Security-Policy around `script-src`. Style sheets come from this host: no uploaded file is served as text/css.
+_POLICY: Final = (
+    "default-src 'none'; script-src {}; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self';"
+    " base-uri 'none'; frame-ancestors 'none'"
+)
+# Hosts that a policy's source can name: no IPv6 address.
+_HOST: Final = re.compile(r"[A-Za-z0-9.-]{1,255}(:[0-9]{1,5})?")
 _SECURITY_HEADERS: Final[Mapping[str, str]] = {
-    "Content-Security-Policy": "; ".join(
-        (
-            "default-src 'none'",
-            "script-src 'self'",
-            "style-src 'self'",
-            "img-src 'self'",
-            "connect-src 'self'",
-            "form-action 'self'",
-            "base-uri 'none'",
-            "frame-ancestors 'none'",
-        )
-    ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
@@ -92,18 +88,27 @@ _SECURITY_HEADERS: Final[Mapping[str, str]] = {
 
 def make_admin(service: Service, base: str, space: SpoolSpace) -> Application:
     """Return the ASGI application for all paths beginning with `base` and ``/admin``."""
-    return with_security_headers(_Dashboard(service, base, space).application)
+    scripts = [static(name)[0] for name in STATIC if name.endswith(".js")]
+    return with_security_headers(_Dashboard(service, base, space).application, f"{base}/admin/static/", scripts)
 
 
-def with_security_headers(application: Application) -> Application:
-    """Return the application with security headers on all responses and without CORS headers."""
+def with_security_headers(application: Application, static_path: str, scripts: Iterable[bytes]) -> Application:
+    """
+    Return the application with security headers on all responses and without CORS headers.
+
+    Its pages run only scripts below `static_path`, and only these `scripts` if the policy can't name the host.
+    """
+    hashes = " ".join(f"'{integrity(script)}'" for script in scripts)
 
     async def secured(scope: Scope, receive: Receive, send: Send) -> None:
+        policy = _POLICY.format(f"{_script_source(scope, static_path)}{hashes}")
+
         async def send_secured(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": list(message["headers"])}
                 headers = MutableHeaders(scope=message)
                 headers.update(_SECURITY_HEADERS)
+                headers["Content-Security-Policy"] = policy
                 headers.setdefault("Cache-Control", "no-store")
                 for name in [name for name in headers if name.startswith("access-control-")]:
                     del headers[name]
@@ -112,6 +117,12 @@ def with_security_headers(application: Application) -> Application:
         await application(scope, receive, send_secured)
 
     return secured
+
+
+def _script_source(scope: Scope, path: str) -> str:
+    """Return the policy's source for a path at the requested host, followed by a space; "" if it can't be named."""
+    host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+    return f"{host}{path} " if _HOST.fullmatch(host) else ""
 
 
 class _Dashboard:
