@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Final, Literal
+from urllib.parse import quote
 
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.sqlite_forks import connected
@@ -20,6 +23,11 @@ from cloudstore_mapping.sqlite_forks import connected
 APPLICATION_ID: Final = 0x434C5344
 #: Suffixes of the files that SQLite keeps beside a database.
 SIDECARS: Final = ("-wal", "-journal", "-shm")
+
+#: Mode of new stores, backups and exports.
+PRIVATE: Final = 0o600
+#: The open files of this process, on Linux.
+OPEN_FILES: Final = Path("/proc/self/fd")
 
 #: Bytes of the smallest database, a single page. SQLite takes any file of a few bytes for an empty database.
 SMALLEST: Final = 512
@@ -89,6 +97,32 @@ def refuse_sidecar(path: Path) -> None:
     database = database_of(path)
     if database is not None:
         raise UnsupportedError(f"{path} is the name of a log of {database}; choose another name.")
+
+
+@contextmanager
+def creating(path: Path) -> Iterator[str]:
+    """
+    Give the block the URI by which SQLite opens the file at `path`, or creates it readable by its owner only.
+
+    An existing file keeps its mode. SQLite gives the files that it keeps beside the database the same mode.
+    """
+    uri = f"{path.absolute().as_uri()}?mode=rwc"
+    if os.name != "posix" or path.exists():
+        yield uri
+        return
+    # SQLite copies the mode of another file: were the file created here, its close would drop locks on it.
+    with ExitStack() as stack:
+        if OPEN_FILES.is_dir() and hasattr(os, "memfd_create"):
+            model = os.memfd_create("cloudstore-mode")
+            stack.callback(os.close, model)
+            name = str(OPEN_FILES / str(model))
+        else:
+            from tempfile import NamedTemporaryFile  # which only this needs
+
+            file = stack.enter_context(NamedTemporaryFile())
+            model, name = file.fileno(), file.name
+        os.fchmod(model, PRIVATE)
+        yield f"{uri}&modeof={quote(name)}"
 
 
 def open_file(

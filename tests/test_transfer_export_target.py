@@ -7,6 +7,7 @@ import json
 import os
 import shelve
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.errors import CloudStoreError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.transfer import Format, export_store, import_store
+from cloudstore_mapping.transfer.export_target import RECORD
 from cloudstore_mapping.web.server import background
 from tests.dbm_kinds import KINDS, force, names_of, parts
 from tests.storages import new_storage
@@ -272,6 +274,20 @@ def test_an_earlier_export_is_replaced(
     made = [name.removeprefix("out") for name in names_of(tmp_path) if name.startswith("out")]
     assert made == [name.removeprefix("fresh") for name in names_of(tmp_path) if name.startswith("fresh")]
     assert exported_content(tmp_path / "out", after) == store.copy()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_new_export_is_its_owner_s(store: CloudStoreMapping[Any], tmp_path: Path, kind: Format) -> None:
+    """A new export has mode 0600, whatever the umask, and the folder of its media files 0700."""
+    store.upload(b"photo", "photo.png")
+    before = os.umask(0)
+    try:
+        export_store(store, tmp_path / "all", format=kind)
+    finally:
+        os.umask(before)
+    modes = {file.name: oct(stat.S_IMODE(file.stat().st_mode)) for file in tmp_path.iterdir()}
+    assert modes.pop("all.media") == "0o700"
+    assert {mode for name, mode in modes.items() if not name.endswith(RECORD)} == {"0o600"}
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from cloudstore_mapping.drafts import draft_of
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import (
+    PRIVATE,
     SIDECARS,
     application_id,
     open_file,
@@ -120,7 +121,7 @@ class ExportTarget:
     def drafted(self) -> Iterator[Path]:
         """Give the block the name of a new file in a folder beside the target, from which `replace` takes all files."""
         self._clear_draft()
-        self._draft.mkdir()
+        self._draft.mkdir(0o700)
         try:
             yield self._draft / self.path.name
         finally:
@@ -154,6 +155,8 @@ class ExportTarget:
             place = self.path.with_name(file.name)
             if place.is_file():
                 shutil.copymode(place, file)
+            else:
+                file.chmod(PRIVATE)
             file.replace(place)
         for file in old:
             if file.name not in [made.name for made in new]:

@@ -97,7 +97,7 @@ class MediaDraft:
 
     def add(self, link: str, fetch: Fetch) -> None:
         """Get the media file at a link; raises what `fetch` raises, and then there is nothing of it."""
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(0o700, exist_ok=True)
         draft = self._folder / f"{self._number}{END}"
         try:
             with open_file(draft, "w+b") as file:

@@ -6,18 +6,22 @@ import os
 import re
 import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cloudstore_mapping import storefiles
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.migrations import newest
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteSession, SQLiteStorage
+from cloudstore_mapping.service.storage.sqlite_backup import restore
 from tests.service_fakes import PATIENCE
 
 
@@ -35,6 +39,47 @@ def ours(path: Path) -> Path:
         for number in range(200):
             storage.submit(lambda transaction, name=str(number): transaction.put(account, name, b"1" * 200, 1.0))  # type: ignore[misc]  # bound early
     return path
+
+
+def modes(folder: Path) -> dict[str, int]:
+    """Return the permissions of the files in a folder, by their names."""
+    return {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+
+
+@pytest.fixture(params=[0, 0o022, 0o777], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Set the process's umask."""
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+@pytest.mark.parametrize("proc", [True, False])
+@pytest.mark.usefixtures("umask")
+def test_a_new_store_is_its_owner_s(path: Path, proc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New stores with their logs and indexes, and backups, have mode 0600, whatever the umask."""
+    monkeypatch.setattr(storefiles, "OPEN_FILES", Path("/proc/self/fd" if proc else "/nowhere"))
+    with SQLiteStorage(path) as storage:
+        storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result()
+        assert modes(path.parent) == {"store.db": 0o600, "store.db-wal": 0o600, "store.db-shm": 0o600}
+        storage.back_up(path.with_name("copy.db"), lambda *_: None)
+    restore(path.with_name("copy.db"), path.with_name("again.db"), lambda *_: None)
+    assert modes(path.parent) == {"store.db": 0o600, "copy.db": 0o600, "again.db": 0o600}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_an_existing_store_keeps_its_mode(path: Path, is_empty: bool) -> None:
+    """A file that exists keeps its mode, which its log and its index get as well."""
+    if is_empty:
+        path.touch()
+    else:
+        SQLiteStorage(path).close()
+    path.chmod(0o660)
+    with SQLiteStorage(path) as storage:
+        storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result()
+        assert set(modes(path.parent).values()) == {0o660}
 
 
 def pragma(transaction: Transaction, name: str) -> Any:

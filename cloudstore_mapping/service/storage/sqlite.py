@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from threading import get_ident
@@ -37,6 +37,7 @@ from cloudstore_mapping.service.storage.sqlite_files import (
     unavailable,
 )
 from cloudstore_mapping.sqlite_forks import connected, forkers, inside_sqlite, let_fork, track_session
+from cloudstore_mapping.storefiles import creating
 
 _log: Final = logging.getLogger(__name__)
 
@@ -123,13 +124,18 @@ class SQLiteSession(Transaction, WriteSession):
 
     def _open(self, mode: str, beside: SQLiteSession | None, busy_timeout: float | None) -> None:
         path = self._path
-        self.connection = sqlite3.connect(
-            ":memory:" if path is None else f"{path.as_uri()}?mode={mode}",
-            uri=True,
-            timeout=BUSY_TIMEOUT if busy_timeout is None else busy_timeout,
-            isolation_level=None,
-            check_same_thread=False,
-        )
+        with ExitStack() as stack:
+            if path is None:
+                location = ":memory:"
+            else:
+                location = stack.enter_context(creating(path)) if mode == "rwc" else f"{path.as_uri()}?mode={mode}"
+            self.connection = sqlite3.connect(
+                location,
+                uri=True,
+                timeout=BUSY_TIMEOUT if busy_timeout is None else busy_timeout,
+                isolation_level=None,
+                check_same_thread=False,
+            )
         track_session(self)
         self._space = None if path is None else DiskReserve(path)
         self.outlives_program = path is not None

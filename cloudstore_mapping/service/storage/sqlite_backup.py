@@ -24,7 +24,7 @@ from cloudstore_mapping.service.storage.sqlite_files import (
     unavailable,
 )
 from cloudstore_mapping.sqlite_forks import connected
-from cloudstore_mapping.storefiles import refuse_sidecar, sync_folder
+from cloudstore_mapping.storefiles import creating, refuse_sidecar, sync_folder
 
 #: Pages copied between two progress reports: 16 MiB.
 PAGES_AT_ONCE: Final = 4096
@@ -50,7 +50,7 @@ def back_up(source: sqlite3.Connection, path: Path, report: Report) -> None:
 def copy_database(source: sqlite3.Connection, draft: Path, report: Report, check: Callable[[Path], T]) -> T:
     """Copy a database into the file `draft`, and return the result of `check` on it."""
     try:
-        with connected(draft) as target:
+        with creating(draft) as uri, connected(uri, uri=True) as target:
             source.backup(
                 target,
                 pages=PAGES_AT_ONCE,
