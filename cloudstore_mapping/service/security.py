@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 from cachetools import LRUCache, TTLCache
 
 from cloudstore_mapping.errors import BadKeyError, LockedError, ProtocolError, UnsupportedError
+from cloudstore_mapping.service.common_passwords import check_uncommon
 from cloudstore_mapping.service.quotas import MAX_WATCHED, AttemptLimiter
 from cloudstore_mapping.service.threads import BoundedThreadPool
 
@@ -113,10 +114,15 @@ class PasswordVerifier:
         self._pool = BoundedThreadPool(threads, threads * QUEUE_PER_THREAD, "cloudstore-hashing", steps_back=True)
 
     def hash(self, password: str | None) -> str | None:
-        """Return the hash to store, on the caller's thread; None for no password, which an empty one is as well."""
+        """
+        Return the hash to store, on the caller's thread; None for no password, which an empty one is as well.
+
+        Raises `BadValueError` for a common password.
+        """
         if not password:
             return None
         self.check_length(password)
+        check_uncommon(password)
         return self._hasher.hash(password)
 
     def require(self, file: Hashable, *given: tuple[str | None, Iterable[str | None]]) -> None:

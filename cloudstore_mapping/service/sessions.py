@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from cloudstore_mapping.errors import BadValueError, LockedError, TooOftenError, TransportError
 from cloudstore_mapping.service.accounts import COMMAND_LINE, DEFAULT_PLAN, Show, check_enabled, shown_before
+from cloudstore_mapping.service.common_passwords import check_uncommon
 from cloudstore_mapping.service.quotas import AttemptLimiter
 from cloudstore_mapping.service.security import PasswordCheck
 from cloudstore_mapping.service.storage.records import OwnerPassword
@@ -135,7 +136,7 @@ class SessionService:
         Make `new` the owner's password, and end all other sessions.
 
         Raises `LockedError` where the old one is wrong, slowed as `sign_in` is, and `BadValueError` where the new one
-        is too short or the old one.
+        is too short, common, the user name or the old one.
         """
         account = signed_in.account
         with self._storage.read() as transaction:
@@ -148,6 +149,8 @@ class SessionService:
             raise BadValueError(f"The new password is too short; take one of at least {MIN_PASSWORD_BYTES} characters.")
         if new == old:
             raise BadValueError("The new password is the old one; take another.")
+        self._passwords.check_length(new)
+        check_uncommon(new, account.name)
         hash_ = self._passwords.hash(new)
 
         def work(transaction: Transaction) -> None:

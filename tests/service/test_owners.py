@@ -206,6 +206,28 @@ def test_a_new_password_has_to_be_one(service: Service, token: str) -> None:
     assert service.owners.sign_in("owner", PASSWORD, "here")
 
 
+@pytest.mark.parametrize(
+    ("new", "match"),
+    [
+        ("password", "most common"),
+        ("Password123!", "most common"),
+        ("12345678", "most common"),
+        (" QWERTYUIOP ", "most common"),
+        ("welcome2026", "most common"),
+        ("A.Long-Name", "user name"),
+        ("a.long-name1", "user name"),
+        ("abababab", "repeats"),
+    ],
+)
+def test_a_common_password(service: Service, new: str, match: str) -> None:
+    """A common password, the user name, and one or two characters over and over are no password of an owner's."""
+    owner(service, "a.long-name")
+    who = signed_in(service, service.owners.sign_in("a.long-name", PASSWORD, "here"))
+    with pytest.raises(BadValueError, match=f"{match}.*; take another"):
+        service.owners.change_password(who, PASSWORD, new, "here")
+    service.owners.change_password(who, PASSWORD, f"{new} of a horse", "here")
+
+
 def test_old_passwords_are_guessed_no_faster(service: Service, token: str) -> None:
     """Wrong old passwords count like wrong sign-ins."""
     for _ in range(5):

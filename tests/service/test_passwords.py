@@ -7,12 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from cloudstore_mapping.errors import BadNameError, NoFileError, ProtocolError, UnsupportedError
+from cloudstore_mapping.errors import BadNameError, BadValueError, NoFileError, ProtocolError, UnsupportedError
 from cloudstore_mapping.service.security import REMEMBERED_FOR, Argon2Hasher
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.wire import decode_value
 from tests.service_fakes import PATIENCE, Asker, FakeHasher, ManualClock
 from tests.storages import new_storage
+
+
+@pytest.mark.parametrize("password", ["password", "123456", "Letmein", "secret123"])
+def test_a_common_password(service: Service, ask: Asker, password: str) -> None:
+    """A common password is none for a file, nor a default one, and the file keeps the one that it had."""
+    ask.save("name", 1)
+    service.set_passwords("owner", "name", edit="horse")
+    with pytest.raises(BadValueError, match="most common"):
+        service.set_passwords("owner", "name", edit=password)
+    with pytest.raises(BadValueError, match="most common"):
+        service.set_default_passwords("owner", data=password)
+    assert ask.save("name", 2, password).error == "Locked"
+    assert ask.save("name", 2, "horse").error is None
 
 
 def outcomes(ask: Asker, password: str | None) -> dict[str, str | None]:
