@@ -105,13 +105,16 @@ def test_first_starts_at_once() -> None:
 
 def test_the_line_for_a_program_can_be_used(tmp_path: Path) -> None:
     """Where the service listens on all addresses, the line names one that a program can open."""
-    with serving("--host", "0.0.0.0", "--store", str(tmp_path / "service.db")) as process:
+    log: list[str] = []
+    with serving("--host", "0.0.0.0", "--store", str(tmp_path / "service.db"), log=log) as process:
         answers, *_, program, dashboard, _, _ = lines(process, 9)
         assert "http://0.0.0.0:" in answers
         assert "@127.0.0.1:" in program
         assert "http://127.0.0.1:" in dashboard
         with cm.open(program.split('"')[1]) as store:
             assert list(store) == []
+    (warning,) = log
+    assert "The service speaks plain http on 0.0.0.0" in warning
 
 
 def test_a_reader_that_left(tmp_path: Path) -> None:

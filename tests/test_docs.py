@@ -77,7 +77,7 @@ def test_curl_alone_can_drive_the_whole_wire(tmp_path: Path) -> None:
             learn(shown.rstrip("\n"), output, real)
             assert (output, done.stderr) == (filled_in(shown, real).rstrip("\n"), ""), command
             ran += 1
-    assert ran == 45
+    assert ran == 46
 
 
 def test_curl_shows_every_request() -> None:

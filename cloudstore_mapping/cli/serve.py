@@ -111,7 +111,7 @@ def _run(options: Options, settings: Settings, tell: Callable[[_Start], None]) -
     import cloudstore_mapping.web.server  # noqa: F401 - before a store is made: it says which extra is missing
     from cloudstore_mapping.web.connections import listen, raise_file_limit
     from cloudstore_mapping.web.logs import logging_as
-    from cloudstore_mapping.web.options import check_certificate
+    from cloudstore_mapping.web.options import check_certificate, warn_of_plain_http
 
     with as_usage():
         check_certificate(options)
@@ -127,6 +127,7 @@ def _run(options: Options, settings: Settings, tell: Callable[[_Start], None]) -
         with as_usage():
             listener = listen(options.host, options.port)
         with listener:
+            warn_of_plain_http(options)
             if options.workers == 1:
                 _run_here(listener, service, place, options, tell)
                 return

@@ -40,6 +40,7 @@ from cloudstore_mapping.web.http import (
     outcome,
 )
 from cloudstore_mapping.web.openapi import OPENAPI_PATH, make_description
+from cloudstore_mapping.web.options import HSTS_LINE, is_pinned
 from cloudstore_mapping.web.uploads import SpoolSpace, make_upload
 from cloudstore_mapping.wire import (
     BATCH_PATH,
@@ -164,6 +165,8 @@ class FastPath:
         scope = asked.scope
         scope["outcome"] = reply.error
         head, body = encode_response(reply)
+        if is_pinned(scope):
+            head += HSTS_LINE
         is_there = asked.write(reply.status, head, body)
         seconds = perf_counter() - asked.began
         self._observed.ended(scope, reply.status if is_there else 0, seconds, len(body) if is_there else 0)

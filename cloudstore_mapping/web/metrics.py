@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 import platform
 import time
@@ -14,10 +15,21 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from cloudstore_mapping._version import __version__
-from cloudstore_mapping.errors import REPLY_ERRORS, UnavailableError
+from cloudstore_mapping.errors import REPLY_ERRORS, BadKeyError, UnavailableError
 from cloudstore_mapping.links import FILES_PATH
-from cloudstore_mapping.web.http import HEALTH_PATH, Application, Message, Receive, Scope, Send, answer, check_method
+from cloudstore_mapping.web.http import (
+    HEALTH_PATH,
+    Application,
+    Message,
+    Receive,
+    RefusedError,
+    Scope,
+    Send,
+    answer,
+    check_method,
+)
 from cloudstore_mapping.web.logs import ACCESS
+from cloudstore_mapping.web.options import HSTS, is_loopback, is_pinned
 from cloudstore_mapping.wire import UPLOAD_PATH, Operation, Reply
 
 if TYPE_CHECKING:
@@ -158,6 +170,8 @@ class _Collector:
 _access: Final = logging.getLogger(ACCESS)
 
 DASHBOARD_PATH: Final = "/admin"
+#: Headers of a request that came by a proxy.
+_FORWARDED: Final = frozenset({b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip"})
 # What a request is counted as that isn't one of the wire's own, by the beginning of its path.
 _BY_PATH: Final = {UPLOAD_PATH: "upload", FILES_PATH: "media", DASHBOARD_PATH: "dashboard", HEALTH_PATH: "health"}
 
@@ -166,7 +180,8 @@ class InstrumentedApp:
     """
     The ASGI application `app` under `base_path`, with ``/metrics`` beside it.
 
-    `store_bytes` tells the size of the store, on a thread of its own.
+    `store_bytes` tells the size of the store, on a thread of its own. The metrics are for whoever has the
+    `metrics_token`; without one, for clients on this machine.
     """
 
     def __init__(
@@ -177,6 +192,7 @@ class InstrumentedApp:
         store_bytes: Callable[[], int],
         *,
         logs: bool,
+        metrics_token: str | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
@@ -184,6 +200,7 @@ class InstrumentedApp:
         self._metrics_path = self._base + METRICS_PATH
         self._store_bytes = store_bytes
         self._logs = logs
+        self._token = metrics_token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -197,6 +214,8 @@ class InstrumentedApp:
             nonlocal status, bytes_out
             if "status" in message:
                 status = message["status"]
+                if is_pinned(scope):
+                    message = {**message, "headers": [*message["headers"], HSTS]}
             bytes_out += len(message.get("body", b""))
             await send(message)
 
@@ -216,19 +235,31 @@ class InstrumentedApp:
         rest = path.removeprefix(self._base)
         return next((name for prefix, name in _BY_PATH.items() if rest.startswith(prefix)), OTHER)
 
+    def _may_see_metrics(self, scope: Scope) -> bool:
+        headers = dict(scope["headers"])
+        if self._token is not None:
+            kind, _, token = headers.get(b"authorization", b"").partition(b" ")
+            return kind.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token.encode())
+        # What a proxy on this machine passes on comes from it, and may be anybody's.
+        client = scope["client"]
+        return client is not None and is_loopback(client[0]) and not _FORWARDED.intersection(headers)
+
+    async def _refuse(self, scope: Scope, _: Receive) -> Reply:
+        check_method(scope["method"], ("GET", "HEAD"))
+        if self._token is None:
+            sentence = "The metrics are only for the machine itself; set metrics_token to read them from another one."
+        else:
+            sentence = "The metrics need their own token; send it as 'Authorization: Bearer TOKEN'."
+        raise RefusedError(BadKeyError(sentence), (b"www-authenticate", b"Bearer"))
+
     async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] not in ("GET", "HEAD"):
-            await answer(scope, receive, send, _refuse)
+        if scope["method"] not in ("GET", "HEAD") or not self._may_see_metrics(scope):
+            await answer(scope, receive, send, self._refuse)
             return
         text = await asyncio.to_thread(self._metrics.text, self._store_bytes)
         headers = [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % len(text))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": text})
-
-
-async def _refuse(scope: Scope, _: Receive) -> Reply:
-    check_method(scope["method"], ("GET", "HEAD"))
-    raise NotImplementedError
 
 
 def _outcome(status: int) -> str | None:

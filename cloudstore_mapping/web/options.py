@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 from msgspec import Meta
 
@@ -68,10 +70,59 @@ class Options:
     """What the paths of all requests begin with."""
     trusted_proxies: Networks = ""
     """Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, separated by commas."""
+    metrics_token: Annotated[
+        str | None,
+        Meta(
+            pattern=r"^[A-Za-z0-9._~+/=-]{16,128}$",
+            description="16 to 128 letters, digits and characters of -._~+/=",
+            extra=SECRET,
+        ),
+    ] = field(default=None, repr=False)
+    """The bearer token that reads /metrics; without one, only this machine does."""
     log_json: bool = False
     """Whether the log is a JSON object a line."""
     access_log: bool = False
     """Whether every request is logged."""
+
+
+_log: Final = logging.getLogger("cloudstore_mapping.web")
+
+#: Strict-Transport-Security (HSTS): a browser uses only https for this host, for a year after each reply.
+HSTS: Final = (b"strict-transport-security", b"max-age=31536000")
+HSTS_LINE: Final = b"%b: %b\r\n" % HSTS
+
+
+def is_pinned(scope: Mapping[str, Any]) -> bool:
+    """
+    Return True for a request over https whose reply carries `HSTS`.
+
+    Not for localhost: the header holds for all ports of a host, and so for other programs there that speak http.
+    """
+    if scope.get("scheme") != "https":
+        return False
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"").lower().partition(b":")[0]
+    return host != b"localhost" and not host.endswith(b".localhost")
+
+
+def warn_of_plain_http(options: Options) -> None:
+    """Log a warning if other machines reach the service by plain http, and no proxy with TLS is in between."""
+    if options.tls_cert is None and not options.trusted_proxies and not is_loopback(options.host):
+        _log.warning(
+            "The service speaks plain http on %s: API keys and passwords can be read on their way from other machines."
+            " Give --tls-cert and --tls-key; or listen on 127.0.0.1 behind a proxy with TLS, or name the proxy in"
+            " trusted_proxies.",
+            options.host,
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Return True for an address of this machine that no other machine reaches."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 def check_certificate(options: Options) -> None:

@@ -17,7 +17,7 @@ import uvicorn
 from cloudstore_mapping.web.api import FastPath, make_app
 from cloudstore_mapping.web.connections import ConnectionLimiter, OpenFiles, address_of, listen, raise_file_limit
 from cloudstore_mapping.web.metrics import InstrumentedApp, Metrics, new_rows
-from cloudstore_mapping.web.options import Options
+from cloudstore_mapping.web.options import Options, warn_of_plain_http
 from cloudstore_mapping.web.protocol import HTTPProtocol
 
 if TYPE_CHECKING:
@@ -53,8 +53,10 @@ def run(
     `on_ready` is called with the service's address once it answers, on the thread that serves: it must not wait.
     A port that can't be had is an `OSError`, and the service stays open.
     """
+    options = Options(host=host, port=port, base_path=base_path)
     with listen(host, port) as listener:
-        run_on(listener, service, Options(host=host, port=port, base_path=base_path), on_ready=on_ready)
+        warn_of_plain_http(options)
+        run_on(listener, service, options, on_ready=on_ready)
 
 
 def run_on(
@@ -129,6 +131,7 @@ class _Server(uvicorn.Server):
             options.base_path,
             service.store_bytes,
             logs=options.access_log,
+            metrics_token=options.metrics_token,
         )
 
         class Protocol(HTTPProtocol):

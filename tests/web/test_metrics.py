@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
@@ -11,6 +13,7 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web.http import Message, Receive, Scope, Send
 from cloudstore_mapping.web.metrics import OPERATIONS, InstrumentedApp, Metrics, new_rows
+from cloudstore_mapping.web.options import Options
 from cloudstore_mapping.web.server import background
 from tests.raw_http import JSON, Connection, FakeService, body
 from tests.service_fakes import Asker
@@ -98,6 +101,70 @@ def test_nothing_of_whose_files_they_are(service: Service) -> None:
         text = requests.get(f"{address}/metrics", timeout=20).text
     for secret in (SECRET, "account-name", "file-name", "the value", "the password", "abab", "cdcd"):
         assert secret not in text
+
+
+TOKEN = "a-token-of-the-metrics"
+LOCAL = ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"]
+REMOTE = ["192.0.2.1", "2001:db8::1", "::ffff:192.0.2.1", "not an address", None]
+
+
+def asked(token: str | None, client: str | None, headers: dict[str, str]) -> tuple[int, bytes, dict[bytes, bytes]]:
+    """Return status, body and headers of the answer to a request for the metrics."""
+    sent: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotImplementedError
+
+    async def receive() -> Message:
+        raise NotImplementedError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    observed = InstrumentedApp(app, Metrics(new_rows(1)), "/base", lambda: 0, logs=False, metrics_token=token)
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/base/metrics",
+        "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        "client": None if client is None else (client, 1),
+    }
+    asyncio.run(observed(scope, receive, send))
+    return sent[0]["status"], sent[1]["body"], dict(sent[0]["headers"])
+
+
+@pytest.mark.parametrize(
+    ("token", "client", "headers", "status"),
+    [
+        *((None, client, {}, 200) for client in LOCAL),
+        *((None, client, {}, 401) for client in REMOTE),
+        *(
+            (None, "127.0.0.1", {header: "192.0.2.1"}, 401)
+            for header in ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP")
+        ),
+        (None, "192.0.2.1", {"Authorization": "Bearer "}, 401),
+        (TOKEN, "192.0.2.1", {"Authorization": f"Bearer {TOKEN}"}, 200),
+        (TOKEN, None, {"Authorization": f"bearer  {TOKEN}"}, 200),
+        (TOKEN, "127.0.0.1", {}, 401),
+        (TOKEN, "127.0.0.1", {"Authorization": f"Bearer {TOKEN}x"}, 401),
+        (TOKEN, "127.0.0.1", {"Authorization": f"Basic {TOKEN}"}, 401),
+        (TOKEN, "127.0.0.1", {"Authorization": TOKEN}, 401),
+    ],
+)
+def test_who_may_see_the_metrics(token: str | None, client: str | None, headers: dict[str, str], status: int) -> None:
+    """The metrics are for whoever sends their token; without one set, for this machine, and for nobody by a proxy."""
+    answer = asked(token, client, headers)
+    assert answer[0] == status
+    assert (b"cloudstore_requests_total" in answer[1]) is (status == 200)
+    if status == 401:
+        assert answer[2][b"www-authenticate"] == b"Bearer"
+        assert (b"metrics_token" in answer[1]) is (token is None)
+        assert TOKEN.encode() not in answer[1]
+
+
+def test_the_token_is_no_secret_of_a_repr() -> None:
+    """The options tell nobody the token."""
+    assert TOKEN not in repr(Options(metrics_token=TOKEN))
 
 
 def test_only_get() -> None:

@@ -1,7 +1,8 @@
-"""A service with a certificate speaks https, and one that can't be used is one line."""
+"""TLS: a service with a certificate speaks https and pins browsers to it; one without warns of plain http."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +12,9 @@ import requests
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
+from cloudstore_mapping.web.http import Message, Receive, Scope, Send
+from cloudstore_mapping.web.metrics import InstrumentedApp, Metrics, new_rows
+from cloudstore_mapping.web.options import HSTS, Options, warn_of_plain_http
 from tests.serving import serving, told
 from tests.support.command_line import CliRunner
 
@@ -47,11 +51,71 @@ def test_https(files: Path, tmp_path: Path, workers: str, monkeypatch: pytest.Mo
         with cm.open(location) as store:
             store["key"] = "x" * 100_000
             assert store["key"] == "x" * 100_000
+        for answer in (
+            requests.get(f"{first['address']}/health", timeout=20),
+            requests.get(first["dashboard"], timeout=20),
+            requests.post(f"{first['address']}/store/load", json={"key": first["api_key"], "file": "key"}, timeout=20),
+        ):
+            assert (answer.status_code, answer.headers["Strict-Transport-Security"]) == (200, "max-age=31536000")
         with pytest.raises(requests.ConnectionError):
             requests.get(f"{first['address'].replace('https', 'http')}/health", timeout=20)
         monkeypatch.delenv("REQUESTS_CA_BUNDLE")
         with pytest.raises(requests.exceptions.SSLError):
             requests.get(f"{first['address']}/health", timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "host", "is_pinned"),
+    [
+        ("https", "cloud.example.com", True),
+        ("https", "127.0.0.1:8787", True),
+        ("http", "cloud.example.com", False),
+        ("https", "localhost:8787", False),
+        ("https", "Shop.LocalHost", False),
+        ("https", "localhost.example.com", True),
+    ],
+)
+def test_hsts(scheme: str, host: str, is_pinned: bool) -> None:
+    """Over https replies tell browsers to stay with it, but for localhost, whose other ports may speak http."""
+    sent: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": ((b"a", b"b"),)})
+
+    async def receive() -> Message:
+        raise NotImplementedError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: Scope = {"type": "http", "method": "GET", "scheme": scheme, "path": "/", "client": None}
+    scope["headers"] = [(b"host", host.encode())]
+    observed = InstrumentedApp(app, Metrics(new_rows(1)), "", lambda: 0, logs=False)
+    asyncio.run(observed(scope, receive, send))
+    assert dict(sent[0]["headers"]) == {b"a": b"b"} | (dict([HSTS]) if is_pinned else {})
+
+
+@pytest.mark.parametrize(
+    ("options", "is_plain"),
+    [
+        (Options(host="0.0.0.0"), True),
+        (Options(host="::"), True),
+        (Options(host="192.0.2.1"), True),
+        (Options(host="cloud.example.com"), True),
+        (Options(), False),
+        (Options(host="::1"), False),
+        (Options(host="localhost"), False),
+        (Options(host="0.0.0.0", tls_cert="cert.pem", tls_key="key.pem"), False),
+        (Options(host="0.0.0.0", trusted_proxies="10.0.0.0/8"), False),
+    ],
+)
+def test_plain_http(options: Options, is_plain: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A service that other machines reach by plain http warns of it at its start, and says what to do."""
+    warn_of_plain_http(options)
+    assert len(caplog.records) == is_plain
+    for record in caplog.records:
+        assert f"plain http on {options.host}: " in record.getMessage()
+        assert "--tls-cert" in record.getMessage()
 
 
 @pytest.mark.parametrize(
