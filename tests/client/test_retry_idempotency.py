@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
+import cloudstore_mapping as cm
+from cloudstore_mapping import callback_client
+from cloudstore_mapping.callback_client import CloudStore
+from cloudstore_mapping.client import retry
 from cloudstore_mapping.client.files import Client
 from cloudstore_mapping.client.transport import Sendable
 from cloudstore_mapping.errors import (
+    IdMismatchError,
     NoFileError,
     OutcomeUnknownError,
     TimedOutError,
@@ -18,8 +24,11 @@ from cloudstore_mapping.errors import (
     TransportError,
     UnavailableError,
 )
+from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.testing.clocks import FrozenClock
+from cloudstore_mapping.web.server import background
 from cloudstore_mapping.wire import Reply, Request, encode_replies, success
+from tests.service_fakes import PATIENCE, Asker
 from tests.support.scripted import ALL, DONE, NO_FILE, Outcome, Script, told
 
 ONCE = frozenset({"once", "batch", "version"})
@@ -230,3 +239,21 @@ def test_the_pace_counts_for_ids() -> None:
         client.save("a", Raw(b"1"))
     assert len(script.requests) == 2
     assert sum(clock.slept) < 510  # the turn of the second attempt is not waited for
+
+
+def test_an_id_of_another_request(service: Service, ask: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id that the service knows for another request is an error that says so, in both clients."""
+    monkeypatch.setattr(retry, "secrets", SimpleNamespace(token_hex=lambda _: "one-id"))
+    monkeypatch.setattr(callback_client, "secrets", SimpleNamespace(token_hex=lambda _: "one-id"))
+    sentence = "This request id was used for another request; draw a new id for each request."
+    with background(service) as address:
+        with cm.open(address.replace("://", f"://{ask.api_key}@")) as store:
+            store["a"] = 1
+            with pytest.raises(IdMismatchError, match=sentence) as caught:
+                store["b"] = 1
+            assert (caught.value.error, caught.value.status) == ("IdMismatch", 422)
+        with CloudStore(ask.api_key, address) as cloud:
+            cloud.load("a").result(PATIENCE)
+            reply = cloud.save("c", 1).result(PATIENCE)
+            assert (reply["error"], reply["message"], reply["response"].status_code) == ("IdMismatch", sentence, 422)
+    assert ask.list().sentence == "a"
