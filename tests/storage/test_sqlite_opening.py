@@ -18,10 +18,10 @@ import pytest
 
 from cloudstore_mapping import storefiles
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
+from cloudstore_mapping.service.storage.maintenance import restore_file
 from cloudstore_mapping.service.storage.migrations import newest
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteSession, SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_backup import restore
 from tests.service_fakes import PATIENCE
 
 
@@ -64,7 +64,7 @@ def test_a_new_store_is_its_owner_s(path: Path, proc: bool, monkeypatch: pytest.
         storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result()
         assert modes(path.parent) == {"store.db": 0o600, "store.db-wal": 0o600, "store.db-shm": 0o600}
         storage.back_up(path.with_name("copy.db"), lambda *_: None)
-    restore(path.with_name("copy.db"), path.with_name("again.db"), lambda *_: None)
+    restore_file(path.with_name("copy.db"), path.with_name("again.db"), lambda *_: None)
     assert modes(path.parent) == {"store.db": 0o600, "copy.db": 0o600, "again.db": 0o600}
 
 
