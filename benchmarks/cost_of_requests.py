@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
@@ -60,9 +60,9 @@ class Watched(PostgresStorage):
         super().__init__(address)
         self.waiting = threading.Semaphore(0)
 
-    def submit(self, work: Callable[[Transaction], T]) -> Future[T]:
+    def submit(self, work: Callable[[Transaction], T], account: Hashable = None, size: int = 0) -> Future[T]:
         """Run `work` in a writing transaction."""
-        future = super().submit(work)
+        future = super().submit(work, account, size)
         self.waiting.release()
         return future
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from typing import NoReturn, TypeVar
 
@@ -31,7 +31,7 @@ def _do_in_vain(work: Callable[[Transaction], object], transaction: Transaction)
 class TwiceStorage(SQLiteStorage):
     """Does all work twice, as if the first time somebody else had been in the way."""
 
-    def submit(self, work: Callable[[Transaction], T]) -> Future[T]:
+    def submit(self, work: Callable[[Transaction], T], account: Hashable = None, size: int = 0) -> Future[T]:
         """Run `work`, undo it, and run it again."""
 
         def again(transaction: Transaction) -> T:
@@ -42,7 +42,7 @@ class TwiceStorage(SQLiteStorage):
             except UndoneError:
                 return work(transaction)
 
-        return super().submit(again)
+        return super().submit(again, account, size)
 
 
 @pytest.fixture

@@ -52,16 +52,15 @@ def test_nothing_is_answered_before_its_commit(path: Path, storage: SQLiteStorag
     written = storage.submit(lambda transaction: transaction.put(account, "before", b"1", 1.0))
     written.result()
 
-    def write(transaction: Transaction) -> list[str]:
+    def write(transaction: Transaction) -> tuple[list[str], bool]:
         transaction.put(account, "within", b"1", 1.0)
         with SQLiteStorage(path) as other:
-            return names(other, account)
+            return names(other, account), future.done()
 
     held = Held(storage)
-    first, second = storage.submit(write), storage.submit(lambda _: first.done())
+    future = storage.submit(write)
     held.go.set()
-    assert first.result(PATIENCE) == ["before"]
-    assert second.result(PATIENCE) is False
+    assert future.result(PATIENCE) == (["before"], False)
     assert names(storage, account) == ["before", "within"]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.group_commit import MAX_GROUP, GroupWriter, WriteSession
+from cloudstore_mapping.service.storage.group_commit import MAX_BYTES, MAX_GROUP, GroupWriter, WriteSession
 from tests.service_fakes import PATIENCE
 
 BROKEN = UnavailableError("The engine failed.")
@@ -60,15 +60,21 @@ class Writer(GroupWriter):
     """A writer that can be held back, so that what is submitted meanwhile is one group."""
 
     def __init__(self, session: FakeSession) -> None:
-        super().__init__(session, session.end)
+        self.seconds = 0.0
+        super().__init__(session, session.end, clock=lambda: self.seconds)
         self.go = threading.Event()
+
+    def keep_busy(self) -> Future[Any]:
+        """Begin work, alone in its transaction, that lasts until `go`."""
+        begun = threading.Event()
+        self.go.clear()
+        held = self.submit(lambda _: (begun.set(), self.go.wait(PATIENCE)), size=MAX_BYTES)  # type: ignore[func-returns-value]  # None
+        assert begun.wait(PATIENCE)
+        return held
 
     def submit_together(self, *works: Callable[[Any], Any]) -> list[Future[Any]]:
         """Submit the works so that they meet in one transaction, as far as they fit."""
-        begun = threading.Event()
-        self.go.clear()
-        held = self.submit(lambda _: (begun.set(), self.go.wait(PATIENCE)))  # type: ignore[func-returns-value]  # None
-        assert begun.wait(PATIENCE)
+        held = self.keep_busy()
         futures = [self.submit(work) for work in works]
         self.go.set()
         held.exception(PATIENCE)
@@ -119,14 +125,14 @@ def test_a_failed_transaction_is_everybody_s_failure(session: FakeSession, write
 
 
 def test_a_lost_transaction_is_everybody_s_failure(session: FakeSession, writer: Writer) -> None:
-    """Where the engine undid the transaction in the middle, those who were done before are told as well."""
+    """If the engine undoes the transaction in the middle, all work of it fails, and what waits is done in the next."""
 
     def lose(_: object) -> None:
         session.stands = False
         raise BROKEN
 
     futures = writer.submit_together(lambda _: 1, lose, lambda _: 2)
-    assert [future.exception(PATIENCE) for future in futures] == [BROKEN] * 3
+    assert [future.exception(PATIENCE) for future in futures] == [BROKEN, BROKEN, None]
     assert writer.submit(lambda _: 3).result(PATIENCE) == 3
 
 
@@ -283,3 +289,102 @@ def test_nothing_waits_behind_the_end(session: FakeSession, no_threads_left: Non
     go.set()
     assert isinstance(late[0].exception(PATIENCE), UnavailableError)
     writer.close()
+
+
+def test_accounts_are_served_in_turn(session: FakeSession, writer: Writer) -> None:
+    """An account with a thousand pieces of work delays another account's by one group at most."""
+    done: list[str] = []
+    held = writer.keep_busy()
+    many: list[Future[Any]] = [writer.submit(lambda _: done.append("many"), "many") for _ in range(1000)]
+    one = writer.submit(lambda _: done.append("one"), "one")
+    writer.go.set()
+    for future in (held, one, *many):
+        future.result(PATIENCE)
+    assert done.index("one") == 1
+    assert session.commits[:2] == [1, MAX_GROUP]
+
+
+def test_a_group_ends_when_its_time_is_used(session: FakeSession, writer: Writer) -> None:
+    """A transaction has so many seconds of work; what waits is done in the next one."""
+
+    def work(_: Any) -> None:
+        writer.seconds += 0.4 * session.max_seconds
+
+    for future in writer.submit_together(*[work] * 7):
+        future.result(PATIENCE)
+    assert session.commits == [1, 3, 3, 1]
+
+
+def test_a_group_ends_when_its_bytes_are_used(session: FakeSession, writer: Writer) -> None:
+    """A transaction has so many bytes of work; larger work is alone in its own."""
+    sizes = (MAX_BYTES // 2, MAX_BYTES // 2, 1, 5 * MAX_BYTES, 0, 1)
+    futures: list[Future[Any]] = [writer.keep_busy(), *(writer.submit(lambda _: None, size=size) for size in sizes)]
+    writer.go.set()
+    for future in futures:
+        future.result(PATIENCE)
+    assert session.commits == [1, 2, 1, 1, 2]
+
+
+def test_an_account_rests_after_long_work(writer: Writer) -> None:
+    """An account whose work took long waits until the others that wait had as much time."""
+    order: list[str] = []
+
+    def work(name: str, seconds: float) -> None:
+        order.append(name)
+        writer.seconds += seconds
+
+    held = writer.keep_busy()
+    futures: list[Future[Any]] = [held, *(writer.submit(lambda _: work("long", 1.0), "long") for _ in range(2))]
+    futures += [writer.submit(lambda _: work("short", 0.25), "short") for _ in range(6)]
+    writer.go.set()
+    for future in futures:
+        future.result(PATIENCE)
+    assert order == ["long", *["short"] * 4, "long", *["short"] * 2]
+
+
+def test_waits_count_from_the_arrival(session: FakeSession, writer: Writer) -> None:
+    """A transaction waits for other processes from the arrival of its first work on, not from its turn."""
+    seen: list[float | None] = []
+
+    def work(_: Any) -> None:
+        seen.append(session.since)
+        writer.seconds += 1.0
+
+    for future in writer.submit_together(*[work] * 3):
+        future.result(PATIENCE)
+    assert seen == [0.0] * 3
+    writer.run(work).result(0)
+    assert seen[-1] == 3.0
+
+
+def test_what_has_not_begun_in_time_is_refused(session: FakeSession, writer: Writer) -> None:
+    """A writer that is to end in some seconds does what it begins until then, and refuses the rest."""
+
+    def work(_: Any) -> None:
+        writer.seconds += 1.0
+
+    writer.end_within(2.5)
+    futures = writer.submit_together(*[work] * 5)
+    errors = [future.exception(PATIENCE) for future in futures]
+    assert errors[:3] == [None] * 3
+    assert [str(error) for error in errors[3:]] == ["The service is ending; try again once it is back."] * 2
+
+
+def test_a_held_account_waits(writer: Writer) -> None:
+    """No work of a held account begins before its release, while that of others is done; closing does all of it."""
+    writer.submit(lambda _: writer.hold("held"), "held").result(PATIENCE)
+    held = writer.submit(lambda _: "done", "held")
+    assert writer.submit(lambda _: held.done(), "other").result(PATIENCE) is False
+    writer.release("held")
+    assert held.result(PATIENCE) == "done"
+    writer.submit(lambda _: writer.hold("held"), "held").result(PATIENCE)
+    held = writer.submit(lambda _: "done", "held")
+    writer.close()
+    assert held.result(0) == "done"
+
+
+def test_whether_others_wait(writer: Writer) -> None:
+    """In the middle of an account's work the writer tells whether other work waits."""
+    assert writer.submit(lambda _: writer.others_wait("a"), "a").result(PATIENCE) is False
+    first, second = writer.submit_together(lambda _: writer.others_wait("a"), lambda _: writer.others_wait("a"))
+    assert (first.result(PATIENCE), second.result(PATIENCE)) == (True, False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import ClassVar, Self, TypeAlias, TypeVar
@@ -52,9 +52,12 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    def submit(self, work: Callable[[Transaction], T]) -> Future[T]:
+    def submit(self, work: Callable[[Transaction], T], account: Hashable = None, size: int = 0) -> Future[T]:
         """
         Run `work` in a writing transaction; the future completes after the commit is on disk.
+
+        Accounts are served in turn; the service's own work, of no account, has a turn as well. `size` is about how many
+        bytes it writes: large work is alone in its transaction.
 
         What `work` reads still stands when it writes, but for listings: writers come one after another, or else where
         another process was in the way, `work` is undone and done again. So it leaves nothing behind but what it writes
@@ -68,6 +71,19 @@ class Storage(ABC):
         From the monotonic time `until` on it may wait no longer for other processes, and raise `UnavailableError`.
         """
         return self.submit(work)
+
+    def others_wait(self, account: Hashable) -> bool:  # noqa: ARG002
+        """Return True in the middle of an account's work if other work waits to be written."""
+        return False
+
+    def hold(self, account: Hashable) -> None:  # noqa: B027 - for engines with a queue
+        """Begin no more work of an account until `release`; only in the middle of its work."""
+
+    def release(self, account: Hashable) -> None:  # noqa: B027 - for engines with a queue
+        """Do the work of an account again that was held."""
+
+    def end_within(self, seconds: float) -> None:  # noqa: B027 - for engines with a queue
+        """Refuse all work that has not begun in so many seconds: `close` comes then."""
 
     def in_child(self) -> Storage | None:
         """Return what a forked process goes on with if that is a copy of memory; None where it opens its own."""

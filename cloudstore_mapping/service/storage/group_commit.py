@@ -10,20 +10,28 @@ import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
 from queue import Empty, SimpleQueue
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from cloudstore_mapping.errors import CloudStoreError, UnavailableError
 from cloudstore_mapping.interrupts import let_go
+from cloudstore_mapping.service.fair_queue import FairQueue
 from cloudstore_mapping.service.threads import PlainFuture, wait_for
 
 T = TypeVar("T")
 
 #: Pieces of work in one commit: enough that a sync is shared by many, few enough that the first doesn't wait long.
 MAX_GROUP: Final = 256
+
+#: Bytes of values in one commit. Larger work is alone in its transaction.
+MAX_BYTES: Final = 4 * 2**20
+#: Seconds of work in one commit, before others have their turn.
+MAX_SECONDS: Final = 0.01
+#: Bytes that work counts at least, when the time of a commit is divided among its work.
+LEAST_SIZE: Final = 1024
 
 #: How often a piece of work is put off that begins its transaction, so that it had the first chance.
 MAX_PUT_OFF: Final = 8
@@ -58,6 +66,11 @@ class WriteSession(ABC):
 
     #: Pieces of work in one transaction at most.
     max_group: int = MAX_GROUP
+    #: Seconds of work in one transaction, after which it is committed.
+    max_seconds: float = MAX_SECONDS
+    #: Monotonic time at which the oldest work of the transaction arrived: waits for other processes count from it, or
+    #: from the present where it is None.
+    since: float | None = None
     #: Monotonic time until which `transaction` waits for other processes, if the engine has such a wait.
     until: float = math.inf
     #: True if a program that ends has to finish submitted work: not for a store in memory, which ends with it.
@@ -84,17 +97,31 @@ class WriteSession(ABC):
         """Whether the transaction still stands; an engine that fails in the middle may have undone all of it."""
 
 
+class _Release:
+    """Put into the queue of new work: an account that was held is served again."""
+
+    def __init__(self, account: Hashable) -> None:
+        self.account = account
+
+
 class _Jobs:
     """
     The work that waits for a writer's thread, and whether that thread has `ended`.
+
+    Other threads put new work into `queue`, which takes no lock: a signal may interrupt them anywhere. The thread whose
+    turn it is to write sorts it into the `fair` queue. None in `queue` ends the thread after all work before it.
 
     `Thread.is_alive` isn't asked: up to Python 3.12 an interrupt within it, or within `join`, makes it say False of a
     thread that runs (python/cpython#90882).
     """
 
-    def __init__(self) -> None:
-        self.queue: SimpleQueue[_Job | None] = SimpleQueue()
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.queue: SimpleQueue[_Job | _Release | None] = SimpleQueue()
+        self.fair: FairQueue[_Job] = FairQueue()
+        self.clock = clock
+        self.ends_at = math.inf
         self.ended = False
+        self._goes_on = True
         self._working = threading.Lock()  # held until the thread has ended
         self._working.acquire()
         self._process = os.getpid()
@@ -107,12 +134,47 @@ class _Jobs:
         if self.ended or self._process != os.getpid():
             self.refuse_all()  # asked behind `put`, for the thread refuses only jobs that it finds when it ends
 
+    def is_idle(self) -> bool:
+        """Return True if no work waits."""
+        return self.queue.empty() and not self.fair
+
+    def wait(self) -> bool:
+        """Wait until there is work to take, and return True, or False after the last of all."""
+        self.sort()
+        while self._goes_on and self.fair.peek() is None:
+            self._sort(self.queue.get())
+        if not self._goes_on:
+            self.fair.release_all()
+        return self.fair.peek() is not None
+
+    def sort(self, *, past_end: bool = False) -> None:
+        """Move new work into the queues of its accounts, and refuse all of it if the writer's time is over."""
+        with suppress(Empty):
+            while self._goes_on or past_end:
+                self._sort(self.queue.get_nowait())
+        if self.clock() >= self.ends_at:
+            self._refuse_sorted()
+
+    def _sort(self, job: _Job | _Release | None) -> None:
+        if job is None:
+            self._goes_on = False
+        elif isinstance(job, _Release):
+            self.fair.release(job.account)
+        elif not job.future.cancelled():
+            self.fair.put(job.account, job)
+
+    def _refuse_sorted(self) -> None:
+        self.fair.release_all()
+        while (job := self.fair.take()) is not None:
+            if job.begin():
+                job.future.set_exception(_ending_error())
+
     def refuse_all(self) -> None:
         """Refuse the jobs that no thread will do."""
         with suppress(Empty):
             while True:
                 job = self.queue.get_nowait()
-                if job is not None and job.future.set_running_or_notify_cancel():
+                if isinstance(job, _Job) and job.future.set_running_or_notify_cancel():
                     job.future.set_exception(closed_error())
 
     def wait_for_end(self) -> None:
@@ -133,16 +195,26 @@ def closed_error() -> UnavailableError:
     return UnavailableError("The store is closed; open it again.", sent=False, retry_after=1.0)
 
 
+def _ending_error() -> UnavailableError:
+    return UnavailableError("The service is ending; try again once it is back.", sent=False, retry_after=1.0)
+
+
 class _Job:
     """
     A piece of work, whose `future` is told what came of it, and how often it was put off as the first.
 
-    Whoever waits for it may cancel the future before the work begins.
+    It is an `account`'s, None for the service's own, has about `size` bytes to write, and `arrived` at a monotonic
+    time. Whoever waits for it may cancel the future before the work begins.
     """
 
-    def __init__(self, work: Callable[[Any], Any], future: Future[Any]) -> None:
+    def __init__(
+        self, work: Callable[[Any], Any], future: Future[Any], account: Hashable, size: int, arrived: float
+    ) -> None:
         self.work = work
         self.future = future
+        self.account = account
+        self.size = size
+        self.arrived = arrived
         self.put_off = 0
 
     def begin(self) -> bool:
@@ -152,16 +224,21 @@ class _Job:
 
 class GroupWriter:
     """
-    Runs work on its own thread, or on that of who waits for it; nobody else writes with `session` from now on.
+    Run work on its own thread, or on that of a caller who waits for it; nothing else writes with `session` from now on.
 
-    The thread calls `end` at last.
+    All work that waits goes into one transaction, up to `MAX_GROUP` pieces, `MAX_BYTES` bytes or the session's
+    `max_seconds`, and is answered after its commit. Accounts are served in turn, by the time that each has used, so
+    an account with a thousand saves delays another's save by one group at most. The thread calls `end` at last.
 
-    One that is dropped without `close` finishes what was submitted all the same, and so does a program that ends.
+    A writer that is dropped without `close` finishes what was submitted all the same, and so does a program that ends.
     """
 
-    def __init__(self, session: WriteSession, end: Callable[[], None]) -> None:
+    def __init__(
+        self, session: WriteSession, end: Callable[[], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._session = session
-        self._jobs = _Jobs()
+        self._clock = clock
+        self._jobs = _Jobs(clock)
         self._turn = threading.Lock()
         self._closed = False
         self._busy: dict[int, threading.Lock] = {}  # by thread, locked while it does work in its turn, or waits for it
@@ -184,24 +261,40 @@ class GroupWriter:
         # Without waiting: whoever drops this may hold a lock that the work still needs, or be the thread itself.
         weakref.finalize(self, self._jobs.queue.put, None).atexit = False
 
-    def submit(self, work: Callable[[Any], T]) -> Future[T]:
-        """Have `work(session)` done; the future completes after the commit."""
+    def submit(self, work: Callable[[Any], T], account: Hashable = None, size: int = 0) -> Future[T]:
+        """Have `work(session)` done in an account's turn; the future completes after the commit."""
         if self._closed or self._jobs.ended:
             raise closed_error()
         future: Future[T] = PlainFuture()
-        self._jobs.put(_Job(work, future))
+        self._jobs.put(_Job(work, future, account, size, self._clock()))
         if self._end is not None or sys.is_finalizing():
             self._do_here()
         return future
 
+    def others_wait(self, account: Hashable) -> bool:
+        """Return True in the middle of an account's work if other work waits; new work counts, whosever it is."""
+        return not self._jobs.queue.empty() or self._jobs.fair.others_wait(account)
+
+    def hold(self, account: Hashable) -> None:
+        """Begin no more work of an account until `release`; only in the middle of its work."""
+        self._jobs.fair.hold(account)
+
+    def release(self, account: Hashable) -> None:
+        """Do the work of an account again that was held."""
+        self._jobs.queue.put(_Release(account))
+
+    def end_within(self, seconds: float) -> None:
+        """Refuse all work that has not begun in so many seconds."""
+        self._jobs.ends_at = min(self._jobs.ends_at, self._clock() + seconds)
+
     def _do_here(self) -> None:
         """Do the work that waits, on the caller's thread."""
-        group: list[_Job] = []
-        while not self._jobs.queue.empty() or group:
+        put_off: list[_Job] = []
+        while not self._jobs.is_idle() or put_off:
             with self._turn:
-                if not self._jobs.queue.empty():
-                    _gather(self._jobs.queue, group, self._session.max_group)
-                group = _commit(self._session, group) if group else group
+                self._jobs.sort(past_end=True)
+                self._jobs.fair.release_all()
+                put_off = _commit(self._session, self._jobs, put_off)
 
     def run(self, work: Callable[[Any], T], until: float = math.inf) -> Future[T]:
         """
@@ -219,7 +312,7 @@ class GroupWriter:
         with lock:
             self._busy[threading.get_ident()] = lock
             with self._turn:
-                if not self._closed and not self._jobs.ended and self._jobs.queue.empty():
+                if not self._closed and not self._jobs.ended and self._jobs.is_idle():
                     future = self._run_alone(work, until)
         if future is None:
             return self.submit(work)
@@ -236,7 +329,7 @@ class GroupWriter:
             with self._turn:
                 if self._closed or self._jobs.ended:
                     raise closed_error()
-                self._session.until = math.inf
+                self._session.until, self._session.since = math.inf, self._clock()
                 work(self._session)
 
     def withdraw(self) -> None:
@@ -266,7 +359,7 @@ class GroupWriter:
     def _run_alone(self, work: Callable[[Any], T], until: float) -> Future[T]:
         """Do the work in a transaction of its own, all of which is undone if anything is raised."""
         future: Future[T] = PlainFuture()
-        self._session.until = until
+        self._session.until, self._session.since = until, self._clock()
         try:
             with self._session.transaction(), self._session.savepoint():
                 result = work(self._session)
@@ -324,15 +417,11 @@ def _finish_all() -> None:
 
 
 def _write(session: WriteSession, jobs: _Jobs, turn: threading.Lock, end: Callable[[], None]) -> None:
-    group: list[_Job] = []
-    goes_on = True
+    put_off: list[_Job] = []
     try:
-        while goes_on or group:
-            if goes_on:
-                goes_on = _gather(jobs.queue, group, session.max_group)
-            if group:
-                with turn:
-                    group = _commit(session, group)
+        while put_off or jobs.wait():
+            with turn:
+                put_off = _commit(session, jobs, put_off)
     finally:
         try:
             with turn:
@@ -341,21 +430,17 @@ def _write(session: WriteSession, jobs: _Jobs, turn: threading.Lock, end: Callab
             jobs.end()
 
 
-def _gather(jobs: SimpleQueue[_Job | None], group: list[_Job], most: int) -> bool:
-    """Add the work that waits, for which an empty group waits itself; False after the last of all."""
-    with suppress(Empty):
-        while len(group) < most:
-            if (job := jobs.get(block=not group)) is None:
-                return False
-            if not job.future.cancelled():
-                group.append(job)
-    return True
-
-
-def _commit(session: WriteSession, group: list[_Job]) -> list[_Job]:
-    """Do a group's work and tell what came of it; return what has to be done in another transaction."""
-    session.until = math.inf
-    outcomes = _outcomes(session, group)
+def _commit(session: WriteSession, jobs: _Jobs, group: list[_Job]) -> list[_Job]:
+    """Do work in one transaction, first that which was put off; return the work that has to be done in another one."""
+    if not group:
+        first = jobs.fair.take()
+        if first is None:
+            return []
+        group = [first]
+    session.until, session.since = math.inf, min(job.arrived for job in group)
+    began = jobs.clock()
+    outcomes, worked = _outcomes(session, jobs, group)
+    _charge_commit(jobs, group, jobs.clock() - began - worked)
     later: list[_Job] = []
     for number, (job, (result, raised)) in enumerate(zip(group, outcomes, strict=True)):
         if not job.begin():  # cancelled
@@ -373,22 +458,57 @@ def _commit(session: WriteSession, group: list[_Job]) -> list[_Job]:
     return later
 
 
-def _outcomes(session: WriteSession, group: list[_Job]) -> list[tuple[Any, BaseException | None]]:
-    outcomes: list[tuple[Any, BaseException | None]] = []
+def _charge_commit(jobs: _Jobs, group: list[_Job], seconds: float) -> None:
+    """Divide the time of a transaction's beginning and end among its work, by size."""
+    total = sum(max(job.size, LEAST_SIZE) for job in group)
+    for job in group:
+        jobs.fair.charge(job.account, seconds * max(job.size, LEAST_SIZE) / total)
+
+
+_Outcomes: TypeAlias = list[tuple[Any, BaseException | None]]
+
+
+def _outcomes(session: WriteSession, jobs: _Jobs, group: list[_Job]) -> tuple[_Outcomes, float]:
+    """Do a group's work, and in its first transaction more that waits; return the outcomes, and the seconds of work."""
+    outcomes: _Outcomes = []
+    worked = 0.0
+    grows = True
     while True:
         done = outcomes if len(outcomes) == len(group) else []
         outcomes = []
         try:
             with session.transaction():
-                outcomes.extend(_outcome(session, job) for job in group)
+                members = _growing(session, jobs, group) if grows else iter(group)
+                grows = False
+                for job in members:
+                    began = jobs.clock()
+                    outcomes.append(_outcome(session, job))
+                    seconds = jobs.clock() - began
+                    worked += seconds
+                    jobs.fair.charge(job.account, seconds)
         except AgainError:
             outcomes = outcomes or done
         except DoneError:
-            return done
+            return done, worked
         except BaseException as error:  # noqa: BLE001 - whatever it was, nobody's work is on disk, and each is told
-            return [(None, error)] * len(group)
+            return [(None, error)] * len(group), worked
         else:
-            return outcomes
+            return outcomes, worked
+
+
+def _growing(session: WriteSession, jobs: _Jobs, group: list[_Job]) -> Iterator[_Job]:
+    """Yield the work of a group, and add to it what waits, in turn, until the transaction has all that it may hold."""
+    began = jobs.clock()
+    size = 0
+    for job in group:  # also what is added meanwhile
+        size += job.size
+        yield job
+        if job is group[-1] and len(group) < session.max_group and jobs.clock() - began < session.max_seconds:
+            jobs.sort()
+            next_job = jobs.fair.peek()
+            if next_job is not None and size < MAX_BYTES and size + next_job.size <= MAX_BYTES:
+                jobs.fair.take()
+                group.append(next_job)
 
 
 def _outcome(session: WriteSession, job: _Job) -> tuple[Any, BaseException | None]:

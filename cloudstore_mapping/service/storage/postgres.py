@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from functools import partial
@@ -109,10 +109,26 @@ class PostgresStorage(Storage):
         with reader.open():
             yield reader
 
-    def submit(self, work: Callable[[Transaction], T]) -> Future[T]:
+    def submit(self, work: Callable[[Transaction], T], account: Hashable = None, size: int = 0) -> Future[T]:
         """Run `work` in a writing transaction; the future completes after the commit is on disk."""
         check_open(self._process, closed=self._closed)
-        return self._writer.submit(work)
+        return self._writer.submit(work, account, size)
+
+    def others_wait(self, account: Hashable) -> bool:
+        """Return True in the middle of an account's work if other work waits to be written."""
+        return self._writer.others_wait(account)
+
+    def hold(self, account: Hashable) -> None:
+        """Begin no more work of an account until `release`; only in the middle of its work."""
+        self._writer.hold(account)
+
+    def release(self, account: Hashable) -> None:
+        """Do the work of an account again that was held."""
+        self._writer.release(account)
+
+    def end_within(self, seconds: float) -> None:
+        """Refuse all work that has not begun in so many seconds."""
+        self._writer.end_within(seconds)
 
     def problem(self) -> str | None:
         """Return why reads or saves fail at present, None where they don't. Known in some seconds."""

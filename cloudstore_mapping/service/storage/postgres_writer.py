@@ -88,6 +88,8 @@ class PostgresWriter(PostgresChanges, WriteSession):
 
     #: A server keeps so many savepoints of a transaction at hand (64); with more, all others' reads become slow.
     max_group = 60
+    #: Longer than on a disk, where a piece of work waits for no network.
+    max_seconds = 0.05
 
     def __init__(
         self, connect: Callable[[], Connection], *, has_trigrams: bool, patience: float, closing: threading.Event

@@ -9,7 +9,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from functools import partial
@@ -276,11 +276,12 @@ class SQLiteSession(Transaction, WriteSession):
 
     def _when_free(self, statement: str) -> None:
         """
-        Execute once no other process writes, for which it waits `BUSY_TIMEOUT` seconds, or until `until` if earlier.
+        Execute once no other process writes; wait until `until`, and at most `BUSY_TIMEOUT` seconds from `since`.
 
         SQLite's own waiting ends neither for a signal nor for `hurry`, so the writer's connection does without it.
         """
-        gives_up_at = min(time.monotonic() + BUSY_TIMEOUT, self.until)
+        since = time.monotonic() if self.since is None else self.since
+        gives_up_at = min(since + BUSY_TIMEOUT, self.until)
         pause = FIRST_PAUSE
         while True:
             try:
@@ -598,10 +599,26 @@ class SQLiteStorage(Storage):
         except sqlite3.Error as error:
             raise self._session.failed(error) from error
 
-    def submit(self, work: Callable[[Transaction], T]) -> Future[T]:
+    def submit(self, work: Callable[[Transaction], T], account: Hashable = None, size: int = 0) -> Future[T]:
         """Run `work` in a writing transaction; the future completes after the commit is on disk."""
         check_open(self._process, closed=self._closed)
-        return self._writer.submit(work)
+        return self._writer.submit(work, account, size)
+
+    def others_wait(self, account: Hashable) -> bool:
+        """Return True in the middle of an account's work if other work waits to be written."""
+        return self._writer.others_wait(account)
+
+    def hold(self, account: Hashable) -> None:
+        """Begin no more work of an account until `release`; only in the middle of its work."""
+        self._writer.hold(account)
+
+    def release(self, account: Hashable) -> None:
+        """Do the work of an account again that was held."""
+        self._writer.release(account)
+
+    def end_within(self, seconds: float) -> None:
+        """Refuse all work that has not begun in so many seconds."""
+        self._writer.end_within(seconds)
 
     def run(self, work: Callable[[Transaction], T], until: float = math.inf) -> Future[T]:
         """Do as `submit`, on the caller's thread where nobody else writes; see `Storage.run`."""
