@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeAlias
 
 from cloudstore_mapping.errors import MAX_SHOWN, BadMergeError
@@ -32,9 +32,18 @@ def merge(stored: JSON, value: JSON) -> JSON:
     BadMergeError
         An object to merge into an array has a name that is not the index of an element; the message shows its path.
     """
+    return _merged(stored, value, _copied)
+
+
+def merge_in_place(stored: JSON, value: JSON) -> JSON:
+    """Return the result of `merge`, made of the parts of both arguments: `stored` is changed, and nothing copied."""
+    return _merged(stored, value, lambda part: part)
+
+
+def _merged(stored: JSON, value: JSON, copied: Callable[[JSON], JSON]) -> JSON:
     if not _mergeable(stored, value):
-        return _copied(value)
-    result = _copied(stored)
+        return copied(value)
+    result = copied(stored)
     _lengthen(result, value)
     # No recursion: a merge at a service's depth limit must not depend on the stack left here. And no list of all parts
     # still to be merged: for a list of a million empty lists it would take a hundred times the memory of the JSON.
@@ -45,10 +54,12 @@ def merge(stored: JSON, value: JSON) -> JSON:
             place = name if isinstance(into, dict) else _index(into, name, path)
             present = into.get(place) if isinstance(into, dict) else into[place]
             if _mergeable(present, part):
+                if not part:  # nothing to merge, as in each element of `[[], [], …]`
+                    continue
                 _lengthen(present, part)
                 steps.append((present, _parts(part), (*path, name)))
                 break
-            into[place] = _copied(part)
+            into[place] = copied(part)
         else:
             steps.pop()
     return result
