@@ -73,7 +73,7 @@ class Accounts:
         self._guesses = guesses
         #: The account that each granted key opens: its id, or its name until a read has found it.
         self._granted: dict[bytes, int | str] = {}
-        self._lately: set[str] = set()
+        self._lately: dict[str, int] = {}
 
     def create(
         self,
@@ -268,19 +268,23 @@ class Accounts:
         with self._storage.read() as transaction:
             return transaction.has_accounts()
 
-    def opened_lately(self, api_key: str) -> bool:
-        """Whether the key opened an account without a pace: what it asks for may be looked at when it is its turn."""
-        return api_key in self._lately
+    def opened_lately(self, api_key: str) -> int | None:
+        """
+        Return the id of the account without a pace that the key opened lately, None if there is none.
 
-    def remember(self, api_key: str) -> None:
-        """Say that the key opens an account without a pace."""
+        A request with such a key is put into its account's queue before it is looked at.
+        """
+        return self._lately.get(api_key)
+
+    def remember(self, api_key: str, account_id: int) -> None:
+        """Remember that the key opens this account, which has no pace."""
         if len(self._lately) >= MAX_LATELY:
             self._lately.clear()
-        self._lately.add(api_key)
+        self._lately[api_key] = account_id
 
     def forget(self, api_key: str) -> None:
-        """Say that it does no longer."""
-        self._lately.discard(api_key)
+        """Forget which account the key opens."""
+        self._lately.pop(api_key, None)
 
     def find(self, transaction: Transaction, api_key: str, address: str, *, writes: bool = False) -> Account:
         """

@@ -1,17 +1,21 @@
-"""Many requests that are answered as one."""
+"""Batches: atomic ones in one transaction of bounded size, all others in pieces, each a transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import enum
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
+import msgspec
 from msgspec import UNSET
-from msgspec.structs import replace
 
-from cloudstore_mapping.errors import CloudStoreError, TooBigError
-from cloudstore_mapping.service.idempotency import IdempotencyStore, Single, mismatch
+from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TooBigError
+from cloudstore_mapping.service.idempotency import IdempotencyStore, Single, fingerprint, mismatch
 from cloudstore_mapping.service.operations import Caller, Operations
 from cloudstore_mapping.service.security import PasswordCheck, UnprovenError
+from cloudstore_mapping.service.storage.group_commit import MAX_BYTES
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import (
     Batch,
@@ -28,6 +32,14 @@ from cloudstore_mapping.wire import (
 #: Bytes of a value that is read before it is asked for.
 MAX_AHEAD: Final = 16 * 2**10
 
+#: Requests whose files are read at once in a piece of a batch.
+LOOK_AHEAD: Final = 256
+#: Seconds of work in a piece of a batch while other work waits, and while none does.
+PIECE_SECONDS: Final = 0.008
+LONE_PIECE_SECONDS: Final = 0.05
+#: How often the bytes of a merge count in an atomic batch: they are decoded, merged and encoded.
+MERGE_WEIGHT: Final = 10
+
 _OF_VALUES: Final = frozenset({Operation.LOAD, Operation.MERGE})
 _LARGE: Final = frozenset({Operation.LOAD, Operation.LIST})
 #: Stored in place of the reply to a read.
@@ -42,9 +54,67 @@ class UndoneError(Exception):
         self.reply = reply
 
 
+class Needs(enum.Enum):
+    """Step outside of a writing transaction, without which a batch can't go on."""
+
+    MERGE = enum.auto()
+    LISTING = enum.auto()
+
+
+class Budget:
+    """
+    Time and bytes of one piece of a batch.
+
+    While other work waits, a piece takes `PIECE_SECONDS`; else `LONE_PIECE_SECONDS`, for each piece costs a commit.
+    """
+
+    def __init__(self, clock: Callable[[], float], others_wait: Callable[[], bool]) -> None:
+        self._clock = clock
+        self._others_wait = others_wait
+        self._began = clock()
+        self._bytes = 0
+
+    def take(self, size: int) -> None:
+        """Count bytes that were read or written."""
+        self._bytes += size
+
+    def is_used(self) -> bool:
+        """Return True if the piece has to end."""
+        seconds = self._clock() - self._began
+        if self._bytes >= MAX_BYTES or seconds >= LONE_PIECE_SECONDS:
+            return True
+        return seconds >= PIECE_SECONDS and self._others_wait()
+
+
+@dataclass
+class _Room:
+    """Bytes that loads and lists may still take in a reply."""
+
+    left: int
+    is_full: bool = False
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Replies to the next requests of a batch, which were done in one transaction, and what the batch needs then."""
+
+    replies: list[Reply]
+    room: _Room
+    needs: Needs | None = None
+
+
 class BatchWork:
     """
-    A batch that is done in one transaction.
+    A batch that is done in one transaction, or in pieces.
+
+    An atomic batch is one transaction, which is refused with `TooBigError` if its values take more than `max_atomic`
+    bytes: no other work is done meanwhile. Any other batch is done in pieces, each a transaction, so that other
+    accounts have their turn in between: `piece` does the next one, and `advance` takes it once it is committed.
+
+    The replies to a piece are stored in its own transaction: those to the first under the batch's id, those to the
+    others under a key made of the id and the number of the first request. So a batch that broke off, and is sent again,
+    finds each piece that was done, replays it, and goes on behind it; two copies at a time meet at the same keys.
+    Listings are no part of a piece, as they write nothing.
 
     `refused` are the errors of passwords that are known to be wrong. Once what was loaded and listed takes `max_bytes`,
     further loads and lists are refused.
@@ -57,14 +127,20 @@ class BatchWork:
         batch: Batch,
         refused: Mapping[PasswordCheck, CloudStoreError],
         max_bytes: int,
+        max_atomic: int | None = None,
     ) -> None:
         self._rules = rules
         self._answers = answers
         self._batch = batch
         self._refused = refused
-        self._left = max_bytes
-        self._full = False
-        self._replies: list[Reply] = []
+        self._max_atomic = max_atomic
+        self._room = _Room(max_bytes)
+        #: Replies so far, of pieces that are committed.
+        self.replies: list[Reply] = []
+        self._is_stored = False
+        self._print: bytes | None = None
+        self._sizes = [0 if part.value is UNSET else len(part.value) for part in batch.requests]
+        self._size_left = sum(self._sizes)
 
     def do(self, transaction: Transaction, caller: Caller) -> Reply:
         """
@@ -74,15 +150,46 @@ class BatchWork:
         `UnprovenError` with all of them, for what comes behind the first one is tried as well: else a batch would begin
         anew as often as it has passwords.
         """
-        self._look_ahead(transaction, caller)
-        self._replies = self._all(lambda _, request: self._answer(transaction, caller, request), is_replay=False)
-        return success("", encode_replies(self._replies))
+        weighed = 0
+
+        def answer(_: int, request: Request) -> Reply:
+            nonlocal weighed
+            if self._max_atomic is None:
+                return self._answer(transaction, caller, request, self._room)
+            weighed += self._weight(transaction, caller, request)
+            self._check_weight(weighed)
+            reply = self._answer(transaction, caller, request, self._room)
+            weighed += len(reply.content) if request.operation in _LARGE else 0
+            self._check_weight(weighed)
+            return reply
+
+        piece = self._do(transaction, caller, answer)
+        self.replies = piece.replies
+        return success("", encode_replies(self.replies))
+
+    def _weight(self, transaction: Transaction, caller: Caller, request: Request) -> int:
+        """Return how many bytes a write of an atomic batch counts."""
+        if request.operation is Operation.LIST:
+            raise ProtocolError("An atomic batch holds no listings; list the names before it.", error="BadRequest")
+        size = 0 if request.value is UNSET else len(request.value)
+        if request.operation is not Operation.MERGE:
+            return size
+        return MERGE_WEIGHT * (size + self._rules.stored_size(transaction, caller, request.name))
+
+    def _check_weight(self, weighed: int) -> None:
+        if self._max_atomic is not None and weighed > self._max_atomic:
+            raise TooBigError(
+                f"The values of the atomic batch take more than {self._max_atomic:,} bytes (the service's "
+                f"max_atomic_bytes; those of merges count {MERGE_WEIGHT} times); split the batch."
+            )
 
     def kept(self, reply: Reply) -> Reply:
         """Return the reply as it is stored: without the replies to reads, which are read again for a duplicate."""
-        if reply.error is not None:
-            return reply
-        parts = zip(self._batch.requests, self._replies, strict=True)
+        return reply if reply.error is not None else self.stored(0, self.replies)
+
+    def stored(self, start: int, replies: list[Reply]) -> Reply:
+        """Return replies from the request with the index `start` on as they are stored."""
+        parts = zip(self._batch.requests[start:], replies, strict=False)
         return success("", encode_replies([reply if request.writes else _READ_AGAIN for request, reply in parts]))
 
     def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply:
@@ -97,21 +204,149 @@ class BatchWork:
         stored = decode_replies(before.content)
         if len(stored) != len(self._batch.requests):  # by an earlier version, for another batch
             raise mismatch()
+        return success("", encode_replies(self.again(transaction, caller, stored).replies))
+
+    def again(self, transaction: Transaction, caller: Caller, stored: list[Reply]) -> Piece:
+        """Return the stored replies to the next requests, after checking passwords again, and read what they read."""
+        start = len(self.replies)
+        if len(stored) == len(self._batch.requests):
+            stored = stored[start:]  # by a version that kept the replies of all
+        if len(stored) > len(self._batch.requests) - start:
+            raise mismatch()
+        room = replace(self._room)
 
         def again(index: int, request: Request) -> Reply:
             if not request.writes:
-                return self._sized(transaction, caller, replace(request, if_version=UNSET))
+                return self._sized(transaction, caller, msgspec.structs.replace(request, if_version=UNSET), room)
             self._rules.check_replay(transaction, caller, request)
-            return stored[index]
+            return stored[index - start]
 
-        return success("", encode_replies(self._all(again, is_replay=True)))
+        return self._do(transaction, caller, again, end=start + len(stored), room=room, is_replay=True)
 
-    def _all(self, answer: Callable[[int, Request], Reply], *, is_replay: bool) -> list[Reply]:
+    @property
+    def is_done(self) -> bool:
+        """Whether all pieces are committed."""
+        return len(self.replies) == len(self._batch.requests)
+
+    @property
+    def size(self) -> int:
+        """About how many bytes the next piece writes."""
+        return min(self._size_left, max(MAX_BYTES, self._sizes[len(self.replies)]))
+
+    @property
+    def next_request(self) -> Request:
+        """First request that isn't done."""
+        return self._batch.requests[len(self.replies)]
+
+    def reply(self) -> Reply:
+        """Return the reply to a batch that is done."""
+        return success("", encode_replies(self.replies))
+
+    def broken_off(self, error: CloudStoreError) -> Reply:
+        """
+        Return the reply to a batch that can't go on.
+
+        Without an id it tells what was done, and fails the rest. With an id it is the error alone: sent again, the
+        batch goes on where it broke off.
+        """
+        if not self.replies or self._batch.once is not UNSET:
+            return failure(error)
+        rest = len(self._batch.requests) - len(self.replies)
+        return success("", encode_replies([*self.replies, *[failure(error)] * rest]))
+
+    def advance(self, piece: Piece) -> None:
+        """Go on behind a piece that is committed, or was only read."""
+        start = len(self.replies)
+        self._size_left -= sum(self._sizes[start : start + len(piece.replies)])
+        if piece.replies and self._batch.requests[start].operation is not Operation.LIST:
+            self._is_stored = True
+        self.replies += piece.replies
+        self._room = piece.room
+
+    def piece(self, transaction: Transaction, caller: Caller, budget: Budget) -> Piece | Reply:
+        """
+        Do the next requests, until the budget is used, or a step outside is needed, and store their replies.
+
+        Returns a reply to the whole batch if that was stored under its id. Raises `UnprovenError` as `do`, for the
+        requests of this piece.
+        """
+        request = self.next_request
+        key = self._key()
+        if request.operation is Operation.LIST:
+            return Piece([], self._room, Needs.LISTING)
+        is_new = key is None or transaction.answer(caller.account.id, key) is None
+        if is_new and self._needs_merge(transaction, caller, request):
+            return Piece([], self._room, Needs.MERGE)
+        if key is None:
+            return self.new_piece(transaction, caller, budget)
+        if self._print is None:
+            self._print = fingerprint(self._batch)
+        work = _PieceWork(self, budget)
+        reply = self._answers.once(transaction, caller, self._batch, work, key=key, print_=self._print)
+        return reply if work.done is None else work.done
+
+    def _key(self) -> str | None:
+        """Return the key under which the replies to the next piece are stored, longer than any id; None for no key."""
+        once = self._batch.once
+        if once is UNSET or not self._is_stored:
+            return None if once is UNSET else once
+        return f"piece:{hashlib.sha256(once.encode()).hexdigest()}:{len(self.replies)}"
+
+    def listings(self, transaction: Transaction, caller: Caller) -> Piece:
+        """Do the next requests that are listings, in a transaction that reads."""
+        start = len(self.replies)
+        room = replace(self._room)
+        requests = self._batch.requests
+        others = (index for index in range(start, len(requests)) if requests[index].operation is not Operation.LIST)
+        return self._do(
+            transaction,
+            caller,
+            lambda _, request: self._sized(transaction, caller, request, room),
+            end=next(others, len(requests)),
+            room=room,
+        )
+
+    def new_piece(self, transaction: Transaction, caller: Caller, budget: Budget) -> Piece:
+        """Do the next requests, until the budget is used, or a step outside is needed."""
+        room = replace(self._room)
+
+        def answer(index: int, request: Request) -> Reply:
+            reply = self._answer(transaction, caller, request, room)
+            budget.take(self._sizes[index] + len(reply.content))
+            return reply
+
+        return self._do(transaction, caller, answer, budget=budget, room=room)
+
+    def _do(
+        self,
+        transaction: Transaction,
+        caller: Caller,
+        answer: Callable[[int, Request], Reply],
+        *,
+        end: int | None = None,
+        budget: Budget | None = None,
+        room: _Room | None = None,
+        is_replay: bool = False,
+    ) -> Piece:
+        """Answer the next requests by `answer`; with a budget, until it is used, or a step outside is needed."""
         replies: list[Reply] = []
         unproven: dict[PasswordCheck, None] = {}
-        for number, request in enumerate(self._batch.requests, 1):
+        requests = self._batch.requests
+        start = looked_at = len(self.replies)
+        needs = None
+        for index in range(start, len(requests) if end is None else end):
+            request = requests[index]
+            if index == looked_at:
+                looked_at = len(requests) if budget is None else min(index + LOOK_AHEAD, len(requests))
+                self._look_ahead(transaction, caller, requests[index:looked_at])
             try:
-                reply = answer(number - 1, request)
+                if budget is not None and index > start:
+                    if budget.is_used():
+                        break
+                    needs = self._needs(transaction, caller, request)
+                    if needs is not None:
+                        break
+                reply = answer(index, request)
             except CloudStoreError as error:
                 reply = failure(error)
             except UnprovenError as error:
@@ -122,18 +357,30 @@ class BatchWork:
             if self._batch.atomic and reply.error is not None and (request.writes or not is_replay):
                 if unproven:
                     break  # it may be refused only because those before it were not done
-                sentence = f"Request {number} of {len(self._batch.requests)}: {reply.sentence}"
-                raise UndoneError(replace(reply, message=encode_value(sentence)))
+                sentence = f"Request {index + 1} of {len(requests)}: {reply.sentence}"
+                raise UndoneError(msgspec.structs.replace(reply, message=encode_value(sentence)))
             replies.append(reply)
         if unproven:
             raise UnprovenError(*unproven)
-        return replies
+        return Piece(replies, self._room if room is None else room, needs)
 
-    def _look_ahead(self, transaction: Transaction, caller: Caller) -> None:
+    def _needs(self, transaction: Transaction, caller: Caller, request: Request) -> Needs | None:
+        if request.operation is Operation.LIST:
+            return Needs.LISTING
+        return Needs.MERGE if self._needs_merge(transaction, caller, request) else None
+
+    def _needs_merge(self, transaction: Transaction, caller: Caller, request: Request) -> bool:
+        if request.operation is not Operation.MERGE:
+            return False
+        if request.once is not UNSET and transaction.answer(caller.account.id, request.once) is not None:
+            return False
+        return self._rules.must_compute(transaction, caller, request)
+
+    def _look_ahead(self, transaction: Transaction, caller: Caller, requests: Sequence[Request]) -> None:
         """Read at once what the requests would read one by one, but for large values, of which there may be many."""
         values: dict[str, None] = {}
         infos: dict[str, None] = {}
-        for request in self._batch.requests:
+        for request in requests:
             name, operation = request.name, request.operation
             if name not in values and name not in infos and operation is not Operation.LIST:
                 (values if operation in _OF_VALUES and request.if_not_version is UNSET else infos)[name] = None
@@ -142,19 +389,64 @@ class BatchWork:
         if infos:
             caller.ahead |= transaction.stat_many(caller.account.id, [*infos])
 
-    def _answer(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
+    def _answer(self, transaction: Transaction, caller: Caller, request: Request, room: _Room) -> Reply:
         if request.once is not UNSET and request.writes:
             return self._answers.once(transaction, caller, request, Single(self._rules, request))
-        return self._sized(transaction, caller, request)
+        return self._sized(transaction, caller, request, room)
 
-    def _sized(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
+    def _sized(self, transaction: Transaction, caller: Caller, request: Request, room: _Room) -> Reply:
         if request.operation not in _LARGE:
             return self._rules.answer(transaction, caller, request)
-        if not self._full:
+        if not room.is_full:
             reply = self._rules.answer(transaction, caller, request)
             size = len(reply.content)
-            if size <= self._left:
-                self._left -= size
+            if size <= room.left:
+                room.left -= size
                 return reply
-            self._full = True
+            room.is_full = True
         raise TooBigError("What the batch asks for is too large for one reply; ask for less at once.")
+
+
+class _PieceWork:
+    """One piece of a batch, for `IdempotencyStore.once`; `done` is its outcome."""
+
+    def __init__(self, batch: BatchWork, budget: Budget) -> None:
+        self._batch = batch
+        self._budget = budget
+        self.done: Piece | None = None
+
+    def do(self, transaction: Transaction, caller: Caller) -> Reply:
+        """Do the piece."""
+        self.done = self._batch.new_piece(transaction, caller, self._budget)
+        return success("")
+
+    def kept(self, _: Reply) -> Reply:
+        """Return the piece's replies as they are stored."""
+        assert self.done is not None  # noqa: S101 - by `do`
+        return self._batch.stored(len(self._batch.replies), self.done.replies)
+
+    def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply:
+        """Go on behind a piece that was done."""
+        if before.error is None:
+            self.done = self._batch.again(transaction, caller, decode_replies(before.content))
+        return before
+
+
+class Undone:
+    """The refusal of an atomic batch that was undone, for `IdempotencyStore.once`."""
+
+    def __init__(self, work: BatchWork, reply: Reply) -> None:
+        self._work = work
+        self._reply = reply
+
+    def do(self, _transaction: Transaction, _caller: Caller) -> Reply:
+        """Return the refusal."""
+        return self._reply
+
+    def kept(self, reply: Reply) -> Reply:
+        """Return the reply as it is stored: whole."""
+        return reply
+
+    def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply:
+        """Return the reply to a copy of the batch that was done meanwhile."""
+        return self._work.replay(transaction, caller, before)

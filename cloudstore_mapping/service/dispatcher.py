@@ -9,15 +9,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from msgspec import UNSET
 
-from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TimedOutError, UnavailableError
+from cloudstore_mapping.errors import (
+    BadMergeError,
+    CloudStoreError,
+    LimitError,
+    ProtocolError,
+    TimedOutError,
+    UnavailableError,
+)
 from cloudstore_mapping.service.accounts import NOT_MADE
-from cloudstore_mapping.service.batch import BatchWork, UndoneError
-from cloudstore_mapping.service.idempotency import IdempotencyStore, Repeatable, Single, check_ids
-from cloudstore_mapping.service.operations import Caller, Operations
+from cloudstore_mapping.service.batch import BatchWork, Budget, Needs, Piece, Undone, UndoneError
+from cloudstore_mapping.service.idempotency import IdempotencyStore, Repeatable, Single, check_ids, may_store
+from cloudstore_mapping.service.merging import CLOSING, MergePool
+from cloudstore_mapping.service.operations import Caller, Merged, Operations
 from cloudstore_mapping.service.quotas import check_rate_limit, take_slot
 from cloudstore_mapping.service.security import PasswordCheck, UnprovenError
 from cloudstore_mapping.service.threads import BoundedThreadPool, PlainFuture, wait_for
@@ -43,6 +51,11 @@ class PendingRequest:
     and all is done or waited for on its thread; `raises` that the service's own failures are raised as they are;
     `admitted` says that the account's pace lets it pass; `caller` is for whom the last try was made that was answered;
     `until` is the monotonic time at which a caller who waits gives up.
+
+    `is_local` says that the service runs in the caller's own process, for nobody else: nothing is cut up, or computed
+    elsewhere. `account_id` tells in which queue the request waits, once that is known; `batch` is the progress of a
+    batch that is done in pieces. `merged` is the outcome of a large merge, computed `computed` times; with `holds` the
+    account's other writes wait for it.
     """
 
     def __init__(
@@ -57,6 +70,12 @@ class PendingRequest:
         self.refused: dict[PasswordCheck, CloudStoreError] = {}
         self.caller: Caller | None = None
         self.until = math.inf
+        self.is_local = False
+        self.account_id: int | None = None
+        self.batch: BatchWork | None = None
+        self.merged: Merged | None = None
+        self.computed = 0
+        self.holds = False
         self.answer: Future[Reply]
 
     @property
@@ -109,6 +128,8 @@ SCANS_WAITING: Final = 1000
 #: The same of all requests, where the storage is beyond a network: nobody's thread waits for that but these.
 READ_THREADS: Final = 8
 READS_WAITING: Final = 1000
+#: How often a merge is computed again that another write was in the way of; the last time the account's writes wait.
+MAX_COMPUTED: Final = 4
 
 
 class Dispatcher:
@@ -133,6 +154,8 @@ class Dispatcher:
         self._answers = IdempotencyStore(clock)
         self._scans = BoundedThreadPool(SCAN_THREADS, SCANS_WAITING, "cloudstore-scan")
         self._reads = BoundedThreadPool(READ_THREADS, READS_WAITING, "cloudstore-read") if storage.waits else None
+        self._merges = MergePool()
+        self._under_way: set[PendingRequest] = set()  # batches that are done in pieces
 
     @contextmanager
     def together(self) -> Iterator[Callable[[Request | Batch, str], Reply | Future[Reply]]]:
@@ -153,6 +176,7 @@ class Dispatcher:
     ) -> Reply | Future[Reply]:
         """Answer a request if that takes no waiting, else begin to; see `Service.submit` and `Service.handle`."""
         asked = PendingRequest(request, address, owner, waits=waits and self._reads is None, raises=raises)
+        asked.is_local = waits
         if patience is not None:
             asked.until = time.monotonic() + patience
         if self._reads is None and asked.is_quick:
@@ -191,8 +215,16 @@ class Dispatcher:
             accounts[who] = caller.account
         return self._answer(transaction, caller, asked)
 
+    def end_within(self, seconds: float) -> None:
+        """Refuse the merges that are not computed in so many seconds."""
+        self._merges.end_within(seconds)
+
     def close(self) -> None:
-        """Finish what was begun on threads of its own."""
+        """Finish what was begun on threads of its own, and batches under way as far as there is time."""
+        end = time.monotonic() + CLOSING
+        self._merges.close()
+        for asked in [*self._under_way]:
+            wait_for(asked.answer, max(0.0, end - time.monotonic()))
         if self._reads is not None:
             self._reads.close()
         self._scans.close()
@@ -247,32 +279,123 @@ class Dispatcher:
 
         future.add_done_callback(go_on)
 
-    def _finish(self, done: Future[Reply], asked: PendingRequest) -> None:
+    def _finish(self, done: Future[Any], asked: PendingRequest) -> None:
+        """Answer with a `Reply`, or go on behind a `Piece` of a batch, or with what the request `Needs`."""
         error = done.exception()
-        if error is None:
-            asked.answer.set_result(done.result())
-        else:
+        if error is not None:
             self._handle_error(error, asked)
+            return
+        outcome = done.result()
+        if isinstance(outcome, Reply):
+            self._reply(outcome, asked)
+        elif isinstance(outcome, Piece):
+            self._go_on_with_batch(outcome, asked)
+        else:
+            self._compute(asked)
+
+    def _reply(self, reply: Reply, asked: PendingRequest) -> None:
+        self._release(asked)
+        self._under_way.discard(asked)
+        asked.answer.set_result(reply)
+
+    def _release(self, asked: PendingRequest) -> None:
+        if asked.holds:
+            asked.holds = False
+            self._storage.release(asked.account_id)
+
+    def _go_on_with_batch(self, piece: Piece, asked: PendingRequest) -> None:
+        batch = asked.batch
+        assert batch is not None  # noqa: S101 - only batches have pieces
+        asked.caller = None  # the accesses of this piece stay counted
+        if piece.replies:
+            asked.merged, asked.computed = None, 0
+            self._release(asked)
+        batch.advance(piece)
+        if batch.is_done:
+            self._reply(batch.reply(), asked)
+        elif piece.needs is Needs.MERGE:
+            self._compute(asked)
+        elif piece.needs is Needs.LISTING:
+            self._when_done(self._scans.submit(self._list_of_batch, asked), asked, self._finish)
+        else:
+            self._when_done(self._submit_write(asked), asked, self._finish)
+
+    def _list_of_batch(self, asked: PendingRequest) -> Piece:
+        assert asked.batch is not None  # noqa: S101 - only batches have pieces
+        with self._storage.read() as transaction:
+            return asked.batch.listings(transaction, self._admitted(transaction, asked))
+
+    def _compute(self, asked: PendingRequest) -> None:
+        """Have a merge computed outside of any transaction, then go on with the write."""
+        request = asked.request if asked.batch is None else asked.batch.next_request
+        assert isinstance(request, Request)  # noqa: S101 - a batch in pieces has a `batch`
+        assert request.value is not UNSET  # noqa: S101 - it is a merge
+        if asked.computed > MAX_COMPUTED:
+            raise UnavailableError(
+                "Other writes to the file are always in the way of the merge; try again.", retry_after=1.0
+            )
+        asked.computed += 1
+        versions: list[str] = []
+
+        def read() -> bytes | None:
+            assert asked.account_id is not None  # noqa: S101 - the writer set it
+            with self._storage.read() as transaction:
+                file = transaction.get(asked.account_id, request.name)
+            if file is None:
+                return None
+            versions.append(file.version)
+            return file.value
+
+        computing = self._merges.submit(asked.account_id, read, bytes(request.value))
+        self._when_done(computing, asked, partial(self._computed, request, versions))
+
+    def _computed(
+        self, request: Request, versions: list[str], computing: Future[bytes | None], asked: PendingRequest
+    ) -> None:
+        error = computing.exception()
+        if isinstance(error, LimitError | BadMergeError):  # the writer raises it, if the file is still the same
+            asked.merged = Merged(request, versions[0], error=error)
+        elif error is not None:
+            self._handle_error(error, asked)
+            return
+        else:
+            value = computing.result()
+            asked.merged = None if value is None else Merged(request, versions[0], value)
+        self._when_done(self._submit_write(asked), asked, self._finish)
 
     def _handle_error(self, error: BaseException, asked: PendingRequest) -> None:
         self._undo_counts(asked)
+        self._release(asked)
         if isinstance(error, UnadmittedError):
             self._accounts.forget(asked.request.api_key)
             self._wait_for_slot(asked, error.account)
         elif isinstance(error, UnprovenError):
             self._verify_passwords(iter(error.questions), asked)
         elif isinstance(error, UndoneError):
-            asked.answer.set_result(error.reply)
+            self._answer_undone(error.reply, asked)
         elif isinstance(error, CloudStoreError):
-            asked.answer.set_result(failure(error))
+            self._reply(failure(error) if asked.batch is None else asked.batch.broken_off(error), asked)
         elif asked.raises:  # perhaps what a handler of the program's signals raised
             if asked.answer.done():
                 raise error
+            self._under_way.discard(asked)
             asked.answer.set_exception(error)
         else:
             _log.error("A request to %s failed.", asked.request.operation.value, exc_info=error)
             sentence = "The service failed; its owner finds the reason in its log."
-            asked.answer.set_result(failure(ProtocolError(sentence, error="ServerError")))
+            self._reply(failure(ProtocolError(sentence, error="ServerError")), asked)
+
+    def _answer_undone(self, reply: Reply, asked: PendingRequest) -> None:
+        """Answer an atomic batch that was refused, once the refusal is stored under its id."""
+        if asked.request.once is UNSET or not asked.writes or not may_store(reply):
+            self._reply(reply, asked)
+            return
+
+        def work(transaction: Transaction) -> Reply:
+            undone = Undone(self._batch_work(asked), reply)
+            return self._answers.once(transaction, self._caller(transaction, asked, writes=True), asked.request, undone)
+
+        self._when_done(self._submit(work, asked), asked, self._finish)
 
     def _verify_passwords(self, questions: Iterator[PasswordCheck], asked: PendingRequest) -> None:
         # One after another: a batch of many waits for its turn at each of them, as single requests would.
@@ -315,8 +438,10 @@ class Dispatcher:
         request = asked.request
         check_ids(request)
         is_quick = asked.is_quick
-        if not is_quick and self._accounts.opened_lately(request.api_key):
-            return self._execute(asked)
+        if not is_quick:
+            asked.account_id = self._accounts.opened_lately(request.api_key)
+            if asked.account_id is not None:
+                return self._execute(asked)
         with self._storage.read() as transaction:
             caller = self._caller(transaction, asked)  # who is refused never stands in a queue
             comes_in_turn = not asked.admitted and bool(caller.account.limits.min_interval)
@@ -327,23 +452,45 @@ class Dispatcher:
             elif isinstance(request, Request) and asked.writes:
                 self._rules.check_name(request)
         account = caller.account
+        asked.account_id = account.id
         if comes_in_turn:  # not while it reads, for in memory writers wait for readers
             self._wait_for_slot(asked, account)
             return None
         if asked.owner is None and not account.limits.min_interval and account.id != NOT_MADE:
-            self._accounts.remember(request.api_key)
+            self._accounts.remember(request.api_key, account.id)
         return self._execute(asked)
 
-    def _execute(self, asked: PendingRequest) -> Reply | Future[Reply]:
+    def _execute(self, asked: PendingRequest) -> Reply | Future[Any]:
         """Have the request answered by the writer; a read by a thread for reads, in memory by this one."""
         if asked.writes:
-            work = partial(self._write, asked)
-            return self._storage.run(work, asked.until) if asked.waits else self._storage.submit(work)
+            if isinstance(asked.request, Batch) and not (
+                asked.request.atomic or asked.is_local or asked.batch is not None
+            ):
+                asked.batch = self._batch_work(asked)
+                self._under_way.add(asked)
+            return self._submit_write(asked)
         if asked.waits:
             self._storage.check_can_wait()
             if self._storage.reads_in_turn:  # a signal handler's thread may have the turn
                 return self._scan(asked)
         return self._scans.submit(self._scan, asked)
+
+    def _submit_write(self, asked: PendingRequest) -> Future[Reply | Piece | Needs]:
+        request = asked.request
+        if asked.batch is not None:
+            return self._submit(partial(self._write_piece, asked), asked, asked.batch.size)
+        size = 0
+        for part in request.requests if isinstance(request, Batch) else (request,):
+            size += 0 if part.value is UNSET else len(part.value)
+        if asked.merged is not None:
+            size = len(asked.merged.value)
+        return self._submit(partial(self._write, asked), asked, size)
+
+    def _submit(self, work: Callable[[Transaction], T], asked: PendingRequest, size: int = 0) -> Future[T]:
+        """Have work done in the turn of the request's account; while that is held, in a turn of the request's own."""
+        if asked.waits:
+            return self._storage.run(work, asked.until)
+        return self._storage.submit(work, (asked.account_id,) if asked.holds else asked.account_id, size)
 
     def _caller(self, transaction: Transaction, asked: PendingRequest, *, writes: bool = False) -> Caller:
         if asked.owner is None:
@@ -352,7 +499,7 @@ class Dispatcher:
 
     def _wait_for_slot(self, asked: PendingRequest, account: Account) -> None:
         """Go on with the request once it is stored, for all processes, that the account had its turn."""
-        turn = self._storage.submit(lambda transaction: take_slot(transaction, account, self._clock.wall()))
+        turn = self._storage.submit(lambda transaction: take_slot(transaction, account, self._clock.wall()), account.id)
         self._when_done(turn, asked, self._slot_taken)
 
     def _slot_taken(self, turn: Future[None], asked: PendingRequest) -> None:
@@ -373,8 +520,38 @@ class Dispatcher:
             raise UnadmittedError(caller.account)
         return caller
 
-    def _write(self, asked: PendingRequest, transaction: Transaction) -> Reply:
-        return self._answer(transaction, self._admitted(transaction, asked, writes=True), asked)
+    def _write(self, asked: PendingRequest, transaction: Transaction) -> Reply | Needs:
+        """Do a write, unless it is a merge that has to be computed first."""
+        caller = self._admitted(transaction, asked, writes=True)
+        request = asked.request
+        if not asked.is_local and isinstance(request, Request):
+            caller.merged = asked.merged
+            is_new = request.once is UNSET or transaction.answer(caller.account.id, request.once) is None
+            if is_new and self._rules.must_compute(transaction, caller, request):
+                self._hold(asked, caller)
+                return Needs.MERGE
+        return self._answer(transaction, caller, asked)
+
+    def _write_piece(self, asked: PendingRequest, transaction: Transaction) -> Piece | Reply:
+        """Do the next piece of a batch."""
+        assert asked.batch is not None  # noqa: S101 - only batches have pieces
+        self._undo_counts(asked)  # a storage may have work done again that came to nothing
+        caller = self._admitted(transaction, asked, writes=True)
+        caller.merged = asked.merged
+        budget = Budget(self._clock.monotonic, partial(self._storage.others_wait, caller.account.id))
+        piece = asked.batch.piece(transaction, caller, budget)
+        if isinstance(piece, Piece) and piece.needs is Needs.MERGE:
+            self._hold(asked, caller)
+        self._usage.count(caller.account.id, "data", *caller.used)
+        asked.caller = caller
+        return piece
+
+    def _hold(self, asked: PendingRequest, caller: Caller) -> None:
+        """Before a merge is computed for the last time, hold the account's other writes, which were in its way."""
+        asked.account_id = caller.account.id
+        if asked.computed == MAX_COMPUTED:
+            asked.holds = True
+            self._storage.hold(caller.account.id)
 
     def _answer(self, transaction: Transaction, caller: Caller, asked: PendingRequest) -> Reply:
         request = asked.request
@@ -392,8 +569,19 @@ class Dispatcher:
         request = asked.request
         if isinstance(request, Request):
             return Single(self._rules, request)
-        max_bytes = self._settings.max_batch_reply_bytes
-        return BatchWork(self._rules, self._answers, request, asked.refused, max_bytes)
+        return self._batch_work(asked)
+
+    def _batch_work(self, asked: PendingRequest) -> BatchWork:
+        assert isinstance(asked.request, Batch)  # noqa: S101 - the caller asked
+        is_bounded = asked.request.atomic and asked.writes and not asked.is_local
+        return BatchWork(
+            self._rules,
+            self._answers,
+            asked.request,
+            asked.refused,
+            self._settings.max_batch_reply_bytes,
+            self._settings.max_atomic_bytes if is_bounded else None,
+        )
 
     def _undo_counts(self, asked: PendingRequest) -> None:
         """Count no longer what a try of the request counted as accesses."""

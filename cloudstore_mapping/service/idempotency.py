@@ -73,17 +73,29 @@ class IdempotencyStore:
         self._ahead = clock.wall() - clock.monotonic()
         self._forgets_from = -math.inf
 
-    def once(self, transaction: Transaction, caller: Caller, request: Request | Batch, work: Repeatable) -> Reply:
+    def once(
+        self,
+        transaction: Transaction,
+        caller: Caller,
+        request: Request | Batch,
+        work: Repeatable,
+        *,
+        key: str | None = None,
+        print_: bytes | None = None,
+    ) -> Reply:
         """
         Replay the stored reply to the request's id, or do the work and store its reply, a refusal too.
+
+        `key` is stored in place of the id: that of a part of the request. `print_` is its fingerprint, if it is known.
 
         A refusal that may be none the next time is raised as it is: a missing or wrong password, a service too busy.
         Raises `IdMismatchError` if the id was used for another request. Replies stored by earlier versions have no
         fingerprint, and are replayed to any request of the same kind.
         """
         assert request.once is not UNSET  # noqa: S101 - the caller asks first
-        print_ = fingerprint(request)
-        before = transaction.answer(caller.account.id, request.once)
+        key = request.once if key is None else key
+        print_ = fingerprint(request) if print_ is None else print_
+        before = transaction.answer(caller.account.id, key)
         if before is not None:
             stored = decode_reply(before.reply)
             if before.fingerprint is None:
@@ -97,10 +109,10 @@ class IdempotencyStore:
             reply = work.do(transaction, caller)
         except CloudStoreError as error:
             reply = failure(error)
-            if reply.status != HTTPStatus.OK or reply.error == "Locked":
+            if not may_store(reply):
                 raise
         now = self._clock.wall()
-        transaction.keep_answer(caller.account.id, request.once, encode_reply(work.kept(reply)), now, print_)
+        transaction.keep_answer(caller.account.id, key, encode_reply(work.kept(reply)), now, print_)
         if next(self._remembered) % FORGET_EVERY == 0 and self._may_forget(now):
             transaction.forget_answers(now - REMEMBERED_FOR, FORGET_AT_ONCE)
         return reply
@@ -128,6 +140,11 @@ def _plain(request: Request) -> Request:
 
 def _digest(request: Request | Batch) -> bytes:
     return hashlib.sha256(encode_request(request)).digest()
+
+
+def may_store(refusal: Reply) -> bool:
+    """Return True if a refusal stands for a repeated request too, unlike a missing password, or a service too busy."""
+    return refusal.status == HTTPStatus.OK and refusal.error != "Locked"
 
 
 def mismatch() -> IdMismatchError:

@@ -10,7 +10,15 @@ from typing import Final
 from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
-from cloudstore_mapping.errors import BadNameError, ChangedError, DailyLimitError, NoFileError, TooBigError, shorten
+from cloudstore_mapping.errors import (
+    BadNameError,
+    ChangedError,
+    CloudStoreError,
+    DailyLimitError,
+    NoFileError,
+    TooBigError,
+    shorten,
+)
 from cloudstore_mapping.merge import merge
 from cloudstore_mapping.service.quotas import AccessCounter, Clock, check_file_quota
 from cloudstore_mapping.service.security import PasswordVerifier
@@ -37,11 +45,24 @@ MAX_PAGE: Final = 10_000
 #: Bytes of a value that comes in a list.
 MAX_LISTED: Final = 64 * 2**10
 
+#: Bytes of a stored value and the one to merge into it, together, that a transaction decodes: 3 ms.
+MAX_INLINE_MERGE: Final = 64 * 2**10
+
 #: Operations that may make a file.
 _SAVES: Final = frozenset({Operation.SAVE, Operation.MERGE})
 
 _EMPTY: Final = encode_value("")
 _SAVED: Final = encode_value("Entry saved")
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The outcome of a request's merge into a version of its file, computed before the transaction that writes it."""
+
+    request: Request
+    version: str
+    value: bytes = b""
+    error: CloudStoreError | None = None
 
 
 @dataclass
@@ -50,13 +71,15 @@ class Caller:
     Who asks: an account with its API key, or its owner, signed in, whom neither passwords nor accesses limit.
 
     `used` are the files that the request used, once for each access. `ahead` are files that were read before they are
-    asked for, None where there is none; what is given once is given no more, for it may be changed then.
+    asked for, None where there is none; what is given once is given no more, for it may be changed then. `merged` is
+    the outcome of a merge that was computed before.
     """
 
     account: Account
     is_owner: bool = False
     used: list[str] = field(default_factory=list)
     ahead: dict[str, File | FileInfo | None] = field(default_factory=dict)
+    merged: Merged | None = None
 
     def __post_init__(self) -> None:
         #: Whether files may be used so many times a day only.
@@ -103,6 +126,41 @@ class Operations:
         if operation is not Operation.LIST:
             self.check_name(request)
         return self._rules[operation](transaction, caller, request)
+
+    def must_compute(self, transaction: Transaction, caller: Caller, request: Request) -> bool:
+        """
+        Return True for a merge that has to be computed outside of a transaction, because it decodes much.
+
+        Not for one that is refused anyway, or was computed for the present version of its file. Raises `UnprovenError`.
+        """
+        name = request.name
+        if request.operation is not Operation.MERGE:
+            return False
+        try:
+            self.check_name(request)
+            file = self._stat_for_merge(transaction, caller, name)
+            caller.ahead[name] = file
+            if file is None or _size(file) + len(_value(request)) <= MAX_INLINE_MERGE:
+                return False
+            if caller.merged is not None and caller.merged.request is request and caller.merged.version == file.version:
+                return False
+            self._check_edit(caller, request, file)
+            self._check_quota(transaction, caller, request, file)
+        except CloudStoreError:  # `answer` raises it again, where it is stored under the request's id
+            return False
+        return True
+
+    def stored_size(self, transaction: Transaction, caller: Caller, name: str) -> int:
+        """Return the size of one of the account's files, 0 if there is none."""
+        file = caller.ahead[name] = self._stat_for_merge(transaction, caller, name)
+        return 0 if file is None else _size(file)
+
+    def _stat_for_merge(self, transaction: Transaction, caller: Caller, name: str) -> File | FileInfo | None:
+        """Return a small file with its value, what can be told of a large one, None for none."""
+        if name in caller.ahead:
+            return caller.ahead[name]
+        found = transaction.get_many(caller.account.id, [name], MAX_INLINE_MERGE)
+        return found[name] if name in found else transaction.stat(caller.account.id, name)
 
     def check_replay(self, transaction: Transaction, caller: Caller, request: Request) -> None:
         """Raise as `answer` does unless the caller may still do a write that is already done."""
@@ -207,6 +265,15 @@ class Operations:
         return self._put(transaction, caller, request.name, _value(request))
 
     def _merge(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
+        merged = caller.merged
+        if merged is not None and merged.request is request:
+            info = caller.stat(transaction, request.name)
+            if info is not None and info.version == merged.version:
+                self._check_edit(caller, request, info)
+                self._check_quota(transaction, caller, request, info)
+                if merged.error is not None:
+                    raise merged.error
+                return self._put(transaction, caller, request.name, merged.value)
         file = caller.get(transaction, request.name)
         self._check_edit(caller, request, file)
         self._check_quota(transaction, caller, request, file)
@@ -284,6 +351,10 @@ class Operations:
         reply = success(_SAVED, version=transaction.put(account.id, name, value, self._clock.wall()))
         self._use(caller, name)
         return reply
+
+
+def _size(file: File | FileInfo) -> int:
+    return file.size if isinstance(file, FileInfo) else len(file.value)
 
 
 def _value(request: Request) -> bytes:

@@ -213,6 +213,11 @@ class Service:
         self.media.hurry()
         self._storage.hurry()
 
+    def end_within(self, seconds: float) -> None:
+        """Refuse as `Unavailable` all writes that have not begun in so many seconds: `close` comes then."""
+        self._dispatcher.end_within(seconds)
+        self._storage.end_within(seconds)
+
     def close(self) -> None:
         """
         Answer what was submitted, then close the storage; later requests are answered `Unavailable`.

@@ -36,6 +36,9 @@ class Settings:
     """The largest media file."""
     max_batch_reply_bytes: Size = 64 * 2**20
     """The values that the reply to one batch may hold together."""
+    max_atomic_bytes: Size = 32 * 2**20
+    """The values that an atomic batch may read and write together, those of merges counted ten times: nothing else is
+    written meanwhile."""
     max_depth: Annotated[int, Meta(gt=0, le=500)] = DEFAULT_MAX_DEPTH
     """Brackets within brackets in a value."""
     body_timeout: Seconds = 30.0

@@ -104,7 +104,9 @@ def test_a_request_that_waits_while_its_account_is_disabled(service: Service, as
     account = service.accounts.named("owner")
     ask.save("name", 1)
     held = Held(service._storage)
-    disabled = service._storage.submit(lambda transaction: transaction.set_disabled(account.id, disabled=True))
+    disabled = service._storage.submit(
+        lambda transaction: transaction.set_disabled(account.id, disabled=True), account.id
+    )
     replies = [
         service.submit(ask.request(None, "name", value=2)),
         service.submit(ask.request("delete", "name"), address=HERE, owner=account),

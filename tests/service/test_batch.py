@@ -149,7 +149,7 @@ def test_an_atomic_batch(service: Service, ask: Asker) -> None:
     assert "Request 3 of 3" in refused.sentence
     assert ask.value("a") == 1
     assert ask.load("new").error == "NoFile"
-    assert errors(ask_batch(service, ask, *requests[:2], atomic=True, once="r1")) == [None, None]
+    assert errors(ask_batch(service, ask, *requests[:2], atomic=True, once="r2")) == [None, None]
     assert (ask.value("a"), ask.value("new")) == (2, 3)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec import UNSET, Raw
 from msgspec.structs import replace
@@ -156,6 +157,31 @@ def content(reply: Reply) -> Raw:
     """Return the data of a reply, which must have some."""
     assert reply.data is not UNSET
     return reply.data
+
+
+def test_the_refusal_of_an_atomic_batch_is_repeated(service: Service, ask: Asker) -> None:
+    """An atomic batch that was refused stays refused under its id, though it would be done by now; not under another."""
+    requests = [Request(name="new", value=encode_value(1)), Request(name="absent", options="delete")]
+    batch = Batch(api_key=ask.api_key, requests=requests, atomic=True, once="r1")
+    refused = service.handle(batch)
+    assert refused.error == "NoFile"
+    ask.save("absent", 1)
+    again = service.handle(batch)
+    assert (again.error, again.message, again.status) == (refused.error, refused.message, refused.status)
+    assert ask.load("new").error == "NoFile"
+    assert service.handle(msgspec.structs.replace(batch, once="r2")).error is None
+
+
+def test_an_atomic_batch_without_its_password_is_not_repeated(service: Service, ask: Asker) -> None:
+    """An atomic batch that lacked a password may be sent again under its id with the password."""
+    ask.save("name", 1)
+    service.set_passwords("owner", "name", edit="e")
+    request = Request(name="name", value=encode_value(2))
+    batch = Batch(api_key=ask.api_key, requests=[request], atomic=True, once="r1")
+    assert service.handle(batch).error == "Locked"
+    proven = msgspec.structs.replace(batch, requests=[msgspec.structs.replace(request, password="e")])
+    assert service.handle(proven).error is None
+    assert ask.value("name", "e") == 2
 
 
 def test_an_undone_batch_leaves_no_ids(service: Service, ask: Asker) -> None:

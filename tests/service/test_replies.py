@@ -188,7 +188,7 @@ def test_rules_hold_in_the_transaction_that_writes(tmp_path: Path, no_threads_le
     with Service(storage) as service:
         ask = Asker(service, service.accounts.create("owner"))
         held = Held(storage)
-        storage.submit(lambda transaction: transaction.set_disabled(1, disabled=True))
+        storage.submit(lambda transaction: transaction.set_disabled(1, disabled=True), 1)
         waiting = service.submit(ask.request(None, "name", value=1))
         held.go.set()
         assert error(waiting.result(PATIENCE)) == "Disabled"

@@ -524,6 +524,8 @@ def _outcome(session: WriteSession, job: _Job) -> tuple[Any, BaseException | Non
     return result, None
 
 
+#: The probe's own queue among those of the accounts: it waits for one group of other work at most.
+QUEUE: Final = "health"
 #: Seconds that a health check waits for the storage.
 PATIENCE: Final = 1.0
 #: Seconds after which a probe that still waits is a problem: a save that begins now would wait as well.

@@ -86,7 +86,9 @@ class PostgresStorage(Storage):
         )
         self._pool = ReaderPool(partial(connect, parameters, lock_timeout=READ_LOCK_WAIT), MAX_READERS)
         self._writer = GroupWriter(self._session, self._session.close)
-        self._probe = group_commit.HealthProbe(partial(self._writer.submit, PostgresWriter.check_room))
+        self._probe = group_commit.HealthProbe(
+            partial(self._writer.submit, PostgresWriter.check_room, group_commit.QUEUE)
+        )
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:

@@ -567,7 +567,9 @@ class SQLiteStorage(Storage):
         self._closed = False
         self._process = os.getpid()
         self._writer = GroupWriter(self._session, partial(_let_go, self._session, self._idle))
-        self._probe = group_commit.HealthProbe(partial(self._writer.submit, SQLiteSession.check_room))
+        self._probe = group_commit.HealthProbe(
+            partial(self._writer.submit, SQLiteSession.check_room, group_commit.QUEUE)
+        )
 
     def in_child(self) -> Storage | None:
         """Return what a forked process goes on with if that is a copy of memory; None where it opens its own."""
