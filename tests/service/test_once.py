@@ -160,7 +160,7 @@ def content(reply: Reply) -> Raw:
 
 
 def test_the_refusal_of_an_atomic_batch_is_repeated(service: Service, ask: Asker) -> None:
-    """An atomic batch that was refused stays refused under its id, though it would be done by now; not under another."""
+    """An atomic batch that was refused stays refused under its id, though it would be done by now."""
     requests = [Request(name="new", value=encode_value(1)), Request(name="absent", options="delete")]
     batch = Batch(api_key=ask.api_key, requests=requests, atomic=True, once="r1")
     refused = service.handle(batch)
