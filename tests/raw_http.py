@@ -55,6 +55,9 @@ class FakeService:
         """Yield what answers requests."""
         yield lambda request, address: self.answer(request, address=address)
 
+    def end_within(self, seconds: float) -> None:
+        """Take note of nothing."""
+
     def store_bytes(self) -> int:
         """Return how many bytes its storage takes."""
         return 0

@@ -10,7 +10,7 @@ import secrets
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -178,6 +178,11 @@ class UploadRequest:
     owner: Account | None
     only_new: bool
 
+    @property
+    def queue(self) -> Hashable:
+        """Queue in which the account's uploads wait for the writer."""
+        return ("uploads", self.api_key if self.owner is None else self.owner.id)
+
 
 class Uploads:
     """Takes uploads for all accounts; threads may share it."""
@@ -230,7 +235,7 @@ class Uploads:
     def _proved(self, sender: UploadRequest, work: Callable[[Transaction, UploadRequest], T]) -> T:
         while True:
             try:
-                return self.storage.submit(lambda transaction: work(transaction, sender)).result()
+                return self.storage.submit(lambda transaction: work(transaction, sender), sender.queue).result()
             except UnprovenError as error:
                 for question in error.questions:
                     self._passwords.prove(question, sender.address).result()
@@ -348,7 +353,9 @@ class UploadStream:
     def abort(self) -> None:
         """Leave nothing of it; it is taken away in the background."""
         try:
-            dropped = self._uploads.storage.submit(lambda transaction: transaction.drop_blob(self._blob))
+            dropped = self._uploads.storage.submit(
+                lambda transaction: transaction.drop_blob(self._blob), self._sender.queue
+            )
         except TransportError:
             return  # the storage is closed, or takes no writes: what is there is swept later
         dropped.add_done_callback(lambda _: self._uploads.sweeper.begin())
@@ -367,7 +374,7 @@ class UploadStream:
         def work(transaction: Transaction) -> bool:
             return self._uploads.add_chunk(transaction, self._sender, self._blob, number, chunk)
 
-        self._in_flight.append(self._uploads.storage.submit(work))
+        self._in_flight.append(self._uploads.storage.submit(work, self._sender.queue, len(chunk)))
 
 
 def described(account: Account, media: Media) -> dict[str, str | int]:

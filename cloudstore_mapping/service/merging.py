@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -152,6 +153,7 @@ class MergePool:
         self._threads: set[threading.Thread] = set()
         self._processes: set[MergeProcess] = set()
         self._timer: threading.Timer | None = None
+        self._ends_at = math.inf
         self._stopped = False
 
     def submit(self, account: Hashable, read: Callable[[], bytes | None], value: bytes) -> Future[bytes | None]:
@@ -185,12 +187,16 @@ class MergePool:
 
     def end_within(self, seconds: float) -> None:
         """In so many seconds refuse the merges that wait, and interrupt those that are being computed."""
+        timer = threading.Timer(seconds, self.stop)
+        timer.daemon = True
         with self._lock:
-            if self._timer is not None or self._stopped:
+            if self._stopped or self._ends_at <= self._clock() + seconds:
                 return
-            self._timer = threading.Timer(seconds, self.stop)
-            self._timer.daemon = True
-        self._timer.start()
+            self._ends_at = self._clock() + seconds
+            before, self._timer = self._timer, timer
+        if before is not None:
+            before.cancel()
+        timer.start()
 
     def stop(self) -> None:
         """Refuse the merges that wait, and interrupt those that are being computed."""

@@ -29,6 +29,8 @@ KEEP_ALIVE: Final = 20
 GOODBYE: Final = 0.5
 #: Seconds until the server ends in any case; container engines kill after 10.
 LAST_RESORT: Final = 8
+#: Seconds after a signal in which writes still begin; the rest of `LAST_RESORT` is for the replies.
+LAST_WRITES: Final = 5
 
 
 def ending_signals() -> list[signal.Signals]:
@@ -69,6 +71,7 @@ def run_on(
 ) -> None:
     """Serve on a socket that listens already; as `run`."""
     server = _Server(service, listener, options, on_ready, metrics, raise_file_limit())
+    server.end_service = service.end_within
     # uvicorn hands the signal that ended it on to the handlers of before; these have nothing more to do.
     owns_signals = threading.current_thread() is threading.main_thread()
     signals = ending_signals() if owns_signals else ()
@@ -159,6 +162,8 @@ class _Server(uvicorn.Server):
                 timeout_graceful_shutdown=LAST_RESORT,
             )
         )
+        #: Called with the seconds in which writes may still begin, when the server ends and its service with it.
+        self.end_service: Callable[[float], object] = lambda _: None
         self._on_ready = on_ready
         self._open_files = open_files
         self._address = address_of(listener, options)
@@ -180,11 +185,13 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         hanging_up = asyncio.create_task(self._hang_up())
+        self.end_service(LAST_WRITES)
         try:
             await super().shutdown(sockets)
         finally:
             hanging_up.cancel()
         if self.force_exit:
+            self.end_service(0)
             await self.lifespan.shutdown()  # which uvicorn leaves out, and then logs that it didn't end
         for connection in list(self.server_state.connections):  # those that outlasted the last resort
             connection.transport.abort()

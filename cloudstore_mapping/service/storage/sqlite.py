@@ -303,9 +303,9 @@ class SQLiteSession(Transaction, WriteSession):
         """Leave no waiting for other processes to SQLite from now on."""
         self._execute("PRAGMA busy_timeout = 0")
 
-    def hurry(self) -> None:
-        """Wait no longer than `CLOSING_WAIT` for other processes from now on."""
-        self._gives_up_at = min(self._gives_up_at, time.monotonic() + CLOSING_WAIT)
+    def hurry(self, seconds: float | None = None) -> None:
+        """Wait no longer than so many seconds for other processes from now on; `CLOSING_WAIT` by default."""
+        self._gives_up_at = min(self._gives_up_at, time.monotonic() + (CLOSING_WAIT if seconds is None else seconds))
 
     def check_usable(self) -> None:
         """Raise `UnavailableError` where nothing may be written: once damage was met, or without the file."""
@@ -620,6 +620,7 @@ class SQLiteStorage(Storage):
 
     def end_within(self, seconds: float) -> None:
         """Refuse all work that has not begun in so many seconds."""
+        self._session.hurry(seconds)
         self._writer.end_within(seconds)
 
     def run(self, work: Callable[[Transaction], T], until: float = math.inf) -> Future[T]:
