@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import _thread
+import enum
 import logging
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Hashable
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final, ParamSpec, TypeVar
 
-from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.errors import TooOftenError, UnavailableError
 
 T = TypeVar("T")
 
@@ -130,41 +132,67 @@ def wait_for(future: Future[Any], timeout: float | None = None) -> bool:
 
 #: The priority of threads that step back: a tenth of the processor where all others want it, so that they go on too.
 LOWER: Final = 10
+#: Seconds that a caller's thread waits for a lock which the workers hold for microseconds.
+LOCK_WAIT: Final = 1.0
 
 P = ParamSpec("P")
 
 
+class Paused(enum.Enum):
+    """The type of `PAUSED`."""
+
+    PAUSED = enum.auto()
+
+
+#: Returned by work that is not done yet: it goes to the end of its account's queue, and is called again in turn.
+PAUSED: Final = Paused.PAUSED
+
+
 class BoundedThreadPool:
     """
-    Runs work on as many as `threads` threads, while as many as `waiting` more pieces of it wait.
+    Run work on up to `threads` threads while up to `waiting` more pieces wait.
 
-    Where it `steps_back`, other threads of the machine come before its own. A signal may interrupt who submits work
-    anywhere, so that thread counts nothing: all that it does to the pool is to put the work into a queue.
+    Work submitted for an account waits in the account's own queue. The threads serve the queues in turn, the account
+    with the fewest running pieces first; one account has up to `waiting_of_one` pieces in its queue, and never takes
+    the last thread of several. With `steps_back`, the threads run at a lower priority. A signal may interrupt a
+    submitting thread anywhere, so that thread takes no lock: it puts the work into a queue, and the workers sort it.
     """
 
-    def __init__(self, threads: int, waiting: int, name: str, *, steps_back: bool = False) -> None:
-        self._workers = _Workers(threads, name, steps_back=steps_back)
+    def __init__(
+        self, threads: int, waiting: int, name: str, *, waiting_of_one: int | None = None, steps_back: bool = False
+    ) -> None:
+        line = _Line(max(1, threads - 1), waiting if waiting_of_one is None else waiting_of_one)
+        self._workers = _Workers(threads, name, line, steps_back=steps_back)
         self._most = threads + waiting
         self._process = os.getpid()
-        # It is dropped without `close`: the threads hold no reference to it.
-        weakref.finalize(self, self._workers.waiting.put, None).atexit = False
+        # A pool may be dropped without `close`: the threads hold no reference to it.
+        weakref.finalize(self, self._workers.wake.put, False).atexit = False
 
-    def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    def submit(self, work: Callable[P, T | Paused], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """
-        Begin some work; raises `UnavailableError` where too much of it waits already, and after `close`.
+        Begin some work; raises `UnavailableError` if too much work waits, and after `close`.
 
-        Once the interpreter ends and lets no thread begin, the work is done on the caller's; so it is in a forked
-        process, which has none of the threads.
+        Work that returns `PAUSED` is called again, after the other work that waits. At the interpreter's end, when no
+        thread can start, the work runs on the caller's thread; so it does in a forked process, which has no threads.
         """
+        return self._begin(None, partial(work, *args, **kwargs))
+
+    def submit_for(
+        self, account: Hashable, work: Callable[P, T | Paused], *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]:
+        """Begin some work as `submit` does, in an account's queue; if that is full, the outcome is `TooOftenError`."""
+        return self._begin(account, partial(work, *args, **kwargs))
+
+    def _begin(self, account: Hashable, work: Callable[[], Any]) -> Future[Any]:
         workers = self._workers
         if workers.closed:
             raise UnavailableError("The service is closed; try again once it is open.", retry_after=1.0)
-        if workers.waiting.qsize() + workers.busy >= self._most:
+        if workers.waiting + workers.busy >= self._most:
             workers.grow()  # an interrupt may have come between a submission and its thread
             raise UnavailableError("The service is busy; try again.", retry_after=1.0)
-        piece = _Piece(partial(work, *args, **kwargs))
+        piece = _Piece(account, work)
         if self._process != os.getpid():
-            piece.settle(piece.run())
+            piece.finish()
             return piece.future
         workers.put(piece)
         return piece.future
@@ -176,9 +204,10 @@ class BoundedThreadPool:
 
 
 class _Piece:
-    """A piece of work, and the future of its outcome."""
+    """A piece of work of an account, None for no account, and the future of its outcome."""
 
-    def __init__(self, work: Callable[[], Any]) -> None:
+    def __init__(self, account: Hashable, work: Callable[[], Any]) -> None:
+        self.account = account
         self._work = work
         self.future: Future[Any] = PlainFuture()
 
@@ -192,7 +221,7 @@ class _Piece:
             return None, error
 
     def settle(self, outcome: tuple[Any, BaseException | None] | None) -> None:
-        """Tell the future what came of it."""
+        """Give the future its outcome."""
         if outcome is not None:
             result, error = outcome
             if error is None:
@@ -200,38 +229,113 @@ class _Piece:
             else:
                 self.future.set_exception(error)
 
+    def finish(self) -> None:
+        """Do all of the work on this thread."""
+        outcome = self.run()
+        while outcome is not None and outcome[0] is PAUSED:
+            outcome = self.run()
+        self.settle(outcome)
+
+
+class _Line:
+    """
+    The queues of the accounts, in the order in which they are served; the caller holds the workers' lock.
+
+    An account has up to `most_running` pieces on the threads, and up to `most_waiting` in its queue. Work for no
+    account has a queue of its own without these limits.
+    """
+
+    def __init__(self, most_running: int, most_waiting: int) -> None:
+        self._most_running = most_running
+        self._most_waiting = most_waiting
+        self._queues: OrderedDict[Hashable, deque[_Piece]] = OrderedDict()
+        self._running: Counter[Hashable] = Counter()
+        self.length = 0
+
+    def add(self, piece: _Piece, *, again: bool = False) -> bool:
+        """Put a piece at the end of its account's queue, and return False if that is full; a piece may come `again`."""
+        queue = self._queues.setdefault(piece.account, deque())
+        if len(queue) >= self._most_waiting and not again and piece.account is not None:
+            return False
+        queue.append(piece)
+        self.length += 1
+        return True
+
+    def take(self) -> _Piece | None:
+        """Return the next piece to run, None if there is none or its account has its share of the threads."""
+        chosen, fewest = None, sys.maxsize
+        for queue in self._queues.values():
+            account = queue[0].account
+            running = self._running[account]
+            if running < fewest and (running < self._most_running or account is None):
+                chosen, fewest = queue, running
+                if not running:
+                    break
+        if chosen is None:
+            return None
+        piece = chosen.popleft()
+        self.length -= 1
+        self._running[piece.account] += 1
+        self._queues.move_to_end(piece.account)
+        if not chosen:
+            del self._queues[piece.account]
+        return piece
+
+    def ended(self, piece: _Piece) -> None:
+        """Note that a piece that was taken runs no longer."""
+        self._running[piece.account] -= 1
+        if not self._running[piece.account]:
+            del self._running[piece.account]
+
+    def all(self) -> list[_Piece]:
+        """Empty all queues, and return what was in them."""
+        found = [piece for queue in self._queues.values() for piece in queue]
+        self._queues.clear()
+        self.length = 0
+        return found
+
 
 class _Workers:
     """
-    The threads of a pool, begun one by one as they are needed, and the work that waits for them.
+    The threads of a pool, started one by one as they are needed, and the work that waits for them.
 
     Daemons, so that a program that forgets to close can end. Each counts itself once it runs.
     """
 
-    def __init__(self, most: int, name: str, *, steps_back: bool) -> None:
-        self.waiting: SimpleQueue[_Piece | None] = SimpleQueue()
+    def __init__(self, most: int, name: str, line: _Line, *, steps_back: bool) -> None:
+        self._arrived: SimpleQueue[_Piece] = SimpleQueue()
+        #: Wakes an idle thread; False ends it. A thread looks for work before it sleeps, so a missing wake-up (an
+        #: interrupt came before it) delays work and loses none.
+        self.wake: SimpleQueue[bool] = SimpleQueue()
         self.busy = 0
         self.closed = False
         self._most = most
         self._name = name
+        self._line = line
         self._steps_back = steps_back
         self._lock = threading.Lock()
         self._running: list[threading.Lock] = []  # each is held by a thread for as long as it works
         self._threads: list[threading.Thread] = []
 
+    @property
+    def waiting(self) -> int:
+        """Number of pieces that wait."""
+        return self._arrived.qsize() + self._line.length
+
     def put(self, piece: _Piece) -> None:
         """Have a piece of work done."""
-        self.waiting.put(piece)
+        self._arrived.put(piece)
+        self.wake.put(True)
         self.grow()
         if self.closed:  # asked behind `put`: the threads may have ended before it
             self._work_off()
 
     def grow(self) -> None:
-        """Begin another thread if work waits and no thread does; where none can begin, do the work here."""
+        """Start another thread if work waits and no thread is idle; if none can start, do the work here."""
         if sys.is_finalizing():  # no thread runs any more, but for this one
             self._work_off()
             return
-        if self.waiting.qsize() <= len(self._running) - self.busy or len(self._running) >= self._most:
+        if self.waiting <= len(self._running) - self.busy or len(self._running) >= self._most:
             return
         if sys.is_finalizing():  # on Python 3.11 it would never begin
             self._work_off()
@@ -248,7 +352,7 @@ class _Workers:
         """Finish the work that waits, and end the threads."""
         with self._lock:
             self.closed = True
-        self.waiting.put(None)
+        self.wake.put(False)
         if sys.is_finalizing():  # the threads never end any more
             self._work_off()
             return
@@ -276,24 +380,57 @@ class _Workers:
                 self._threads.append(threading.current_thread())
             if self._steps_back:
                 _step_back()
-            while (piece := self.waiting.get()) is not None:
-                with self._lock:
-                    self.busy += 1
-                self.grow()  # who submitted more may have taken this one for idle
-                outcome = piece.run()
-                with self._lock:
-                    self.busy -= 1
-                piece.settle(outcome)
-                del piece, outcome  # else an idle thread keeps them
-            self.waiting.put(None)  # for the next one
+            while True:
+                piece = self._take()
+                if piece is not None:
+                    self._do(piece)
+                    del piece  # else an idle thread keeps it
+                elif not self.wake.get():
+                    break
+            self.wake.put(False)  # for the next one
+
+    def _take(self) -> _Piece | None:
+        """Sort what arrived into the accounts' queues, and return the piece whose turn it is."""
+        refused: list[_Piece] = []
+        with self._lock:
+            with suppress(Empty):
+                while True:
+                    arrived = self._arrived.get_nowait()
+                    if not self._line.add(arrived):
+                        refused.append(arrived)
+            piece = self._line.take()
+            self.busy += piece is not None
+        for each in refused:
+            sentence = "Your account has too many requests waiting; wait for replies, then try again."
+            each.settle((None, TooOftenError(sentence, retry_after=1.0)))
+        return piece
+
+    def _do(self, piece: _Piece) -> None:
+        self.grow()  # a submitting thread may have taken this one for idle
+        outcome = piece.run()
+        is_paused = outcome is not None and outcome[0] is PAUSED
+        with self._lock:
+            self.busy -= 1
+            self._line.ended(piece)
+            if is_paused:
+                self._line.add(piece, again=True)
+        if not is_paused:
+            piece.settle(outcome)
 
     def _work_off(self) -> None:
         """Do the work that waits on the caller's thread."""
+        # At the interpreter's end a thread may hold the lock for ever, and so may the code that a signal interrupted.
+        is_mine = self._lock.acquire(timeout=0 if sys.is_finalizing() else LOCK_WAIT)
+        try:
+            pieces = self._line.all()
+        finally:
+            if is_mine:
+                self._lock.release()
+        for piece in pieces:
+            piece.finish()
         with suppress(Empty):
             while True:
-                piece = self.waiting.get_nowait()
-                if piece is not None:
-                    piece.settle(piece.run())
+                self._arrived.get_nowait().finish()
 
 
 def _step_back() -> None:
