@@ -200,3 +200,33 @@ def test_a_filter_is_a_literal_substring(storage: Storage, account: int, contain
         put(storage, account, name, b"1")
     with storage.read() as transaction:
         assert transaction.names(account, containing) == sorted(found)
+
+
+def scanned(storage: Storage, account: int, containing: str, prefix: str, rows: int) -> list[list[str]]:
+    """Return the parts of a search, each read in a transaction of its own."""
+    parts: list[list[str]] = []
+    after: str | None = None
+    while after is not None or not parts:
+        with storage.read() as transaction:
+            part, after = transaction.scan(account, containing, prefix=prefix, after=after, rows=rows)
+        parts.append(part)
+    return parts
+
+
+@pytest.mark.parametrize("containing", ["", "a", "_", "\0", "\\", "😀", "nnn", "absent"])
+@pytest.mark.parametrize("prefix", ["", "a", "n"])
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_the_parts_of_a_search(storage: Storage, account: int, containing: str, prefix: str, rows: int) -> None:
+    """A search in parts, however small, finds in order all names that a search at once finds."""
+    for name in NAMES:
+        put(storage, account, name, b"1")
+    with storage.read() as transaction:
+        expected = transaction.names(account, containing, prefix=prefix)
+    assert [name for part in scanned(storage, account, containing, prefix, rows) for name in part] == expected
+
+
+def test_a_part_looks_at_few_names(storage: Storage, account: int) -> None:
+    """A part of a search ends after so many names, even if none of them is found."""
+    for number in range(10):
+        put(storage, account, f"{number}", b"1")
+    assert scanned(storage, account, "9", "", 4) == [[], [], ["9"]]

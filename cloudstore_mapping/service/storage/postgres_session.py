@@ -72,8 +72,11 @@ class PostgresSession(Transaction):
     def _one_of(self, names: Sequence[str]) -> tuple[str, tuple[list[str]]]:
         return "name = ANY(?)", ([write_text(name) for name in names],)  # of texts in an array nobody else does it
 
+    def _is_indexed(self, text: str) -> bool:
+        return self._has_trigrams and len(text) >= TRIGRAM
+
     def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:
-        if self._has_trigrams and len(text) >= TRIGRAM:
+        if self._is_indexed(text):
             # What the index finds is looked at once more, for case and all that means something in a pattern.
             pattern = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
             return "(name LIKE ? AND strpos(name, ?) > 0)", (f"%{pattern}%", text)

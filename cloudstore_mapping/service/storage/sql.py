@@ -164,6 +164,10 @@ class Dialect(ABC):
     def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:
         """Return the condition that a name contains the text as it stands, and its parameters."""
 
+    def _is_indexed(self, text: str) -> bool:  # noqa: ARG002 - by default no text is
+        """Return True if an index finds the names that contain the text, so that no others are looked at."""
+        return False
+
     @abstractmethod
     def row(self, query: str, *parameters: Any) -> Any:
         """Return the first row, None where there is none."""
@@ -430,6 +434,26 @@ class FileStatements(Dialect):
         """
         return [name for (name,) in self._select("name", account_id, containing, prefix, after, limit)]
 
+    def scan(
+        self, account_id: int, containing: str = "", *, prefix: str = "", after: str | None = None, rows: int
+    ) -> tuple[list[str], str | None]:
+        """
+        Return a part of what `names` returns, found in bounded time, and the `after` of the next part, None at the end.
+
+        About `rows` names are looked at; there may be none in a part, and more in the next.
+        """
+        if not containing or self._is_indexed(containing):
+            found = self.names(account_id, containing, prefix=prefix, after=after, limit=rows)
+            return found, found[-1] if len(found) == rows else None
+        bounds, parameters = self._range(account_id, prefix, after)
+        contains, texts = self._containing(containing)
+        query = (
+            f"WITH part AS (SELECT name FROM files WHERE {bounds} ORDER BY name LIMIT ?)"  # noqa: S608 - of constants
+            f" SELECT name, 0 FROM part WHERE {contains} UNION ALL SELECT max(name), count(*) FROM part"
+        )
+        *matches, (last, count) = self.rows(query, *parameters, rows, *texts)
+        return sorted(name for name, _ in matches), last if count == rows else None
+
     def describe(
         self, account_id: int, containing: str = "", *, after: str | None = None, limit: int
     ) -> list[tuple[str, FileInfo]]:
@@ -462,21 +486,23 @@ class FileStatements(Dialect):
         limit: int | None,
         *first: int,
     ) -> list[Any]:
+        condition, parameters = self._range(account_id, prefix, after)
+        if containing:
+            contains, texts = self._containing(containing)
+            condition += f" AND {contains}"
+            parameters += texts
+        query = f"SELECT {columns} FROM files WHERE {condition} ORDER BY name LIMIT ?"  # noqa: S608 - of constants
+        return self.rows(query, *first, *parameters, ALL if limit is None else limit)
+
+    def _range(self, account_id: int, prefix: str, after: str | None) -> tuple[str, list[int | str]]:
+        """Return the condition on an account's names that begin with a text and come after another."""
         # Of two lower bounds the index would be entered at one only, so both are made one: what comes right behind a
         # text is that text and NUL.
         start = prefix if after is None else max(prefix, after + "\0")
         end = after_prefix(prefix)
-        conditions = ["account_id = ?", "name >= ?"]
-        parameters: list[int | str] = [account_id, start]
-        if end is not None:
-            conditions.append("name < ?")
-            parameters.append(end)
-        if containing:
-            contains, texts = self._containing(containing)
-            conditions.append(contains)
-            parameters += texts
-        query = f"SELECT {columns} FROM files WHERE {' AND '.join(conditions)} ORDER BY name LIMIT ?"  # noqa: S608 - of constants
-        return self.rows(query, *first, *parameters, ALL if limit is None else limit)
+        if end is None:
+            return "account_id = ? AND name >= ?", [account_id, start]
+        return "account_id = ? AND name >= ? AND name < ?", [account_id, start, end]
 
     def largest(self, account_id: int, limit: int) -> list[tuple[str, int]]:
         """Return the names of the largest files with their sizes, the largest first."""
