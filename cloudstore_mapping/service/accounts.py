@@ -73,6 +73,7 @@ class Accounts:
         self._guesses = guesses
         #: The account that each granted key opens: its id, or its name until a read has found it.
         self._granted: dict[bytes, int | str] = {}
+        #: The accounts without a pace that keys opened lately, by key.
         self._lately: dict[str, int] = {}
 
     def create(
@@ -269,21 +270,17 @@ class Accounts:
             return transaction.has_accounts()
 
     def opened_lately(self, api_key: str) -> int | None:
-        """
-        Return the id of the account without a pace that the key opened lately, None if there is none.
-
-        A request with such a key is put into its account's queue before it is looked at.
-        """
+        """Return the id of the account without a pace that the key opened lately, None if it opened none."""
         return self._lately.get(api_key)
 
     def remember(self, api_key: str, account_id: int) -> None:
-        """Remember that the key opens this account, which has no pace."""
+        """Note that the key opens an account without a pace."""
         if len(self._lately) >= MAX_LATELY:
             self._lately.clear()
         self._lately[api_key] = account_id
 
     def forget(self, api_key: str) -> None:
-        """Forget which account the key opens."""
+        """Note that it does no longer."""
         self._lately.pop(api_key, None)
 
     def find(self, transaction: Transaction, api_key: str, address: str, *, writes: bool = False) -> Account:

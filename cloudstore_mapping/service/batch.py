@@ -12,8 +12,9 @@ import msgspec
 from msgspec import UNSET
 
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TooBigError
+from cloudstore_mapping.service.caller import Caller
 from cloudstore_mapping.service.idempotency import IdempotencyStore, Single, fingerprint, mismatch
-from cloudstore_mapping.service.operations import Caller, Operations
+from cloudstore_mapping.service.operations import Operations
 from cloudstore_mapping.service.security import PasswordCheck, UnprovenError
 from cloudstore_mapping.service.storage.group_commit import MAX_BYTES
 from cloudstore_mapping.service.storage.sql import Transaction

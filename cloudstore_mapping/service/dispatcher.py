@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from msgspec import UNSET
 
@@ -23,24 +23,37 @@ from cloudstore_mapping.errors import (
 )
 from cloudstore_mapping.service.accounts import NOT_MADE
 from cloudstore_mapping.service.batch import BatchWork, Budget, Needs, Piece, Undone, UndoneError
+from cloudstore_mapping.service.caller import Caller, Merged
 from cloudstore_mapping.service.idempotency import IdempotencyStore, Repeatable, Single, check_ids, may_store
 from cloudstore_mapping.service.merging import CLOSING, MergePool
-from cloudstore_mapping.service.operations import Caller, Merged, Operations
+from cloudstore_mapping.service.operations import Operations
 from cloudstore_mapping.service.quotas import check_rate_limit, take_slot
-from cloudstore_mapping.service.security import PasswordCheck, UnprovenError
-from cloudstore_mapping.service.threads import BoundedThreadPool, PlainFuture, wait_for
+from cloudstore_mapping.service.reading import LOCAL, REMOTE, BatchOfReads, LongRead, Steps, Whole
+from cloudstore_mapping.service.security import PasswordCheck, UnprovenError, network_of
+from cloudstore_mapping.service.storage.records import LARGE
+from cloudstore_mapping.service.threads import BoundedThreadPool, Paused, PlainFuture, wait_for
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, failure
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.accounts import Accounts
     from cloudstore_mapping.service.quotas import AccessCounter, Clock
+    from cloudstore_mapping.service.reply_memory import ReplyRoom
     from cloudstore_mapping.service.security import PasswordVerifier
     from cloudstore_mapping.service.settings import Settings
     from cloudstore_mapping.service.storage.base import Storage
-    from cloudstore_mapping.service.storage.records import Account
+    from cloudstore_mapping.service.storage.records import Account, File, FileInfo
     from cloudstore_mapping.service.storage.sql import Transaction
 
 _QUICK: Final = frozenset({Operation.LOAD, Operation.STAT})
+
+
+class Answerer(Protocol):
+    """Answers requests that come together."""
+
+    def __call__(
+        self, request: Request | Batch, address: str, room: ReplyRoom | None = None, /
+    ) -> Reply | Future[Reply]:
+        """Answer a request from an address, whose large reply takes memory in `room`."""
 
 
 class PendingRequest:
@@ -50,7 +63,8 @@ class PendingRequest:
     `owner` is the account of somebody who is signed in; `waits` says that the caller does nothing until it is answered,
     and all is done or waited for on its thread; `raises` that the service's own failures are raised as they are;
     `admitted` says that the account's pace lets it pass; `caller` is for whom the last try was made that was answered;
-    `until` is the monotonic time at which a caller who waits gives up.
+    `until` is the monotonic time at which a caller who waits gives up. `room` is the memory of a large reply, None if
+    the service runs in the caller's program.
 
     `is_local` says that the service runs in the caller's own process, for nobody else: nothing is cut up, or computed
     elsewhere. `account_id` tells in which queue the request waits, once that is known; `batch` is the progress of a
@@ -76,6 +90,7 @@ class PendingRequest:
         self.merged: Merged | None = None
         self.computed = 0
         self.holds = False
+        self.room: ReplyRoom | None = None
         self.answer: Future[Reply]
 
     @property
@@ -122,14 +137,19 @@ T = TypeVar("T")
 
 _log: Final = logging.getLogger(__name__)
 
-#: Listings that are read at once, and that wait; a scan may be long, so it never runs on the caller's thread.
+#: Threads for long reads (searches, listings, large loads, batches of loads), which never run on the caller's thread;
+#: the reads that wait, in all and of one account.
 SCAN_THREADS: Final = 4
-SCANS_WAITING: Final = 1000
-#: The same of all requests, where the storage is beyond a network: nobody's thread waits for that but these.
+SCANS_WAITING: Final = 4000
+SCANS_WAITING_OF_ONE: Final = 500
+#: The same for all requests if the storage is beyond a network: only these threads wait for it.
 READ_THREADS: Final = 8
-READS_WAITING: Final = 1000
+READS_WAITING: Final = 4000
+READS_WAITING_OF_ONE: Final = 1000
 #: How often a merge is computed again that another write was in the way of; the last time the account's writes wait.
 MAX_COMPUTED: Final = 4
+#: Maximum size of a value that is read on the caller's thread, in bytes.
+SMALL_VALUE: Final = 64 * 2**10
 
 
 class Dispatcher:
@@ -152,16 +172,22 @@ class Dispatcher:
         self._usage = usage
         self._rules = Operations(settings, clock, passwords, usage)
         self._answers = IdempotencyStore(clock)
-        self._scans = BoundedThreadPool(SCAN_THREADS, SCANS_WAITING, "cloudstore-scan")
-        self._reads = BoundedThreadPool(READ_THREADS, READS_WAITING, "cloudstore-read") if storage.waits else None
+        self._scans = BoundedThreadPool(
+            SCAN_THREADS, SCANS_WAITING, "cloudstore-scan", waiting_of_one=SCANS_WAITING_OF_ONE
+        )
+        self._reads = None
+        if storage.waits:
+            self._reads = BoundedThreadPool(
+                READ_THREADS, READS_WAITING, "cloudstore-read", waiting_of_one=READS_WAITING_OF_ONE
+            )
         self._merges = MergePool()
         self._under_way: set[PendingRequest] = set()  # batches that are done in pieces
 
     @contextmanager
-    def together(self) -> Iterator[Callable[[Request | Batch, str], Reply | Future[Reply]]]:
+    def together(self) -> Iterator[Answerer]:
         """Yield what answers a request from an address; see `Service.together`."""
         with SharedSnapshot(self._storage) as moment:
-            yield lambda request, address: self.submit(request, address, None, moment=moment)
+            yield lambda request, address, room=None: self.submit(request, address, None, moment=moment, room=room)
 
     def submit(
         self,
@@ -173,10 +199,12 @@ class Dispatcher:
         raises: bool = False,
         patience: float | None = None,
         moment: SharedSnapshot | None = None,
+        room: ReplyRoom | None = None,
     ) -> Reply | Future[Reply]:
         """Answer a request if that takes no waiting, else begin to; see `Service.submit` and `Service.handle`."""
         asked = PendingRequest(request, address, owner, waits=waits and self._reads is None, raises=raises)
         asked.is_local = waits
+        asked.room = room
         if patience is not None:
             asked.until = time.monotonic() + patience
         if self._reads is None and asked.is_quick:
@@ -189,7 +217,7 @@ class Dispatcher:
         return asked.answer
 
     def _answer_at_once(self, asked: PendingRequest, moment: SharedSnapshot | None) -> Reply | None:
-        """Answer a small read, without what a future costs; None where it waits for a turn, a password or a repair."""
+        """Answer a small read, without a future's cost; None if it must wait for a turn, a password or a thread."""
         try:
             if moment is not None:
                 return self._read(moment.transaction(), asked, moment.accounts)
@@ -213,6 +241,23 @@ class Dispatcher:
             return None
         if not caller.is_owner:
             accounts[who] = caller.account
+        return self._answer_small(transaction, caller, asked)
+
+    def _answer_small(self, transaction: Transaction, caller: Caller, asked: PendingRequest) -> Reply | None:
+        """Answer a read of one file, None if the value is large: that takes a thread."""
+        request = asked.request
+        if isinstance(request, Request) and request.operation is Operation.LOAD and not asked.waits:
+            found: File | FileInfo | None
+            if request.if_not_version is UNSET:
+                found = transaction.get(caller.account.id, request.name, SMALL_VALUE)
+                is_large = found is LARGE
+            else:
+                found = transaction.stat(caller.account.id, request.name)
+                is_wanted = found is not None and found.version != request.if_not_version
+                is_large = is_wanted and found is not None and found.size > SMALL_VALUE
+            if is_large:
+                return None
+            caller.ahead[request.name] = found
         return self._answer(transaction, caller, asked)
 
     def end_within(self, seconds: float) -> None:
@@ -234,8 +279,17 @@ class Dispatcher:
             self._start(asked)
             return
         try:
-            self._reads.submit(self._start, asked)
+            account = asked.owner.id if asked.owner else self._accounts.opened_lately(asked.request.api_key)
+            # Strangers of one address share a queue, however many keys they guess.
+            queue = ("stranger", network_of(asked.address)) if account is None else account
+            self._reads.submit_for(queue, self._start, asked).add_done_callback(partial(self._begun, asked))
         except UnavailableError as error:
+            self._handle_error(error, asked)
+
+    def _begun(self, asked: PendingRequest, done: Future[None]) -> None:
+        """Answer a request that was refused a place in its queue."""
+        error = done.exception()
+        if error is not None:
             self._handle_error(error, asked)
 
     def _start(self, asked: PendingRequest) -> None:
@@ -438,17 +492,19 @@ class Dispatcher:
         request = asked.request
         check_ids(request)
         is_quick = asked.is_quick
-        if not is_quick:
-            asked.account_id = self._accounts.opened_lately(request.api_key)
-            if asked.account_id is not None:
-                return self._execute(asked)
+        known = None if is_quick or asked.owner is not None else self._accounts.opened_lately(request.api_key)
+        if known is not None:
+            asked.account_id = known
+            return self._execute(asked)
         with self._storage.read() as transaction:
             caller = self._caller(transaction, asked)  # who is refused never stands in a queue
             comes_in_turn = not asked.admitted and bool(caller.account.limits.min_interval)
             if comes_in_turn:
                 check_rate_limit(transaction, caller.account, self._clock.wall())
             elif is_quick:
-                return self._answer(transaction, caller, asked)
+                reply = self._answer_small(transaction, caller, asked)
+                if reply is not None:
+                    return reply
             elif isinstance(request, Request) and asked.writes:
                 self._rules.check_name(request)
         account = caller.account
@@ -469,11 +525,56 @@ class Dispatcher:
                 asked.batch = self._batch_work(asked)
                 self._under_way.add(asked)
             return self._submit_write(asked)
-        if asked.waits:
-            self._storage.check_can_wait()
-            if self._storage.reads_in_turn:  # a signal handler's thread may have the turn
-                return self._scan(asked)
-        return self._scans.submit(self._scan, asked)
+        read = self._long_read(asked)
+        if not asked.waits:
+            return self._scans.submit_for(asked.account_id, self._read_on, asked, read)
+        self._storage.check_can_wait()
+        if self._storage.reads_in_turn:  # a signal handler's thread may have the turn
+            return self._read_all(asked, read)
+        return self._scans.submit(self._read_all, asked, read)
+
+    def _long_read(self, asked: PendingRequest) -> LongRead:
+        request = asked.request
+        max_bytes = self._settings.max_batch_reply_bytes
+        steps: Steps
+        if isinstance(request, Request):
+            is_list = request.operation is Operation.LIST
+            steps = self._rules.listing(request) if is_list else Whole(partial(self._load_large, asked))
+        elif request.atomic or asked.waits:
+            steps = Whole(self._batch_work(asked).do)
+        else:
+            steps = BatchOfReads(self._rules, request, asked.refused, max_bytes)
+        # A program's own store is read as it is at one moment: nobody else waits for it.
+        bounds = None if asked.waits else REMOTE if self._storage.waits else LOCAL
+        admit = partial(self._admitted, asked=asked)
+        return LongRead(steps, self._storage.read, admit, partial(self._grow, asked), bounds, self._clock.monotonic)
+
+    def _load_large(self, asked: PendingRequest, transaction: Transaction, caller: Caller) -> Reply:
+        assert isinstance(asked.request, Request)  # noqa: S101 - batches are read otherwise
+        info = transaction.stat(caller.account.id, asked.request.name)
+        if info is not None:
+            self._grow(asked, caller, info.size)  # before it is read
+        return self._rules.answer(transaction, caller, asked.request)
+
+    def _grow(self, asked: PendingRequest, caller: Caller, size: int) -> None:
+        """Take the memory of a reply that grows to so many bytes; all but loads are put together at the end."""
+        if asked.room is not None and size > SMALL_VALUE:
+            asked.room.grow_to(caller.account.id, size if asked.is_quick else 2 * size)
+
+    def _read_on(self, asked: PendingRequest, read: LongRead) -> Reply | Paused:
+        """Do a slice of a long read, and return the reply after the last one."""
+        caller = read.go_on()
+        if isinstance(caller, Paused):
+            return caller
+        reply = read.reply()
+        self._undo_counts(asked)
+        self._count(asked, caller)
+        return reply
+
+    def _read_all(self, asked: PendingRequest, read: LongRead) -> Reply:
+        reply = self._read_on(asked, read)
+        assert isinstance(reply, Reply)  # noqa: S101 - it has no bounds
+        return reply
 
     def _submit_write(self, asked: PendingRequest) -> Future[Reply | Piece | Needs]:
         request = asked.request
@@ -509,10 +610,6 @@ class Dispatcher:
             return
         asked.admitted = True
         self._dispatch(asked)
-
-    def _scan(self, asked: PendingRequest) -> Reply:
-        with self._storage.read() as transaction:
-            return self._answer(transaction, self._admitted(transaction, asked), asked)
 
     def _admitted(self, transaction: Transaction, asked: PendingRequest, *, writes: bool = False) -> Caller:
         caller = self._caller(transaction, asked, writes=writes)
@@ -561,9 +658,13 @@ class Dispatcher:
             reply = self._answers.once(transaction, caller, request, work)
         else:
             reply = work.do(transaction, caller)
+        self._count(asked, caller)
+        return reply
+
+    def _count(self, asked: PendingRequest, caller: Caller) -> None:
+        """Count the accesses of a try of the request that was answered."""
         self._usage.count(caller.account.id, "data", *caller.used)
         asked.caller = caller
-        return reply
 
     def _work(self, asked: PendingRequest) -> Repeatable:
         request = asked.request

@@ -12,7 +12,8 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from cloudstore_mapping.errors import CloudStoreError, IdMismatchError, ProtocolError
-from cloudstore_mapping.service.operations import Caller, Operations
+from cloudstore_mapping.service.caller import Caller
+from cloudstore_mapping.service.operations import Operations
 from cloudstore_mapping.service.quotas import Clock
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import Batch, Reply, Request, decode_reply, encode_reply, encode_request, failure

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
 
 from msgspec import UNSET, Raw
-from msgspec.structs import replace
 
 from cloudstore_mapping.errors import (
     BadNameError,
@@ -20,12 +18,14 @@ from cloudstore_mapping.errors import (
     shorten,
 )
 from cloudstore_mapping.merge import merge
+from cloudstore_mapping.service.caller import Caller
+from cloudstore_mapping.service.listings import AllNames, PageOfNames, PageOfValues
 from cloudstore_mapping.service.quotas import AccessCounter, Clock, check_file_quota
 from cloudstore_mapping.service.security import PasswordVerifier
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.records import Account, File, FileInfo
+from cloudstore_mapping.service.storage.records import File, FileInfo
 from cloudstore_mapping.service.storage.sql import Transaction
-from cloudstore_mapping.wire import MAX_BATCH, Operation, Reply, Request, decode_value, encode_value, success
+from cloudstore_mapping.wire import Operation, Reply, Request, decode_value, encode_value, success
 
 
 def check_name(name: str, max_bytes: int) -> None:
@@ -39,12 +39,6 @@ def check_name(name: str, max_bytes: int) -> None:
         raise BadNameError(sentence, key=name)
 
 
-#: Names in one page, however many were asked for.
-MAX_PAGE: Final = 10_000
-
-#: Bytes of a value that comes in a list.
-MAX_LISTED: Final = 64 * 2**10
-
 #: Bytes of a stored value and the one to merge into it, together, that a transaction decodes: 3 ms.
 MAX_INLINE_MERGE: Final = 64 * 2**10
 
@@ -53,49 +47,6 @@ _SAVES: Final = frozenset({Operation.SAVE, Operation.MERGE})
 
 _EMPTY: Final = encode_value("")
 _SAVED: Final = encode_value("Entry saved")
-
-
-@dataclass(frozen=True)
-class Merged:
-    """The outcome of a request's merge into a version of its file, computed before the transaction that writes it."""
-
-    request: Request
-    version: str
-    value: bytes = b""
-    error: CloudStoreError | None = None
-
-
-@dataclass
-class Caller:
-    """
-    Who asks: an account with its API key, or its owner, signed in, whom neither passwords nor accesses limit.
-
-    `used` are the files that the request used, once for each access. `ahead` are files that were read before they are
-    asked for, None where there is none; what is given once is given no more, for it may be changed then. `merged` is
-    the outcome of a merge that was computed before.
-    """
-
-    account: Account
-    is_owner: bool = False
-    used: list[str] = field(default_factory=list)
-    ahead: dict[str, File | FileInfo | None] = field(default_factory=dict)
-    merged: Merged | None = None
-
-    def __post_init__(self) -> None:
-        #: Whether files may be used so many times a day only.
-        self.is_limited = not self.is_owner and self.account.limits.max_daily_accesses is not None
-
-    def get(self, transaction: Transaction, name: str) -> File | None:
-        """Return one of the account's files, None where there is none."""
-        if name in self.ahead and not isinstance(found := self.ahead.pop(name), FileInfo):
-            return found
-        return transaction.get(self.account.id, name)
-
-    def stat(self, transaction: Transaction, name: str) -> FileInfo | None:
-        """Return what can be told of one of the account's files, None where there is none."""
-        if name in self.ahead and not isinstance(found := self.ahead.pop(name), File):
-            return found
-        return transaction.stat(self.account.id, name)
 
 
 class Operations:
@@ -216,40 +167,19 @@ class Operations:
             ),
         )
 
-    def _list(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
-        begins = request.match == "prefix"
-        after = None if request.after is UNSET else request.after
-        containing, prefix = ("", request.name) if begins else (request.name, "")
+    def listing(self, request: Request) -> AllNames | PageOfNames | PageOfValues:
+        """Return the listing that a request asks for, to be made step by step."""
         if request.values is True:
-            limit = MAX_BATCH if request.limit is UNSET else min(request.limit, MAX_BATCH)
-            return self._list_values(transaction, caller, containing, prefix, after, limit)
+            return PageOfValues(request, self._settings.max_batch_reply_bytes, self._may_use)
         if request.after is UNSET and request.limit is UNSET:
-            names = transaction.names(caller.account.id, containing, prefix=prefix)
-            return success("" if request.brief is True else ",".join(names), encode_value(names))
-        limit = MAX_PAGE if request.limit is UNSET else min(request.limit, MAX_PAGE)
-        names = transaction.names(caller.account.id, containing, prefix=prefix, after=after, limit=limit + 1)
-        page = names[:limit]
-        return replace(success("", encode_value(page)), next=page[-1] if len(names) > limit else None)
+            return AllNames(request)
+        return PageOfNames(request)
 
-    def _list_values(
-        self, transaction: Transaction, caller: Caller, containing: str, prefix: str, after: str | None, limit: int
-    ) -> Reply:
-        # So large at most that all together fit into one reply.
-        max_bytes = min(MAX_LISTED, self._settings.max_batch_reply_bytes // limit)
-        files = transaction.page(
-            caller.account.id, containing, prefix=prefix, after=after, limit=limit + 1, max_bytes=max_bytes
-        )
-        page = files[:limit]
-        shown = [
-            (name, version, Raw(value))
-            for name, value, _, view_password, version in page
-            if value is not None
-            and (view_password is None or caller.is_owner)
-            and (not caller.is_limited or self._may_use(transaction, caller, name))
-        ]
-        if not caller.is_owner:
-            caller.used += [name for name, _, _ in shown]
-        return replace(success(_EMPTY, encode_value(shown)), next=page[-1][0] if len(files) > limit else None)
+    def _list(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
+        listing = self.listing(request)
+        while not listing.step(transaction, caller):
+            pass
+        return listing.reply()
 
     def _may_use(self, transaction: Transaction, caller: Caller, name: str) -> bool:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,10 +12,11 @@ from typing import Final, Self
 
 from cloudstore_mapping.errors import NoFileError, TimedOutError, UnavailableError, shorten
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
-from cloudstore_mapping.service.dispatcher import Dispatcher
+from cloudstore_mapping.service.dispatcher import Answerer, Dispatcher
 from cloudstore_mapping.service.media import MediaFiles
 from cloudstore_mapping.service.panels import DashboardQueries
 from cloudstore_mapping.service.quotas import AccessCounter, Clock
+from cloudstore_mapping.service.reply_memory import ReplyMemory, ReplyRoom
 from cloudstore_mapping.service.security import ApiKeyThrottle, Argon2Hasher, Hasher, PasswordVerifier
 from cloudstore_mapping.service.sessions import SessionService
 from cloudstore_mapping.service.settings import Settings
@@ -66,6 +67,7 @@ class Service:
         self.media = MediaFiles(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
         self.owners = SessionService(storage, self._clock, self.accounts, self._passwords)
         self.panels = DashboardQueries(storage, self._clock, self.usage)
+        self.reply_memory = ReplyMemory(self.settings.max_reply_bytes)
         self._dispatcher = Dispatcher(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
 
     def handle(
@@ -106,22 +108,32 @@ class Service:
         return answered
 
     def answer(
-        self, request: Request | Batch, *, address: str = "", owner: Account | None = None
+        self,
+        request: Request | Batch,
+        *,
+        address: str = "",
+        owner: Account | None = None,
+        room: ReplyRoom | None = None,
     ) -> Reply | Future[Reply]:
-        """Return what `submit` does, or the reply itself where it is there at once, as that to a small read is."""
+        """
+        Return what `submit` does, or the reply itself if it is there at once, as that to a small read is.
+
+        The memory of a large reply is taken from `reply_memory` by `room`, which the caller releases once the reply is
+        sent; `UnavailableError` if there is none left.
+        """
         if self._closed:
             return _closed()
-        return self._dispatcher.submit(request, address, owner)
+        return self._dispatcher.submit(request, address, owner, room=room)
 
     @contextmanager
-    def together(self) -> Iterator[Callable[[Request | Batch, str], Reply | Future[Reply]]]:
+    def together(self) -> Iterator[Answerer]:
         """
         Yield what answers a request from an address as `answer` does; all small reads in the block see one moment.
 
         They cost less than one by one. The block must wait for nothing.
         """
         if self._closed:
-            yield lambda _request, _address: _closed()
+            yield lambda _request, _address, _room=None: _closed()
             return
         with self._dispatcher.together() as answer:
             yield answer

@@ -39,6 +39,8 @@ class Settings:
     max_atomic_bytes: Size = 32 * 2**20
     """The values that an atomic batch may read and write together, those of merges counted ten times: nothing else is
     written meanwhile."""
+    max_reply_bytes: Size = 256 * 2**20
+    """Memory of one process for large replies that are read or sent; one account takes half of it at most."""
     max_depth: Annotated[int, Meta(gt=0, le=500)] = DEFAULT_MAX_DEPTH
     """Brackets within brackets in a value."""
     body_timeout: Seconds = 30.0
@@ -71,6 +73,14 @@ def check_together(settings: Settings) -> None:
         raise ValueError(
             f"max_body_bytes ({settings.max_body_bytes:,}) lets no request with a value of max_value_bytes "
             f"({settings.max_value_bytes:,}) through; raise max_body_bytes to {needed:,}, or lower max_value_bytes."
+        )
+    # A batch's values are there twice while its reply is put together, and one account has half of the memory.
+    needed = 4 * max(settings.max_batch_reply_bytes, settings.max_value_bytes)
+    if settings.max_reply_bytes < needed:
+        raise ValueError(
+            f"max_reply_bytes ({settings.max_reply_bytes:,}) has no room for a reply of max_batch_reply_bytes "
+            f"({settings.max_batch_reply_bytes:,}) and max_value_bytes ({settings.max_value_bytes:,}); raise "
+            f"max_reply_bytes to {needed:,}, or lower the others."
         )
     if settings.max_spool_bytes < settings.max_address_spool_bytes:
         raise ValueError(

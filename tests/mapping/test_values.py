@@ -11,7 +11,7 @@ import pytest
 from cloudstore_mapping.client.mapping import CloudStoreMapping
 from cloudstore_mapping.client.transport import HTTPTransport, Sendable
 from cloudstore_mapping.embedded import open_service
-from cloudstore_mapping.service.operations import MAX_LISTED
+from cloudstore_mapping.service.listings import MAX_LISTED
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.testing.transports import CountingTransport, PassingTransport
 from cloudstore_mapping.wire import Operation, Reply, Request

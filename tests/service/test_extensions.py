@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from cloudstore_mapping.service.operations import MAX_LISTED
+from cloudstore_mapping.service.listings import MAX_LISTED
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sql import after_prefix
 from cloudstore_mapping.service.storage.sqlite import SQLiteSession
@@ -200,7 +200,7 @@ def test_prefixes(service: Service, ask: Asker) -> None:
 
 def test_a_page_has_its_limit(service: Service, ask: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many names are asked for, or none are said, a page holds no more than the service gives."""
-    monkeypatch.setattr("cloudstore_mapping.service.operations.MAX_PAGE", 2)
+    monkeypatch.setattr("cloudstore_mapping.service.listings.MAX_PAGE", 2)
     for name in "abc":
         ask.save(name, 1)
     for fields in ({"limit": 10**9}, {"after": None}, {"after": "", "brief": True}):
@@ -263,7 +263,7 @@ def test_pages_of_values_are_accesses(clock: ManualClock) -> None:
 
 def test_pages_of_values_have_their_limit(service: Service, ask: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many values are asked for, a page holds no more than the service gives."""
-    monkeypatch.setattr("cloudstore_mapping.service.operations.MAX_BATCH", 2)
+    monkeypatch.setattr("cloudstore_mapping.service.listings.MAX_BATCH", 2)
     for name in "abc":
         ask.save(name, 1)
     for fields in ({}, {"limit": 10**9}):

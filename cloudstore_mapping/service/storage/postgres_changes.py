@@ -51,9 +51,9 @@ class PostgresChanges(PostgresSession):
         for statement in _END_FILLING:
             self.do(statement)
 
-    def get(self, account_id: int, name: str) -> File | None:
+    def get(self, account_id: int, name: str, max_bytes: int | None = None) -> File | None:
         """Return the file, and hold it."""
-        file = super().get(account_id, name)
+        file = super().get(account_id, name, max_bytes)
         self._found[account_id, name] = file is not None
         return file
 

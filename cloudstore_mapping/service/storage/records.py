@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 #: What a file can be: JSON under a name, or media under an id.
 Kind: TypeAlias = Literal["data", "media"]
@@ -83,6 +83,9 @@ class File(NamedTuple):
     view_password: str | None
     version: str
 
+
+#: Stands for a file whose value is larger than was asked for.
+LARGE: Final = File(b"", None, None, "")
 
 #: A data file in a list: its name, value, edit and view password and version; the value is None where it is left out.
 Listed: TypeAlias = tuple[str, bytes | None, str | None, str | None, str]

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final
 from cloudstore_mapping.errors import UnavailableError, shorten
 from cloudstore_mapping.keys import escape_key, unescape_name
 from cloudstore_mapping.service.storage.records import (
+    LARGE,
     AccessCount,
     AccessDelta,
     Account,
@@ -368,12 +369,17 @@ _ONE: Final = "FROM files WHERE account_id = ? AND name = ?"
 class FileStatements(Dialect):
     """Data files, by account and name, and what requests on them were answered."""
 
-    def get(self, account_id: int, name: str) -> File | None:
-        """Return the file, None where there is none."""
-        columns = f"{self.value}, edit_password, view_password, version"
-        row = self.row(f"SELECT {columns} {_ONE}{self.held}", account_id, name)
+    def get(self, account_id: int, name: str, max_bytes: int | None = None) -> File | None:
+        """Return the file, None if there is none, and `LARGE` if its value takes more than `max_bytes`."""
+        if max_bytes is None:
+            columns = f"{self.value}, edit_password, view_password, version"
+            row = self.row(f"SELECT {columns} {_ONE}{self.held}", account_id, name)
+        else:
+            row = self.row(f"SELECT {self._small_files} {_ONE}{self.held}", max_bytes, account_id, name)
         if row is None:
             return None
+        if row[0] is None:  # the column itself is never null
+            return LARGE
         file = File._make(row)
         if not checksum_matches(file.version, name, file.value):
             raise UnavailableError(

@@ -1,0 +1,206 @@
+"""Long reads: searches, listings, large loads and batches of loads, in slices that are short read transactions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from msgspec import UNSET
+
+from cloudstore_mapping.errors import CloudStoreError, TooBigError
+from cloudstore_mapping.service.batch import MAX_AHEAD
+from cloudstore_mapping.service.security import UnprovenError
+from cloudstore_mapping.service.threads import PAUSED, Paused
+from cloudstore_mapping.wire import Batch, Operation, Reply, Request, encode_replies, failure, success
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.service.caller import Caller
+    from cloudstore_mapping.service.listings import AllNames, PageOfNames, PageOfValues
+    from cloudstore_mapping.service.operations import Operations
+    from cloudstore_mapping.service.security import PasswordCheck
+    from cloudstore_mapping.service.storage.sql import Transaction
+
+#: Files of a batch that are read at once.
+STEP_FILES: Final = 250
+
+
+class Slice(NamedTuple):
+    """The bounds of one slice: it ends with the first step after so many seconds, or after so many steps."""
+
+    seconds: float
+    steps: int
+
+
+#: A slice on a local disk, and one of a database beyond a network, where each costs round trips.
+LOCAL: Final = Slice(seconds=0.002, steps=16)
+REMOTE: Final = Slice(seconds=0.05, steps=64)
+
+
+class Steps(Protocol):
+    """A read that is done step by step."""
+
+    #: Bytes that the reply takes so far.
+    size: int
+
+    def step(self, transaction: Transaction, caller: Caller) -> bool:
+        """Do the next step, and return True at the end."""
+
+    def reply(self) -> Reply:
+        """Return the reply, after the last step."""
+
+
+class LongRead:
+    """
+    A read done in slices, each in a read transaction of its own; in between others have their turn.
+
+    So SQLite's log can be carried over into the file meanwhile. `admit` finds the caller again in each transaction, for
+    the key may have been revoked; `grow` is told how large the reply is.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        read: Callable[[], AbstractContextManager[Transaction]],
+        admit: Callable[[Transaction], Caller],
+        grow: Callable[[Caller, int], None],
+        bounds: Slice | None,
+        now: Callable[[], float],
+    ) -> None:
+        self._steps = steps
+        self._read = read
+        self._admit = admit
+        self._grow = grow
+        self._bounds = bounds
+        self._now = now
+        self._caller: Caller | None = None
+
+    def go_on(self) -> Caller | Paused:
+        """Do the next slice; return the caller for whom all was done, or `PAUSED`."""
+        with self._read() as transaction:
+            caller = self._admit(transaction)
+            if self._caller is not None:
+                caller.used, caller.ahead = self._caller.used, self._caller.ahead
+            self._caller = caller
+            began, count = self._now(), 0
+            while not self._steps.step(transaction, caller):
+                self._grow(caller, self._steps.size)
+                count += 1
+                bounds = self._bounds
+                if bounds is not None and (count >= bounds.steps or self._now() - began >= bounds.seconds):
+                    return PAUSED
+        self._grow(caller, self._steps.size)
+        return caller
+
+    def reply(self) -> Reply:
+        """Return the reply, after the last slice."""
+        return self._steps.reply()
+
+
+class Whole:
+    """A read that is done at once, in one transaction."""
+
+    def __init__(self, answer: Callable[[Transaction, Caller], Reply]) -> None:
+        self._answer = answer
+        self._reply: Reply | None = None
+        self.size = 0
+
+    def step(self, transaction: Transaction, caller: Caller) -> bool:
+        """Do all of it."""
+        self._reply = self._answer(transaction, caller)
+        self.size = len(self._reply.content)
+        return True
+
+    def reply(self) -> Reply:
+        """Return the reply."""
+        assert self._reply is not None  # noqa: S101 - there was a step
+        return self._reply
+
+
+class BatchOfReads:
+    """
+    A batch that only reads and isn't atomic: each request is answered as if it had come by itself.
+
+    `refused` are the errors of passwords that are known to be wrong. Once what was loaded and listed takes `max_bytes`,
+    further loads and lists are refused.
+    """
+
+    def __init__(
+        self, rules: Operations, batch: Batch, refused: Mapping[PasswordCheck, CloudStoreError], max_bytes: int
+    ) -> None:
+        self._rules = rules
+        self._requests = batch.requests
+        self._refused = refused
+        self._max_bytes = max_bytes
+        self._full = False
+        self._replies: list[Reply] = []
+        self._number = 0
+        self._listing: AllNames | PageOfNames | PageOfValues | None = None
+        self._unproven: dict[PasswordCheck, None] = {}
+        self.size = 0
+
+    def step(self, transaction: Transaction, caller: Caller) -> bool:
+        """Answer the next request, or do a step of its listing; return True at the end."""
+        if self._number % STEP_FILES == 0 and self._listing is None:
+            self._look_ahead(transaction, caller)
+        request = self._requests[self._number]
+        try:
+            reply = self._answer(transaction, caller, request)
+        except UnprovenError as error:
+            question = error.questions[0]
+            if question in self._refused:
+                reply = failure(self._refused[question])
+            else:
+                self._unproven[question] = None
+                reply = Reply()  # stands for one that is known after the hashing
+        except CloudStoreError as error:
+            reply = failure(error)
+        if reply is None:
+            return False
+        self._listing = None
+        self._replies.append(reply)
+        self._number += 1
+        return self._number == len(self._requests)
+
+    def _answer(self, transaction: Transaction, caller: Caller, request: Request) -> Reply | None:
+        if request.operation is Operation.STAT:
+            return self._rules.answer(transaction, caller, request)
+        if self._full:
+            raise _too_large()
+        if request.operation is Operation.LIST:
+            if self._listing is None:
+                self._listing = self._rules.listing(request)
+            if not self._listing.step(transaction, caller):
+                if self.size + self._listing.size <= self._max_bytes:
+                    return None
+                self._full = True
+                raise _too_large()
+            reply = self._listing.reply()
+        else:
+            reply = self._rules.answer(transaction, caller, request)
+        if self.size + len(reply.content) > self._max_bytes:
+            self._full = True
+            raise _too_large()
+        self.size += len(reply.content)
+        return reply
+
+    def _look_ahead(self, transaction: Transaction, caller: Caller) -> None:
+        """Read at once the small values that the next requests ask for."""
+        requests = self._requests[self._number : self._number + STEP_FILES]
+        files = [each for each in requests if each.operation is not Operation.LIST]
+        loads = {each.name: None for each in files if each.operation is Operation.LOAD and each.if_not_version is UNSET}
+        infos = {each.name: None for each in files if each.name not in loads}
+        if loads:
+            caller.ahead |= transaction.get_many(caller.account.id, [*loads], MAX_AHEAD)
+        if infos:
+            caller.ahead |= transaction.stat_many(caller.account.id, [*infos])
+
+    def reply(self) -> Reply:
+        """Return the replies; `UnprovenError` with all passwords that must be hashed first."""
+        if self._unproven:
+            raise UnprovenError(*self._unproven)
+        return success("", encode_replies(self._replies))
+
+
+def _too_large() -> TooBigError:
+    return TooBigError("What the batch asks for is too large for one reply; ask for less at once.")
