@@ -16,6 +16,8 @@ Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=365 * 86_400)]  # timers of 
 
 #: Bytes of a request beside its value, name and password: the API key, and the names of the fields.
 AROUND: Final = 1024
+#: Bytes that a request may hold beside its body: its headers, and what its client sent behind it.
+BODY_OVERHEAD: Final = 512 * 2**10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +48,23 @@ class Settings:
     body_timeout: Seconds = 30.0
     """How long a body may take to arrive."""
     min_upload_rate: Annotated[float, Meta(gt=0, le=10**12)] = 1024.0
-    """Bytes a second that an upload has to bring on the whole, once it has taken longer than a body may."""
+    """Minimum average rate in bytes a second of uploads, enforced after `body_timeout`, and of reading a reply."""
     max_spool_bytes: Size = 8 * 2**30
     """All files together that wait in temporary files for an API key or password that comes after them."""
     max_address_spool_bytes: Size = 4 * 2**30
     """The files of one address among them."""
+    spool_timeout: Seconds = 1800.0
+    """How long such a file may take to arrive, however fast it comes."""
+    max_connections: Count = 16_384
+    """Connections that one process may have at a time; the limit of open files may allow fewer."""
     max_connections_per_address: Count = 500
     """Connections that one address may have at a time, but for this machine's own and those of trusted proxies."""
+    max_request_memory: Size = 128 * 2**20
+    """Memory of one process for requests that arrive or wait; at least two bodies of `max_body_bytes`."""
+    max_address_request_memory: Size = 64 * 2**20
+    """The memory of one API key among it, or of one address without a known key; at least one body."""
+    max_unread_memory: Size = 128 * 2**20
+    """Memory of one process for replies that clients don't read; past it those that wait longest are cut off."""
     max_password_bytes: Size = 1024
     """The longest password that is hashed."""
     count_accesses: bool = True
@@ -63,6 +75,20 @@ class Settings:
     """How long a wrong password or API key counts."""
     key_tries: Count = 50
     """Different wrong API keys from one address before further wrong ones are refused."""
+
+    @property
+    def request_memory(self) -> int:
+        """Return the memory for requests: the setting, or two bodies and what is around them if that is more."""
+        return max(self.max_request_memory, 2 * self._body_memory)
+
+    @property
+    def address_request_memory(self) -> int:
+        """Return the memory for the requests of one API key or address: the setting, or one body."""
+        return max(self.max_address_request_memory, self._body_memory)
+
+    @property
+    def _body_memory(self) -> int:
+        return self.max_body_bytes + BODY_OVERHEAD
 
 
 def check_together(settings: Settings) -> None:

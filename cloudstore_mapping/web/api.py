@@ -60,6 +60,7 @@ from cloudstore_mapping.wire import (
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
+    from cloudstore_mapping.web.connections import KnownClients
     from cloudstore_mapping.web.metrics import InstrumentedApp
 
 R = TypeVar("R")
@@ -82,6 +83,7 @@ class _Waiting:
     body: bytes
     write: Write
     began: float
+    api_key: str = ""
 
 
 class FastPath:
@@ -92,14 +94,25 @@ class FastPath:
     together came in before the first of it is looked at, so its reads may all see the same moment.
     """
 
-    def __init__(self, service: Service, base_path: str, observed: InstrumentedApp, trusted_proxies: str) -> None:
+    def __init__(
+        self, service: Service, base_path: str, observed: InstrumentedApp, trusted_proxies: str, known: KnownClients
+    ) -> None:
         self._service = service
+        self._known = known
         self._posts = posts(base_path)
         self._max_body = min(LARGE_BODY, service.settings.max_body_bytes)
         self._max_depth = service.settings.max_depth
         self._observed = observed
         self._proxies = ProxyHeadersMiddleware(_nothing, trusted_proxies) if trusted_proxies else None
         self._waiting: list[_Waiting] = []
+
+    def address_of(self, scope: Scope) -> str:
+        """Return the address of a request's client, as trusted proxies tell it."""
+        if self._proxies is not None:
+            scope = dict(scope)
+            _finish(self._proxies(scope, None, None))  # type: ignore[arg-type]  # `_nothing` asks for neither
+        client = scope["client"]
+        return client[0] if client else ""
 
     def may_take(self, scope: Scope) -> bool:
         """Whether a request with these headers is one to `take` once its body is there."""
@@ -139,6 +152,7 @@ class FastPath:
         request = decode_request(self._posts[scope["path"]], asked.body, max_depth=self._max_depth)
         request = identified(request, asked.headers)
         scope["operation"] = request.operation.value
+        asked.api_key = request.api_key
         client = scope["client"]
         return answer(request, client[0] if client else "")
 
@@ -164,6 +178,9 @@ class FastPath:
     def _end(self, asked: _Waiting, reply: Reply) -> None:
         scope = asked.scope
         scope["outcome"] = reply.error
+        if reply.error is None:
+            client = scope["client"]
+            self._known.add(asked.api_key, client[0] if client else "")
         head, body = encode_response(reply)
         if is_pinned(scope):
             head += HSTS_LINE
@@ -195,19 +212,19 @@ _HEALTHY: Final = success("Healthy")
 _UNHEALTHY: Final = failure(UnavailableError("The service can store nothing at present; its log says why."))
 
 
-def make_app(service: Service, *, base_path: str = "/cloudstore") -> Application:
+def make_app(service: Service, *, base_path: str = "/cloudstore", known: KnownClients | None = None) -> Application:
     """
     Return the ASGI application that answers for `service` under `base_path`.
 
-    A slow client costs it a socket, never a thread. It doesn't close the service.
+    A slow client costs it a socket, never a thread. `known` clients have a share of the space for spooled uploads that
+    strangers can't take. It doesn't close the service.
     """
     base = base_path.rstrip("/")
-    return _App(service, base, _mounts(service, base))
+    return _App(service, base, _mounts(service, base, SpoolSpace(service.settings, known)))
 
 
-def _mounts(service: Service, base: str) -> Mapping[str, Application]:
+def _mounts(service: Service, base: str, space: SpoolSpace) -> Mapping[str, Application]:
     """Return who answers for the paths that begin like this, other than the wire's own."""
-    space = SpoolSpace(service.settings)
     return {
         base + UPLOAD_PATH: make_upload(service, base + UPLOAD_PATH, space),
         base + FILES_PATH: make_files(service, base + FILES_PATH),

@@ -12,16 +12,20 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cloudstore_mapping.errors import CloudStoreError, TooOftenError, UnavailableError
 from cloudstore_mapping.service.security import network_of
 from cloudstore_mapping.web.http import encode_response
 from cloudstore_mapping.web.options import HOST, Options
 from cloudstore_mapping.wire import failure
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.service.settings import Settings
 
 #: Open files that a process needs besides its connections: the store's, a database's, temporary ones.
 OTHER_FILES: Final = 200
@@ -95,6 +99,12 @@ NOT_LIMITED: Final = ("127.0.0.0/8", "::1/128")
 LOG_INTERVAL: Final = 60.0
 #: Seconds after which somebody who was refused may have a place.
 WAIT: Final = 5
+#: The part of each bound that strangers share; the rest is for clients whose API key or address is known.
+STRANGERS_SHARE: Final = 0.75
+#: Bytes of a request that every connection may hold without asking for memory.
+FREE_BYTES: Final = 8 * 2**10
+#: Pairs of an API key and an address that are remembered for having been right.
+MAX_KNOWN: Final = 4096
 
 
 class ConnectionLimiter:
@@ -111,7 +121,7 @@ class ConnectionLimiter:
     def comes(self, address: str) -> bool:
         """Count a connection that was made; whether there is a place for it."""
         subject = network_of(address)
-        if self._connections[subject] >= self._limit and not self._is_free(address):
+        if self._connections[subject] >= self._limit and not self.is_exempt(address):
             return False
         self._connections[subject] += 1
         return True
@@ -123,7 +133,8 @@ class ConnectionLimiter:
         if not self._connections[subject]:
             del self._connections[subject]
 
-    def _is_free(self, address: str) -> bool:
+    def is_exempt(self, address: str) -> bool:
+        """Whether the address may stand for many clients, so that no limit per address applies to it."""
         try:
             ip = ipaddress.ip_address(address)
         except ValueError:
@@ -132,23 +143,51 @@ class ConnectionLimiter:
         return any((mapped or ip) in network for network in self._free)
 
 
-class OpenFiles:
-    """
-    Limits the connections of a process to those that its limit of open files has room for beside the store's own.
+class _SparseLog:
+    """Logs that a limit is reached, once in `LOG_INTERVAL` seconds."""
 
-    That the limit is reached is logged once in `LOG_INTERVAL` seconds.
-    """
-
-    def __init__(self, max_connections: int, now: Callable[[], float] = time.monotonic) -> None:
-        self._max_connections = max_connections
+    def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._logged_at = -math.inf
+
+    def warn(self, problem: str, remedy: str) -> None:
+        """Log the problem and its remedy, unless that was done lately."""
+        now = self._now()
+        if now - self._logged_at >= LOG_INTERVAL:
+            self._logged_at = now
+            _log.warning("%s, so others are refused; %s.", problem, remedy)
+
+
+class OpenFiles:
+    """
+    Limits the connections of a process: by its limit of open files, less the store's own, and by a setting.
+
+    It logs once in `LOG_INTERVAL` seconds that the limit is reached.
+    """
+
+    def __init__(
+        self,
+        max_connections: int,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        max_by_setting: int = sys.maxsize,
+    ) -> None:
+        self._max_connections = min(max_connections, max_by_setting)
+        self._is_by_setting = max_by_setting < max_connections
+        self._sparse_log = _SparseLog(now)
 
     def has_room(self, connections: int) -> bool:
         """Whether so many connections may be open."""
         if connections <= self._max_connections:
             return True
-        self._log(f"{self._max_connections:,} connections are open, and the limit of open files has room for no more")
+        if self._is_by_setting:
+            problem = f"{self._max_connections:,} connections are open, as many as max_connections allows"
+            self._sparse_log.warn(problem, "raise it if the machine has the memory")
+        else:
+            self._sparse_log.warn(
+                f"{self._max_connections:,} connections are open, and the limit of open files has room for no more",
+                RAISE_FILE_LIMIT,
+            )
         return False
 
     def check(self) -> None:
@@ -158,28 +197,152 @@ class OpenFiles:
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            self._log(f"Nothing more can be opened ({error.strerror})")
+            self._sparse_log.warn(f"Nothing more can be opened ({error.strerror})", RAISE_FILE_LIMIT)
 
-    def _log(self, problem: str) -> None:
-        now = self._now()
-        if now - self._logged_at >= LOG_INTERVAL:
-            self._logged_at = now
-            _log.warning("%s, so others are refused; %s.", problem, RAISE_FILE_LIMIT)
+
+class KnownClients:
+    """
+    Remembers API keys that were right, and the addresses that they came from; only for the loop's thread.
+
+    They decide only who may use memory and disk that strangers may not, so nothing is lost when they are forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._pairs: set[tuple[str, str]] = set()
+        self._keys: set[str] = set()
+        self._networks: set[str] = set()
+
+    def add(self, api_key: str, address: str) -> None:
+        """Remember a key that was right."""
+        if (api_key, address) in self._pairs:
+            return
+        if len(self._pairs) >= MAX_KNOWN:
+            self._pairs.clear()
+            self._keys.clear()
+            self._networks.clear()
+        self._pairs.add((api_key, address))
+        self._keys.add(api_key)
+        self._networks.add(network_of(address))
+
+    def has_key(self, api_key: str) -> bool:
+        """Whether the key was right lately."""
+        return api_key in self._keys
+
+    def has_network(self, network: str) -> bool:
+        """Whether a right key came from this network lately."""
+        return network in self._networks
+
+
+@dataclass(frozen=True)
+class Payer:
+    """Whom memory is counted for: a known API key, an address, or None for one that stands for many clients."""
+
+    subject: str | None
+    is_known: bool = False
+
+
+class RequestMemory:
+    """
+    Bounds the bytes of requests that arrive or wait, per process and per payer; only for the loop's thread.
+
+    Strangers together may use `STRANGERS_SHARE` of the whole.
+    """
+
+    def __init__(self, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
+        self._most = settings.request_memory
+        self._most_of_strangers = max(settings.max_body_bytes + FREE_BYTES, int(STRANGERS_SHARE * self._most))
+        self._most_per_payer = settings.address_request_memory
+        self._by_subject: Counter[str] = Counter()
+        self._of_strangers = 0
+        self._sparse_log = _SparseLog(now)
+        self.taken = 0
+
+    def take(self, payer: Payer, size: int) -> CloudStoreError | None:
+        """Count more bytes, or return the error for a request that may have no more."""
+        if payer.subject is not None and self._by_subject[payer.subject] + size > self._most_per_payer:
+            if not self._by_subject[payer.subject]:
+                del self._by_subject[payer.subject]
+            return TooOftenError(
+                f"Your requests hold more than {self._most_per_payer:,} bytes at a time; send fewer at once.",
+                retry_after=float(WAIT),
+            )
+        others = 0 if payer.is_known else self._of_strangers + size - self._most_of_strangers
+        if self.taken + size > self._most or others > 0:
+            self._sparse_log.warn(
+                f"Requests hold {self.taken:,} bytes of memory, near the bound",
+                "raise max_request_memory if the machine has the memory",
+            )
+            return UnavailableError("The service has no memory for more requests; try again.", retry_after=float(WAIT))
+        self.taken += size
+        if not payer.is_known:
+            self._of_strangers += size
+        if payer.subject is not None:
+            self._by_subject[payer.subject] += size
+        return None
+
+    def give_back(self, payer: Payer, size: int) -> None:
+        """Count them no longer."""
+        self.taken -= size
+        if not payer.is_known:
+            self._of_strangers -= size
+        if payer.subject is not None:
+            self._by_subject[payer.subject] -= size
+            if not self._by_subject[payer.subject]:
+                del self._by_subject[payer.subject]
+
+
+class UnreadReplies:
+    """
+    Bounds the bytes of replies that clients don't read; only for the loop's thread.
+
+    Past the bound it ends the connection that has waited longest for its client, of the address that holds the most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: dict[Hashable, tuple[str, int, Callable[[], object]]] = {}  # the longest wait first
+        self._by_subject: Counter[str] = Counter()
+        self.taken = 0
+
+    def add(self, connection: Hashable, subject: str, size: int, end: Callable[[], object]) -> None:
+        """Count a connection's unread bytes; `end` ends it, and may call `remove`."""
+        self.remove(connection)
+        self._held[connection] = (subject, size, end)
+        self._by_subject[subject] += size
+        self.taken += size
+        while self.taken > self._most and len(self._held) > 1:
+            greediest = max(self._by_subject, key=self._by_subject.__getitem__)
+            victims = (each for each, held in self._held.items() if held[0] == greediest and each is not connection)
+            victim = next(victims, None) or next(iter(self._held))
+            ends = self._held[victim][2]
+            self.remove(victim)
+            ends()
+
+    def remove(self, connection: Hashable) -> None:
+        """Count a connection no longer."""
+        held = self._held.pop(connection, None)
+        if held is not None:
+            subject, size, _ = held
+            self.taken -= size
+            self._by_subject[subject] -= size
+            if not self._by_subject[subject]:
+                del self._by_subject[subject]
 
 
 def too_many(limit: int) -> bytes:
     """Return the reply to a connection from an address that has too many."""
     sentence = f"There are {limit:,} connections from your address already; close one, or wait."
-    return _refusal(TooOftenError(sentence, retry_after=float(WAIT)))
+    return refusal(TooOftenError(sentence, retry_after=float(WAIT)))
 
 
 def no_room() -> bytes:
     """Return the reply to a connection for which the process has no room."""
-    return _refusal(UnavailableError("The service has too many connections; try again.", retry_after=float(WAIT)))
+    return refusal(UnavailableError("The service has too many connections; try again.", retry_after=float(WAIT)))
 
 
-def _refusal(error: CloudStoreError) -> bytes:
+def refusal(error: CloudStoreError, status: int | None = None) -> bytes:
+    """Return the whole reply that ends a connection, with the error's own status unless another is given."""
     reply = failure(error)
-    status = HTTPStatus(reply.status)
+    status = HTTPStatus(reply.status if status is None else status)
     head, body = encode_response(reply)
     return b"HTTP/1.1 %d %b\r\n%bconnection: close\r\n\r\n%b" % (status, status.phrase.encode(), head, body)

@@ -13,10 +13,21 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from cloudstore_mapping.errors import ProtocolError
-from cloudstore_mapping.web.connections import ConnectionLimiter, OpenFiles, no_room, too_many
-from cloudstore_mapping.web.http import CLOSE, END, encode_response
+from cloudstore_mapping.service.security import network_of
+from cloudstore_mapping.web.connections import (
+    FREE_BYTES,
+    ConnectionLimiter,
+    KnownClients,
+    OpenFiles,
+    Payer,
+    RequestMemory,
+    UnreadReplies,
+    no_room,
+    refusal,
+    too_many,
+)
+from cloudstore_mapping.web.http import CLOSE, END
 from cloudstore_mapping.web.metrics import BYTES_IN, CONNECTIONS, Metrics
-from cloudstore_mapping.wire import failure
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.settings import Settings
@@ -29,6 +40,17 @@ MAX_HEADER_BYTES: Final = 64 * 2**10
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 #: Seconds that the next bytes of a body are waited for when the server is told to end; `serve.LAST_RESORT` ends all.
 GRACE: Final = 3.0
+#: Bytes that the parser gets at a time where the end of a request can't be foreseen: few requests fit into them.
+BLIND_PIECE: Final = 1024
+#: Requests that uvicorn may have parsed behind the one in process; only a client that seeks the bounds gets there.
+MAX_PARSED_AHEAD: Final = 64
+#: Memory of an upload that is stored as it comes: three of the storage's chunks of 512 KiB.
+UPLOAD_MEMORY: Final = 3 * 2**19
+#: Bytes at the beginning of a body in which its API key is looked for.
+PEEKED: Final = 4096
+#: An API key in JSON or in a form, where it stands before the value or the file.
+_KEY: Final = re.compile(rb"""(?:"key"[ \t\r\n]*:[ \t\r\n]*"|name="?key"?\r\n\r\n)([A-Za-z0-9._~-]{16,128})["\r]""")
+_HEADERS_END: Final = b"\r\n\r\n"
 
 
 class _Parser:
@@ -79,17 +101,30 @@ class HTTPProtocol(HttpToolsProtocol):
     crowd: ClassVar[ConnectionLimiter]
     files: ClassVar[OpenFiles]
     inline: ClassVar[FastPath]
+    memory: ClassVar[RequestMemory]
+    known: ClassVar[KnownClients]
+    unread: ClassVar[UnreadReplies]
 
     _has_place = False
     _is_deaf = False
     _feeding = False
+    _has_ended = False
     _head: bytes | None = None
     _refusal: tuple[int, str] | None = None
+    _last_word: bytes | None = None
     _held: RequestResponseCycle | None = None
     _running: RequestResponseCycle | None = None
     _request: RequestResponseCycle | None = None
     _discarded: RequestResponseCycle | None = None
     _received = 0
+    _data = b""
+    _at = 0
+    _tail = b""
+    _body_left: int | None = 0
+    _payer: Payer | None = None
+    _api_key = ""
+    _charged = 0
+    _is_streamed = False
     _header_timer: asyncio.TimerHandle | None = None
     _reply_timer: asyncio.TimerHandle | None = None
 
@@ -126,6 +161,7 @@ class HTTPProtocol(HttpToolsProtocol):
     async def _discard_body(self, request: RequestResponseCycle) -> None:
         self._discarded = request
         self.headers = cast("Any", deque(maxlen=0))  # its trailers too
+        self._charge(0)
         try:
             async with asyncio.timeout(self.settings.body_timeout):
                 while (await request.receive()).get("more_body"):
@@ -137,6 +173,7 @@ class HTTPProtocol(HttpToolsProtocol):
         """Begin a request, or set aside the headers of one that asks for another protocol."""
         if not self.parser.should_upgrade():
             self._check_headers()
+            self._foresee_body()
             super().on_headers_complete()
             return
         if self.parser.get_method() == b"CONNECT":
@@ -157,6 +194,18 @@ class HTTPProtocol(HttpToolsProtocol):
             raise self._refused(
                 501, "Only chunked is known as Transfer-Encoding; send the body without another coding."
             )
+
+    def _foresee_body(self) -> None:
+        """Note how long the request's body is, None for a chunked one, and whether it is stored as it comes."""
+        self._body_left = 0
+        self._is_streamed = False
+        for name, value in self.headers:
+            if name == b"content-length":
+                self._body_left = int(value)
+            elif name == b"transfer-encoding":
+                self._body_left = None
+            elif name == b"content-type":
+                self._is_streamed = value.startswith(b"multipart/")
 
     def _refused(self, status: int, why: str) -> httptools.HttpParserError:
         self._refusal = status, why  # uvicorn tells every client the same
@@ -217,6 +266,9 @@ class HTTPProtocol(HttpToolsProtocol):
         self.numbers.row[CONNECTIONS] = len(self.connections)
         if self._has_place:
             self.crowd.goes(self._address)
+        self._data = b""
+        self._charge(0)
+        self.unread.remove(self)
         self._stop_header_timer()
         self._stop_reply_timer()
 
@@ -225,19 +277,132 @@ class HTTPProtocol(HttpToolsProtocol):
         return self.client[0] if self.client else ""
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, up to the limits."""
+        """
+        Take what came, up to the limits.
+
+        One request is parsed at a time. What its client sent behind it waits unparsed, and meanwhile nothing more is
+        read from the socket: neither while the request is answered, nor while the client doesn't read its replies.
+        """
         if self._is_deaf or not self._has_place:
             return
         self.numbers.row[BYTES_IN] += len(data)
+        self._data = self._data[self._at :] + data if self._data else data
+        self._at = 0
+        self._advance()
+
+    def _advance(self) -> None:
+        while self._at < len(self._data) and not self._is_deaf:
+            if self._is_busy():
+                self._wait()
+                return
+            begin, self._at = self._at, self._end_of_piece()
+            self._feed(self._data[begin : self._at])
+        self._data = b""
+        self._at = 0
+        if self._has_ended and not self._is_deaf and not self._close_after_replies():
+            self.transport.close()
+
+    def _is_busy(self) -> bool:
+        """Whether a request waits for its reply, or its client for nothing but to be read to."""
+        request: RequestResponseCycle | None = self.cycle
+        if request is None or request.response_complete:
+            return self.flow.write_paused
+        return not request.more_body
+
+    def _wait(self) -> None:
+        """Read no more for now; `on_response_complete` or `resume_writing` goes on."""
+        self.flow.pause_reading()
+        self._charge(len(self._data) - self._at)
+
+    def _go_on(self) -> None:
+        if self._is_deaf or self.transport.is_closing():
+            return
+        if self._is_busy():
+            self._charge(len(self._data) - self._at)
+            return
+        self._charge(0)
+        if self._data:
+            self._unset_keepalive_if_required()
+            self._advance()
+        if not self._data and not self._has_ended:
+            self.flow.resume_reading()
+
+    def _end_of_piece(self) -> int:
+        """Return where the next piece for the parser ends: at the end of a request's headers or body, if possible."""
+        data, at = self._data, self._at
+        request: RequestResponseCycle | None = self.cycle
+        if request is not None and request.more_body and not request.response_complete:
+            if self._body_left is None:
+                return min(len(data), at + BLIND_PIECE)
+            end = min(len(data), at + self._body_left)
+            self._body_left -= end - at
+            return max(end, at + 1)  # where the parser sees the end elsewhere, it decides
+        if self._tail:
+            found = (self._tail + data[at : at + 3]).find(_HEADERS_END)
+            if found >= 0:
+                end = at + found + 4 - len(self._tail)
+                self._tail = b""
+                return end
+        found = data.find(_HEADERS_END, at)
+        if found >= 0:
+            self._tail = b""
+            return found + 4
+        end = min(len(data), at + 4 * BLIND_PIECE)
+        self._tail = (self._tail + data[max(at, end - 3) : end])[-3:]
+        return end
+
+    def _feed(self, piece: bytes) -> None:
         self._feeding = True
         try:
-            super().data_received(data)
+            super().data_received(piece)
         finally:
             self._feeding = False
-        if self._held is not None:
+        self._limit(len(piece))
+        if self._held is not None and not (self._held.more_body and self._at < len(self._data)):
             held, self._held = self._held, None
             self._answer_held(held)
-        self._limit(len(data))
+        if len(self.pipeline) > MAX_PARSED_AHEAD:
+            self.send_400_response("There are too many requests ahead of their replies.")
+        request: RequestResponseCycle | None = self._request
+        if request is not None and request.more_body and self._payer is None and request.body:
+            self._payer = self._payer_of(request, piece)
+        if self._received > FREE_BYTES:
+            self._charge(0)
+
+    def _payer_of(self, request: RequestResponseCycle, piece: bytes) -> Payer:
+        """Return whom the memory of a request is counted for whose body begins with this piece."""
+        found = _KEY.search(piece, 0, PEEKED)
+        if found is not None:
+            self._api_key = found[1].decode()
+            if self.known.has_key(self._api_key):
+                return Payer(f"key {self._api_key}", is_known=True)
+        return self._payer_at(self.inline.address_of(cast("Scope", request.scope)))
+
+    def _payer_at(self, address: str) -> Payer:
+        return Payer(None if self.crowd.is_exempt(address) else network_of(address))
+
+    def _charge(self, waiting: int) -> None:
+        """Count the memory of what was received and isn't answered, and of so many bytes that wait behind it."""
+        request = self._request
+        size = waiting
+        if request is None or not (request.response_complete or request is self._discarded):
+            size += min(self._received, UPLOAD_MEMORY) if self._is_streamed and request else self._received
+        is_over = self.transport.is_closing() or (self._is_deaf and self._last_word is None)
+        if is_over or size <= FREE_BYTES:
+            size = 0
+        if size == self._charged:
+            return
+        payer = self._payer
+        if payer is None:
+            self._payer = payer = self._payer_at(self._address)
+        more, self._charged = size - self._charged, size
+        if more < 0:
+            self.memory.give_back(payer, -more)
+            return
+        error = self.memory.take(payer, more)
+        if error is not None:
+            self._charged -= more
+            self._refuse(refusal(error))
 
     def _limit(self, came: int) -> None:
         """Apply the limits of headers and bodies to so many bytes more."""
@@ -247,8 +412,8 @@ class HTTPProtocol(HttpToolsProtocol):
         if request is not None and request.response_complete:
             request = None
         if request is not self._request:
+            self._forget()
             self._request = request
-            self._received = 0
             self._stop_header_timer()
         self._received += came
         if request is None:
@@ -258,41 +423,101 @@ class HTTPProtocol(HttpToolsProtocol):
         elif self._received > MAX_HEADER_BYTES and request is not self._discarded:
             self._limit_body(request)
 
+    def _forget(self) -> None:
+        """Begin to count anew, for another request or none."""
+        if self._charged and self._payer is not None:
+            self.memory.give_back(self._payer, self._charged)
+        self._charged = 0
+        self._payer = None
+        self._api_key = ""
+        self._received = 0
+
+    def on_response_complete(self) -> None:
+        """Begin the next request that was sent ahead, or send the last word."""
+        self._remember_client()
+        has_more = bool(self.pipeline)
+        super().on_response_complete()
+        self._request = None
+        self._forget()
+        if self.transport.is_closing():
+            return
+        if has_more:
+            self.flow.pause_reading()
+        elif self._last_word is not None:
+            self._say(self._last_word)
+        elif self._data:
+            self.flow.pause_reading()
+            self._unset_keepalive_if_required()
+            self.loop.call_soon(self._go_on)
+        elif self.flow.write_paused:
+            self.flow.pause_reading()
+
+    def _remember_client(self) -> None:
+        """Remember the API key that a large request began with, if it was right."""
+        if self._api_key and self._request is not None:
+            scope = cast("Scope", self._request.scope)
+            if scope.get("outcome", "") is None:
+                self.known.add(self._api_key, scope["client"][0] if scope["client"] else "")
+
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's may say that the transport stays open
         """Answer what a client asked that has ended its side, then close; over TLS its end is the connection's."""
-        if self._is_deaf or self.scheme == "https":
+        if self.scheme == "https":
             return False
+        if self._is_deaf:
+            return self._last_word is not None
+        if self._data:
+            self._has_ended = True
+            return True
         return self._close_after_replies()
 
     def _close_after_replies(self) -> bool:
         """Read no more, and close once all whole requests are answered; False where there are none."""
-        last: RequestResponseCycle | None = self.cycle
-        if self.pipeline and last is not None and last.more_body:  # it was cut off, and waits for those before
-            self.pipeline.popleft()
-            last = self.cycle = self.pipeline[0][0] if self.pipeline else self._running  # type: ignore[assignment]
-        if last is None or last.response_complete or last.more_body:
+        last = self._last_whole()
+        if last is None:
             return False
         last.keep_alive = False
         return True
 
+    def _last_whole(self) -> RequestResponseCycle | None:
+        """Return the last request that is whole and not answered; one behind it that was cut off is dropped."""
+        last: RequestResponseCycle | None = self.cycle
+        if self.pipeline and last is not None and last.more_body:  # it waits for those before
+            self.pipeline.popleft()
+            last = self.cycle = self.pipeline[0][0] if self.pipeline else self._running  # type: ignore[assignment]
+        return None if last is None or last.response_complete or last.more_body else last
+
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, after the replies to what came before it, and close when the client has seen that."""
+        """Refuse what is no HTTP, after the replies to what came before it."""
+        status, why = self._refusal or (400, msg)
+        self._refuse(refusal(ProtocolError(why, error="BadRequest"), status))
+
+    def _refuse(self, reply: bytes) -> None:
+        """Answer what came whole, then send this reply, and close when the client has seen it."""
         if self._is_deaf or self.transport.is_closing():
             return
         self._is_deaf = True
+        self._data = b""
+        self._at = 0
         self._stop_header_timer()
         request: RequestResponseCycle | None = self.cycle
-        if self._close_after_replies():
+        if self._last_whole() is not None:
+            self._last_word = reply
+            self._charge(0)
             return
+        self._charge(0)
         if request is not None and not request.response_complete:
             request.disconnected = True
             request.message_event.set()
             if request.response_started:  # it was answered early, and its body turned out to be none
                 self.transport.close()
                 return
-        status, why = self._refusal or (400, msg)
-        head, body = encode_response(failure(ProtocolError(why, error="BadRequest")))
-        self.transport.write(b"%b%bconnection: close\r\n\r\n%b" % (STATUS_LINE[status], head, body))
+        self._say(reply)
+
+    def _say(self, reply: bytes) -> None:
+        """Send the last reply of a connection."""
+        self._unset_keepalive_if_required()
+        self.flow.resume_reading()
+        self.transport.write(reply)
         # A socket that is closed on a client which still sends is reset, and the client may never see the reply.
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -310,12 +535,17 @@ class HTTPProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Begin to wait for the client to read."""
         super().pause_writing()
+        size = self.transport.get_write_buffer_size()
+        self.unread.add(self, network_of(self._address), size, self.transport.abort)
         self._expect_reader()
 
     def resume_writing(self) -> None:
         """Wait no longer, for the client has read."""
         super().resume_writing()
+        self.unread.remove(self)
         self._stop_reply_timer()
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_soon(self._go_on)
 
     def shutdown(self) -> None:
         """Answer what was accepted, and wait for its body as long as some of it comes within each `GRACE`."""
@@ -345,7 +575,9 @@ class HTTPProtocol(HttpToolsProtocol):
         self._reply_timer = self.loop.call_later(self.settings.body_timeout, self._check_reader, left)
 
     def _check_reader(self, left: int) -> None:
-        if self.transport.get_write_buffer_size() < left:
+        """End the connection unless its client read at the lowest rate since there was so much left."""
+        least = min(left, int(self.settings.min_upload_rate * self.settings.body_timeout))
+        if self.transport.get_write_buffer_size() <= left - max(1, least):
             self._expect_reader()
         else:
             self.transport.abort()

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 
 from cloudstore_mapping.web.api import FastPath, make_app
-from cloudstore_mapping.web.connections import ConnectionLimiter, OpenFiles, address_of, listen, raise_file_limit
+from cloudstore_mapping.web.connections import (
+    ConnectionLimiter,
+    KnownClients,
+    OpenFiles,
+    RequestMemory,
+    UnreadReplies,
+    address_of,
+    listen,
+    raise_file_limit,
+)
 from cloudstore_mapping.web.metrics import InstrumentedApp, Metrics, new_rows
 from cloudstore_mapping.web.options import Options, warn_of_plain_http
 from cloudstore_mapping.web.protocol import HTTPProtocol
@@ -126,10 +135,12 @@ class _Server(uvicorn.Server):
         metrics: Metrics | None = None,
         max_connections: int = sys.maxsize,
     ) -> None:
-        open_files = OpenFiles(max_connections)
+        known_clients = KnownClients()
+        settings_ = service.settings
+        open_files = OpenFiles(max_connections, max_by_setting=settings_.max_connections)
         counted = Metrics(new_rows(1)) if metrics is None else metrics
         observed = InstrumentedApp(
-            make_app(service, base_path=options.base_path),
+            make_app(service, base_path=options.base_path, known=known_clients),
             counted,
             options.base_path,
             service.store_bytes,
@@ -138,11 +149,14 @@ class _Server(uvicorn.Server):
         )
 
         class Protocol(HTTPProtocol):
-            settings = service.settings
+            settings = settings_
             numbers = counted
-            crowd = ConnectionLimiter(service.settings.max_connections_per_address, options.trusted_proxies)
+            crowd = ConnectionLimiter(settings_.max_connections_per_address, options.trusted_proxies)
             files = open_files
-            inline = FastPath(service, options.base_path, observed, options.trusted_proxies)
+            inline = FastPath(service, options.base_path, observed, options.trusted_proxies, known_clients)
+            memory = RequestMemory(settings_)
+            known = known_clients
+            unread = UnreadReplies(settings_.max_unread_memory)
 
         super().__init__(
             uvicorn.Config(

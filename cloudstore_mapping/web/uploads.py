@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Final, Self
 
 from cloudstore_mapping.errors import CloudStoreError, LockedError, ProtocolError, TooBigError, UnavailableError
 from cloudstore_mapping.service.security import network_of
+from cloudstore_mapping.web.connections import STRANGERS_SHARE
 from cloudstore_mapping.web.forms import CONDITION, UploadForm
 from cloudstore_mapping.web.http import (
     CLOSE,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.media import UploadStream
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.settings import Settings
+    from cloudstore_mapping.web.connections import KnownClients
     from cloudstore_mapping.wire import Reply
 
 _log: Final = logging.getLogger("cloudstore_mapping.web")
@@ -43,6 +45,8 @@ _log: Final = logging.getLogger("cloudstore_mapping.web")
 #: Bytes of one file that are held in memory, and of all files together; more lie in temporary files.
 IN_MEMORY: Final = 2**18
 ALL_IN_MEMORY: Final = 2**24
+#: Temporary files of a process: `listening.OTHER_FILES` has room for them beside all connections.
+MAX_FILES: Final = 100
 #: Reads and writes of temporary files at a time, on threads that all else needs too.
 SPOOLS_AT_ONCE: Final = 2
 #: Seconds after which a client that was refused for want of space may try again.
@@ -50,24 +54,28 @@ WAIT: Final = 10.0
 
 
 class SpoolSpace:
-    """The bytes that the spools of a process take, bounded in all and per address; only for the loop's thread."""
+    """
+    Bounds the bytes and temporary files of a process's spools, in all and per address; only for the loop's thread.
 
-    def __init__(self, settings: Settings) -> None:
+    Of each bound, strangers may use `STRANGERS_SHARE`; the rest is for addresses from which a right key came lately.
+    """
+
+    def __init__(self, settings: Settings, known: KnownClients | None = None) -> None:
         self._most = settings.max_spool_bytes
         self._most_per_address = settings.max_address_spool_bytes
+        self._known = known
         # All spools may wait: none takes more from its client meanwhile.
         self.turns = BoundedWorkers(SPOOLS_AT_ONCE, sys.maxsize)
         self._by_subject: Counter[str] = Counter()
         self.taken = 0
         self.in_memory = 0
+        self.files = 0
 
     def take(self, subject: str, size: int) -> None:
         """Count more bytes of an address; `UnavailableError` past a limit."""
-        if self.taken + size > self._most or self._by_subject[subject] + size > self._most_per_address:
-            raise UnavailableError(
-                "Too many files wait for their API key or password; send these before the file, or try again later.",
-                retry_after=WAIT,
-            )
+        most = self._share(subject, self._most)
+        if self.taken + size > most or self._by_subject[subject] + size > self._most_per_address:
+            raise _no_space()
         self.taken += size
         self._by_subject[subject] += size
 
@@ -77,6 +85,24 @@ class SpoolSpace:
         self._by_subject[subject] -= size
         if not self._by_subject[subject]:
             del self._by_subject[subject]
+
+    def take_file(self, subject: str) -> None:
+        """Count a temporary file more; `UnavailableError` past a limit."""
+        if self.files >= self._share(subject, MAX_FILES):
+            raise _no_space()
+        self.files += 1
+
+    def _share(self, subject: str, most: int) -> int:
+        if self._known is None or self._known.has_network(subject):
+            return most
+        return int(STRANGERS_SHARE * most)
+
+
+def _no_space() -> UnavailableError:
+    return UnavailableError(
+        "Too many files wait for their API key or password; send these before the file, or try again later.",
+        retry_after=WAIT,
+    )
 
 
 class Spool:
@@ -91,6 +117,7 @@ class Spool:
         self._subject = network_of(address)
         self._held = bytearray()
         self._file: IO[bytes] | None = None
+        self._has_file = False
         # A cancelled task leaves its thread at work, which must not meet a closed file.
         self._lock = threading.Lock()
         self.size = 0
@@ -101,6 +128,7 @@ class Spool:
     def __exit__(self, *exc_info: object) -> None:
         self._space.give_back(self._subject, self.size)
         self._space.in_memory -= len(self._held)
+        self._space.files -= self._has_file
         with self._lock:
             if self._file is not None:
                 with suppress(OSError):  # of bytes that a full disk didn't take
@@ -114,6 +142,9 @@ class Spool:
         self._space.in_memory += len(data)
         if len(self._held) < IN_MEMORY and self._space.in_memory <= ALL_IN_MEMORY:
             return
+        if not self._has_file:
+            self._space.take_file(self._subject)
+            self._has_file = True
         try:
             await self._space.turns.run(self._put_down)
         except OSError as error:
@@ -265,12 +296,18 @@ class _Taking:
             raise
 
     async def _read(self, receive: Receive) -> None:
+        """
+        Read the form, within its deadlines: for the first byte after silence, the average rate, and a spool's end.
+
+        The storage's own time doesn't count.
+        """
         now = asyncio.get_running_loop().time
         timeout = self._settings.body_timeout
         deadline = now() + timeout
+        last = now() + self._settings.spool_timeout
         more = True
         while more:
-            message = await _by(deadline, receive)
+            message = await _by(deadline if self._upload is not None else min(deadline, last), receive)
             if message["type"] == "http.disconnect":
                 raise DisconnectedError
             body = message.get("body", b"")
@@ -278,11 +315,12 @@ class _Taking:
             self._received += len(body)
             self.is_read = not more
             _check_body(self._received, self._settings)
+            # Silence takes the credit that was brought before, so nobody holds an upload by it.
+            deadline = min(deadline + len(body) / self._settings.min_upload_rate, now() + timeout)
+            began = now()
             self._form.feed(body)
             await self._store()
-            deadline += len(body) / self._settings.min_upload_rate
-            if self._upload is None:
-                deadline = min(deadline, now() + timeout)  # nobody holds the spool by silence
+            deadline += now() - began
         if not self._form.has_ended:
             raise ProtocolError("The form was cut off before its end; send it again.", error="BadRequest")
         if not self._form.has_file or self._needs not in self._form.fields:

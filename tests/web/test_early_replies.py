@@ -171,7 +171,7 @@ def test_a_refusal_is_seen_by_a_client_that_goes_on_sending(caplog: pytest.LogCa
 @pytest.mark.parametrize("broken", ["garbage\r\n\r\n", f"{HEAD}Transfer-Encoding: chunked\r\n\r\nno chunk\r\n"])
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_refusal_has_its_turn(broken: str, at_once: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """What came before something that is no HTTP gets its own reply, and then the connection ends."""
+    """What came before something that is no HTTP gets its own reply, that gets 400, and then the connection ends."""
     service = FakeService()
     service.may_write.clear()
     data = body(value=1)
@@ -183,6 +183,8 @@ def test_a_refusal_has_its_turn(broken: str, at_once: bool, caplog: pytest.LogCa
             assert other.answer().status == 200
         service.may_write.set()
         assert [connection.answer().json["message"] for _ in range(3)] == ["Entry saved"] * 3
+        refused = connection.answer()
+        assert (refused.status, refused.json["error"], refused.headers["connection"]) == (400, "BadRequest", "close")
         assert connection.rest() == b""
 
 

@@ -8,9 +8,9 @@ import io
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,13 +19,14 @@ from cloudstore_mapping.service.media import UploadStream
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web import uploads
+from cloudstore_mapping.web.connections import KnownClients
 from cloudstore_mapping.web.forms import UploadForm
 from cloudstore_mapping.web.http import BoundedWorkers, DisconnectedError, Message, RefusedError
 from cloudstore_mapping.web.server import background
 from cloudstore_mapping.web.uploads import ALL_IN_MEMORY, AT_ONCE, IN_MEMORY, WAITING, Spool, SpoolSpace, take_upload
 from cloudstore_mapping.wire import Reply, decode_value
 from tests.crash.small_disk import small_disk
-from tests.media_fakes import BOUNDARY, Posted, Uploader, comes_to, field, file_part, form
+from tests.media_fakes import BOUNDARY, Posted, Uploader, comes_to, field, file_part, form, write
 from tests.storages import new_storage
 
 MEBIBYTE = 2**20
@@ -83,6 +84,11 @@ class Taking:
         turns = BoundedWorkers(AT_ONCE, WAITING)
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             return runner.run(take_upload(scope, receive, self.settings, self._begin, turns, self.space, needs="key"))
+
+    async def busy_write(self, upload: UploadStream, piece: bytes) -> None:
+        """Write to a storage that takes longer than any body may."""
+        cast("Leaping", asyncio.get_running_loop()).leapt += 40
+        write(upload, piece)
 
     def _begin(self, form: UploadForm, address: str) -> UploadStream:
         return self.media.begin(
@@ -202,8 +208,37 @@ def test_the_space_of_an_address(uploader: Uploader) -> None:
         assert taking.take(*form_).error is None
 
 
+def test_known_clients_keep_a_share(uploader: Uploader) -> None:
+    """Strangers may take three quarters of the space; an address from which a right key came may take the rest."""
+    taking = Taking(uploader, max_spool_bytes=4 * MEBIBYTE)
+    taking.space = SpoolSpace(taking.settings, known := KnownClients())
+    known.add(uploader.api_key, "2001:db8::1")
+    form_ = cut(file_first(uploader, bytes(MEBIBYTE)), 2**16)
+    with held(taking, 3 * MEBIBYTE, "192.0.2.9"):
+        assert isinstance(taking.refusal(*form_), UnavailableError)
+        assert taking.take(*form_, address="2001:db8::2").error is None
+
+
+def test_temporary_files_are_few(uploader: Uploader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are so many temporary files at a time, of which known clients keep a share; more are 503."""
+    monkeypatch.setattr(uploads, "MAX_FILES", 4)
+    taking = Taking(uploader)
+    taking.space = SpoolSpace(taking.settings, known := KnownClients())
+    known.add(uploader.api_key, "192.0.2.7")
+    form_ = cut(file_first(uploader, bytes(MEBIBYTE)), 2**16)
+    with ExitStack() as stack:
+        for number in range(3):
+            stack.enter_context(held(taking, IN_MEMORY, f"198.51.100.{number}"))
+        assert isinstance(taking.refusal(*form_), UnavailableError)
+        assert taking.take(*form_, address="192.0.2.7").error is None
+        assert taking.take(*cut(file_first(uploader, bytes(9)), 2**16)).error is None
+    assert taking.space.files == 0
+    assert taking.take(*form_).error is None
+
+
 def test_memory_is_bounded(uploader: Uploader, monkeypatch: pytest.MonkeyPatch) -> None:
     """One file takes little memory, and many together no more than their share; the rest lies on the disk."""
+    monkeypatch.setattr(uploads, "MAX_FILES", 1000)
     taking = Taking(uploader)
     spools = []
     for _ in range(2 * ALL_IN_MEMORY // (IN_MEMORY // 2)):
@@ -223,18 +258,35 @@ def test_memory_is_bounded(uploader: Uploader, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("key_first", [True, False])
 def test_silence_is_not_stretched(uploader: Uploader, key_first: bool) -> None:
-    """A file whose key is to come is held no longer than a body's time without a byte, however much came before."""
+    """An upload is held no longer than a body's time without a byte, however much came before."""
     taking = Taking(uploader, body_timeout=30, min_upload_rate=1024)
     parts = [field("key", uploader.api_key), file_part(bytes(MEBIBYTE))]
     body, _ = form(*(parts if key_first else parts[::-1]))
     pieces = [body[: MEBIBYTE // 2], body[MEBIBYTE // 2 :]]
     assert taking.take(*pieces, pauses=29).error is None
     pieces.insert(1, b"")
-    if key_first:
-        assert taking.take(*pieces, pauses=29).error is None
-    else:
-        assert "slow" in str(taking.refusal(*pieces, pauses=29))
-        assert taking.space.taken == 0
+    assert "slow" in str(taking.refusal(*pieces, pauses=29))
+    assert taking.space.taken == 0
+
+
+def test_a_spool_has_an_end(uploader: Uploader) -> None:
+    """A file whose key is to come is refused after `spool_timeout`, however fast it comes; behind its key it isn't."""
+    settings = {"body_timeout": 30, "min_upload_rate": 1024, "spool_timeout": 100}
+    pieces = cut(file_first(uploader, bytes(MEBIBYTE)), 2**18)
+    assert Taking(uploader, **settings).take(*pieces, pauses=19).error is None
+    taking = Taking(uploader, **settings)
+    assert "slow" in str(taking.refusal(*pieces, pauses=21))
+    assert taking.space.taken == taking.space.in_memory == taking.space.files == 0
+    key_first, _ = form(field("key", uploader.api_key), file_part(bytes(MEBIBYTE)))
+    assert Taking(uploader, **settings).take(*cut(key_first, 2**18), pauses=21).error is None
+
+
+def test_the_storage_s_time_does_not_count(uploader: Uploader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload that waits for the storage longer than a body may take is not too slow."""
+    key_first, _ = form(field("key", uploader.api_key), file_part(bytes(LARGE)))
+    taking = Taking(uploader, body_timeout=30, min_upload_rate=1024)
+    monkeypatch.setattr(uploads, "_write", taking.busy_write)
+    assert taking.take(*cut(key_first, 2**20)).error is None
 
 
 def test_the_lowest_rate_of_a_spooled_file(uploader: Uploader) -> None:
