@@ -30,9 +30,13 @@ from cloudstore_mapping.web.http import CLOSE, END
 from cloudstore_mapping.web.metrics import BYTES_IN, CONNECTIONS, Metrics
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
     from cloudstore_mapping.service.settings import Settings
     from cloudstore_mapping.web.api import FastPath
     from cloudstore_mapping.web.http import Scope
+    from cloudstore_mapping.web.options import Handshakes
 
 #: Bytes that a request's first line and headers may take together; uvicorn itself takes any number.
 MAX_HEADER_BYTES: Final = 64 * 2**10
@@ -40,6 +44,8 @@ MAX_HEADER_BYTES: Final = 64 * 2**10
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 #: Seconds that the next bytes of a body are waited for when the server is told to end; `serve.LAST_RESORT` ends all.
 GRACE: Final = 3.0
+#: Seconds that a client over TLS gets to end its side of a connection when the server ends.
+GOODBYE: Final = 0.5
 #: Bytes that the parser gets at a time where the end of a request can't be foreseen: few requests fit into them.
 BLIND_PIECE: Final = 1024
 #: Requests that uvicorn may have parsed behind the one in process; only a client that seeks the bounds gets there.
@@ -105,7 +111,9 @@ class HTTPProtocol(HttpToolsProtocol):
     known: ClassVar[KnownClients]
     unread: ClassVar[UnreadReplies]
 
-    _has_place = False
+    #: Whether the connection is counted; a TLS handshake counts it before it begins here.
+    has_place = False
+    has_begun = False
     _is_deaf = False
     _feeding = False
     _has_ended = False
@@ -252,9 +260,10 @@ class HTTPProtocol(HttpToolsProtocol):
         """Begin to wait for the first headers."""
         super().connection_made(transport)
         self.numbers.row[CONNECTIONS] = len(self.connections)
-        has_room = self.files.has_room(len(self.connections))
-        self._has_place = has_room and self.crowd.comes(self._address)
-        if self._has_place:
+        self.has_begun = True
+        has_room = self.has_place or self.files.has_room(len(self.connections))
+        self.has_place = self.has_place or (has_room and self.crowd.comes(self._address))
+        if self.has_place:
             self._expect_headers()
             return
         transport.write(too_many(self.settings.max_connections_per_address) if has_room else no_room())
@@ -264,7 +273,7 @@ class HTTPProtocol(HttpToolsProtocol):
         """Wait for nothing more."""
         super().connection_lost(exc)
         self.numbers.row[CONNECTIONS] = len(self.connections)
-        if self._has_place:
+        if self.has_place:
             self.crowd.goes(self._address)
         self._data = b""
         self._charge(0)
@@ -283,7 +292,7 @@ class HTTPProtocol(HttpToolsProtocol):
         One request is parsed at a time. What its client sent behind it waits unparsed, and meanwhile nothing more is
         read from the socket: neither while the request is answered, nor while the client doesn't read its replies.
         """
-        if self._is_deaf or not self._has_place:
+        if self._is_deaf or not self.has_place:
             return
         self.numbers.row[BYTES_IN] += len(data)
         self._data = self._data[self._at :] + data if self._data else data
@@ -586,3 +595,60 @@ class HTTPProtocol(HttpToolsProtocol):
         if self._reply_timer is not None:
             self._reply_timer.cancel()
             self._reply_timer = None
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with `on_started`, `on_second` and `on_ending`, which ends all its connections in time."""
+
+    handshakes: Handshakes | None = None
+    on_started: Callable[[], object] | None = None
+    on_second: Callable[[], object] | None = None
+    #: Called when the server begins to end with False, and with True when it ends by force.
+    on_ending: Callable[[bool], object] | None = None
+
+    def count_connections(self) -> int:
+        """Return how many connections are open, handshakes excepted."""
+        return len(self.server_state.connections)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        try:
+            if self.on_started is not None:
+                self.on_started()
+        except BaseException:
+            await self.shutdown(sockets)
+            raise
+
+    async def on_tick(self, counter: int) -> bool:
+        """Do what is to be done each second."""
+        if counter % 10 == 0 and self.on_second is not None:
+            self.on_second()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what was accepted, and end."""
+        hanging_up = asyncio.create_task(self._hang_up())
+        if self.on_ending is not None:
+            self.on_ending(False)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            hanging_up.cancel()
+        if self.force_exit:
+            if self.on_ending is not None:
+                self.on_ending(True)
+            await self.lifespan.shutdown()  # which uvicorn leaves out, and then logs that it didn't end
+        for connection in list(self.server_state.connections):  # those that outlasted the last resort
+            connection.transport.abort()
+        await asyncio.sleep(0)
+
+    async def _hang_up(self) -> None:
+        # TLS ends by a goodbye of both, and an idle client may never say its own.
+        while self.handshakes is not None:
+            self.handshakes.abort()
+            closing = {each for each in self.server_state.connections if each.transport.is_closing()}
+            await asyncio.sleep(GOODBYE)
+            for connection in closing & self.server_state.connections:
+                if not connection.transport.get_write_buffer_size():
+                    connection.transport.abort()

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 
@@ -26,16 +27,14 @@ from cloudstore_mapping.web.connections import (
     raise_file_limit,
 )
 from cloudstore_mapping.web.metrics import InstrumentedApp, Metrics, new_rows
-from cloudstore_mapping.web.options import Options, warn_of_plain_http
-from cloudstore_mapping.web.protocol import HTTPProtocol
+from cloudstore_mapping.web.options import Handshake, Handshakes, Options, server_context, warn_of_plain_http
+from cloudstore_mapping.web.protocol import HTTPProtocol, Server
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
 
 #: Seconds that a connection may stand idle between two requests.
 KEEP_ALIVE: Final = 20
-#: Seconds that a client over TLS gets to end its side of a connection when the server ends.
-GOODBYE: Final = 0.5
 #: Seconds until the server ends in any case; container engines kill after 10.
 LAST_RESORT: Final = 8
 #: Seconds after a signal in which writes still begin; the rest of `LAST_RESORT` is for the replies.
@@ -80,7 +79,7 @@ def run_on(
 ) -> None:
     """Serve on a socket that listens already; as `run`."""
     server = _Server(service, listener, options, on_ready, metrics, raise_file_limit())
-    server.end_service = service.end_within
+    server.on_ending = lambda by_force: service.end_within(0 if by_force else LAST_WRITES)
     # uvicorn hands the signal that ended it on to the handlers of before; these have nothing more to do.
     owns_signals = threading.current_thread() is threading.main_thread()
     signals = ending_signals() if owns_signals else ()
@@ -123,8 +122,8 @@ def background(
             thread.join()
 
 
-class _Server(uvicorn.Server):
-    """uvicorn with this project's settings, which tells when it answers."""
+class _Server(Server):
+    """The server of one service, with this project's settings of uvicorn."""
 
     def __init__(
         self,
@@ -158,11 +157,21 @@ class _Server(uvicorn.Server):
             known = known_clients
             unread = UnreadReplies(settings_.max_unread_memory)
 
+        context = server_context(options)
+        if context is not None:
+            seconds = settings_.body_timeout
+            self.handshakes = Handshakes(context, Protocol.crowd, open_files, seconds, self.count_connections)
+
+        def make_protocol(**arguments: Any) -> asyncio.Protocol:
+            if self.handshakes is None:
+                return Protocol(**arguments)
+            return Handshake(self.handshakes, partial(Protocol, **arguments))
+
         super().__init__(
             uvicorn.Config(
                 observed,
                 loop="uvloop",
-                http=Protocol,
+                http=make_protocol,  # type: ignore[arg-type]  # it is called as a class is
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -170,52 +179,11 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=bool(options.trusted_proxies),
                 forwarded_allow_ips=options.trusted_proxies,
-                ssl_certfile=options.tls_cert,
-                ssl_keyfile=options.tls_key,
                 timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=LAST_RESORT,
             )
         )
-        #: Called with the seconds in which writes may still begin, when the server ends and its service with it.
-        self.end_service: Callable[[float], object] = lambda _: None
-        self._on_ready = on_ready
-        self._open_files = open_files
-        self._address = address_of(listener, options)
+        self.on_second = open_files.check
+        if on_ready is not None:
+            self.on_started = partial(on_ready, address_of(listener, options))
         counted.start()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        try:
-            if self._on_ready is not None:
-                self._on_ready(self._address)
-        except BaseException:
-            await self.shutdown(sockets)
-            raise
-
-    async def on_tick(self, counter: int) -> bool:
-        if counter % 10 == 0:  # each second
-            self._open_files.check()
-        return await super().on_tick(counter)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        hanging_up = asyncio.create_task(self._hang_up())
-        self.end_service(LAST_WRITES)
-        try:
-            await super().shutdown(sockets)
-        finally:
-            hanging_up.cancel()
-        if self.force_exit:
-            self.end_service(0)
-            await self.lifespan.shutdown()  # which uvicorn leaves out, and then logs that it didn't end
-        for connection in list(self.server_state.connections):  # those that outlasted the last resort
-            connection.transport.abort()
-        await asyncio.sleep(0)
-
-    async def _hang_up(self) -> None:
-        # TLS ends by a goodbye of both, and an idle client may never say its own.
-        while self.config.is_ssl:
-            closing = {each for each in self.server_state.connections if each.transport.is_closing()}
-            await asyncio.sleep(GOODBYE)
-            for connection in closing & self.server_state.connections:
-                if not connection.transport.get_write_buffer_size():
-                    connection.transport.abort()
