@@ -292,18 +292,26 @@ class _App:
         return reply if isinstance(reply, Reply) else await outcome(reply)
 
     async def _read(self, receive: Receive) -> bytes:
-        body = bytearray()
+        pieces: list[bytes] = []  # put together once: growing one buffer for each of many bodies leaves holes in memory
+        small = bytearray()
+        size = 0
         task = self._deadline.begin()
         try:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise DisconnectedError
-                body += message.get("body", b"")
-                if len(body) > self._max_body:
+                piece = message.get("body", b"")
+                size += len(piece)
+                if size > self._max_body:
                     raise self._too_big()
+                small += piece
                 if not message.get("more_body"):
-                    return bytes(body)
+                    pieces.append(bytes(small))
+                    return b"".join(pieces) if len(pieces) > 1 else pieces[0]
+                if len(small) >= LARGE_BODY:
+                    pieces.append(bytes(small))
+                    small = bytearray()
         except asyncio.CancelledError:
             if not self._deadline.passed(task):
                 raise

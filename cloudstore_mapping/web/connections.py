@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import logging
@@ -11,7 +12,7 @@ import re
 import socket
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -103,6 +104,9 @@ WAIT: Final = 5
 STRANGERS_SHARE: Final = 0.75
 #: Bytes of a request that every connection may hold without asking for memory.
 FREE_BYTES: Final = 8 * 2**10
+#: Seconds between two rounds in which the rest of refused requests is read, and how many pieces are read in one.
+DRAIN_INTERVAL: Final = 0.01
+DRAIN_PIECES: Final = 8
 #: Pairs of an API key and an address that are remembered for having been right.
 MAX_KNOWN: Final = 4096
 
@@ -289,6 +293,29 @@ class RequestMemory:
             self._by_subject[payer.subject] -= size
             if not self._by_subject[payer.subject]:
                 del self._by_subject[payer.subject]
+
+
+class Drain:
+    """
+    Reads on what refused clients still send, a few pieces at a time: they may see their reply, and slow nobody else.
+
+    Only for the loop's thread.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], object]] = deque()
+
+    def wait(self, read_on: Callable[[], object]) -> None:
+        """Call `read_on` when it is this piece's turn."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_later(DRAIN_INTERVAL, self._serve)
+        self._waiting.append(read_on)
+
+    def _serve(self) -> None:
+        for _ in range(min(DRAIN_PIECES, len(self._waiting))):
+            self._waiting.popleft()()
+        if self._waiting:
+            asyncio.get_running_loop().call_later(DRAIN_INTERVAL, self._serve)
 
 
 class UnreadReplies:

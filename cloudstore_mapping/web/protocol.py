@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
@@ -17,6 +19,7 @@ from cloudstore_mapping.service.security import network_of
 from cloudstore_mapping.web.connections import (
     FREE_BYTES,
     ConnectionLimiter,
+    Drain,
     KnownClients,
     OpenFiles,
     Payer,
@@ -30,7 +33,6 @@ from cloudstore_mapping.web.http import CLOSE, END
 from cloudstore_mapping.web.metrics import BYTES_IN, CONNECTIONS, Metrics
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from cloudstore_mapping.service.settings import Settings
@@ -48,6 +50,8 @@ GRACE: Final = 3.0
 GOODBYE: Final = 0.5
 #: Bytes that the parser gets at a time where the end of a request can't be foreseen: few requests fit into them.
 BLIND_PIECE: Final = 1024
+#: Bytes that the system may hold of a client that sends more than is read of it; by default it holds megabytes.
+SMALL_WINDOW: Final = 64 * 2**10
 #: Requests that uvicorn may have parsed behind the one in process; only a client that seeks the bounds gets there.
 MAX_PARSED_AHEAD: Final = 64
 #: Memory of an upload that is stored as it comes: three of the storage's chunks of 512 KiB.
@@ -94,6 +98,11 @@ class _Parser:
                 return
 
 
+def _take_turn(turn: asyncio.Future[None]) -> None:
+    if not turn.done():
+        turn.set_result(None)
+
+
 class HTTPProtocol(HttpToolsProtocol):
     """
     uvicorn's HTTP with an end to what it waits for without one: headers, trailers, a client that reads no reply.
@@ -110,6 +119,7 @@ class HTTPProtocol(HttpToolsProtocol):
     memory: ClassVar[RequestMemory]
     known: ClassVar[KnownClients]
     unread: ClassVar[UnreadReplies]
+    drain: ClassVar[Drain]
 
     #: Whether the connection is counted; a TLS handshake counts it before it begins here.
     has_place = False
@@ -133,6 +143,7 @@ class HTTPProtocol(HttpToolsProtocol):
     _api_key = ""
     _charged = 0
     _is_streamed = False
+    _is_small = False
     _header_timer: asyncio.TimerHandle | None = None
     _reply_timer: asyncio.TimerHandle | None = None
 
@@ -168,12 +179,16 @@ class HTTPProtocol(HttpToolsProtocol):
 
     async def _discard_body(self, request: RequestResponseCycle) -> None:
         self._discarded = request
+        self._shrink_window()
         self.headers = cast("Any", deque(maxlen=0))  # its trailers too
         self._charge(0)
         try:
             async with asyncio.timeout(self.settings.body_timeout):
                 while (await request.receive()).get("more_body"):
-                    pass
+                    turn = self.loop.create_future()
+                    self.flow.pause_reading()
+                    self.drain.wait(partial(_take_turn, turn))
+                    await turn
         except TimeoutError:
             request.keep_alive = False
 
@@ -293,11 +308,24 @@ class HTTPProtocol(HttpToolsProtocol):
         read from the socket: neither while the request is answered, nor while the client doesn't read its replies.
         """
         if self._is_deaf or not self.has_place:
+            self.flow.pause_reading()
+            self.drain.wait(self._read_on)
             return
         self.numbers.row[BYTES_IN] += len(data)
         self._data = self._data[self._at :] + data if self._data else data
         self._at = 0
         self._advance()
+
+    def _shrink_window(self) -> None:
+        """Have the system hold little of what the client sends: its memory is bounded for all connections together."""
+        if not self._is_small:
+            self._is_small = True
+            with suppress(OSError):  # the connection is gone
+                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_WINDOW)
+
+    def _read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _advance(self) -> None:
         while self._at < len(self._data) and not self._is_deaf:
@@ -321,6 +349,7 @@ class HTTPProtocol(HttpToolsProtocol):
     def _wait(self) -> None:
         """Read no more for now; `on_response_complete` or `resume_writing` goes on."""
         self.flow.pause_reading()
+        self._shrink_window()
         self._charge(len(self._data) - self._at)
 
     def _go_on(self) -> None:
@@ -505,6 +534,7 @@ class HTTPProtocol(HttpToolsProtocol):
         if self._is_deaf or self.transport.is_closing():
             return
         self._is_deaf = True
+        self._shrink_window()
         self._data = b""
         self._at = 0
         self._stop_header_timer()
@@ -516,6 +546,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._charge(0)
         if request is not None and not request.response_complete:
             request.disconnected = True
+            request.body = bytearray()  # the connection may stay until its client has seen the reply
             request.message_event.set()
             if request.response_started:  # it was answered early, and its body turned out to be none
                 self.transport.close()

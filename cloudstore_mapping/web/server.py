@@ -18,6 +18,7 @@ import uvicorn
 from cloudstore_mapping.web.api import FastPath, make_app
 from cloudstore_mapping.web.connections import (
     ConnectionLimiter,
+    Drain,
     KnownClients,
     OpenFiles,
     RequestMemory,
@@ -156,6 +157,7 @@ class _Server(Server):
             memory = RequestMemory(settings_)
             known = known_clients
             unread = UnreadReplies(settings_.max_unread_memory)
+            drain = Drain()
 
         context = server_context(options)
         if context is not None:
