@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.records import ApiKey
     from cloudstore_mapping.service.storage.sql import Transaction
 
-#: The plan of accounts that are not made under another one.
+#: Default plan of new accounts.
 DEFAULT_PLAN: Final = "unlimited"
-#: What an account is said to be on whose limits were set one by one.
+#: Name shown for accounts with individual limits.
 OWN_PLAN: Final = "custom"
 
 PLANS: Final[Mapping[str, Limits]] = {
     DEFAULT_PLAN: Limits(),
-    # As the account page of the vendor's own service shows it for its BASIC plan.
+    # Limits of the vendor's BASIC plan, from its account page.
     "basic": Limits(max_files=100, max_file_bytes=3072, max_daily_accesses=300, min_interval=3.0),
 }
 

@@ -24,44 +24,45 @@ _UNITS: Final = {
 }
 _SIZE: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) *([A-Za-z]*)", re.ASCII)
 
-#: What a sentence names as an example.
+#: Examples for error messages.
 EXAMPLES: Final = "3072, 3KiB or '1.5 GiB'"
 
 
 def parse_size(text: str) -> int:
     """
-    Return the bytes that `text` says: a number alone or of B, kB, MB, GB, TB (thousands) or KiB, MiB, GiB, TiB (1024s).
+    Return the number of bytes in a text such as 3072, 3kB or '1.5 GiB'.
 
-    Raises `ValueError` for what is no size, or no whole number of bytes.
+    Units are B, kB, MB, GB, TB (powers of 1000) and KiB, MiB, GiB, TiB (powers of 1024). Raises `ValueError` for other
+    texts, and for a fraction of a byte.
     """
     match = _SIZE.fullmatch(text.strip())
     unit = None if match is None else _UNITS.get(match[2].lower())
     if match is None or unit is None:
-        raise ValueError(f"{text!r} is no size; write it as {EXAMPLES}.")
+        raise ValueError(f"{text!r} is not a size; write it as {EXAMPLES}.")
     size = Decimal(match[1]) * unit
     if size != int(size):
-        raise ValueError(f"{text!r} is no whole number of bytes; write it as {EXAMPLES}.")
+        raise ValueError(f"{text!r} is not a whole number of bytes; write it as {EXAMPLES}.")
     return int(size)
 
 
-#: What the environment's variables begin with; the rest is the setting's name in upper case.
+#: Prefix of environment variables; the rest is the setting's name in upper case.
 PREFIX: Final = "CLOUDSTORE_SERVICE_"
-#: The variable that names the file.
+#: Environment variable with the path of the TOML file.
 FILE_VARIABLE: Final = f"{PREFIX}CONFIG"
-#: What `msgspec.Meta.extra` of a setting says that is a size in bytes.
+#: `msgspec.Meta.extra` of a setting in bytes.
 BYTES: Final = {"unit": "bytes"}
-#: And of one whose value is never shown.
+#: `msgspec.Meta.extra` of a secret setting: its value is never shown.
 SECRET: Final = {"secret": True}
-#: The type of a setting that is the name of a file.
+#: Type of a setting with a file's name.
 FileName: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, description="the name of a file")]
 
 _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII)
 
 
-class _Said(NamedTuple):
-    """A value, the place where it stands, and whether it is text that may mean a number."""
+class _Given(NamedTuple):
+    """A given value, its source for error messages, and whether text may mean a number."""
 
-    place: str
+    source: str
     value: object
     is_text: bool
 
@@ -70,86 +71,93 @@ def load(
     kinds: tuple[type, ...], environ: Mapping[str, str], given: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
     """
-    Return the checked values of those fields of the dataclasses `kinds` that somebody gave, by the field's name.
+    Return the checked values of the given fields of the dataclasses `kinds`, by name.
 
-    What is `given` on a command line, None meaning that it isn't, wins over the environment, and that over the TOML
-    file which the environment's ``CLOUDSTORE_SERVICE_CONFIG``, or a given ``config``, names. An empty value is no
-    default: it is wrong unless the setting's type admits it. Raises `ValueError` with one sentence that names the
-    option, variable or file, and says what is allowed; `OSError` for a file that can't be read.
+    A value in `given` (from the command line; None: absent) wins over the environment, and the environment over the
+    TOML file named by ``config`` or ``CLOUDSTORE_SERVICE_CONFIG``. An empty value doesn't mean the default: it is an
+    error unless the setting's type allows it. Raises `ValueError` with the option, variable or file and the allowed
+    values, and `OSError` if the file can't be read.
     """
     options = {name: value for name, value in (given or {}).items() if value is not None}
     types = {name: type_ for kind in kinds for name, type_ in get_type_hints(kind, include_extras=True).items()}
-    file = _Said("--config", options.pop("config", None), False)
+    file = _Given("--config", options.pop("config", None), False)
     if file.value is None:
-        file = _Said(f"The environment's {FILE_VARIABLE}", environ.get(FILE_VARIABLE), True)
-    said = {} if file.value is None else dict(_of_file(Path(_checked(file, FileName)), types))
-    said |= dict(_of_environment(environ, types))
-    said |= {name: _Said(f"--{name.replace('_', '-')}", value, False) for name, value in options.items()}
-    return {name: _checked(said_, types[name]) for name, said_ in said.items()}
+        file = _Given(f"The environment's {FILE_VARIABLE}", environ.get(FILE_VARIABLE), True)
+    settings = {} if file.value is None else dict(_from_file(Path(_check(file, FileName)), types))
+    settings |= dict(_from_environment(environ, types))
+    settings |= {name: _Given(f"--{name.replace('_', '-')}", value, False) for name, value in options.items()}
+    return {name: _check(setting, types[name]) for name, setting in settings.items()}
 
 
-def _of_file(file: Path, types: Mapping[str, Any]) -> Iterator[tuple[str, _Said]]:
+def _from_file(file: Path, types: Mapping[str, Any]) -> Iterator[tuple[str, _Given]]:
     try:
         values = tomllib.loads(read_file(file, pipe=True).decode())
     except OSError as error:
-        raise type(error)(f"{file} can't be read ({error.strerror}); name the file of settings again.") from error
+        raise type(error)(f"{file} can't be read ({error.strerror}); check its name and permissions.") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no TOML file: it is not UTF-8, from byte {error.start} on.") from error
+        raise ValueError(f"{file} is not a TOML file: it is not UTF-8 at byte {error.start}.") from error
     except ValueError as error:
-        raise ValueError(f"{file} is no TOML file: {error}.") from error
+        raise ValueError(f"{file} is not a TOML file: {error}.") from error
     for name, value in values.items():
         if name not in types:
-            raise ValueError(f"{file}: there is no setting {name!r}; {_meant(name, types)}")
-        yield name, _Said(f"{file}: {name}", value, False)
+            raise ValueError(f"{file}: there is no setting {name!r}; {_suggest(name, types)}")
+        yield name, _Given(f"{file}: {name}", value, False)
 
 
-def _of_environment(environ: Mapping[str, str], types: Mapping[str, Any]) -> Iterator[tuple[str, _Said]]:
+def _from_environment(environ: Mapping[str, str], types: Mapping[str, Any]) -> Iterator[tuple[str, _Given]]:
     for variable, value in environ.items():
         if not variable.startswith(PREFIX) or variable == FILE_VARIABLE:
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in types or variable != variable.upper():
-            advice = _meant(name, types, lambda name: PREFIX + name.upper())
-            raise ValueError(f"The environment's {variable} is no setting; {advice}")
-        yield name, _Said(f"The environment's {variable}", value, True)
+            advice = _suggest(name, types, lambda name: PREFIX + name.upper())
+            raise ValueError(f"The environment's {variable} is not a setting; {advice}")
+        yield name, _Given(f"The environment's {variable}", value, True)
 
 
-def _meant(name: str, known: Iterable[str], shown: Callable[[str], str] = str) -> str:
+def _suggest(name: str, known: Iterable[str], shown: Callable[[str], str] = str) -> str:
     close = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {shown(close[0])}?" if close else "take it out."
+    return f"did you mean {shown(close[0])}?" if close else "remove it."
 
 
-def _checked(said: _Said, type_: Any) -> Any:
-    value = said.value
-    plain, meta = _parted(type_)
+def _check(setting: _Given, type_: Any) -> Any:
+    """Return a setting's value, converted to its type; raise `ValueError` with its source for a wrong value."""
+    value = setting.value
     if isinstance(value, str) and (value != value.strip() or "\0" in value):
-        raise ValueError(f"{said.place} has white space or a NUL around its value; take that out.")
+        raise ValueError(f"{setting.source} has white space or a NUL around its value; remove it.")
     try:
-        if isinstance(value, str) and meta.extra == BYTES:
-            value = parse_size(value)
-        converted = msgspec.convert(value, type_, strict=not said.is_text)
-        if plain in (int, float) and isinstance(value, str) and _NUMBER.fullmatch(value) is None:
-            converted = math.nan
-        for check in (meta.extra or {}).get("checks", ()):
-            check(converted)
+        return _convert(value, type_, is_text=setting.is_text)
     except (msgspec.ValidationError, ValueError):
-        converted = math.nan
+        _, meta = _split(type_)
+        shown = "" if meta.extra == SECRET and value else f"is {value!r}, but "
+        raise ValueError(f"{setting.source} {shown}has to be {_describe(type_)}.") from None
+
+
+def _convert(value: object, type_: Any, *, is_text: bool) -> Any:
+    plain, meta = _split(type_)
+    is_number = plain in (int, float)
+    if isinstance(value, str) and meta.extra == BYTES:
+        value = parse_size(value)
+    converted = msgspec.convert(value, type_, strict=not is_text)
+    if is_number and isinstance(value, str) and _NUMBER.fullmatch(value) is None:
+        raise ValueError("not a number")
     if isinstance(converted, float) and not math.isfinite(converted):
-        shown = "" if meta.extra == SECRET and value else f"is {said.value!r}, but "
-        raise ValueError(f"{said.place} {shown}has to be {_described(type_)}.")
+        raise ValueError("not a finite number")
+    for check in (meta.extra or {}).get("checks", ()):
+        check(converted)
     return converted
 
 
-def _parted(type_: Any) -> tuple[Any, msgspec.Meta]:
-    """Return a setting's type without its constraints, and those; of one that may be None as if it may not."""
+def _split(type_: Any) -> tuple[Any, msgspec.Meta]:
+    """Return a setting's type, without None, and its constraints."""
     if get_origin(type_) in (Union, UnionType):
         (type_,) = (part for part in get_args(type_) if part is not NoneType)
     plain, *metas = get_args(type_) if get_origin(type_) is Annotated else (type_,)
     return plain, metas[0] if metas else msgspec.Meta()
 
 
-def _described(type_: Any) -> str:
-    plain, meta = _parted(type_)
+def _describe(type_: Any) -> str:
+    plain, meta = _split(type_)
     if meta.description:
         return str(meta.description)
     if plain is bool:

@@ -41,18 +41,18 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.records import Account
     from cloudstore_mapping.service.storage.sql import Transaction
 
-#: The type of a file of which nothing is known.
+#: Type of a file if nothing is known about it.
 UNKNOWN_TYPE: Final = "application/octet-stream"
-#: Bytes of a file's beginning that tell what it is.
+#: Number of first bytes needed to recognise a file.
 BEGINNING: Final = 16
 
-#: How the files begin that a browser may show; the first type that fits is theirs if nothing else says another.
+#: Magic bytes of the types safe to display in a browser; a file of unknown type gets the first match.
 SIGNATURES: Final[Mapping[str, re.Pattern[bytes]]] = {
     "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
     "image/jpeg": re.compile(rb"\xff\xd8\xff"),
     "image/gif": re.compile(rb"GIF8[79]a"),
     "image/webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
-    # Of layers II and III only: layer I is in no use, and its files begin as text in UTF-16 does.
+    # Layers II and III only: layer I is unused, and its first bytes are also those of UTF-16 text.
     "audio/mpeg": re.compile(rb"ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xfd]"),
     "audio/wav": re.compile(rb"RIFF....WAVE", re.DOTALL),
     "audio/flac": re.compile(rb"fLaC"),
@@ -85,14 +85,14 @@ _ALIASES: Final[Mapping[str, str]] = {
     "application/x-pdf": "application/pdf",
     "application/x-json": "application/json",
     "text/json": "application/json",
-    # Of these none says anything.
+    # These carry no information.
     "binary/octet-stream": UNKNOWN_TYPE,
     "application/unknown": UNKNOWN_TYPE,
     "application/x-unknown": UNKNOWN_TYPE,
     "*/*": UNKNOWN_TYPE,
 }
 
-# What Python's own table has not in each of its versions.
+# Missing in the table of some Python versions.
 _ENDINGS: Final[Mapping[str, str]] = {
     "text": "text/plain",
     "jpg": "image/jpeg",
@@ -108,18 +108,18 @@ _ENDINGS: Final[Mapping[str, str]] = {
     "opus": "audio/ogg",
     "weba": "audio/webm",
 }
-# Not the machine's table: the same upload has the same type everywhere.
+# Without the machine's own table, so that an upload gets the same type everywhere.
 _PYTHONS: Final = mimetypes.MimeTypes()
 _PLAIN: Final = re.compile(r"[a-z0-9]{1,16}")
 
 
 def real_type(content_type: str, name: str, beginning: bytes) -> str:
-    """Return the type of a file that was uploaded as `content_type`: itself, what it is an alias of, or a guess."""
+    """Return the media type of an upload: the resolved `content_type`, or else a guess."""
     return known_type(content_type) or _guess(name, beginning)
 
 
 def known_type(content_type: str) -> str:
-    """Return the type that `content_type` stands for, with its parameters; empty if it says nothing."""
+    """Return `content_type` with aliases resolved, keeping its parameters; empty if it carries no information."""
     kind, semicolon, parameters = content_type.strip().partition(";")
     plain = kind.strip().lower()
     real = _ALIASES.get(plain, plain) if "/" in plain else _of_ending(plain)
@@ -129,7 +129,7 @@ def known_type(content_type: str) -> str:
 
 
 def begins_as(content_type: str, beginning: bytes) -> bool:
-    """Whether a browser may show files of this type, and these are the first bytes of one."""
+    """Return True if the type is safe to display in a browser, and `beginning` has its magic bytes."""
     pattern = SIGNATURES.get(known_type(content_type).partition(";")[0].strip().lower())
     return pattern is not None and pattern.match(beginning) is not None
 

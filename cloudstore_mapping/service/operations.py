@@ -27,18 +27,6 @@ from cloudstore_mapping.service.storage.records import File, FileInfo
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import Operation, Reply, Request, decode_value, encode_value, success
 
-
-def check_name(name: str, max_bytes: int) -> None:
-    """Raise `BadNameError` for what can't be a file's name: names are data and never paths, but not all is stored."""
-    if not name:
-        raise BadNameError("A file needs a name of at least one character.", key=name)
-    if "\0" in name:
-        raise BadNameError("A file's name can't hold the character NUL; leave it out.", key=name)
-    if len(name) > max_bytes or (not name.isascii() and len(name.encode()) > max_bytes):
-        sentence = f"A file's name can't be longer than {max_bytes} bytes (the service's max_name_bytes); shorten it."
-        raise BadNameError(sentence, key=name)
-
-
 #: Bytes of a stored value and the one to merge into it, together, that a transaction decodes: 3 ms.
 MAX_INLINE_MERGE: Final = 64 * 2**10
 
@@ -47,6 +35,17 @@ _SAVES: Final = frozenset({Operation.SAVE, Operation.MERGE})
 
 _EMPTY: Final = encode_value("")
 _SAVED: Final = encode_value("Entry saved")
+
+
+def check_name(name: str, max_bytes: int) -> None:
+    """Raise `BadNameError` for a name that is empty, too long, or contains NUL; names are data, never paths."""
+    if not name:
+        raise BadNameError("The file's name is empty; give at least one character.", key=name)
+    if "\0" in name:
+        raise BadNameError("A file's name can't contain the character NUL; leave it out.", key=name)
+    if len(name) > max_bytes or (not name.isascii() and len(name.encode()) > max_bytes):
+        sentence = f"A file's name can't be longer than {max_bytes} bytes (the service's max_name_bytes); shorten it."
+        raise BadNameError(sentence, key=name)
 
 
 class Operations:

@@ -27,26 +27,26 @@ if TYPE_CHECKING:
 
 
 class Hasher(Protocol):
-    """Hashes passwords, so slowly that guessing them from their hashes is in vain."""
+    """Slow password hash, so that a stolen hash can't be guessed from."""
 
     def hash(self, password: str) -> str:
-        """Return a hash of the password, another one at each call."""
+        """Return a salted hash of the password."""
         ...
 
     def fits(self, stored: str, password: str) -> bool:
-        """Whether `stored` is a hash of the password."""
+        """Return True if `stored` is a hash of the password."""
         ...
 
 
 class Argon2Hasher:
-    """Hashes with argon2id, which takes about 20 ms and 19 MiB; `UnsupportedError` where it isn't installed."""
+    """Argon2id: about 20 ms and 19 MiB per hash; raises `UnsupportedError` if it isn't installed."""
 
     def hash(self, password: str) -> str:
-        """Return a hash of the password, another one at each call."""
+        """Return a salted hash of the password."""
         return _hasher().hash(password)
 
     def fits(self, stored: str, password: str) -> bool:
-        """Whether `stored` is a hash of the password."""
+        """Return True if `stored` is a hash of the password."""
         hasher = _hasher()
         from argon2.exceptions import VerifyMismatchError
 
@@ -58,12 +58,12 @@ class Argon2Hasher:
 
 def _hasher() -> PasswordHasher:
     try:
-        from argon2 import PasswordHasher  # of an extra, and needed only where a file has a password
+        from argon2 import PasswordHasher  # of the extra `server`, needed for passwords only
     except ImportError as error:
         raise UnsupportedError(
             "File passwords need the extra 'server': pip install 'cloudstore-mapping[server]'."
         ) from error
-    # The first choice of OWASP's password storage cheat sheet: 19 MiB, two passes, one lane.
+    # OWASP's recommended minimum for argon2id: 19 MiB, two passes, one lane.
     return PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
 
 
