@@ -39,7 +39,7 @@ from cloudstore_mapping.web.http import (
     encode_response,
     outcome,
 )
-from cloudstore_mapping.web.openapi import OPENAPI_PATH, make_description
+from cloudstore_mapping.web.openapi import OPENAPI_PATH, make_openapi
 from cloudstore_mapping.web.options import HSTS_LINE, is_pinned
 from cloudstore_mapping.web.uploads import SpoolSpace, make_upload
 from cloudstore_mapping.wire import (
@@ -228,7 +228,7 @@ def _mounts(service: Service, base: str, space: SpoolSpace) -> Mapping[str, Appl
     return {
         base + UPLOAD_PATH: make_upload(service, base + UPLOAD_PATH, space),
         base + FILES_PATH: make_files(service, base + FILES_PATH),
-        base + OPENAPI_PATH: make_description(base, base + OPENAPI_PATH),
+        base + OPENAPI_PATH: make_openapi(base, base + OPENAPI_PATH),
         f"{base}/admin": make_admin(service, base, space),
     }
 

@@ -9,7 +9,6 @@ import logging
 import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from email.utils import formatdate, parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -43,16 +42,16 @@ _PLAIN: Final = re.compile(r"[^ !#$&+\-.0-9A-Z^_`a-z|~()\[\]{},;=@']")
 
 
 def may_display_inline(mimetype: str, beginning: bytes) -> bool:
-    """Whether a browser may show a file of this type that begins with these bytes, in place of downloading it."""
+    """Return True if a browser may display the file inline: a safe type with its magic bytes."""
     return begins_as(mimetype, beginning)
 
 
-def policy(mimetype: str, *, shown: bool) -> bytes:
+def content_security_policy(mimetype: str, *, shown: bool) -> bytes:
     """
-    Return the Content-Security-Policy of a file: no script in any, and no more than a browser's own viewer needs.
+    Return the Content-Security-Policy of a file: no scripts, and only the needs of a browser's own viewer.
 
-    A browser opens audio and video by a page of its own, which asks for the file once more, and lays out a picture by
-    styles in its page; such pages are under the file's policy.
+    Browsers open audio and video in a page of their own, which requests the file again, and lay out images with inline
+    styles. The file's policy applies to these pages.
     """
     main = mimetype.strip().partition("/")[0].lower() if shown else ""
     needs = {"audio": b" media-src 'self';", "video": b" media-src 'self';", "image": b" style-src 'unsafe-inline';"}
@@ -60,7 +59,7 @@ def policy(mimetype: str, *, shown: bool) -> bytes:
 
 
 def content_disposition(name: str, *, shown: bool) -> bytes:
-    """Return the Content-Disposition of a file with this name, which may hold anything, as RFC 6266 has it."""
+    """Return the Content-Disposition (RFC 6266) for any name; Starlette has this only inside `FileResponse`."""
     plain = _PLAIN.sub("_", name)
     return (
         f"{'inline' if shown else 'attachment'}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}".encode()
@@ -72,7 +71,7 @@ _TAG: Final = re.compile(rb'(?:W/)?"[^"]*"')
 
 
 class RangeResult(NamedTuple):
-    """The status of the answer, and of the file's bytes those from `start` on to before `stop`."""
+    """Status of the response, and the range of the file's bytes, from `start` up to but excluding `stop`."""
 
     status: int
     start: int
@@ -81,11 +80,11 @@ class RangeResult(NamedTuple):
 
 def evaluate_conditions(headers: Mapping[bytes, bytes], tag: bytes, modified_at: float, size: int) -> RangeResult:
     """
-    Return what a GET or HEAD with these headers gets of a file: 200, 206, 304, 412 or 416.
+    Return the status and byte range of the response to a GET or HEAD request with these headers.
 
-    `tag` is the file's strong entity tag with its quotes, `modified_at` in seconds since 1970. Of several ranges none
-    is looked at: the whole file is an answer to them too, and one that nobody can make large. Nor does a date in
-    ``If-Range`` make a part: the file may have been replaced twice in its second.
+    `tag` is the file's strong entity tag with its quotes, and `modified_at` is in seconds since 1970. Several ranges
+    get the whole file, as allowed, so that a request can't multiply the response. So does a date in ``If-Range``: the
+    file may have been replaced twice in the same second.
     """
     whole = RangeResult(200, 0, size)
     modified = int(modified_at)
@@ -106,12 +105,12 @@ def evaluate_conditions(headers: Mapping[bytes, bytes], tag: bytes, modified_at:
 
 
 def _part(first: bytes, last: bytes, size: int) -> RangeResult:
-    if not first:  # so many bytes at the end
+    if not first:  # the last bytes of the file
         start, stop = max(0, size - int(last)), size
     else:
         start, stop = int(first), size if not last else min(int(last) + 1, size)
         if last and int(last) < start:
-            return RangeResult(200, 0, size)  # no range at all
+            return RangeResult(200, 0, size)  # not a valid range
     return RangeResult(206, start, stop) if start < stop else RangeResult(416, 0, 0)
 
 
@@ -128,10 +127,10 @@ def _seconds(date: bytes | None) -> int | None:
         return None
 
 
-# The header of a part as WHATWG's HTML standard has it, which knows no backslash as an escape: a name may hold some.
+# Header of a part by WHATWG's HTML standard. A backslash is no escape there, as it may be part of a name.
 _OPTION: Final = re.compile(rb'; (name|filename)="([^"]*)"')
 _AS_BROWSERS: Final = re.compile(rb'form-data(?:; (?:name|filename)="[^"]*")+')
-# What browsers write for these three in a file's name, and nothing else.
+# The only escapes of browsers in a file's name.
 _ESCAPES: Final = (("%22", '"'), ("%0D", "\r"), ("%0A", "\n"))
 _QUOTED: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _EXTENDED: Final = re.compile(rb";\s*filename\*\s*=\s*([\w-]+)'[\w-]*'([^\s;\"]*)", re.IGNORECASE)
@@ -142,9 +141,9 @@ _CHARSETS: Final = frozenset({"utf-8", "utf8", "iso-8859-1", "us-ascii"})
 
 def disposition_of(headers: Mapping[bytes, bytes], boundary: bytes) -> dict[bytes, bytes] | None:
     """
-    Return the ``name`` and the decoded ``filename`` of a part, whose headers come in their order; None without any.
+    Return the ``name`` and decoded ``filename`` of a part with these headers, in their order; None without any.
 
-    A name that is no UTF-8 is returned as it is.
+    A name outside UTF-8 is returned unchanged.
     """
     disposition = headers.get(b"content-disposition", b"")
     if _AS_BROWSERS.fullmatch(disposition):
@@ -153,54 +152,69 @@ def disposition_of(headers: Mapping[bytes, bytes], boundary: bytes) -> dict[byte
         kind, options = parse_options_header(disposition)
         if kind != b"form-data":
             return None
-        extended = _EXTENDED.search(_QUOTED.sub(b'""', disposition))
-        with suppress(ValueError):
-            if extended is not None:
-                name = _text(unquote_to_bytes(extended[2]), extended[1].decode("ascii"))
-                return {**options, b"filename": name.encode()}
-    if b"filename" in options:
-        names = list(headers)
-        is_of_aiohttp = (
-            _BOUNDARY_OF_AIOHTTP.fullmatch(boundary) is not None
-            and b"content-type" in headers
-            and names.index(b"content-type") < names.index(b"content-disposition")
-        )
-        with suppress(UnicodeDecodeError):
-            options[b"filename"] = _decoded(options[b"filename"].decode(), is_of_aiohttp=is_of_aiohttp).encode()
+        extended = _extended_name(disposition)
+        if extended is not None:
+            return {**options, b"filename": extended.encode()}
+    name = _decode(options.get(b"filename", b""), "utf-8")
+    if name:
+        options[b"filename"] = _unescape(name, is_of_aiohttp=_is_of_aiohttp(headers, boundary)).encode()
     return options
 
 
-def _decoded(name: str, *, is_of_aiohttp: bool) -> str:
+def _is_of_aiohttp(headers: Mapping[bytes, bytes], boundary: bytes) -> bool:
+    names = list(headers)
+    return (
+        _BOUNDARY_OF_AIOHTTP.fullmatch(boundary) is not None
+        and b"content-type" in headers
+        and names.index(b"content-type") < names.index(b"content-disposition")
+    )
+
+
+def _extended_name(disposition: bytes) -> str | None:
+    """Return the decoded parameter ``filename*`` (RFC 8187), if there is a valid one."""
+    match = _EXTENDED.search(_QUOTED.sub(b'""', disposition))
+    return None if match is None else _decode(unquote_to_bytes(match[2]), match[1].decode("ascii", "replace"))
+
+
+def _unescape(name: str, *, is_of_aiohttp: bool) -> str:
     if is_of_aiohttp:
-        decoded = unquote(name, errors="replace")
-        if quote(decoded, safe="") == name:
-            return decoded
-    with suppress(ValueError):
-        return _from_words(name)
+        unquoted = unquote(name, errors="replace")
+        if quote(unquoted, safe="") == name:
+            return unquoted
+    words = _decode_words(name)
+    if words is not None:
+        return words
     for escape, char in _ESCAPES:
         name = name.replace(escape, char)
     return name
 
 
-def _from_words(name: str) -> str:
-    """Return what a name of encoded words says; `ValueError` if there is anything else in it."""
+def _decode_words(name: str) -> str | None:
+    """Return the text of a name made only of encoded words (RFC 2047), else None."""
     words = _ENCODED_WORD.findall(name)
     charsets = {charset.lower() for charset, _, _ in words}
-    if not words or _ENCODED_WORD.sub("", name).strip(" ") or len(charsets) > 1:
-        raise ValueError(name)
-    # Joined before they are decoded: some clients cut a character in two.
-    return _text(b"".join(_bytes(encoding.lower(), text) for _, encoding, text in words), *charsets)
+    if len(charsets) != 1 or _ENCODED_WORD.sub("", name).strip(" "):
+        return None
+    # Joined before decoding: some clients split a character between two words.
+    parts = [_word_bytes(encoding.lower(), text) for _, encoding, text in words]
+    return None if None in parts else _decode(b"".join(filter(None, parts)), *charsets)
 
 
-def _bytes(encoding: str, text: str) -> bytes:
-    # `binascii.Error` is a ValueError.
-    return base64.b64decode(text, validate=True) if encoding == "b" else binascii.a2b_qp(text, header=True)
+def _word_bytes(encoding: str, text: str) -> bytes | None:
+    try:
+        return base64.b64decode(text, validate=True) if encoding == "b" else binascii.a2b_qp(text, header=True)
+    except binascii.Error:
+        return None
 
 
-def _text(data: bytes, charset: str) -> str:
+def _decode(data: bytes, charset: str) -> str | None:
+    """Return text in a supported charset; None for another charset or invalid bytes."""
     if charset.lower() not in _CHARSETS:
-        raise ValueError(charset)
-    return data.decode(charset)
+        return None
+    try:
+        return data.decode(charset)
+    except UnicodeDecodeError:
+        return None
 
 
 _log: Final = logging.getLogger(__name__)
@@ -289,7 +303,8 @@ async def _response(files: MediaFiles, scope: Scope, match: re.Match[str] | None
     shown = may_display_inline(mimetype, beginning)
     headers = [
         *_HEADERS,
-        (b"content-security-policy", policy(mimetype, shown=shown)),  # of a 304 too: a browser keeps the newest
+        # Also in a 304, as browsers keep the newest policy.
+        (b"content-security-policy", content_security_policy(mimetype, shown=shown)),
         (b"etag", tag),
         (b"repr-digest", b"sha-256=:%s:" % b64encode(bytes.fromhex(media.digest))),  # RFC 9530
         (b"last-modified", formatdate(media.updated_at, usegmt=True).encode()),

@@ -1,4 +1,9 @@
-"""The multipart form of an upload, read piece by piece: a few short fields, and one file that is never held whole."""
+"""
+Streaming multipart/form-data parser of an upload: a few short fields and a file, passed on piece by piece.
+
+Starlette's `form()` is not used: it writes the whole file to a temporary file before it returns any field, so before
+the API key can be checked. python-multipart, the parser beneath it, is used directly.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +15,21 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from cloudstore_mapping.errors import ProtocolError
 from cloudstore_mapping.web.downloads import disposition_of
 
-#: Parts that a form may have, and bytes that each of its fields may take.
+#: Maximum number of parts of a form, and bytes of a field.
 MAX_PARTS: Final = 16
 MAX_FIELD_BYTES: Final = 4096
-#: The field that asks for no file to be replaced, by being there, empty.
+#: Field for a conditional upload; present and empty, it forbids replacing a file.
 CONDITION: Final = "if_version"
-#: Bytes that the value of a part's header may take: a file's name of a thousand bytes, escaped, and what is around it.
+#: Maximum bytes of a part's header: a name of 1,024 bytes, escaped, and its parameters.
 MAX_HEADER_BYTES: Final = 8192
 
 
 class UploadForm:
     """
-    What of a form has come: `fields` whose end was seen, and of the file its name, type and bytes not yet taken.
+    Form of an upload while it arrives: complete `fields`, and the file's name, type and bytes not yet taken.
 
-    `before_file` are the names of the fields in front of the file. `has_ended` says that the form's last boundary was
-    seen. Raises `ProtocolError` (``BadRequest``, ``BadType``).
+    `before_file` has the names of the fields before the file. `has_ended` is set at the form's last boundary. Raises
+    `ProtocolError` (``BadRequest``, ``BadType``).
     """
 
     def __init__(self, content_type: str) -> None:
@@ -66,9 +71,9 @@ class UploadForm:
             raise _bad(str(error)) from error
 
     def feed(self, data: bytes) -> None:
-        """Read the next bytes of the body."""
+        """Parse the next bytes of the body."""
         if not self._has_begun:
-            # The parser skips whatever follows a line's end before the form, but only as far as one piece goes.
+            # The parser skips everything between a leading line end and the form, but only within a single piece.
             data = data.lstrip(b"\r\n")
             self._has_begun = bool(data)
         try:
@@ -77,7 +82,7 @@ class UploadForm:
             raise _bad(str(error)) from error
 
     def take(self) -> list[bytes]:
-        """Return the file's bytes that came since the last call."""
+        """Return the bytes of the file parsed since the last call."""
         pieces, self._pieces = self._pieces, []
         return pieces
 
@@ -103,7 +108,7 @@ class UploadForm:
         if not self._in_file:
             return
         if self.has_file:
-            raise _bad("it holds more than one file")
+            raise _bad("it has more than one file")
         self.has_file = True
         self.before_file = frozenset(self.fields)
         self.filename = _text(options[b"filename"], "the file's name")
@@ -121,7 +126,7 @@ class UploadForm:
         if not self._in_file:
             self.fields[self._field] = _text(bytes(self._value), f"the field {self._field[:20]!r}")
             if self._field == CONDITION and (self._value or self.has_file):
-                raise _bad(f"its field {CONDITION!r} has to be empty, and to stand before the file")
+                raise _bad(f"its field {CONDITION!r} must be empty, and come before the file")
         self._in_file = False
 
     def _end(self) -> None:

@@ -1,4 +1,4 @@
-"""What a service logs on stderr: a line for each thing that happened, and never a key, a password or a value."""
+"""Logs of the service on stderr, as text or JSON lines, without API keys, passwords or values."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from typing import Any, Final, TextIO
 
 from cloudstore_mapping.errors import CloudStoreError
 
-#: The logger of requests.
+#: Name of the access log's logger.
 ACCESS: Final = "cloudstore_mapping.access"
 
-# Whoever has the link of a media file may read it: of its two numbers only the beginning is logged.
+# A media link is a secret: only the first digits of its two numbers are logged.
 _LINK: Final = re.compile(r"(/[0-9a-fA-F]{4})[0-9a-fA-F]{28}(?![0-9a-fA-F])")
-# The sentences of these hold paths and names; another one's may hold the value that it could not take.
-_TELLING: Final = (CloudStoreError, OSError, sqlite3.Error)
+# The messages of these errors contain paths and names only; those of others may quote a value.
+_SAFE_TO_LOG: Final = (CloudStoreError, OSError, sqlite3.Error)
 _Failure = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 @contextmanager
 def logging_as(*, as_json: bool, access: bool, stream: TextIO | None = None) -> Iterator[None]:
-    """Log warnings and errors of the whole process to `stream` (None: stderr), with `access` every request too."""
+    """Log warnings and errors of the process to `stream` (None: stderr), and with `access` every request."""
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
     handler.setFormatter(JSONLines() if as_json else Lines())
     requests = logging.getLogger(ACCESS)
@@ -36,7 +36,7 @@ def logging_as(*, as_json: bool, access: bool, stream: TextIO | None = None) -> 
     root.addHandler(handler)
     before = requests.level
     requests.setLevel(logging.INFO if access else logging.WARNING)
-    # It warns of each form that can't be read, which anybody can send as often as they like.
+    # It warns of each malformed form, so anybody could fill the log.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     try:
         yield
@@ -46,7 +46,7 @@ def logging_as(*, as_json: bool, access: bool, stream: TextIO | None = None) -> 
 
 
 class Lines(logging.Formatter):
-    """For people: time, level and message, a failure's places under it."""
+    """Format records as text: time, level and message, then the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as text."""
@@ -55,18 +55,18 @@ class Lines(logging.Formatter):
             message = record.getMessage()
         else:
             message = "{address} {method} {path} {status} {milliseconds} ms".format_map(request)
-        lines = [f"{_time(record)} {record.levelname} {_printable(_shortened(message))}"]
+        lines = [f"{_time(record)} {record.levelname} {_printable(_redact(message))}"]
         if record.exc_info:
             lines.append(self.formatException(record.exc_info))
         return "\n".join(lines)
 
     def formatException(self, ei: _Failure) -> str:  # noqa: N802 - as logging has it
-        """Return where an error came from, and what it says if that can't be what a user stored."""
-        return "" if ei[1] is None else "\n".join(_told(ei[1]))
+        """Return the traceback of an error, with its message only if that can't quote a stored value."""
+        return "" if ei[1] is None else "\n".join(_traceback(ei[1]))
 
 
 class JSONLines(Lines):
-    """For programs: one JSON object a line, with ``time``, ``level`` and ``message``, of a request its facts."""
+    """Format records as JSON lines: ``time``, ``level``, ``message``, and the fields of a request."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as a line of JSON."""
@@ -78,19 +78,19 @@ class JSONLines(Lines):
         facts |= getattr(record, "request", {})
         if record.exc_info:
             facts["traceback"] = self.formatException(record.exc_info)
-        return json.dumps({name: _shortened(fact) if isinstance(fact, str) else fact for name, fact in facts.items()})
+        return json.dumps({name: _redact(fact) if isinstance(fact, str) else fact for name, fact in facts.items()})
 
 
-def _told(error: BaseException) -> list[str]:
+def _traceback(error: BaseException) -> list[str]:
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    lines = [] if before is None else [*_told(before), "which led to"]
+    lines = [] if before is None else [*_traceback(before), "which led to"]
     lines += [
         f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in traceback.extract_tb(error.__traceback__)
     ]
-    return [*lines, f"{type(error).__name__}: {error}" if isinstance(error, _TELLING) else type(error).__name__]
+    return [*lines, f"{type(error).__name__}: {error}" if isinstance(error, _SAFE_TO_LOG) else type(error).__name__]
 
 
-def _shortened(text: str) -> str:
+def _redact(text: str) -> str:
     return _LINK.sub(r"\1…", text)
 
 

@@ -1,4 +1,4 @@
-"""The wire described for programs: an OpenAPI document, made of the messages that the service reads and writes."""
+"""OpenAPI document of the wire format, generated from its messages."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ _READ: Final = ("GET", "HEAD")
 _OF_JSON: Final = "application/json"
 _NUMBER: Final[Schema] = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
 
-# What the paths ask for beyond the messages, which are one for all of them.
+# Constraints of each path, in addition to the messages shared by all of them.
 _WITH_KEY: Final[Schema] = {"required": ["key"], "properties": {"key": {"minLength": 1}}}
 _DELETES: Final[Schema] = {"properties": {"options": {"const": "delete"}}, "required": ["options"]}
 _WITH_VALUE: Final[Schema] = {"anyOf": [{"required": ["value"]}, _DELETES]}
 _IN_BATCH: Final[Schema] = {
-    "properties": {"key": {"const": "", "description": "Left out: the batch's own stands for all of them."}},
+    "properties": {"key": {"const": "", "description": "Absent: the key of the batch applies to all requests."}},
     "anyOf": [{"required": ["value"]}, {"properties": {"options": {"enum": [None, "delete", "list", "stat"]}}}],
 }
 _FORM: Final[Schema] = {
@@ -61,10 +61,10 @@ _FORM: Final[Schema] = {
         "password": {"type": "string"},
         "mediaPass": {
             "type": "string",
-            "description": "The account's default password of media files; opens what that opens.",
+            "description": "The account's default password for media files.",
         },
-        "if_version": {"const": "", "description": "Before the file: replace none of this name."},
-        "file": {"type": "string", "format": "binary", "description": "With its filename and content type."},
+        "if_version": {"const": "", "description": "Before the file: replace no existing file of this name."},
+        "file": {"type": "string", "format": "binary", "description": "The file, with its filename and content type."},
     },
     "required": ["key", "file"],
 }
@@ -72,7 +72,7 @@ _WITH_ID: Final[Schema] = {
     "name": ID_HEADER,
     "in": "header",
     "schema": {"type": "string", "pattern": f"^{ID_PATTERN}$"},
-    "description": "An id under which a write is done once, in the place of the body's `request`.",
+    "description": "Idempotency key: a write with the same key is done once. It replaces `request` in the body.",
 }
 _OF_MEDIA: Final[tuple[Schema, ...]] = (
     {"name": "folder", "in": "path", "required": True, "schema": _NUMBER},
@@ -81,8 +81,8 @@ _OF_MEDIA: Final[tuple[Schema, ...]] = (
 )
 
 
-def description(base_path: str) -> Schema:
-    """Return the description of a service under this path; its dashboard, which is for people, is not in it."""
+def openapi_document(base_path: str) -> Schema:
+    """Return the OpenAPI document of a service at `base_path`, without its dashboard."""
     _, schemas = msgspec.json.schema_components((Request, Batch, ReplyBody), ref_template=f"{_SCHEMAS}{{name}}")
     saved = _of("Request", _WITH_KEY, _options(None, "merge", "delete"), _WITH_VALUE)
     loaded = _of("Request", _WITH_KEY, _options(None, "list", "stat"))
@@ -94,28 +94,30 @@ def description(base_path: str) -> Schema:
         "paths": {
             SAVE_PATH: {"post": _posted("save", "Save, merge or delete a file.", _OF_JSON, saved, _WITH_ID)},
             LOAD_PATH: {"post": _posted("load", "Load a value, list names, or describe a file.", _OF_JSON, loaded)},
-            BATCH_PATH: {"post": _posted("batch", "Send many of these as one.", _OF_JSON, batch, _WITH_ID)},
+            BATCH_PATH: {
+                "post": _posted("batch", "Send many saves and loads in a single request.", _OF_JSON, batch, _WITH_ID)
+            },
             UPLOAD_PATH: {"post": _posted("upload", "Store a media file.", "multipart/form-data", _FORM)},
             f"{FILES_PATH}{{folder}}/{{file}}": _read(
-                "media", "Get a media file, or a part of it.", _media(), *_OF_MEDIA
+                "media", "Get a media file, or a range of it.", _media(), *_OF_MEDIA
             ),
-            "/health": _read("health", "Tell whether the store can be read and written to.", _replies((200, 405, 503))),
-            "/metrics": _read("metrics", "Tell Prometheus what was counted.", _as("text/plain")),
-            OPENAPI_PATH: _read("openapi", "Get this description.", _as(_OF_JSON)),
+            "/health": _read("health", "Return 200 if the store can be read and written.", _replies((200, 405, 503))),
+            "/metrics": _read("metrics", "Get the metrics in Prometheus' format.", _as("text/plain")),
+            OPENAPI_PATH: _read("openapi", "Get this document.", _as(_OF_JSON)),
         },
         "components": {"schemas": schemas},
     }
 
 
-def make_description(base_path: str, path: str) -> Application:
-    """Return the ASGI application that shows the description, at this path alone."""
-    body = msgspec.json.encode(description(base_path))
+def make_openapi(base_path: str, path: str) -> Application:
+    """Return the ASGI application for the OpenAPI document at `path`."""
+    body = msgspec.json.encode(openapi_document(base_path))
     headers = [(b"content-type", _OF_JSON.encode()), (b"content-length", b"%d" % len(body)), *CROSS_ORIGIN]
 
     async def refuse(scope: Scope, _: Receive) -> Reply:
         if scope["path"] == path:
             check_method(scope["method"], _READ)
-        raise RefusedError(ProtocolError(f"There is nothing here; the description is at {path}.", error="NoPath"))
+        raise RefusedError(ProtocolError(f"There is nothing here; the OpenAPI document is at {path}.", error="NoPath"))
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] != path or scope["method"] not in _READ:
@@ -151,14 +153,14 @@ def _read(name: str, summary: str, responses: Schema, *parameters: Schema) -> Sc
         "get": {"operationId": name, "summary": summary, "responses": responses},
         "head": {
             "operationId": f"{name}-head",
-            "summary": f"{summary.removesuffix('.')}: the headers alone.",
+            "summary": f"{summary.removesuffix('.')}: the headers only.",
             "responses": {status: {**response, "content": {}} for status, response in responses.items()},
         },
     }
 
 
 def _replies(statuses: Iterable[int]) -> Schema:
-    """Return the replies of these statuses, each with the errors that travel under it."""
+    """Return the replies with these statuses, each with its possible errors."""
     return {str(status): _reply(status) for status in sorted(set(statuses))}
 
 
@@ -167,12 +169,15 @@ def _reply(status: int) -> Schema:
     if status == HTTPStatus.OK:
         errors.insert(0, None)
     headers: Schema = {
-        EXTENSIONS_HEADER: {"schema": {"type": "string"}, "description": f"What it can: {', '.join(EXTENSIONS)}."}
+        EXTENSIONS_HEADER: {
+            "schema": {"type": "string"},
+            "description": f"Extensions of the protocol: {', '.join(EXTENSIONS)}.",
+        }
     }
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         headers["Retry-After"] = {"schema": {"type": "integer"}, "description": "In seconds."}
     return {
-        "description": "All is well, or `error` says what is not."
+        "description": "Success, or an error named in `error`."
         if status == HTTPStatus.OK
         else ", ".join(filter(None, errors)),
         "headers": headers,
@@ -184,7 +189,7 @@ def _media() -> Schema:
     file: Schema = {"content": {"*/*": {}}}
     return {
         "200": {"description": "The file.", **file},
-        "206": {"description": "The part of it that was asked for.", **file},
+        "206": {"description": "The requested range of the file.", **file},
         **{
             str(status.value): {"description": status.phrase}
             for status in (
@@ -199,4 +204,4 @@ def _media() -> Schema:
 
 
 def _as(content_type: str) -> Schema:
-    return {"200": {"description": "It.", "content": {content_type: {}}}, **_replies((405,))}
+    return {"200": {"description": "The document.", "content": {content_type: {}}}, **_replies((405,))}

@@ -13,7 +13,7 @@ import requests
 from hypothesis import HealthCheck, Phase, given, settings
 
 from benchmarks.serving import memory
-from cloudstore_mapping.web.openapi import OPENAPI_PATH, description
+from cloudstore_mapping.web.openapi import OPENAPI_PATH, openapi_document
 from tests.raw_http import body
 from tests.serving import serving, told
 
@@ -30,7 +30,7 @@ MOST_MORE = 256 * 2**20
 EXCLUDED = [getattr(checks, name) for name in ("positive_data_acceptance", "negative_data_rejection", "ignored_auth")]
 OPERATIONS = [
     (path, method)
-    for path, item in description("")["paths"].items()
+    for path, item in openapi_document("")["paths"].items()
     for method in ("get", "head", "post")
     if method in item
 ]

@@ -13,7 +13,7 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.api import make_app
 from cloudstore_mapping.web.http import HEALTH_PATH
 from cloudstore_mapping.web.metrics import METRICS_PATH
-from cloudstore_mapping.web.openapi import OPENAPI_PATH, description
+from cloudstore_mapping.web.openapi import OPENAPI_PATH, openapi_document
 from cloudstore_mapping.web.server import background
 from cloudstore_mapping.wire import Batch, Request
 from tests.raw_http import FakeService
@@ -32,7 +32,7 @@ def test_it_is_served(address: str) -> None:
     told = requests.get(address + OPENAPI_PATH, timeout=20)
     assert told.headers["Content-Type"] == "application/json"
     assert told.headers["Access-Control-Allow-Origin"] == "*"
-    assert told.json() == description("/cloudstore")
+    assert told.json() == openapi_document("/cloudstore")
     headers = requests.head(address + OPENAPI_PATH, timeout=20).headers
     assert headers["Content-Length"] == told.headers["Content-Length"]
     assert requests.post(address + OPENAPI_PATH, timeout=20).status_code == 405
@@ -43,7 +43,7 @@ def test_it_is_openapi() -> None:
     """It is a valid document of OpenAPI 3.1, under any base path."""
     schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis, which the extra 'dev' brings")
     for base in ("", "/cloudstore"):
-        schemathesis.openapi.from_dict(description(base)).validate()
+        schemathesis.openapi.from_dict(openapi_document(base)).validate()
 
 
 def test_every_path_is_described(address: str) -> None:
@@ -52,7 +52,7 @@ def test_every_path_is_described(address: str) -> None:
     app: Any = make_app(service.as_service(), base_path="")
     answered = {*app._posts, *app._mounts, HEALTH_PATH, METRICS_PATH} - {"/admin"}
     service.close()
-    paths = description("")["paths"]
+    paths = openapi_document("")["paths"]
     assert {path.partition("{")[0] for path in paths} == answered
     for path, item in paths.items():
         for method in {"get", "post"} & item.keys():
@@ -62,7 +62,7 @@ def test_every_path_is_described(address: str) -> None:
 
 def test_every_field_and_error_is_described() -> None:
     """The fields of the messages, under their names on the wire, and all errors with their statuses."""
-    told = description("")
+    told = openapi_document("")
     schemas = told["components"]["schemas"]
     assert {"key", "file", "options", "value", "if_version", "request"} <= schemas["Request"]["properties"].keys()
     assert len(schemas["Request"]["properties"]) == len(Request.__struct_fields__)

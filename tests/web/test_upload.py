@@ -161,7 +161,7 @@ def test_a_condition_that_can_t_be_held(posted: Posted, value: str, comes_late: 
     parts = [field("if_version", value), file_part(b"data")]
     reply = posted.post(field("key", posted.uploader.api_key), *(parts[::-1] if comes_late else parts))
     assert reply["error"] == "BadRequest"
-    assert "'if_version' has to be empty, and to stand before the file" in reply["message"]
+    assert "'if_version' must be empty, and come before the file" in reply["message"]
     assert comes_to(posted.uploader.storage, 0, 0, 0)
 
 

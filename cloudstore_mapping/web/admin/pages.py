@@ -207,7 +207,7 @@ class Pages:
         }
 
     def _search_data(self, account: Account, view: ViewState) -> Page[DataRow]:
-        """Return a page of the files whose keys contain the search text."""
+        """Return a page of the files with the search text in their keys."""
         page = self._service.panels.data(account, literal_part(view.search, joined=False), view.after)
         return page._replace(rows=[row for row in page.rows if view.search in unescape_name(row.name)])
 
