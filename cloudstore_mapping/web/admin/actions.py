@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from cloudstore_mapping.errors import REPLY_ERRORS, BadValueError, CloudStoreError, NoFileError
 from cloudstore_mapping.keys import escape_key, unescape_name
-from cloudstore_mapping.web.admin.pages import Dialog, Draft, ViewState
+from cloudstore_mapping.web.admin.pages import Dialog, ValueDraft, ViewState
 from cloudstore_mapping.wire import (
     SAVE_PATH,
     Batch,
@@ -64,7 +64,7 @@ class RedisplayForm:
     """Result of a refused action: show the page again with the error and the owner's draft."""
 
     error: CloudStoreError
-    draft: Draft
+    draft: ValueDraft
 
 
 Result = Redirect | RedisplayForm
@@ -136,13 +136,13 @@ class Actions:
         self._service.owners.record(visit.account, action, [name], visit.address)
         return Redirect(ViewState("data", visit.view.search, visit.view.after, name, value="1"), "saved")
 
-    def _redraft(self, visit: Visit, name: str, text: str, version: str, error: CloudStoreError) -> Draft:
+    def _redraft(self, visit: Visit, name: str, text: str, version: str, error: CloudStoreError) -> ValueDraft:
         """Return the owner's draft, after a conflict together with the value now stored."""
         key = unescape_name(name)
         if error.error != "Changed" or not version:
-            return Draft(key, text, version)
+            return ValueDraft(key, text, version)
         theirs = self._pages.load(visit.account, name)
-        return Draft(key, text, "", None) if theirs is None else Draft(key, text, theirs[1], theirs[0])
+        return ValueDraft(key, text, "", None) if theirs is None else ValueDraft(key, text, theirs[1], theirs[0])
 
     def _delete_media(self, visit: Visit, form: Form) -> Redirect:
         def delete(media_id: str) -> None:

@@ -88,7 +88,7 @@ class Visit:
 
 
 @dataclass(frozen=True)
-class Draft:
+class ValueDraft:
     """Text in the value editor; saving replaces `version`, and another program saved `theirs` meanwhile."""
 
     key: str
@@ -162,7 +162,7 @@ class Pages:
         message: str = "",
         status: int = 200,
         dialog: Dialog | None = None,
-        draft: Draft | None = None,
+        draft: ValueDraft | None = None,
         new_key: str | None = None,
     ) -> Response:
         """Return the page of the owner's view; a one-time password must be changed first."""
@@ -211,14 +211,14 @@ class Pages:
         page = self._service.panels.data(account, literal_part(view.search, joined=False), view.after)
         return page._replace(rows=[row for row in page.rows if view.search in unescape_name(row.name)])
 
-    def _draft(self, visit: Visit) -> Draft | None:
+    def _draft(self, visit: Visit) -> ValueDraft | None:
         view = visit.view
         if view.new is not None:
-            return Draft("", "", "")
+            return ValueDraft("", "", "")
         if view.value is None or view.file is None:
             return None
         loaded = self.load(visit.account, view.file)
-        return None if loaded is None else Draft(unescape_name(view.file), *loaded)
+        return None if loaded is None else ValueDraft(unescape_name(view.file), *loaded)
 
     def load(self, account: Account, name: str) -> tuple[str, str] | None:
         """Return a file's value as indented JSON, and its version; None for an absent file or a large value."""
