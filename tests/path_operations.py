@@ -92,6 +92,7 @@ COMMANDS: Final[dict[tuple[str, str], str]] = {
     ("restore", "file"): "restore PATH --store restored.db",
     ("restore", "store"): "restore OTHER --store PATH",
     ("check", "store"): "check --store PATH",
+    ("compact", "store"): "compact --store PATH",
     ("migrate", "store"): "migrate --store PATH",
     ("migrate-names", "store"): "migrate-names --store PATH",
     ("migrate-store", "source"): "migrate-store PATH copied.db",

@@ -201,7 +201,7 @@ def test_a_check(store: Path) -> None:
             "accounts: 1",
             "data files: 1, 7 bytes",
             "media files: 1, 5 bytes",
-            "left over: 0 uploads, counts of 0 files",
+            "left over: 0 uploads, counts of 0 files, 0 deleted accounts",
             "Nothing is wrong.",
         ],
     )

@@ -81,7 +81,7 @@ def create(
 @accounts.command("list")
 def list_(store: StoreOption = None, as_json: AsJSON = False) -> None:
     """Print all accounts: name, plan, and whether they are switched off."""
-    with open_service(store) as service:
+    with open_service(store, readonly=True) as service:
         found = service.accounts.all()
     if as_json:
         show_json([{"account": account.name, "plan": account.plan, "disabled": account.disabled} for account in found])
@@ -94,7 +94,7 @@ def list_(store: StoreOption = None, as_json: AsJSON = False) -> None:
 @accounts.command("show")
 def show_(name: Name, store: StoreOption = None, as_json: AsJSON = False) -> None:
     """Print an account's plan and limits, and of its API keys when they were made and how they begin."""
-    with open_service(store) as service:
+    with open_service(store, readonly=True) as service:
         account = service.accounts.named(name)
         keys = service.accounts.keys(name)
     if as_json:
@@ -118,7 +118,8 @@ def set_(
         typer.Argument(
             metavar="LIMIT=…",
             help="plan=basic sets all; files, file-bytes, daily-accesses (of a file), interval (seconds between "
-            "requests), media-bytes and total-bytes set one: a number, a size such as 3KiB, or unlimited.",
+            "requests), media-bytes (of a file) and total-bytes (of all that it stores) set one: a number, a size such "
+            "as 3KiB, or unlimited.",
         ),
     ],
     store: StoreOption = None,
@@ -133,6 +134,7 @@ def set_(
             service.accounts.set_plan(name, plan)
         if changes:
             service.accounts.set_limits(name, **changes)
+        service.sweeper.wait()  # until all files are counted: the limits are exact from now on
 
 
 @accounts.command()
@@ -198,6 +200,7 @@ def delete(
         if not yes:
             confirm(f"Delete the account {name!r} with all its files? Type its name:", account.name)
         service.accounts.delete(name)
+        service.sweeper.wait()  # or a service on the store goes on when this is interrupted
 
 
 def _show(facts: dict[str, Any], text: str, *, as_json: bool) -> None:

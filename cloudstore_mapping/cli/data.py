@@ -74,7 +74,7 @@ def get(
     key: Key, at: At = None, password: AskPassword = False, insecure: Insecure = False, as_json: AsJSON = False
 ) -> None:
     """Print the value of a key as JSON: indented on a terminal, else on one line."""
-    with open_store(at, password=asked(password), insecure=insecure) as store:
+    with open_store(at, password=asked(password), insecure=insecure, readonly=True) as store:
         value = store[key]
     (show_json if as_json else show_value)(value)
 
@@ -140,7 +140,7 @@ def ls(
 
     A key that the terminal's encoding can't hold is exit status 2; --json prints any.
     """
-    with open_store(at, password=asked(password), insecure=insecure) as store:
+    with open_store(at, password=asked(password), insecure=insecure, readonly=True) as store:
         keys = [filter_ + key for key in store.view(filter_)] if prefix else store.list(filter_)
     (show_json if as_json else show_keys)(keys)
 

@@ -25,7 +25,7 @@ def stat(key: Key, at: At = None, insecure: Insecure = False, as_json: AsJSON = 
 
     It needs no password, and counts as no access. A service that can't tell is exit status 2.
     """
-    with open_store(at, password=None, insecure=insecure) as store:
+    with open_store(at, password=None, insecure=insecure, readonly=True) as store:
         facts = store.stat(key)
     if as_json:
         show_json(facts)

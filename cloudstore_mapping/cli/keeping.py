@@ -1,4 +1,4 @@
-"""The commands that keep a store safe: backup, restore, check, migrate, migrate-names, migrate-store."""
+"""The commands that keep a store safe: backup, restore, check, compact, migrate, migrate-names, migrate-store."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     app.command()(backup)
     app.command()(restore)
     app.command()(check)
+    app.command()(compact)
     app.command()(migrate)
     app.command()(migrate_names)
     app.command()(migrate_store)
@@ -70,22 +71,31 @@ def restore(
     target = _place(store)
     with as_usage(), _bar() as report:
         restore_store(file.absolute(), target, report)
-    with target.open() as storage:
-        size = storage.size()
+    with target.open(readonly=True) as storage:  # a backup of an older version stays one
+        size = target.file.stat().st_size if target.file is not None else storage.size()
     facts: dict[str, object] = {"store": str(target), "bytes": size}
     _show(facts, f"{file} is restored to {target}.", as_json, secret_note(target.file, file.absolute()))
 
 
-def check(store: StoreOption = None, as_json: AsJSON = False) -> None:
+def check(
+    store: StoreOption = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="First count the quotas of accounts anew if they are wrong.")
+    ] = False,
+    as_json: AsJSON = False,
+) -> None:
     """
     Look at all that is in a store, and print what there is; it may be in use.
 
     Exit status 1 where something is not what it should be: each fault is a line.
     """
     from cloudstore_mapping.service.storage.maintenance import check as check_store
+    from cloudstore_mapping.service.storage.maintenance import repair as repair_store
 
     source = _existing(store)
     with as_usage(), _bar() as report:
+        if repair:
+            repair_store(source)
         findings = check_store(source, report)
     note = secret_note(source.file)
     if as_json:
@@ -95,12 +105,31 @@ def check(store: StoreOption = None, as_json: AsJSON = False) -> None:
         show(f"accounts: {findings.accounts:,}")
         show(f"data files: {findings.files:,}, {findings.file_bytes:,} bytes")
         show(f"media files: {findings.media:,}, {findings.media_bytes:,} bytes")
-        show(f"left over: {findings.orphan_blobs:,} uploads, counts of {findings.orphan_accesses:,} files")
+        show(
+            f"left over: {findings.orphan_blobs:,} uploads, counts of {findings.orphan_accesses:,} files, "
+            f"{findings.deleted_accounts:,} deleted accounts"
+        )
         show("\n".join(findings.faults) or "Nothing is wrong.")
         if note is not None:
             show(note)
     if findings.faults:
         raise typer.Exit(Status.REFUSED)
+
+
+def compact(store: StoreOption = None, as_json: AsJSON = False) -> None:
+    """
+    Write a store's file anew without its unused space.
+
+    Saves wait meanwhile, and the disk needs as much free space as the store has data. A service gives unused space back
+    by itself; only a file made by an older version needs this command once. PostgreSQL does it by itself (autovacuum).
+    """
+    source = _existing(store)
+    with as_usage(), source.open() as storage:
+        before = storage.size()
+        storage.compact()
+        after = storage.size()
+    facts: dict[str, object] = {"store": str(source), "before": before, "after": after}
+    _show(facts, f"{source} took {before:,} bytes and takes {after:,}.", as_json)
 
 
 def migrate(
@@ -109,7 +138,9 @@ def migrate(
     as_json: AsJSON = False,
 ) -> None:
     """
-    Bring a store to today's schema; the service does so by itself when it starts.
+    Bring a store to today's schema; a service does so by itself when it starts, and `cm.open` does.
+
+    Older versions can't open the store any more; commands that only read migrate nothing.
 
     All steps are one transaction: either all of them are done, or none.
     """

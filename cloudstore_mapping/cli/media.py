@@ -108,7 +108,7 @@ def _open_for(link: str, at: str | None, insecure: bool) -> CloudStoreMapping[An
 
     server, path, _ = link.rpartition(FILES_PATH)
     if at is not None or not (server and path):
-        return open_store(at, password=None, insecure=insecure)
+        return open_store(at, password=None, insecure=insecure, readonly=True)
     with as_usage():
         return CloudStoreMapping("no key", server, insecure=insecure)  # a download sends none
 

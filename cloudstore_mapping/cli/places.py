@@ -37,37 +37,40 @@ StoreOption: TypeAlias = Annotated[
 
 
 def open_store(
-    location: str | None, *, password: str | None, insecure: bool, makes: bool = False
+    location: str | None, *, password: str | None, insecure: bool, makes: bool = False, readonly: bool = False
 ) -> CloudStoreMapping[Any]:
     """
     Return the store at `location`; `UsageError` where that can't be understood or opened.
 
-    Where there is none it is `UsageError` too, unless it `makes` one: a slip in a name is no empty store.
+    Where there is none it is `UsageError` too, unless it `makes` one: a slip in a name is no empty store. With
+    `readonly` one of an older version is not migrated.
     """
     from cloudstore_mapping.locations import location_of, place_at
     from cloudstore_mapping.locations import open as open_location
 
     with as_usage():
         place = None if makes else place_at(location_of(location))
+        readonly = readonly and place is not None and place.is_older()
         if place is not None and not place.is_memory and not place.exists():
             raise UsageError(f"There is no store {place}; look at its name, or save a key to make it.")
-        return open_location(location, password=password, insecure=insecure)
+        return open_location(location, password=password, insecure=insecure, readonly=readonly)
 
 
-def open_service(store: str | None, *, makes: bool = False) -> Service:
+def open_service(store: str | None, *, makes: bool = False, readonly: bool = False) -> Service:
     """
     Return the service on the store that is given or set; `UsageError` where that can't be understood or opened.
 
-    Where there is none it is `UsageError` too, unless it `makes` one.
+    Where there is none it is `UsageError` too, unless it `makes` one. With `readonly` one of an older version is not
+    migrated.
     """
     options, settings = configured(store=store)
     place = kept_place(options.store)
     if not makes and not place.exists():
         raise UsageError(f"There is no store {place}; `cloudstore serve --store` makes one.")
-    return open_at(place, settings)
+    return open_at(place, settings, readonly=readonly)
 
 
-def open_at(place: StoreLocation, settings: Settings, *, to_write: bool = False) -> Service:
+def open_at(place: StoreLocation, settings: Settings, *, to_write: bool = False, readonly: bool = False) -> Service:
     """
     Return the service on the store at a place; `UsageError` where it can't be opened, or is read-only `to_write`.
 
@@ -77,13 +80,14 @@ def open_at(place: StoreLocation, settings: Settings, *, to_write: bool = False)
     from cloudstore_mapping.service.storage.renaming import refuse_old_names
 
     with as_usage():
-        storage = place.open()
+        storage = place.open(readonly=readonly and place.is_older())
         try:
             if to_write:
                 storage.check_writable()
                 storage.look_for_damage()
-            with storage.read() as transaction:
-                refuse_old_names(transaction, str(place))
+            if not readonly:
+                with storage.read() as transaction:
+                    refuse_old_names(transaction, str(place))
         except BaseException:
             storage.close()
             raise

@@ -95,6 +95,7 @@ class _Start(NamedTuple):
     api_key: str | None
     password: str | None
     closed: tuple[str, ...] = ()
+    workers: int = 1
 
     @property
     def here(self) -> str:
@@ -151,7 +152,7 @@ def _run_workers(
 
     def start(address: str) -> None:
         with open_at(place, settings) as service:
-            _tell(service, _start(service, address, place), tell)
+            _tell(service, _start(service, address, place)._replace(workers=options.workers), tell)
 
     with _announcing(start) as announce, as_usage():
         run_workers(listener, place, options, settings, on_ready=announce)
@@ -213,6 +214,11 @@ def _print_object(start: _Start) -> None:
 def _print_lines(start: _Start) -> None:
     where = "in memory, and gone with it" if start.place.is_memory else f"in {start.place}"
     show(f"The service answers at {start.address}, until Ctrl-C.\nIts data is {where}.")
+    if start.workers > 1 and start.place.file is not None:
+        show(
+            f"Its {start.workers} processes write to one file in turn: they answer more loads than one process, but "
+            "fewer saves (docs/operation.md, Workers)."
+        )
     if start.closed:
         show(f"No API key opens it yet. Make one for the account {start.closed[0]!r}, which has its data:")
         show(f"    cloudstore account rotate-key {quote(start.closed[0])} --store {quote(str(start.place))}")

@@ -117,7 +117,7 @@ def export(
     failing = _failing(file, "Would export" if dry_run else "Exported", as_json)
     with as_usage():
         at, prefix = shelf_at(at)
-    with open_store(at, password=asked(password), insecure=insecure) as store, failing:
+    with open_store(at, password=asked(password), insecure=insecure, readonly=True) as store, failing:
         part = store.view(prefix) if prefix else store
         done = export_store(part, file, format=format_, overwrite=overwrite, dry_run=dry_run, progress=True)
         # A shelf of the standard library has the pickles alone.

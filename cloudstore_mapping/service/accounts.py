@@ -67,7 +67,10 @@ class Accounts:
     isn't there is `BadNameError`.
     """
 
-    def __init__(self, storage: Storage, clock: Clock, guesses: ApiKeyThrottle) -> None:
+    def __init__(
+        self, storage: Storage, clock: Clock, guesses: ApiKeyThrottle, tidy: Callable[[], object] = lambda: None
+    ) -> None:
+        self._tidy = tidy  # begins what is left to the background
         self._storage = storage
         self._clock = clock
         self._guesses = guesses
@@ -163,11 +166,13 @@ class Accounts:
             transaction.set_limits(account.id, plan, limits)
 
         self._change(name, f"plan {plan!r} set", origin, work)
+        self._tidy()
 
     def set_limits(self, name: str, *, origin: str = COMMAND_LINE, **limits: float | None) -> None:
         """
         Change some of the account's `Limits`, None meaning without limit.
 
+        A limit on files or bytes holds once all files of the account are counted, which the background does in steps.
         Raises `BadValueError` for what is no limit: numbers above 0, whole ones but for `min_interval`.
         """
         for limit, value in limits.items():
@@ -179,6 +184,7 @@ class Accounts:
             transaction.set_limits(account.id, plan, changed)
 
         self._change(name, f"limits set: {', '.join(sorted(limits))}", origin, work)
+        self._tidy()
 
     def set_disabled(self, name: str, disabled: bool, *, origin: str = COMMAND_LINE) -> None:
         """
@@ -223,12 +229,18 @@ class Accounts:
         return len(dropped)
 
     def delete(self, name: str) -> None:
-        """Delete the account with all its files, keys and events."""
+        """
+        Delete the account with all its files, keys and events.
+
+        It is gone at once for everyone, and its name is free. The space that it took is freed in the background, in
+        steps; if that is interrupted, the next service on the store goes on.
+        """
 
         def work(transaction: Transaction) -> None:
             transaction.delete_account(self.owner(transaction, name).id)
 
         self._storage.submit(work).result()
+        self._tidy()
 
     def set_one_time_password(self, transaction: Transaction, account: Account, hash_: str | None, origin: str) -> None:
         """Set a password for the dashboard that has to be changed at the first sign-in, and end all sessions."""

@@ -14,9 +14,18 @@ from msgspec.structs import replace
 from cloudstore_mapping.errors import CloudStoreError, IdMismatchError, ProtocolError
 from cloudstore_mapping.service.caller import Caller
 from cloudstore_mapping.service.operations import Operations
-from cloudstore_mapping.service.quotas import Clock
+from cloudstore_mapping.service.quotas import Clock, check_replies
 from cloudstore_mapping.service.storage.sql import Transaction
-from cloudstore_mapping.wire import Batch, Reply, Request, decode_reply, encode_reply, encode_request, failure
+from cloudstore_mapping.wire import (
+    Batch,
+    Operation,
+    Reply,
+    Request,
+    decode_reply,
+    encode_reply,
+    encode_request,
+    failure,
+)
 
 #: Minimum time in seconds for which a reply is stored.
 REMEMBERED_FOR: Final = 900.0
@@ -106,6 +115,7 @@ class IdempotencyStore:
             if not is_same:
                 raise mismatch()
             return work.replay(transaction, caller, stored)
+        check_replies(transaction, caller.account, makes_room=makes_room(request))
         try:
             reply = work.do(transaction, caller)
         except CloudStoreError as error:
@@ -118,6 +128,12 @@ class IdempotencyStore:
             transaction.forget_answers(now - REMEMBERED_FOR, FORGET_AT_ONCE)
         return reply
 
+    def forget(self, transaction: Transaction) -> None:
+        """Forget some of the oldest replies, if they are old enough."""
+        now = self._clock.wall()
+        if self._may_forget(now):
+            transaction.forget_answers(now - REMEMBERED_FOR, FORGET_AT_ONCE)
+
     def _may_forget(self, wall: float) -> bool:
         """Return False for a while after the clock was set forward, when new replies seem old."""
         monotonic = self._clock.monotonic()
@@ -125,6 +141,12 @@ class IdempotencyStore:
         if self._ahead > before + JUMP:
             self._forgets_from = monotonic + REMEMBERED_FOR
         return monotonic >= self._forgets_from
+
+
+def makes_room(request: Request | Batch) -> bool:
+    """Return True for a request, or a batch of requests, that only deletes files."""
+    parts = request.requests if isinstance(request, Batch) else (request,)
+    return all(part.operation is Operation.DELETE for part in parts)
 
 
 def fingerprint(request: Request | Batch) -> bytes:

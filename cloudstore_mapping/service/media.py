@@ -14,7 +14,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from cloudstore_mapping.errors import (
     BadValueError,
@@ -27,9 +28,11 @@ from cloudstore_mapping.errors import (
 )
 from cloudstore_mapping.links import media_link
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
+from cloudstore_mapping.service.idempotency import REMEMBERED_FOR, IdempotencyStore
 from cloudstore_mapping.service.operations import check_name
-from cloudstore_mapping.service.quotas import DAY, check_file_quota, day_of, take_slot
+from cloudstore_mapping.service.quotas import DAY, check_bytes, check_file_quota, check_uploads, day_of, take_slot
 from cloudstore_mapping.service.security import UnprovenError
+from cloudstore_mapping.service.storage.base import PAUSE, STEP
 from cloudstore_mapping.service.storage.records import Media
 from cloudstore_mapping.wire import Reply, encode_value, success
 
@@ -216,8 +219,7 @@ class Uploads:
         check_name(sender.name, self.settings.max_name_bytes)
         with self.storage.read() as transaction:
             self._account(transaction, sender, writes=False)  # so that a key of nobody costs no write
-        blob, room = self._proved(sender, self._begin)
-        return UploadStream(self, sender, blob, room)
+        return UploadStream(self, sender, self._proved(sender, self._begin))
 
     def add_chunk(self, transaction: Transaction, sender: UploadRequest, blob: int, number: int, chunk: bytes) -> bool:
         """Store a chunk if the sender may still upload; return False if the upload was swept away."""
@@ -240,19 +242,19 @@ class Uploads:
                 for question in error.questions:
                     self._passwords.prove(question, sender.address).result()
 
-    def _begin(self, transaction: Transaction, sender: UploadRequest) -> tuple[int, int]:
+    def _begin(self, transaction: Transaction, sender: UploadRequest) -> _Begun:
         account = self._account(transaction, sender, writes=True)
         now = self.clock.wall()
         if sender.owner is None and account.limits.min_interval:
             # Undone where the upload is refused: one whose password comes late is begun twice.
             take_slot(transaction, account, now)
-        _, room = self._admitted(transaction, account, sender)
-        return transaction.add_blob(account.id, now), room
+        before, room = self._admitted(transaction, account, sender)
+        check_uploads(transaction, account, sender.name)
+        return _Begun(account, transaction.add_blob(account.id, now), room, 0 if before is None else before.size)
 
     def _finish(self, transaction: Transaction, sender: UploadRequest, blob: int, size: int, digest: str) -> Reply:
         account = self._account(transaction, sender, writes=True)
-        before, room = self._admitted(transaction, account, sender)
-        check_size(size, room, sender.name)
+        before, _ = self._admitted(transaction, account, sender, unfinished=size)
         now = self.clock.wall()
         media = Media(
             id=secrets.token_hex(ID_BYTES) if before is None else before.id,
@@ -276,8 +278,14 @@ class Uploads:
             return self._accounts.find(transaction, sender.api_key, sender.address, writes=writes)
         return self._accounts.owned(transaction, sender.owner.id, sender.address)
 
-    def _admitted(self, transaction: Transaction, account: Account, sender: UploadRequest) -> tuple[Media | None, int]:
-        """Return the file that would be replaced, and how many bytes the new one may have."""
+    def _admitted(
+        self, transaction: Transaction, account: Account, sender: UploadRequest, unfinished: int | None = None
+    ) -> tuple[Media | None, int]:
+        """
+        Return the file that would be replaced, and how many bytes the new one may have.
+
+        `unfinished` are the bytes of an upload that ends; without them it begins.
+        """
         before = transaction.media_named(account.id, sender.name)
         if sender.owner is None:
             own = None if before is None else before.edit_password
@@ -291,12 +299,23 @@ class Uploads:
                 key=sender.name,
             )
         if before is None:
-            check_file_quota(transaction, account, sender.name)
+            check_file_quota(transaction, account, sender.name, is_upload=unfinished is None)
         room = min(self.settings.max_media_bytes, account.limits.max_media_bytes or sys.maxsize)
-        if account.limits.max_total_bytes is not None:
-            others = transaction.media_bytes(account.id) - (0 if before is None else before.size)
+        counted = transaction.counters(account.id) if account.limits.max_total_bytes is not None else None
+        if counted is not None and account.limits.max_total_bytes is not None:
+            others = counted.bytes - (unfinished or 0) - (0 if before is None else before.size)
             room = min(room, max(0, account.limits.max_total_bytes - others))
+        check_size(unfinished or 0, room, sender.name)
         return before, room
+
+
+class _Begun(NamedTuple):
+    """An upload that has begun: its blob, how many bytes it may have, and those of the file that it replaces."""
+
+    account: Account
+    blob: int
+    room: int
+    replaces: int
 
 
 class UploadStream:
@@ -306,11 +325,12 @@ class UploadStream:
     What is not finished leaves nothing, in the worst case, after a crash, an hour later.
     """
 
-    def __init__(self, uploads: Uploads, sender: UploadRequest, blob: int, room: int) -> None:
+    def __init__(self, uploads: Uploads, sender: UploadRequest, begun: _Begun) -> None:
         self._uploads = uploads
         self._sender = sender
-        self._blob = blob
-        self._room = room
+        self._begun = begun
+        self._blob = begun.blob
+        self._room = begun.room
         self._size = 0
         self._number = 0
         self._digest = hashlib.sha256()
@@ -372,6 +392,8 @@ class UploadStream:
         self._number += 1
 
         def work(transaction: Transaction) -> bool:
+            # Others of the account may have begun meanwhile, each with the same room.
+            check_bytes(transaction, self._begun.account, self._sender.name, size, self._begun.replaces)
             return self._uploads.add_chunk(transaction, self._sender, self._blob, number, chunk)
 
         self._in_flight.append(self._uploads.storage.submit(work, self._sender.queue, len(chunk)))
@@ -413,57 +435,93 @@ _log: Final = logging.getLogger(__name__)
 
 #: Seconds without a new chunk after which an upload is one that a crash has ended, in any process.
 ABANDONED_AFTER: Final = 3600.0
-#: Chunks that are taken away at a time: few enough that writers wait for some milliseconds only.
-CHUNKS_AT_ONCE: Final = 4
+#: Seconds between two looks of a running service for work that other processes left.
+LOOK_EVERY: Final = 10.0
 
 
 class BlobCleaner:
-    """Sweeps a storage on its writer's thread, a step at a time, until there is nothing left to take away."""
+    """Tidies a storage on its writer's thread, a step at a time, until there is nothing left to do."""
 
-    def __init__(self, storage: Storage, clock: Clock) -> None:
+    def __init__(self, storage: Storage, clock: Clock, pause: float = PAUSE) -> None:
         self._storage = storage
         self._clock = clock
         self._lock = threading.Lock()
         self._running = False
         self._again = False
-        self._closed = False
+        self._watches = False
+        self._pause = pause
+        self._ended = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._answers = IdempotencyStore(clock)
+
+    @property
+    def _closed(self) -> bool:
+        return self._ended.is_set()
 
     def begin_if_needed(self) -> None:
-        """Sweep if there is something to take away: a store that is opened begins with a read, not with a write."""
+        """Begin if there is something to do: a store that is opened begins with a read, not with a write."""
         try:
             with self._storage.read() as transaction:
-                is_needed = transaction.has_left_over(self._clock.wall() - ABANDONED_AFTER)
+                is_needed = transaction.is_untidy(self._clock.wall() - ABANDONED_AFTER)
         except UnavailableError:
             return  # it is told of where the store is used, and done the next time
         if is_needed:
             self.begin()
 
+    def watch(self) -> None:
+        """Look for work every few seconds from now on, on a thread: other processes leave some, and time does."""
+        with self._lock:
+            if self._watches:
+                return
+            self._watches = True
+        threading.Thread(target=self._watch, name="cloudstore-sweeper", daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(LOOK_EVERY):
+            with suppress(UnavailableError):
+                self.look()
+
+    def look(self) -> None:
+        """Forget old replies to requests with ids, and begin what else there is to do."""
+        now = self._clock.wall()
+        with self._storage.read() as transaction:
+            has_old_replies = transaction.has_old_answers(now - REMEMBERED_FOR)
+        if has_old_replies:
+            self._storage.submit(self._answers.forget).add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )
+        self.begin_if_needed()
+
+    def wait(self) -> None:
+        """Wait until all that was begun is done, or is left to the next time."""
+        self._idle.wait()
+
     def begin(self) -> None:
-        """Sweep all that can be swept, without waiting for it."""
+        """Do all there is to do, without waiting for it."""
         try:
             with self._lock:
                 self._again = self._running
                 if self._running or self._closed:
                     return
                 self._running = True
+                self._idle.clear()
             self._step()
         except BaseException:  # an interrupt: whoever begins next sweeps
             self._running = False
+            self._idle.set()
             raise
 
     def close(self) -> None:
         """Begin no further step; what is left is swept the next time."""
         with self._lock:
-            self._closed = True
+            self._ended.set()
 
     def _step(self) -> None:
         before = self._clock.wall() - ABANDONED_AFTER
 
-        def work(transaction: Transaction) -> bool:
-            return transaction.sweep(before, CHUNKS_AT_ONCE)
-
         try:
-            self._storage.submit(work).add_done_callback(self._stepped)
+            self._storage.submit(partial(self._tidied, before)).add_done_callback(self._stepped)
         except UnavailableError as error:
             self._end(error)
 
@@ -479,18 +537,30 @@ class BlobCleaner:
             goes_on = (step.result() or self._again) and not self._closed
             self._running = goes_on
             self._again = False
-        if goes_on:
+        if not goes_on:
+            self._idle.set()
+        elif self._pause and not sys.is_finalizing():  # then no thread begins any more
+            timer = threading.Timer(self._pause, self._step)
+            timer.daemon = True
+            timer.start()
+        else:
             self._step()
 
     def _end(self, error: BaseException) -> None:
+        self._idle.set()
         with self._lock:
             self._running = False
             if self._closed:
                 return  # it was given up, and is done the next time
         with suppress(UnavailableError), self._storage.read() as transaction:
-            if not transaction.has_left_over(self._clock.wall() - ABANDONED_AFTER):
+            if not transaction.is_untidy(self._clock.wall() - ABANDONED_AFTER):
                 return  # it shared the transaction of a write that failed, and is told of there
-        _log.warning("Bytes that no media file has could not be taken away: %s", error)
+        _log.warning("What deleted files and accounts left could not be removed: %s", error)
+
+    def _tidied(self, before: float, transaction: Transaction) -> bool:
+        now = self._clock.monotonic
+        end = now() + STEP
+        return transaction.tidy(before, lambda: now() >= end)
 
 
 _IN_ADDRESS: Final = re.compile(r"[0-9a-f]{32}")
@@ -507,6 +577,7 @@ class MediaFiles:
         accounts: Accounts,
         passwords: PasswordVerifier,
         usage: AccessCounter,
+        sweeper: BlobCleaner,
     ) -> None:
         self._storage = storage
         self._clock = clock
@@ -514,7 +585,7 @@ class MediaFiles:
         self._passwords = passwords
         self._usage = usage
         self._using = threading.Lock()
-        self._sweeper = BlobCleaner(storage, clock)
+        self._sweeper = sweeper
         self._sweeper.begin_if_needed()  # what a crash may have left
         self._uploads = Uploads(storage, settings, clock, accounts, passwords, self._sweeper)
 

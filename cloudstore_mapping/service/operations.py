@@ -20,7 +20,7 @@ from cloudstore_mapping.errors import (
 from cloudstore_mapping.merge import merge
 from cloudstore_mapping.service.caller import Caller
 from cloudstore_mapping.service.listings import AllNames, PageOfNames, PageOfValues
-from cloudstore_mapping.service.quotas import AccessCounter, Clock, check_file_quota
+from cloudstore_mapping.service.quotas import AccessCounter, Clock, check_bytes, check_file_quota
 from cloudstore_mapping.service.security import PasswordVerifier
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.records import File, FileInfo
@@ -277,6 +277,10 @@ class Operations:
             raise TooBigError(
                 f"The value takes {len(value):,} bytes and a file at most {limit:,} ({whose}); split it.", key=name
             )
+        if account.limits.max_total_bytes is not None:
+            before = transaction.stat(account.id, name)
+            taken = 0 if before is None else before.size + len(name.encode())
+            check_bytes(transaction, account, name, len(value) + len(name.encode()) - taken)
         reply = success(_SAVED, version=transaction.put(account.id, name, value, self._clock.wall()))
         self._use(caller, name)
         return reply

@@ -17,10 +17,12 @@ from cachetools import LRUCache
 from cloudstore_mapping.errors import (
     DailyLimitError,
     OutcomeUnknownError,
+    TooBigError,
     TooManyFilesError,
     TooOftenError,
     TransportError,
 )
+from cloudstore_mapping.service.storage.base import PAUSE
 from cloudstore_mapping.service.storage.records import AccessCount, AccessDelta
 
 if TYPE_CHECKING:
@@ -37,6 +39,11 @@ JITTER: Final = 15.0
 DRIFT: Final = 0.001
 #: Seconds by which the clocks of two nodes may differ before one takes the other's time for one of the future.
 MAX_SKEW: Final = 1.0
+
+#: Bytes that the stored replies of an account with a limit on files or bytes may take. They are kept for 15 minutes.
+MAX_REPLIES: Final = 16 * 2**20
+#: Bytes of an account's deleted media that may wait for their removal while it uploads more.
+MAX_LEAVING: Final = 64 * 2**20
 
 #: Who is watched at a time: past it, those not seen for the longest are forgotten.
 MAX_WATCHED: Final = 10_000
@@ -66,12 +73,75 @@ def check_daily(times: int, limit: int, day: int, name: str) -> None:
         )
 
 
-def check_file_quota(transaction: Transaction, account: Account, name: str) -> None:
-    """Raise `TooManyFilesError` where the account holds as many files as it may, so that there is no room for this."""
+def check_file_quota(transaction: Transaction, account: Account, name: str, *, is_upload: bool = False) -> None:
+    """Raise `TooManyFilesError` if the account has no room for another file; each unfinished upload takes one."""
     limit = account.limits.max_files
-    if limit is not None and transaction.count_files(account.id, limit) >= limit:
+    if limit is None:
+        return
+    counted = transaction.counters(account.id)
+    if counted is None:  # an account without counters: the limit was set by another version
+        files = transaction.count_files(account.id, limit)
+    else:
+        files = counted.files + (counted.uploads if is_upload else 0)
+    if files >= limit:
+        unfinished = " with its unfinished uploads" if is_upload else ""
         raise TooManyFilesError(
-            f"The account holds {limit:,} files, as many as its plan {account.plan!r} allows; delete one first.",
+            f"The account holds {limit:,} files{unfinished}, as many as its plan {account.plan!r} allows; delete one"
+            " first.",
+            key=name,
+        )
+
+
+def check_bytes(transaction: Transaction, account: Account, name: str, growth: int, spare: int = 0) -> None:
+    """
+    Raise `TooBigError` if the account has no room for so many bytes more.
+
+    `spare` are bytes that are freed in exchange a moment later.
+    """
+    limit = account.limits.max_total_bytes
+    if limit is None or growth <= 0:
+        return
+    counted = transaction.counters(account.id)
+    if counted is not None and counted.bytes + growth > limit + spare:
+        raise TooBigError(
+            f"The account holds {counted.bytes:,} bytes and may hold {limit:,} (total-bytes), with unfinished uploads"
+            " and stored replies; delete something, or ask for a higher limit.",
+            key=name,
+        )
+
+
+def check_replies(transaction: Transaction, account: Account, *, makes_room: bool) -> None:
+    """
+    Raise an error if the account has no room for the stored reply to a request with an id.
+
+    Of a request that `makes_room`, a delete, only the bound on stored replies is asked for: a full account can be
+    emptied.
+    """
+    if not account.is_counted:
+        return
+    counted = transaction.counters(account.id)
+    if counted is None:
+        return
+    if counted.replies >= MAX_REPLIES:
+        raise TooOftenError(
+            f"The stored replies to the account's requests with ids take {counted.replies:,} bytes, and may take"
+            f" {MAX_REPLIES:,}; try again in a minute.",
+            retry_after=60.0,
+        )
+    if not makes_room:
+        check_bytes(transaction, account, "", 1)
+
+
+def check_uploads(transaction: Transaction, account: Account, name: str) -> None:
+    """Raise `TooOftenError` if uploads have to wait until more of the account's deleted media is removed."""
+    counted = transaction.counters(account.id) if account.is_counted else None
+    if counted is None:
+        return
+    most = account.limits.max_files
+    if counted.leaving > MAX_LEAVING or (most is not None and counted.uploads > most):
+        raise TooOftenError(
+            "Too many uploads of the account are unfinished or yet to be removed; try again in a moment.",
+            retry_after=1.0,
             key=name,
         )
 
@@ -159,8 +229,17 @@ class AttemptLimiter:
 
 _log: Final = logging.getLogger(__name__)
 
-#: Seconds between the first access and the write that stores it, with all that came meanwhile.
+#: Seconds after which accesses to files with a daily limit are stored, so that other processes know of them.
 INTERVAL: Final = 1.0
+#: Seconds after which all others are. A crash loses as much.
+LONG_INTERVAL: Final = 30.0
+#: Files after which they are stored sooner, and at which no further ones are counted: the store takes no writes.
+MAX_WAITING: Final = 100_000
+MAX_COUNTED: Final = 500_000
+#: Files that one transaction stores: a few milliseconds of work. Writers go on between two of them.
+PIECE: Final = 250
+#: Seconds that the end of a service takes for storing what was counted; the rest is lost.
+CLOSING: Final = 1.0
 
 _File: TypeAlias = "tuple[int, Kind, str]"
 _FileAndDay: TypeAlias = "tuple[int, Kind, str, int]"
@@ -192,10 +271,15 @@ class AccessCounter:
     def __init__(self, storage: Storage, clock: Clock, *, enabled: bool = True) -> None:
         self._storage = storage
         self._now = clock.wall
+        self._monotonic = clock.monotonic
         self._enabled = enabled
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
-        self._waiting: dict[_FileAndDay, _Count] = {}
+        #: What is to be stored: of files with a daily limit, of others, and what is being stored now.
+        self._soon: dict[_FileAndDay, _Count] = {}
+        self._later: dict[_FileAndDay, _Count] = {}
+        self._storing: dict[_FileAndDay, _Count] = {}
+        self._lost = 0
         #: Of files with a limit: what is stored and what isn't yet, together.
         self._totals: dict[_File, _Count] = {}
         self._wake = threading.Event()
@@ -227,19 +311,23 @@ class AccessCounter:
         now = self._now()
         today = day_of(now)
         with self._lock:
-            waiting, totals = self._waiting, self._totals
+            totals = self._totals
             for name in names:
                 day = today
+                waiting = self._later
                 total = totals.get((account_id, kind, name)) if totals else None
                 if total is not None:
+                    waiting = self._soon
                     day = max(total.day, today)
                     if total.day == day:
                         total.times += times
                 key = (account_id, kind, name, day)
-                if (count := waiting.get(key)) is None:
+                if (count := waiting.get(key)) is not None:
+                    count.add(times, now)
+                elif len(waiting) < MAX_COUNTED:
                     waiting[key] = _Count(day, times, now)
                 else:
-                    count.add(times, now)
+                    self._lost += 1
             if self._thread is None and not self._closed.is_set():
                 self._thread = threading.Thread(target=self._run, name="cloudstore-usage", daemon=True)
                 self._thread.start()
@@ -251,7 +339,12 @@ class AccessCounter:
         file: _File = (account_id, kind, name)
         stored = transaction.accesses(*file)
         with self._lock:
-            counts = [count for key, count in self._waiting.items() if key[:3] == file]
+            counts = [
+                count
+                for waiting in (self._storing, self._soon, self._later)
+                for key, count in waiting.items()
+                if key[:3] == file
+            ]
         for count in sorted(counts, key=lambda count: count.day):
             if stored is None or count.day > stored.day:
                 stored = AccessCount(count.day, count.times, count.last_at)
@@ -259,71 +352,100 @@ class AccessCounter:
                 stored = AccessCount(stored.day, stored.times + count.times, max(stored.last_at, count.last_at))
         return stored
 
-    def flush(self) -> None:
+    def flush(self, *, everything: bool = True, until: float = math.inf) -> None:
         """
-        Store what was counted so far; `UnavailableError` where that fails, and it is kept for the next time.
+        Store what was counted so far, or only of files with a daily limit; `UnavailableError` keeps it for later.
 
-        Where the outcome is unknown it is not counted again: a limit must not be reached by what was used once.
+        If the outcome is unknown it is not counted again: a limit must not be reached by what was used once. At the
+        monotonic time `until` the rest is dropped.
         """
         with self._flushing:
             with self._lock:
-                self._wake.clear()
-                counts, self._waiting = self._waiting, {}
+                if everything:
+                    self._wake.clear()
+                    self._storing, self._later = self._later, {}
                 # Who is not used any more may be counted by other processes meanwhile: it is looked up again.
-                used = {key[:3] for key in counts}
+                used = {key[:3] for key in self._soon}
                 self._totals = {file: total for file, total in self._totals.items() if file in used}
-                limited = list(self._totals)
-            if not counts:
-                return
-            rows = [AccessDelta(*key[:3], *vars(count).values()) for key, count in counts.items()]
-
-            def work(transaction: Transaction) -> dict[_File, AccessCount | None]:
-                transaction.add_accesses(rows)
-                return {file: transaction.accesses(*file) for file in limited}
-
+                self._storing |= self._soon
+                self._soon = {}
+                keys = sorted(self._storing)  # in one order, so that nobody waits for who waits
+                lost, self._lost = self._lost, 0
+            if lost:
+                _log.warning("%d accesses were not counted, for too many wait to be stored.", lost)
             try:
-                totals = self._storage.submit(work).result()
-            except OutcomeUnknownError:
-                raise
-            except BaseException:
+                for start in range(0, len(keys), PIECE):
+                    if start and until == math.inf:
+                        self._closed.wait(PAUSE)
+                    if self._monotonic() > until:
+                        _log.warning("The counts of %d files were lost at the end.", len(keys) - start)
+                        break
+                    self._store(keys[start : start + PIECE])
+            finally:
                 with self._lock:
-                    for key, count in counts.items():
-                        _add(self._waiting, key, count)
-                raise
-            with self._lock:
-                for file, total in totals.items():
-                    if total is not None:
-                        since = self._waiting.get((*file, total.day))
-                        self._totals[file] = _Count(*total)
-                        self._totals[file].times += 0 if since is None else since.times
+                    for key, count in self._storing.items():
+                        if until == math.inf:
+                            _add(self._soon if key[:3] in self._totals else self._later, key, count)
+                    self._storing = {}
+
+    def _store(self, keys: list[_FileAndDay]) -> None:
+        rows = [AccessDelta(*key[:3], *vars(self._storing[key]).values()) for key in keys]
+        limited = [file for file in {key[:3]: None for key in keys} if file in self._totals]
+
+        def work(transaction: Transaction) -> dict[_File, AccessCount | None]:
+            transaction.add_accesses(rows)
+            return {file: transaction.accesses(*file) for file in limited}
+
+        try:
+            totals = self._storage.submit(work).result()
+        except OutcomeUnknownError:
+            self._stored(keys)
+            raise
+        with self._lock:
+            self._stored(keys)
+            for file, total in totals.items():
+                if total is not None:
+                    since = self._soon.get((*file, total.day))
+                    self._totals[file] = _Count(*total)
+                    self._totals[file].times += 0 if since is None else since.times
+
+    def _stored(self, keys: list[_FileAndDay]) -> None:
+        for key in keys:
+            del self._storing[key]
 
     def _run(self) -> None:
         told = ""
+        waited = 0.0
         while True:
             self._wake.wait()
             if self._closed.wait(INTERVAL):
                 return
+            waited += INTERVAL
+            everything = waited >= LONG_INTERVAL or len(self._later) >= MAX_WAITING
+            if not (everything or self._soon):
+                continue
+            waited = 0.0 if everything else waited
             try:
-                self.flush()
+                self.flush(everything=everything)
                 told = ""
             except TransportError as error:
                 self._wake.set()  # tried again in a second
+                waited = LONG_INTERVAL if everything else waited
                 if str(error) != told:
                     told = str(error)
                     _log.warning("How often files were used could not be stored: %s", error)
 
     def close(self) -> None:
-        """Store what was counted, and count no more."""
+        """Store what was counted, as far as that takes no longer than `CLOSING` seconds, and count no more."""
         self._closed.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join()
         try:
-            self.flush()
+            self.flush(until=self._monotonic() + CLOSING)
         except TransportError as error:
             _log.warning("How often files were used could not be stored: %s", error)
-            with self._lock:
-                self._waiting = {}  # a service may be closed twice, and says it once
+            # A service may be closed twice, and says it once.
 
 
 def _add(counts: dict[_FileAndDay, _Count], key: _FileAndDay, more: _Count) -> None:

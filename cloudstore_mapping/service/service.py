@@ -13,7 +13,7 @@ from typing import Final, Self
 from cloudstore_mapping.errors import NoFileError, TimedOutError, UnavailableError, shorten
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
 from cloudstore_mapping.service.dispatcher import Answerer, Dispatcher
-from cloudstore_mapping.service.media import MediaFiles
+from cloudstore_mapping.service.media import BlobCleaner, MediaFiles
 from cloudstore_mapping.service.panels import DashboardQueries
 from cloudstore_mapping.service.quotas import AccessCounter, Clock
 from cloudstore_mapping.service.reply_memory import ReplyMemory, ReplyRoom
@@ -58,13 +58,17 @@ class Service:
         self._clock = Clock() if clock is None else clock
         self._storage = storage
         guesses = ApiKeyThrottle(self.settings.key_tries, self.settings.password_window, self._clock.monotonic)
-        self.accounts = Accounts(storage, self._clock, guesses)
+        #: Background work on the storage.
+        self.sweeper = BlobCleaner(storage, self._clock)
+        self.accounts = Accounts(storage, self._clock, guesses, self.sweeper.begin)
         self._passwords = PasswordVerifier(self.settings, self._clock, Argon2Hasher() if hasher is None else hasher)
         self._closed = False
         #: Why it was not healthy when that was asked for last.
         self._problem: str | None = None
         self.usage = AccessCounter(storage, self._clock, enabled=self.settings.count_accesses)
-        self.media = MediaFiles(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
+        self.media = MediaFiles(
+            storage, self.settings, self._clock, self.accounts, self._passwords, self.usage, self.sweeper
+        )
         self.owners = SessionService(storage, self._clock, self.accounts, self._passwords)
         self.panels = DashboardQueries(storage, self._clock, self.usage)
         self.reply_memory = ReplyMemory(self.settings.max_reply_bytes)

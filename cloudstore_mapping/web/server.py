@@ -186,6 +186,11 @@ class _Server(Server):
             )
         )
         self.on_second = open_files.check
-        if on_ready is not None:
-            self.on_started = partial(on_ready, address_of(listener, options))
+
+        def start() -> None:
+            service.sweeper.watch()
+            if on_ready is not None:
+                on_ready(address_of(listener, options))
+
+        self.on_started = start
         counted.start()

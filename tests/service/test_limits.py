@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from cloudstore_mapping.errors import BadNameError, BadValueError
 from cloudstore_mapping.service.quotas import DRIFT, JITTER
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.records import Limits
+from cloudstore_mapping.service.storage.records import Counters, Limits
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, encode_value
 from tests.service_fakes import Asker, ManualClock
 from tests.storages import new_storage
@@ -19,6 +19,7 @@ from tests.storages import new_storage
 def limit(service: Service, **limits: float | None) -> None:
     """Give the account of `ask` some limits."""
     service.accounts.set_limits("owner", **limits)  # type: ignore[arg-type]  # mypy takes a limit for the origin
+    service.sweeper.wait()  # until its files are counted
 
 
 def test_there_are_no_limits_at_first(service: Service, ask: Asker) -> None:
@@ -236,3 +237,85 @@ def test_what_is_no_limit(service: Service, ask: Asker, name: str, value: object
 def test_every_operation_has_its_rule() -> None:
     """The operations are those that this file knows of."""
     assert {operation.value for operation in Operation} == {"save", "merge", "delete", "load", "list", "stat", "batch"}
+
+
+def held(service: Service) -> Counters:
+    """Return what the account of `ask` holds, as it is counted."""
+    with service._storage.read() as transaction:
+        account = transaction.account_named("owner")
+        assert account is not None
+        counted = transaction.counters(account.id)
+        assert counted is not None
+        assert counted == transaction.recounted(account.id)
+        return counted
+
+
+def test_all_bytes_of_an_account(service: Service, ask: Asker) -> None:
+    """Names and values of all files together may take so many bytes; a smaller value and a delete always go."""
+    limit(service, max_total_bytes=100)
+    assert ask.save("a", "x" * 40).error is None
+    assert ask.save("b", "x" * 40).error is None
+    refused = ask.save("c", "x" * 20)
+    assert refused.error == "TooBig"
+    assert "holds 86 bytes and may hold 100 (total-bytes)" in refused.sentence
+    assert ask.merge("a", {"more": "x" * 80}).error == "TooBig"
+    assert ask.save("a", "x" * 50).error is None
+    limit(service, max_total_bytes=10)
+    assert ask.save("a", "x" * 60).error == "TooBig"
+    assert ask.save("a", "x" * 10).error is None
+    assert ask.delete("b").error is None
+    assert held(service).bytes == len("a") + 12
+
+
+def test_the_number_of_files_is_not_counted_by_each_save(service: Service, ask: Asker) -> None:
+    """A new file of an account with a limit asks for a counter, and reads no other file."""
+    limit(service, max_files=10)
+    asked: list[str] = []
+    connection = service._storage._session.connection  # type: ignore[attr-defined]  # SQLite's
+    connection.set_trace_callback(asked.append)
+    assert ask.save("name", 1).error is None
+    connection.set_trace_callback(None)
+    assert any("FROM counters" in statement for statement in asked)
+    assert not [statement for statement in asked if "LIMIT" in statement]
+    assert [statement.count("name = ") for statement in asked if "count(*)" in statement] == [2]
+
+
+def saved_once(service: Service, ask: Asker, name: str, request: str) -> Reply:
+    """Return the reply to a save with an id."""
+    return service.handle(Request(api_key=ask.api_key, name=name, value=encode_value(1), once=request))
+
+
+def test_stored_replies_take_space(service: Service, ask: Asker) -> None:
+    """A full account stores no further reply but to deletes, and what was answered before is answered again."""
+    assert ask.save("name", 1).error is None
+    limit(service, max_total_bytes=10_000)
+    number = 0
+    while (reply := saved_once(service, ask, "name", f"request {number}")).error is None:
+        number += 1
+    assert reply.error == "TooBig"
+    assert held(service).replies < held(service).bytes < 10_000 + 500
+    assert number > 10
+    assert saved_once(service, ask, "name", "request 0").error is None
+    assert ask.save("name", 2).error is None
+    deleting = Request(api_key=ask.api_key, name="name", options="delete", once="delete")
+    assert service.handle(deleting).error is None
+    batch = Batch(api_key=ask.api_key, requests=[Request(name="name", value=encode_value(1))], once="batch")
+    assert service.handle(batch).error == "TooBig"
+
+
+def test_stored_replies_of_an_account_with_few_files(
+    service: Service, ask: Asker, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An account with a limit on files alone stores so many bytes of replies; when they are forgotten it goes on."""
+    monkeypatch.setattr("cloudstore_mapping.service.quotas.MAX_REPLIES", 1000)
+    limit(service, max_files=1)
+    number = 0
+    while (reply := saved_once(service, ask, "name", f"request {number}")).error is None:
+        number += 1
+    assert (reply.error, reply.retry_after) == ("TooOften", 60.0)
+    assert held(service).replies < 1500
+    clock.advance(901)
+    service.sweeper.look()
+    service._storage.submit(lambda _: None).result()  # behind the step
+    assert held(service).replies == 0
+    assert saved_once(service, ask, "name", "later").error is None

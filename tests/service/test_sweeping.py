@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import threading
 from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.media import ABANDONED_AFTER, CHUNKS_AT_ONCE, BlobCleaner
+from cloudstore_mapping.service.media import ABANDONED_AFTER, BlobCleaner
+from cloudstore_mapping.service.quotas import Clock
+from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.sql import Transaction
-from tests.media_fakes import comes_to, rows
-from tests.service_fakes import Held, ManualClock
+from tests.media_fakes import Uploader, comes_to, rows
+from tests.service_fakes import PATIENCE, Held, ManualClock
+from tests.storages import new_storage
 
 
 @pytest.fixture
 def sweeper(storage: Storage, clock: ManualClock) -> BlobCleaner:
-    """Return what sweeps a storage."""
-    return BlobCleaner(storage, clock)
+    """Return what sweeps a storage, one chunk or row group in each step: time passes at each look at the clock."""
+    ticks = itertools.count()
+    return BlobCleaner(storage, Clock(clock.wall, lambda: float(next(ticks))), pause=0)
 
 
 def leave(storage: Storage, account: int, chunks: int, at: float) -> int:
@@ -35,12 +42,12 @@ def leave(storage: Storage, account: int, chunks: int, at: float) -> int:
 
 def test_work_passes_between_the_steps(storage: Storage, account: int, sweeper: BlobCleaner) -> None:
     """A write that comes during a sweep waits for one step of it, not for all."""
-    blob = leave(storage, account, 10 * CHUNKS_AT_ONCE, at=1.0)
+    blob = leave(storage, account, 10, at=1.0)
     held = Held(storage)
     sweeper.begin()
     passing = storage.submit(lambda transaction: [transaction.chunk(blob, number) for number in range(100)])
     held.go.set()
-    assert len([chunk for chunk in passing.result() if chunk is not None]) == 9 * CHUNKS_AT_ONCE
+    assert len([chunk for chunk in passing.result() if chunk is not None]) == 9
     assert comes_to(storage, 0, 0, 0)
 
 
@@ -94,7 +101,7 @@ def test_a_sweep_that_fails_is_told_and_begun_again(
     with caplog.at_level(logging.WARNING):
         sweep_in_vain(storage, sweeper, monkeypatch)
     assert [record.getMessage() for record in caplog.records] == [
-        "Bytes that no media file has could not be taken away: The store's disk is full."
+        "What deleted files and accounts left could not be removed: The store's disk is full."
     ]
     assert rows(storage) == (0, 1, 9)
     sweeper.begin()
@@ -141,12 +148,75 @@ def test_a_closed_one_begins_no_further_step(
     storage: Storage, account: int, sweeper: BlobCleaner, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A service that ends doesn't wait for all to be swept; the next one goes on with it."""
-    leave(storage, account, 10 * CHUNKS_AT_ONCE, at=1.0)
+    leave(storage, account, 10, at=1.0)
     held = Held(storage)
     sweeper.begin()
     sweeper.close()
     held.go.set()
-    assert rows(storage) == (0, 1, 9 * CHUNKS_AT_ONCE)
+    assert rows(storage) == (0, 1, 9)
     sweeper.begin()
-    assert rows(storage) == (0, 1, 9 * CHUNKS_AT_ONCE)
+    assert rows(storage) == (0, 1, 9)
     assert not caplog.records
+
+
+def test_what_another_process_left_is_found(tmp_path: Path, clock: ManualClock) -> None:
+    """A service that runs removes what an account left that a command deleted meanwhile, without a restart."""
+    file = tmp_path / "store.db"
+    with Service(new_storage(file), clock=clock) as service, new_storage(file) as there:
+        uploader = Uploader(service)
+        uploader.upload(b"bytes")
+        service.sweeper.wait()
+        there.submit(lambda transaction: transaction.delete_account(1)).result()
+        assert rows(service._storage) == (1, 1, 1)
+        service.sweeper.look()
+        service.sweeper.wait()
+        assert rows(service._storage) == (0, 0, 0)
+
+
+class Wait(threading.Event):
+    """Stands for the end that is waited for: each wait passes at once, and the third is the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Note for how long it would be."""
+        self.waits.append(timeout)
+        return len(self.waits) > 2
+
+
+def test_a_running_service_looks_again_and_again(
+    storage: Storage, sweeper: BlobCleaner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks every ten seconds, on one thread however often it is told to, and a look that fails ends nothing."""
+    looked = threading.Semaphore(0)
+
+    def look() -> None:
+        looked.release()
+        raise UnavailableError("The store's disk failed.")
+
+    monkeypatch.setattr(sweeper, "look", look)
+    sweeper._ended = waiting = Wait()
+    sweeper.watch()
+    sweeper.watch()
+    for _ in range(2):
+        assert looked.acquire(timeout=PATIENCE)
+    assert not looked.acquire(blocking=False)
+    while len(waiting.waits) < 3:
+        pass
+    assert waiting.waits == [10.0] * 3
+
+
+def test_between_two_steps_others_can_write(storage: Storage, account: int, clock: ManualClock) -> None:
+    """A step is followed by a pause, which is not waited for on the writer's thread, so that other processes write."""
+    ticks = itertools.count()
+    sweeper = BlobCleaner(storage, Clock(clock.wall, lambda: float(next(ticks))), pause=PATIENCE)
+    leave(storage, account, 3, at=1.0)
+    sweeper.begin()
+    assert rows(storage) == (0, 1, 2)
+    assert rows(storage) == (0, 1, 2)
+    sweeper.close()
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.cancel()

@@ -88,12 +88,14 @@ def test_guesses_are_slowed(uploader: Uploader, hasher: FakeHasher) -> None:
 
 
 def test_data_and_media_are_one_number_of_files(uploader: Uploader) -> None:
-    """Past it a new name is refused, of either kind; one that is there may be replaced."""
+    """Past it a new name is refused, of either kind, and an unfinished upload is a file; one may be replaced."""
     uploader.service.accounts.set_limits("owner", max_files=2)
     ask = Asker(uploader.service, uploader.api_key)
-    ask.save("data", 1)
-    late = uploader.begin("late.png")
     uploader.upload(b"1")
+    late = uploader.begin("late.png")
+    with pytest.raises(TooManyFilesError, match="2 files with its unfinished uploads"):
+        uploader.begin("early.png")
+    ask.save("data", 1)
     with pytest.raises(TooManyFilesError, match="2 files"):
         uploader.begin("other.png")
     with pytest.raises(TooManyFilesError):
@@ -136,7 +138,7 @@ def test_all_files_of_an_account_together(uploader: Uploader) -> None:
     write(one, b"12345")
     write(two, b"12345")
     one.finish()
-    with pytest.raises(TooBigError, match="4 bytes"):
+    with pytest.raises(TooBigError, match="may hold 10"):
         two.finish()
     two.abort()
     assert comes_to(uploader.storage, 2, 2, 2)
@@ -174,3 +176,39 @@ def test_uploads_keep_the_account_s_pace(uploader: Uploader, clock: ManualClock)
     clock.advance(60)
     uploader.upload(b"after", "other.png")
     assert comes_to(uploader.storage, 2, 2, 2)
+
+
+def test_unfinished_uploads_take_space(uploader: Uploader) -> None:
+    """What unfinished uploads have brought counts, each at each chunk; when they end, there is room again."""
+    uploader.service.accounts.set_limits("owner", max_total_bytes=3 * CHUNK_BYTES)
+    begun = [uploader.begin(f"{number}.png") for number in range(5)]
+    for upload in begun:
+        write(upload, b"x" * CHUNK_BYTES)
+    uploader.storage.submit(lambda _: None).result()  # behind the chunks
+    with pytest.raises(TooBigError, match="with unfinished uploads"):
+        write(begun[3], b"")  # an earlier chunk that failed is told of here
+    with uploader.storage.read() as transaction:
+        counted = transaction.counters(uploader.account.id)
+        assert counted is not None
+        assert counted.bytes <= 3 * CHUNK_BYTES
+        assert counted.uploads == 5
+    with pytest.raises(TooBigError):
+        uploader.upload(b"x" * CHUNK_BYTES, "late.png")
+    for upload in begun:
+        upload.abort()
+    assert comes_to(uploader.storage, 0, 0, 0)
+    uploader.upload(b"x" * 3 * CHUNK_BYTES)
+
+
+def test_an_account_does_not_upload_faster_than_it_is_tidied(
+    uploader: Uploader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleted media that is yet to be removed is bounded: past it an upload has to wait a moment."""
+    monkeypatch.setattr("cloudstore_mapping.service.quotas.MAX_LEAVING", 5)
+    uploader.service.accounts.set_limits("owner", max_total_bytes=10)
+    uploader.service.sweeper.close()
+    facts = uploader.upload(b"123456")
+    uploader.service.media.delete(uploader.account, facts["id"])
+    with pytest.raises(TooOftenError, match="yet to be removed") as caught:
+        uploader.begin("other.png")
+    assert caught.value.retry_after == 1.0

@@ -282,7 +282,7 @@ def test_counts_that_come_during_a_flush(tmp_path: Path, clock: ManualClock) -> 
         use(usage, storage, account)
         held = Held(storage)
         flush = pool.submit(usage.flush)
-        while usage._waiting:
+        while usage._soon:
             pass
         use(usage, storage, account)
         assert not is_used_up(usage, storage, account)
@@ -358,11 +358,12 @@ def test_a_failure_that_lasts_is_told_once(
 ) -> None:
     """Counts that can't be stored are tried each second, and logged once a cause, until they were stored again."""
     monkeypatch.setattr("cloudstore_mapping.service.quotas.INTERVAL", 0.001)
+    monkeypatch.setattr("cloudstore_mapping.service.quotas.LONG_INTERVAL", 0.001)
     usage = AccessCounter(storage, clock)
     tries = iter(["lost", "lost", "full", "full", "", "full"])
     done = threading.Event()
 
-    def flush() -> None:
+    def flush(**_: object) -> None:
         if (cause := next(tries, None)) is None:
             done.set()
         elif cause:
@@ -374,3 +375,82 @@ def test_a_failure_that_lasts_is_told_once(
     usage.close()
     told = [record.getMessage().rpartition(": ")[2] for record in caplog.records]
     assert told == ["lost", "full", "full"]
+
+
+def test_a_limited_file_is_stored_sooner_than_others(usage: AccessCounter, storage: Storage, owner: Account) -> None:
+    """Each second only files with a daily limit are stored, of which other processes must know; others later."""
+    storage.submit(lambda transaction: transaction.put(owner.id, "another", b"1", 1.0)).result()
+    use(usage, storage, owner)
+    usage.count(owner.id, "data", "another")
+    usage.flush(everything=False)
+    assert stored(storage, owner) == AccessCount(TODAY, 1, MIDNIGHT)
+    assert stored(storage, owner, "another") is None
+    usage.flush()
+    assert stored(storage, owner, "another") == AccessCount(TODAY, 1, MIDNIGHT)
+
+
+def test_many_counts_are_stored_in_pieces(
+    usage: AccessCounter, storage: Storage, owner: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One transaction stores the counts of few files, so that writers go on; what fails in the middle is kept."""
+    names = [f"file {number:03}" for number in range(5)]
+    storage.submit(lambda transaction: [transaction.put(owner.id, name, b"1", 1.0) for name in names]).result()
+    monkeypatch.setattr("cloudstore_mapping.service.quotas.PIECE", 2)
+    usage.count(owner.id, "data", *names)
+    submit, sizes = storage.submit, []
+
+    def second_fails(work: Callable[[Transaction], object]) -> object:
+        sizes.append(work)
+        if len(sizes) == 2:
+            _full(work)
+        return submit(work)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "submit", second_fails)
+        with pytest.raises(UnavailableError):
+            usage.flush()
+    assert [stored(storage, owner, name) is not None for name in names] == [True, True, False, False, False]
+    usage.flush()
+    assert [stored(storage, owner, name) for name in names] == [AccessCount(TODAY, 1, MIDNIGHT)] * 5
+
+
+def test_the_end_does_not_wait_for_all_counts(
+    storage: Storage,
+    owner: Account,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A service that ends stores counts for a moment only; how many files lose theirs is one line of the log."""
+    usage = AccessCounter(storage, clock)
+    names = [f"file {number:03}" for number in range(5)]
+    storage.submit(lambda transaction: [transaction.put(owner.id, name, b"1", 1.0) for name in names]).result()
+    monkeypatch.setattr("cloudstore_mapping.service.quotas.PIECE", 2)
+    usage.count(owner.id, "data", *names)
+    submit = storage.submit
+
+    def slow(work: Callable[[Transaction], object]) -> object:
+        clock.advance(0.75)
+        return submit(work)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "submit", slow)
+        usage.close()
+    assert [stored(storage, owner, name) is not None for name in names] == [True] * 4 + [False]
+    assert [record.getMessage() for record in caplog.records] == ["The counts of 1 files were lost at the end."]
+
+
+def test_counts_that_wait_are_bounded(
+    usage: AccessCounter,
+    storage: Storage,
+    owner: Account,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """While the store takes no writes, no more files are counted than memory is meant for, and the log says so."""
+    monkeypatch.setattr("cloudstore_mapping.service.quotas.MAX_COUNTED", 2)
+    storage.submit(lambda transaction: transaction.put(owner.id, "c", b"1", 1.0)).result()
+    usage.count(owner.id, "data", "a", "b", "c", "b")
+    usage.flush()
+    assert stored(storage, owner, "c") is None
+    assert [record.getMessage().partition(" ")[0] for record in caplog.records] == ["1"]

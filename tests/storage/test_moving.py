@@ -101,6 +101,7 @@ def contents(place: StoreLocation) -> dict[str, list[Any]]:
     with closing(sqlite3.connect(str(place.file))) as connection:
         rows = {table: sorted(connection.execute(f"SELECT * FROM {table}").fetchall(), key=repr) for table in TABLES}
         waiting = {number for (number,) in connection.execute("SELECT id FROM blobs WHERE NOT kept")}
+    rows["accounts"] = [row for row in rows["accounts"] if not row[1].startswith("\1")]  # a deleted account
     rows["blobs"] = [row for row in rows["blobs"] if row[0] not in waiting]
     rows["chunks"] = [row for row in rows["chunks"] if row[0] not in waiting]
     return rows

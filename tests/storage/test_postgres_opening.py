@@ -78,7 +78,7 @@ def test_a_node_that_is_overtaken(address: str) -> None:
     """Where another node makes the tables while this one looks for any, they are not taken for another program's."""
     with Overtaken.connect(address, autocommit=True) as connection:
         connection.overtaken_at = address
-        migrate(connection)
+        migrate(connection, address)
         assert connection.overtaken_at == ""
         assert schema_of(connection).version == newest()
 

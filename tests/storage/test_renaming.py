@@ -80,12 +80,23 @@ def fill(storage: Storage, names: list[str]) -> None:
     storage.submit(work).result()
 
 
+#: What undoes the schemas behind the one that knows old names.
+NEWER = (
+    "DROP TABLE counters",
+    "DROP INDEX accounts_deleted",
+    "ALTER TABLE accounts DROP COLUMN deleted",
+    "ALTER TABLE blobs DROP COLUMN size",
+)
+
+
 def make_old(storage: Storage, schema: int) -> None:
     """Take a store back to the schema that knew nothing of old names."""
 
     def work(transaction: Transaction) -> None:
         transaction.do("DROP TABLE old_names")
         transaction.do("DROP TABLE name_scans")
+        for statement in NEWER:
+            transaction.do(statement)
         transaction.do(f"PRAGMA user_version = {schema}" if schema > 1 else "UPDATE cloudstore SET version = 1")
 
     storage.submit(work).result()
@@ -102,7 +113,7 @@ def old(place: StoreLocation) -> StoreLocation:
 
 def facts(place: StoreLocation) -> dict[str, Any]:
     """Return by name all that is stored of each file."""
-    with place.open() as storage, storage.read() as transaction:
+    with place.open(renames=True) as storage, storage.read() as transaction:
         account = transaction.account_named("local")
         assert account is not None
         names = transaction.names(account.id)
@@ -154,7 +165,7 @@ def test_twice_without_harm(old: StoreLocation) -> None:
 
 def test_a_dry_run_changes_nothing(old: StoreLocation) -> None:
     """`--dry-run` tells what a run does, and leaves all as it is."""
-    with old.open() as storage:
+    with old.open(renames=True) as storage:
         fill(storage, ["users/ann"])
     before = facts(old)
     foreseen = migrate(old, "--dry-run")
@@ -164,7 +175,7 @@ def test_a_dry_run_changes_nothing(old: StoreLocation) -> None:
 
 def test_a_clash_is_left_and_reported(old: StoreLocation) -> None:
     """Where both names exist neither is changed, nor a name that one of them is in the way of; then both are keys."""
-    with old.open() as storage:
+    with old.open(renames=True) as storage:
         fill(storage, ["users/ann", "/"])
     before = facts(old)
     for _ in range(2):
@@ -268,8 +279,8 @@ def test_counts_of_a_file_deleted_before(place: StoreLocation) -> None:
     """What is left of the counts of a deleted file with the new name is not added to, and in nobody's way."""
     with place.open() as storage:
         fill(storage, ["a%2Fb", "a/b"])
-        make_old(storage, 3 if place.file else 1)
         storage.submit(lambda transaction: transaction.delete(1, "a/b")).result()
+        make_old(storage, 3 if place.file else 1)
     before = facts(place)
     assert migrate(place)[0] == 0
     assert facts(place) == {"a/b": before["a%2Fb"]}

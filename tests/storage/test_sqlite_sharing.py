@@ -199,3 +199,37 @@ def test_a_read_that_outlives_the_close_ends_well(storage: SQLiteStorage, accoun
         assert isinstance(transaction, SQLiteSession)
     with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
         transaction.connection.execute("SELECT 1")
+
+
+def test_a_process_lets_others_write_first(
+    path: Path, storage: SQLiteStorage, account: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that met another's transaction pauses before its own for a second; SQLite has no queue of who waits."""
+    now = 100.0
+    pauses: list[float] = []
+
+    class Time:
+        """Stands still, and ends the other's transaction at the first wait."""
+
+        def monotonic(self) -> float:
+            return now
+
+        def sleep(self, seconds: float) -> None:
+            pauses.append(seconds)
+            if other.in_transaction:
+                other.rollback()
+
+    with closing(sqlite3.connect(path, check_same_thread=False)) as other:
+        monkeypatch.setattr(sqlite, "time", Time())
+
+        def save() -> list[float]:
+            pauses.clear()
+            storage.submit(lambda transaction: transaction.put(account, "name", b"1", 1.0)).result()
+            return [*pauses]
+
+        assert save() == []
+        other.execute("BEGIN IMMEDIATE")
+        assert save() == [sqlite.FIRST_PAUSE]
+        assert save() == [sqlite.YIELD]
+        now += sqlite.POLITE_FOR
+        assert save() == []

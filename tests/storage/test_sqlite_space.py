@@ -8,6 +8,8 @@ from typing import NamedTuple
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.storage import sqlite
+from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_files import LOG, DiskReserve
 
@@ -101,3 +103,69 @@ def test_the_log_gives_back_what_it_took(tmp_path: Path) -> None:
         assert log.stat().st_size > 4 * LOG
         put("small", b"1")
         assert log.stat().st_size <= LOG
+
+
+PAGES = 400
+
+
+def fill(storage: SQLiteStorage) -> int:
+    """Fill some pages, delete most of what is in them, and return the account's id."""
+
+    def work(transaction: Transaction) -> int:
+        account = transaction.add_account("owner", 1.0).id
+        for number in range(PAGES):
+            transaction.put(account, f"name {number}", b'"%s"' % (b"x" * 4000), 1.0)
+        return account
+
+    account = storage.submit(work).result()
+    for number in range(PAGES - 10):
+        storage.submit(lambda transaction, name=f"name {number}": transaction.delete(account, name)).result()  # type: ignore[misc]
+    return account
+
+
+def steps(storage: SQLiteStorage) -> int:
+    """Do background work page by page, and return how many steps that took."""
+    number = 0
+    while storage.submit(lambda transaction: transaction.tidy(0.0, lambda: True)).result():
+        number += 1
+    return number
+
+
+def test_unused_space_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What deletes leave is given back to the disk a page at a time, and other writes pass in between."""
+    monkeypatch.setattr(sqlite, "UNUSED_PAGES", 20)
+    file = tmp_path / "store.db"
+    with SQLiteStorage(file) as storage:
+        account = fill(storage)
+        with storage.read() as transaction:
+            assert transaction.is_untidy(0.0)
+        assert PAGES - 60 < steps(storage) < 2 * PAGES
+        with storage.read() as transaction:
+            assert not transaction.is_untidy(0.0)
+            assert transaction.get(account, f"name {PAGES - 1}") is not None
+    assert file.stat().st_size < 100 * 4096 < PAGES * 4096
+    with SQLiteStorage(file) as storage, storage.read() as transaction:
+        assert len(transaction.names(account)) == 10
+
+
+def test_a_little_unused_space_is_kept(tmp_path: Path) -> None:
+    """A file keeps some unused pages for the next saves, so that it is not made shorter and longer all the time."""
+    with SQLiteStorage(tmp_path / "store.db") as storage:
+        fill(storage)
+        assert steps(storage) == 0
+
+
+def test_a_file_of_an_older_version_is_compacted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that can't give back single pages is left alone, until `compact` has made it one that can."""
+    monkeypatch.setattr(sqlite, "UNUSED_PAGES", 20)
+    monkeypatch.setattr("cloudstore_mapping.service.storage.migrations.INCREMENTAL", 0)
+    file = tmp_path / "store.db"
+    with SQLiteStorage(file) as storage:
+        account = fill(storage)
+        assert steps(storage) == 0
+        storage.compact()
+        names = [f"again {number}" for number in range(100)]
+        value = b'"%s"' % (b"x" * 4000)
+        storage.submit(lambda transaction: [transaction.put(account, name, value, 1.0) for name in names]).result()
+        storage.submit(lambda transaction: [transaction.delete(account, name) for name in names]).result()
+        assert steps(storage) > 50

@@ -21,7 +21,7 @@ from cloudstore_mapping.service.storage.places import place_of
 from cloudstore_mapping.web.connections import listen
 from cloudstore_mapping.web.options import Options
 from cloudstore_mapping.web.workers import run_workers
-from tests.serving import serving, told
+from tests.serving import lines, serving, told
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found as Linux shows them")
 
@@ -82,6 +82,14 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_start_tells_what_workers_cost(tmp_path: Path) -> None:
+    """Whoever starts several processes on a file is told that they save less than one; a single one says nothing."""
+    sentence = "more loads than one process, but fewer saves"
+    for workers, is_told in (("1", False), ("2", True)):
+        with serving("--workers", workers, "--store", str(tmp_path / f"{workers}.db")) as process:
+            assert (sentence in "".join(lines(process, 3))) is is_told
+
+
 def test_workers_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     """Where the first process is killed, the others end too: nothing answers any more."""
     command = [sys.executable, "-m", "cloudstore_mapping", "serve", "--port", "0", "--workers", "2", "--json"]

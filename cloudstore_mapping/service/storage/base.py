@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from typing import ClassVar, Self, TypeAlias, TypeVar
+from typing import ClassVar, Final, Self, TypeAlias, TypeVar
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.group_commit import closed_error
@@ -18,6 +18,10 @@ T = TypeVar("T")
 
 #: Progress callback: called with the amount of finished work, and the total.
 Report: TypeAlias = Callable[[int, int], object]
+#: Seconds of a step of background work, which is as long as writers wait for it; and between two steps, in which other
+#: processes can write as well.
+STEP: Final = 0.005
+PAUSE: Final = 0.01
 
 
 def check_open(process: int, *, closed: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sqlite3
 import time
 from collections.abc import Collection, Iterator
@@ -16,12 +17,13 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
-from cloudstore_mapping.service.storage.base import Report, Storage
+from cloudstore_mapping.service.storage.base import PAUSE, STEP, Report, Storage
 from cloudstore_mapping.service.storage.migrations import DamagedFileError, newest
 from cloudstore_mapping.service.storage.places import StoreLocation
 from cloudstore_mapping.service.storage.renaming import Renames, rename_files
 from cloudstore_mapping.service.storage.sql import Transaction, checksum_matches
 from cloudstore_mapping.service.storage.sqlite import SQLiteSession, SQLiteStorage
+from cloudstore_mapping.service.storage.sqlite_backup import back_up as copy_file
 from cloudstore_mapping.service.storage.sqlite_backup import (
     copy_database,
     copy_error,
@@ -37,8 +39,9 @@ from cloudstore_mapping.wire import decode_value
 REPORT_EVERY: Final = 100
 #: Number of media files or blobs read per query.
 PAGE: Final = 1000
-#: The first SQLite schema with media files.
+#: The first SQLite schema with media files, and with quota counters and deleted accounts.
 WITH_MEDIA: Final = 2
+WITH_COUNTERS: Final = 6
 
 _Row: TypeAlias = tuple[Any, ...]
 
@@ -56,8 +59,13 @@ def back_up(source: StoreLocation, path: Path, report: Report) -> Findings:
 
     A copy of a damaged store is kept, as it contains everything else.
     """
-    with source.open() as storage:
-        back_up_storage(storage, path, report)
+    if source.file is not None and source.is_older():  # copied as it is
+        with closing(SQLiteSession(source.file, reading_mode(source.file))) as session, session.snapshot():
+            session.row("SELECT count(*) FROM accounts")  # begins the snapshot
+            copy_file(session.connection, path, report)
+    else:
+        with source.open(readonly=source.file is None) as storage:
+            back_up_storage(storage, path, report)
     return check_file(path, report)
 
 
@@ -135,7 +143,8 @@ class Findings:
     """
     Findings of an integrity check: totals, and `faults` as sentences.
 
-    `orphan_blobs` counts unfinished uploads and deleted media; the service deletes them by itself.
+    `orphan_blobs` counts unfinished uploads and deleted media, `deleted_accounts` accounts with rows left; the service
+    deletes both by itself.
     """
 
     schema: int
@@ -146,6 +155,7 @@ class Findings:
     media_bytes: int = 0
     orphan_blobs: int = 0
     orphan_accesses: int = 0
+    deleted_accounts: int = 0
     faults: list[str] = field(default_factory=list)
 
 
@@ -163,9 +173,37 @@ def check(place: StoreLocation, report: Report) -> Findings:
     """Check a store as it is at one moment, possibly while it is in use."""
     if place.file is not None:
         return check_file(place.file, report)
+    from cloudstore_mapping.service.storage.postgres import PostgresStorage  # loads a driver
+    from cloudstore_mapping.service.storage.postgres_migrations import WITH_COUNTERS as WITH_COUNTERS_IN_POSTGRES
+
     schema = place.schema()
-    with place.open() as storage, storage.read() as transaction:
-        return check_integrity(transaction, schema, report)
+    with PostgresStorage(str(place.address), older="keep") as storage, storage.read() as transaction:
+        return check_integrity(transaction, schema, report, has_counters=schema >= WITH_COUNTERS_IN_POSTGRES)
+
+
+def repair(place: StoreLocation) -> list[str]:
+    """Recount the quotas of accounts with wrong counters, in short steps; return the names of these accounts."""
+    with place.open() as storage:
+        with storage.read() as transaction:
+            wrong = [
+                account
+                for account in transaction.accounts()
+                if account.is_counted and transaction.counters(account.id) != transaction.recounted(account.id)
+            ]
+        for account in wrong:
+            storage.submit(partial(_start_counting, account.id)).result()
+        while storage.submit(_tidy).result():
+            time.sleep(PAUSE)
+        return [account.name for account in wrong]
+
+
+def _start_counting(account_id: int, transaction: Transaction) -> None:
+    transaction.start_counting(account_id)
+
+
+def _tidy(transaction: Transaction) -> bool:
+    end = time.monotonic() + STEP
+    return transaction.tidy(-math.inf, lambda: time.monotonic() >= end)
 
 
 def check_file(path: Path, report: Report = _no_report) -> Findings:
@@ -187,35 +225,66 @@ def examine(path: Path, report: Report) -> Findings:
         with closing(SQLiteSession(path, reading_mode(path))) as session, session.snapshot():
             # A damaged name must be reported, not raise.
             session.connection.text_factory = lambda text: text.decode(errors="surrogateescape")
-            return check_integrity(session, schema, report, has_media=schema >= WITH_MEDIA)
+            return check_integrity(
+                session, schema, report, has_media=schema >= WITH_MEDIA, has_counters=schema >= WITH_COUNTERS
+            )
     except sqlite3.Error as error:
         raise unavailable(error) from error
 
 
 def check_integrity(
-    session: Transaction, schema: int, report: Report = _no_report, *, has_media: bool = True
+    session: Transaction,
+    schema: int,
+    report: Report = _no_report,
+    *,
+    has_media: bool = True,
+    has_counters: bool = True,
 ) -> Findings:
     """Compare every value and media file in a transaction's snapshot with its checksum, and count orphans."""
     findings = Findings(schema)
-    _count(session, findings, has_media=has_media)
+    live = "NOT deleted" if has_counters else "TRUE"  # accounts that are not being removed
+    _count(session, findings, has_media=has_media, has_counters=has_counters)
+    if has_counters:
+        findings.faults += _check_counters(session)
     total = findings.files + findings.media
-    for done, fault in enumerate(chain(_check_values(session), _check_media(session) if has_media else ()), 1):
+    faults = chain(_check_values(session, live), _check_media(session, live) if has_media else ())
+    for done, fault in enumerate(faults, 1):
         if fault is not None:
             findings.faults.append(fault)
         report(done, total)
     return findings
 
 
-def _count(session: Transaction, findings: Findings, *, has_media: bool) -> None:
+def _check_counters(session: Transaction) -> Iterator[str]:
+    """Yield a sentence for each account with wrong quota counters."""
+    for account in session.accounts():
+        counted = session.counters(account.id)
+        if account.is_counted and counted is None:
+            yield f"The quotas of {account.name!r} are not counted; run `cloudstore check --repair`."
+        if counted is not None and session.is_counted(account.id):
+            found = session.recounted(account.id)
+            if found != counted:
+                yield (
+                    f"The quotas of {account.name!r} are counted as {counted.files:,} files of {counted.bytes:,} bytes,"
+                    f" not {found.files:,} of {found.bytes:,}; run `cloudstore check --repair`."
+                )
+
+
+def _count(session: Transaction, findings: Findings, *, has_media: bool, has_counters: bool) -> None:
     def number(query: str) -> int:
         return int(session.row(query)[0])
 
+    live = ""
     findings.accounts = number("SELECT count(*) FROM accounts")
-    findings.files = number("SELECT count(*) FROM files")
-    findings.file_bytes = number(f"SELECT coalesce(sum({session.size}), 0) FROM files")  # noqa: S608 - of constants
+    if has_counters:
+        findings.deleted_accounts = number("SELECT count(*) FROM accounts WHERE deleted")
+        findings.accounts -= findings.deleted_accounts
+        live = " WHERE account_id NOT IN (SELECT id FROM accounts WHERE deleted)" if findings.deleted_accounts else ""
+    findings.files = number(f"SELECT count(*) FROM files{live}")  # noqa: S608 - of constants
+    findings.file_bytes = number(f"SELECT coalesce(sum({session.size}), 0) FROM files{live}")  # noqa: S608 - of constants
     if has_media:
-        findings.media = number("SELECT count(*) FROM media")
-        findings.media_bytes = number("SELECT coalesce(sum(size), 0) FROM media")
+        findings.media = number(f"SELECT count(*) FROM media{live}")  # noqa: S608 - of constants
+        findings.media_bytes = number(f"SELECT coalesce(sum(size), 0) FROM media{live}")  # noqa: S608 - of constants
         findings.orphan_blobs = number("SELECT count(*) FROM blobs WHERE NOT kept")
         findings.orphan_accesses = number(
             "SELECT count(*) FROM accesses a WHERE NOT EXISTS (SELECT 1 FROM files f"
@@ -224,9 +293,10 @@ def _count(session: Transaction, findings: Findings, *, has_media: bool) -> None
         )
 
 
-def _check_values(session: Transaction) -> Iterator[str | None]:
+def _check_values(session: Transaction, live: str) -> Iterator[str | None]:
     """Yield a sentence for each damaged value, None for each sound one."""
-    query = f"SELECT a.name, f.name, version, {session.value} FROM files f JOIN accounts a ON a.id = account_id"  # noqa: S608 - of constants
+    files = f"files f JOIN accounts a ON a.id = account_id WHERE {live}"
+    query = f"SELECT a.name, f.name, version, {session.value} FROM {files}"  # noqa: S608 - of constants
     for account, name, version, value in session.stream(query):
         if not _is_json(value):
             yield f"The file {name!r} of {account!r} is not valid JSON; save it again."
@@ -246,11 +316,11 @@ def _is_json(value: object) -> bool:
     return True
 
 
-def _check_media(session: Transaction) -> Iterator[str | None]:
+def _check_media(session: Transaction, live: str) -> Iterator[str | None]:
     """Yield a sentence for each damaged media file, None for each sound one."""
-    for account in session.accounts():
+    for account_id, account in session.rows(f"SELECT id, name FROM accounts WHERE {live} ORDER BY name"):  # noqa: S608 - of constants
         after = None
-        while page := session.describe_media(account.id, after=after, limit=PAGE):
+        while page := session.describe_media(account_id, after=after, limit=PAGE):
             for media in page:
                 digest = hashlib.sha256()
                 length = 0
@@ -258,9 +328,7 @@ def _check_media(session: Transaction) -> Iterator[str | None]:
                     digest.update(chunk)
                     length += len(chunk)
                 is_sound = length == media.size and digest.hexdigest() == media.digest
-                fault = (
-                    f"The media file {media.name!r} of {account.name!r} doesn't match its checksum; upload it again."
-                )
+                fault = f"The media file {media.name!r} of {account!r} doesn't match its checksum; upload it again."
                 yield None if is_sound else fault
             after = page[-1].name
 
@@ -274,16 +342,20 @@ class _Table(NamedTuple):
     name: str
     columns: tuple[str, ...]
     order: str
-    booleans: frozenset[str] = frozenset()
-    condition: str = "TRUE"
+    booleans: frozenset[str]
+    condition: str
 
 
-def _table(name: str, columns: str, order: str, booleans: str = "", condition: str = "TRUE") -> _Table:
+#: Condition on rows of accounts that are not being removed.
+_LIVE: Final = "account_id IN (SELECT id FROM accounts WHERE NOT deleted)"
+
+
+def _table(name: str, columns: str, order: str, booleans: str = "", condition: str = _LIVE) -> _Table:
     return _Table(name, tuple(columns.split()), order, frozenset(booleans.split()), condition)
 
 
-#: Copied tables, in order of their foreign keys. Sessions are not copied: owners sign in again. Chunks are copied blob
-#: by blob. Blobs without a media file are unfinished uploads or deleted media, so they are left behind.
+#: Copied tables, in order of their foreign keys. Sessions are not copied: owners sign in again. Quotas are recounted.
+#: Chunks are copied blob by blob. Blobs without a media file are unfinished uploads or deleted media: they are left.
 _TABLES: Final = (
     _table(
         "accounts",
@@ -291,6 +363,7 @@ _TABLES: Final = (
         " max_total_bytes next_request_at folder data_password media_password owner_password must_change_password",
         "id",
         "disabled must_change_password",
+        "NOT deleted",
     ),
     _table("api_keys", "account_id hash created_at hint", "account_id, hash"),
     _table("events", "account_id id at action subject origin", "account_id, id"),
@@ -300,7 +373,7 @@ _TABLES: Final = (
         "account_id, name",
     ),
     _table("answers", "account_id request reply fingerprint answered_at", "account_id, request"),
-    _table("blobs", "account_id id touched_at kept", "account_id, id", "kept", "kept"),
+    _table("blobs", "account_id id touched_at kept size", "account_id, id", "kept", f"kept AND {_LIVE}"),
     _table(
         "media",
         "account_id id name mimetype size digest blob_id edit_password created_at updated_at",
@@ -309,7 +382,7 @@ _TABLES: Final = (
     _table("accesses", "account_id kind name day count last_at", "account_id, kind, name"),
     _table("days", "account_id day count", "account_id, day"),
     _table("old_names", "account_id name clashes", "account_id, name", "clashes"),
-    _table("name_scans", "at", "at"),
+    _table("name_scans", "at", "at", "", "TRUE"),
 )
 _CHUNKS: Final = "chunks"
 
@@ -328,7 +401,7 @@ def migrate_store(source: StoreLocation, target: StoreLocation, report: Report) 
     Sessions and unfinished uploads are not copied. Raises `UnsupportedError` if the source is damaged, and
     `UnsupportedError` or `FileExistsError` if there is a store at `target`.
     """
-    with source.open() as storage, storage.read() as read:
+    with source.open(readonly=source.is_older()) as storage, storage.read() as read:
         transaction = read
         if check_integrity(transaction, schema=0).faults:
             raise UnsupportedError(
@@ -378,6 +451,11 @@ def _copy_tables(source: Transaction, report: Report, transaction: Transaction) 
     total = sum(source.row(f"SELECT count(*) FROM {name}")[0] for name in (_CHUNKS, *(t.name for t in _TABLES)))  # noqa: S608 - of constants
     progress = _Progress(2 * total, report)
     copied = {name: _digest(progress.of(_insert(transaction, name, rows))) for name, rows in _contents(source)}
+    for account in transaction.accounts():
+        if account.is_counted:
+            transaction.start_counting(account.id)
+    while transaction.count_some():
+        pass
     transaction.end_filling()
     for name, rows in _contents(transaction):
         if _digest(progress.of(rows)) != copied[name]:
@@ -419,8 +497,8 @@ def _rows(session: Transaction, table: _Table) -> Iterator[_Row]:
 
 def _chunks(session: Transaction) -> Iterator[_Row]:
     query = (
-        f"SELECT account_id, id, {session.blob} FROM blobs WHERE kept AND (account_id, id) > (?, ?)"  # noqa: S608 - of constants
-        " ORDER BY blobs.account_id, blobs.id LIMIT ?"
+        f"SELECT account_id, id, {session.blob} FROM blobs WHERE kept AND {_LIVE}"  # noqa: S608 - of constants
+        " AND (account_id, id) > (?, ?) ORDER BY blobs.account_id, blobs.id LIMIT ?"
     )
     last = (0, 0)
     while page := session.rows(query, *last, PAGE):
@@ -461,5 +539,5 @@ def migrate_names(
     place: StoreLocation, report: Report, *, keep: Collection[str] = (), dry_run: bool = False
 ) -> Renames:
     """Rename the files of a store with names of version 0.1.0; see `rename_files`."""
-    with place.open() as storage:
+    with place.open(renames=True, readonly=dry_run and place.is_older()) as storage:
         return rename_files(storage, time.time(), report, keep=keep, dry_run=dry_run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import time
@@ -12,16 +13,28 @@ from pathlib import Path
 from typing import Final
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
-from cloudstore_mapping.service.storage.renaming import old_names_among
+from cloudstore_mapping.service.storage.renaming import must_be_renamed, old_names_among
+from cloudstore_mapping.service.storage.sqlite import INCREMENTAL
 from cloudstore_mapping.service.storage.sqlite_files import (
     change_if_there,
     disk_of,
     is_of_new_file,
     journal_head,
     primary_code,
+    reading_mode,
 )
 from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import APPLICATION_ID, SMALLEST, refuse_sidecar
+
+_log: Final = logging.getLogger(__name__)
+
+
+def announce(place: str, before: int, after: int) -> None:
+    """Log that a store was migrated."""
+    _log.warning(
+        "%s was migrated from schema %d to %d; older versions of cloudstore-mapping can't open it any more.",
+        *(place, before, after),
+    )
 
 
 @cache  # read for each opened store
@@ -38,6 +51,8 @@ def schema_steps(engine: str) -> tuple[str, ...]:
 
 #: The first schema that knows which names are of version 0.1.0.
 WITH_OLD_NAMES: Final = 4
+
+_WITH_PERCENT: Final = "SELECT account_id, name FROM files WHERE instr(name, '%')"
 
 #: How often it is tried to switch a file to WAL while others switch it as well.
 SWITCHES: Final = 100
@@ -107,21 +122,30 @@ def not_opened(path: Path, error: sqlite3.Error) -> PermissionError:
     )
 
 
-def migrate(connection: sqlite3.Connection, path: Path | None) -> None:
+def migrate(connection: sqlite3.Connection, path: Path | None, *, renames: bool = False) -> None:
     """
     Bring the database at `path` to the newest schema, making an empty one ours; None stands for memory.
 
-    Raises `UnsupportedError`, with the file untouched, where it isn't ours or is of a newer version.
+    Raises `UnsupportedError`, with the file untouched, if it isn't ours, is of a newer version, or has files that must
+    be renamed first, unless the caller `renames` them.
     """
     steps = schema_steps("sqlite")
     connection.execute("BEGIN")  # so that all facts are of one moment: another process may be making the file
     version = _version(connection, path, newest=len(steps))
     connection.execute("COMMIT")
     if version < len(steps):
+        if version == 0 and path is not None:
+            # It is in force from the compilation on. Run, it would write a page ahead of the transaction, whose journal
+            # would then not be that of a new file.
+            connection.execute(f"EXPLAIN PRAGMA auto_vacuum = {INCREMENTAL}").fetchall()
         connection.execute("BEGIN IMMEDIATE")
         change_if_there(connection)
         # Asked again: another process may have done it while this one waited.
         before = _version(connection, path, newest=len(steps))
+        if 0 < before < WITH_OLD_NAMES and path is not None and not renames:
+            for _, name in old_names_among(connection.execute(_WITH_PERCENT)):
+                connection.execute("ROLLBACK")
+                raise must_be_renamed(str(path), name)
         for number in range(before, len(steps)):
             for statement in _statements(steps[number]):
                 connection.execute(statement)
@@ -132,13 +156,15 @@ def migrate(connection: sqlite3.Connection, path: Path | None) -> None:
         connection.execute("COMMIT")
         # While the first token is in the log alone, the log seems to fit any file without one.
         connection.execute("PRAGMA wal_checkpoint").fetchall()
+        if 0 < before < len(steps) and path is not None:
+            announce(str(path), before, len(steps))
     if _journal_mode(connection) != "wal" and path is not None:
         raise UnsupportedError(f"The file system of {path} can't be shared between processes; use a local disk.")
 
 
 def _note_old_names(connection: sqlite3.Connection) -> None:
     """Note which files have names of version 0.1.0, before the first file is added by this one."""
-    rows = connection.execute("SELECT account_id, name FROM files WHERE instr(name, '%')").fetchall()
+    rows = connection.execute(_WITH_PERCENT).fetchall()
     connection.executemany("INSERT INTO old_names (account_id, name) VALUES (?, ?)", old_names_among(rows))
     connection.execute("INSERT INTO name_scans VALUES (?)", (time.time(),))
 
@@ -146,6 +172,16 @@ def _note_old_names(connection: sqlite3.Connection) -> None:
 def schema_version(connection: sqlite3.Connection, path: Path) -> int:
     """Return the number of the schema that the database has, 0 for none; raises as `migrate` does."""
     return _version(connection, path, newest=newest())
+
+
+def is_older(path: Path) -> bool:
+    """Return whether the file at `path`, which nothing changes, is a store of an older version."""
+    check_file(path)
+    try:
+        with connected(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True) as connection:
+            return 0 < schema_version(connection, path) < newest()
+    except sqlite3.Error:
+        return False  # which is told by whatever opens it
 
 
 def newest() -> int:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.base import Storage
 
 MEMORY: Final = "memory:"
+#: Bytes of a file of an older version that is read as a copy in memory, for reading migrates nothing.
+MAX_COPY: Final = 2**30
 POSTGRES: Final = frozenset({"postgresql", "postgres"})
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # at least two letters, as C:\ is a drive
 # As a path, this would make a file with a secret in its name.
@@ -75,20 +77,26 @@ class StoreLocation:
         """Return the schema number of a PostgreSQL database, 0 for none; raises as `exists` does."""
         return int(_postgres().schema_number(self.address))
 
-    def open(self, *, to_fill: bool = False, readonly: bool = False) -> Storage:
+    def open(self, *, to_fill: bool = False, readonly: bool = False, renames: bool = False) -> Storage:
         """
         Open the storage, creating a missing store; raises the errors of its engine.
 
-        With `readonly`, a file is copied into memory if it or its folder can't be written to, or its disk is full.
-        `to_fill` opens an empty database as the target of a copy; it can't be opened otherwise until `end_filling`.
+        A store of an older version is migrated. One whose files must be renamed first is refused, unless the caller
+        `renames` them. With `readonly` nothing is migrated: a file of an older version is copied into memory, and so is
+        a file if it or its folder can't be written to, or its disk is full; an older database is refused. `to_fill`
+        opens an empty database as the target of a copy; it can't be opened otherwise until `end_filling`.
         """
         if self.address is not None:
-            storage: Storage = _postgres().PostgresStorage(self.address, to_fill=to_fill)
+            storage: Storage = _postgres().PostgresStorage(
+                self.address, to_fill=to_fill, older="refuse" if readonly else "migrate", renames=renames
+            )
             return storage
         from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 
         if not readonly or self.file is None or not self.file.exists():
-            return SQLiteStorage(self.file)
+            return SQLiteStorage(self.file, renames=renames)
+        if self.is_older():
+            return self._copied(self.file)
         if os.access(self.file, os.W_OK):  # otherwise SQLite would leave files beside it
             from cloudstore_mapping.service.storage.sqlite_files import FULL
 
@@ -100,6 +108,29 @@ class StoreLocation:
                 if error.message != FULL:
                     raise
         return SQLiteStorage(None, copy_of=self.file)
+
+    def is_older(self) -> bool:
+        """Return whether there is a store of an older version, which is yet to be migrated."""
+        if self.address is not None:
+            return bool(0 < self.schema() < _postgres().newest_schema())
+        if self.file is None or not self.exists():
+            return False
+        from cloudstore_mapping.service.storage.migrations import is_older
+        from cloudstore_mapping.service.storage.sqlite_files import check_place
+
+        check_place(self.file)
+        return is_older(self.file)
+
+    def _copied(self, file: Path) -> Storage:
+        """Return a copy in memory of a file of an older version."""
+        from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+
+        if file.stat().st_size > MAX_COPY:
+            raise UnsupportedError(
+                f"{self} was written by an older version and is too large to be read without a migration; make a copy "
+                "with `cloudstore backup`, then run `cloudstore migrate`, or use that version."
+            )
+        return SQLiteStorage(None, copy_of=file)
 
 
 def place_of(location: str) -> StoreLocation:

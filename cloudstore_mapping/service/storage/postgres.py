@@ -23,13 +23,13 @@ from cloudstore_mapping.service.storage.postgres_connection import (
     without_secrets,
 )
 from cloudstore_mapping.service.storage.postgres_errors import READ_ONLY_SENTENCE, unavailable
-from cloudstore_mapping.service.storage.postgres_migrations import has_trigrams, migrate, schema_of
+from cloudstore_mapping.service.storage.postgres_migrations import Older, has_trigrams, migrate, newest, schema_of
 from cloudstore_mapping.service.storage.postgres_pool import ReaderPool
 from cloudstore_mapping.service.storage.postgres_reader import PostgresReader
 from cloudstore_mapping.service.storage.postgres_writer import PostgresWriter
 from cloudstore_mapping.service.storage.sql import Transaction
 
-__all__ = ["PostgresStorage", "label_of", "schema_number", "without_secrets"]
+__all__ = ["PostgresStorage", "label_of", "newest_schema", "schema_number", "without_secrets"]
 
 T = TypeVar("T")
 
@@ -55,6 +55,11 @@ def schema_number(address: str) -> int:
         raise unavailable(error) from error
 
 
+def newest_schema() -> int:
+    """Return the number of today's schema."""
+    return newest()
+
+
 class PostgresStorage(Storage):
     """
     Keeps all accounts and files in the database at a PostgreSQL `address`, in tables that are made if there are none.
@@ -62,13 +67,22 @@ class PostgresStorage(Storage):
     Any number of processes may use one database, and threads may share the storage, but a forked process has to open
     it anew. Raises `ValueError` for an address that can't be understood, `UnavailableError` where the database isn't
     reached, and `UnsupportedError` where its tables aren't ours, or of a newer version. A database that is `to_fill` is
-    a store only after `end_filling`. A database that is lost later is waited for `patience` seconds.
+    a store only after `end_filling`. One of an older version is migrated, or refused where it must not be: see
+    `migrate`. A database that is lost later is waited for `patience` seconds.
     """
 
     waits = True
     max_name_bytes = MAX_NAME_BYTES
 
-    def __init__(self, address: str, *, to_fill: bool = False, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        to_fill: bool = False,
+        patience: float = PATIENCE,
+        older: Older = "migrate",
+        renames: bool = False,
+    ) -> None:
         parameters = parameters_of(address)
         self._patience = patience
         self._closed = False
@@ -76,7 +90,7 @@ class PostgresStorage(Storage):
         self._closing = threading.Event()
         try:
             with closing(connect(parameters)) as connection:
-                migrate(connection, to_fill=to_fill)
+                migrate(connection, label_of(address), to_fill=to_fill, older=older, renames=renames)
                 self._has_trigrams = has_trigrams(connection)
         except psycopg.Error as error:
             raise unavailable(error) from error

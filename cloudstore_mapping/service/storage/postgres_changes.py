@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from cloudstore_mapping.service.storage.postgres_connection import write_text
 from cloudstore_mapping.service.storage.postgres_session import BLOBS, PostgresSession
-from cloudstore_mapping.service.storage.records import File, FileInfo
+from cloudstore_mapping.service.storage.records import AccessDelta, File, FileInfo
+from cloudstore_mapping.service.storage.sql import ADD_ACCESSES
 
 _INSERT: Final = (
     "INSERT INTO files (account_id, name, value, version, created_at, updated_at)"
@@ -19,6 +21,10 @@ _REPLACING: Final = (
 _UPDATE: Final = (
     "UPDATE files SET value = convert_from(?, 'UTF8'), version = ?, updated_at = ? WHERE account_id = ? AND name = ?"
 )
+_ADD_MANY: Final = ADD_ACCESSES.format(
+    "unnest(CAST(? AS bigint[]), CAST(? AS text[]), CAST(? AS text[]), CAST(? AS bigint[]), CAST(? AS bigint[]),"
+    " CAST(? AS double precision[]))"
+).replace(" AS u WHERE", " AS u (account_id, kind, name, day, count, last_at) WHERE")
 _END_FILLING: Final = (
     *(
         f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT coalesce(max(id), 0) + 1 FROM {table}), FALSE)"  # noqa: S608 - of constants
@@ -42,6 +48,7 @@ class PostgresChanges(PostgresSession):
     def begin_work(self) -> None:
         """Forget what the piece of work before found."""
         self._found.clear()
+        self._uncounted.clear()
 
     def _hold_account(self, account_id: int) -> None:
         self.row(f"SELECT 1 FROM accounts WHERE id = ?{self.account_held}", account_id)  # noqa: S608 - of constants
@@ -81,8 +88,18 @@ class PostgresChanges(PostgresSession):
         self._found[account_id, name] = False
         return deleted
 
+    def _add_accesses(self, used: list[AccessDelta]) -> None:
+        while used:
+            # In one statement, which may have a file once: on a second day it comes in the next one.
+            once = {each[:3]: each for each in reversed(used)}
+            used = [each for each in used if once[each[:3]] is not each]
+            columns = [*zip(*(once[file] for file in sorted(once)), strict=True)]
+            columns[2] = tuple(map(write_text, columns[2]))
+            self.do(_ADD_MANY, *map(list, columns))
+
     def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
         found = self._found.get((account_id, name))
+        self._count_put(account_id, name, len(value))
         if found:
             self.do(_UPDATE, value, version, now, account_id, name)
         else:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Final, NamedTuple
+from shlex import quote
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import psycopg
 
 from cloudstore_mapping.errors import UnsupportedError
-from cloudstore_mapping.service.storage.migrations import schema_steps
+from cloudstore_mapping.service.storage.migrations import announce, schema_steps
 from cloudstore_mapping.service.storage.postgres_connection import Connection
-from cloudstore_mapping.service.storage.renaming import old_names_among
+from cloudstore_mapping.service.storage.renaming import must_be_renamed, old_names_among
 
 #: What nodes that start at once take in turn before they change a table: "CLSD", as SQLite's files begin with.
 LOCK: Final = 0x434C5344
 #: The first schema that knows which names are of version 0.1.0.
 WITH_OLD_NAMES: Final = 2
+#: The first schema that has quota counters, and deleted accounts whose rows are removed later.
+WITH_COUNTERS: Final = 4
+
+#: What becomes of a database of an older version: it is migrated, or refused; or kept, for who knows its tables.
+Older: TypeAlias = Literal["migrate", "refuse", "keep"]
 
 _VERSION: Final = "SELECT version, unfinished FROM cloudstore"
 # In one statement: between two of them another node may make the tables.
@@ -52,19 +58,32 @@ def newest() -> int:
     return len(schema_steps("postgres"))
 
 
-def migrate(connection: Connection, *, to_fill: bool = False) -> None:
+def migrate(
+    connection: Connection, place: str, *, to_fill: bool = False, older: Older = "migrate", renames: bool = False
+) -> None:
     """
     Bring the database to the newest schema, making an empty one ours; nodes that start at once do it in turn.
 
     Raises `UnsupportedError`, with the database untouched, where it isn't ours, can't hold any text, is of a newer
-    version, or was never filled to the end; one that is `to_fill` now has to be empty, and is marked.
+    version, or was never filled to the end; one that is `to_fill` now has to be empty, and is marked. The same for one
+    of an older version that is not to be migrated (see `Older`), or whose files must be renamed first.
     """
     wanted = schema_steps("postgres")
     schema = schema_of(connection)
+    if 0 < schema.version < len(wanted) and older == "keep":
+        return
+    if schema.version < len(wanted) and older != "migrate":
+        _refuse_old_names(connection, place, schema)
+        raise UnsupportedError(
+            f"{place} was written by an older version and has to be migrated before it can be read; copy it by pg_dump,"
+            f" then run `cloudstore migrate --store {quote(place)}`, or use that version."
+        )
     if schema.version < len(wanted):
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
             schema = _schema(connection)  # asked again: another node may have done it meanwhile
+            if not renames:
+                _refuse_old_names(connection, place, schema)
             for number in range(schema.version, len(wanted)):
                 connection.execute(wanted[number])
             if schema.version == 0:
@@ -74,6 +93,8 @@ def migrate(connection: Connection, *, to_fill: bool = False) -> None:
             elif schema.version < WITH_OLD_NAMES:
                 _note_old_names(connection)
             connection.execute("UPDATE cloudstore SET version = %s", (len(wanted),))
+        if 0 < schema.version < len(wanted):
+            announce(place, schema.version, len(wanted))
     if to_fill:
         if _number(connection, "SELECT count(*) FROM accounts"):
             raise UnsupportedError("There is a store in the database already; choose an empty one.")
@@ -87,10 +108,19 @@ def migrate(connection: Connection, *, to_fill: bool = False) -> None:
 
 def _note_old_names(connection: Connection) -> None:
     """Note which files have names of version 0.1.0, before the first file is added by this one."""
-    rows = connection.execute("SELECT account_id, name FROM files WHERE strpos(name, '%') > 0").fetchall()
-    for row in old_names_among((account_id, name) for account_id, name in rows):
+    for row in _old_names(connection):
         connection.execute("INSERT INTO old_names (account_id, name) VALUES (%s, %s)", row)
     connection.execute("INSERT INTO name_scans VALUES (extract(epoch FROM now()))")
+
+
+def _refuse_old_names(connection: Connection, place: str, schema: Schema) -> None:
+    if 0 < schema.version < WITH_OLD_NAMES and (names := _old_names(connection)):
+        raise must_be_renamed(place, names[0][1])
+
+
+def _old_names(connection: Connection) -> list[tuple[int, str]]:
+    rows = connection.execute("SELECT account_id, name FROM files WHERE strpos(name, '%') > 0").fetchall()
+    return [*old_names_among((account_id, name) for account_id, name in rows)]
 
 
 def has_trigrams(connection: Connection) -> bool:

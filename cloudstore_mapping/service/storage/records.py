@@ -26,6 +26,22 @@ class Answer(NamedTuple):
     fingerprint: bytes | None
 
 
+class Counters(NamedTuple):
+    """
+    What an account with a limit on files or bytes holds.
+
+    `files` are data and media files, `bytes` all that takes space: names, values, media, unfinished uploads, stored
+    replies. `uploads` is the number of unfinished uploads, `replies` the bytes of stored replies, and `leaving` the
+    bytes of deleted media that are yet to be removed, which are not in `bytes`.
+    """
+
+    files: int
+    bytes: int
+    uploads: int
+    replies: int
+    leaving: int
+
+
 class Account(NamedTuple):
     """
     An owner of files.
@@ -41,6 +57,11 @@ class Account(NamedTuple):
     folder: str = ""
     data_password: str | None = None
     media_password: str | None = None
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether it has a limit that needs quota counters."""
+        return self.limits.max_files is not None or self.limits.max_total_bytes is not None
 
 
 class OwnerPassword(NamedTuple):

@@ -50,10 +50,15 @@ def refuse_old_names(transaction: Transaction, place: str) -> None:
     query = "SELECT name FROM old_names WHERE NOT clashes ORDER BY account_id, name LIMIT 1"
     row = transaction.row(query)
     if row is not None:
-        raise UnsupportedError(
-            f"{place} has file names of version 0.1.0, such as {row[0]!r}, so keys would seem to be missing; stop all "
-            f"programs that use it, then run `cloudstore migrate-names --store {quote(place)}`."
-        )
+        raise must_be_renamed(place, row[0])
+
+
+def must_be_renamed(place: str, name: str) -> UnsupportedError:
+    """Return the error for a store with a file that must be renamed before the store is used."""
+    return UnsupportedError(
+        f"{place} has file names of version 0.1.0, such as {name!r}, so keys would seem to be missing; stop all "
+        f"programs that use it, then run `cloudstore migrate-names --store {quote(place)}`."
+    )
 
 
 def rename_files(
@@ -132,7 +137,7 @@ def _rename(file: _OldName, writing: Transaction) -> _Outcome:
     if transaction.stat(account_id, new) is not None:
         transaction.do("UPDATE old_names SET clashes = TRUE WHERE account_id = ? AND name = ?", *file)
         return "clash"
-    transaction.do("UPDATE files SET name = ? WHERE account_id = ? AND name = ?", new, *file)
+    transaction.rename_file(account_id, name, new)
     transaction.forget_accesses(account_id, "data", new)  # counts of a deleted file
     transaction.do("UPDATE accesses SET name = ? WHERE account_id = ? AND kind = 'data' AND name = ?", new, *file)
     _keep(file, transaction)

@@ -8,8 +8,8 @@ import sys
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache, partial
 from itertools import count
 from typing import Any, ClassVar, Final
 
@@ -22,6 +22,7 @@ from cloudstore_mapping.service.storage.records import (
     Account,
     Answer,
     ApiKey,
+    Counters,
     Event,
     File,
     FileInfo,
@@ -142,6 +143,16 @@ class Dialect(ABC):
     blob_of_media: ClassVar[str]
     new_blob: ClassVar[str]
 
+    @staticmethod
+    def bytes_of(column: str) -> str:
+        """Return how many bytes a column of text takes."""
+        return f"octet_length({column})"
+
+    @staticmethod
+    def blob_bytes_of(column: str) -> str:
+        """Return how many bytes a column of bytes takes."""
+        return f"octet_length({column})"
+
     @abstractmethod
     def _blob(self, blob: int) -> tuple[int, ...]:
         """Return the parameters of `is_blob` and `is_chunk`, by what the blob is known by outside."""
@@ -190,6 +201,109 @@ class Dialect(ABC):
         """Have the statement done, and return how many rows it changed."""
 
 
+_SELECT: Final = "SELECT files, bytes, uploads, replies, leaving FROM counters WHERE account_id = ?"
+_OF_BLOB: Final = "account_id = (SELECT account_id FROM blobs WHERE {})"
+
+
+class CounterStatements(Dialect):
+    """Quota counters: of accounts with a limit on files or bytes, changed in the transaction of each write."""
+
+    @cached_property
+    def _uncounted(self) -> set[int]:
+        """Accounts without a limit that needs counters, as the present piece of work saw them: it saves statements."""
+        return set()
+
+    def counters(self, account_id: int) -> Counters | None:
+        """Return what the account holds, None without a limit; too little until `tidy` has counted all."""
+        row = self.row(_SELECT + self.held, account_id)
+        return None if row is None else Counters._make(row)
+
+    def start_counting(self, account_id: int) -> None:
+        """Count the account's holdings anew, and in each write from now on; `tidy` counts its data files, in steps."""
+        self.do("DELETE FROM counters WHERE account_id = ?", account_id)
+        replies = f"SELECT coalesce(sum({self.bytes_of('request')} + {self.blob_bytes_of('reply')}), 0) FROM answers"  # noqa: S608 - of constants
+        blobs = "FROM blobs WHERE account_id = a.id AND"
+        self.do(
+            "INSERT INTO counters (account_id, files, bytes, uploads, replies, leaving, counted_to) SELECT id,"  # noqa: S608 - of constants
+            " (SELECT count(*) FROM media WHERE account_id = a.id),"
+            f" (SELECT coalesce(sum(size), 0) {blobs} (kept OR touched_at > 0))"
+            f" + ({replies} WHERE account_id = a.id),"
+            f" (SELECT count(*) {blobs} NOT kept AND touched_at > 0),"
+            f" ({replies} WHERE account_id = a.id),"
+            f" (SELECT coalesce(sum(size), 0) {blobs} NOT kept AND touched_at <= 0),"
+            " '' FROM accounts AS a WHERE id = ?",
+            account_id,
+        )
+
+    def stop_counting(self, account_id: int) -> None:
+        """Forget the account's counters."""
+        self.do("DELETE FROM counters WHERE account_id = ?", account_id)
+
+    def is_counted(self, account_id: int) -> bool:
+        """Return whether the account has counters, and all its files are in them."""
+        return self.row("SELECT 1 FROM counters WHERE account_id = ? AND counted_to IS NULL", account_id) is not None
+
+    def recounted(self, account_id: int) -> Counters:
+        """Return what counting everything gives, to compare with `counters`."""
+        replies = f"SELECT coalesce(sum({self.bytes_of('request')} + {self.blob_bytes_of('reply')}), 0) FROM answers"  # noqa: S608 - of constants
+        blobs = "FROM blobs WHERE account_id = ? AND"
+        files = "FROM files WHERE account_id = ?"
+        (row,) = self.rows(
+            f"SELECT (SELECT count(*) {files}) + (SELECT count(*) FROM media WHERE account_id = ?),"  # noqa: S608 - of constants
+            f" (SELECT coalesce(sum({self.bytes_of('name')} + {self.size}), 0) {files})"
+            f" + (SELECT coalesce(sum(size), 0) {blobs} (kept OR touched_at > 0)) + ({replies} WHERE account_id = ?),"
+            f" (SELECT count(*) {blobs} NOT kept AND touched_at > 0), ({replies} WHERE account_id = ?),"
+            f" (SELECT coalesce(sum(size), 0) {blobs} NOT kept AND touched_at <= 0)",
+            *(account_id,) * 8,
+        )
+        return Counters(*map(int, row))
+
+    def _count_put(self, account_id: int, name: str, size: int) -> None:
+        """Count a file that is about to get a value of so many bytes."""
+        if account_id in self._uncounted:
+            return
+        its = "FROM files WHERE account_id = counters.account_id AND name = ?"
+        self.do(
+            f"UPDATE counters SET files = files + 1 - (SELECT count(*) {its}), bytes = bytes + ?"  # noqa: S608 - of constants
+            f" - coalesce((SELECT {self.bytes_of('name')} + {self.size} {its}), 0)"
+            " WHERE account_id = ? AND (counted_to IS NULL OR counted_to >= ?)",
+            *(name, len(name.encode()) + size, name, account_id, name),
+        )
+
+    def _count_off(self, account_id: int, name: str) -> None:
+        """Count a file no longer that is about to be deleted."""
+        self._count_row(account_id, name, "-")
+
+    def _count_on(self, account_id: int, name: str) -> None:
+        """Count a file that has just got its name."""
+        self._count_row(account_id, name, "+")
+
+    def _count_row(self, account_id: int, name: str, sign: str) -> None:
+        if account_id in self._uncounted:
+            return
+        its = "FROM files WHERE account_id = counters.account_id AND name = ?"
+        self.do(
+            f"UPDATE counters SET files = files {sign} (SELECT count(*) {its}),"  # noqa: S608 - of constants
+            f" bytes = bytes {sign} coalesce((SELECT {self.bytes_of('name')} + {self.size} {its}), 0)"
+            " WHERE account_id = ? AND (counted_to IS NULL OR counted_to >= ?)",
+            *(name, name, account_id, name),
+        )
+
+    def _count_reply(self, account_id: int, size: int) -> None:
+        """Count so many bytes more of stored replies, or fewer."""
+        if account_id not in self._uncounted:
+            query = "UPDATE counters SET bytes = bytes + ?, replies = replies + ? WHERE account_id = ?"
+            self.do(query, size, size, account_id)
+
+    def _count_media(self, account_id: int, number: int) -> None:
+        """Count so many media files more, or fewer."""
+        self.do("UPDATE counters SET files = files + ? WHERE account_id = ?", number, account_id)
+
+    def _count_blob(self, blob: int, changes: str, *parameters: int) -> None:
+        """Change the counters of a blob's account."""
+        self.do(f"UPDATE counters SET {changes} WHERE {_OF_BLOB.format(self.is_blob)}", *parameters, *self._blob(blob))  # noqa: S608 - of constants
+
+
 #: Random bytes of a folder: 32 hexadecimal digits.
 FOLDER_BYTES: Final = 16
 
@@ -197,11 +311,11 @@ _ACCOUNT: Final = (
     "SELECT id, name, disabled, plan, folder, data_password, media_password, max_files, max_file_bytes,"
     " max_daily_accesses, min_interval, max_media_bytes, max_total_bytes FROM accounts"
 )
-_BY_ID: Final = f"{_ACCOUNT} WHERE id = ?"
-_BY_KEY: Final = f"{_ACCOUNT} WHERE id = (SELECT account_id FROM api_keys WHERE hash = ?)"  # noqa: S608 - of constants
+_BY_ID: Final = f"{_ACCOUNT} WHERE id = ? AND NOT deleted"
+_BY_KEY: Final = f"{_ACCOUNT} WHERE id = (SELECT account_id FROM api_keys WHERE hash = ?) AND NOT deleted"  # noqa: S608 - of constants
 
 
-class AccountStatements(Dialect):
+class AccountStatements(CounterStatements):
     """
     Accounts, the keys that open them, and who is signed in.
 
@@ -218,23 +332,28 @@ class AccountStatements(Dialect):
 
     def account_named(self, name: str) -> Account | None:
         """Return the account with this name."""
-        return self._account(f"{_ACCOUNT} WHERE name = ?{self.account_held}", name)
+        return self._account(f"{_ACCOUNT} WHERE name = ? AND NOT deleted{self.account_held}", name)
 
     def account_of_folder(self, folder: str) -> Account | None:
         """Return the account whose media are in this folder."""
-        return self._account(f"{_ACCOUNT} WHERE folder = ?", folder)
+        return self._account(f"{_ACCOUNT} WHERE folder = ? AND NOT deleted", folder)
 
     def _account(self, query: str, parameter: int | bytes | str) -> Account | None:
         row = self.row(query, parameter)
-        return None if row is None else _account(row)
+        if row is None:
+            return None
+        account = _account(row)
+        if not account.is_counted:
+            self._uncounted.add(account.id)
+        return account
 
     def accounts(self) -> list[Account]:
         """Return all accounts, by name."""
-        return [_account(row) for row in self.rows(f"{_ACCOUNT} ORDER BY name")]
+        return [_account(row) for row in self.rows(f"{_ACCOUNT} WHERE NOT deleted ORDER BY name")]
 
     def has_accounts(self) -> bool:
         """Whether there is any account."""
-        return self.row("SELECT 1 FROM accounts LIMIT 1") is not None
+        return self.row("SELECT 1 FROM accounts WHERE NOT deleted LIMIT 1") is not None
 
     def add_account(self, name: str, now: float) -> Account:
         """Add an account under a name that no other has."""
@@ -245,9 +364,12 @@ class AccountStatements(Dialect):
         return Account(row[0], name, disabled=False, folder=folder)
 
     def delete_account(self, account_id: int) -> None:
-        """Remove the account and all that is its; its blobs are left to `sweep`."""
-        self.do("DELETE FROM accounts WHERE id = ?", account_id)
-        self.do("UPDATE blobs SET kept = FALSE, touched_at = 0 WHERE account_id = ?", account_id)
+        """Make the account and all that is its absent for everyone; `tidy` removes the rows later, in steps."""
+        # Its name is free at once; none that is given has a control character.
+        deleting = "UPDATE accounts SET deleted = TRUE, name = ? WHERE id = ? AND NOT deleted"
+        if self.count(deleting, f"\x01{account_id}", account_id):
+            for table in ("api_keys", "sessions", "counters"):
+                self.do(f"DELETE FROM {table} WHERE account_id = ?", account_id)  # noqa: S608 - of constants
 
     def set_disabled(self, account_id: int, disabled: bool) -> None:
         """Switch the account off or on."""
@@ -262,6 +384,11 @@ class AccountStatements(Dialect):
             *limits,
             account_id,
         )
+        self._uncounted.discard(account_id)
+        if limits.max_files is None and limits.max_total_bytes is None:
+            self.stop_counting(account_id)
+        elif self.counters(account_id) is None:
+            self.start_counting(account_id)
 
     def set_default_passwords(self, account_id: int, *, data: str | None, media: str | None) -> None:
         """Make these hashes the edit passwords of files that have none of their own."""
@@ -269,7 +396,7 @@ class AccountStatements(Dialect):
 
     def next_request_at(self, account_id: int) -> float | None:
         """Return when the account's next request may come, None where it never had to wait."""
-        query = "SELECT next_request_at FROM accounts WHERE id = ?"
+        query = "SELECT next_request_at FROM accounts WHERE id = ? AND NOT deleted"
         row = self.row(query + self.account_held, account_id)
         return None if row is None else row[0]
 
@@ -366,7 +493,7 @@ _INFO: Final = "version, created_at, updated_at, edit_password, view_password"
 _ONE: Final = "FROM files WHERE account_id = ? AND name = ?"
 
 
-class FileStatements(Dialect):
+class FileStatements(CounterStatements):
     """Data files, by account and name, and what requests on them were answered."""
 
     def get(self, account_id: int, name: str, max_bytes: int | None = None) -> File | None:
@@ -422,6 +549,7 @@ class FileStatements(Dialect):
 
     def delete(self, account_id: int, name: str) -> bool:
         """Remove the file with its passwords, and tell whether there was one."""
+        self._count_off(account_id, name)
         return self.count(f"DELETE {_ONE}", account_id, name) > 0
 
     def names(
@@ -527,6 +655,12 @@ class FileStatements(Dialect):
         )
         return int(count) if enough is None else min(count, enough)
 
+    def rename_file(self, account_id: int, old: str, new: str) -> None:
+        """Give a file a name that no other has."""
+        self._count_off(account_id, old)
+        self.do("UPDATE files SET name = ? WHERE account_id = ? AND name = ?", new, account_id, old)
+        self._count_on(account_id, new)
+
     def set_passwords(self, account_id: int, name: str, *, edit: str | None, view: str | None) -> bool:
         """Make these hashes the file's passwords, and tell whether there is such a file."""
         query = "UPDATE files SET edit_password = ?, view_password = ? WHERE account_id = ? AND name = ?"
@@ -546,13 +680,23 @@ class FileStatements(Dialect):
             "INSERT INTO answers (account_id, request, reply, fingerprint, answered_at) VALUES (?, ?, ?, ?, ?)",
             *(account_id, request, reply, fingerprint, now),
         )
+        self._count_reply(account_id, len(request.encode()) + len(reply))
+
+    def has_old_answers(self, before: float) -> bool:
+        """Return whether there is something that was answered before this time."""
+        return self.row("SELECT 1 FROM answers WHERE answered_at < ? LIMIT 1", before) is not None
 
     def forget_answers(self, before: float, limit: int) -> None:
         """Forget what was answered before this time, of all accounts, the oldest first and so many at most."""
-        query = "SELECT account_id, request FROM answers WHERE answered_at < ? ORDER BY answered_at LIMIT ?"
+        size = f"{self.bytes_of('request')} + {self.blob_bytes_of('reply')}"
+        query = f"SELECT account_id, request, {size} FROM answers WHERE answered_at < ? ORDER BY answered_at LIMIT ?"  # noqa: S608 - of constants
+        sizes = Counter[int]()
         # One by one, for SQLite would look for a list of keys through all of an account's.
-        for row in self.rows(query + self.free_held, before, limit):
-            self.do("DELETE FROM answers WHERE account_id = ? AND request = ?", *row)
+        for account_id, request, bytes_ in self.rows(query + self.free_held, before, limit):
+            self.do("DELETE FROM answers WHERE account_id = ? AND request = ?", account_id, request)
+            sizes[account_id] += bytes_
+        for account_id, total in sorted(sizes.items()):
+            self._count_reply(account_id, -total)
 
     @cached_property
     def _versions(self) -> VersionMaker:
@@ -578,23 +722,27 @@ _UPDATE: Final = (
     " WHERE account_id = ? AND id = ?"
 )
 # Only of a file that is there: an access may be counted after its file was deleted.
-_ADD_ACCESSES: Final = (
-    "INSERT INTO accesses (account_id, kind, name, day, count, last_at) SELECT ?, ?, ?, ?, ?, ? WHERE"
-    " EXISTS (SELECT 1 FROM accesses WHERE account_id = ? AND kind = ? AND name = ?)"
-    " OR EXISTS (SELECT 1 FROM files WHERE ? = 'data' AND account_id = ? AND name = ?)"
-    " OR EXISTS (SELECT 1 FROM media WHERE ? = 'media' AND account_id = ? AND id = ?)"
+ADD_ACCESSES: Final = (
+    "INSERT INTO accesses (account_id, kind, name, day, count, last_at) SELECT * FROM {} AS u WHERE"
+    " EXISTS (SELECT 1 FROM accesses AS a WHERE a.account_id = u.account_id AND a.kind = u.kind AND a.name = u.name)"
+    " OR EXISTS (SELECT 1 FROM files AS f WHERE u.kind = 'data' AND f.account_id = u.account_id AND f.name = u.name)"
+    " OR EXISTS (SELECT 1 FROM media AS m WHERE u.kind = 'media' AND m.account_id = u.account_id AND m.id = u.name)"
     " ON CONFLICT (account_id, kind, name) DO UPDATE SET"
     " count = excluded.count + CASE WHEN excluded.day > accesses.day THEN 0 ELSE accesses.count END,"
     " day = CASE WHEN excluded.day > accesses.day THEN excluded.day ELSE accesses.day END,"
     " last_at = CASE WHEN excluded.last_at > accesses.last_at THEN excluded.last_at ELSE accesses.last_at END"
 )
+_ADD_ONE: Final = ADD_ACCESSES.format(
+    "(SELECT ? AS account_id, ? AS kind, ? AS name, ? AS day, ? AS count, ? AS last_at)"
+)
 _ADD_DAY: Final = (
-    "INSERT INTO days (account_id, day, count) SELECT ?, ?, ? WHERE EXISTS (SELECT 1 FROM accounts WHERE id = ?)"
+    "INSERT INTO days (account_id, day, count) SELECT ?, ?, ? WHERE"
+    " EXISTS (SELECT 1 FROM accounts WHERE id = ? AND NOT deleted)"
     " ON CONFLICT (account_id, day) DO UPDATE SET count = days.count + excluded.count"
 )
 
 
-class MediaStatements(Dialect):
+class MediaStatements(CounterStatements):
     """Media files, by account and id, and the bytes that they are."""
 
     def media(self, account_id: int, media_id: str) -> Media | None:
@@ -644,6 +792,7 @@ class MediaStatements(Dialect):
         before = self.media(account_id, media.id)
         if before is None:
             self.do(_INSERT, account_id, *media)
+            self._count_media(account_id, 1)
         else:
             self._leave_blob(before.blob)
             facts = (media.name, media.mimetype, media.size, media.digest, media.blob, media.edit_password)
@@ -657,6 +806,7 @@ class MediaStatements(Dialect):
             return False
         self._leave_blob(before.blob)
         self.do("DELETE FROM media WHERE account_id = ? AND id = ?", account_id, media_id)
+        self._count_media(account_id, -1)
         return True
 
     def set_media_password(self, account_id: int, media_id: str, edit: str | None) -> bool:
@@ -666,13 +816,18 @@ class MediaStatements(Dialect):
 
     def add_blob(self, account_id: int, now: float) -> int:
         """Begin a blob, which `sweep` takes away unless a media file gets it, and return its id."""
-        return int(self.row(self.new_blob, account_id, now)[0])
+        blob = int(self.row(self.new_blob, account_id, now)[0])
+        self.do("UPDATE counters SET uploads = uploads + 1 WHERE account_id = ?", account_id)
+        return blob
 
     def add_chunk(self, blob: int, number: int, data: bytes, now: float) -> bool:
         """Add the blob's next chunk, of which 0 is the first; False where `sweep` has begun to take the blob away."""
-        touching = f"UPDATE blobs SET touched_at = ? WHERE {self.is_blob} AND NOT kept AND touched_at > 0"  # noqa: S608 - of constants
-        if not self.count(touching, now, *self._blob(blob)):
+        touching = (
+            f"UPDATE blobs SET touched_at = ?, size = size + ? WHERE {self.is_blob} AND NOT kept AND touched_at > 0"  # noqa: S608 - of constants
+        )
+        if not self.count(touching, now, len(data), *self._blob(blob)):
             return False
+        self._count_blob(blob, "bytes = bytes + ?", len(data))
         values = (*self._chunk(blob), number, data)
         marks = ", ".join("?" * len(values))
         self.do(f"INSERT INTO chunks ({self.chunk_key}, number, data) VALUES ({marks})", *values)  # noqa: S608 - of constants
@@ -686,14 +841,26 @@ class MediaStatements(Dialect):
 
     def drop_blob(self, blob: int) -> None:
         """Leave a blob that no media file has to the next `sweep`, however young it is."""
-        self.do(f"UPDATE blobs SET touched_at = 0 WHERE {self.is_blob} AND NOT kept", *self._blob(blob))  # noqa: S608 - of constants
+        dropping = f"UPDATE blobs SET touched_at = 0 WHERE {self.is_blob} AND NOT kept AND touched_at > 0"  # noqa: S608 - of constants
+        if self.count(dropping, *self._blob(blob)):
+            self._count_leaving(blob, "uploads = uploads - 1, ")
 
     def _keep_blob(self, blob: int) -> bool:
         keeping = f"UPDATE blobs SET kept = TRUE WHERE {self.is_blob} AND NOT kept AND touched_at > 0"  # noqa: S608 - of constants
-        return self.count(keeping, *self._blob(blob)) > 0
+        if not self.count(keeping, *self._blob(blob)):
+            return False
+        self._count_blob(blob, "uploads = uploads - 1")
+        return True
 
     def _leave_blob(self, blob: int) -> None:
         self.do(f"UPDATE blobs SET kept = FALSE, touched_at = 0 WHERE {self.is_blob}", *self._blob(blob))  # noqa: S608 - of constants
+        self._count_leaving(blob)
+
+    def _count_leaving(self, blob: int, changes: str = "") -> None:
+        """Count the bytes of a blob as those that `sweep` is to remove."""
+        size = f"(SELECT size FROM blobs WHERE {self.is_blob})"  # noqa: S608 - of constants
+        key = self._blob(blob)
+        self._count_blob(blob, f"{changes}bytes = bytes - {size}, leaving = leaving + {size}", *key, *key)
 
     def sweep(self, before: float, chunks: int) -> bool:
         """
@@ -707,10 +874,15 @@ class MediaStatements(Dialect):
             return False
         key = self._blob(row[0])
         # Whoever still writes to it is told so from now on: a file must not come out with a hole.
-        self.do(f"UPDATE blobs SET touched_at = 0 WHERE {self.is_blob}", *key)  # noqa: S608 - of constants
+        self.drop_blob(row[0])
         of_blob = f"FROM chunks WHERE {self.is_chunk}"
-        last = f"SELECT number {of_blob} ORDER BY number DESC LIMIT ?"
-        if self.count(f"DELETE {of_blob} AND number IN ({last})", *key, *key, chunks) < chunks:
+        last = f"SELECT number, {self.blob_bytes_of('data')} {of_blob} ORDER BY number DESC LIMIT ?"
+        found = self.rows(last, *key, chunks)
+        for number, size in found:
+            self.do(f"DELETE {of_blob} AND number = ?", *key, number)
+            self.do(f"UPDATE blobs SET size = size - ? WHERE {self.is_blob}", size, *key)  # noqa: S608 - of constants
+            self._count_blob(row[0], "leaving = leaving - ?", size)
+        if len(found) < chunks:
             self.do(f"DELETE FROM blobs WHERE {self.is_blob}", *key)  # noqa: S608 - of constants
         return True
 
@@ -735,13 +907,16 @@ class AccessStatements(Dialect):
         A later day than the stored one begins at 0; an earlier one, after a clock was set back, counts as the stored.
         """
         days = Counter[tuple[int, int]]()
-        for each in sorted(used):  # in one order, so that of two who add to the same files neither waits for the other
-            account_id, kind, name = each[:3]
-            file = (account_id, kind, name)
-            self.do(_ADD_ACCESSES, *each, *file, kind, account_id, name, kind, account_id, name)
-            days[account_id, each.day] += each.times
+        for each in used:
+            days[each.account_id, each.day] += each.times
+        self._add_accesses(sorted(used))
         for (account_id, day), times in sorted(days.items()):
             self.do(_ADD_DAY, account_id, day, times, account_id)
+
+    def _add_accesses(self, used: list[AccessDelta]) -> None:
+        """Add to what is stored of files, given in order, so that of two who add neither waits for the other."""
+        for each in used:
+            self.do(_ADD_ONE, *each)
 
     def forget_accesses(self, account_id: int, kind: Kind, name: str) -> None:
         """Forget how often a file was used, which is there no longer."""
@@ -754,7 +929,100 @@ class AccessStatements(Dialect):
         )
 
 
-class Transaction(AccountStatements, FileStatements, MediaStatements, AccessStatements):
+#: Rows that one statement of a step removes or counts: a small part of a step's time.
+ROWS: Final = 32
+ROWS_COUNTED: Final = 500
+
+# What an account that is deleted leaves in each table, and the columns that its rows are found by there.
+_REMAINS: Final = (
+    ("files", "name"),
+    ("accesses", "kind, name"),
+    ("answers", "request"),
+    ("events", "id"),
+    ("days", "day"),
+    ("old_names", "name"),
+)
+
+
+class TidyingStatements(MediaStatements):
+    """Background work in steps that are bounded by time."""
+
+    def tidy(self, before: float, is_over: Callable[[], bool]) -> bool:
+        """
+        Do background work until `is_over` says that the step's time is up, and tell whether there is more.
+
+        It takes away blobs that nobody has and that got no chunk since `before`, removes what deleted accounts left,
+        counts files of accounts that got a limit, and gives unused space back to the disk.
+        """
+        steps: tuple[Callable[[], bool], ...]
+        # In this order, for each makes work for those behind it.
+        steps = (self._remove_some, partial(self.sweep, before, 1), self.count_some, self._give_back_some)
+        for step in steps:
+            while step():
+                if is_over():
+                    return True
+        return False
+
+    def is_untidy(self, before: float) -> bool:
+        """Return whether `tidy` would find something to do."""
+        return (
+            self.has_left_over(before)
+            or self.row("SELECT 1 FROM accounts WHERE deleted LIMIT 1") is not None
+            or self.row("SELECT 1 FROM counters WHERE counted_to IS NOT NULL LIMIT 1") is not None
+            or self._can_give_back()
+        )
+
+    def _remove_some(self) -> bool:
+        """Remove some rows of an account that is deleted, and tell whether there was one."""
+        row = self.row(f"SELECT id FROM accounts WHERE deleted ORDER BY id LIMIT 1{self.free_held}")  # noqa: S608 - of constants
+        if row is None:
+            return False
+        (account_id,) = row
+        media = "SELECT id FROM media WHERE account_id = ? ORDER BY id LIMIT ?"
+        ids = self.rows(media, account_id, ROWS)
+        for (media_id,) in ids:
+            self.delete_media(account_id, media_id)
+        if ids:
+            return True
+        for table, key in _REMAINS:
+            nth = f"SELECT {key} FROM {table} WHERE account_id = ? ORDER BY {key} LIMIT 1 OFFSET ?"  # noqa: S608 - of constants
+            last = self.row(nth, account_id, ROWS - 1) or ()
+            some = f" AND ({key}) <= ({', '.join('?' * len(last))})" if last else ""
+            if self.count(f"DELETE FROM {table} WHERE account_id = ?{some}", account_id, *last):  # noqa: S608 - of constants
+                return True
+        # Uploads that nobody can finish any more, whoever still sends.
+        self.do("UPDATE blobs SET touched_at = 0 WHERE NOT kept AND touched_at > 0 AND account_id = ?", account_id)
+        self.do("DELETE FROM accounts WHERE id = ?", account_id)
+        return True
+
+    def count_some(self) -> bool:
+        """Count some data files of an account whose counting has begun, and tell whether there was one."""
+        query = "SELECT account_id, counted_to FROM counters WHERE counted_to IS NOT NULL ORDER BY account_id LIMIT 1"
+        row = self.row(query + self.free_held)
+        if row is None:
+            return False
+        account_id, counted_to = row
+        files = self.rows(
+            f"SELECT name, {self.bytes_of('name')} + {self.size} FROM files WHERE account_id = ? AND name > ?"  # noqa: S608 - of constants
+            " ORDER BY name LIMIT ?",
+            *(account_id, counted_to, ROWS_COUNTED),
+        )
+        last = files[-1][0] if len(files) == ROWS_COUNTED else None
+        total = sum(size for _, size in files)
+        query = "UPDATE counters SET files = files + ?, bytes = bytes + ?, counted_to = ? WHERE account_id = ?"
+        self.do(query, len(files), total, last, account_id)
+        return True
+
+    def _can_give_back(self) -> bool:
+        """Whether unused space can be given back to the disk; some engines do so themselves."""
+        return False
+
+    def _give_back_some(self) -> bool:
+        """Give some unused space back to the disk, and tell whether there may be more."""
+        return False
+
+
+class Transaction(AccountStatements, FileStatements, TidyingStatements, AccessStatements):
     """
     What can be read and written as one; all names are data, never paths, and all times are seconds since 1970.
 

@@ -49,10 +49,19 @@ BUSY_TIMEOUT: Final = 30.0
 CLOSING_WAIT: Final = 0.5
 #: Seconds between two tries, which double up to the longest.
 FIRST_PAUSE: Final = 0.001
-LONGEST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 0.005
+#: Seconds for which a process that met another one's transaction lets others go first, and how long it does so before
+#: each transaction: SQLite has no queue, so one that writes without a pause keeps out all who look now and then.
+POLITE_FOR: Final = 1.0
+YIELD: Final = 0.002
 
 
 _decode_names: Final = msgspec.json.Decoder(list[str]).decode
+#: SQLite's number for a file whose unused pages can be given back to the disk one by one.
+INCREMENTAL: Final = 2
+#: Unused pages that a file may keep, and the part of it that they may be.
+UNUSED_PAGES: Final = 512
+UNUSED_PART: Final = 20
 
 #: Bytes of a store all of whose pages are looked at when a service starts: a tenth of a second.
 SOON: Final = 64 * 2**20
@@ -123,6 +132,8 @@ class SQLiteSession(Transaction, WriteSession):
         self._path = path
         #: The thread that is in a transaction, for which a fork waits; 0 for none.
         self.user = 0
+        #: Whether unused pages are being given back to the disk.
+        self._gives_back = False
         with inside_sqlite():
             self._open(mode, beside, busy_timeout)
 
@@ -146,6 +157,7 @@ class SQLiteSession(Transaction, WriteSession):
         #: What was met by any connection to the store.
         self.damage: Damage = Damage() if beside is None else beside.damage
         self._gives_up_at = float("inf")
+        self._polite_until = 0.0
         self._execute = self.connection.execute
         try:
             #: The file that it has open; None in memory.
@@ -254,10 +266,10 @@ class SQLiteSession(Transaction, WriteSession):
             self.check_usable()
             if self.connection.in_transaction:  # an interrupt came before the last one was undone
                 self._execute("ROLLBACK")
-            (pages,), (unused,), (size,) = (
-                self.row(f"PRAGMA {what}") for what in ("page_count", "freelist_count", "page_size")
+            (pages,), (unused,), (size,), (kind,) = (
+                self.row(f"PRAGMA {what}") for what in ("page_count", "freelist_count", "page_size", "auto_vacuum")
             )
-            if not unused:
+            if not unused and kind == INCREMENTAL:
                 return
             self._space.begin()
             self._space.take((pages - unused) * size, lambda: 0)  # in the log, and a temporary file before it
@@ -265,6 +277,7 @@ class SQLiteSession(Transaction, WriteSession):
             try:
                 # The file gets its new pages only with a new token, so that no log of them seems to fit an older copy.
                 self._execute("PRAGMA wal_autocheckpoint = 0")
+                self._execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")  # files of older versions can't give back pages
                 self._when_free("VACUUM")
                 with self.transaction():
                     self._execute("UPDATE lineage SET token = token")
@@ -284,9 +297,12 @@ class SQLiteSession(Transaction, WriteSession):
 
         SQLite's own waiting ends neither for a signal nor for `hurry`, so the writer's connection does without it.
         """
-        since = time.monotonic() if self.since is None else self.since
+        now = time.monotonic()
+        since = now if self.since is None else self.since
         gives_up_at = min(since + BUSY_TIMEOUT, self.until)
         pause = FIRST_PAUSE
+        if now < self._polite_until:
+            time.sleep(YIELD)
         while True:
             try:
                 self._execute(statement)
@@ -294,6 +310,7 @@ class SQLiteSession(Transaction, WriteSession):
                 left = min(gives_up_at, self._gives_up_at) - time.monotonic()
                 if primary_code(error) != sqlite3.SQLITE_BUSY or left <= 0:
                     raise
+                self._polite_until = time.monotonic() + POLITE_FOR
                 self.user = 0  # a fork doesn't wait for another process
                 time.sleep(min(pause, left))
                 self.user = get_ident()
@@ -341,6 +358,7 @@ class SQLiteSession(Transaction, WriteSession):
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """Keep one piece of work apart from the others in the transaction: undo what it did if it raises."""
+        self._uncounted.clear()
         try:
             self._execute("SAVEPOINT work")
             try:
@@ -406,6 +424,14 @@ class SQLiteSession(Transaction, WriteSession):
     def _hold_account(self, account_id: int) -> None:
         pass
 
+    @staticmethod
+    def bytes_of(column: str) -> str:
+        return f"length(CAST({column} AS BLOB))"  # `octet_length` is newer than the oldest SQLite
+
+    @staticmethod
+    def blob_bytes_of(column: str) -> str:
+        return f"length({column})"
+
     def _make_sure_of_space(self, size: int) -> None:
         if self._space is not None:
             self._space.take(size, self._unused)
@@ -428,6 +454,24 @@ class SQLiteSession(Transaction, WriteSession):
                 error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
                 raise error
 
+    def _can_give_back(self) -> bool:
+        if self._path is None or self.row("PRAGMA auto_vacuum")[0] != INCREMENTAL:
+            return False
+        (unused,), (pages,) = self.row("PRAGMA freelist_count"), self.row("PRAGMA page_count")
+        # Less than half of what makes it begin is kept for the next saves, so that it doesn't begin again at once.
+        part = 2 if self._gives_back else 1
+        self._gives_back = bool(unused > max(UNUSED_PAGES, pages // UNUSED_PART) // part)
+        return self._gives_back
+
+    def _give_back_some(self) -> bool:
+        if not self._can_give_back():
+            return False
+        # One page at a time: SQLite looks for each through its list of unused pages, which may be long.
+        self.rows("PRAGMA incremental_vacuum(1)")
+        # A change that the transaction counts, so that the shorter file gets a new token and fits no log of before.
+        self.do("UPDATE lineage SET token = token")
+        return True
+
     def _unused(self) -> int:
         (pages,), (size,) = self.row("PRAGMA freelist_count"), self.row("PRAGMA page_size")
         return int(pages * size)
@@ -438,6 +482,7 @@ class SQLiteSession(Transaction, WriteSession):
 
     def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
         self._make_sure_of_space(len(value))
+        self._count_put(account_id, name, len(value))
         self._execute(
             "INSERT INTO files (account_id, name, value, version, created_at, updated_at)"
             " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (account_id, name) DO UPDATE SET"
@@ -572,15 +617,21 @@ class SQLiteStorage(Storage):
     processes may use one file, but a forked one has to open it anew. Every commit is synced (``synchronous=FULL``)
     before it is answered, and readers see the last commit without waiting. Raises `UnsupportedError` for a file that
     isn't ours, is damaged or is of a newer version, and `OSError` for one that can't be opened. A `session` that holds
-    data in memory is used as it is.
+    data in memory is used as it is. A file of an older version is migrated; one whose files must be renamed first is
+    refused as it is, unless the caller `renames` them.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None, session: SQLiteSession | None = None, *, copy_of: Path | None = None
+        self,
+        path: str | os.PathLike[str] | None,
+        session: SQLiteSession | None = None,
+        *,
+        copy_of: Path | None = None,
+        renames: bool = False,
     ) -> None:
         self._path = None if path is None else Path(path).absolute()
         self.reads_in_turn = path is None
-        self._session = session or _open(self._path, copy_of)
+        self._session = session or _open(self._path, copy_of, renames=renames)
         self._idle: list[SQLiteSession] = []
         self._closed = False
         self._process = os.getpid()
@@ -727,12 +778,12 @@ class SQLiteStorage(Storage):
         self._writer.close()
 
 
-def _open(path: Path | None, copy_of: Path | None) -> SQLiteSession:
+def _open(path: Path | None, copy_of: Path | None, *, renames: bool) -> SQLiteSession:
     gives_up_at = time.monotonic() + BUSY_TIMEOUT
     while True:
         try:
             with inside_sqlite():
-                return _try_to_open(path, copy_of)
+                return _try_to_open(path, copy_of, renames=renames)
         except UnavailableError as error:
             cause = error.__cause__
             is_busy = isinstance(cause, sqlite3.Error) and primary_code(cause) == sqlite3.SQLITE_BUSY
@@ -740,7 +791,7 @@ def _open(path: Path | None, copy_of: Path | None) -> SQLiteSession:
                 raise
 
 
-def _try_to_open(path: Path | None, copy_of: Path | None) -> SQLiteSession:
+def _try_to_open(path: Path | None, copy_of: Path | None, *, renames: bool) -> SQLiteSession:
     try:
         place = path or copy_of
         if place is not None:
@@ -750,7 +801,7 @@ def _try_to_open(path: Path | None, copy_of: Path | None) -> SQLiteSession:
         try:
             if copy_of is not None:
                 copy_into_memory(copy_of, session.connection)
-            migrate(session.connection, path)
+            migrate(session.connection, path, renames=renames)
             if session.identity is not None:
                 with session.snapshot():
                     session.has_accounts()  # so that a new file has its log too

@@ -1,0 +1,170 @@
+"""A store that an older version made opens with everything in it, and only who writes to it migrates it."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import cloudstore_mapping as cm
+from cloudstore_mapping.cli import app
+from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.service.quotas import Clock
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.storage.migrations import newest
+from cloudstore_mapping.service.storage.places import place_of
+from cloudstore_mapping.service.storage.records import AccessCount, Counters, Limits
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.wire import Request, decode_value, encode_value
+from tests.service_fakes import Asker
+from tests.support.command_line import CliRunner, Result
+
+pytestmark = pytest.mark.sqlite("about a file")
+
+#: A store of a service, made by commit e5084d3 with schema 2; see the test for what is in it.
+SAMPLE = Path(__file__).parent.parent / "samples" / "e5084d3.db.gz"
+KEY = "ann-0123456789-0123456789"
+#: When it was made, and the token of a session that began then.
+MADE_AT = 1_767_225_600.0
+TOKEN = "XK3IvjukU3V4Snb5g3b97Rbd5I1Rre16sokvfMwClsQ"
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """Return a copy of the sample."""
+    path = tmp_path / "old.db"
+    path.write_bytes(gzip.decompress(SAMPLE.read_bytes()))
+    return path
+
+
+def schema(path: Path) -> int:
+    """Return the number of a file's schema."""
+    with closing(sqlite3.connect(path)) as connection:
+        return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def run(*arguments: object) -> Result:
+    """Run the command line in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_everything_in_it_is_there(old: Path) -> None:
+    """Accounts, keys, limits, data, passwords, versions, counts, media, sessions and stored replies come along."""
+    with closing(sqlite3.connect(old)) as connection:
+        versions = dict(connection.execute("SELECT name, version FROM files").fetchall())
+    with Service(SQLiteStorage(old), clock=Clock(wall=lambda: MADE_AT)) as service:
+        ann, bob, off = service.accounts.all()
+        assert ann.limits == Limits(max_files=50, max_total_bytes=2**20)
+        assert (bob.plan, off.disabled) == ("basic", True)
+        ask = Asker(service, KEY)
+        assert ask.value("plain") == {"a": [1, 2.5, None, "naïve"]}
+        assert (ask.value("users/ann"), ask.value("100%")) == (1, "percent")
+        assert ask.load("locked").error == "Locked"
+        assert ask.value("locked", "view-it") == "secret"
+        assert ask.save("locked", 1, "view-it").error == "Locked"
+        assert {name: ask.load(name, "view-it").version for name in versions} == versions
+        with service._storage.read() as transaction:
+            assert transaction.accesses(ann.id, "data", "plain") == AccessCount(20454, 4, MADE_AT)
+            assert transaction.counters(ann.id) == transaction.recounted(ann.id) == Counters(6, 524460, 1, 80, 0)
+            assert transaction.counters(off.id) is None
+        again = Request(api_key=KEY, name="once", value=encode_value("second"), once="request-1")
+        assert service.handle(again).error is None
+        assert ask.value("once") == "first"
+        hello = service.media.named(ann, "hello.txt")
+        assert b"".join(service.media.chunks(hello)) == b"hello, world"
+        signed_in = service.owners.session(TOKEN)
+        assert signed_in is not None
+        assert signed_in.account.name == "ann"
+        assert decode_value(ask.list().data) == sorted(versions)  # type: ignore[arg-type]  # there always is some
+    assert run("check", "--store", old).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "backup COPY --store OLD",
+        "check --store OLD",
+        "account list --store OLD",
+        "account show ann --store OLD",
+        "migrate --dry-run --store OLD",
+        "migrate-names --dry-run --store OLD",
+        "migrate-store OLD COPY",
+    ],
+)
+def test_commands_that_only_read_migrate_nothing(old: Path, tmp_path: Path, command: str) -> None:
+    """A command that only reads leaves a store of an older version to that version, byte for byte."""
+    before = old.read_bytes()
+    copy = tmp_path / "copy.db"
+    done = run(*[word.replace("OLD", str(old)).replace("COPY", str(copy)) for word in command.split()])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert old.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if path != copy] == ["old.db"]
+    if command.startswith("backup"):
+        assert schema(copy) == schema(old) == 2
+        assert run("restore", copy, "--store", tmp_path / "again.db").exit_code == 0
+        assert schema(tmp_path / "again.db") == 2
+
+
+def embedded(old: Path) -> None:
+    """Make a store of an older version that of an embedded one."""
+    with closing(sqlite3.connect(old)) as connection:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("DELETE FROM accounts WHERE name <> 'ann'")
+        connection.execute("UPDATE accounts SET name = 'local', max_files = NULL, max_total_bytes = NULL")
+        connection.execute("UPDATE files SET edit_password = NULL, view_password = NULL")
+        connection.commit()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+@pytest.mark.parametrize("command", ["get plain", "ls", "stat plain", "export FILE"])
+def test_commands_that_only_read_an_embedded_store(old: Path, tmp_path: Path, command: str) -> None:
+    """So does a command on a program's own store."""
+    embedded(old)
+    done = run(*command.replace("FILE", str(tmp_path / "all.json")).split(), "--at", old)
+    assert (done.exit_code, done.stderr) == (0, "")
+    with cm.open(old, readonly=True) as store:
+        assert store["users/ann"] == 1
+    assert schema(old) == 2
+
+
+def test_a_large_one_is_not_copied_into_memory(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a copy in memory would be too large, reading is refused with the commands to run, and nothing is changed."""
+    monkeypatch.setattr("cloudstore_mapping.service.storage.places.MAX_COPY", 1000)
+    refused = run("account", "list", "--store", old)
+    assert refused.exit_code == 2
+    assert "`cloudstore migrate`" in refused.stderr
+    assert schema(old) == 2
+
+
+def test_a_migration_is_announced_once(old: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Who opens a store to write migrates it, and logs one line about it; a new store is not announced."""
+    with caplog.at_level(logging.WARNING):
+        for path in (old, old, old.with_name("new.db")):
+            place_of(str(path)).open().close()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{old} was migrated from schema 2 to {newest()}; older versions of cloudstore-mapping can't open it any more."
+    ]
+
+
+def test_one_whose_files_must_be_renamed_stays_as_it_is(old: Path) -> None:
+    """A store with names of version 0.1.0 is refused before anything in it is changed, and the command is told."""
+    embedded(old)
+    with closing(sqlite3.connect(old)) as connection:
+        connection.execute("UPDATE files SET name = 'users%2Fann' WHERE name = 'users/ann'")
+        connection.commit()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    before = old.read_bytes()
+    with pytest.raises(UnsupportedError, match="migrate-names"):
+        cm.open(old)
+    for command in (["serve", "--port", "0"], ["migrate"]):
+        refused = run(*command, "--store", old)
+        assert refused.exit_code == 2
+        assert "migrate-names" in refused.stderr
+    assert old.read_bytes() == before
+    assert run("migrate-names", "--store", old).exit_code == 0
+    with cm.open(old) as store:
+        assert store["users/ann"] == 1
