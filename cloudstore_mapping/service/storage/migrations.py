@@ -14,8 +14,8 @@ from typing import Final
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.renaming import must_be_renamed, old_names_among
-from cloudstore_mapping.service.storage.sqlite import INCREMENTAL
 from cloudstore_mapping.service.storage.sqlite_files import (
+    INCREMENTAL,
     change_if_there,
     disk_of,
     is_of_new_file,

@@ -28,6 +28,7 @@ from cloudstore_mapping.service.storage.migrations import check_file, damaged, m
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite_backup import back_up, copy_into_memory
 from cloudstore_mapping.service.storage.sqlite_files import (
+    INCREMENTAL,
     LOG,
     NO_MORE_FILES,
     DiskReserve,
@@ -57,8 +58,6 @@ YIELD: Final = 0.002
 
 
 _decode_names: Final = msgspec.json.Decoder(list[str]).decode
-#: SQLite's number for a file whose unused pages can be given back to the disk one by one.
-INCREMENTAL: Final = 2
 #: Unused pages that a file may keep, and the part of it that they may be.
 UNUSED_PAGES: Final = 512
 UNUSED_PART: Final = 20

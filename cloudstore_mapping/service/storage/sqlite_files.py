@@ -33,6 +33,9 @@ PART: Final = 4
 LARGE_LOG: Final = 2**20
 LARGE_LOG_PART: Final = 16
 
+#: SQLite's number for a file whose unused pages can be given back to the disk one by one.
+INCREMENTAL: Final = 2
+
 
 class Disk(Protocol):
     """What `disk_of` tells of a disk, in bytes."""
