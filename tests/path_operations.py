@@ -24,7 +24,8 @@ from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.maintenance import check_file, restore_file
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.transfer import Format, export_store, import_store
-from cloudstore_mapping.web.options import Options, check_certificate
+from cloudstore_mapping.web.options import Options
+from cloudstore_mapping.web.tls import check_certificate
 from tests.support.command_line import CliRunner
 
 #: The store that is open, another one that isn't, and a file of JSON.

@@ -112,7 +112,8 @@ def _run(options: Options, settings: Settings, tell: Callable[[_Start], None]) -
     import cloudstore_mapping.web.server  # noqa: F401 - before a store is made: it says which extra is missing
     from cloudstore_mapping.web.connections import listen, raise_file_limit
     from cloudstore_mapping.web.logs import logging_as
-    from cloudstore_mapping.web.options import check_certificate, warn_of_plain_http
+    from cloudstore_mapping.web.options import warn_of_plain_http
+    from cloudstore_mapping.web.tls import check_certificate
 
     with as_usage():
         check_certificate(options)

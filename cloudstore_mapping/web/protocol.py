@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.settings import Settings
     from cloudstore_mapping.web.api import FastPath
     from cloudstore_mapping.web.http import Scope
-    from cloudstore_mapping.web.options import Handshakes
+    from cloudstore_mapping.web.tls import Handshakes
 
 #: Bytes that a request's first line and headers may take together; uvicorn itself takes any number.
 MAX_HEADER_BYTES: Final = 64 * 2**10

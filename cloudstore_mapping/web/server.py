@@ -28,8 +28,9 @@ from cloudstore_mapping.web.connections import (
     raise_file_limit,
 )
 from cloudstore_mapping.web.metrics import InstrumentedApp, Metrics, new_rows
-from cloudstore_mapping.web.options import Handshake, Handshakes, Options, server_context, warn_of_plain_http
+from cloudstore_mapping.web.options import Options, warn_of_plain_http
 from cloudstore_mapping.web.protocol import HTTPProtocol, Server
+from cloudstore_mapping.web.tls import Handshake, Handshakes, server_context
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service

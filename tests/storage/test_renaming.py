@@ -95,6 +95,7 @@ def make_old(storage: Storage, schema: int) -> None:
     def work(transaction: Transaction) -> None:
         transaction.do("DROP TABLE old_names")
         transaction.do("DROP TABLE name_scans")
+        transaction.do("ALTER TABLE answers DROP COLUMN fingerprint")
         for statement in NEWER:
             transaction.do(statement)
         transaction.do(f"PRAGMA user_version = {schema}" if schema > 1 else "UPDATE cloudstore SET version = 1")

@@ -1,0 +1,145 @@
+"""TLS: check the certificate before the start, and bound handshakes by time and by address."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cloudstore_mapping.storefiles import read_file
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.web.connections import ConnectionLimiter, OpenFiles
+    from cloudstore_mapping.web.protocol import HTTPProtocol
+
+from cloudstore_mapping.web.options import Options
+
+
+def check_certificate(options: Options) -> None:
+    """Raise `ValueError` with a sentence that says what to do unless `options` name a certificate that can be used."""
+    if options.tls_cert is None and options.tls_key is None:
+        return
+    if options.tls_cert is None or options.tls_key is None:
+        raise ValueError("A certificate needs its key, and a key its certificate; give both --tls-cert and --tls-key.")
+    for file in (options.tls_cert, options.tls_key):
+        try:
+            read_file(file)
+        except OSError as error:
+            raise ValueError(f"{file} can't be read ({error.strerror}); look at its name and permissions.") from error
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(options.tls_cert, options.tls_key, _no_passphrase)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            sentence = f"{options.tls_key} is not the key of the certificate in {options.tls_cert}; name its own."
+        else:
+            sentence = f"{options.tls_cert} and {options.tls_key} are no certificate and key that can be read as PEM."
+        raise ValueError(sentence) from error
+    except _LockedKeyError:
+        raise ValueError(f"{options.tls_key} has a passphrase; take it out, and protect the file instead.") from None
+
+
+class _LockedKeyError(Exception):
+    """OpenSSL asked for a passphrase, which nobody could type at a start."""
+
+
+def _no_passphrase() -> str:
+    raise _LockedKeyError
+
+
+def server_context(options: Options) -> ssl.SSLContext | None:
+    """Return what speaks TLS by the certificate that `options` name, or None without one."""
+    if options.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(options.tls_cert, options.tls_key)
+    return context
+
+
+class Handshakes:
+    """
+    The TLS handshakes under way in a process; only for the loop's thread.
+
+    A handshake takes memory before the server knows of its connection, so its address is counted from the first
+    packet, and it has a deadline.
+    """
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        crowd: ConnectionLimiter,
+        files: OpenFiles,
+        seconds: float,
+        connections: Callable[[], int],
+    ) -> None:
+        self.context = context
+        self.crowd = crowd
+        self.files = files
+        self.seconds = seconds
+        self.connections = connections
+        self.under_way: set[Handshake] = set()
+
+    def has_room(self) -> bool:
+        """Whether one connection more may be open."""
+        return self.files.has_room(self.connections() + len(self.under_way) + 1)
+
+    def abort(self) -> None:
+        """End all that are under way."""
+        for handshake in list(self.under_way):
+            handshake.abort()
+
+
+class Handshake(asyncio.Protocol):
+    """
+    One TLS handshake; once it is done, the connection belongs to the protocol that `make_protocol` returns.
+
+    The loop's public way to speak TLS on an accepted socket has a deadline, which its servers don't let uvicorn set.
+    So the socket leaves the transport that it was accepted with.
+    """
+
+    def __init__(self, handshakes: Handshakes, make_protocol: Callable[[], HTTPProtocol]) -> None:
+        self._handshakes = handshakes
+        self._make_protocol = make_protocol
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # it is a socket's
+        """Begin the handshake, if there is a place for the connection."""
+        address = _address_of(transport)
+        if self._handshakes.has_room() and self._handshakes.crowd.comes(address):
+            accepted = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+            accepted.setblocking(False)
+            self._handshakes.under_way.add(self)
+            self._task = asyncio.get_running_loop().create_task(self._shake_hands(accepted, address))
+        transport.abort()  # where there is no place: without TLS there are no words for a refusal
+
+    async def _shake_hands(self, accepted: socket.socket, address: str) -> None:
+        protocol = self._make_protocol()
+        protocol.has_place = True
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: protocol,
+                accepted,
+                ssl=self._handshakes.context,
+                ssl_handshake_timeout=self._handshakes.seconds,
+            )
+        except OSError:  # the client's, the deadline's, or TLS's own
+            accepted.close()
+        except asyncio.CancelledError:
+            accepted.close()
+            raise
+        finally:
+            self._handshakes.under_way.discard(self)
+            if not protocol.has_begun:
+                self._handshakes.crowd.goes(address)
+
+    def abort(self) -> None:
+        """End the handshake and its connection."""
+        if self._task is not None:
+            self._task.cancel()
+
+
+def _address_of(transport: asyncio.Transport) -> str:
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) and peer else ""
