@@ -183,7 +183,7 @@ def test_make_a_file(program: Asker, visitor: Visitor) -> None:
     assert program.value("list") == 1
     nameless = visitor.post("data/save", view="new=1", file="", value="1", version="")
     assert nameless.status_code == 422
-    assert "needs a name" in shown(nameless)
+    assert "name is empty" in shown(nameless)
 
 
 FAULTS = [
