@@ -21,7 +21,7 @@ football franklin garfield goodluck hardcore iloveyou instagram internet iwantyo
 letmein linkedin liverpool lovelove mercedes metallica michelle midnight minecraft myspace nicholas nintendo p@ssw0rd
 p@ssword pa55word pakistan passport passw0rd password passwort peekaboo porsche princess qazwsxed qazwsxedc qwer1234
 qwerqwer qwerty qwertyui qwertyuiop qwertz qwertzui rootroot samantha samsung scorpion spiderman starwars steelers
-stephanie sunshine superman superstar swordfish testtest trustno1 victoria webmaster welcome whatever yankees zaq12wsx
+stephanie sunshine superman superstar testtest trustno1 victoria webmaster welcome whatever yankees zaq12wsx
 zaqwsxcde zxcvbnm
 """
 # Common with digits or punctuation behind them, as "welcome123!".

@@ -37,6 +37,14 @@ Networks: TypeAlias = Annotated[
         extra={"checks": (_check_networks,)},
     ),
 ]
+Token: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9._~+/=-]{16,128}$",
+        description="a token of 16 to 128 letters, digits and -._~+/=",
+        extra=SECRET,
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +79,7 @@ class Options:
     """What the paths of all requests begin with."""
     trusted_proxies: Networks = ""
     """Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, separated by commas."""
-    metrics_token: Annotated[
-        str | None,
-        Meta(
-            pattern=r"^[A-Za-z0-9._~+/=-]{16,128}$",
-            description="16 to 128 letters, digits and characters of -._~+/=",
-            extra=SECRET,
-        ),
-    ] = field(default=None, repr=False)
+    metrics_token: Token | None = field(default=None, repr=False)
     """The bearer token that reads /metrics; without one, only this machine does."""
     log_json: bool = False
     """Whether the log is a JSON object a line."""
