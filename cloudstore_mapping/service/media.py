@@ -630,28 +630,35 @@ class MediaFiles:
         now = self._clock.wall()
         return (day_of(now) + 1) * DAY - now
 
-    def chunks(
-        self, media: Media, start: int = 0, stop: int | None = None, *, account: Account | None = None
-    ) -> Iterator[bytes]:
+    def chunks(self, media: Media, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """
         Yield the file's bytes from `start` on to before `stop`, each piece read when it is asked for.
 
-        Raises `UnavailableError` if the file was replaced or deleted meanwhile, or its `account` disabled.
+        Raises `UnavailableError` if the file was replaced or deleted meanwhile.
         """
         stop = media.size if stop is None else min(stop, media.size)
         while start < stop:
             number, offset = divmod(start, CHUNK_BYTES)
             with self._storage.read() as transaction:
                 chunk = transaction.chunk(media.blob, number)
-                owner = None if account is None else transaction.account(account.id)
-            if owner is not None and owner.disabled:
-                raise UnavailableError(f"{shorten(media.name)} belongs to a disabled account.", retry_after=1.0)
             if chunk is None:
                 raise UnavailableError(
                     f"{shorten(media.name)} was replaced while it was read; begin again.", retry_after=1.0
                 )
             piece = chunk[offset : offset + stop - start]
             start += len(piece)
+            yield piece
+
+    def while_enabled(self, account: Account, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield a file's pieces until its account is disabled; then raise `UnavailableError`."""
+        for number, piece in enumerate(pieces):
+            if number:  # whoever asks for the first one has just looked
+                with self._storage.read() as transaction:
+                    found = transaction.account(account.id)
+                if found is None or found.disabled:
+                    raise UnavailableError(
+                        "The account was disabled or deleted while its file was read.", retry_after=1.0
+                    )
             yield piece
 
     def typed(self, media: Media) -> tuple[str, bytes]:

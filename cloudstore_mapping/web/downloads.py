@@ -327,4 +327,5 @@ async def _response(files: MediaFiles, scope: Scope, match: re.Match[str] | None
     if scope["method"] == "HEAD":
         return _Response(want.status, headers, iter(()))
     await asyncio.to_thread(files.use, account, media)
-    return _Response(want.status, headers, files.chunks(media, want.start, want.stop, account=account))
+    pieces = files.while_enabled(account, files.chunks(media, want.start, want.stop))
+    return _Response(want.status, headers, pieces)

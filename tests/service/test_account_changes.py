@@ -124,10 +124,10 @@ def test_media_on_their_way_while_an_account_is_disabled(service: Service, ask: 
     uploads = [service.media.begin(name="photo.png", content_type="image/png", api_key=ask.api_key) for _ in range(2)]
     uploads[0].write(b"1" * 3 * CHUNK_BYTES)
     uploads[0].finish()
-    pieces = service.media.chunks(service.media.named(account, "photo.png"), account=account)
+    pieces = service.media.while_enabled(account, service.media.chunks(service.media.named(account, "photo.png")))
     assert next(pieces) == b"1" * CHUNK_BYTES
     service.accounts.set_disabled("owner", disabled=True)
-    with pytest.raises(UnavailableError, match="disabled account"):
+    with pytest.raises(UnavailableError, match="disabled or deleted"):
         next(pieces)
     with pytest.raises(DisabledError):
         write(uploads[1], b"2" * 3 * CHUNK_BYTES)

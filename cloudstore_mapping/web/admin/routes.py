@@ -282,9 +282,9 @@ class _Dashboard:
         if file is None or mimetype is None:
             return self._pages.error("There is no image here.", HTTPStatus.NOT_FOUND)
         headers = {"Content-Length": str(file.media.size)}
-        return StreamingResponse(
-            _stream(self._service.media.chunks(file.media, account=visit.account)), 200, headers, mimetype
-        )
+        media = self._service.media
+        pieces = media.while_enabled(visit.account, media.chunks(file.media))
+        return StreamingResponse(_stream(pieces), 200, headers, mimetype)
 
     def _sign_in(self, body: bytes, request: Request) -> Response:
         form = parse_form(body)
