@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 from base64 import b64encode
@@ -13,6 +14,8 @@ import pytest
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.sessions import SignedInOwner
 from cloudstore_mapping.service.settings import Settings
+from cloudstore_mapping.web.admin import routes
+from cloudstore_mapping.web.admin.forms import Form, parse_form
 from cloudstore_mapping.web.admin.routes import SIGN_INS_AT_ONCE, WAITING
 from cloudstore_mapping.web.server import background
 from tests.admin_fixtures import api_key, guest
@@ -258,3 +261,23 @@ def test_a_session_that_ends_meanwhile(service: Service, guest: Visitor, monkeyp
         slow.send(body[-1:])
         assert slow.answer().status == 303
     assert len(service.accounts.keys("owner")) == 1
+
+
+def test_forms_are_decoded_on_a_thread(guest: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form is decoded on a thread, as a large value takes a second, in which the event loop would answer nobody."""
+    on_loop: list[bool] = []
+
+    def parse(body: bytes) -> Form:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            on_loop.append(False)
+        else:
+            on_loop.append(True)
+        return parse_form(body)
+
+    monkeypatch.setattr(routes, "parse_form", parse)
+    guest.sign_in()
+    guest.get()
+    guest.post("data/save", file="name", value="1", version="")
+    assert on_loop == [False, False]
