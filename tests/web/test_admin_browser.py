@@ -261,4 +261,4 @@ def test_account_and_activity(shown: Dashboard, page: Page) -> None:
         assert len(store) == 3
     page.get_by_role("link", name="Activity").click()
     expect(page.get_by_role("cell", name="API key made")).to_be_visible()
-    expect(page.get_by_role("img", name="Accesses a day from")).to_be_visible()
+    expect(page.get_by_role("img", name="Accesses per day from")).to_be_visible()
