@@ -48,6 +48,7 @@ OPENED: dict[str, dict[str, str]] = {
     "client.shelf": {"os.open": "a new file", "os.fdopen": "a new file"},
     "drafts": {"os.open": "a lock: a new file, or an empty one"},
     "service.storage.migrations": {"file.read_text": "the package's own"},
+    "service.merge_worker": {"Path('/proc/self/autogroup').write_text": "/proc"},
     "service.storage.sqlite_backup": {"draft.open": "its own file, closed by SQLite"},
     "service.storage.sqlite_files": {
         "log.open": "a log, which SQLite doesn't lock",

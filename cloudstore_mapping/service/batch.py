@@ -38,6 +38,8 @@ LOOK_AHEAD: Final = 256
 #: Seconds of work in a piece of a batch while other work waits, and while none does.
 PIECE_SECONDS: Final = 0.008
 LONE_PIECE_SECONDS: Final = 0.05
+#: Requests of a piece that shares its transaction with other work, which waits for it.
+MAX_SHARING: Final = 32
 #: How often the bytes of a merge count in an atomic batch: they are decoded, merged and encoded.
 MERGE_WEIGHT: Final = 10
 
@@ -231,7 +233,9 @@ class BatchWork:
 
     @property
     def size(self) -> int:
-        """About how many bytes the next piece writes."""
+        """About how many bytes the next piece writes; a piece of many requests is as good as large, and alone."""
+        if len(self._batch.requests) - len(self.replies) > MAX_SHARING:
+            return MAX_BYTES + 1
         return min(self._size_left, max(MAX_BYTES, self._sizes[len(self.replies)]))
 
     @property

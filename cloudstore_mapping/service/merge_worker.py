@@ -9,6 +9,7 @@ import signal
 import struct
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO, Final
 
 from cloudstore_mapping.errors import BadMergeError
@@ -37,6 +38,8 @@ def main(parent: int) -> None:
     _end_with(parent)
     with suppress(OSError, AttributeError):  # Windows has no niceness
         os.nice(NICENESS)
+    with suppress(OSError):  # Linux, if it schedules by sessions: the niceness of this process's own session
+        Path("/proc/self/autogroup").write_text(str(NICENESS), "ascii")
     gc.disable()  # JSON has no cycles, and a collection looks at millions of lists again and again
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     while len(head := requests.read(REQUEST.size)) == REQUEST.size:

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 KEEP_ALIVE: Final = 20
 #: Seconds until the server ends in any case; container engines kill after 10.
 LAST_RESORT: Final = 8
+#: Seconds for which a thread may keep the interpreter while others wait for it. Python's own 5 ms would be the wait of
+#: each load while a batch is written.
+SWITCH_INTERVAL: Final = 0.0005
 #: Seconds after a signal in which writes still begin; the rest of `LAST_RESORT` is for the replies.
 LAST_WRITES: Final = 5
 
@@ -86,10 +89,13 @@ def run_on(
     owns_signals = threading.current_thread() is threading.main_thread()
     signals = ending_signals() if owns_signals else ()
     handlers = {number: signal.signal(number, server.handle_exit) for number in signals}
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(min(interval, SWITCH_INTERVAL))
     try:
         server.run(sockets=[listener])
     finally:
         service.close()
+        sys.setswitchinterval(interval)
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
