@@ -358,16 +358,21 @@ def test_waits_count_from_the_arrival(session: FakeSession, writer: Writer) -> N
 
 
 def test_what_has_not_begun_in_time_is_refused(session: FakeSession, writer: Writer) -> None:
-    """A writer that is to end in some seconds does what it begins until then, and refuses the rest."""
+    """A writer that is to end in some seconds refuses accounts' work that has not begun; the service's own is done."""
 
     def work(_: Any) -> None:
         writer.seconds += 1.0
 
     writer.end_within(2.5)
-    futures = writer.submit_together(*[work] * 5)
+    held = writer.keep_busy()
+    futures = [writer.submit(work, "account") for _ in range(5)]
+    own = [writer.submit(lambda _: "own") for _ in range(2)]
+    writer.go.set()
+    held.result(PATIENCE)
     errors = [future.exception(PATIENCE) for future in futures]
     assert errors[:3] == [None] * 3
     assert [str(error) for error in errors[3:]] == ["The service is ending; try again once it is back."] * 2
+    assert [future.result(PATIENCE) for future in own] == ["own"] * 2
 
 
 def test_a_held_account_waits(writer: Writer) -> None:

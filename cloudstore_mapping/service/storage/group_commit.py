@@ -164,10 +164,16 @@ class _Jobs:
             self.fair.put(job.account, job)
 
     def _refuse_sorted(self) -> None:
+        """Refuse the work of accounts; the service's own is done also at its end, such as storing what was counted."""
         self.fair.release_all()
+        own: list[_Job] = []
         while (job := self.fair.take()) is not None:
-            if job.begin():
+            if job.account is None:
+                own.append(job)
+            elif job.begin():
                 job.future.set_exception(_ending_error())
+        for job in own:
+            self.fair.put(None, job)
 
     def refuse_all(self) -> None:
         """Refuse the jobs that no thread will do."""
@@ -284,7 +290,7 @@ class GroupWriter:
         self._jobs.queue.put(_Release(account))
 
     def end_within(self, seconds: float) -> None:
-        """Refuse all work that has not begun in so many seconds."""
+        """Refuse all work of accounts that has not begun in so many seconds."""
         self._jobs.ends_at = min(self._jobs.ends_at, self._clock() + seconds)
 
     def _do_here(self) -> None:
