@@ -37,7 +37,7 @@ MAX_AHEAD: Final = 16 * 2**10
 LOOK_AHEAD: Final = 256
 #: Seconds of work in a piece of a batch while other work waits, and while none does.
 PIECE_SECONDS: Final = 0.008
-LONE_PIECE_SECONDS: Final = 0.05
+LONE_PIECE_SECONDS: Final = 0.1
 #: Requests of a piece that shares its transaction with other work, which waits for it.
 MAX_SHARING: Final = 32
 #: How often the bytes of a merge count in an atomic batch: they are decoded, merged and encoded.

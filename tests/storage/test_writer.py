@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.group_commit import MAX_BYTES, MAX_GROUP, GroupWriter, WriteSession
+from cloudstore_mapping.service.storage.group_commit import (
+    LONE_SECONDS,
+    MAX_BYTES,
+    MAX_GROUP,
+    GroupWriter,
+    WriteSession,
+)
 from tests.service_fakes import PATIENCE
 
 BROKEN = UnavailableError("The engine failed.")
@@ -304,13 +310,18 @@ def test_accounts_are_served_in_turn(session: FakeSession, writer: Writer) -> No
     assert session.commits[:2] == [1, MAX_GROUP]
 
 
-def test_a_group_ends_when_its_time_is_used(session: FakeSession, writer: Writer) -> None:
-    """A transaction has so many seconds of work; what waits is done in the next one."""
+@pytest.mark.parametrize("accounts", [1, 7])
+def test_a_group_ends_when_its_time_is_used(session: FakeSession, writer: Writer, accounts: int) -> None:
+    """A transaction has so many seconds of work, more if all is one account's; what waits is done in the next one."""
+    limit = LONE_SECONDS if accounts == 1 else session.max_seconds
 
     def work(_: Any) -> None:
-        writer.seconds += 0.4 * session.max_seconds
+        writer.seconds += 0.4 * limit
 
-    for future in writer.submit_together(*[work] * 7):
+    held = writer.keep_busy()
+    futures: list[Future[Any]] = [writer.submit(work, str(number % accounts)) for number in range(7)]
+    writer.go.set()
+    for future in (held, *futures):
         future.result(PATIENCE)
     assert session.commits == [1, 3, 3, 1]
 

@@ -30,6 +30,8 @@ MAX_GROUP: Final = 256
 MAX_BYTES: Final = 4 * 2**20
 #: Seconds of work in one commit, before others have their turn.
 MAX_SECONDS: Final = 0.01
+#: The same for the work of one account, while no other's waits.
+LONE_SECONDS: Final = 0.1
 #: Bytes that work counts at least, when the time of a commit is divided among its work.
 LEAST_SIZE: Final = 1024
 
@@ -233,8 +235,9 @@ class GroupWriter:
     Run work on its own thread, or on that of a caller who waits for it; nothing else writes with `session` from now on.
 
     All work that waits goes into one transaction, up to `MAX_GROUP` pieces, `MAX_BYTES` bytes or the session's
-    `max_seconds`, and is answered after its commit. Accounts are served in turn, by the time that each has used, so
-    an account with a thousand saves delays another's save by one group at most. The thread calls `end` at last.
+    `max_seconds` (`LONE_SECONDS` if all is one account's), and is answered after its commit. Accounts are served in
+    turn, by the time that each has used, so an account with a thousand saves delays another's save by one group at
+    most. The thread calls `end` at last.
 
     A writer that is dropped without `close` finishes what was submitted all the same, and so does a program that ends.
     """
@@ -506,15 +509,21 @@ def _growing(session: WriteSession, jobs: _Jobs, group: list[_Job]) -> Iterator[
     """Yield the work of a group, and add to it what waits, in turn, until the transaction has all that it may hold."""
     began = jobs.clock()
     size = 0
+    account = group[0].account
+    is_lone = all(job.account == account for job in group)
     for job in group:  # also what is added meanwhile
         size += job.size
         yield job
-        if job is group[-1] and len(group) < session.max_group and jobs.clock() - began < session.max_seconds:
-            jobs.sort()
-            next_job = jobs.fair.peek()
-            if next_job is not None and size < MAX_BYTES and size + next_job.size <= MAX_BYTES:
-                jobs.fair.take()
-                group.append(next_job)
+        if job is not group[-1] or len(group) >= session.max_group or size >= MAX_BYTES:
+            continue
+        jobs.sort()
+        next_job = jobs.fair.peek()
+        if next_job is None or size + next_job.size > MAX_BYTES:
+            continue
+        is_lone = is_lone and not jobs.fair.others_wait(account)
+        if jobs.clock() - began < (LONE_SECONDS if is_lone else session.max_seconds):
+            jobs.fair.take()
+            group.append(next_job)
 
 
 def _outcome(session: WriteSession, job: _Job) -> tuple[Any, BaseException | None]:
