@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -29,6 +30,15 @@ process = MergeProcess()
 process.merge(b"[1]", b"[2]")
 print(process.pid, flush=True)
 signal.pause()
+"""
+#: Prints the signal that this program gets when its parent ends.
+SIGNAL_OF_DEATH = """
+import ctypes, os
+from cloudstore_mapping.service import merge_worker
+merge_worker._end_with(os.getppid())
+found = ctypes.c_int()
+ctypes.CDLL(None).prctl(2, ctypes.byref(found))
+print(found.value)
 """
 
 
@@ -276,6 +286,13 @@ def test_a_process_that_can_t_be_started(no_threads_left: None) -> None:
     with pytest.raises(UnavailableError, match="no more processes"):
         pool.submit("a", lambda: b"", b"1").result(PATIENCE)
     pool.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux ends a process with its parent")
+def test_the_kernel_ends_a_process_with_its_parent() -> None:
+    """In the middle of a merge, too: the kernel is told to kill the process when its parent ends."""
+    ran = subprocess.run([sys.executable, "-c", SIGNAL_OF_DEATH], check=True, capture_output=True, text=True)
+    assert int(ran.stdout) == signal.SIGKILL
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux ends a process with its parent")
