@@ -17,6 +17,7 @@ import pytest
 from cloudstore_mapping.service.merging import MergePool, MergeProcess
 from cloudstore_mapping.service.operations import MAX_INLINE_MERGE
 from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web import server
 from tests.raw_http import Answer, Connection, body
 from tests.service_fakes import PATIENCE
@@ -132,7 +133,7 @@ def test_a_signal_while_large_merges_wait(tmp_path: Path, workers: str) -> None:
         assert {answer.json["error"] for answer in answers} <= {None, "Unavailable"}
         assert all("retry-after" in answer.headers for answer in answers if answer.status == 503)
         assert process.wait() == 0
-    with Service(new_storage(tmp_path / "store.db")) as service, service._storage.read() as transaction:
+    with SQLiteStorage(tmp_path / "store.db") as storage, storage.read() as transaction:
         file = transaction.get(1, "large")
         assert file is not None
         merged = {name for name in json.loads(file.value) if len(name) < 8}
