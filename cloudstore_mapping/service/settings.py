@@ -59,9 +59,9 @@ class Settings:
     """Connections that one process may have at a time; the limit of open files may allow fewer."""
     max_connections_per_address: Count = 500
     """Connections that one address may have at a time, but for this machine's own and those of trusted proxies."""
-    max_request_memory: Size = 128 * 2**20
+    max_request_memory: Size = 96 * 2**20
     """Memory of one process for requests that arrive or wait; at least two bodies of `max_body_bytes`."""
-    max_address_request_memory: Size = 64 * 2**20
+    max_address_request_memory: Size = 48 * 2**20
     """The memory of one API key among it, or of one address without a known key; at least one body."""
     max_unread_memory: Size = 128 * 2**20
     """Memory of one process for replies that clients don't read; past it those that wait longest are cut off."""

@@ -104,6 +104,10 @@ WAIT: Final = 5
 STRANGERS_SHARE: Final = 0.75
 #: Bytes of a request that every connection may hold without asking for memory.
 FREE_BYTES: Final = 8 * 2**10
+#: Bytes that the system may hold of a client that sends more than is read of it; by default it holds megabytes.
+SMALL_WINDOW: Final = 32 * 2**10
+#: Memory that TLS takes for a connection on which nothing large was sent.
+TLS_CONNECTION_BYTES: Final = 56 * 2**10
 #: Seconds between two rounds in which the rest of refused requests is read, and how many pieces are read in one.
 DRAIN_INTERVAL: Final = 0.01
 DRAIN_PIECES: Final = 8

@@ -18,6 +18,8 @@ from cloudstore_mapping.errors import ProtocolError
 from cloudstore_mapping.service.security import network_of
 from cloudstore_mapping.web.connections import (
     FREE_BYTES,
+    SMALL_WINDOW,
+    TLS_CONNECTION_BYTES,
     ConnectionLimiter,
     Drain,
     KnownClients,
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.settings import Settings
     from cloudstore_mapping.web.api import FastPath
     from cloudstore_mapping.web.http import Scope
-    from cloudstore_mapping.web.tls import Handshakes
 
 #: Bytes that a request's first line and headers may take together; uvicorn itself takes any number.
 MAX_HEADER_BYTES: Final = 64 * 2**10
@@ -50,12 +51,18 @@ GRACE: Final = 3.0
 GOODBYE: Final = 0.5
 #: Bytes that the parser gets at a time where the end of a request can't be foreseen: few requests fit into them.
 BLIND_PIECE: Final = 1024
-#: Bytes that the system may hold of a client that sends more than is read of it; by default it holds megabytes.
-SMALL_WINDOW: Final = 64 * 2**10
 #: Requests that uvicorn may have parsed behind the one in process; only a client that seeks the bounds gets there.
 MAX_PARSED_AHEAD: Final = 64
 #: Memory of an upload that is stored as it comes: three of the storage's chunks of 512 KiB.
 UPLOAD_MEMORY: Final = 3 * 2**19
+#: Buffers that TLS keeps for a connection, each as large as the largest piece that came.
+TLS_BUFFERS: Final = 2
+#: Unread bytes of replies, past which nothing more is written for a client; without TLS it is the default.
+HIGH_WATER: Final = 64 * 2**10
+#: The window of a client whose API key was right: what a system allows by default.
+LARGE_WINDOW: Final = 208 * 2**10
+#: Seconds that a refused client over TLS gets to read why.
+LAST_WORD_SECONDS: Final = 0.5
 #: Bytes at the beginning of a body in which its API key is looked for.
 PEEKED: Final = 4096
 #: An API key in JSON or in a form, where it stands before the value or the file.
@@ -124,6 +131,8 @@ class HTTPProtocol(HttpToolsProtocol):
     #: Whether the connection is counted; a TLS handshake counts it before it begins here.
     has_place = False
     has_begun = False
+    #: Whom the memory that TLS takes is counted for, until an API key was right.
+    tls_payer: Payer | None = None
     _is_deaf = False
     _feeding = False
     _has_ended = False
@@ -142,6 +151,7 @@ class HTTPProtocol(HttpToolsProtocol):
     _payer: Payer | None = None
     _api_key = ""
     _charged = 0
+    _tls_bytes = 0
     _is_streamed = False
     _is_small = False
     _header_timer: asyncio.TimerHandle | None = None
@@ -276,6 +286,10 @@ class HTTPProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.numbers.row[CONNECTIONS] = len(self.connections)
         self.has_begun = True
+        if self.scheme == "https":  # TLS would buffer half a megabyte in each direction
+            transport.set_write_buffer_limits(HIGH_WATER)
+            if hasattr(transport, "set_read_buffer_limits"):  # undocumented, and the same in asyncio and uvloop
+                transport.set_read_buffer_limits(SMALL_WINDOW)
         has_room = self.has_place or self.files.has_room(len(self.connections))
         self.has_place = self.has_place or (has_room and self.crowd.comes(self._address))
         if self.has_place:
@@ -292,6 +306,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self.crowd.goes(self._address)
         self._data = b""
         self._charge(0)
+        self._give_back_tls()
         self.unread.remove(self)
         self._stop_header_timer()
         self._stop_reply_timer()
@@ -312,6 +327,8 @@ class HTTPProtocol(HttpToolsProtocol):
             self.drain.wait(self._read_on)
             return
         self.numbers.row[BYTES_IN] += len(data)
+        if self.scheme == "https" and len(data) > FREE_BYTES:
+            self._tls_bytes = max(self._tls_bytes, len(data) * TLS_BUFFERS)
         self._data = self._data[self._at :] + data if self._data else data
         self._at = 0
         self._advance()
@@ -320,8 +337,11 @@ class HTTPProtocol(HttpToolsProtocol):
         """Have the system hold little of what the client sends: its memory is bounded for all connections together."""
         if not self._is_small:
             self._is_small = True
-            with suppress(OSError):  # the connection is gone
-                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_WINDOW)
+            self._set_window(SMALL_WINDOW)
+
+    def _set_window(self, size: int) -> None:
+        with suppress(OSError):  # the connection is gone
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
     def _read_on(self) -> None:
         if not self.transport.is_closing():
@@ -404,7 +424,7 @@ class HTTPProtocol(HttpToolsProtocol):
         request: RequestResponseCycle | None = self._request
         if request is not None and request.more_body and self._payer is None and request.body:
             self._payer = self._payer_of(request, piece)
-        if self._received > FREE_BYTES:
+        if self._received > FREE_BYTES or self._tls_bytes:
             self._charge(0)
 
     def _payer_of(self, request: RequestResponseCycle, piece: bytes) -> Payer:
@@ -413,6 +433,7 @@ class HTTPProtocol(HttpToolsProtocol):
         if found is not None:
             self._api_key = found[1].decode()
             if self.known.has_key(self._api_key):
+                self._trust()
                 return Payer(f"key {self._api_key}", is_known=True)
         return self._payer_at(self.inline.address_of(cast("Scope", request.scope)))
 
@@ -422,7 +443,7 @@ class HTTPProtocol(HttpToolsProtocol):
     def _charge(self, waiting: int) -> None:
         """Count the memory of what was received and isn't answered, and of so many bytes that wait behind it."""
         request = self._request
-        size = waiting
+        size = waiting + self._tls_bytes
         if request is None or not (request.response_complete or request is self._discarded):
             size += min(self._received, UPLOAD_MEMORY) if self._is_streamed and request else self._received
         is_over = self.transport.is_closing() or (self._is_deaf and self._last_word is None)
@@ -476,9 +497,13 @@ class HTTPProtocol(HttpToolsProtocol):
         has_more = bool(self.pipeline)
         super().on_response_complete()
         self._request = None
+        payer = self._payer
         self._forget()
         if self.transport.is_closing():
             return
+        if self._tls_bytes:
+            self._payer = payer
+            self._charge(0)
         if has_more:
             self.flow.pause_reading()
         elif self._last_word is not None:
@@ -491,11 +516,26 @@ class HTTPProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
 
     def _remember_client(self) -> None:
-        """Remember the API key that a large request began with, if it was right."""
-        if self._api_key and self._request is not None:
-            scope = cast("Scope", self._request.scope)
-            if scope.get("outcome", "") is None:
-                self.known.add(self._api_key, scope["client"][0] if scope["client"] else "")
+        """Remember the API key that a large request began with, if it was right, and trust the connection."""
+        if self._request is None or not (self._api_key or self.tls_payer):
+            return
+        scope = cast("Scope", self._request.scope)
+        is_right = scope["method"] == "POST" and scope.get("outcome", "") is None
+        if is_right and self._api_key:
+            self.known.add(self._api_key, scope["client"][0] if scope["client"] else "")
+        if is_right:
+            self._trust()
+
+    def _trust(self) -> None:
+        """Count what TLS takes no longer, and let the client send faster."""
+        if self.tls_payer is not None:
+            self._give_back_tls()
+            self._set_window(LARGE_WINDOW)
+
+    def _give_back_tls(self) -> None:
+        if self.tls_payer is not None:
+            self.memory.give_back(self.tls_payer, TLS_CONNECTION_BYTES)
+            self.tls_payer = None
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's may say that the transport stays open
         """Answer what a client asked that has ended its side, then close; over TLS its end is the connection's."""
@@ -564,6 +604,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self._expect_headers()
         else:
             self.transport.close()
+            self.loop.call_later(LAST_WORD_SECONDS, self.transport.abort)
 
     def _limit_body(self, request: RequestResponseCycle) -> None:
         headers = request.scope["headers"]
@@ -631,7 +672,8 @@ class HTTPProtocol(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """uvicorn's server with `on_started`, `on_second` and `on_ending`, which ends all its connections in time."""
 
-    handshakes: Handshakes | None = None
+    #: What ends TLS handshakes that are under way; None without TLS.
+    abort_handshakes: Callable[[], object] | None = None
     on_started: Callable[[], object] | None = None
     on_second: Callable[[], object] | None = None
     #: Called when the server begins to end with False, and with True when it ends by force.
@@ -676,8 +718,8 @@ class Server(uvicorn.Server):
 
     async def _hang_up(self) -> None:
         # TLS ends by a goodbye of both, and an idle client may never say its own.
-        while self.handshakes is not None:
-            self.handshakes.abort()
+        while self.abort_handshakes is not None:
+            self.abort_handshakes()
             closing = {each for each in self.server_state.connections if each.transport.is_closing()}
             await asyncio.sleep(GOODBYE)
             for connection in closing & self.server_state.connections:

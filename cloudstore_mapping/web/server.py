@@ -167,14 +167,15 @@ class _Server(Server):
             drain = Drain()
 
         context = server_context(options)
+        handshakes = None
         if context is not None:
-            seconds = settings_.body_timeout
-            self.handshakes = Handshakes(context, Protocol.crowd, open_files, seconds, self.count_connections)
+            handshakes = Handshakes(context, Protocol, self.count_connections, settings_.body_timeout)
+            self.abort_handshakes = handshakes.abort
 
         def make_protocol(**arguments: Any) -> asyncio.Protocol:
-            if self.handshakes is None:
+            if handshakes is None:
                 return Protocol(**arguments)
-            return Handshake(self.handshakes, partial(Protocol, **arguments))
+            return Handshake(handshakes, partial(Protocol, **arguments))
 
         super().__init__(
             uvicorn.Config(

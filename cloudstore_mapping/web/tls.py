@@ -9,13 +9,13 @@ import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from cloudstore_mapping.service.security import network_of
 from cloudstore_mapping.storefiles import read_file
+from cloudstore_mapping.web.connections import SMALL_WINDOW, TLS_CONNECTION_BYTES, Payer
+from cloudstore_mapping.web.options import Options
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.web.connections import ConnectionLimiter, OpenFiles
     from cloudstore_mapping.web.protocol import HTTPProtocol
-
-from cloudstore_mapping.web.options import Options
 
 
 def check_certificate(options: Options) -> None:
@@ -62,28 +62,34 @@ class Handshakes:
     """
     The TLS handshakes under way in a process; only for the loop's thread.
 
-    A handshake takes memory before the server knows of its connection, so its address is counted from the first
-    packet, and it has a deadline.
+    A handshake takes memory before uvicorn knows of its connection. So its address and memory are counted from the
+    first packet, and it has a deadline. TLS keeps buffers as large as the largest piece that came, so the system holds
+    little of what a client sends until its API key was right.
     """
 
     def __init__(
-        self,
-        context: ssl.SSLContext,
-        crowd: ConnectionLimiter,
-        files: OpenFiles,
-        seconds: float,
-        connections: Callable[[], int],
+        self, context: ssl.SSLContext, protocol: type[HTTPProtocol], connections: Callable[[], int], seconds: float
     ) -> None:
         self.context = context
-        self.crowd = crowd
-        self.files = files
+        self.crowd = protocol.crowd
+        self.memory = protocol.memory
+        self._files = protocol.files
+        self._known = protocol.known
         self.seconds = seconds
-        self.connections = connections
+        self._connections = connections
         self.under_way: set[Handshake] = set()
 
-    def has_room(self) -> bool:
-        """Whether one connection more may be open."""
-        return self.files.has_room(self.connections() + len(self.under_way) + 1)
+    def admit(self, address: str) -> Payer | None:
+        """Count a connection, and return whom its memory is counted for; None where there is no place for it."""
+        if not self._files.has_room(self._connections() + len(self.under_way) + 1) or not self.crowd.comes(address):
+            return None
+        network = network_of(address)
+        subject = None if self.crowd.is_exempt(address) else network
+        payer = Payer(subject, is_known=self._known.has_network(network))
+        if self.memory.take(payer, TLS_CONNECTION_BYTES) is None:
+            return payer
+        self.crowd.goes(address)
+        return None
 
     def abort(self) -> None:
         """End all that are under way."""
@@ -107,16 +113,19 @@ class Handshake(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # it is a socket's
         """Begin the handshake, if there is a place for the connection."""
         address = _address_of(transport)
-        if self._handshakes.has_room() and self._handshakes.crowd.comes(address):
+        payer = self._handshakes.admit(address)
+        if payer is not None:
             accepted = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
             accepted.setblocking(False)
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_WINDOW)
             self._handshakes.under_way.add(self)
-            self._task = asyncio.get_running_loop().create_task(self._shake_hands(accepted, address))
+            self._task = asyncio.get_running_loop().create_task(self._shake_hands(accepted, address, payer))
         transport.abort()  # where there is no place: without TLS there are no words for a refusal
 
-    async def _shake_hands(self, accepted: socket.socket, address: str) -> None:
+    async def _shake_hands(self, accepted: socket.socket, address: str, payer: Payer) -> None:
         protocol = self._make_protocol()
         protocol.has_place = True
+        protocol.tls_payer = payer
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: protocol,
@@ -133,6 +142,7 @@ class Handshake(asyncio.Protocol):
             self._handshakes.under_way.discard(self)
             if not protocol.has_begun:
                 self._handshakes.crowd.goes(address)
+                self._handshakes.memory.give_back(payer, TLS_CONNECTION_BYTES)
 
     def abort(self) -> None:
         """End the handshake and its connection."""
