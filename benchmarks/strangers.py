@@ -263,6 +263,7 @@ def measure(
     is_tls: bool = False,
 ) -> Seen:
     """Start a service, attack it by all these ways together, and return what was seen."""
+    folder.mkdir(exist_ok=True)
     options = certificate(folder) if is_tls else []
     env = {**os.environ, **{f"CLOUDSTORE_SERVICE_{name.upper()}": value for name, value in settings.items()}}
     with cloudstore(folder / "service.db", *options, env=env) as service:

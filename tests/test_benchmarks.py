@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import strangers
 from benchmarks.harness import Comparison, Goal, Measured, timed
 from benchmarks.report import verdict
 
@@ -21,6 +22,25 @@ def test_all_of_them_run(tmp_path: Path) -> None:
     report = (tmp_path / "report.md").read_text("utf-8")
     goals = report.partition("## Goals")[2].partition("## Sides")[0]
     assert goals.count("met |") + goals.count("met** |") + goals.count("not measured |") >= 14
+
+
+@pytest.mark.slow
+def test_strangers(tmp_path: Path) -> None:
+    """A few attackers of each kind take no more memory and disk than the settings allow, and nobody else is refused."""
+    settings = {
+        "max_value_bytes": "512 KiB",
+        "max_body_bytes": "1 MiB",
+        "max_request_memory": "4 MiB",
+        "max_spool_bytes": "2 MiB",
+        "max_address_spool_bytes": "2 MiB",
+    }
+    quiet = strangers.measure(tmp_path / "quiet", [], 0, 0, 1.0, settings)
+    seen = strangers.measure(tmp_path / "loud", list(strangers.ATTACKS), 12, 2**20, 5.0, settings)
+    assert seen.connections > 24
+    assert seen.seconds
+    assert seen.refused == 0
+    assert seen.disk <= 2 * 2**20
+    assert seen.memory - quiet.memory < 60 * 2**20
 
 
 @pytest.mark.parametrize(

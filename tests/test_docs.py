@@ -115,7 +115,7 @@ def _default(name: str, default: object) -> str:
         return "none"
     if isinstance(default, bool):
         return "true" if default else "false"
-    if name.endswith("_bytes"):
+    if name.endswith(("_bytes", "_memory")):
         assert isinstance(default, int)
         for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
             if default % factor == 0:

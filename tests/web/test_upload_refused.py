@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import requests
 
+from cloudstore_mapping.errors import ProtocolError
 from cloudstore_mapping.service.media import CHUNK_BYTES, UploadStream
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
@@ -227,3 +228,55 @@ def test_text_before_the_form(posted: Posted, piece: int) -> None:
             connection.start(UPLOAD, f"{header}Transfer-Encoding: chunked\r\n")
             connection.send(b"".join(chunk(whole[at : at + piece]) for at in range(0, len(whole), piece)) + chunk(b""))
             assert connection.answer().status == status
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"\r\n--{BOUNDARY}".encode()[:-1] + b"x",
+        f"\r\n--{BOUNDARY}x".encode(),
+        f"\r\n--{BOUNDARY}-x".encode(),
+        f"\r\n--{BOUNDARY}\rx".encode(),
+        b"\r\n--",
+        b"\r\n",
+        b"\r",
+    ],
+)
+@pytest.mark.parametrize("piece", [2**18, 4099])
+def test_lines_like_the_boundary(line: bytes, piece: int) -> None:
+    """A file whose lines look like the boundary is read byte for byte, in few pieces, however many lines it has."""
+    data = line * (2**18 // len(line))
+    body, header = form(file_part(data))
+    reading = UploadForm(header.partition(": ")[2].strip())
+    pieces = []
+    for at in range(0, len(body), piece):
+        reading.feed(body[at : at + piece])
+        pieces.append(reading.take())
+        assert len(pieces[-1]) <= 4
+    assert b"".join(b"".join(each) for each in pieces) == data
+    assert reading.has_ended
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"X: x\r\n" * 1000,
+        b"X-%b: x\r\n" % (b"x" * 100_000),
+        b"X: %b\r\n" % (b"x" * 100_000),
+        b"Content-Disposition: form-data; name=a%b\r\n" % (b"; a=b" * 5000),
+    ],
+    ids=["many headers", "a long name", "a long value", "many parameters"],
+)
+def test_many_headers(posted: Posted, part: bytes) -> None:
+    """A part has few headers, and short ones; what has more is refused as soon as that is seen."""
+    answer = posted.answer(*form(key(posted), part + b"\r\ndata", file_part(b"data")))
+    assert (answer.status, answer.json["error"]) == (400, "BadRequest")
+
+
+def test_thousands_of_parts(posted: Posted) -> None:
+    """A form of tiny parts is refused at the seventeenth, before the others are read."""
+    taken = UploadForm(MULTIPART.partition(": ")[2].strip())
+    with pytest.raises(ProtocolError, match="more than 16 parts"):
+        taken.feed(form(*[field("a", "")] * 5000)[0])
+    assert taken._parts == 17
+    assert posted.post(*[field("a", "")] * 5000)["error"] == "BadRequest"
