@@ -58,6 +58,9 @@ class FakeService:
     def end_within(self, seconds: float) -> None:
         """Take note of nothing."""
 
+    def keep_tidy(self) -> None:
+        """Begin background work, of which there is none."""
+
     def store_bytes(self) -> int:
         """Return how many bytes its storage takes."""
         return 0

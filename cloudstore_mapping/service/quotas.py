@@ -300,6 +300,10 @@ class AccessCounter:
             found = _Count(today, 0, 0.0) if stored is None or stored.day < today else _Count(*stored)
             with self._lock:
                 if (now := self._totals.get(file)) is None or now.day < found.day:
+                    # What was counted before the account had the limit is stored soon as well.
+                    if (earlier := self._later.pop((*file, found.day), None)) is not None:
+                        found.times += earlier.times
+                        _add(self._soon, (*file, found.day), earlier)
                     self._totals[file] = found
                 total = self._totals[file]
         check_daily(total.times + uncounted, limit, total.day, name)
@@ -367,8 +371,9 @@ class AccessCounter:
                 # Who is not used any more may be counted by other processes meanwhile: it is looked up again.
                 used = {key[:3] for key in self._soon}
                 self._totals = {file: total for file, total in self._totals.items() if file in used}
-                self._storing |= self._soon
-                self._soon = {}
+                soon, self._soon = self._soon, {}
+                for key, count in soon.items():
+                    _add(self._storing, key, count)
                 keys = sorted(self._storing)  # in one order, so that nobody waits for who waits
                 lost, self._lost = self._lost, 0
             if lost:

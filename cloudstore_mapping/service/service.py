@@ -212,6 +212,10 @@ class Service:
                 _log.warning("The service is not healthy: %s", problem)
         return problem is None
 
+    def keep_tidy(self) -> None:
+        """Look every few seconds from now on for background work: other processes leave some."""
+        self.sweeper.watch()
+
     def store_bytes(self) -> int:
         """Return how many bytes its storage takes."""
         return self._storage.size()

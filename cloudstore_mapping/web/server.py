@@ -196,7 +196,7 @@ class _Server(Server):
         self.on_second = open_files.check
 
         def start() -> None:
-            service.sweeper.watch()
+            service.keep_tidy()
             if on_ready is not None:
                 on_ready(address_of(listener, options))
 

@@ -454,3 +454,12 @@ def test_counts_that_wait_are_bounded(
     usage.flush()
     assert stored(storage, owner, "c") is None
     assert [record.getMessage().partition(" ")[0] for record in caplog.records] == ["1"]
+
+
+def test_what_was_counted_before_the_limit_counts(usage: AccessCounter, storage: Storage, owner: Account) -> None:
+    """Accesses of before an account had its limit count against it, stored or not, and each once."""
+    usage.count(owner.id, "data", "name", times=2)
+    use(usage, storage, owner)
+    assert is_used_up(usage, storage, owner)
+    usage.flush(everything=False)
+    assert stored(storage, owner) == AccessCount(TODAY, 3, MIDNIGHT)

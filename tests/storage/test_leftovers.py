@@ -110,6 +110,7 @@ COMMANDS = [
     "restore OTHER --store LEFT",
     "restore LEFT --store OTHER.new",
     "check --store LEFT",
+    "compact --store LEFT",
     "migrate --store LEFT",
     "migrate --dry-run --store LEFT",
     "migrate-names --store LEFT",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
 from cloudstore_mapping.service.storage.records import Limits
@@ -107,7 +108,7 @@ def test_a_file_that_was_deleted_meanwhile(
 
 
 def test_an_account_that_was_deleted_meanwhile(here: PostgresStorage, there: PostgresStorage, account: int) -> None:
-    """Work for an account that goes in between is done again, and sees that it is gone."""
+    """What is written for an account that goes in between is removed with it, and later work sees that it is gone."""
     half_way = Halfway()
 
     def work(transaction: Transaction) -> bool:
@@ -120,7 +121,15 @@ def test_an_account_that_was_deleted_meanwhile(here: PostgresStorage, there: Pos
     first = half_way.begin(here, work)
     there.submit(lambda transaction: transaction.delete_account(account)).result(PATIENCE)
     half_way.go.set()
-    assert first.result(PATIENCE) is False
+    assert first.result(PATIENCE) is True
+    while there.submit(lambda transaction: transaction.tidy(0.0, lambda: True)).result(PATIENCE):
+        pass
+    with here.read() as transaction:
+        assert transaction.account(account) is None
+        assert transaction.names(account) == []
+    late = here.submit(lambda transaction: transaction.put(account, "late", b"1", 1.0))
+    with pytest.raises(UnavailableError):
+        late.result(PATIENCE)
 
 
 def test_an_answer_is_given_once(here: PostgresStorage, there: PostgresStorage, account: int) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
 
@@ -20,9 +21,13 @@ import requests
 from msgspec import Raw
 
 from cloudstore_mapping.errors import UnsupportedError
+from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web import protocol, server
+from cloudstore_mapping.web.server import background
+from tests.media_fakes import Uploader, comes_to
 from tests.raw_http import JSON, Connection, FakeService, body
+from tests.storages import new_storage
 
 # A program that serves until it is told to end; a line on its standard input lets the writes go on.
 PROGRAM = """
@@ -259,3 +264,14 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UnsupportedError, match=r"needs jinja2; pip install 'cloudstore-mapping\[server\]'"):
         importlib.import_module("cloudstore_mapping.web.server")
+
+
+def test_a_running_service_tidies_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another process left is removed while the service runs, whether anybody asks it for something or not."""
+    monkeypatch.setattr("cloudstore_mapping.service.media.LOOK_EVERY", 0.001)
+    file = tmp_path / "store.db"
+    with new_storage(file) as there, Service(new_storage(file)) as service, background(service):
+        uploader = Uploader(service)
+        uploader.upload(b"bytes")
+        there.submit(lambda transaction: transaction.delete_account(1)).result()
+        assert comes_to(there, 0, 0, 0)

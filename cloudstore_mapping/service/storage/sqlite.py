@@ -435,6 +435,10 @@ class SQLiteSession(Transaction, WriteSession):
         if self._space is not None:
             self._space.take(size, self._unused)
 
+    def touch(self) -> None:
+        """Read something, which begins what is read of one moment; it looks into no row."""
+        self.row("SELECT 1 FROM accounts LIMIT 1")
+
     def check_writable(self) -> None:
         """Raise `UnavailableError` where the file or its log is read-only, on which SQLite begins all the same."""
         self.do("DELETE FROM accounts WHERE FALSE")
@@ -708,7 +712,7 @@ class SQLiteStorage(Storage):
         except sqlite3.Error as error:
             raise self._session.failed(error) from error
         with closing(session), session.snapshot():
-            session.has_accounts()  # from the first read on it is one moment
+            session.touch()  # from the first read on it is one moment
             back_up(session.connection, path, report)
 
     def compact(self) -> None:
@@ -803,7 +807,7 @@ def _try_to_open(path: Path | None, copy_of: Path | None, *, renames: bool) -> S
             migrate(session.connection, path, renames=renames)
             if session.identity is not None:
                 with session.snapshot():
-                    session.has_accounts()  # so that a new file has its log too
+                    session.touch()  # so that a new file has its log too
                 session.identity.add_log()
             session.do_not_wait()
         except BaseException:
