@@ -273,5 +273,6 @@ def test_a_running_service_tidies_its_store(tmp_path: Path, monkeypatch: pytest.
     with new_storage(file) as there, Service(new_storage(file)) as service, background(service):
         uploader = Uploader(service)
         uploader.upload(b"bytes")
+        service.sweeper.wait()
         there.submit(lambda transaction: transaction.delete_account(1)).result()
         assert comes_to(there, 0, 0, 0)

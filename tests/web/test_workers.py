@@ -81,7 +81,6 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
     assert f"Process {min(before)} of the service ended (exit code -9)" in line["message"]
 
 
-@pytest.mark.slow
 def test_a_start_tells_what_workers_cost(tmp_path: Path) -> None:
     """Whoever starts several processes on a file is told that they save less than one; a single one says nothing."""
     sentence = "more loads than one process, but fewer saves"
@@ -90,6 +89,7 @@ def test_a_start_tells_what_workers_cost(tmp_path: Path) -> None:
             assert (sentence in "".join(lines(process, 3))) is is_told
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     """Where the first process is killed, the others end too: nothing answers any more."""
     command = [sys.executable, "-m", "cloudstore_mapping", "serve", "--port", "0", "--workers", "2", "--json"]
