@@ -261,3 +261,23 @@ def test_no_store_to_keep_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     result = run("backup", "copy.db")
     assert result.exit_code == 2
     assert result.stderr.endswith("cloudstore-service.db; look at its name, or name another by --store.\n")
+
+
+def test_a_repair(store: Path) -> None:
+    """`check --repair` counts an account's quotas anew if they are wrong; a check without it names the account."""
+    assert run("account", "set", "bob", "files=5", "--store", store).exit_code == 0
+    with closing(sqlite3.connect(store)) as connection:
+        connection.execute("UPDATE counters SET bytes = bytes + 1")
+        connection.commit()
+    found = run("check", "--store", store)
+    assert (found.exit_code, "`cloudstore check --repair`" in found.stdout) == (1, True)
+    assert run("check", "--repair", "--store", store).exit_code == 0
+    assert run("check", "--store", store).exit_code == 0
+
+
+def test_a_store_that_is_compacted(store: Path) -> None:
+    """A store is the same afterwards, and takes no more space."""
+    done = json.loads(run("compact", "--store", store, "--json").stdout)
+    assert done["store"] == str(store)
+    assert done["after"] <= done["before"]
+    assert run("check", "--store", store).exit_code == 0
