@@ -15,12 +15,12 @@ from cloudstore_mapping.cli import app
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.service.quotas import Clock
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.migrations import newest
+from cloudstore_mapping.service.storage.migrations import newest, schema_steps
 from cloudstore_mapping.service.storage.places import place_of
 from cloudstore_mapping.service.storage.records import AccessCount, Counters, Limits
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.wire import Request, decode_value, encode_value
 from tests.service_fakes import Asker
+from tests.storages import new_database
 from tests.support.command_line import CliRunner, Result
 
 pytestmark = pytest.mark.sqlite("about a file")
@@ -31,6 +31,7 @@ KEY = "ann-0123456789-0123456789"
 #: When it was made, and the token of a session that began then.
 MADE_AT = 1_767_225_600.0
 TOKEN = "XK3IvjukU3V4Snb5g3b97Rbd5I1Rre16sokvfMwClsQ"
+DATABASE_TOKEN = "472iyVJv1kIjlEi_VMt7r9cFqnpb1eUjbFsb4jr3XBk"
 
 
 @pytest.fixture
@@ -52,11 +53,43 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_everything_in_it_is_there(old: Path) -> None:
+@pytest.fixture
+def old_database() -> str:
+    """Return the address of a database with what that version kept in PostgreSQL."""
+    address = new_database()
+    psycopg = pytest.importorskip("psycopg")
+    with psycopg.connect(address) as connection:
+        connection.execute(schema_steps("postgres")[0])
+        connection.execute("CREATE TABLE cloudstore (version BIGINT NOT NULL, unfinished BOOLEAN NOT NULL)")
+        connection.execute(gzip.decompress(SAMPLE.with_suffix("").with_suffix(".sql.gz").read_bytes()).decode())
+    return address
+
+
+def test_everything_in_a_file_is_there(old: Path) -> None:
     """Accounts, keys, limits, data, passwords, versions, counts, media, sessions and stored replies come along."""
     with closing(sqlite3.connect(old)) as connection:
         versions = dict(connection.execute("SELECT name, version FROM files").fetchall())
-    with Service(SQLiteStorage(old), clock=Clock(wall=lambda: MADE_AT)) as service:
+    everything_is_there(str(old), versions, TOKEN)
+    assert run("check", "--store", old).exit_code == 0
+
+
+def test_everything_in_a_database_is_there(old_database: str) -> None:
+    """So does all that is in PostgreSQL; what only reads is refused before, and migrates nothing."""
+    psycopg = pytest.importorskip("psycopg")
+    with psycopg.connect(old_database) as connection:
+        versions = dict(connection.execute("SELECT name, version FROM files").fetchall())
+    refused = run("account", "list", "--store", old_database)
+    assert (refused.exit_code, "`cloudstore migrate" in refused.stderr) == (2, True)
+    assert run("check", "--store", old_database).exit_code == 0
+    assert place_of(old_database).schema() == 1
+    everything_is_there(old_database, versions, DATABASE_TOKEN)
+    assert run("check", "--store", old_database).exit_code == 0
+    assert run("account", "list", "--store", old_database).exit_code == 0
+
+
+def everything_is_there(location: str, versions: dict[str, str], token: str) -> None:
+    """Look at all that is in the sample."""
+    with Service(place_of(location).open(), clock=Clock(wall=lambda: MADE_AT)) as service:
         ann, bob, off = service.accounts.all()
         assert ann.limits == Limits(max_files=50, max_total_bytes=2**20)
         assert (bob.plan, off.disabled) == ("basic", True)
@@ -76,11 +109,10 @@ def test_everything_in_it_is_there(old: Path) -> None:
         assert ask.value("once") == "first"
         hello = service.media.named(ann, "hello.txt")
         assert b"".join(service.media.chunks(hello)) == b"hello, world"
-        signed_in = service.owners.session(TOKEN)
+        signed_in = service.owners.session(token)
         assert signed_in is not None
         assert signed_in.account.name == "ann"
         assert decode_value(ask.list().data) == sorted(versions)  # type: ignore[arg-type]  # there always is some
-    assert run("check", "--store", old).exit_code == 0
 
 
 @pytest.mark.parametrize(
