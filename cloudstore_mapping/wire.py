@@ -322,6 +322,7 @@ __all__ = [
     "decode_value",
     "encode_replies",
     "encode_reply",
+    "encode_reply_parts",
     "encode_request",
     "encode_value",
     "failure",
@@ -473,6 +474,17 @@ def _bad_request(why: str) -> ProtocolError:
 def encode_reply(reply: Reply) -> bytes:
     """Return the body of a reply."""
     return _encode(_body_of(reply))
+
+
+def encode_reply_parts(reply: Reply) -> list[memoryview]:
+    """Return the body of a reply in parts, so that a large message or data is not copied."""
+    head = _encode(ReplyBody(reply.error))[:-1]
+    tail = _encode(ReplyBody(None, version=reply.version, next=reply.next, unchanged=reply.unchanged))
+    parts: list[bytes | Raw] = [head, b',"message":', reply.message]
+    if reply.data is not UNSET:
+        parts += [b',"data":', reply.data]
+    parts.append(tail.removeprefix(b'{"error":null'))
+    return [memoryview(part) for part in parts]
 
 
 def encode_replies(replies: Iterable[Reply]) -> Raw:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.errors import NoFileError
+from cloudstore_mapping.service.reply_memory import ReplyMemory, ReplyRoom
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web import server
 from cloudstore_mapping.wire import Operation, Reply, Request, failure, success
@@ -37,11 +38,15 @@ class FakeService:
         self.reply: Reply | Exception | None = None
         self.is_healthy = True
         self.closed = False
+        self.reply_memory = ReplyMemory(self.settings.max_reply_bytes)
         self.may_write = threading.Event()
         self.may_write.set()
         self._writer = ThreadPoolExecutor(1)
 
-    def answer(self, request: Request, *, address: str = "") -> Reply | Future[Reply]:
+    def check_key(self, api_key: str, address: str) -> None:
+        """Know every API key."""
+
+    def answer(self, request: Request, *, address: str = "", room: ReplyRoom | None = None) -> Reply | Future[Reply]:
         """Answer a request, or begin to."""
         self.addresses.add(address)
         if isinstance(self.reply, Exception):
@@ -51,9 +56,9 @@ class FakeService:
         return self.reply or self._load(request)
 
     @contextmanager
-    def together(self) -> Iterator[Callable[[Request, str], Reply | Future[Reply]]]:
+    def together(self) -> Iterator[Callable[[Request, str, ReplyRoom], Reply | Future[Reply]]]:
         """Yield what answers requests."""
-        yield lambda request, address: self.answer(request, address=address)
+        yield lambda request, address, room: self.answer(request, address=address, room=room)
 
     def end_within(self, seconds: float) -> None:
         """Take note of nothing."""

@@ -264,6 +264,19 @@ class Dispatcher:
         """Refuse the merges that are not computed in so many seconds."""
         self._merges.end_within(seconds)
 
+    def check_key(self, api_key: str, address: str) -> Future[None] | None:
+        """Begin to look whether an API key opens an account; see `Service.check_key`."""
+        if self._accounts.opened_lately(api_key) is not None:
+            return None
+        if self._reads is not None:
+            return self._reads.submit_for(_strangers(address), self._find, api_key, address)
+        self._find(api_key, address)
+        return None
+
+    def _find(self, api_key: str, address: str) -> None:
+        with self._storage.read() as transaction:
+            self._accounts.find(transaction, api_key, address)
+
     def close(self) -> None:
         """Finish what was begun on threads of its own, and batches under way as far as there is time."""
         end = time.monotonic() + CLOSING
@@ -280,8 +293,7 @@ class Dispatcher:
             return
         try:
             account = asked.owner.id if asked.owner else self._accounts.opened_lately(asked.request.api_key)
-            # Strangers of one address share a queue, however many keys they guess.
-            queue = ("stranger", network_of(asked.address)) if account is None else account
+            queue = _strangers(asked.address) if account is None else account
             self._reads.submit_for(queue, self._start, asked).add_done_callback(partial(self._begun, asked))
         except UnavailableError as error:
             self._handle_error(error, asked)
@@ -348,6 +360,8 @@ class Dispatcher:
             self._compute(asked)
 
     def _reply(self, reply: Reply, asked: PendingRequest) -> None:
+        if asked.caller is not None:  # a write can't be refused any more
+            self._grow(asked, asked.caller, len(reply.content), forced=True)
         self._release(asked)
         self._under_way.discard(asked)
         asked.answer.set_result(reply)
@@ -370,7 +384,7 @@ class Dispatcher:
         elif piece.needs is Needs.MERGE:
             self._compute(asked)
         elif piece.needs is Needs.LISTING:
-            self._when_done(self._scans.submit(self._list_of_batch, asked), asked, self._finish)
+            self._when_done(self._scans.submit_for(asked.account_id, self._list_of_batch, asked), asked, self._finish)
         else:
             self._when_done(self._submit_write(asked), asked, self._finish)
 
@@ -556,10 +570,10 @@ class Dispatcher:
             self._grow(asked, caller, info.size)  # before it is read
         return self._rules.answer(transaction, caller, asked.request)
 
-    def _grow(self, asked: PendingRequest, caller: Caller, size: int) -> None:
+    def _grow(self, asked: PendingRequest, caller: Caller, size: int, *, forced: bool = False) -> None:
         """Take the memory of a reply that grows to so many bytes; all but loads are put together at the end."""
         if asked.room is not None and size > SMALL_VALUE:
-            asked.room.grow_to(caller.account.id, size if asked.is_quick else 2 * size)
+            asked.room.grow_to(caller.account.id, size if asked.is_quick else 2 * size, forced=forced)
 
     def _read_on(self, asked: PendingRequest, read: LongRead) -> Reply | Paused:
         """Do a slice of a long read, and return the reply after the last one."""
@@ -689,6 +703,11 @@ class Dispatcher:
         caller, asked.caller = asked.caller, None
         if caller is not None:
             self._usage.count(caller.account.id, "data", *caller.used, times=-1)
+
+
+def _strangers(address: str) -> tuple[str, str]:
+    """Return the queue for requests with unknown API keys: one for an address, however many keys it guesses."""
+    return "strangers", network_of(address)
 
 
 def _wait_until(future: Future[T], until: float) -> None:

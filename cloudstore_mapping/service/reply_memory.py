@@ -21,6 +21,10 @@ class ReplyMemory:
         self._by_account: Counter[int] = Counter()
         self.taken = 0
 
+    def room(self) -> ReplyRoom:
+        """Return the room of one reply, which is empty at first."""
+        return ReplyRoom(self)
+
     def grow(self, room: ReplyRoom, account_id: int, size: int, *, forced: bool) -> None:
         """Let a room take so many bytes in all; see `ReplyRoom.grow_to`."""
         with self._lock:

@@ -129,6 +129,14 @@ class Service:
             return _closed()
         return self._dispatcher.submit(request, address, owner, room=room)
 
+    def check_key(self, api_key: str, address: str) -> Future[None] | None:
+        """
+        Begin to look whether a request with this API key would be refused for it, and return None if that is known.
+
+        The call, or the future, raises `BadKeyError`, `TooOftenError` or `DisabledError`, as `answer` would tell.
+        """
+        return None if self._closed else self._dispatcher.check_key(api_key, address)
+
     @contextmanager
     def together(self) -> Iterator[Answerer]:
         """

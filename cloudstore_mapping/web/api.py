@@ -19,6 +19,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TooBigError, UnavailableError
 from cloudstore_mapping.links import FILES_PATH
+from cloudstore_mapping.service.threads import BoundedThreadPool
 from cloudstore_mapping.web.admin import make_admin
 from cloudstore_mapping.web.downloads import make_files
 from cloudstore_mapping.web.http import (
@@ -27,9 +28,12 @@ from cloudstore_mapping.web.http import (
     FAILED,
     HEALTH_PATH,
     PREFLIGHT,
+    REPLY_ROOM,
     Application,
+    BoundedWorkers,
     Deadline,
     DisconnectedError,
+    Message,
     Receive,
     RefusedError,
     Scope,
@@ -37,7 +41,9 @@ from cloudstore_mapping.web.http import (
     answer,
     check_method,
     encode_response,
+    is_large,
     outcome,
+    send_reply,
 )
 from cloudstore_mapping.web.openapi import OPENAPI_PATH, make_openapi
 from cloudstore_mapping.web.options import HSTS_LINE, is_pinned
@@ -59,6 +65,8 @@ from cloudstore_mapping.wire import (
 )
 
 if TYPE_CHECKING:
+    from cloudstore_mapping.service.dispatcher import Answerer
+    from cloudstore_mapping.service.reply_memory import ReplyRoom
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.web.connections import KnownClients
     from cloudstore_mapping.web.metrics import InstrumentedApp
@@ -82,7 +90,9 @@ class _Waiting:
     headers: Mapping[bytes, bytes]
     body: bytes
     write: Write
+    send: Send
     began: float
+    room: ReplyRoom
     api_key: str = ""
 
 
@@ -105,6 +115,7 @@ class FastPath:
         self._observed = observed
         self._proxies = ProxyHeadersMiddleware(_nothing, trusted_proxies) if trusted_proxies else None
         self._waiting: list[_Waiting] = []
+        self._sending: set[asyncio.Task[None]] = set()
 
     def address_of(self, scope: Scope) -> str:
         """Return the address of a request's client, as trusted proxies tell it."""
@@ -118,8 +129,12 @@ class FastPath:
         """Whether a request with these headers is one to `take` once its body is there."""
         return scope["path"] in self._posts and scope["method"] == "POST"
 
-    def take(self, scope: Scope, body: bytes, write: Write) -> bool:
-        """Answer the request at the end of this turn of the loop, unless it is the application's to refuse."""
+    def take(self, scope: Scope, body: bytes, write: Write, send: Send) -> bool:
+        """
+        Answer the request at the end of this turn of the loop, unless it is the application's to refuse.
+
+        A small reply is written at once, a large one sent as the application sends it.
+        """
         headers = dict(scope["headers"])
         # What becomes of the connection is uvicorn's to see to, in each version in its own way.
         if len(body) > self._max_body or headers.get(b"connection", _KEPT).lower() != _KEPT:
@@ -130,7 +145,8 @@ class FastPath:
             return False
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._answer_all)
-        self._waiting.append(_Waiting(scope, headers, body, write, perf_counter()))
+        room = self._service.reply_memory.room()
+        self._waiting.append(_Waiting(scope, headers, body, write, send, perf_counter(), room))
         return True
 
     def _answer_all(self) -> None:
@@ -143,9 +159,7 @@ class FastPath:
                 else:
                     self._end_later(each, reply)
 
-    def _begin(
-        self, asked: _Waiting, answer: Callable[[Request | Batch, str], Reply | Future[Reply]]
-    ) -> Reply | Future[Reply]:
+    def _begin(self, asked: _Waiting, answer: Answerer) -> Reply | Future[Reply]:
         scope = asked.scope
         if self._proxies is not None:
             _finish(self._proxies(scope, None, None))  # type: ignore[arg-type]  # `_nothing` asks for neither
@@ -154,7 +168,7 @@ class FastPath:
         scope["operation"] = request.operation.value
         asked.api_key = request.api_key
         client = scope["client"]
-        return answer(request, client[0] if client else "")
+        return answer(request, client[0] if client else "", asked.room)
 
     def _reply(self, asked: _Waiting, work: Callable[[], R]) -> R | Reply:
         """Return what the work returns, or the reply that says what it raised."""
@@ -181,12 +195,33 @@ class FastPath:
         if reply.error is None:
             client = scope["client"]
             self._known.add(asked.api_key, client[0] if client else "")
+        if is_large(reply):
+            sending = asyncio.get_running_loop().create_task(self._send_large(asked, reply))
+            self._sending.add(sending)
+            sending.add_done_callback(self._sending.discard)
+            return
+        if asked.room.size:
+            asked.room.release()
         head, body = encode_response(reply)
         if is_pinned(scope):
             head += HSTS_LINE
         is_there = asked.write(reply.status, head, body)
         seconds = perf_counter() - asked.began
         self._observed.ended(scope, reply.status if is_there else 0, seconds, len(body) if is_there else 0)
+
+    async def _send_large(self, asked: _Waiting, reply: Reply) -> None:
+        size = 0
+
+        async def send(message: Message) -> None:
+            nonlocal size
+            size += len(message.get("body", b""))
+            await asked.send(message)
+
+        try:
+            await send_reply(send, reply)
+        finally:
+            asked.room.release()
+            self._observed.ended(asked.scope, reply.status, perf_counter() - asked.began, size)
 
 
 async def _nothing(*_: Any) -> None:
@@ -202,11 +237,24 @@ def _finish(coroutine: Any) -> None:
     raise RuntimeError(f"{coroutine!r} waits for something.")
 
 
-#: Bytes of a body from which on it is decoded in a thread: the loop serves everybody else meanwhile.
+#: Size of a body from which on a thread decodes it, so that the loop serves others meanwhile, in bytes.
 LARGE_BODY: Final = 64 * 2**10
+#: Large bodies that are decoded at a time, and those that wait.
+DECODERS: Final = 2
+DECODES_WAITING: Final = 256
+#: The same for bodies whose API key isn't among their first members, so that it is unknown before they are decoded.
+STRANGERS_DECODERS: Final = 1
+STRANGERS_DECODES_WAITING: Final = 16
 
 _ID: Final = ID_HEADER.lower().encode()
 _id_in: Final = re.compile(ID_PATTERN.encode()).fullmatch
+# The API key of a request, behind no other members than short ones; every text matches in one way only.
+_key_in: Final = re.compile(
+    rb'[ \t\r\n]*\{(?:[ \t\r\n]*"(?!key")[A-Za-z_]{1,32}"[ \t\r\n]*:[ \t\r\n]*'
+    rb'(?:null|true|false|-?[0-9.eE+-]{1,32}|"(?:[^"\\]|\\.)*")[ \t\r\n]*,)*'
+    rb'[ \t\r\n]*"key"[ \t\r\n]*:[ \t\r\n]*"([\x20\x21\x23-\x5b\x5d-\x7e]*)"',
+    re.DOTALL,
+).match
 
 _HEALTHY: Final = success("Healthy")
 _UNHEALTHY: Final = failure(UnavailableError("The service can store nothing at present; its log says why."))
@@ -246,6 +294,12 @@ class _App:
         self._max_depth = service.settings.max_depth
         self._deadline = Deadline(service.settings.body_timeout)
         self._posts = posts(base)
+        self._decoders = BoundedWorkers(DECODERS, DECODES_WAITING, "cloudstore-decode")
+        self._strangers_decoders = BoundedWorkers(
+            STRANGERS_DECODERS, STRANGERS_DECODES_WAITING, "cloudstore-decode-strangers"
+        )
+        self._health_pool = BoundedThreadPool(1, 1, "cloudstore-health")
+        self._health_check: Future[bool] | None = None
         self._health_path = base + HEALTH_PATH
         self._no_path = f"There is nothing here; post to {base + SAVE_PATH} or {base + LOAD_PATH}."
 
@@ -272,29 +326,39 @@ class _App:
             if scope["path"] != self._health_path:
                 raise RefusedError(ProtocolError(self._no_path, error="NoPath"))
             check_method(method, ("GET", "HEAD"))
-            # On a thread, for it waits for the writer.
-            return _HEALTHY if await asyncio.to_thread(self._service.healthy) else _UNHEALTHY
+            return _HEALTHY if await self._is_healthy() else _UNHEALTHY
         check_method(method, ("POST",))
         headers = dict(scope["headers"])
         check_type(headers)
         if int(headers.get(b"content-length", 0)) > self._max_body:
             raise self._too_big()
-        body = await self._read(receive)
-        if len(body) <= LARGE_BODY:
-            request = decode_request(path, body, max_depth=self._max_depth)
-        else:
-            decode = partial(decode_request, path, body, max_depth=self._max_depth)
-            request = await asyncio.get_running_loop().run_in_executor(None, decode)
+        client = scope["client"]
+        address = client[0] if client else ""
+        body, decoders = await self._read(receive, address)
+        decode = partial(decode_request, path, body, max_depth=self._max_depth)
+        request = decode() if decoders is None else await decoders.run(decode)
         request = identified(request, headers)
         scope["operation"] = request.operation.value
-        client = scope["client"]
-        reply = self._service.answer(request, address=client[0] if client else "")
+        room = scope[REPLY_ROOM] = self._service.reply_memory.room()
+        reply = self._service.answer(request, address=address, room=room)
         return reply if isinstance(reply, Reply) else await outcome(reply)
 
-    async def _read(self, receive: Receive) -> bytes:
+    async def _is_healthy(self) -> bool:
+        """Return the outcome of a health check, which waits for the writer; one at a time serves all who ask."""
+        if self._health_check is None or self._health_check.done():
+            self._health_check = self._health_pool.submit(self._service.healthy)
+        return await outcome(self._health_check)
+
+    async def _read(self, receive: Receive, address: str) -> tuple[bytes, BoundedWorkers | None]:
+        """
+        Return the body, and the threads that decode it, None for a small one.
+
+        A large body with a wrong API key is refused before all of it has come.
+        """
         pieces: list[bytes] = []  # put together once: growing one buffer for each of many bodies leaves holes in memory
         small = bytearray()
         size = 0
+        decoders: BoundedWorkers | None = None
         task = self._deadline.begin()
         try:
             while True:
@@ -306,9 +370,11 @@ class _App:
                 if size > self._max_body:
                     raise self._too_big()
                 small += piece
+                if decoders is None and size > LARGE_BODY:
+                    decoders = await self._check_key(bytearray(b"".join((*pieces, small))), address)
                 if not message.get("more_body"):
                     pieces.append(bytes(small))
-                    return b"".join(pieces) if len(pieces) > 1 else pieces[0]
+                    return b"".join(pieces) if len(pieces) > 1 else pieces[0], decoders
                 if len(small) >= LARGE_BODY:
                     pieces.append(bytes(small))
                     small = bytearray()
@@ -319,6 +385,17 @@ class _App:
             raise RefusedError(ProtocolError(sentence, error="BadRequest"), CLOSE) from None
         finally:
             self._deadline.end(task)
+
+    async def _check_key(self, body: bytearray, address: str) -> BoundedWorkers:
+        """Return the threads that decode a body that begins like this; `BadKeyError` and its like for a wrong key."""
+        found = _key_in(body)
+        if found is None:
+            return self._strangers_decoders
+        # If the body has several keys, the last one counts in the end; this one can only refuse.
+        checked = self._service.check_key(found[1].decode(), address)
+        if checked is not None:
+            await outcome(checked)
+        return self._decoders
 
     def _too_big(self) -> RefusedError:
         sentence = f"The body of a request can't be larger than {self._max_body:,} bytes; split the value."

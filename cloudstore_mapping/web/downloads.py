@@ -10,6 +10,7 @@ import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from email.utils import formatdate, parsedate_to_datetime
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, unquote, unquote_to_bytes
@@ -24,6 +25,7 @@ from cloudstore_mapping.web.http import (
     CROSS_ORIGIN,
     END,
     Application,
+    BoundedWorkers,
     Header,
     Receive,
     RefusedError,
@@ -219,6 +221,10 @@ def _decode(data: bytes, charset: str) -> str | None:
 
 _log: Final = logging.getLogger(__name__)
 
+#: Pieces that are read at a time, for all downloads, and those that wait: every connection may wait for one.
+AT_ONCE: Final = 4
+WAITING: Final = 2**16
+
 _WITHOUT_FILE: Final = frozenset(
     {HTTPStatus.NOT_MODIFIED, HTTPStatus.PRECONDITION_FAILED, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE}
 )
@@ -241,11 +247,12 @@ def make_files(service: Service, path: str) -> Application:
     Any ending, or none, leads to the file: it may be guessed from a type, which another version of Python guesses
     otherwise, and which changes when the file is replaced.
     """
+    turns = BoundedWorkers(AT_ONCE, WAITING, "cloudstore-download")
     link = re.compile(re.escape(path) + r"([0-9a-f]{32})/([0-9a-f]{32})(?:\.[^/\x00-\x1f\x7f]*)?")
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            response = await _response(service.media, scope, link.fullmatch(scope["path"]))
+            response = await _response(service.media, turns, scope, link.fullmatch(scope["path"]))
         except RefusedError as refused:
             await send_reply(send, failure(refused.error), *refused.headers)
         except DailyLimitError as error:  # with what browsers and caches understand
@@ -256,7 +263,7 @@ def make_files(service: Service, path: str) -> Application:
         except CloudStoreError as error:
             await send_reply(send, failure(error))
         else:
-            await response.send(receive, send)
+            await response.send(turns, receive, send)
 
     return application
 
@@ -266,12 +273,12 @@ class _Response(NamedTuple):
     headers: list[Header]
     pieces: Iterator[bytes]
 
-    async def send(self, receive: Receive, send: Send) -> None:
+    async def send(self, turns: BoundedWorkers, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
         leaving = asyncio.ensure_future(_left(receive))  # for sending tells nobody that the client has gone
         try:
             while not leaving.done():
-                piece = await asyncio.to_thread(next, self.pieces, b"")
+                piece = await turns.run(partial(next, self.pieces, b""))
                 if piece == b"":
                     await send(END)
                     return
@@ -288,9 +295,9 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def _response(files: MediaFiles, scope: Scope, match: re.Match[str] | None) -> _Response:
+async def _response(files: MediaFiles, turns: BoundedWorkers, scope: Scope, match: re.Match[str] | None) -> _Response:
     check_method(scope["method"], ("GET", "HEAD"))
-    found = None if match is None else await asyncio.to_thread(files.find, match[1], match[2])
+    found = None if match is None else await turns.run(partial(files.find, match[1], match[2]))
     if found is None:
         raise ProtocolError("There is no file here; its owner may have deleted it.", error="NoPath")
     account, media = found
@@ -299,7 +306,7 @@ async def _response(files: MediaFiles, scope: Scope, match: re.Match[str] | None
     if scope["method"] == "HEAD":
         asked.pop(b"range", None)  # which means nothing but to a GET
     want = evaluate_conditions(asked, tag, media.updated_at, media.size)
-    mimetype, beginning = await asyncio.to_thread(files.typed, media)
+    mimetype, beginning = await turns.run(partial(files.typed, media))
     shown = may_display_inline(mimetype, beginning)
     headers = [
         *_HEADERS,
@@ -326,6 +333,6 @@ async def _response(files: MediaFiles, scope: Scope, match: re.Match[str] | None
         headers.append((b"content-range", b"bytes %d-%d/%d" % (want.start, want.stop - 1, media.size)))
     if scope["method"] == "HEAD":
         return _Response(want.status, headers, iter(()))
-    await asyncio.to_thread(files.use, account, media)
+    await turns.run(partial(files.use, account, media))
     pieces = files.while_enabled(account, files.chunks(media, want.start, want.stop))
     return _Response(want.status, headers, pieces)

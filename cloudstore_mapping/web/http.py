@@ -1,4 +1,4 @@
-"""What all paths of the web share: the shapes of ASGI, replies and refusals, and deadlines."""
+"""Shared parts of all HTTP paths: ASGI types, replies and refusals, deadlines, bounded thread pools."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final, TypeAlias, TypeVar
 
-from cloudstore_mapping.errors import CloudStoreError, ProtocolError, UnavailableError
-from cloudstore_mapping.wire import EXTENSIONS, EXTENSIONS_HEADER, Reply, encode_reply, failure
+from cloudstore_mapping.errors import CloudStoreError, ProtocolError
+from cloudstore_mapping.service.threads import BoundedThreadPool
+from cloudstore_mapping.wire import EXTENSIONS, EXTENSIONS_HEADER, Reply, encode_reply, encode_reply_parts, failure
 
 T = TypeVar("T")
 
@@ -55,6 +56,11 @@ FAILED: Final = failure(
     ProtocolError("The service failed; its owner finds the reason in its log.", error="ServerError")
 )
 HEALTH_PATH: Final = "/health"
+#: Size of a reply from which on it is sent in pieces, and of these pieces, in bytes.
+LARGE_REPLY: Final = 128 * 2**10
+PIECE: Final = 128 * 2**10
+#: The memory of a request's large reply, in its scope: released once the reply is sent.
+REPLY_ROOM: Final = "cloudstore.reply_room"
 END: Final[Message] = {"type": "http.response.body"}
 CLOSE: Final[Header] = (b"connection", b"close")
 
@@ -120,25 +126,22 @@ class Deadline:
 
 class BoundedWorkers:
     """
-    Has work done on threads, so much of it at once, while so much more may wait.
+    Bounded thread pool for the event loop: rejects work when its queue is full.
 
-    The threads are those that all else needs too, and what hashes a password may keep one of them for long.
+    It has `at_once` threads of its own, so a full pool delays no other; up to `waiting` more pieces of work wait.
     """
 
-    def __init__(self, at_once: int, waiting: int) -> None:
-        self._semaphore = asyncio.Semaphore(at_once)
-        self._free = at_once + waiting
+    def __init__(self, at_once: int, waiting: int, name: str = "cloudstore-web") -> None:
+        self._pool = BoundedThreadPool(at_once, waiting, name)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Return what the work returns, once it had its turn; `UnavailableError` where too much of it waits."""
-        if not self._free:
-            raise UnavailableError("The service is busy; try again.", retry_after=1.0)
-        self._free -= 1
+        """Return what the work returns; `UnavailableError` if too much work waits."""
+        future = self._pool.submit(work)
         try:
-            async with self._semaphore:
-                return await asyncio.to_thread(work)
-        finally:
-            self._free += 1
+            return await outcome(future)
+        except asyncio.CancelledError:
+            future.cancel()  # work that has begun goes on
+            raise
 
 
 def check_method(method: str, allowed: tuple[str, ...]) -> None:
@@ -180,7 +183,7 @@ async def answer(
     try:
         reply = await work(scope, receive)
     except DisconnectedError:
-        return
+        return  # before its request was whole, so it has no room for a reply
     except RefusedError as refused:
         reply = failure(refused.error)
         headers = refused.headers
@@ -190,7 +193,11 @@ async def answer(
         _log.exception("A request to %s failed.", scope["path"])
         reply = FAILED
     scope["outcome"] = reply.error
-    await send_reply(send, reply, *headers)
+    try:
+        await send_reply(send, reply, *headers)
+    finally:
+        if REPLY_ROOM in scope:
+            scope[REPLY_ROOM].release()
 
 
 def encode_response(reply: Reply) -> tuple[bytes, bytes]:
@@ -202,11 +209,30 @@ def encode_response(reply: Reply) -> tuple[bytes, bytes]:
     return head, body
 
 
+def is_large(reply: Reply) -> bool:
+    """Return True if a reply is sent in pieces."""
+    return len(reply.content) > LARGE_REPLY
+
+
 async def send_reply(send: Send, reply: Reply, *more_headers: Header) -> None:
-    """Send a whole reply."""
-    body = encode_reply(reply)
-    headers = [*_HEADERS, (b"content-length", b"%d" % len(body)), *more_headers]
+    """Send a whole reply; a large one piece by piece, as its client reads it, so that it is never copied as a whole."""
+    if not is_large(reply):
+        body = encode_reply(reply)
+        await _send_start(send, reply, len(body), more_headers)
+        await send({"type": "http.response.body", "body": body})
+        return
+    parts = encode_reply_parts(reply)
+    await _send_start(send, reply, sum(map(len, parts)), more_headers)
+    for part in parts:
+        for start in range(0, len(part), PIECE):
+            piece = bytes(part[start : start + PIECE])
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await asyncio.sleep(0)  # others have their turn, even if the client reads fast
+    await send(END)
+
+
+async def _send_start(send: Send, reply: Reply, length: int, more_headers: tuple[Header, ...]) -> None:
+    headers = [*_HEADERS, (b"content-length", b"%d" % length), *more_headers]
     if reply.retry_after is not None:
         headers.append((b"retry-after", b"%d" % math.ceil(reply.retry_after)))
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 import platform
@@ -11,6 +10,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -20,6 +20,7 @@ from cloudstore_mapping.links import FILES_PATH
 from cloudstore_mapping.web.http import (
     HEALTH_PATH,
     Application,
+    BoundedWorkers,
     Message,
     Receive,
     RefusedError,
@@ -169,6 +170,9 @@ class _Collector:
 
 _access: Final = logging.getLogger(ACCESS)
 
+#: Requests for the counts that wait while others are answered.
+WAITING: Final = 64
+
 DASHBOARD_PATH: Final = "/admin"
 #: Headers of a request that came by a proxy.
 _FORWARDED: Final = frozenset({b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip"})
@@ -201,6 +205,7 @@ class InstrumentedApp:
         self._store_bytes = store_bytes
         self._logs = logs
         self._token = metrics_token
+        self._turns = BoundedWorkers(1, WAITING, "cloudstore-metrics")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -256,7 +261,7 @@ class InstrumentedApp:
         if scope["method"] not in ("GET", "HEAD") or not self._may_see_metrics(scope):
             await answer(scope, receive, send, self._refuse)
             return
-        text = await asyncio.to_thread(self._metrics.text, self._store_bytes)
+        text = await self._turns.run(partial(self._metrics.text, self._store_bytes))
         headers = [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % len(text))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": text})

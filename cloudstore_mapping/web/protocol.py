@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from cloudstore_mapping.service.settings import Settings
     from cloudstore_mapping.web.api import FastPath
-    from cloudstore_mapping.web.http import Scope
+    from cloudstore_mapping.web.http import Scope, Send
 
 #: Bytes that a request's first line and headers may take together; uvicorn itself takes any number.
 MAX_HEADER_BYTES: Final = 64 * 2**10
@@ -274,7 +274,8 @@ class HTTPProtocol(HttpToolsProtocol):
     def _answer_held(self, request: RequestResponseCycle) -> None:
         waits = request.more_body or self.flow.write_paused
         write = partial(self._write, request)
-        if waits or not self.inline.take(cast("Scope", request.scope), bytes(request.body), write):
+        send = cast("Send", request.send)
+        if waits or not self.inline.take(cast("Scope", request.scope), bytes(request.body), write, send):
             super()._start_asgi_task(request, self.app)
 
     def _write(self, request: RequestResponseCycle, status: int, head: bytes, body: bytes) -> bool:

@@ -45,9 +45,9 @@ _log: Final = logging.getLogger("cloudstore_mapping.web")
 #: Bytes of one file that are held in memory, and of all files together; more lie in temporary files.
 IN_MEMORY: Final = 2**18
 ALL_IN_MEMORY: Final = 2**24
-#: Temporary files of a process: `listening.OTHER_FILES` has room for them beside all connections.
+#: Temporary files of a process: `connections.OTHER_FILES` has room for them beside all connections.
 MAX_FILES: Final = 100
-#: Reads and writes of temporary files at a time, on threads that all else needs too.
+#: Threads that read and write temporary files.
 SPOOLS_AT_ONCE: Final = 2
 #: Seconds after which a client that was refused for want of space may try again.
 WAIT: Final = 10.0
@@ -65,7 +65,7 @@ class SpoolSpace:
         self._most_per_address = settings.max_address_spool_bytes
         self._known = known
         # All spools may wait: none takes more from its client meanwhile.
-        self.turns = BoundedWorkers(SPOOLS_AT_ONCE, sys.maxsize)
+        self.turns = BoundedWorkers(SPOOLS_AT_ONCE, sys.maxsize, "cloudstore-spool")
         self._by_subject: Counter[str] = Counter()
         self.taken = 0
         self.in_memory = 0
@@ -185,8 +185,7 @@ def _reason(error: OSError) -> str:
 #: Has an upload begun, from the form's fields that have come: `LockedError` may mean that the password is yet to come.
 Begin = Callable[[UploadForm, str], "UploadStream"]
 
-#: Uploads that wait at a time for the storage, or for a password to be hashed: on threads that downloads need too. And
-#: those that wait for that.
+#: Threads on which uploads wait for the storage, or for a password to be hashed, and the uploads that wait for these.
 AT_ONCE: Final = 3
 WAITING: Final = 256
 #: Bytes of the form around the file.
@@ -211,7 +210,7 @@ def make_upload(service: Service, path: str, space: SpoolSpace) -> Application:
             only_new=CONDITION in form.fields,
         )
 
-    turns = BoundedWorkers(AT_ONCE, WAITING)
+    turns = BoundedWorkers(AT_ONCE, WAITING, "cloudstore-uploads")
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         async def work(scope: Scope, receive: Receive) -> Reply:

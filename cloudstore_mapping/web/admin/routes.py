@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
@@ -50,7 +49,9 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("cloudstore_mapping.web")
 
-#: Maximum sign-ins and changes on threads at a time, and waiting for each; other work keeps the remaining threads.
+#: Threads for pages, sign-ins and changes, each of their own, and the requests that wait for each.
+PAGES_AT_ONCE: Final = 2
+PAGES_WAITING: Final = 256
 SIGN_INS_AT_ONCE: Final = 2
 CHANGES_AT_ONCE: Final = 2
 WAITING: Final = 32
@@ -131,8 +132,9 @@ class _Dashboard:
         self._pages = Pages(service, base)
         self._home = f"{base}/admin.html"
         self._cookies = DashboardCookies(base)
-        self._changes = BoundedWorkers(CHANGES_AT_ONCE, WAITING)
-        self._sign_ins = BoundedWorkers(SIGN_INS_AT_ONCE, WAITING)
+        self._reads = BoundedWorkers(PAGES_AT_ONCE, PAGES_WAITING, "cloudstore-pages")
+        self._changes = BoundedWorkers(CHANGES_AT_ONCE, WAITING, "cloudstore-changes")
+        self._sign_ins = BoundedWorkers(SIGN_INS_AT_ONCE, WAITING, "cloudstore-sign-ins")
         post = ["POST"]
         self.application = Starlette(
             routes=[
@@ -174,7 +176,10 @@ class _Dashboard:
             return show(request, self._visit(request, request.url.query))
 
         async def endpoint(request: Request) -> Response:
-            return await asyncio.to_thread(self._run, work, request)
+            try:
+                return await self._reads.run(partial(self._run, work, request))
+            except UnavailableError as error:
+                return self._error_page(error)
 
         return endpoint
 
@@ -195,7 +200,7 @@ class _Dashboard:
             try:
                 check_csrf_origin(request)
                 # Authenticated before the body is read: a stranger can't fill the memory with bodies.
-                if await asyncio.to_thread(self._session, request) is None:
+                if await self._reads.run(partial(self._session, request)) is None:
                     return RedirectResponse(self._home, 303, {"Connection": "close"})
                 limit = settings.max_body_bytes if request.url.path.endswith("/data/save") else MAX_FORM_BYTES
                 body = await read_form(request, min(limit, settings.max_body_bytes), settings.body_timeout)
@@ -284,7 +289,7 @@ class _Dashboard:
         headers = {"Content-Length": str(file.media.size)}
         media = self._service.media
         pieces = media.while_enabled(visit.account, media.chunks(file.media))
-        return StreamingResponse(_stream(pieces), 200, headers, mimetype)
+        return StreamingResponse(_stream(self._reads, pieces), 200, headers, mimetype)
 
     def _sign_in(self, body: bytes, request: Request) -> Response:
         form = parse_form(body)
@@ -338,8 +343,8 @@ def _address(request: Request) -> str:
     return "" if request.client is None else request.client.host
 
 
-async def _stream(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    while piece := await asyncio.to_thread(next, pieces, b""):
+async def _stream(threads: BoundedWorkers, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while piece := await threads.run(partial(next, pieces, b"")):
         yield piece
 
 

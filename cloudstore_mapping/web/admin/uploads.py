@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ class DashboardUpload:
         self._page = page
         self._cookies = cookies
         self._space = space
-        self._turns = BoundedWorkers(AT_ONCE, WAITING)
+        self._turns = BoundedWorkers(AT_ONCE, WAITING, "cloudstore-uploads")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an upload; redirect a browser without scripts to the page of media files."""
@@ -60,7 +60,7 @@ class DashboardUpload:
             check_csrf_origin(request)
         except CSRFError as error:
             raise RefusedError(ProtocolError(str(error), error="BadRequest"), CLOSE) from error
-        signed_in = await asyncio.to_thread(self._service.owners.session, token) if token else None
+        signed_in = await self._turns.run(partial(self._service.owners.session, token)) if token else None
         if signed_in is None or signed_in.must_change:
             sentence = "Your session has ended; sign in and upload again."
             raise RefusedError(ProtocolError(sentence, error="BadKey"), CLOSE)
