@@ -19,7 +19,6 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TooBigError, UnavailableError
 from cloudstore_mapping.links import FILES_PATH
-from cloudstore_mapping.service.threads import BoundedThreadPool
 from cloudstore_mapping.web.admin import make_admin
 from cloudstore_mapping.web.downloads import make_files
 from cloudstore_mapping.web.http import (
@@ -298,7 +297,7 @@ class _App:
         self._strangers_decoders = BoundedWorkers(
             STRANGERS_DECODERS, STRANGERS_DECODES_WAITING, "cloudstore-decode-strangers"
         )
-        self._health_pool = BoundedThreadPool(1, 1, "cloudstore-health")
+        self._health = BoundedWorkers(1, 1, "cloudstore-health")
         self._health_check: Future[bool] | None = None
         self._health_path = base + HEALTH_PATH
         self._no_path = f"There is nothing here; post to {base + SAVE_PATH} or {base + LOAD_PATH}."
@@ -346,7 +345,7 @@ class _App:
     async def _is_healthy(self) -> bool:
         """Return the outcome of a health check, which waits for the writer; one at a time serves all who ask."""
         if self._health_check is None or self._health_check.done():
-            self._health_check = self._health_pool.submit(self._service.healthy)
+            self._health_check = await self._health.begin(self._service.healthy)
         return await outcome(self._health_check)
 
     async def _read(self, receive: Receive, address: str) -> tuple[bytes, BoundedWorkers | None]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError
@@ -128,20 +129,37 @@ class BoundedWorkers:
     """
     Bounded thread pool for the event loop: rejects work when its queue is full.
 
-    It has `at_once` threads of its own, so a full pool delays no other; up to `waiting` more pieces of work wait.
+    It has `at_once` threads of its own, so a full pool delays no other; up to `waiting` more pieces of work wait. The
+    threads end with the loop.
     """
 
     def __init__(self, at_once: int, waiting: int, name: str = "cloudstore-web") -> None:
-        self._pool = BoundedThreadPool(at_once, waiting, name)
+        self._new_pool = partial(BoundedThreadPool, at_once, waiting, name)
+        self._pool: BoundedThreadPool | None = None
+        self._until_end: AsyncGenerator[None, None] | None = None
+
+    async def begin(self, work: Callable[[], T]) -> Future[T]:
+        """Begin some work, without waiting; `UnavailableError` if too much work waits."""
+        if self._pool is None:
+            self._pool = self._new_pool()
+            self._until_end = self._drop_pool()
+            await anext(self._until_end)  # a loop that ends closes the generators that began in it
+        return self._pool.submit(work)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Return what the work returns; `UnavailableError` if too much work waits."""
-        future = self._pool.submit(work)
+        future = await self.begin(work)
         try:
             return await outcome(future)
         except asyncio.CancelledError:
             future.cancel()  # work that has begun goes on
             raise
+
+    async def _drop_pool(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            self._pool = None  # its threads end after their work
 
 
 def check_method(method: str, allowed: tuple[str, ...]) -> None:
