@@ -66,6 +66,23 @@ def test_a_probe_that_waits_for_long() -> None:
     assert probe.problem(0.0) is None
 
 
+def test_the_first_check_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first check of a process waits for the outcome of its probe; later ones tell the one before soon."""
+    waited: list[float | None] = []
+
+    def wait_for(future: Future[None], timeout: float | None) -> bool:
+        waited.append(timeout)
+        return future.done()
+
+    monkeypatch.setattr(group_commit, "wait_for", wait_for)
+    submitted = Submitted()
+    probe = HealthProbe(submitted)
+    probe.problem(1.0)
+    submitted.begun[0].set_exception(UnavailableError("It is ill."))
+    assert [probe.problem(1.0), probe.problem(1.0)] == ["It is ill."] * 2
+    assert waited == [1.0, 1.0, group_commit.LATER_PATIENCE]
+
+
 def test_another_process_holds_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While another connection holds the file, health says so in the end, and is well again after it."""
     monkeypatch.setattr(group_commit, "OVERDUE", 0.0)

@@ -541,8 +541,10 @@ def _outcome(session: WriteSession, job: _Job) -> tuple[Any, BaseException | Non
 
 #: The probe's own queue among those of the accounts: it waits for one group of other work at most.
 QUEUE: Final = "health"
-#: Seconds that a health check waits for the storage.
+#: Seconds that the first health check waits for the storage: there is no outcome before it that could be told.
 PATIENCE: Final = 1.0
+#: Seconds that each later check waits.
+LATER_PATIENCE: Final = 0.05
 #: Seconds after which a probe that still waits is a problem: a save that begins now would wait as well.
 OVERDUE: Final = 5.0
 _OVERDUE: Final = "Saves wait for longer than {:g} seconds; look which process holds the store."
@@ -553,7 +555,8 @@ class HealthProbe:
     Probes with a write that `submit` begins; threads may share it.
 
     One probe runs at a time, however many threads ask. A writer that is busy for longer than they wait isn't ill: the
-    outcome of the probe before stands until this one is `OVERDUE`.
+    outcome of the probe before stands until this one is `OVERDUE`. As long as no probe has ended, a check waits for
+    `patience` seconds, afterwards for `LATER_PATIENCE` at most.
     """
 
     def __init__(self, submit: Callable[[], Future[None]], clock: Callable[[], float] = time.monotonic) -> None:
@@ -563,6 +566,7 @@ class HealthProbe:
         self._lock = threading.Lock()
         self._running: Future[None] | None = None
         self._problem: str | None = None
+        self._is_known = False
 
     def problem(self, patience: float) -> str | None:
         """Return the sentence that refuses a save, None where it would be done."""
@@ -573,13 +577,14 @@ class HealthProbe:
                 running, since = self._running, self._since
         except UnavailableError as error:
             return str(error)
-        wait_for(running, patience)
+        wait_for(running, min(patience, LATER_PATIENCE) if self._is_known else patience)
         with self._lock:
             if not running.done():
                 is_overdue = self._clock() - since >= OVERDUE
                 return _OVERDUE.format(OVERDUE) if is_overdue and self._problem is None else self._problem
             raised = running.exception()
             problem = None if raised is None else str(raised)
+            self._is_known = True
             if self._running is running:
                 self._running, self._problem = None, problem
             return problem
