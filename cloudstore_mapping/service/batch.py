@@ -36,7 +36,7 @@ MAX_AHEAD: Final = 16 * 2**10
 #: Requests whose files are read at once in a piece of a batch.
 LOOK_AHEAD: Final = 256
 #: Seconds of work in a piece of a batch while other work waits, and while none does.
-PIECE_SECONDS: Final = 0.008
+PIECE_SECONDS: Final = 0.003
 LONE_PIECE_SECONDS: Final = 0.1
 #: Requests of a piece that shares its transaction with other work, which waits for it.
 MAX_SHARING: Final = 32
