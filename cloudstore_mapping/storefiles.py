@@ -112,17 +112,31 @@ def creating(path: Path) -> Iterator[str]:
         return
     # SQLite copies the mode of another file: were the file created here, its close would drop locks on it.
     with ExitStack() as stack:
-        if OPEN_FILES.is_dir() and hasattr(os, "memfd_create"):
-            model = os.memfd_create("cloudstore-mode")
+        model = _open_in_memory()
+        name = str(OPEN_FILES / str(model))
+        if model is not None:
             stack.callback(os.close, model)
-            name = str(OPEN_FILES / str(model))
         else:
             from tempfile import NamedTemporaryFile  # which only this needs
 
-            file = stack.enter_context(NamedTemporaryFile())
+            try:
+                file = stack.enter_context(NamedTemporaryFile())
+            except OSError:  # the umask decides, and SQLite meets the same error
+                yield uri
+                return
             model, name = file.fileno(), file.name
         os.fchmod(model, PRIVATE)
         yield f"{uri}&modeof={quote(name)}"
+
+
+def _open_in_memory() -> int | None:
+    """Return the descriptor of a file in memory that `OPEN_FILES` names; None if the system has no such files."""
+    if not OPEN_FILES.is_dir():
+        return None
+    try:
+        return os.memfd_create("cloudstore-mode")
+    except (AttributeError, OSError):  # Linux has it, but not in every sandbox
+        return None
 
 
 def open_file(
