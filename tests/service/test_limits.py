@@ -19,7 +19,7 @@ from tests.storages import new_storage
 def limit(service: Service, **limits: float | None) -> None:
     """Give the account of `ask` some limits."""
     service.accounts.set_limits("owner", **limits)  # type: ignore[arg-type]  # mypy takes a limit for the origin
-    service.sweeper.wait()  # until its files are counted
+    service.sweeper.wait()
 
 
 def test_there_are_no_limits_at_first(service: Service, ask: Asker) -> None:

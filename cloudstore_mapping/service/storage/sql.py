@@ -201,6 +201,9 @@ class Dialect(ABC):
         """Have the statement done, and return how many rows it changed."""
 
 
+#: Data files that are counted at a time: a small part of a step's time.
+ROWS_COUNTED: Final = 500
+
 _SELECT: Final = "SELECT files, bytes, uploads, replies, leaving FROM counters WHERE account_id = ?"
 _OF_BLOB: Final = "account_id = (SELECT account_id FROM blobs WHERE {})"
 
@@ -234,6 +237,19 @@ class CounterStatements(Dialect):
             " '' FROM accounts AS a WHERE id = ?",
             account_id,
         )
+        self.count_files_behind(account_id, "")  # which are all of most accounts
+
+    def count_files_behind(self, account_id: int, counted_to: str) -> None:
+        """Count some data files more of an account that is counted up to this name."""
+        files = self.rows(
+            f"SELECT name, {self.bytes_of('name')} + {self.size} FROM files WHERE account_id = ? AND name > ?"  # noqa: S608 - of constants
+            " ORDER BY name LIMIT ?",
+            *(account_id, counted_to, ROWS_COUNTED),
+        )
+        last = files[-1][0] if len(files) == ROWS_COUNTED else None
+        total = sum(size for _, size in files)
+        query = "UPDATE counters SET files = files + ?, bytes = bytes + ?, counted_to = ? WHERE account_id = ?"
+        self.do(query, len(files), total, last, account_id)
 
     def stop_counting(self, account_id: int) -> None:
         """Forget the account's counters."""
@@ -929,9 +945,8 @@ class AccessStatements(Dialect):
         )
 
 
-#: Rows that one statement of a step removes or counts: a small part of a step's time.
+#: Rows that one statement of a step removes: a small part of a step's time.
 ROWS: Final = 32
-ROWS_COUNTED: Final = 500
 
 # What an account that is deleted leaves in each table, and the columns that its rows are found by there.
 _REMAINS: Final = (
@@ -1001,16 +1016,7 @@ class TidyingStatements(MediaStatements):
         row = self.row(query + self.free_held)
         if row is None:
             return False
-        account_id, counted_to = row
-        files = self.rows(
-            f"SELECT name, {self.bytes_of('name')} + {self.size} FROM files WHERE account_id = ? AND name > ?"  # noqa: S608 - of constants
-            " ORDER BY name LIMIT ?",
-            *(account_id, counted_to, ROWS_COUNTED),
-        )
-        last = files[-1][0] if len(files) == ROWS_COUNTED else None
-        total = sum(size for _, size in files)
-        query = "UPDATE counters SET files = files + ?, bytes = bytes + ?, counted_to = ? WHERE account_id = ?"
-        self.do(query, len(files), total, last, account_id)
+        self.count_files_behind(*row)
         return True
 
     def _can_give_back(self) -> bool:
