@@ -65,7 +65,7 @@ def changes(account: int) -> Iterator[Callable[[Transaction], object]]:
         transaction.add_chunk(blobs[-1], 0, bytes(1000), 2.0)
         transaction.add_chunk(blobs[-1], 1, bytes(10), 2.0)
 
-    for name in ("a", "é", "a%2Fb", "z"):
+    for name in ("a", "é", "a%2Fb", "\1\0", "z"):
         yield putting(account, name, b'"value"')
     yield putting(account, "a")
     yield putting(account, "a", b'"%s"' % (b"x" * 5000))
@@ -85,7 +85,7 @@ def changes(account: int) -> Iterator[Callable[[Transaction], object]]:
     yield lambda transaction: transaction.add_chunk(blobs[3], 2, b"more", 3.0)
     yield lambda transaction: transaction.delete_media(account, "0" * 32)
     yield lambda transaction: transaction.delete_media(account, "0" * 32)
-    yield lambda transaction: transaction.keep_answer(account, "é", b"reply", 1.0)
+    yield lambda transaction: transaction.keep_answer(account, "é\1", b"reply", 1.0)
     yield lambda transaction: transaction.keep_answer(account, "two", b"another reply", 5.0)
     yield lambda transaction: transaction.forget_answers(4.0, 10)
 
@@ -101,7 +101,7 @@ def test_counters_are_exact_after_every_change(storage: Storage, limited: int) -
         counted = transaction.counters(limited)
         assert counted == transaction.recounted(limited)
         assert counted is not None
-        assert (counted.files, counted.uploads, counted.leaving) == (3, 0, 0)
+        assert (counted.files, counted.uploads, counted.leaving) == (4, 0, 0)
         assert counted.replies == len("two" + "another reply")
 
 

@@ -281,9 +281,9 @@ class CounterStatements(Dialect):
         its = "FROM files WHERE account_id = counters.account_id AND name = ?"
         self.do(
             f"UPDATE counters SET files = files + 1 - (SELECT count(*) {its}), bytes = bytes + ?"  # noqa: S608 - of constants
-            f" - coalesce((SELECT {self.bytes_of('name')} + {self.size} {its}), 0)"
+            f" + {self.bytes_of('CAST(? AS TEXT)')} - coalesce((SELECT {self.bytes_of('name')} + {self.size} {its}), 0)"
             " WHERE account_id = ? AND (counted_to IS NULL OR counted_to >= ?)",
-            *(name, len(name.encode()) + size, name, account_id, name),
+            *(name, size, name, name, account_id, name),
         )
 
     def _count_off(self, account_id: int, name: str) -> None:
@@ -305,11 +305,14 @@ class CounterStatements(Dialect):
             *(name, name, account_id, name),
         )
 
-    def _count_reply(self, account_id: int, size: int) -> None:
-        """Count so many bytes more of stored replies, or fewer."""
+    def _count_reply(self, account_id: int, size: int, request: str = "") -> None:
+        """Count so many bytes more of stored replies, or fewer, and those of the id of a request."""
         if account_id not in self._uncounted:
-            query = "UPDATE counters SET bytes = bytes + ?, replies = replies + ? WHERE account_id = ?"
-            self.do(query, size, size, account_id)
+            more = f"? + {self.bytes_of('CAST(? AS TEXT)')}"
+            self.do(
+                f"UPDATE counters SET bytes = bytes + {more}, replies = replies + {more} WHERE account_id = ?",  # noqa: S608 - of constants
+                *(size, request, size, request, account_id),
+            )
 
     def _count_media(self, account_id: int, number: int) -> None:
         """Count so many media files more, or fewer."""
@@ -696,7 +699,7 @@ class FileStatements(CounterStatements):
             "INSERT INTO answers (account_id, request, reply, fingerprint, answered_at) VALUES (?, ?, ?, ?, ?)",
             *(account_id, request, reply, fingerprint, now),
         )
-        self._count_reply(account_id, len(request.encode()) + len(reply))
+        self._count_reply(account_id, len(reply), request)
 
     def has_old_answers(self, before: float) -> bool:
         """Return whether there is something that was answered before this time."""
