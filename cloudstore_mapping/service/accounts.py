@@ -315,7 +315,8 @@ class Accounts:
         is_short = len(api_key) < KEY_LENGTH
         if account is None:
             self._guesses.wrong(key_hash, address, is_short=is_short)
-        self._guesses.right(key_hash, address, is_short=is_short)
+        if is_short:
+            self._guesses.right(key_hash, address, is_short=True)
         check_enabled(account)
         return account
 

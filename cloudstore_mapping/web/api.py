@@ -26,6 +26,7 @@ from cloudstore_mapping.web.http import (
     END,
     FAILED,
     HEALTH_PATH,
+    HSTS_LINE,
     PREFLIGHT,
     REPLY_ROOM,
     Application,
@@ -41,11 +42,11 @@ from cloudstore_mapping.web.http import (
     check_method,
     encode_response,
     is_large,
+    is_pinned,
     outcome,
     send_reply,
 )
 from cloudstore_mapping.web.openapi import OPENAPI_PATH, make_openapi
-from cloudstore_mapping.web.options import HSTS_LINE, is_pinned
 from cloudstore_mapping.web.uploads import SpoolSpace, make_upload
 from cloudstore_mapping.wire import (
     BATCH_PATH,
@@ -193,7 +194,9 @@ class FastPath:
         scope["outcome"] = reply.error
         if reply.error is None:
             client = scope["client"]
-            self._known.add(asked.api_key, client[0] if client else "")
+            pair = asked.api_key, client[0] if client else ""
+            if pair not in self._known.pairs:
+                self._known.add(*pair)
         if is_large(reply):
             sending = asyncio.get_running_loop().create_task(self._send_large(asked, reply))
             self._sending.add(sending)

@@ -216,19 +216,20 @@ class KnownClients:
     """
 
     def __init__(self) -> None:
-        self._pairs: set[tuple[str, str]] = set()
+        #: Pairs of key and address.
+        self.pairs: set[tuple[str, str]] = set()
         self._keys: set[str] = set()
         self._networks: set[str] = set()
 
     def add(self, api_key: str, address: str) -> None:
         """Remember a key that was right."""
-        if (api_key, address) in self._pairs:
+        if (api_key, address) in self.pairs:
             return
-        if len(self._pairs) >= MAX_KNOWN:
-            self._pairs.clear()
+        if len(self.pairs) >= MAX_KNOWN:
+            self.pairs.clear()
             self._keys.clear()
             self._networks.clear()
-        self._pairs.add((api_key, address))
+        self.pairs.add((api_key, address))
         self._keys.add(api_key)
         self._networks.add(network_of(address))
 

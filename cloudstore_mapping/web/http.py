@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError
 from cloudstore_mapping.service.threads import BoundedThreadPool
@@ -56,6 +61,9 @@ PREFLIGHT: Final[Message] = {
 FAILED: Final = failure(
     ProtocolError("The service failed; its owner finds the reason in its log.", error="ServerError")
 )
+#: Strict-Transport-Security (HSTS): a browser uses only https for this host, for a year after each reply.
+HSTS: Final = (b"strict-transport-security", b"max-age=31536000")
+HSTS_LINE: Final = b"%b: %b\r\n" % HSTS
 HEALTH_PATH: Final = "/health"
 #: Size of a reply from which on it is sent in pieces, and of these pieces, in bytes.
 LARGE_REPLY: Final = 128 * 2**10
@@ -254,3 +262,15 @@ async def _send_start(send: Send, reply: Reply, length: int, more_headers: tuple
     if reply.retry_after is not None:
         headers.append((b"retry-after", b"%d" % math.ceil(reply.retry_after)))
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+
+
+def is_pinned(scope: Mapping[str, Any]) -> bool:
+    """
+    Return True for a request over https whose reply carries `HSTS`.
+
+    Not for localhost: the header holds for all ports of a host, and so for other programs there that speak http.
+    """
+    if scope.get("scheme") != "https":
+        return False
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"").lower().partition(b":")[0]
+    return host != b"localhost" and not host.endswith(b".localhost")

@@ -19,6 +19,7 @@ from cloudstore_mapping.errors import REPLY_ERRORS, BadKeyError, UnavailableErro
 from cloudstore_mapping.links import FILES_PATH
 from cloudstore_mapping.web.http import (
     HEALTH_PATH,
+    HSTS,
     Application,
     BoundedWorkers,
     Message,
@@ -28,9 +29,10 @@ from cloudstore_mapping.web.http import (
     Send,
     answer,
     check_method,
+    is_pinned,
 )
 from cloudstore_mapping.web.logs import ACCESS
-from cloudstore_mapping.web.options import HSTS, is_loopback, is_pinned
+from cloudstore_mapping.web.options import is_loopback
 from cloudstore_mapping.wire import UPLOAD_PATH, Operation, Reply
 
 if TYPE_CHECKING:

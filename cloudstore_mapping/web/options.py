@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 from msgspec import Meta
 
@@ -88,22 +87,6 @@ class Options:
 
 
 _log: Final = logging.getLogger("cloudstore_mapping.web")
-
-#: Strict-Transport-Security (HSTS): a browser uses only https for this host, for a year after each reply.
-HSTS: Final = (b"strict-transport-security", b"max-age=31536000")
-HSTS_LINE: Final = b"%b: %b\r\n" % HSTS
-
-
-def is_pinned(scope: Mapping[str, Any]) -> bool:
-    """
-    Return True for a request over https whose reply carries `HSTS`.
-
-    Not for localhost: the header holds for all ports of a host, and so for other programs there that speak http.
-    """
-    if scope.get("scheme") != "https":
-        return False
-    host = next((value for name, value in scope["headers"] if name == b"host"), b"").lower().partition(b":")[0]
-    return host != b"localhost" and not host.endswith(b".localhost")
 
 
 def warn_of_plain_http(options: Options) -> None:

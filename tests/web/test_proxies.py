@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from cloudstore_mapping.web.options import HSTS
+from cloudstore_mapping.web.http import HSTS
 from tests.raw_http import JSON, Connection, body
 from tests.serving import serving, told
 

@@ -270,7 +270,7 @@ def test_known_clients_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not known.has_network("192.0.2.1")
     for number in range(4):
         known.add(f"{number:032}", "192.0.2.1")
-    assert len(known._pairs) <= 3
+    assert len(known.pairs) <= 3
     assert not known.has_key("a" * 32)
 
 

@@ -12,9 +12,9 @@ import requests
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.cli import app
-from cloudstore_mapping.web.http import Message, Receive, Scope, Send
+from cloudstore_mapping.web.http import HSTS, Message, Receive, Scope, Send
 from cloudstore_mapping.web.metrics import InstrumentedApp, Metrics, new_rows
-from cloudstore_mapping.web.options import HSTS, Options, warn_of_plain_http
+from cloudstore_mapping.web.options import Options, warn_of_plain_http
 from tests.serving import serving, told
 from tests.support.command_line import CliRunner
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import ClassVar, Final, Self, TypeAlias, TypeVar
 
-from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.group_commit import closed_error
 from cloudstore_mapping.service.storage.sql import Transaction
 
 T = TypeVar("T")
@@ -22,14 +19,6 @@ Report: TypeAlias = Callable[[int, int], object]
 #: processes can write as well.
 STEP: Final = 0.005
 PAUSE: Final = 0.01
-
-
-def check_open(process: int, *, closed: bool) -> None:
-    """Refuse the use of a storage that was `closed`, or opened in another process, which a fork left behind."""
-    if closed:
-        raise closed_error()
-    if os.getpid() != process:  # neither the writer's thread nor connections and locks come along
-        raise UnavailableError("The store was opened before a fork; open it in each process.", sent=False)
 
 
 class Storage(ABC):

@@ -588,3 +588,11 @@ class HealthProbe:
             if self._running is running:
                 self._running, self._problem = None, problem
             return problem
+
+
+def check_open(process: int, *, closed: bool) -> None:
+    """Refuse the use of a storage that was `closed`, or opened in another process, which a fork left behind."""
+    if closed:
+        raise closed_error()
+    if os.getpid() != process:  # neither the writer's thread nor connections and locks come along
+        raise UnavailableError("The store was opened before a fork; open it in each process.", sent=False)

@@ -14,8 +14,8 @@ import psycopg
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage import group_commit
-from cloudstore_mapping.service.storage.base import Storage, check_open
-from cloudstore_mapping.service.storage.group_commit import GroupWriter
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.group_commit import GroupWriter, check_open
 from cloudstore_mapping.service.storage.postgres_connection import (
     connect,
     label_of,

@@ -47,6 +47,7 @@ class Account(NamedTuple):
     An owner of files.
 
     `folder` is the unguessable part of media addresses; the passwords are hashes, for files without their own.
+    `is_counted` tells that a limit needs quota counters.
     """
 
     id: int
@@ -57,11 +58,7 @@ class Account(NamedTuple):
     folder: str = ""
     data_password: str | None = None
     media_password: str | None = None
-
-    @property
-    def is_counted(self) -> bool:
-        """Whether it has a limit that needs quota counters."""
-        return self.limits.max_files is not None or self.limits.max_total_bytes is not None
+    is_counted: bool = False
 
 
 class OwnerPassword(NamedTuple):

@@ -504,8 +504,10 @@ class AccountStatements(CounterStatements):
 
 @lru_cache(maxsize=1024)
 def _account(row: Any) -> Account:
-    number, name, disabled, plan, folder, data_password, media_password, *limits = row
-    return Account(number, name, bool(disabled), plan, Limits(*limits), folder, data_password, media_password)
+    number, name, disabled, plan, folder, data_password, media_password, *numbers = row
+    limits = Limits(*numbers)
+    is_counted = limits.max_files is not None or limits.max_total_bytes is not None
+    return Account(number, name, bool(disabled), plan, limits, folder, data_password, media_password, is_counted)
 
 
 _INFO: Final = "version, created_at, updated_at, edit_password, view_password"

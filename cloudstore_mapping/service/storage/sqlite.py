@@ -22,8 +22,8 @@ import msgspec
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage import group_commit
-from cloudstore_mapping.service.storage.base import Storage, check_open
-from cloudstore_mapping.service.storage.group_commit import GroupWriter, WriteSession
+from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.group_commit import GroupWriter, WriteSession, check_open
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, migrate, not_opened
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite_backup import back_up, copy_into_memory
