@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 import cloudstore_mapping as cm
+from cloudstore_mapping.service import dispatcher, merging, security
 from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.web import api, downloads, metrics, uploads
+from cloudstore_mapping.web.admin import routes
 from tests.support.tracing import shown, trace
 
 ROOT = Path(__file__).parent.parent
@@ -86,3 +89,36 @@ def test_every_file_is_described() -> None:
     """The page names each file of the client with its subject."""
     files = {path.name for path in (ROOT / "cloudstore_mapping" / "client").glob("*.py")} - {"__init__.py"}
     assert set(re.findall(r"^\| `(\w+\.py)` \| ", PAGE, re.MULTILINE)) == files
+
+
+#: Bounds of queues and threads, as the page gives them.
+BOUNDS: dict[str, tuple[int, ...]] = {
+    "cloudstore-scan": (dispatcher.SCAN_THREADS, dispatcher.SCANS_WAITING, dispatcher.SCANS_WAITING_OF_ONE),
+    "cloudstore-read": (dispatcher.READ_THREADS, dispatcher.READS_WAITING, dispatcher.READS_WAITING_OF_ONE),
+    "cloudstore-hashing": (security.QUEUE_PER_THREAD,),
+    "cloudstore-merge": (merging.MAX_PROCESSES, merging.MAX_WAITING, merging.MAX_WAITING_OF_ONE),
+    "cloudstore-decode": (api.DECODERS, api.STRANGERS_DECODERS, api.DECODES_WAITING, api.STRANGERS_DECODES_WAITING),
+    "cloudstore-uploads": (uploads.AT_ONCE, uploads.WAITING),
+    "cloudstore-spool": (uploads.SPOOLS_AT_ONCE,),
+    "cloudstore-download": (downloads.AT_ONCE, downloads.WAITING),
+    "cloudstore-pages": (routes.PAGES_AT_ONCE, routes.PAGES_WAITING, routes.WAITING),
+    "cloudstore-metrics": (metrics.WAITING,),
+}
+
+
+@pytest.mark.parametrize("thread", BOUNDS)
+def test_bounds_of_threads(thread: str) -> None:
+    """The page gives the number of each kind of thread, and of the requests that wait for it."""
+    row = re.search(rf"^\| `{thread}`[^|]*\|.*$", PAGE, re.MULTILINE)
+    assert row is not None
+    for bound in BOUNDS[thread]:
+        assert re.search(rf"\b{bound:,}\b", row[0]), bound
+
+
+def test_every_thread_is_described() -> None:
+    """The page names each thread that a service starts."""
+    package = ROOT / "cloudstore_mapping"
+    sources = [*(package / "service").rglob("*.py"), *(package / "web").rglob("*.py")]
+    names = {name for source in sources for name in re.findall(r'"(cloudstore-[a-z-]+)"', source.read_text("utf-8"))}
+    described = set(re.findall(r"`(cloudstore-[a-z-]+)`", PAGE)) | {"cloudstore-changes", "cloudstore-sign-ins"}
+    assert names - {"cloudstore-worker", "cloudstore-parent", "cloudstore-server", "cloudstore-upload-"} <= described

@@ -141,7 +141,7 @@ class BoundedWorkers:
     threads end with the loop.
     """
 
-    def __init__(self, at_once: int, waiting: int, name: str = "cloudstore-web") -> None:
+    def __init__(self, at_once: int, waiting: int, name: str) -> None:
         self._new_pool = partial(BoundedThreadPool, at_once, waiting, name)
         self._pool: BoundedThreadPool | None = None
         self._until_end: AsyncGenerator[None, None] | None = None

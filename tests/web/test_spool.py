@@ -81,7 +81,7 @@ class Taking:
 
         kind = f"multipart/form-data; boundary={BOUNDARY}".encode()
         scope = {"client": (address, 1), "headers": [(b"content-type", kind)]}
-        turns = BoundedWorkers(AT_ONCE, WAITING)
+        turns = BoundedWorkers(AT_ONCE, WAITING, "test")
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             return runner.run(take_upload(scope, receive, self.settings, self._begin, turns, self.space, needs="key"))
 

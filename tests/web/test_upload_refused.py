@@ -207,7 +207,9 @@ def test_the_lowest_rate(posted: Posted, piece: int, arrives: bool) -> None:
     scope = {"client": None, "headers": [(b"content-type", MULTIPART[14:].strip().encode())]}
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         space = SpoolSpace(settings)
-        taking = take_upload(scope, receive, settings, begin, BoundedWorkers(AT_ONCE, WAITING), space, needs="key")
+        taking = take_upload(
+            scope, receive, settings, begin, BoundedWorkers(AT_ONCE, WAITING, "test"), space, needs="key"
+        )
         if arrives:
             facts = decode_value(runner.run(taking).data)  # type: ignore[arg-type]  # there always is some
             media.delete(posted.uploader.account, facts["id"])
