@@ -213,12 +213,13 @@ class MergePool:
 
     def close(self) -> None:
         """Finish the merges that wait, for `CLOSING` seconds at most, and end all threads and processes."""
-        self.end_within(CLOSING)
-        self._tokens.put(False)
         with self._lock:
             threads = [*self._threads]
-        for thread in threads:
-            thread.join()
+        if threads:  # without a merge it starts no thread: Python 3.11 waits forever for one started at a program's end
+            self.end_within(CLOSING)
+            self._tokens.put(False)
+            for thread in threads:
+                thread.join()
         self.stop()
         if self._timer is not None:
             self._timer.cancel()

@@ -258,6 +258,12 @@ def test_closing_finishes_what_waits(fake: FakeProcess, no_threads_left: None) -
     assert fake.closed
 
 
+def test_closing_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that merged nothing starts no thread at its end, which a program that ends could wait for forever."""
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: pytest.fail(f"{thread.name} was started"))
+    MergePool().close()
+
+
 def test_an_idle_process_ends(fake: FakeProcess, no_threads_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process without work ends with its thread, and the next merge starts another."""
     monkeypatch.setattr(merging, "MAX_IDLE", 0.0)
