@@ -1,4 +1,4 @@
-"""The storage contract: transactions and the records they return."""
+"""Storage: the interface of every storage engine: read, submit, close."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from cloudstore_mapping.service.storage.sql import Transaction
 
 T = TypeVar("T")
 
-#: Progress callback: called with the amount of finished work, and the total.
+#: Progress callback, called with the amount of finished work and the total.
 Report: TypeAlias = Callable[[int, int], object]
-#: Seconds of a step of background work, which is as long as writers wait for it; and between two steps, in which other
-#: processes can write as well.
+#: Seconds of one step of background work, during which writers wait, and of the pause between two steps, in which other
+#: processes can write.
 STEP: Final = 0.005
 PAUSE: Final = 0.01
 
 
 class Storage(ABC):
     """
-    A store of accounts and files; threads may share it.
+    Storage of accounts and files; thread-safe.
 
-    An engine's own errors leave it as `UnavailableError`, with a sentence for the service's owner, so does any use
-    after `close`; and as `OutcomeUnknownError` where it can't tell whether a commit was done.
+    Engine errors are raised as `UnavailableError` with a message for the service's operator, as is any use after
+    `close`; and as `OutcomeUnknownError` if a commit may or may not have happened.
     """
 
-    #: Whether readers take turns with each other and with the writer, as in memory.
+    #: True if readers exclude each other and the writer, as in memory.
     reads_in_turn: bool = False
-    #: Whether `read` waits for a network, so that it is nothing for a thread on which everybody is answered.
+    #: True if `read` waits for a network; such calls must not run on the event loop.
     waits: ClassVar[bool] = False
-    #: The longest name of a file that it can keep, in UTF-8.
+    #: Maximum length of a file name in UTF-8 bytes.
     max_name_bytes: ClassVar[int] = 2**30
 
     @abstractmethod
     def read(self) -> AbstractContextManager[Transaction]:
         """
-        Return a transaction to read with, on the caller's thread: all it reads is of one moment.
+        Return a read transaction for the caller's thread: a snapshot of one moment.
 
-        On a disk or beyond a network it never waits for a writer; in memory it may wait for work that is being done.
+        On disk or over a network it never waits for a writer; in memory it may wait for running work.
         """
 
     @abstractmethod
@@ -49,73 +49,74 @@ class Storage(ABC):
         """
         Run `work` in a writing transaction; the future completes after the commit is on disk.
 
-        Accounts are served in turn; the service's own work, of no account, has a turn as well. `size` is about how many
-        bytes it writes: large work is alone in its transaction.
+        Accounts take turns in the queue; the service's own work (`account` None) has a turn as well. `size` is the
+        approximate number of bytes written: large work gets a transaction of its own.
 
-        What `work` reads still stands when it writes, but for listings: writers come one after another, or else where
-        another process was in the way, `work` is undone and done again. So it leaves nothing behind but what it writes
-        and returns. What `work` raises undoes what it wrote, is the future's exception, and touches nobody else's work.
+        Reads in `work`, except listings, still hold when it writes: writers run one after another, or after a conflict
+        with another process `work` is rolled back and run again. So it must have no side effects besides its writes and
+        its return value. An exception from `work` rolls back its writes, becomes the future's exception, and doesn't
+        affect other work.
         """
 
     def run(self, work: Callable[[Transaction], T], until: float = math.inf) -> Future[T]:  # noqa: ARG002
         """
-        Do as `submit` for a caller who waits for nothing else, so that it may be done on the caller's thread.
+        Do as `submit`, possibly on the caller's thread; for callers with nothing else to wait for.
 
-        From the monotonic time `until` on it may wait no longer for other processes, and raise `UnavailableError`.
+        After the monotonic time `until` it stops waiting for other processes and may raise `UnavailableError`.
         """
         return self.submit(work)
 
     def others_wait(self, account: Hashable) -> bool:  # noqa: ARG002
-        """Return True in the middle of an account's work if other work waits to be written."""
+        """Return True if other work is queued; call it within an account's work."""
         return False
 
     def hold(self, account: Hashable) -> None:  # noqa: B027 - for engines with a queue
-        """Begin no more work of an account until `release`; only in the middle of its work."""
+        """Start no more work of an account until `release`; call it only within the account's work."""
 
     def release(self, account: Hashable) -> None:  # noqa: B027 - for engines with a queue
-        """Do the work of an account again that was held."""
+        """Resume the work of an account after `hold`."""
 
     def end_within(self, seconds: float) -> None:  # noqa: B027 - for engines with a queue
-        """Refuse all work that has not begun in so many seconds: `close` comes then."""
+        """Refuse all work not started within `seconds`; `close` follows."""
 
     def in_child(self) -> Storage | None:
-        """Return what a forked process goes on with if that is a copy of memory; None where it opens its own."""
+        """Return the storage of a forked process if it is a copy of memory; None if the process must open its own."""
         return None
 
     def compact(self) -> None:  # noqa: B027 - some engines do so themselves
-        """Give unused space back to the disk; `UnavailableError` where that fails, and nothing is changed."""
+        """Return unused space to the disk; raise `UnavailableError`, with nothing changed, if that fails."""
 
     @abstractmethod
     def problem(self) -> str | None:
-        """Return why reads or saves fail at present, None where they don't; it is soon known."""
+        """Return the present reason for failing reads or saves, None if they succeed; answers quickly."""
 
     def healthy(self) -> bool:
-        """Whether reads and saves succeed at present; it is soon known."""
+        """Return True if reads and saves succeed at present; answers quickly."""
         return self.problem() is None
 
-    def check_writable(self) -> None:  # noqa: B027 - some engines open nothing that they can't write to
-        """Raise `PermissionError` where nothing can be written until its owner changes that."""
+    def check_writable(self) -> None:  # noqa: B027 - some engines open writable stores only
+        """Raise `PermissionError` if the store can't be written to until its permissions change."""
 
     def look_for_damage(self) -> None:  # noqa: B027 - some engines do so themselves
-        """Find damage that is soon found: saves are refused then, and it is not healthy."""
+        """Run a quick integrity check; after damage is found, saves are refused and `healthy` returns False."""
 
     @abstractmethod
     def size(self) -> int:
-        """Return how many bytes it takes on its disks, 0 in memory."""
+        """Return the size on disk in bytes, 0 in memory."""
 
-    def check_can_wait(self) -> None:  # noqa: B027 - for a store in memory, whose readers wait for the writer
-        """Raise `RuntimeError` in a signal handler whose wait for a reader would never end."""
+    def check_can_wait(self) -> None:  # noqa: B027 - needed in memory only: readers wait for the writer there
+        """Raise `RuntimeError` in a signal handler if waiting for a reader would deadlock."""
 
-    def withdraw(self) -> None:  # noqa: B027 - for engines whose writes are done by another thread
-        """After an interrupt of this thread, cancel the write that it waits for, or wait until it is done."""
+    def withdraw(self) -> None:  # noqa: B027 - for engines with a writer thread
+        """After an interrupt of this thread, cancel its pending write, or wait for its end."""
 
     @abstractmethod
     def hurry(self) -> None:
-        """Wait no longer than a moment for other processes or a lost server from now on: `close` comes soon."""
+        """From now on wait only briefly for other processes or a lost server; `close` follows."""
 
     @abstractmethod
     def close(self) -> None:
-        """Finish what was submitted, but for what others don't let it (see `hurry`), then let go of all connections."""
+        """Finish the submitted work, except if others block it (see `hurry`), then close all connections."""
 
     def __enter__(self) -> Self:
         return self

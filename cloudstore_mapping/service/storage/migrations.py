@@ -1,4 +1,4 @@
-"""Schema migrations of SQLite stores."""
+"""SQLite schema migrations, and recognition of CloudStore files."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def announce(place: str, before: int, after: int) -> None:
     )
 
 
-@cache  # read for each opened store
+@cache  # used for each opened store
 def schema_steps(engine: str) -> tuple[str, ...]:
-    """Return the SQL of all schema_steps, from ``schema/{engine}-1.sql`` on."""
+    """Return the SQL of all schema steps of an engine, from ``schema/{engine}-1.sql`` on."""
     folder = resources.files("cloudstore_mapping.service.storage") / "schema"
     numbered = {
         int(file.name.removeprefix(f"{engine}-").removesuffix(".sql")): file.read_text("utf-8")
@@ -49,21 +49,21 @@ def schema_steps(engine: str) -> tuple[str, ...]:
     return tuple(numbered[number] for number in range(1, len(numbered) + 1))
 
 
-#: The first schema that knows which names are of version 0.1.0.
+#: The first schema with a table of names from version 0.1.0.
 WITH_OLD_NAMES: Final = 4
 
 _WITH_PERCENT: Final = "SELECT account_id, name FROM files WHERE instr(name, '%')"
 
-#: How often it is tried to switch a file to WAL while others switch it as well.
+#: Attempts to switch a file to WAL mode while other processes do the same.
 SWITCHES: Final = 100
 
 
 def check_file(path: Path) -> None:
     """
-    Raise `UnsupportedError` if there is a file at `path` that isn't ours, or not whole; an empty one may become ours.
+    Raise `UnsupportedError` if the file at `path` is foreign or truncated; an empty file is accepted.
 
-    It is looked at as a file that nobody changes, for else SQLite would finish what another program's log holds. And
-    by SQLite, for a file that Python closes takes along all locks of this process on it.
+    The file is opened as immutable, because otherwise SQLite would replay another program's log. It is read through
+    SQLite, because closing a file in Python drops all locks of this process on it.
     """
     refuse_sidecar(path)
     try:
@@ -82,11 +82,11 @@ def check_file(path: Path) -> None:
                     return
                 raise _foreign(path, "no CloudStore file") from error
             if primary_code(error) == sqlite3.SQLITE_CORRUPT:
-                return  # another process may be writing it, or a log hold the rest
+                return  # another process may be writing it, or a log may hold the rest
             raise
     if application != APPLICATION_ID:
         raise _foreign(path, "no CloudStore file" if size < SMALLEST else "another program's SQLite file")
-    # SQLite would fill a half page up with zeros. After a crash there may be one, and a log to mend it with.
+    # SQLite would pad a partial page with zeros. A crash may leave one, with a log to repair it.
     if size % page_size and not any(Path(f"{path}{end}").exists() for end in ("-wal", "-journal")):
         raise damaged(path)
 
@@ -96,16 +96,16 @@ def _foreign(path: Path | None, kind: str) -> UnsupportedError:
 
 
 class DamagedFileError(UnsupportedError):
-    """A store's file is damaged."""
+    """Damaged store file."""
 
 
 def damaged(path: Path) -> DamagedFileError:
-    """Return the error for a file of ours that can't be read."""
+    """Return the error for an unreadable CloudStore file."""
     return DamagedFileError(f"{path} is damaged and was left as it is; restore a backup of it.")
 
 
 def not_opened(path: Path, error: sqlite3.Error) -> PermissionError:
-    """Return the error for a file that SQLite can't open: it writes beside one that is only read too."""
+    """Return the error for a file SQLite can't open; even a read-only connection writes files beside it."""
     is_read_only = disk_of(str(path.parent)).read_only
     if is_read_only and not path.exists():
         return PermissionError(f"{path} can't be made on a read-only file system; choose another folder.")
@@ -124,23 +124,23 @@ def not_opened(path: Path, error: sqlite3.Error) -> PermissionError:
 
 def migrate(connection: sqlite3.Connection, path: Path | None, *, renames: bool = False) -> None:
     """
-    Bring the database at `path` to the newest schema, making an empty one ours; None stands for memory.
+    Migrate the database at `path` to the newest schema, or create the schema in an empty one; None stands for memory.
 
-    Raises `UnsupportedError`, with the file untouched, if it isn't ours, is of a newer version, or has files that must
-    be renamed first, unless the caller `renames` them.
+    Raises `UnsupportedError`, with the file untouched, if it is foreign, of a newer version, or has files to be renamed
+    first, unless the caller `renames` them.
     """
     steps = schema_steps("sqlite")
-    connection.execute("BEGIN")  # so that all facts are of one moment: another process may be making the file
+    connection.execute("BEGIN")  # one snapshot: another process may be creating the file
     version = _version(connection, path, newest=len(steps))
     connection.execute("COMMIT")
     if version < len(steps):
         if version == 0 and path is not None:
-            # It is in force from the compilation on. Run, it would write a page ahead of the transaction, whose journal
-            # would then not be that of a new file.
+            # EXPLAIN compiles the pragma, and that sets it. Executed, it would write a page before the transaction, and
+            # the journal would no longer be that of a new file.
             connection.execute(f"EXPLAIN PRAGMA auto_vacuum = {INCREMENTAL}").fetchall()
         connection.execute("BEGIN IMMEDIATE")
         change_if_there(connection)
-        # Asked again: another process may have done it while this one waited.
+        # Checked again: another process may have migrated while this one waited.
         before = _version(connection, path, newest=len(steps))
         if 0 < before < WITH_OLD_NAMES and path is not None and not renames:
             for _, name in old_names_among(connection.execute(_WITH_PERCENT)):
@@ -154,7 +154,7 @@ def migrate(connection: sqlite3.Connection, path: Path | None, *, renames: bool 
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(steps)}")
         connection.execute("COMMIT")
-        # While the first token is in the log alone, the log seems to fit any file without one.
+        # While only the log holds the first token, the log seems to match any file without a token.
         connection.execute("PRAGMA wal_checkpoint").fetchall()
         if 0 < before < len(steps) and path is not None:
             announce(str(path), before, len(steps))
@@ -163,41 +163,41 @@ def migrate(connection: sqlite3.Connection, path: Path | None, *, renames: bool 
 
 
 def _note_old_names(connection: sqlite3.Connection) -> None:
-    """Note which files have names of version 0.1.0, before the first file is added by this one."""
+    """Record the files with names of version 0.1.0, before this version adds its first file."""
     rows = connection.execute(_WITH_PERCENT).fetchall()
     connection.executemany("INSERT INTO old_names (account_id, name) VALUES (?, ?)", old_names_among(rows))
     connection.execute("INSERT INTO name_scans VALUES (?)", (time.time(),))
 
 
 def schema_version(connection: sqlite3.Connection, path: Path) -> int:
-    """Return the number of the schema that the database has, 0 for none; raises as `migrate` does."""
+    """Return the database's schema number, 0 for none; raises as `migrate` does."""
     return _version(connection, path, newest=newest())
 
 
 def is_older(path: Path) -> bool:
-    """Return whether the file at `path`, which nothing changes, is a store of an older version."""
+    """Return True if the file at `path` is a store of an older version; nothing may change the file meanwhile."""
     check_file(path)
     try:
         with connected(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True) as connection:
             return 0 < schema_version(connection, path) < newest()
     except sqlite3.Error:
-        return False  # which is told by whatever opens it
+        return False  # opening the store reports the error
 
 
 def newest() -> int:
-    """Return the number of today's schema."""
+    """Return the newest schema number."""
     return len(schema_steps("sqlite"))
 
 
 def _journal_mode(connection: sqlite3.Connection) -> str:
-    """Return the mode that the database is in after it was switched to WAL, if it can be."""
+    """Switch the database to WAL if possible, and return its journal mode."""
     for _ in range(SWITCHES):
         try:
             return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
         except sqlite3.OperationalError as error:
             if primary_code(error) != sqlite3.SQLITE_BUSY:
                 raise
-        # SQLite doesn't wait where two switch at once, but it does for a transaction.
+        # SQLite doesn't wait if two processes switch at once, but it does wait for a transaction.
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("ROLLBACK")
     raise UnavailableError("Other processes hold the store; try again.", retry_after=1.0)
@@ -217,7 +217,7 @@ def _version(connection: sqlite3.Connection, path: Path | None, *, newest: int) 
 
 
 def _statements(script: str) -> Iterator[str]:
-    # Connection.executescript would commit the transaction that all of them belong to.
+    # Connection.executescript would commit the enclosing transaction.
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-#: What a file can be: JSON under a name, or media under an id.
+#: Kind of a file: a data file (JSON under a name) or a media file (under an id).
 Kind: TypeAlias = Literal["data", "media"]
 
 
 class Limits(NamedTuple):
-    """What an account may use, None meaning without limit: sizes in bytes, `min_interval` in seconds."""
+    """Limits of an account, None for unlimited: sizes in bytes, `min_interval` (rate limit) in seconds."""
 
     max_files: int | None = None
     max_file_bytes: int | None = None
@@ -28,11 +28,11 @@ class Answer(NamedTuple):
 
 class Counters(NamedTuple):
     """
-    What an account with a limit on files or bytes holds.
+    Quota counters of an account with a limit on files or bytes.
 
-    `files` are data and media files, `bytes` all that takes space: names, values, media, unfinished uploads, stored
-    replies. `uploads` is the number of unfinished uploads, `replies` the bytes of stored replies, and `leaving` the
-    bytes of deleted media that are yet to be removed, which are not in `bytes`.
+    `files` counts data and media files. `bytes` counts everything stored: names, values, media, unfinished uploads,
+    stored replies. `uploads` is the number of unfinished uploads, `replies` the bytes of stored replies, and `leaving`
+    the bytes of deleted media not yet removed, not included in `bytes`.
     """
 
     files: int
@@ -44,10 +44,10 @@ class Counters(NamedTuple):
 
 class Account(NamedTuple):
     """
-    An owner of files.
+    An account, the owner of files.
 
-    `folder` is the unguessable part of media addresses; the passwords are hashes, for files without their own.
-    `is_counted` tells that a limit needs quota counters.
+    `folder` is the unguessable part of media URLs; the passwords are hashes, the defaults of files without a password.
+    `is_counted` is True if a limit needs quota counters.
     """
 
     id: int
@@ -62,14 +62,14 @@ class Account(NamedTuple):
 
 
 class OwnerPassword(NamedTuple):
-    """The hash of the password that an owner signs in with, None letting nobody in."""
+    """Hash of an owner's sign-in password; None disables sign-in."""
 
     hash: str | None
     must_change: bool
 
 
 class ApiKey(NamedTuple):
-    """An API key, of which no more than its SHA-256 and its first characters are known."""
+    """An API key, stored as its SHA-256 and its first characters (`hint`)."""
 
     hash: bytes
     hint: str
@@ -77,7 +77,7 @@ class ApiKey(NamedTuple):
 
 
 class SignIn(NamedTuple):
-    """An owner who is signed in."""
+    """Dashboard session of a signed-in owner."""
 
     account_id: int
     created_at: float
@@ -85,7 +85,7 @@ class SignIn(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that was done in an owner's name, to the file `subject` if it is not empty."""
+    """Audit event of an account; `subject` is the file concerned, or empty."""
 
     at: float
     action: str
@@ -94,7 +94,7 @@ class Event(NamedTuple):
 
 
 class File(NamedTuple):
-    """A data file: its value as JSON, the hashes of its passwords, None where none is set, and its version."""
+    """A data file: its JSON value, password hashes (None without a password) and version."""
 
     value: bytes
     edit_password: str | None
@@ -102,15 +102,15 @@ class File(NamedTuple):
     version: str
 
 
-#: Stands for a file whose value is larger than was asked for.
+#: Stands for a file with a value above the requested maximum size.
 LARGE: Final = File(b"", None, None, "")
 
-#: A data file in a list: its name, value, edit and view password and version; the value is None where it is left out.
+#: A data file in a list: name, value (None if left out), edit and view password, version.
 Listed: TypeAlias = tuple[str, bytes | None, str | None, str | None, str]
 
 
 class FileInfo(NamedTuple):
-    """What can be told of a data file without its value, of `size` bytes; its passwords as in `File`."""
+    """A data file without its value: `size` in bytes, version, times, and passwords as in `File`."""
 
     size: int
     version: str
@@ -121,7 +121,7 @@ class FileInfo(NamedTuple):
 
 
 class Media(NamedTuple):
-    """A media file of `size` bytes, which are the chunks of a blob; `digest` is their SHA-256 in hexadecimal digits."""
+    """A media file of `size` bytes, stored as the chunks of a blob; `digest` is its SHA-256 in hexadecimal digits."""
 
     id: str
     name: str
@@ -135,7 +135,7 @@ class Media(NamedTuple):
 
 
 class AccessCount(NamedTuple):
-    """How often a file was used on a day, counted since 1970, and when for the last time."""
+    """Access count of a file on a day (days since 1970), and the time of its last access."""
 
     day: int
     times: int
@@ -143,7 +143,7 @@ class AccessCount(NamedTuple):
 
 
 class AccessDelta(NamedTuple):
-    """A file's accesses on a day that are to be added to those which are stored."""
+    """Accesses of a file on a day, to be added to the stored count."""
 
     account_id: int
     kind: Kind

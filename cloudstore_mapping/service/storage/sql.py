@@ -1,4 +1,4 @@
-"""SQL statements shared by SQLite and PostgreSQL: accounts, files, media, sessions and usage."""
+"""SQL queries on accounts, API keys, sessions, quotas, data files, idempotency keys, media files and access counts."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def after_prefix(prefix: str) -> str | None:
     for index in range(len(prefix) - 1, -1, -1):
         following = ord(prefix[index]) + 1
         if following == 0xD800:
-            following = 0xE000  # no text holds a surrogate
+            following = 0xE000  # texts hold no surrogates
         if following <= sys.maxunicode:
             return prefix[:index] + chr(following)
     return None
 
 
-# Escaped by version 0.1.0: these characters, a space at either end, the first dot of "." and "..".
+# Version 0.1.0 escaped these characters, a space at either end, and the first dot of "." and "..".
 _BREAKING: Final = r"[\x00-\x1f\x7f,/\\]|\A[ ]|[ ]\Z|\A\.(?=\.?\Z)"
-# A "%" that would read as an escape of one of these, or of such an escape: "%2C", "%252C".
+# It also escaped a "%" in front of such an escape, or of an escaped one: "%2C", "%252C".
 _PERCENT: Final = (
     r"%(?=(?:25)*(?:[01][0-9A-F]|7F|2C|2F|5C|20\Z))"
     r"|\A%(?=(?:25)*(?:20|2E\.?\Z|\Z))"
@@ -63,7 +63,7 @@ def old_name(name: str) -> str:
 
 
 def new_name(name: str) -> str | None:
-    """Return the present name of a file of version 0.1.0; None if it stays the same or was no name there."""
+    """Return the present name of a file of version 0.1.0; None if it is unchanged or was invalid in that version."""
     if "%" not in name:
         return None
     key = _ESCAPE.sub(lambda match: chr(int(match[1], 16)) if match[1] else "", name)
@@ -71,18 +71,18 @@ def new_name(name: str) -> str | None:
     return new if new != name and old_name(new) == name else None
 
 
-#: Random bytes of a version, so that a file never has the same version twice.
+#: Random bytes of a version; they make each version of a file unique.
 RANDOM_BYTES: Final = 9
 #: Number of random parts drawn at a time; drawing each alone would double the cost of a version.
 DRAWN: Final = 64
 
-#: Lengths of the random part and of the checksum behind it.
+#: Length in characters of a version's random part and of the checksum behind it.
 _RANDOM: Final = 12
 _SUM: Final = 8
 
 
 class VersionMaker:
-    """Makes versions for new values; not thread-safe, and not to be used in the child of a fork."""
+    """Make versions for new values; not thread-safe, not usable in a forked child."""
 
     def __init__(self) -> None:
         self._drawn: list[str] = []
@@ -113,76 +113,76 @@ def checksum_matches(version: Any, name: str, value: Any) -> bool:
 
 
 def _checksum(random: str, name: str, value: bytes) -> str:
-    # Against failing disks only: a program able to change a value in the store can also change its version.
+    # Detects failing disks only: a program able to change a value in the store can also change its version.
     return "%08x" % zlib.crc32(value, zlib.crc32((random + name).encode()))  # noqa: UP031 - faster than an f-string
 
 
-#: The largest limit of rows: none, for engines don't agree on how to say that.
+#: LIMIT for all rows: the engines have no common syntax for "no limit".
 ALL: Final = 2**63 - 1
 
 
 class Dialect(ABC):
-    """A connection that runs SQL with ``?`` for its parameters, and the few words in which the engines differ."""
+    """Dialect: a connection for SQL with ``?`` as placeholder, and the SQL fragments in which the engines differ."""
 
-    #: What at the end of a query keeps its rows from other writers until the transaction ends; the same for rows of
-    #: accounts; the same for rows that nobody else keeps just now, which are all that is then found.
+    #: Row locks at the end of a query, held until the transaction ends: on any rows, on rows of accounts, and on
+    #: unlocked rows only (locked rows are skipped).
     held: ClassVar[str] = ""
     account_held: ClassVar[str] = ""
     free_held: ClassVar[str] = ""
-    #: The value of a data file as it was given, a mark for one that is given, and how many bytes it has.
+    #: SQL of a data file: its stored value, a placeholder for a new value, and the value's size in bytes.
     value: ClassVar[str] = "value"
     value_given: ClassVar[str] = "?"
     size: ClassVar[str]
-    #: The condition that a row is a blob's, and that it is one of its chunks'.
+    #: Conditions selecting the row of a blob, and the rows of its chunks.
     is_blob: ClassVar[str]
     is_chunk: ClassVar[str]
-    #: The columns of a chunk that say of which blob it is.
+    #: Columns of a chunk that identify its blob.
     chunk_key: ClassVar[str]
-    #: What a blob is known by outside, in a row of blobs and in one of media files, and what makes a new one.
+    #: SQL of a blob's public id in table blobs and in table media, and the statement creating a blob.
     blob: ClassVar[str]
     blob_of_media: ClassVar[str]
     new_blob: ClassVar[str]
 
     @staticmethod
     def bytes_of(column: str) -> str:
-        """Return how many bytes a column of text takes."""
+        """Return SQL for the number of bytes in a text column."""
         return f"octet_length({column})"
 
     @staticmethod
     def blob_bytes_of(column: str) -> str:
-        """Return how many bytes a column of bytes takes."""
+        """Return SQL for the number of bytes in a binary column."""
         return f"octet_length({column})"
 
     @abstractmethod
     def _blob(self, blob: int) -> tuple[int, ...]:
-        """Return the parameters of `is_blob` and `is_chunk`, by what the blob is known by outside."""
+        """Return the parameters of `is_blob` and `is_chunk` for a blob's public id."""
 
     @abstractmethod
     def _chunk(self, blob: int) -> tuple[int, ...]:
-        """Return the values of `chunk_key` for a blob that is new here."""
+        """Return the values of `chunk_key` for a blob created in this transaction."""
 
-    def end_filling(self) -> None:  # noqa: B027 - an engine may have nothing to do
-        """Make what was copied in row by row a store: what is made later is numbered behind it."""
+    def end_filling(self) -> None:  # noqa: B027 - optional hook
+        """Finish a row-by-row copy: open the store for use, and number new rows after the copied ones."""
 
     @abstractmethod
     def _hold_account(self, account_id: int) -> None:
-        """Let no other writer that asks for it have the account until the transaction ends."""
+        """Lock the account's row until the transaction ends, against other writers locking it."""
 
     @abstractmethod
     def _one_of(self, names: Sequence[str]) -> tuple[str, tuple[Any, ...]]:
-        """Return the condition that a name is one of these, of which there is one at least, and its parameters."""
+        """Return a condition matching any of these names (at least one), and its parameters."""
 
     @abstractmethod
     def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:
-        """Return the condition that a name contains the text as it stands, and its parameters."""
+        """Return a condition matching names that contain the literal text, and its parameters."""
 
-    def _is_indexed(self, text: str) -> bool:  # noqa: ARG002 - by default no text is
-        """Return True if an index finds the names that contain the text, so that no others are looked at."""
+    def _is_indexed(self, text: str) -> bool:  # noqa: ARG002 - no text by default
+        """Return True if an index finds the names containing the text, without a scan of the others."""
         return False
 
     @abstractmethod
     def row(self, query: str, *parameters: Any) -> Any:
-        """Return the first row, None where there is none."""
+        """Return the first row, or None."""
 
     @abstractmethod
     def rows(self, query: str, *parameters: Any) -> list[Any]:
@@ -190,18 +190,18 @@ class Dialect(ABC):
 
     @abstractmethod
     def stream(self, query: str, *parameters: Any) -> Iterator[Any]:
-        """Yield all rows one by one; no other statement may be run before the last of them."""
+        """Yield the rows one by one; run no other statement before the last row."""
 
     @abstractmethod
     def do(self, query: str, *parameters: Any) -> None:
-        """Have the statement done, without waiting for it where that costs time."""
+        """Execute the statement; an engine with a network round trip doesn't wait for the result."""
 
     @abstractmethod
     def count(self, query: str, *parameters: Any) -> int:
-        """Have the statement done, and return how many rows it changed."""
+        """Execute the statement and return the number of changed rows."""
 
 
-#: Data files that are counted at a time: a small part of a step's time.
+#: Data files counted per step; takes a small part of a step's time.
 ROWS_COUNTED: Final = 500
 
 _SELECT: Final = "SELECT files, bytes, uploads, replies, leaving FROM counters WHERE account_id = ?"
@@ -209,20 +209,20 @@ _OF_BLOB: Final = "account_id = (SELECT account_id FROM blobs WHERE {})"
 
 
 class CounterStatements(Dialect):
-    """Quota counters: of accounts with a limit on files or bytes, changed in the transaction of each write."""
+    """Quota counters of accounts with a limit on files or bytes, updated in the transaction of each write."""
 
     @cached_property
     def _uncounted(self) -> set[int]:
-        """Accounts without a limit that needs counters, as the present piece of work saw them: it saves statements."""
+        """Return the accounts without quota counters in the current work; their writes skip counter statements."""
         return set()
 
     def counters(self, account_id: int) -> Counters | None:
-        """Return what the account holds, None without a limit; too little until `tidy` has counted all."""
+        """Return the account's quota counters, or None; they are too low until `tidy` has counted all files."""
         row = self.row(_SELECT + self.held, account_id)
         return None if row is None else Counters._make(row)
 
     def start_counting(self, account_id: int) -> None:
-        """Count the account's holdings anew, and in each write from now on; `tidy` counts its data files, in steps."""
+        """Reset the account's quota counters and update them on each write; `tidy` counts its data files, in steps."""
         self.do("DELETE FROM counters WHERE account_id = ?", account_id)
         replies = f"SELECT coalesce(sum({self.bytes_of('request')} + {self.blob_bytes_of('reply')}), 0) FROM answers"  # noqa: S608 - of constants
         blobs = "FROM blobs WHERE account_id = a.id AND"
@@ -237,10 +237,10 @@ class CounterStatements(Dialect):
             " '' FROM accounts AS a WHERE id = ?",
             account_id,
         )
-        self.count_files_behind(account_id, "")  # which are all of most accounts
+        self.count_files_behind(account_id, "")  # covers all files of most accounts
 
     def count_files_behind(self, account_id: int, counted_to: str) -> None:
-        """Count some data files more of an account that is counted up to this name."""
+        """Count the next data files of an account, after the name `counted_to`."""
         files = self.rows(
             f"SELECT name, {self.bytes_of('name')} + {self.size} FROM files WHERE account_id = ? AND name > ?"  # noqa: S608 - of constants
             " ORDER BY name LIMIT ?",
@@ -252,15 +252,15 @@ class CounterStatements(Dialect):
         self.do(query, len(files), total, last, account_id)
 
     def stop_counting(self, account_id: int) -> None:
-        """Forget the account's counters."""
+        """Delete the account's quota counters."""
         self.do("DELETE FROM counters WHERE account_id = ?", account_id)
 
     def is_counted(self, account_id: int) -> bool:
-        """Return whether the account has counters, and all its files are in them."""
+        """Return True if the account has quota counters and they include all its files."""
         return self.row("SELECT 1 FROM counters WHERE account_id = ? AND counted_to IS NULL", account_id) is not None
 
     def recounted(self, account_id: int) -> Counters:
-        """Return what counting everything gives, to compare with `counters`."""
+        """Return freshly counted quota counters, for comparison with `counters`."""
         replies = f"SELECT coalesce(sum({self.bytes_of('request')} + {self.blob_bytes_of('reply')}), 0) FROM answers"  # noqa: S608 - of constants
         blobs = "FROM blobs WHERE account_id = ? AND"
         files = "FROM files WHERE account_id = ?"
@@ -275,7 +275,7 @@ class CounterStatements(Dialect):
         return Counters(*map(int, row))
 
     def _count_put(self, account_id: int, name: str, size: int) -> None:
-        """Count a file that is about to get a value of so many bytes."""
+        """Update the quota counters before a put of a value of `size` bytes."""
         if account_id in self._uncounted:
             return
         its = "FROM files WHERE account_id = counters.account_id AND name = ?"
@@ -287,11 +287,11 @@ class CounterStatements(Dialect):
         )
 
     def _count_off(self, account_id: int, name: str) -> None:
-        """Count a file no longer that is about to be deleted."""
+        """Subtract a file from the quota counters before its deletion or renaming."""
         self._count_row(account_id, name, "-")
 
     def _count_on(self, account_id: int, name: str) -> None:
-        """Count a file that has just got its name."""
+        """Add a file to the quota counters after its renaming."""
         self._count_row(account_id, name, "+")
 
     def _count_row(self, account_id: int, name: str, sign: str) -> None:
@@ -306,7 +306,7 @@ class CounterStatements(Dialect):
         )
 
     def _count_reply(self, account_id: int, size: int, request: str = "") -> None:
-        """Count so many bytes more of stored replies, or fewer, and those of the id of a request."""
+        """Add the bytes of a stored reply (negative to subtract) and of its request id to the quota counters."""
         if account_id not in self._uncounted:
             more = f"? + {self.bytes_of('CAST(? AS TEXT)')}"
             self.do(
@@ -315,15 +315,15 @@ class CounterStatements(Dialect):
             )
 
     def _count_media(self, account_id: int, number: int) -> None:
-        """Count so many media files more, or fewer."""
+        """Add a number of media files to the quota counters; negative to subtract."""
         self.do("UPDATE counters SET files = files + ? WHERE account_id = ?", number, account_id)
 
     def _count_blob(self, blob: int, changes: str, *parameters: int) -> None:
-        """Change the counters of a blob's account."""
+        """Change the quota counters of a blob's account."""
         self.do(f"UPDATE counters SET {changes} WHERE {_OF_BLOB.format(self.is_blob)}", *parameters, *self._blob(blob))  # noqa: S608 - of constants
 
 
-#: Random bytes of a folder: 32 hexadecimal digits.
+#: Random bytes of a media folder's name, written as 32 hexadecimal digits.
 FOLDER_BYTES: Final = 16
 
 _ACCOUNT: Final = (
@@ -336,25 +336,26 @@ _BY_KEY: Final = f"{_ACCOUNT} WHERE id = (SELECT account_id FROM api_keys WHERE 
 
 class AccountStatements(CounterStatements):
     """
-    Accounts, the keys that open them, and who is signed in.
+    Accounts, API keys, owner passwords, dashboard sessions and events.
 
-    What only requests ask for is read as it stands. What those ask for who change an account is held.
+    Queries made only by ordinary requests take no row lock; queries made by administrative changes lock the account's
+    row.
     """
 
     def account(self, account_id: int) -> Account | None:
-        """Return the account with this id."""
+        """Return the account with this id, or None."""
         return self._account(_BY_ID, account_id)
 
     def account_of_key(self, key_hash: bytes) -> Account | None:
-        """Return the account that the API key with this SHA-256 opens."""
+        """Authenticate: return the account of the API key with this SHA-256, or None."""
         return self._account(_BY_KEY, key_hash)
 
     def account_named(self, name: str) -> Account | None:
-        """Return the account with this name."""
+        """Return the account with this name, or None."""
         return self._account(f"{_ACCOUNT} WHERE name = ? AND NOT deleted{self.account_held}", name)
 
     def account_of_folder(self, folder: str) -> Account | None:
-        """Return the account whose media are in this folder."""
+        """Return the account with this media folder, or None."""
         return self._account(f"{_ACCOUNT} WHERE folder = ? AND NOT deleted", folder)
 
     def _account(self, query: str, parameter: int | bytes | str) -> Account | None:
@@ -367,15 +368,15 @@ class AccountStatements(CounterStatements):
         return account
 
     def accounts(self) -> list[Account]:
-        """Return all accounts, by name."""
+        """Return all accounts, sorted by name."""
         return [_account(row) for row in self.rows(f"{_ACCOUNT} WHERE NOT deleted ORDER BY name")]
 
     def has_accounts(self) -> bool:
-        """Whether there is any account."""
+        """Return True if there is any account."""
         return self.row("SELECT 1 FROM accounts WHERE NOT deleted LIMIT 1") is not None
 
     def add_account(self, name: str, now: float) -> Account:
-        """Add an account under a name that no other has."""
+        """Add an account under an unused name."""
         folder = secrets.token_hex(FOLDER_BYTES)
         row = self.row(
             "INSERT INTO accounts (name, created_at, folder) VALUES (?, ?, ?) RETURNING id", name, now, folder
@@ -383,19 +384,19 @@ class AccountStatements(CounterStatements):
         return Account(row[0], name, disabled=False, folder=folder)
 
     def delete_account(self, account_id: int) -> None:
-        """Make the account and all that is its absent for everyone; `tidy` removes the rows later, in steps."""
-        # Its name is free at once; none that is given has a control character.
+        """Hide the account and everything in it at once; `tidy` deletes the rows later, in steps."""
+        # Frees the name at once: no valid name has a control character.
         deleting = "UPDATE accounts SET deleted = TRUE, name = ? WHERE id = ? AND NOT deleted"
         if self.count(deleting, f"\x01{account_id}", account_id):
             for table in ("api_keys", "sessions", "counters"):
                 self.do(f"DELETE FROM {table} WHERE account_id = ?", account_id)  # noqa: S608 - of constants
 
     def set_disabled(self, account_id: int, disabled: bool) -> None:
-        """Switch the account off or on."""
+        """Disable or enable the account."""
         self.do("UPDATE accounts SET disabled = ? WHERE id = ?", disabled, account_id)
 
     def set_limits(self, account_id: int, plan: str, limits: Limits) -> None:
-        """Make these the account's limits, under the name of a plan."""
+        """Set the account's limits and the name of its plan."""
         self.do(
             "UPDATE accounts SET plan = ?, max_files = ?, max_file_bytes = ?, max_daily_accesses = ?,"
             " min_interval = ?, max_media_bytes = ?, max_total_bytes = ? WHERE id = ?",
@@ -410,21 +411,21 @@ class AccountStatements(CounterStatements):
             self.start_counting(account_id)
 
     def set_default_passwords(self, account_id: int, *, data: str | None, media: str | None) -> None:
-        """Make these hashes the edit passwords of files that have none of their own."""
+        """Set the default password hashes, used for files without a password."""
         self.do("UPDATE accounts SET data_password = ?, media_password = ? WHERE id = ?", data, media, account_id)
 
     def next_request_at(self, account_id: int) -> float | None:
-        """Return when the account's next request may come, None where it never had to wait."""
+        """Rate limit: return the time of the account's next allowed request; None if it never had to wait."""
         query = "SELECT next_request_at FROM accounts WHERE id = ? AND NOT deleted"
         row = self.row(query + self.account_held, account_id)
         return None if row is None else row[0]
 
     def set_next_request_at(self, account_id: int, at: float) -> None:
-        """Remember when the account's next request may come."""
+        """Rate limit: set the time of the account's next allowed request."""
         self.do("UPDATE accounts SET next_request_at = ? WHERE id = ?", at, account_id)
 
     def add_key(self, account_id: int, key_hash: bytes, hint: str, now: float) -> None:
-        """Let the API key with this SHA-256 open the account, beside those that already do."""
+        """Add an API key to the account by its SHA-256; existing keys stay valid."""
         self.do(
             "INSERT INTO api_keys (hash, account_id, created_at, hint) VALUES (?, ?, ?, ?)",
             key_hash,
@@ -434,26 +435,26 @@ class AccountStatements(CounterStatements):
         )
 
     def keys(self, account_id: int) -> list[ApiKey]:
-        """Return the keys that open the account, the oldest first."""
+        """Return the account's API keys, oldest first."""
         query = "SELECT hash, hint, created_at FROM api_keys WHERE account_id = ? ORDER BY created_at, hash"
         return [ApiKey._make(row) for row in self.rows(query, account_id)]
 
     def remove_key(self, account_id: int, key_hash: bytes) -> None:
-        """Let this API key open the account no longer."""
+        """Revoke this API key of the account."""
         self.do("DELETE FROM api_keys WHERE account_id = ? AND hash = ?", account_id, key_hash)
 
     def owner_password(self, account_id: int) -> OwnerPassword:
-        """Return what the owner of the account signs in with: with no hash, where nobody may or there is no account."""
+        """Return the owner's password; its hash is None if sign-in is off or the account is missing."""
         query = "SELECT owner_password, must_change_password FROM accounts WHERE id = ?"
         hash_, must_change = self.row(query + self.account_held, account_id) or (None, False)
         return OwnerPassword(hash_, bool(must_change))
 
     def set_owner_password(self, account_id: int, password: OwnerPassword) -> None:
-        """Make this what the owner signs in with."""
+        """Set the owner's password."""
         self.do("UPDATE accounts SET owner_password = ?, must_change_password = ? WHERE id = ?", *password, account_id)
 
     def add_session(self, token_hash: bytes, account_id: int, now: float) -> None:
-        """Remember that somebody with this token is signed in."""
+        """Start a dashboard session with this token."""
         self.do(
             "INSERT INTO sessions (hash, account_id, created_at, used_at) VALUES (?, ?, ?, ?)",
             token_hash,
@@ -463,28 +464,28 @@ class AccountStatements(CounterStatements):
         )
 
     def session(self, token_hash: bytes) -> SignIn | None:
-        """Return who is signed in with this token."""
+        """Return the session with this token, or None."""
         row = self.row("SELECT account_id, created_at, used_at FROM sessions WHERE hash = ?", token_hash)
         return None if row is None else SignIn._make(row)
 
     def touch_session(self, token_hash: bytes, now: float) -> None:
-        """Remember that the session was used."""
+        """Set the time of the session's last use."""
         self.do("UPDATE sessions SET used_at = ? WHERE hash = ?", now, token_hash)
 
     def end_session(self, token_hash: bytes) -> None:
-        """Sign this one out."""
+        """End the session with this token (sign out)."""
         self.do("DELETE FROM sessions WHERE hash = ?", token_hash)
 
     def end_sessions(self, account_id: int, but: bytes | None = None) -> None:
-        """Sign out all of an account's, but perhaps the one with this token."""
+        """End all sessions of an account, except the one with token `but`."""
         self.do("DELETE FROM sessions WHERE account_id = ? AND hash <> ?", account_id, b"" if but is None else but)
 
     def forget_sessions(self, created_before: float, used_before: float) -> None:
-        """Forget the sessions, of all accounts, that began or were last used before these times."""
+        """Delete the expired sessions of all accounts: begun or last used before these times."""
         self.do("DELETE FROM sessions WHERE created_at < ? OR used_at < ?", created_before, used_before)
 
     def add_event(self, account_id: int, event: Event, keep: int) -> None:
-        """Remember what was done, and forget all but the last `keep` of the account."""
+        """Add an event, and delete all but the last `keep` events of the account."""
         self.do(
             "INSERT INTO events (account_id, at, action, subject, origin) VALUES (?, ?, ?, ?, ?)", account_id, *event
         )
@@ -497,7 +498,7 @@ class AccountStatements(CounterStatements):
         )
 
     def events(self, account_id: int, limit: int) -> list[Event]:
-        """Return what was done, the latest first."""
+        """Return the account's events, latest first."""
         query = "SELECT at, action, subject, origin FROM events WHERE account_id = ? ORDER BY id DESC LIMIT ?"
         return [Event._make(row) for row in self.rows(query, account_id, limit)]
 
@@ -515,10 +516,10 @@ _ONE: Final = "FROM files WHERE account_id = ? AND name = ?"
 
 
 class FileStatements(CounterStatements):
-    """Data files, by account and name, and what requests on them were answered."""
+    """Data files, by account and name, and replies stored for idempotency."""
 
     def get(self, account_id: int, name: str, max_bytes: int | None = None) -> File | None:
-        """Return the file, None if there is none, and `LARGE` if its value takes more than `max_bytes`."""
+        """Return the file; None if there is none, `LARGE` if its value exceeds `max_bytes`."""
         if max_bytes is None:
             columns = f"{self.value}, edit_password, view_password, version"
             row = self.row(f"SELECT {columns} {_ONE}{self.held}", account_id, name)
@@ -526,7 +527,7 @@ class FileStatements(CounterStatements):
             row = self.row(f"SELECT {self._small_files} {_ONE}{self.held}", max_bytes, account_id, name)
         if row is None:
             return None
-        if row[0] is None:  # the column itself is never null
+        if row[0] is None:  # the value exceeds `max_bytes`: the column itself is NOT NULL
             return LARGE
         file = File._make(row)
         if not checksum_matches(file.version, name, file.value):
@@ -536,12 +537,12 @@ class FileStatements(CounterStatements):
         return file
 
     def stat(self, account_id: int, name: str) -> FileInfo | None:
-        """Return what can be told of the file without reading its value, None where there is none."""
+        """Return the file's size, version, times and passwords without reading its value; None if there is none."""
         row = self.row(f"SELECT {self.size}, {_INFO} {_ONE}{self.held}", account_id, name)
         return None if row is None else FileInfo._make(row)
 
     def get_many(self, account_id: int, names: Sequence[str], max_bytes: int) -> dict[str, File | None]:
-        """Return by name what `get` would, but leave it those files that are damaged, or larger than so many bytes."""
+        """Return the results of `get` by name, without values for damaged files and files above `max_bytes`."""
         found: dict[str, File | None] = dict.fromkeys(names)
         for name, *row in self._of(self._small_files, account_id, names, max_bytes):
             file = File._make(row)
@@ -556,7 +557,7 @@ class FileStatements(CounterStatements):
         return f"CASE WHEN {self.size} <= ? THEN {self.value} END, edit_password, view_password, version"
 
     def stat_many(self, account_id: int, names: Sequence[str]) -> dict[str, FileInfo | None]:
-        """Return by name what `stat` would."""
+        """Return the results of `stat` by name."""
         found: dict[str, FileInfo | None] = dict.fromkeys(names)
         for name, *row in self._of(f"{self.size}, {_INFO}", account_id, names):
             found[name] = FileInfo._make(row)
@@ -564,12 +565,12 @@ class FileStatements(CounterStatements):
 
     def _of(self, columns: str, account_id: int, names: Sequence[str], *parameters: int) -> list[Any]:
         condition, texts = self._one_of(names)
-        # In one order, so that of two who hold rows neither has what the other waits for.
+        # Rows are locked in one order, so two transactions can't deadlock.
         query = f"SELECT name, {columns} FROM files WHERE account_id = ? AND {condition} ORDER BY name{self.held}"  # noqa: S608 - of constants
         return self.rows(query, *parameters, account_id, *texts)
 
     def delete(self, account_id: int, name: str) -> bool:
-        """Remove the file with its passwords, and tell whether there was one."""
+        """Delete the file and its passwords; return True if it existed."""
         self._count_off(account_id, name)
         return self.count(f"DELETE {_ONE}", account_id, name) > 0
 
@@ -583,9 +584,9 @@ class FileStatements(CounterStatements):
         limit: int | None = None,
     ) -> list[str]:
         """
-        Return the names that contain one text as it stands, begin with another and come behind a third.
+        Return the names that contain the literal `containing`, begin with `prefix` and sort after `after`.
 
-        They are in the order of their code points, the first `limit` of them.
+        Sorted by code point; at most `limit` names.
         """
         return [name for (name,) in self._select("name", account_id, containing, prefix, after, limit)]
 
@@ -593,9 +594,9 @@ class FileStatements(CounterStatements):
         self, account_id: int, containing: str = "", *, prefix: str = "", after: str | None = None, rows: int
     ) -> tuple[list[str], str | None]:
         """
-        Return a part of what `names` returns, found in bounded time, and the `after` of the next part, None at the end.
+        Return part of the results of `names` in bounded time, and the `after` of the next part (None at the end).
 
-        About `rows` names are looked at; there may be none in a part, and more in the next.
+        Scans about `rows` names; a part may be empty although more follow.
         """
         if not containing or self._is_indexed(containing):
             found = self.names(account_id, containing, prefix=prefix, after=after, limit=rows)
@@ -612,7 +613,7 @@ class FileStatements(CounterStatements):
     def describe(
         self, account_id: int, containing: str = "", *, after: str | None = None, limit: int
     ) -> list[tuple[str, FileInfo]]:
-        """Return what `names` returns, each with what can be told of the file."""
+        """Return the results of `names`, each with the results of `stat`."""
         rows = self._select(f"name, {self.size}, {_INFO}", account_id, containing, "", after, limit)
         return [(name, FileInfo._make(info)) for name, *info in rows]
 
@@ -626,7 +627,7 @@ class FileStatements(CounterStatements):
         limit: int,
         max_bytes: int,
     ) -> list[Listed]:
-        """Return the files that `names` returns, without the values that are damaged, or larger than so many bytes."""
+        """Return the files selected by `names`, without the values of damaged files and of values above `max_bytes`."""
         columns = f"name, {self._small_files}"
         rows = self._select(columns, account_id, containing, prefix, after, limit, max_bytes)
         return [row if checksum_matches(row[4], row[0], row[1]) else (row[0], None, None, None, "") for row in rows]
@@ -650,9 +651,9 @@ class FileStatements(CounterStatements):
         return self.rows(query, *first, *parameters, ALL if limit is None else limit)
 
     def _range(self, account_id: int, prefix: str, after: str | None) -> tuple[str, list[int | str]]:
-        """Return the condition on an account's names that begin with a text and come after another."""
-        # Of two lower bounds the index would be entered at one only, so both are made one: what comes right behind a
-        # text is that text and NUL.
+        """Return a condition matching names that begin with `prefix` and sort after `after`, and its parameters."""
+        # An index range has a single lower bound, so both are merged into one. The first text after any text is that
+        # text plus NUL.
         start = prefix if after is None else max(prefix, after + "\0")
         end = after_prefix(prefix)
         if end is None:
@@ -660,12 +661,12 @@ class FileStatements(CounterStatements):
         return "account_id = ? AND name >= ? AND name < ?", [account_id, start, end]
 
     def largest(self, account_id: int, limit: int) -> list[tuple[str, int]]:
-        """Return the names of the largest files with their sizes, the largest first."""
+        """Return the names and sizes in bytes of the largest files, largest first."""
         query = f"SELECT name, {self.size} FROM files WHERE account_id = ? ORDER BY 2 DESC, name LIMIT ?"  # noqa: S608 - of constants
         return self.rows(query, account_id, limit)
 
     def count_files(self, account_id: int, enough: int | None = None) -> int:
-        """Return how many data and media files there are together, counting no further than `enough`."""
+        """Return the total number of data and media files, counting no further than `enough`."""
         if enough is not None:
             self._hold_account(account_id)
         most = ALL if enough is None else enough
@@ -677,18 +678,18 @@ class FileStatements(CounterStatements):
         return int(count) if enough is None else min(count, enough)
 
     def rename_file(self, account_id: int, old: str, new: str) -> None:
-        """Give a file a name that no other has."""
+        """Rename a file to an unused name."""
         self._count_off(account_id, old)
         self.do("UPDATE files SET name = ? WHERE account_id = ? AND name = ?", new, account_id, old)
         self._count_on(account_id, new)
 
     def set_passwords(self, account_id: int, name: str, *, edit: str | None, view: str | None) -> bool:
-        """Make these hashes the file's passwords, and tell whether there is such a file."""
+        """Set the password hashes of the file; return False if there is no such file."""
         query = "UPDATE files SET edit_password = ?, view_password = ? WHERE account_id = ? AND name = ?"
         return self.count(query, edit, view, account_id, name) > 0
 
     def answer(self, account_id: int, request: str) -> Answer | None:
-        """Return the stored reply to a request id; None without one."""
+        """Idempotency: return the stored reply to a request id, or None."""
         query = "SELECT reply, fingerprint FROM answers WHERE account_id = ? AND request = ?"
         row = self.row(query, account_id, request)
         return None if row is None else Answer(bytes(row[0]), None if row[1] is None else bytes(row[1]))
@@ -696,7 +697,7 @@ class FileStatements(CounterStatements):
     def keep_answer(
         self, account_id: int, request: str, reply: bytes, now: float, fingerprint: bytes | None = None
     ) -> None:
-        """Store the reply to a request id, with the fingerprint of its request."""
+        """Idempotency: store the reply to a request id, with the fingerprint of its request."""
         self.do(
             "INSERT INTO answers (account_id, request, reply, fingerprint, answered_at) VALUES (?, ?, ?, ?, ?)",
             *(account_id, request, reply, fingerprint, now),
@@ -704,15 +705,15 @@ class FileStatements(CounterStatements):
         self._count_reply(account_id, len(reply), request)
 
     def has_old_answers(self, before: float) -> bool:
-        """Return whether there is something that was answered before this time."""
+        """Return True if there are replies stored before this time."""
         return self.row("SELECT 1 FROM answers WHERE answered_at < ? LIMIT 1", before) is not None
 
     def forget_answers(self, before: float, limit: int) -> None:
-        """Forget what was answered before this time, of all accounts, the oldest first and so many at most."""
+        """Delete at most `limit` replies stored before this time, oldest first, over all accounts."""
         size = f"{self.bytes_of('request')} + {self.blob_bytes_of('reply')}"
         query = f"SELECT account_id, request, {size} FROM answers WHERE answered_at < ? ORDER BY answered_at LIMIT ?"  # noqa: S608 - of constants
         sizes = Counter[int]()
-        # One by one, for SQLite would look for a list of keys through all of an account's.
+        # One statement per reply: for a list of keys SQLite would scan all replies of the account.
         for account_id, request, bytes_ in self.rows(query + self.free_held, before, limit):
             self.do("DELETE FROM answers WHERE account_id = ? AND request = ?", account_id, request)
             sizes[account_id] += bytes_
@@ -724,14 +725,14 @@ class FileStatements(CounterStatements):
         return VersionMaker()
 
     def put(self, account_id: int, name: str, value: bytes, now: float) -> str:
-        """Make this the file's value, keeping its passwords, and return its new version."""
+        """Store a value, keep the file's passwords, and return the new version."""
         version = self._versions.new_version(name, value)
         self._put(account_id, name, value, version, now)
         return version
 
     @abstractmethod
     def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
-        """Store the value under this version."""
+        """Store the value with this version."""
 
 
 _INSERT: Final = (
@@ -742,7 +743,7 @@ _UPDATE: Final = (
     "UPDATE media SET name = ?, mimetype = ?, size = ?, digest = ?, blob_id = ?, edit_password = ?, updated_at = ?"
     " WHERE account_id = ? AND id = ?"
 )
-# Only of a file that is there: an access may be counted after its file was deleted.
+# Only for existing files: an access may be counted after its file was deleted.
 ADD_ACCESSES: Final = (
     "INSERT INTO accesses (account_id, kind, name, day, count, last_at) SELECT * FROM {} AS u WHERE"
     " EXISTS (SELECT 1 FROM accesses AS a WHERE a.account_id = u.account_id AND a.kind = u.kind AND a.name = u.name)"
@@ -764,14 +765,14 @@ _ADD_DAY: Final = (
 
 
 class MediaStatements(CounterStatements):
-    """Media files, by account and id, and the bytes that they are."""
+    """Media files, by account and id, and their blobs and chunks."""
 
     def media(self, account_id: int, media_id: str) -> Media | None:
-        """Return the media file with this id."""
+        """Return the media file with this id, or None."""
         return self._media("id = ?", account_id, media_id)
 
     def media_named(self, account_id: int, name: str) -> Media | None:
-        """Return the media file that was uploaded under this name."""
+        """Return the media file with this name, or None."""
         return self._media("name = ?", account_id, name)
 
     def _media(self, condition: str, account_id: int, value: str) -> Media | None:
@@ -785,28 +786,28 @@ class MediaStatements(CounterStatements):
     def describe_media(
         self, account_id: int, containing: str = "", *, after: str | None = None, limit: int
     ) -> list[Media]:
-        """Return the media files whose names contain a text as it stands and come behind another, by name."""
+        """Return the media files whose names contain the literal text and sort after `after`, sorted by name."""
         start = "" if after is None else after + "\0"
         contains, texts = self._containing(containing) if containing else ("TRUE", ())
         query = f"{self._selected()} AND name >= ? AND {contains} ORDER BY name LIMIT ?"
         return [Media._make(row) for row in self.rows(query, account_id, start, *texts, limit)]
 
     def largest_media(self, account_id: int, limit: int) -> list[tuple[str, int]]:
-        """Return the names of the largest media files with their sizes, the largest first."""
+        """Return the names and sizes in bytes of the largest media files, largest first."""
         return self.rows(
             "SELECT name, size FROM media WHERE account_id = ? ORDER BY size DESC, name LIMIT ?", account_id, limit
         )
 
     def media_bytes(self, account_id: int) -> int:
-        """Return what all media files of the account take together."""
+        """Return the total size of the account's media files in bytes."""
         self._hold_account(account_id)
         return int(self.row("SELECT coalesce(sum(size), 0) FROM media WHERE account_id = ?", account_id)[0])
 
     def put_media(self, account_id: int, media: Media) -> bool:
         """
-        Add the media file, or put it in the place of the one with its id, whose blob is left to `sweep`.
+        Add the media file, or replace the media file with its id; `sweep` deletes the blob of the old one.
 
-        False, with nothing done, where its own blob is there no longer or belongs to a media file already.
+        Return False, without changes, if the new blob is deleted or already belongs to a media file.
         """
         if not self._keep_blob(media.blob):
             return False
@@ -821,7 +822,7 @@ class MediaStatements(CounterStatements):
         return True
 
     def delete_media(self, account_id: int, media_id: str) -> bool:
-        """Remove the media file, leaving its blob to `sweep`, and tell whether there was one."""
+        """Delete the media file and return True if it existed; `sweep` deletes its blob."""
         before = self.media(account_id, media_id)
         if before is None:
             return False
@@ -831,18 +832,18 @@ class MediaStatements(CounterStatements):
         return True
 
     def set_media_password(self, account_id: int, media_id: str, edit: str | None) -> bool:
-        """Make this hash the media file's edit password, and tell whether there is such a file."""
+        """Set the edit password hash of the media file; return False if there is no such file."""
         query = "UPDATE media SET edit_password = ? WHERE account_id = ? AND id = ?"
         return self.count(query, edit, account_id, media_id) > 0
 
     def add_blob(self, account_id: int, now: float) -> int:
-        """Begin a blob, which `sweep` takes away unless a media file gets it, and return its id."""
+        """Create a blob and return its id; `sweep` deletes it unless a media file gets it."""
         blob = int(self.row(self.new_blob, account_id, now)[0])
         self.do("UPDATE counters SET uploads = uploads + 1 WHERE account_id = ?", account_id)
         return blob
 
     def add_chunk(self, blob: int, number: int, data: bytes, now: float) -> bool:
-        """Add the blob's next chunk, of which 0 is the first; False where `sweep` has begun to take the blob away."""
+        """Add the blob's next chunk, counted from 0; return False if `sweep` has begun to delete the blob."""
         touching = (
             f"UPDATE blobs SET touched_at = ?, size = size + ? WHERE {self.is_blob} AND NOT kept AND touched_at > 0"  # noqa: S608 - of constants
         )
@@ -855,13 +856,13 @@ class MediaStatements(CounterStatements):
         return True
 
     def chunk(self, blob: int, number: int) -> bytes | None:
-        """Return one of the blob's chunks, None where it isn't there, or no longer."""
+        """Return a chunk of the blob; None if it is missing or deleted."""
         query = f"SELECT data FROM chunks WHERE {self.is_chunk} AND number = ?"  # noqa: S608 - of constants
         row = self.row(query, *self._blob(blob), number)
         return None if row is None else bytes(row[0])
 
     def drop_blob(self, blob: int) -> None:
-        """Leave a blob that no media file has to the next `sweep`, however young it is."""
+        """Mark a blob without a media file for deletion by the next `sweep`, whatever its age."""
         dropping = f"UPDATE blobs SET touched_at = 0 WHERE {self.is_blob} AND NOT kept AND touched_at > 0"  # noqa: S608 - of constants
         if self.count(dropping, *self._blob(blob)):
             self._count_leaving(blob, "uploads = uploads - 1, ")
@@ -878,23 +879,23 @@ class MediaStatements(CounterStatements):
         self._count_leaving(blob)
 
     def _count_leaving(self, blob: int, changes: str = "") -> None:
-        """Count the bytes of a blob as those that `sweep` is to remove."""
+        """Move the bytes of a blob from `bytes` to `leaving` in the quota counters."""
         size = f"(SELECT size FROM blobs WHERE {self.is_blob})"  # noqa: S608 - of constants
         key = self._blob(blob)
         self._count_blob(blob, f"{changes}bytes = bytes - {size}, leaving = leaving + {size}", *key, *key)
 
     def sweep(self, before: float, chunks: int) -> bool:
         """
-        Take away blobs that nobody has and that got no chunk since `before`, at most so many chunks of them.
+        Delete orphaned blobs with no new chunk since `before`, at most `chunks` chunks of one blob.
 
-        Tells whether there is more to take away.
+        Return True if there may be more to delete.
         """
         oldest = f"SELECT {self.blob} FROM blobs WHERE NOT kept AND touched_at < ? ORDER BY touched_at LIMIT 1"  # noqa: S608 - of constants
         row = self.row(oldest + self.free_held, before)
         if row is None:
             return False
         key = self._blob(row[0])
-        # Whoever still writes to it is told so from now on: a file must not come out with a hole.
+        # From now on `add_chunk` fails for this blob: a media file must not miss its last chunks.
         self.drop_blob(row[0])
         of_blob = f"FROM chunks WHERE {self.is_chunk}"
         last = f"SELECT number, {self.blob_bytes_of('data')} {of_blob} ORDER BY number DESC LIMIT ?"
@@ -908,24 +909,25 @@ class MediaStatements(CounterStatements):
         return True
 
     def has_left_over(self, before: float) -> bool:
-        """Return whether `sweep` would find a blob to take away."""
+        """Return True if `sweep` would find an orphaned blob."""
         return self.row("SELECT 1 FROM blobs WHERE NOT kept AND touched_at < ? LIMIT 1", before) is not None
 
 
 class AccessStatements(Dialect):
-    """How often files were used."""
+    """Access counts of files, by day."""
 
     def accesses(self, account_id: int, kind: Kind, name: str) -> AccessCount | None:
-        """Return how often a file was used on its last day, None where it never was."""
+        """Return the access count of a file on its last day of use; None if it was never used."""
         query = "SELECT day, count, last_at FROM accesses WHERE account_id = ? AND kind = ? AND name = ?"
         row = self.row(query, account_id, kind, name)
         return None if row is None else AccessCount._make(row)
 
     def add_accesses(self, used: Sequence[AccessDelta]) -> None:
         """
-        Add to what is stored of files that are there, and to the account's days.
+        Add access counts to those of existing files, and to the account's days.
 
-        A later day than the stored one begins at 0; an earlier one, after a clock was set back, counts as the stored.
+        A later day than the stored one starts at 0; an earlier day, after a clock was set back, counts as the stored
+        day.
         """
         days = Counter[tuple[int, int]]()
         for each in used:
@@ -935,25 +937,25 @@ class AccessStatements(Dialect):
             self.do(_ADD_DAY, account_id, day, times, account_id)
 
     def _add_accesses(self, used: list[AccessDelta]) -> None:
-        """Add to what is stored of files, given in order, so that of two who add neither waits for the other."""
+        """Add access counts of files, sorted to avoid deadlocks between two writers."""
         for each in used:
             self.do(_ADD_ONE, *each)
 
     def forget_accesses(self, account_id: int, kind: Kind, name: str) -> None:
-        """Forget how often a file was used, which is there no longer."""
+        """Delete the access count of a deleted file."""
         self.do("DELETE FROM accesses WHERE account_id = ? AND kind = ? AND name = ?", account_id, kind, name)
 
     def days(self, account_id: int, since: int) -> list[tuple[int, int]]:
-        """Return the days from this one on, in order, and how often the account's files were used on each."""
+        """Return pairs (day, number of accesses) of the account, from the day `since` on, in order."""
         return self.rows(
             "SELECT day, count FROM days WHERE account_id = ? AND day >= ? ORDER BY day", account_id, since
         )
 
 
-#: Rows that one statement of a step removes: a small part of a step's time.
+#: Rows deleted by one statement of a step; takes a small part of a step's time.
 ROWS: Final = 32
 
-# What an account that is deleted leaves in each table, and the columns that its rows are found by there.
+# Tables with rows left by a deleted account, and their key columns.
 _REMAINS: Final = (
     ("files", "name"),
     ("accesses", "kind, name"),
@@ -965,17 +967,17 @@ _REMAINS: Final = (
 
 
 class TidyingStatements(MediaStatements):
-    """Background work in steps that are bounded by time."""
+    """Background cleanup in time-bounded steps."""
 
     def tidy(self, before: float, is_over: Callable[[], bool]) -> bool:
         """
-        Do background work until `is_over` says that the step's time is up, and tell whether there is more.
+        Do background work until `is_over` returns True at the end of the step; return True if there is more.
 
-        It takes away blobs that nobody has and that got no chunk since `before`, removes what deleted accounts left,
-        counts files of accounts that got a limit, and gives unused space back to the disk.
+        Deletes orphaned blobs with no new chunk since `before`, deletes rows of deleted accounts, counts files of
+        accounts with new limits, and returns unused space to the disk.
         """
         steps: tuple[Callable[[], bool], ...]
-        # In this order, for each makes work for those behind it.
+        # In this order: each makes work for those after it.
         steps = (self._remove_some, partial(self.sweep, before, 1), self.count_some, self._give_back_some)
         for step in steps:
             while step():
@@ -984,7 +986,7 @@ class TidyingStatements(MediaStatements):
         return False
 
     def is_untidy(self, before: float) -> bool:
-        """Return whether `tidy` would find something to do."""
+        """Return True if `tidy` would find work."""
         return (
             self.has_left_over(before)
             or self.row("SELECT 1 FROM accounts WHERE deleted LIMIT 1") is not None
@@ -993,7 +995,7 @@ class TidyingStatements(MediaStatements):
         )
 
     def _remove_some(self) -> bool:
-        """Remove some rows of an account that is deleted, and tell whether there was one."""
+        """Delete some rows of a deleted account; return False if there is no such account."""
         row = self.row(f"SELECT id FROM accounts WHERE deleted ORDER BY id LIMIT 1{self.free_held}")  # noqa: S608 - of constants
         if row is None:
             return False
@@ -1010,13 +1012,13 @@ class TidyingStatements(MediaStatements):
             some = f" AND ({key}) <= ({', '.join('?' * len(last))})" if last else ""
             if self.count(f"DELETE FROM {table} WHERE account_id = ?{some}", account_id, *last):  # noqa: S608 - of constants
                 return True
-        # Uploads that nobody can finish any more, whoever still sends.
+        # Nobody can finish these uploads any more, even if a client still sends.
         self.do("UPDATE blobs SET touched_at = 0 WHERE NOT kept AND touched_at > 0 AND account_id = ?", account_id)
         self.do("DELETE FROM accounts WHERE id = ?", account_id)
         return True
 
     def count_some(self) -> bool:
-        """Count some data files of an account whose counting has begun, and tell whether there was one."""
+        """Count some data files of an account with unfinished quota counters; return False if there is none."""
         query = "SELECT account_id, counted_to FROM counters WHERE counted_to IS NOT NULL ORDER BY account_id LIMIT 1"
         row = self.row(query + self.free_held)
         if row is None:
@@ -1025,23 +1027,23 @@ class TidyingStatements(MediaStatements):
         return True
 
     def _can_give_back(self) -> bool:
-        """Whether unused space can be given back to the disk; some engines do so themselves."""
+        """Return True if unused space can be returned to the disk; some engines do so themselves."""
         return False
 
     def _give_back_some(self) -> bool:
-        """Give some unused space back to the disk, and tell whether there may be more."""
+        """Return some unused space to the disk; return True if there may be more."""
         return False
 
 
 class Transaction(AccountStatements, FileStatements, TidyingStatements, AccessStatements):
     """
-    What can be read and written as one; all names are data, never paths, and all times are seconds since 1970.
+    A transaction: all queries of the storage; names are data, never paths, and times are seconds since 1970.
 
-    One thread at a time may use it, and only within the `Storage.read` or `Storage.submit` that handed it out.
+    Not thread-safe; valid only within the `Storage.read` or `Storage.submit` call that provided it.
     """
 
     def chunks(self, blob: int) -> Iterator[bytes]:
-        """Yield the blob's chunks in their order, up to the first that isn't there."""
+        """Yield the blob's chunks in order, up to the first missing one."""
         for number in count():
             if (chunk := self.chunk(blob, number)) is None:
                 return
