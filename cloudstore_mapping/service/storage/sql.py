@@ -542,7 +542,7 @@ class FileStatements(CounterStatements):
         return None if row is None else FileInfo._make(row)
 
     def get_many(self, account_id: int, names: Sequence[str], max_bytes: int) -> dict[str, File | None]:
-        """Return the results of `get` by name, without values for damaged files and files above `max_bytes`."""
+        """Return the results of `get` by name, leaving out damaged files and files above `max_bytes`."""
         found: dict[str, File | None] = dict.fromkeys(names)
         for name, *row in self._of(self._small_files, account_id, names, max_bytes):
             file = File._make(row)

@@ -1,6 +1,6 @@
-"""SQLite engine: connections, snapshots for reads, and a writer with group commit."""
+"""SQLite storage engine: connections, snapshot reads, and a writer with group commit."""
 
-# ruff: noqa: D102 - what is without a docstring has it in `statements`
+# ruff: noqa: D102 - methods without a docstring are documented in `sql`
 from __future__ import annotations
 
 import logging
@@ -44,28 +44,28 @@ from cloudstore_mapping.storefiles import creating
 
 _log: Final = logging.getLogger(__name__)
 
-#: Seconds that a writer waits for another process's transaction on the same file.
+#: Maximum seconds a writer waits for another process's transaction on the same file.
 BUSY_TIMEOUT: Final = 30.0
-#: Seconds that it still waits once its store is to be closed.
+#: Maximum seconds it waits during `close`.
 CLOSING_WAIT: Final = 0.5
-#: Seconds between two tries, which double up to the longest.
+#: Seconds between two attempts, doubled up to the longest.
 FIRST_PAUSE: Final = 0.001
 LONGEST_PAUSE: Final = 0.005
-#: Seconds for which a process that met another one's transaction lets others go first, and how long it does so before
-#: each transaction: SQLite has no queue, so one that writes without a pause keeps out all who look now and then.
+#: SQLite has no lock queue, so a process writing without pauses starves occasional writers. For POLITE_FOR seconds
+#: after meeting another process's transaction, a process sleeps YIELD seconds before each transaction.
 POLITE_FOR: Final = 1.0
 YIELD: Final = 0.002
 
 
 _decode_names: Final = msgspec.json.Decoder(list[str]).decode
-#: Unused pages that a file may keep, and the part of it that they may be.
+#: Maximum unused pages of a file, as a number and as a fraction (1/20) of its pages; the larger applies.
 UNUSED_PAGES: Final = 512
 UNUSED_PART: Final = 20
 
-#: Bytes of a store all of whose pages are looked at when a service starts: a tenth of a second.
+#: Maximum size in bytes of a store fully checked when a service starts; this takes a tenth of a second.
 SOON: Final = 64 * 2**20
 
-# Errors of a disk that pass, as when shared memory or a lock can't be had.
+# Transient disk errors, for example shared memory or a lock is unavailable.
 _PASSING: Final = frozenset(
     {
         sqlite3.SQLITE_IOERR_NOMEM,
@@ -85,17 +85,17 @@ _PASSING: Final = frozenset(
 
 
 class Damage:
-    """Damage of a file or disk, once SQLite has met it: until the store is opened anew nothing more is written."""
+    """Damage of a file or disk met by SQLite; all further writes are refused until the store is reopened."""
 
     def __init__(self) -> None:
         self.error: sqlite3.Error | None = None
 
     def note(self, error: sqlite3.Error, *, committing: bool = False) -> None:
-        """Remember the first error that tells of damage; after a failed commit any error of the disk does."""
+        """Record the first error caused by damage; after a failed commit, any disk error counts."""
         if self.error is not None or (not committing and no_more_files() is not None):
             return
         if primary_code(error) == sqlite3.SQLITE_IOERR and (committing or error.sqlite_errorcode not in _PASSING):
-            # After a failed sync nobody knows what is on disk, and the next sync would claim success.
+            # After a failed sync the content of the disk is unknown, and the next sync would report success.
             self.error = error
             _log.error("The store's disk failed and it takes no more writes: %s.", error)
         elif primary_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
@@ -105,11 +105,11 @@ class Damage:
 
 class SQLiteSession(Transaction, WriteSession):
     """
-    A connection to the database in the file at `path`, or to a new one in memory; for one thread at a time.
+    SQLite connection to the file at `path`, or to a new database in memory; for one thread at a time.
 
-    `mode` is ``rwc`` where an absent file may be created, ``ro`` where nothing is written, else ``rw``. Raises
-    `sqlite3.Error`, and `UnavailableError` where the path leads to another file than the one that `beside`, another
-    connection to the store, has open. A transaction that writes keeps all others out, so nothing has to be held.
+    `mode` is ``rwc`` to create a missing file, ``ro`` to write nothing, else ``rw``. Raises `sqlite3.Error`, and
+    `UnavailableError` if the path leads to another file than `beside`, another connection to the store, has open. A
+    writing transaction excludes all other writers, so row locks are unnecessary.
     """
 
     size = "length(value)"
@@ -125,13 +125,13 @@ class SQLiteSession(Transaction, WriteSession):
         *,
         busy_timeout: float | None = None,
     ) -> None:
-        # In memory there is one connection only, which readers and the writer take in turn; both are quick.
+        # Readers and the writer share the only connection in memory and take turns; both are quick.
         self._lock: Any = threading.RLock()
         self._turn: AbstractContextManager[Any] = self._lock if path is None else nullcontext()
         self._path = path
-        #: The thread that is in a transaction, for which a fork waits; 0 for none.
+        #: Id of the thread in a transaction, 0 for none; a fork waits for it.
         self.user = 0
-        #: Whether unused pages are being given back to the disk.
+        #: True while unused pages are being returned to the disk.
         self._gives_back = False
         with inside_sqlite():
             self._open(mode, beside, busy_timeout)
@@ -153,41 +153,41 @@ class SQLiteSession(Transaction, WriteSession):
         track_session(self)
         self._space = None if path is None else DiskReserve(path)
         self.outlives_program = path is not None
-        #: What was met by any connection to the store.
+        #: Damage met by any connection to the store.
         self.damage: Damage = Damage() if beside is None else beside.damage
         self._gives_up_at = float("inf")
         self._polite_until = 0.0
         self._execute = self.connection.execute
         try:
-            #: The file that it has open; None in memory.
+            #: Identity of the open file; None in memory.
             self.identity: Identity | None = None
             if path is not None:
                 self.identity = Identity(path) if beside is None else beside.identity
             self._check_identity()  # before SQLite reads: it would replay our log over another file
             self._execute("PRAGMA foreign_keys = ON")
             self._execute("PRAGMA synchronous = FULL")
-            self._execute(f"PRAGMA journal_size_limit = {LOG}")  # what a large write made of it is given back
+            self._execute(f"PRAGMA journal_size_limit = {LOG}")  # truncates the log after a large write
         except BaseException:
             self.close_untouched()
             raise
 
     def is_in_use(self) -> bool:
-        """Return True in a signal handler, or `__del__`, in the middle of this thread's own turn in memory."""
-        owned: bool = self._lock._is_owned()  # noqa: SLF001 - as `threading.Condition` asks; no public way is complete
+        """Return True if a signal handler or `__del__` interrupts this thread's own use of a store in memory."""
+        owned: bool = self._lock._is_owned()  # noqa: SLF001 - as in `threading.Condition`; no public method suffices
         return owned
 
     @contextmanager
     def snapshot(self) -> Iterator[Transaction]:
-        """Read the database as it is at one moment; in memory, in turn with all others who use it."""
+        """Read a snapshot of the database; in memory, users take turns."""
         with self._turn:
-            before = 0 if self._path else self.user  # in memory its thread may be in a transaction already
+            before = 0 if self._path else self.user  # in memory this thread may already be in a transaction
             try:
                 self.user = get_ident()
                 if forkers and not before:
                     let_fork(self)
                 self.check_not_overwritten()
                 try:
-                    begins = not self.connection.in_transaction  # in memory, what writes may read as well
+                    begins = not self.connection.in_transaction  # in memory, a writing transaction may read as well
                     if begins:
                         self._execute("BEGIN")
                     try:
@@ -202,9 +202,9 @@ class SQLiteSession(Transaction, WriteSession):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Begin, then commit, or roll back and raise `UnavailableError` if SQLite fails."""
+        """Begin a transaction, then commit, or roll back and raise `UnavailableError` if SQLite fails."""
         with self._turn:
-            before = 0 if self._path else self.user  # in memory its thread may be in a transaction already
+            before = 0 if self._path else self.user  # in memory this thread may already be in a transaction
             try:
                 self.user = get_ident()
                 if forkers and not before:
@@ -213,7 +213,7 @@ class SQLiteSession(Transaction, WriteSession):
                 if self._space is not None:
                     self._space.begin()
                 try:
-                    if self.connection.in_transaction:  # an interrupt came before the last one was undone
+                    if self.connection.in_transaction:  # an interrupt came before the last rollback
                         self._execute("ROLLBACK")
                     if self._space is not None and self._space.log_is_in_the_way():
                         self._empty_log()
@@ -236,25 +236,26 @@ class SQLiteSession(Transaction, WriteSession):
                 except sqlite3.Error as error:
                     raise self.failed(error) from error
                 finally:
-                    if self.connection.in_transaction:  # an interrupt came before it was undone
+                    if self.connection.in_transaction:  # an interrupt came before the rollback
                         self._execute("ROLLBACK")
             finally:
                 self.user = before
 
     def _empty_log(self) -> None:
-        """Carry the log over into the file and give its bytes back to the disk, unless others read or write now."""
+        """Checkpoint the write-ahead log and truncate it, unless others read or write at present."""
         try:
             self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        except sqlite3.Error as error:  # the log stays as it is
+        except sqlite3.Error as error:  # the log stays unchanged
             if primary_code(error) not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise
 
     def compact(self) -> None:
         """
-        Give the file's unused pages back to the disk; raises `UnavailableError` if SQLite fails, or lacks room.
+        Return the file's unused pages to the disk; raise `UnavailableError` if SQLite fails or the disk is too full.
 
-        Not within a transaction. SQLite writes the file anew as one transaction: a crash undoes it, readers go on, and
-        writers wait. Readers of an older state put off that the file gets shorter until the next checkpoint.
+        Call it outside a transaction. SQLite rewrites the file in one transaction: a crash rolls it back, readers
+        continue, and writers wait. Readers of an older snapshot delay the truncation of the file to the next
+        checkpoint.
         """
         if self._space is None or self.identity is None:
             return  # in memory
@@ -263,7 +264,7 @@ class SQLiteSession(Transaction, WriteSession):
             if forkers:
                 let_fork(self)
             self.check_usable()
-            if self.connection.in_transaction:  # an interrupt came before the last one was undone
+            if self.connection.in_transaction:  # an interrupt came before the last rollback
                 self._execute("ROLLBACK")
             (pages,), (unused,), (size,), (kind,) = (
                 self.row(f"PRAGMA {what}") for what in ("page_count", "freelist_count", "page_size", "auto_vacuum")
@@ -271,12 +272,12 @@ class SQLiteSession(Transaction, WriteSession):
             if not unused and kind == INCREMENTAL:
                 return
             self._space.begin()
-            self._space.take((pages - unused) * size, lambda: 0)  # in the log, and a temporary file before it
+            self._space.take((pages - unused) * size, lambda: 0)  # for the log, and before it a temporary file
             (checkpoint,) = self.row("PRAGMA wal_autocheckpoint")
             try:
-                # The file gets its new pages only with a new token, so that no log of them seems to fit an older copy.
+                # No checkpoint before the new token: a log of the new pages must not seem to match an older copy.
                 self._execute("PRAGMA wal_autocheckpoint = 0")
-                self._execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")  # files of older versions can't give back pages
+                self._execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")  # for files of older versions
                 self._when_free("VACUUM")
                 with self.transaction():
                     self._execute("UPDATE lineage SET token = token")
@@ -292,9 +293,10 @@ class SQLiteSession(Transaction, WriteSession):
 
     def _when_free(self, statement: str) -> None:
         """
-        Execute once no other process writes; wait until `until`, and at most `BUSY_TIMEOUT` seconds from `since`.
+        Execute a statement once no other process writes, waiting until `until` and at most `BUSY_TIMEOUT` s from
+        `since`.
 
-        SQLite's own waiting ends neither for a signal nor for `hurry`, so the writer's connection does without it.
+        The writer's connection doesn't use SQLite's busy timeout: neither a signal nor `hurry` can interrupt it.
         """
         now = time.monotonic()
         since = now if self.since is None else self.since
@@ -320,26 +322,26 @@ class SQLiteSession(Transaction, WriteSession):
                 return
 
     def do_not_wait(self) -> None:
-        """Leave no waiting for other processes to SQLite from now on."""
+        """Disable SQLite's busy timeout."""
         self._execute("PRAGMA busy_timeout = 0")
 
     def hurry(self, seconds: float | None = None) -> None:
-        """Wait no longer than so many seconds for other processes from now on; `CLOSING_WAIT` by default."""
+        """From now on wait at most this many seconds for other processes; `CLOSING_WAIT` by default."""
         self._gives_up_at = min(self._gives_up_at, time.monotonic() + (CLOSING_WAIT if seconds is None else seconds))
 
     def check_usable(self) -> None:
-        """Raise `UnavailableError` where nothing may be written: once damage was met, or without the file."""
+        """Raise `UnavailableError` if writes are refused: after damage, or if the file is gone."""
         if self.damage.error is not None:
             raise unavailable(self.damage.error) from self.damage.error
         self._check_identity()
 
     def check_not_overwritten(self) -> None:
-        """Raise `UnavailableError` where the file holds another store by now, of which reads would return parts."""
+        """Raise `UnavailableError` if the file was overwritten by another store; reads would return a mixture."""
         if self.identity is not None and self.identity.is_overwritten():
             self.identity.check()
 
     def failed(self, error: sqlite3.Error) -> UnavailableError:
-        """Return what an error of the connection is called outside, and remember damage."""
+        """Record damage and return the `UnavailableError` for an error of the connection."""
         self.damage.note(error)
         return unavailable(error)
 
@@ -356,7 +358,7 @@ class SQLiteSession(Transaction, WriteSession):
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
-        """Keep one piece of work apart from the others in the transaction: undo what it did if it raises."""
+        """Run work in a savepoint: roll back its own writes if it raises."""
         self._uncounted.clear()
         try:
             self._execute("SAVEPOINT work")
@@ -374,7 +376,7 @@ class SQLiteSession(Transaction, WriteSession):
         try:
             self._execute("ROLLBACK TO work")
             self._execute("RELEASE work")
-        except sqlite3.Error:  # an interrupt came before the savepoint was there, or when it was there no longer
+        except sqlite3.Error:  # an interrupt came before the savepoint began or after it ended
             self._execute("ROLLBACK")
 
     def row(self, query: str, *parameters: Any) -> Any:
@@ -384,7 +386,7 @@ class SQLiteSession(Transaction, WriteSession):
         return self._execute(query, parameters).fetchall()
 
     def stream(self, query: str, *parameters: Any) -> Iterator[Any]:
-        for row in self._execute(query, parameters):  # noqa: UP028 - which would close the cursor of a closed database
+        for row in self._execute(query, parameters):  # noqa: UP028 - `yield from` would close a closed database's cursor
             yield row
 
     def do(self, query: str, *parameters: Any) -> None:
@@ -394,18 +396,18 @@ class SQLiteSession(Transaction, WriteSession):
         return self._execute(query, parameters).rowcount
 
     def _one_of(self, names: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-        # Of few lengths, so that there are few statements, and each is prepared once.
+        # Few distinct lengths give few distinct statements, each prepared once.
         length = 1 << (len(names) - 1).bit_length()
         return f"name IN ({', '.join('?' * length)})", (*names, *[names[-1]] * (length - len(names)))
 
     def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:
-        return "instr(name, ?)", (text,)  # for LIKE is neither literal nor case-sensitive
+        return "instr(name, ?)", (text,)  # LIKE is neither literal nor case-sensitive
 
     def scan(
         self, account_id: int, containing: str = "", *, prefix: str = "", after: str | None = None, rows: int
     ) -> tuple[list[str], str | None]:
-        # As one row: SQLite gives up the interpreter's lock for each, and takes it again in competition with the other
-        # threads that scan.
+        # All names in one row: for each row SQLite releases the GIL and competes with other scanning threads to get it
+        # back.
         bounds, parameters = self._range(account_id, prefix, after)
         contains, texts = self._containing(containing) if containing else ("TRUE", ())
         query = (
@@ -425,7 +427,7 @@ class SQLiteSession(Transaction, WriteSession):
 
     @staticmethod
     def bytes_of(column: str) -> str:
-        return f"length(CAST({column} AS BLOB))"  # `octet_length` is newer than the oldest SQLite
+        return f"length(CAST({column} AS BLOB))"  # the oldest supported SQLite lacks `octet_length`
 
     @staticmethod
     def blob_bytes_of(column: str) -> str:
@@ -436,20 +438,20 @@ class SQLiteSession(Transaction, WriteSession):
             self._space.take(size, self._unused)
 
     def touch(self) -> None:
-        """Read something, which begins what is read of one moment; it looks into no row."""
+        """Begin the snapshot with a cheap read."""
         self.row("SELECT 1 FROM accounts LIMIT 1")
 
     def check_writable(self) -> None:
-        """Raise `UnavailableError` where the file or its log is read-only, on which SQLite begins all the same."""
+        """Raise `UnavailableError` if the file or its log is read-only; SQLite begins a transaction even then."""
         self.do("DELETE FROM accounts WHERE FALSE")
 
     def check_room(self) -> None:
-        """Raise `UnavailableError` where not even a small value could be written, for lack of leave or of room."""
+        """Raise `UnavailableError` if even a small write fails, for lack of permissions or disk space."""
         self.check_writable()
         self._make_sure_of_space(1)
 
     def look_for_damage(self, size: int) -> None:
-        """Raise `sqlite3.DatabaseError` for a damaged page of a store of so many bytes, where that is soon found."""
+        """Raise `sqlite3.DatabaseError` for a damaged page found by a quick check of a store of `size` bytes."""
         for part in ["1"] if size <= SOON else ["accounts", "api_keys", "lineage"]:
             (found,) = self.rows(f"PRAGMA quick_check({part})")[0]
             if found != "ok":
@@ -461,7 +463,7 @@ class SQLiteSession(Transaction, WriteSession):
         if self._path is None or self.row("PRAGMA auto_vacuum")[0] != INCREMENTAL:
             return False
         (unused,), (pages,) = self.row("PRAGMA freelist_count"), self.row("PRAGMA page_count")
-        # Less than half of what makes it begin is kept for the next saves, so that it doesn't begin again at once.
+        # Hysteresis: once begun, continue down to half of the limit, so that the next saves don't start it again.
         part = 2 if self._gives_back else 1
         self._gives_back = bool(unused > max(UNUSED_PAGES, pages // UNUSED_PART) // part)
         return self._gives_back
@@ -469,9 +471,9 @@ class SQLiteSession(Transaction, WriteSession):
     def _give_back_some(self) -> bool:
         if not self._can_give_back():
             return False
-        # One page at a time: SQLite looks for each through its list of unused pages, which may be long.
+        # One page at a time: for each, SQLite searches its list of unused pages, which may be long.
         self.rows("PRAGMA incremental_vacuum(1)")
-        # A change that the transaction counts, so that the shorter file gets a new token and fits no log of before.
+        # A counted change makes the transaction set a new token, so no earlier log matches the shorter file.
         self.do("UPDATE lineage SET token = token")
         return True
 
@@ -494,36 +496,36 @@ class SQLiteSession(Transaction, WriteSession):
         )
 
     def intact(self) -> bool:
-        """Whether the transaction still stands; SQLite undoes all of it when a disk is full, for one."""
+        """Return True if the transaction is still open; SQLite rolls it back itself on a full disk, for example."""
         return self.connection.in_transaction
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         with self._turn, inside_sqlite():
             self.connection.close()
 
     def __del__(self) -> None:
-        # An interrupt may drop a session anywhere, and a connection that is freed unclosed is a ResourceWarning.
+        # An interrupt may drop a session anywhere, and an unclosed connection raises a ResourceWarning.
         if "connection" in vars(self):
             self.connection.close()
 
     def has_begun(self) -> bool:
-        """Return whether a transaction is open."""
-        with suppress(sqlite3.ProgrammingError):  # it was closed
+        """Return True if a transaction is open."""
+        with suppress(sqlite3.ProgrammingError):  # closed already
             return self.connection.in_transaction
         return False
 
     def leave_to_parent(self, *, is_quiet: bool) -> None:
         """
-        Let go of the connection in a child; memory goes on as a copy, unless it was in use at the fork.
+        Release the connection in a forked child; memory goes on as a copy, unless it was in use at the fork.
 
-        A transaction that the parent is in is neither committed nor rolled back here, nor is its connection closed,
-        even when the child ends: both would write the parent's log.
+        A parent's open transaction is neither committed nor rolled back here, and its connection is never closed, even
+        at the child's exit: both would write to the parent's log.
         """
         if not is_quiet:
-            import ctypes  # which the parent has loaded
+            import ctypes  # loaded by the parent already
 
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.connection))  # so that nothing ever frees it
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.connection))  # never freed
             self.connection = cast("sqlite3.Connection", _Parents())
             self._execute = self.connection.execute
         elif self._path is None:
@@ -532,21 +534,21 @@ class SQLiteSession(Transaction, WriteSession):
             self.connection.close()
 
     def close_untouched(self) -> None:
-        """Let go of the connection, and leave a log that holds data as it is: it isn't carried over into the file."""
+        """Close the connection without a checkpoint: a log with data stays unchanged."""
         log = Path(f"{os.path.realpath(self._path or '')}-wal")
         if self._path is None or not log.exists() or not log.stat().st_size:
             self.close()
             return
-        # While another connection has the file open SQLite leaves the log alone; this one can't write.
+        # SQLite keeps the log while another connection has the file open; this one is read-only.
         with suppress(sqlite3.Error), connected(f"{self._path.as_uri()}?mode=ro", uri=True) as other:
             with suppress(sqlite3.Error):
-                other.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # locks it, even where this fails
+                other.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # locks the file, even if it fails
             self.close()
         self.close()
 
 
 class _Parents:
-    """What a child has in the place of a connection that its parent was using at the fork."""
+    """Placeholder in a forked child for a connection in use at the fork."""
 
     in_transaction: Final = False
     total_changes: Final = 0
@@ -560,9 +562,9 @@ class _Parents:
 
 class ReadTransaction(AbstractContextManager[Transaction]):
     """
-    Reads a file's database as it is at one moment, while the block runs; then `give_back` gets the session.
+    Context manager for a snapshot read of a file's database; at the end `give_back` gets the session.
 
-    What `snapshot` does, but no generator within another: they take as long as the statements of a small read.
+    Equivalent to `snapshot`, but without nested generators: they take as long as the statements of a small read.
     """
 
     def __init__(self, session: SQLiteSession, give_back: Callable[[SQLiteSession], object]) -> None:
@@ -576,7 +578,7 @@ class ReadTransaction(AbstractContextManager[Transaction]):
             if forkers:
                 let_fork(session)
             session.check_not_overwritten()
-            if session.connection.in_transaction:  # an interrupt came before it was ended
+            if session.connection.in_transaction:  # an interrupt came before the rollback
                 session.connection.execute("ROLLBACK")
             session.connection.execute("BEGIN")
         except UnavailableError:
@@ -606,22 +608,22 @@ class ReadTransaction(AbstractContextManager[Transaction]):
 
 T = TypeVar("T")
 
-#: Connections for reading that are kept for the next reader.
+#: Maximum number of idle reader connections kept for reuse.
 MAX_IDLE: Final = 16
-#: Seconds that SQLite waits at a time for other processes while a store is opened; no signal is heard meanwhile.
+#: SQLite's busy timeout in seconds while a store is opened; signals are delayed as long.
 OPENING_WAIT: Final = 0.25
 
 
 class SQLiteStorage(Storage):
     """
-    Keeps all accounts and files in the SQLite file at `path`, created if it is absent; None keeps them in memory.
+    Storage in the SQLite file at `path`, created if missing, or in memory if `path` is None.
 
-    With `copy_of` in place of a path, that file is copied into memory: it is read where nothing can be written. Several
-    processes may use one file, but a forked one has to open it anew. Every commit is synced (``synchronous=FULL``)
-    before it is answered, and readers see the last commit without waiting. Raises `UnsupportedError` for a file that
-    isn't ours, is damaged or is of a newer version, and `OSError` for one that can't be opened. A `session` that holds
-    data in memory is used as it is. A file of an older version is migrated; one whose files must be renamed first is
-    refused as it is, unless the caller `renames` them.
+    With `copy_of` instead of a path, this file is copied into memory, to read it without write permission. Several
+    processes may share a file, but a forked process must open it again. Every commit is synced (``synchronous=FULL``)
+    before its reply, and readers see the last commit without waiting. Raises `UnsupportedError` if the file is foreign,
+    damaged or of a newer version, and `OSError` if it can't be opened. A `session` with data in memory is used as it
+    is. A file of an older version is migrated; if its files must be renamed first, it is refused unchanged, unless the
+    caller `renames` them.
     """
 
     def __init__(
@@ -644,14 +646,14 @@ class SQLiteStorage(Storage):
         )
 
     def in_child(self) -> Storage | None:
-        """Return what a forked process goes on with if that is a copy of memory; None where it opens its own."""
+        """Return the storage of a forked process if it is a copy of memory; None if the process must open its own."""
         if self._path is not None:
             return None
-        with inside_sqlite():  # which refuses it where the copy was made in the middle of something
+        with inside_sqlite():  # refuses a copy made in the middle of an SQLite call
             return SQLiteStorage(None, self._session)
 
     def read(self) -> AbstractContextManager[Transaction]:
-        """Return a transaction to read with, on the caller's thread: all it reads is of one moment."""
+        """Return a read transaction for the caller's thread: a snapshot of one moment."""
         check_open(self._process, closed=self._closed)
         if self._path is None:
             return self._session.snapshot()
@@ -659,7 +661,7 @@ class SQLiteStorage(Storage):
 
     def _give_back(self, session: SQLiteSession) -> None:
         self._idle.append(session)
-        # Looked at only now, so that none is left behind whenever `close` comes.
+        # Checked after the append, so that a concurrent `close` leaves no connection open.
         if self._closed or len(self._idle) > MAX_IDLE:
             _close_one(self._idle)
 
@@ -679,29 +681,29 @@ class SQLiteStorage(Storage):
         return self._writer.submit(work, account, size)
 
     def others_wait(self, account: Hashable) -> bool:
-        """Return True in the middle of an account's work if other work waits to be written."""
+        """Return True if other work is queued; call it within an account's work."""
         return self._writer.others_wait(account)
 
     def hold(self, account: Hashable) -> None:
-        """Begin no more work of an account until `release`; only in the middle of its work."""
+        """Start no more work of an account until `release`; call it only within the account's work."""
         self._writer.hold(account)
 
     def release(self, account: Hashable) -> None:
-        """Do the work of an account again that was held."""
+        """Resume the work of an account after `hold`."""
         self._writer.release(account)
 
     def end_within(self, seconds: float) -> None:
-        """Refuse all work that has not begun in so many seconds."""
+        """Refuse all work not started within `seconds`."""
         self._session.hurry(seconds)
         self._writer.end_within(seconds)
 
     def run(self, work: Callable[[Transaction], T], until: float = math.inf) -> Future[T]:
-        """Do as `submit`, on the caller's thread where nobody else writes; see `Storage.run`."""
+        """Do as `submit`, on the caller's thread if nobody else is writing; see `Storage.run`."""
         check_open(self._process, closed=self._closed)
         return self._writer.run(work, until)
 
     def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
-        """Copy all that it holds at this moment into a new file at `path`, which is there only once it is whole."""
+        """Copy a snapshot into a new file, which appears at `path` once it is complete."""
         check_open(self._process, closed=self._closed)
         if self._path is None:
             with self._session.snapshot():
@@ -712,16 +714,16 @@ class SQLiteStorage(Storage):
         except sqlite3.Error as error:
             raise self._session.failed(error) from error
         with closing(session), session.snapshot():
-            session.touch()  # from the first read on it is one moment
+            session.touch()  # the first read begins the snapshot
             back_up(session.connection, path, report)
 
     def compact(self) -> None:
-        """Give the file's unused space back to the disk; see `SQLiteSession.compact`."""
+        """Return the file's unused space to the disk; see `SQLiteSession.compact`."""
         check_open(self._process, closed=self._closed)
         self._writer.run_outside(SQLiteSession.compact)
 
     def problem(self) -> str | None:
-        """Return why reads or saves fail at present, None where they don't; see `HealthProbe` for a writer at work."""
+        """Return the present reason for failing reads or saves, or None; see `HealthProbe` for a busy writer."""
         try:
             check_open(self._process, closed=self._closed)
             self._session.check_usable()
@@ -733,9 +735,9 @@ class SQLiteStorage(Storage):
         return self._probe.problem(group_commit.PATIENCE)
 
     def check_writable(self) -> None:
-        """Raise `PermissionError` where the file, its log or its file system is read-only."""
+        """Raise `PermissionError` if the file, its log or its file system is read-only."""
         try:
-            self.submit(SQLiteSession.check_writable).result()  # type: ignore[arg-type]  # which its session is
+            self.submit(SQLiteSession.check_writable).result()  # type: ignore[arg-type]  # a SQLiteSession
         except UnavailableError as error:
             if isinstance(error.__cause__, sqlite3.Error) and primary_code(error.__cause__) == sqlite3.SQLITE_READONLY:
                 raise PermissionError(
@@ -745,13 +747,13 @@ class SQLiteStorage(Storage):
             raise
 
     def look_for_damage(self) -> None:
-        """Look at all pages of a small store, and at those of a large one that every request needs."""
+        """Check all pages of a small store; of a large store, the pages needed by every request."""
         with suppress(UnavailableError), self.read() as transaction:
-            assert isinstance(transaction, SQLiteSession)  # noqa: S101 - all are
+            assert isinstance(transaction, SQLiteSession)  # noqa: S101 - always true
             transaction.look_for_damage(self.size())
 
     def size(self) -> int:
-        """Return how many bytes the file and its log take, 0 in memory."""
+        """Return the size of the file and its log in bytes, 0 in memory."""
         size = 0
         for end in ("", "-wal") if self._path is not None else ():
             with suppress(FileNotFoundError):
@@ -759,7 +761,7 @@ class SQLiteStorage(Storage):
         return size
 
     def check_can_wait(self) -> None:
-        """Raise `RuntimeError` in a signal handler in the middle of its thread's own write to a store in memory."""
+        """Raise `RuntimeError` in a signal handler that interrupts its thread's own write to a store in memory."""
         if self._path is None and self._writer.is_mine():
             raise RuntimeError(
                 "A signal handler can't list a store in memory in the middle of its thread's own write; set a flag in "
@@ -767,15 +769,15 @@ class SQLiteStorage(Storage):
             )
 
     def withdraw(self) -> None:
-        """After an interrupt of this thread, cancel the write that it waits for, or wait until it is done."""
+        """After an interrupt of this thread, cancel its pending write, or wait for its end."""
         self._writer.withdraw()
 
     def hurry(self) -> None:
-        """Wait no longer than a moment for other processes from now on."""
+        """From now on wait only briefly for other processes."""
         self._session.hurry()
 
     def close(self) -> None:
-        """Finish what was submitted, unless another process holds the store, then let go of all connections."""
+        """Finish the submitted work, unless another process locks the store, then close all connections."""
         self._closed = True
         self.hurry()
         self._writer.close()
@@ -807,7 +809,7 @@ def _try_to_open(path: Path | None, copy_of: Path | None, *, renames: bool) -> S
             migrate(session.connection, path, renames=renames)
             if session.identity is not None:
                 with session.snapshot():
-                    session.touch()  # so that a new file has its log too
+                    session.touch()  # creates the log of a new file
                 session.identity.add_log()
             session.do_not_wait()
         except BaseException:
@@ -845,5 +847,5 @@ def _let_go(session: SQLiteSession, idle: list[SQLiteSession]) -> None:
 
 
 def _close_one(idle: list[SQLiteSession]) -> None:
-    with suppress(IndexError):  # a reader and the writer may both find the last one
+    with suppress(IndexError):  # a reader and the writer may compete for the last one
         idle.pop().close()
