@@ -338,8 +338,7 @@ class AccountStatements(CounterStatements):
     """
     Accounts, API keys, owner passwords, dashboard sessions and events.
 
-    Queries made only by ordinary requests take no row lock; queries made by administrative changes lock the account's
-    row.
+    Queries made only by ordinary requests read without a row lock; queries behind changes of an account lock its row.
     """
 
     def account(self, account_id: int) -> Account | None:

@@ -293,8 +293,7 @@ class SQLiteSession(Transaction, WriteSession):
 
     def _when_free(self, statement: str) -> None:
         """
-        Execute a statement once no other process writes, waiting until `until` and at most `BUSY_TIMEOUT` s from
-        `since`.
+        Execute a statement once no other process writes; wait until `until`, at most `BUSY_TIMEOUT` s from `since`.
 
         The writer's connection doesn't use SQLite's busy timeout: neither a signal nor `hurry` can interrupt it.
         """

@@ -25,32 +25,32 @@ from cloudstore_mapping.storefiles import SIDECARS, refuse_sidecar
 FULL: Final = "The store's disk is full; free some space, then try again."
 READ_ONLY: Final = "The store's file system is read-only; mount it for writing, then start again."
 
-#: Bytes that the log grows to as a rule before it is carried over into the file, and some more: 1,000 pages of 4 KiB.
+#: Typical maximum size of the log in bytes before a checkpoint (1,000 pages of 4 KiB), with a margin.
 LOG: Final = 5 * 2**20
-#: The part of a small disk that is kept at most.
+#: At most one part in PART of a small disk is reserved.
 PART: Final = 4
-#: Bytes of a log that is given back once the disk gets full, and the part of a small disk that it may be.
+#: Logs above LARGE_LOG bytes, or above one part in LARGE_LOG_PART of a small disk, are truncated on a nearly full disk.
 LARGE_LOG: Final = 2**20
 LARGE_LOG_PART: Final = 16
 
-#: SQLite's number for a file whose unused pages can be given back to the disk one by one.
+#: SQLite's number of the vacuum mode `incremental`: unused pages can be returned to the disk one by one.
 INCREMENTAL: Final = 2
 
 
 class Disk(Protocol):
-    """What `disk_of` tells of a disk, in bytes."""
+    """Disk space in bytes, as returned by `disk_of`."""
 
     @property
     def total(self) -> int:
-        """How large it is; 0 where that isn't told."""
+        """Total size; 0 if unknown."""
 
     @property
     def free(self) -> int:
-        """How much of it is free."""
+        """Free space."""
 
     @property
     def read_only(self) -> bool:
-        """Whether its file system takes no writes, which a failing disk may make of it while it is in use."""
+        """True if the file system refuses writes; a failing disk may switch to that during use."""
 
 
 class _Disk(NamedTuple):
@@ -60,7 +60,7 @@ class _Disk(NamedTuple):
 
 
 def disk_of(folder: str) -> Disk:
-    """Return the disk that a folder is on."""
+    """Return the disk of a folder."""
     if not hasattr(os, "statvfs"):
         total, _, free = shutil.disk_usage(folder)
         return _Disk(total, free, read_only=False)
@@ -70,9 +70,9 @@ def disk_of(folder: str) -> Disk:
 
 class DiskReserve:
     """
-    The disk that the SQLite file at `path` is on, for one transaction after another; `look` tells of a folder's disk.
+    Reserve of disk space for the SQLite file at `path`, one transaction after another; `look` returns a folder's disk.
 
-    It is looked at once in a transaction, for that takes as long as a tenth of a small write.
+    The disk is queried once per transaction, because a query takes a tenth of the time of a small write.
     """
 
     def __init__(self, path: Path, look: Callable[[str], Disk] = disk_of) -> None:
@@ -82,39 +82,39 @@ class DiskReserve:
         self.begin()
 
     def begin(self) -> None:
-        """Begin a transaction."""
+        """Begin a transaction: forget the reserved space."""
         self._taken = 0
         self._disk: Disk | None = None
 
     def log_is_in_the_way(self) -> bool:
-        """Return whether the disk gets full and the log is large; to empty it makes room for deletes."""
+        """Return True if the disk is nearly full and the log is large; truncating it makes room for deletes."""
         self._disk = self._look(self._folder)
         log = self._log_size() if self._disk.free < 4 * LOG else 0
         if self._disk.total <= 0 or log <= min(LARGE_LOG, self._disk.total // LARGE_LOG_PART):
             return False
-        self._disk = None  # what is free will be another number
+        self._disk = None  # the truncation will change the free space
         return True
 
     def take(self, size: int, unused: Callable[[], int]) -> None:
         """
-        Take so many bytes; `UnavailableError` where the disk is read-only, or they would take what is kept of it.
+        Reserve `size` bytes; raise `UnavailableError` if the disk is read-only or only its reserve is left.
 
-        `unused` returns how many bytes of the file itself are free. All is written twice: to the log, then to the file.
+        `unused` returns the free bytes inside the file itself. All data is written twice: to the log, then to the file.
         """
         if self._disk is None:
             self._disk = self._look(self._folder)
         disk = self._disk
-        if disk.read_only:  # before a commit fails, after which nothing is written any more
+        if disk.read_only:  # before a commit fails: after a failed commit all writes are refused
             raise UnavailableError(READ_ONLY, retry_after=1.0)
         needed = 2 * (self._taken + size)
-        if disk.free < needed + 2 * LOG and disk.total > 0:  # some file systems don't tell
+        if disk.free < needed + 2 * LOG and disk.total > 0:  # the total is 0 on some file systems
             needed += self._kept(disk)
             if disk.free < needed and disk.free + unused() < needed:
                 raise UnavailableError(FULL, retry_after=1.0)
         self._taken += size
 
     def _kept(self, disk: Disk) -> int:
-        # What is in the log may have to be added to the file before the log is written from its beginning again.
+        # A checkpoint may have to add the log's content to the file before the log restarts.
         return max(self._log_size(), min(LOG, disk.total // PART))
 
     def _log_size(self) -> int:
@@ -135,7 +135,7 @@ _SENTENCES: Final = {
 }
 
 
-#: The sentences for a process, and for a system, at the limit of open files, by errno.
+#: Error messages for the limit of open files, of a process and of the system, by errno.
 NO_MORE_FILES: Final = {
     errno.EMFILE: "This process has as many files open as it may; raise its limit of open files (ulimit -n).",
     errno.ENFILE: "The system has as many files open as it may; raise its limit of open files (fs.file-max).",
@@ -143,18 +143,18 @@ NO_MORE_FILES: Final = {
 
 
 def unavailable(error: sqlite3.Error) -> UnavailableError:
-    """Return what an error of SQLite is called outside."""
+    """Return the `UnavailableError` for an SQLite error, with a message for users."""
     code = primary_code(error)
     sentence = no_more_files() if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) else None
     if sentence is None and getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE:
-        sentence = FULL  # no room for the index of the log, which the first that opens the file makes
+        sentence = FULL  # no room for the log's index, created by the first connection
     if sentence is None:
         sentence = _SENTENCES.get(code, f"The store failed: {error}.")
     return UnavailableError(sentence, retry_after=1.0)
 
 
 def no_more_files() -> str | None:
-    """Return the sentence for a process or system at its limit of open files, None elsewhere; SQLite doesn't tell."""
+    """Return the error message for the limit of open files if it is reached, else None; SQLite doesn't report it."""
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
@@ -163,18 +163,18 @@ def no_more_files() -> str | None:
 
 
 def primary_code(error: sqlite3.Error) -> int:
-    """Return SQLite's primary result code, `SQLITE_ERROR` for an error of the module's own."""
+    """Return SQLite's primary result code; `SQLITE_ERROR` for errors of the sqlite3 module itself."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 
-HEADER: Final = struct.Struct(">II I I 8s II")  # magic, version, page size, checkpoints, salts, checksums
-FRAME: Final = struct.Struct(">II 8s II")  # page number, pages in all after a commit, salts, checksums
+HEADER: Final = struct.Struct(">II I I 8s II")  # magic, version, page size, checkpoint number, salts, checksums
+FRAME: Final = struct.Struct(">II 8s II")  # page number, database size in pages (commit frames only), salts, checksums
 VERSION: Final = 3007000
 _MAGIC: Final = 0x377F0682
 
 
 class Frame(NamedTuple):
-    """Header of a frame in an open log, and the place of its page."""
+    """Header of a frame in an open log, and the offset of its page."""
 
     file: IO[bytes]
     header: bytes
@@ -187,12 +187,12 @@ class Frame(NamedTuple):
         return int.from_bytes(self.header[:4], "big")
 
     def read(self, place: int, size: int) -> bytes:
-        """Return bytes of the page, fewer if the log ends within it."""
+        """Return `size` bytes of the page from offset `place`, fewer if the log ends within it."""
         return at(self.file, self.page + place, size)
 
 
 def page_size(beginning: bytes) -> int | None:
-    """Return the page size in a log's header, in bytes; None for anything else than a header."""
+    """Return the page size in bytes from a log's header; None for an invalid header."""
     if len(beginning) < HEADER.size:
         return None
     magic, version, size, *_ = HEADER.unpack(beginning)
@@ -207,14 +207,14 @@ def is_little(beginning: bytes) -> bool:
 
 
 def is_right(beginning: bytes) -> bool:
-    """Return True for a valid header of a log, with its checksum."""
+    """Return True for a valid log header with a matching checksum."""
     return page_size(beginning) is not None and HEADER.unpack(beginning)[-2:] == summed(
         beginning[:24], (0, 0), little=is_little(beginning)
     )
 
 
 def frames(file: IO[bytes], beginning: bytes) -> Iterator[Frame]:
-    """Yield the frames of a log with this header, up to its end or to frames from before its last restart."""
+    """Yield the frames of a log with this header, up to its end or to frames older than its last restart."""
     for frame in all_frames(file, beginning):
         if not frame.number or FRAME.unpack(frame.header)[2] != beginning[16:24]:
             return
@@ -222,7 +222,7 @@ def frames(file: IO[bytes], beginning: bytes) -> Iterator[Frame]:
 
 
 def all_frames(file: IO[bytes], beginning: bytes) -> Iterator[Frame]:
-    """Yield the frames of a log with this header, and those from before its last restart behind them."""
+    """Yield the frames of a log with this header, including older ones left behind its last restart."""
     size = page_size(beginning)
     place = HEADER.size
     while size is not None and len(header := at(file, place, FRAME.size)) == FRAME.size:
@@ -231,7 +231,7 @@ def all_frames(file: IO[bytes], beginning: bytes) -> Iterator[Frame]:
 
 
 def beginning_of(log: Path) -> bytes:
-    """Return the header of a log, different after each restart of the log; empty if there is no log."""
+    """Return the header of a log, changed by each restart of the log; empty if there is no log."""
     try:
         with log.open("rb") as file:
             return file.read(HEADER.size)
@@ -240,13 +240,13 @@ def beginning_of(log: Path) -> bytes:
 
 
 def at(file: IO[bytes], place: int, size: int) -> bytes:
-    """Return bytes of a file."""
+    """Return `size` bytes of a file from offset `place`."""
     file.seek(place)
     return file.read(size)
 
 
 def summed(data: bytes, sums: tuple[int, int], *, little: bool) -> tuple[int, int]:
-    """Return SQLite's checksums of `data`, continued from `sums`."""
+    """Return SQLite's checksums of `data`, continuing from `sums`."""
     first, second = sums
     if len(data) % 8:
         return -1, -1  # the log ends within a page
@@ -256,19 +256,19 @@ def summed(data: bytes, sums: tuple[int, int], *, little: bool) -> tuple[int, in
     return first, second
 
 
-#: The first schema that has the table.
+#: The first schema with the table `lineage`.
 WITH_LINEAGE: Final = 3
 
-#: Attempts to read a file and its log in use, until no writer restarts the log between two of them.
+#: Maximum attempts to read a file and its log without a restart of the log in between.
 TRIES: Final = 10
 
 NOTHING: Final = bytes(16)
 
-# A token: random bytes, a mark (tokens of the migration have none), and the schema cookie.
+# A token: random bytes, a mark (absent in tokens of the migration), and the schema cookie.
 _TOKEN: Final = struct.Struct(">8s 4s I")
 _MARK: Final = b"tokn"
-_PLACE_OF_CHANGES: Final = 40  # of the schema cookie in page 1
-# A page of a table with one row; its type, first free block, count of rows, and where the row begins.
+_PLACE_OF_CHANGES: Final = 40  # offset of the schema cookie in page 1
+# A table page with one row: type, first free block, number of rows, offset of the row.
 _PAGE: Final = struct.Struct(">B 2x H 3x H")
 _LEAF: Final = 0x0D
 # The row: payload size, rowid, header size, two blobs of 16 bytes. No other table has such rows.
@@ -276,33 +276,33 @@ _ROW: Final = bytes((35, 1, 3, 44, 44))
 
 
 class Lineage(NamedTuple):
-    """The token of a store, and the one before; both are zeros in a file without the table."""
+    """Present and previous token of a store; both are zeros without the table `lineage`."""
 
     token: bytes
     previous: bytes
 
 
 def change(connection: sqlite3.Connection) -> None:
-    """Give a store its next token; called in each writing transaction."""
+    """Set the store's next token; called in each writing transaction."""
     (changes,) = connection.execute("PRAGMA schema_version").fetchone()
     token = _TOKEN.pack(secrets.token_bytes(8), _MARK, changes & 0xFFFFFFFF)
     connection.execute("UPDATE lineage SET previous = token, token = ?", (token,))
 
 
 def change_if_there(connection: sqlite3.Connection) -> None:
-    """Give a store, or a copy of one, its own token; does nothing for a schema without the table."""
+    """Set a new token in a store or a copy; do nothing without the table `lineage`."""
     if connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'lineage'").fetchone() != (0,):
         change(connection)
 
 
 def lineage_of(path: Path) -> Lineage | None:
-    """Return the lineage in the file itself, without its log; None if the file is unreadable without it."""
+    """Return the lineage in the file without its log; None if the file is unreadable without the log."""
     try:
         with connected(f"{path.as_uri()}?mode=ro&immutable=1", uri=True) as connection:
             if connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'lineage'").fetchone() == (0,):
                 return Lineage(NOTHING, NOTHING)
             return Lineage(*connection.execute("SELECT token, previous FROM lineage").fetchone())
-    except (sqlite3.Error, TypeError):  # half written, damaged, or no database
+    except (sqlite3.Error, TypeError):  # partly written, damaged, or not a database
         return None
 
 
@@ -310,14 +310,14 @@ def is_of_another_file(log: Path, path: Path, in_use: Callable[[], bool]) -> boo
     """
     Return True if the log belongs to another file than the one at `path`; both may be in use.
 
-    A log without tokens was written by another program or an older version. It belongs to a file without a token, and
-    to any other file only while that is `in_use` with it.
+    A log without tokens comes from another program or an older version. It belongs to a file without a token, and to
+    any other file only if it is `in_use` with that file.
     """
     seen: bytes | None = None
     for _ in range(TRIES):
         lineage = lineage_of(path)
         changes = _changes_of(path)
-        # Read after the file: a checkpoint copies only what is in the log already.
+        # Read after the file: a checkpoint copies only frames already in the log.
         tokens, changes_in_log = _tokens(log)
         beginning = beginning_of(log)
         if lineage is None or (lineage.token == NOTHING and not tokens):
@@ -325,16 +325,16 @@ def is_of_another_file(log: Path, path: Path, in_use: Callable[[], bool]) -> boo
         known = _changes_in(lineage.token)
         if lineage.token in tokens and (None in (known, changes) or changes in {known, *changes_in_log}):
             return False
-        if beginning == seen:  # it has a commit, and no writer restarted it between the two attempts
+        if beginning == seen:  # the log has a commit and was not restarted between two attempts
             return bool(tokens) or not in_use()
         if not _has_commit(log):
             return False
         seen = beginning
-    return False  # a writer is at work
+    return False  # a writer is active
 
 
 def _changes_of(path: Path) -> int | None:
-    """Return the schema cookie of the file itself; None if the file is unreadable without its log."""
+    """Return the schema cookie in the file without its log; None if the file is unreadable without the log."""
     try:
         with connected(f"{path.as_uri()}?mode=ro&immutable=1", uri=True) as connection:
             return int(connection.execute("PRAGMA schema_version").fetchone()[0]) & 0xFFFFFFFF
@@ -375,7 +375,7 @@ def lineage_in(frame: Frame) -> Lineage | None:
 
 
 def _has_commit(log: Path) -> bool:
-    """Return True if recovery would replay something: the checksums are valid up to a commit frame."""
+    """Return True if recovery would replay a commit: the checksums are valid up to a commit frame."""
     beginning = beginning_of(log)
     if not is_right(beginning):
         return False
@@ -400,17 +400,17 @@ def _frames(log: Path) -> Iterator[Frame]:
 
 
 # The wal-index (``-shm``): its header twice (version, initialised, frames, pages, salts, checksums), then the number of
-# frames in the file by checkpoints.
+# checkpointed frames.
 _INDEX: Final = struct.Struct("=I 8x B x 2x I I 8x 8s II")
 _INDEX_SIZE: Final = 2 * _INDEX.size + 4
 
-#: Descriptors of wal-indexes, by device and inode. Closing one would drop all locks of this process on its file, and
-#: another thread may have opened the store meanwhile.
+#: Descriptors of wal-indexes, by device and inode; kept open, because closing one would drop all locks of this process
+#: on its file, and another thread may have opened the store meanwhile.
 _kept: Final[dict[tuple[int, int], int]] = {}
 
 
 class Log(NamedTuple):
-    """Recovery of a log: its header, its frames up to the last commit SQLite finds, and damage in front of others."""
+    """Recovery of a log: header, frames up to the last commit found by SQLite, and damage in front of later commits."""
 
     beginning: bytes
     frames: int
@@ -418,7 +418,7 @@ class Log(NamedTuple):
 
 
 class Index(NamedTuple):
-    """Content of a wal-index: the salts of its log, the committed frames, and those in the file by a checkpoint."""
+    """Content of a wal-index: salts of its log, number of committed frames, number of checkpointed frames."""
 
     salts: bytes
     frames: int
@@ -432,7 +432,7 @@ def is_damaged(log: Path, path: Path) -> bool:
         found = look_at_log(log, path)
         if not found.is_damaged:
             return False
-        if found == seen:  # no writer is just writing the invalid frame
+        if found == seen:  # stable: no writer is writing the invalid frame now
             return True
         seen = found
     return False
@@ -442,7 +442,7 @@ def lacks_saves(log: Path, path: Path, index: Path) -> bool:
     """
     Return True if the log lacks committed frames of its wal-index; no process may have the store open.
 
-    A wal-index is never synced, so one from before the last boot is ignored.
+    A wal-index is never synced, so one older than the last boot is ignored.
     """
     told = index_at(index)
     if told is None:
@@ -454,7 +454,7 @@ def lacks_saves(log: Path, path: Path, index: Path) -> bool:
 
 
 def look_at_log(log: Path, path: Path) -> Log:
-    """Walk the log of the file at `path` as recovery does, and on behind the first invalid frame."""
+    """Walk the log of the file at `path` as recovery does, and continue behind the first invalid frame."""
     try:
         file = log.open("rb", buffering=0)
     except FileNotFoundError:
@@ -473,7 +473,7 @@ def look_at_log(log: Path, path: Path) -> Log:
 
 
 class _Walk:
-    """Walk over a log's frames: follow recovery, then look for commits behind its end."""
+    """Walk over a log's frames: follow recovery, then search for commits behind its end."""
 
     def __init__(self, beginning: bytes, lineage: Lineage | None) -> None:
         #: Frames up to the last commit of recovery.
@@ -481,16 +481,16 @@ class _Walk:
         self._beginning = beginning
         self._little = is_little(beginning)
         self._frames = 0
-        self._goes_on = True  # recovery has met no invalid frame
+        self._goes_on = True  # recovery has met no invalid frame yet
         self._sums: list[tuple[int, int]] = [struct.unpack(">II", beginning[24:])]  # candidates for the next frame
-        self._after_commit = False  # the frame before is a valid commit frame behind the end of recovery
+        self._after_commit = False  # the previous frame is a valid commit frame behind the end of recovery
         self._is_continued = False  # a frame continues the checksums of such a commit
         self._known: set[bytes] = {NOTHING, *(lineage or ())}  # tokens of the file and of recovered transactions
         self._rows: list[Lineage] = []  # tokens of transactions not recovered
 
     @property
     def is_damaged(self) -> bool:
-        """True if a later transaction continues a commit behind the end of recovery: it was acknowledged."""
+        """True if a later transaction continues a commit behind the end of recovery: that commit was acknowledged."""
         begun_from = {row.previous for row in self._rows} - self._known
         if self._known == {NOTHING}:  # the file is unreadable without the log
             begun_from &= {row.token for row in self._rows}
@@ -501,7 +501,7 @@ class _Walk:
         number, pages, salts, *stored = FRAME.unpack(frame.header)
         written = (stored[0], stored[1])
         self._frames += 1
-        if salts != self._beginning[16:24]:  # left of an older log, or the salts are damaged
+        if salts != self._beginning[16:24]:  # left of an older log, or with damaged salts
             self._goes_on = self._after_commit = False
             self._sums = [written]
             return
@@ -518,19 +518,19 @@ class _Walk:
             self._known.update(*self._rows)
             self._rows.clear()
         self._after_commit = fits and pages > 0 and not self._goes_on
-        # The stored checksum of a damaged frame is valid if the page is damaged; otherwise the computed one is.
+        # With a damaged page the stored checksum is valid, otherwise the computed one.
         self._sums = [written] if fits else [written, sums[0]]
 
 
 def index_at(index: Path) -> Index | None:
-    """Return the content of a valid wal-index written since the last boot; None for all others."""
+    """Return the content of a valid wal-index written since the last boot, else None."""
     for key, kept in list(_kept.items()):
-        if not os.fstat(kept).st_nlink:  # SQLite is done with it
+        if not os.fstat(kept).st_nlink:  # deleted by SQLite
             os.close(_kept.pop(key))
     try:
         found = index.stat()
         if found.st_size < _INDEX_SIZE or not started_at() <= found.st_ctime <= time.time():
-            return None  # from before the last boot, or the clock isn't set yet
+            return None  # older than the last boot, or the clock isn't set yet
         key = found.st_dev, found.st_ino
         if key not in _kept:
             _kept[key] = os.open(index, os.O_RDONLY | os.O_CLOEXEC)
@@ -548,13 +548,13 @@ def index_at(index: Path) -> Index | None:
 
 
 def started_at() -> float:
-    """Return the time of the last boot, by the present clock."""
+    """Return the time of the last boot in seconds since 1970, by the present clock."""
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 _log: Final = logging.getLogger(__name__)
 
-#: Device and inode of a file; None for a path that leads to none.
+#: Device and inode of a file; None for a missing file.
 _Id: TypeAlias = tuple[int, int] | None
 
 LOST: Final = "The store's {} was moved, deleted or replaced while the store was open; put it back, or start again."
@@ -565,16 +565,16 @@ _LOST_MEANWHILE: Final = (
 
 class Identity:
     """
-    Device and inode of the file at `path`, and of the log beside it, since they were opened.
+    Identity (device and inode) of the file at `path` and of its log at the time of opening.
 
-    SQLite keeps using the files it opened, even if their paths lead elsewhere by now: a commit succeeds, and whoever
-    opens the path later misses it. SQLite doesn't notice either that `cp` writes another store's bytes into the file.
-    Only checkpoints change the file, so its content is checked whenever its modification time has changed.
+    SQLite keeps using its open files even if their paths now lead elsewhere: a commit succeeds, but is missing for
+    anyone opening the path later. SQLite doesn't notice either if `cp` overwrites the file with another store. Only
+    checkpoints change the file, so its content is checked after each change of its modification time.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = os.fspath(path)
-        resolved = os.path.realpath(path)  # SQLite follows links before it adds an ending
+        resolved = os.path.realpath(path)  # SQLite resolves links before it appends a suffix
         self._log_path, self._index_path = f"{resolved}-wal", f"{resolved}-shm"
         self._file = _identity(self._path)
         self._files = [("file", self._path, self._file)]
@@ -584,12 +584,12 @@ class Identity:
         self._looking = threading.Lock()
 
     def add_log(self) -> None:
-        """Include the log and its index from now on; the first transaction has made them."""
+        """Include the log and its index from now on; the first transaction has created them."""
         for path in (self._log_path, self._index_path):
             self._files.append((f"{path[-4:]} file", path, _identity(path)))
 
     def check(self) -> None:
-        """Raise `UnavailableError` where one of the files is gone from its path: nothing was written."""
+        """Raise `UnavailableError` if one of the files is gone from its path; nothing was written."""
         if (lost := self.lost()) is not None:
             raise UnavailableError(LOST.format(lost), retry_after=1.0)
 
@@ -606,96 +606,96 @@ class Identity:
                 self._is_committing = False
 
     def check_committed(self) -> None:
-        """Raise `OutcomeUnknownError` where one of the files is gone from its path, though a commit succeeded."""
+        """Raise `OutcomeUnknownError` if one of the files is gone from its path after a successful commit."""
         if (lost := self.lost()) is not None:
             raise OutcomeUnknownError(_LOST_MEANWHILE.format(lost), error="OutcomeUnknown")
 
     def lost(self) -> str | None:
-        """Return the name of a file moved, replaced or overwritten since it was opened; None if all are there."""
+        """Return the name of a file moved, replaced or overwritten since it was opened, or None."""
         for name, path, opened in self._files:
             if opened is None or _identity(path) != opened:
                 return name
         return "file" if self.is_overwritten() else None
 
     def is_overwritten(self) -> bool:
-        """Return True if the file holds another store by now, as after ``cp other.db store.db``."""
+        """Return True if the file was overwritten by another store, as by ``cp other.db store.db``."""
         changed = _changed(self._path)
         if self._is_overwritten or changed == self._changed or self._is_committing:
             return self._is_overwritten
         if _identity(self._path) != self._file:
-            return False  # the path leads to another file, and this one is unchanged
+            return False  # the path leads to another file; ours is unchanged
         if not self._looking.locked():  # one thread is enough: the log may be long
-            with self._looking:  # which an interrupt can't leave behind, unlike one that is only tried for
+            with self._looking:  # `with` releases the lock even after an interrupt, unlike a non-blocking acquire
                 self._is_overwritten = is_of_another_file(Path(self._log_path), Path(self._path), lambda: True)
                 self._changed = changed
         return self._is_overwritten
 
     def set_log_aside(self, what_happened: str) -> None:
-        """Rename the log, so that it is never applied to the file at the path now."""
-        Path(self._index_path).unlink(missing_ok=True)  # first: beside the log no other file is opened
-        with suppress(FileNotFoundError):  # another process has set it aside
+        """Rename the log, to prevent its replay over the file now at the path."""
+        Path(self._index_path).unlink(missing_ok=True)  # first: the log still keeps others from opening the path
+        with suppress(FileNotFoundError):  # another process has renamed it
             kept = f"{self._log_path}.{secrets.token_hex(4)}.lost"
-            os.rename(self._log_path, kept)  # noqa: PTH104 - a text
+            os.rename(self._log_path, kept)  # noqa: PTH104 - a string
             _log.error("The store's file was %s while it was open; its last writes are in %s.", what_happened, kept)
 
     def part_from_log(self, connection: sqlite3.Connection) -> None:
         """
-        Take the log away from the path that the store's file is gone from, before the last connection closes.
+        Remove the log from a path without its file (moved or deleted), before the last connection closes.
 
-        SQLite leaves it there. A file that was moved would lack its last commits, and SQLite would replay them over
-        another one that took its place. So they are carried over into the file that was moved. Of a deleted file the
-        log is kept under another name, unless there is nothing at the path that it could harm.
+        SQLite leaves the log there. A moved file would lack its last commits, and SQLite would replay them over a file
+        that replaced it. So a log is checkpointed into a moved file. The log of a deleted file is renamed, unless there
+        is no file at the path to be harmed.
         """
         if _identity(self._path) == self._file or any(_identity(path) != opened for _, path, opened in self._files[1:]):
             return
         if self._is_kept():
-            # Where no other process has the file open this carries the log over and removes it. That the file is
-            # no longer at its path is an error, but only of what SQLite does after that.
+            # If no other process has the file open, this checkpoints and removes the log. SQLite fails afterwards,
+            # because the file is not at its path; that error is harmless.
             with suppress(sqlite3.Error):
                 connection.execute("PRAGMA busy_timeout = 0")
                 connection.execute("PRAGMA journal_mode = DELETE")
-        # An empty log may be in use by now, with the file in the place of ours.
-        elif os.path.exists(self._path) and os.path.getsize(self._log_path):  # noqa: PTH110, PTH202 - a text
+        # An empty log may already be in use with the file in place of ours.
+        elif os.path.exists(self._path) and os.path.getsize(self._log_path):  # noqa: PTH110, PTH202 - a string
             self.set_log_aside("replaced")
 
     def _is_kept(self) -> bool:
-        """Whether the file still has a name somewhere, as far as the system tells."""
+        """Return True if the file still has a name somewhere, as far as the system reports it."""
         with suppress(OSError):
-            for number in os.listdir("/proc/self/fd"):  # noqa: PTH208 - a text
+            for number in os.listdir("/proc/self/fd"):  # noqa: PTH208 - a string
                 with suppress(OSError):
-                    found = os.stat(f"/proc/self/fd/{number}")  # noqa: PTH116 - a text
+                    found = os.stat(f"/proc/self/fd/{number}")  # noqa: PTH116 - a string
                     if (found.st_dev, found.st_ino) == self._file:
                         return found.st_nlink > 0
         return False
 
 
 def _changed(path: str) -> int:
-    """Return the modification time of a file in ns, 0 for no file."""
+    """Return the modification time of a file in ns, 0 for a missing file."""
     try:
-        return os.stat(path).st_mtime_ns  # noqa: PTH116 - a text, looked at before each read and write
+        return os.stat(path).st_mtime_ns  # noqa: PTH116 - a string: called before each read and write
     except OSError:
         return 0
 
 
 def _identity(path: str) -> _Id:
     try:
-        found = os.stat(path)  # noqa: PTH116 - a text, looked at before and after each commit
+        found = os.stat(path)  # noqa: PTH116 - a string: called before and after each commit
     except OSError:
         return None
     return found.st_dev, found.st_ino
 
 
-#: Bytes in the name of a store's file: file systems take 255, and a log's name is longer.
+#: Maximum bytes of a store's file name: file systems allow 255, including the suffix of the log's name.
 MAX_NAME: Final = 255 - len("-journal")
-#: A journal of SQLite begins with this.
+#: Magic bytes of an SQLite rollback journal.
 JOURNAL: Final = bytes.fromhex("d9d505f920a163d7")
 
-#: File systems on which locks reach other machines, and shared memory doesn't.
+#: Network file systems: locks reach other machines, shared memory doesn't.
 NETWORK: Final = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3"}
     | {"virtiofs"}
 )
-#: The kinds of what is no ordinary file; SQLite opens none of them as a log, and some would keep it waiting for ever.
+#: Names of special file kinds; SQLite opens none of them as a log, and some would block it for ever.
 KINDS: Final = {
     stat.S_IFIFO: "a named pipe (FIFO)",
     stat.S_IFSOCK: "a socket",
@@ -704,19 +704,19 @@ KINDS: Final = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-#: Linux's tables of mounted file systems and of the locks of this machine's processes.
+#: Linux's tables of mounted file systems and of file locks.
 MOUNTS: Final = Path("/proc/self/mountinfo")
 LOCKS: Final = Path("/proc/locks")
-#: Seconds that another process of this machine may take to look as well.
+#: Maximum seconds another process of this machine may take for the same check.
 PATIENCE: Final = 1.0
 
 
 def check_place(path: Path) -> None:
     """
-    Raise `UnsupportedError` or `OSError` unless a store may be opened, or made, at `path`.
+    Raise `UnsupportedError` or `OSError` unless a store may be opened or created at `path`.
 
-    Nothing is opened where that would lose data: beside a log of another file, by one of several names of a file, or
-    while another machine has it open.
+    Refuses everything that risks data loss: another file's log beside the file, a file with several names, a store open
+    on another machine.
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file in it.")
@@ -742,7 +742,7 @@ def check_place(path: Path) -> None:
 
 
 def _check_name(path: Path) -> None:
-    """Raise `OSError` for a name too long for SQLite, which adds ``-journal`` to it."""
+    """Raise `OSError` for a name too long for SQLite, which appends ``-journal`` to it."""
     length = len(os.fsencode(path.name))
     if length > MAX_NAME:
         raise OSError(
@@ -753,22 +753,22 @@ def _check_name(path: Path) -> None:
 
 def refuse_leftovers(path: Path) -> None:
     """
-    Raise `UnsupportedError` for a log at `path` without its file: SQLite would delete it, or replay it over another.
+    Raise `UnsupportedError` for a log without its file; SQLite would delete it or replay it over another file.
 
-    The same for a log that is damaged, of which SQLite would drop what follows the damage, or that is no ordinary file.
-    An empty file is as good as none. An empty log holds no data, nor does a ``-shm`` alone, and SQLite makes it anew,
-    unless a process still uses it with the file that was there before.
+    Also refuses a damaged log, because SQLite would drop everything behind the damage, and a log that is not a regular
+    file. An empty file counts as missing. An empty log or a lone ``-shm`` holds no data, and SQLite recreates it,
+    unless a process still uses it with a file formerly at `path`.
     """
     real = Path(os.path.realpath(path))
     _refuse_odd_kinds(path, real)
-    # Found before the file is looked at: SQLite makes the file first, and another process may do so now.
+    # Listed before the check of the file: SQLite creates the file first, and another process may do so now.
     logs, shm = _logs(real), _existing(Path(f"{real}-shm"))
     file = _existing(real)
     is_gone = file is None or file.st_size == 0
     if is_gone and shm is not None and _is_locked_here(shm):
         raise UnsupportedError(f"A process still uses the store whose file was at {path} before; end it first.")
     left = logs if is_gone else []
-    # SQLite looks beside the file itself. What lies beside a link to it was left when the file was moved.
+    # SQLite uses the logs beside the link's target. Logs beside the link itself were left when the file was moved.
     if path.is_symlink():
         left += [log for log in _logs(path) if os.path.realpath(log) != f"{real}{log.name[len(path.name) :]}"]
     if left:
@@ -787,14 +787,14 @@ def refuse_leftovers(path: Path) -> None:
 
 
 def _refuse_odd_kinds(path: Path, real: Path) -> None:
-    """Raise `UnsupportedError` for a log that is no ordinary file; beside a link to a store it may be a link itself."""
+    """Raise `UnsupportedError` for a log that is not a regular file; beside a link to a store, a log may be a link."""
     beside = [(Path(f"{real}{end}"), os.lstat) for end in SIDECARS]
     if path.is_symlink():
         beside += [(Path(f"{path}{end}"), os.stat) for end in SIDECARS]
     for log, look in beside:
         try:
             mode = look(log).st_mode
-        except OSError:  # there is none, or nothing that can be looked at
+        except OSError:  # missing or inaccessible
             continue
         if not stat.S_ISREG(mode):
             kind = KINDS.get(stat.S_IFMT(mode), "no ordinary file")
@@ -802,7 +802,7 @@ def _refuse_odd_kinds(path: Path, real: Path) -> None:
 
 
 def _refuse_damage(path: Path) -> None:
-    """Raise `UnsupportedError` for a log of which SQLite, as the first to open it, would drop what was answered."""
+    """Raise `UnsupportedError` if recovery at the first opening by SQLite would drop acknowledged saves."""
     log, index = Path(f"{path}-wal"), Path(f"{path}-shm")
     if not log.exists() or _is_in_use(path, index):
         return
@@ -823,40 +823,40 @@ def _is_in_use(*files: Path) -> bool:
 
 
 def holds_data(log: Path) -> bool:
-    """Return whether there is a log, or anything else, that isn't an empty file."""
+    """Return True if there is anything but an empty file at the path of a log."""
     try:
         facts = log.stat()
-    except FileNotFoundError:  # a link that leads nowhere, or nothing: another process may just have removed it
+    except FileNotFoundError:  # a dangling link, or nothing: another process may just have removed it
         return log.is_symlink()
     return not (stat.S_ISREG(facts.st_mode) and not facts.st_size)
 
 
 def reading_mode(path: Path) -> Literal["ro", "rw"]:
     """
-    Return the mode of a connection that reads a store, and leaves nothing beside it that wasn't there.
+    Return the mode of a read connection that leaves no new files beside the store.
 
-    SQLite makes a log for a file that has none, and only a connection that may write removes it. A log that holds data
-    is left as it is by one that may not.
+    SQLite creates a log for a file without one, and only a writable connection removes it. A read-only connection
+    leaves a log with data unchanged.
     """
     return "ro" if holds_data(Path(f"{os.path.realpath(path)}-wal")) else "rw"
 
 
 def _log_of_another_file(path: Path) -> Path | None:
-    """Return the log that would overwrite the file at `path`, which isn't the one that the log was written for."""
+    """Return a log beside the file at `path` that was written for another file and would overwrite this one."""
     wal, journal = Path(f"{path}-wal"), Path(f"{path}-journal")
     if holds_data(wal) and is_of_another_file(wal, path, lambda: _is_locked_here(path.stat())):
         return wal
-    # A journal of a new file empties it. The file that it was written for holds nothing yet.
+    # The journal of a new file empties it; the file it was written for holds nothing yet.
     if is_of_new_file(journal_head(journal)):
         lineage = lineage_of(path)
         is_new = lineage is None or (any(lineage.token) and not any(lineage.previous))
-        if not is_new and is_of_new_file(journal_head(journal)):  # else another process has made it meanwhile
+        if not is_new and is_of_new_file(journal_head(journal)):  # else another process has created it meanwhile
             return journal
     return None
 
 
 def journal_head(path: Path) -> bytes:
-    """Return the beginning of a journal; empty where there is none. SQLite holds no locks on it."""
+    """Return the first bytes of a journal, empty if there is none; SQLite holds no locks on it."""
     try:
         with path.open("rb") as file:
             return file.read(20)
@@ -865,16 +865,16 @@ def journal_head(path: Path) -> bytes:
 
 
 def is_of_new_file(head: bytes) -> bool:
-    """Return whether a journal undoes all that is in its file: a crash came while the file was made."""
-    return head.startswith(JOURNAL) and head[16:] == bytes(4)  # the pages that there were before
+    """Return True if the journal rolls back the whole file: a crash came during its creation."""
+    return head.startswith(JOURNAL) and head[16:] == bytes(4)  # number of pages before the transaction
 
 
 def is_open_elsewhere(path: Path) -> bool:
     """
-    Return whether another machine has the store at `path` open, on a file system where locks tell so.
+    Return True if another machine has the store at `path` open, on a file system with network-wide locks.
 
-    Both machines would go by a ``-shm`` of their own, and write the same parts of the log. A process of this machine
-    that has the store open was let in by this test, so another one may follow it.
+    Each machine would use its own ``-shm``, and both would write the same parts of the log. A process of this machine
+    with the store open has passed this check, so another one may follow it.
     """
     file = _existing(path)
     if file is None or not Path(f"{path}-shm").exists() or not _is_on_network(file) or not LOCKS.exists():
@@ -890,10 +890,10 @@ def _existing(path: Path) -> os.stat_result | None:
 
 
 def _logs(path: Path) -> list[Path]:
-    """Return the logs at `path`, but for a journal that isn't on disk yet, or undoes the making of a file."""
+    """Return the logs at `path`, without a journal that isn't on disk yet or rolls back a new file."""
     wal, journal = Path(f"{path}-wal"), Path(f"{path}-journal")
     head = journal_head(journal)
-    has_pages = head[:1] not in (b"", b"\0") and not is_of_new_file(head)  # SQLite goes by the first byte too
+    has_pages = head[:1] not in (b"", b"\0") and not is_of_new_file(head)  # SQLite checks the first byte too
     return [log for log, is_log in ((wal, holds_data(wal)), (journal, has_pages)) if is_log]
 
 
@@ -901,7 +901,7 @@ def _refuse_hard_links(path: Path, real: Path) -> None:
     file = _existing(real)
     if file is None or file.st_nlink < 2:
         return
-    # A copy gets its name by a link, and a crash may come before its draft's name is gone.
+    # A copy gets its name by a hard link; a crash may leave its draft's name as well.
     drafts = [
         entry
         for entry in os.scandir(real.parent)
@@ -929,7 +929,7 @@ def _is_locked_here(file: os.stat_result) -> bool:
 
 
 def _table(path: Path) -> list[str]:
-    """Return the lines of a table of Linux; without Linux, none."""
+    """Return the lines of one of Linux's tables; none on other systems."""
     try:
         return path.read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -939,8 +939,8 @@ def _table(path: Path) -> list[str]:
 def _is_free(path: Path) -> bool:
     try:
         with connected(f"{path.as_uri()}?mode=rw", uri=True, timeout=PATIENCE) as connection:
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # which needs no shared memory
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # needs no shared memory
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     except sqlite3.Error as error:
-        return primary_code(error) != sqlite3.SQLITE_BUSY  # opening the store says anything else
+        return primary_code(error) != sqlite3.SQLITE_BUSY  # opening the store reports other errors
     return True
