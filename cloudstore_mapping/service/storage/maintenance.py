@@ -39,7 +39,7 @@ from cloudstore_mapping.wire import decode_value
 REPORT_EVERY: Final = 100
 #: Number of media files or blobs read per query.
 PAGE: Final = 1000
-#: The first SQLite schema with media files, and with quota counters and deleted accounts.
+#: The first SQLite schema with media files, and the first with quota counters and deleted accounts.
 WITH_MEDIA: Final = 2
 WITH_COUNTERS: Final = 6
 
@@ -55,11 +55,11 @@ def _no_report(_done: int, _total: int) -> None:
 
 def back_up(source: StoreLocation, path: Path, report: Report) -> Findings:
     """
-    Copy a store into a new file at `path`, check the copy and return the findings.
+    Back up a store: copy it into a new file at `path`, check the copy and return the findings.
 
-    A copy of a damaged store is kept, as it contains everything else.
+    A copy of a damaged store is kept, as it contains everything else. Raises as `back_up_storage` does.
     """
-    if source.file is not None and source.is_older():  # copied as it is
+    if source.file is not None and source.is_older():  # copied without a migration
         with closing(SQLiteSession(source.file, reading_mode(source.file))) as session, session.snapshot():
             session.touch()  # begins the snapshot
             copy_file(session.connection, path, report)
@@ -71,9 +71,9 @@ def back_up(source: StoreLocation, path: Path, report: Report) -> Findings:
 
 def back_up_storage(storage: Storage, path: Path, report: Report) -> None:
     """
-    Copy an open storage at this moment into a new SQLite file; the file appears at `path` once it is complete.
+    Copy a snapshot of an open storage into a new SQLite file, which appears at `path` once it is complete.
 
-    Nobody waits for it. Raises `FileExistsError` if the file exists.
+    Readers and writers continue meanwhile. Raises `FileExistsError` if the file exists.
     """
     if isinstance(storage, SQLiteStorage):
         storage.back_up(path, report)
@@ -84,7 +84,7 @@ def back_up_storage(storage: Storage, path: Path, report: Report) -> None:
 
 def restore(backup: Path, target: StoreLocation, report: Report) -> None:
     """
-    Make a new store at `target` from a backup, after checking every value and media file by its checksum.
+    Restore a backup into a new store at `target`, after checking every value and media file by its checksum.
 
     Raises `UnsupportedError` if the backup is foreign, damaged or of a newer version, or the database has a store;
     `FileExistsError` if the file exists; `FileNotFoundError` if there is no backup.
@@ -105,14 +105,14 @@ def restore(backup: Path, target: StoreLocation, report: Report) -> None:
 
 def restore_file(backup: Path, path: Path, report: Report) -> None:
     """
-    Make a new SQLite store at `path` from a backup; raises as `restore` does.
+    Restore a backup into a new SQLite store at `path`; raises as `restore` does.
 
     The file appears once every page, value and media file of the copy was checked.
     """
     _check_is_there(backup)
     try:
         verify(backup)
-    except DamagedFileError as error:  # its text advises to restore a backup
+    except DamagedFileError as error:  # its text says to restore a backup
         raise UnsupportedError(f"The backup {backup} is damaged and was not restored; restore another one.") from error
     with connected(f"{backup.as_uri()}?mode={reading_mode(backup)}", uri=True) as source:
         source.execute("BEGIN")
@@ -170,7 +170,7 @@ def schema_versions(place: StoreLocation) -> tuple[int, int]:
 
 
 def check(place: StoreLocation, report: Report) -> Findings:
-    """Check a store as it is at one moment, possibly while it is in use."""
+    """Check the integrity of a snapshot of a store, possibly in use."""
     if place.file is not None:
         return check_file(place.file, report)
     from cloudstore_mapping.service.storage.postgres import PostgresStorage  # loads a driver
@@ -208,7 +208,7 @@ def _tidy(transaction: Transaction) -> bool:
 
 def check_file(path: Path, report: Report = _no_report) -> Findings:
     """
-    Check the SQLite store at `path` as it is at one moment, possibly while it is in use.
+    Check the integrity of a snapshot of the SQLite store at `path`, possibly in use.
 
     Raises `UnsupportedError` for a foreign or unreadable file, `FileNotFoundError` if there is none.
     """
@@ -242,7 +242,7 @@ def check_integrity(
 ) -> Findings:
     """Compare every value and media file in a transaction's snapshot with its checksum, and count orphans."""
     findings = Findings(schema)
-    live = "NOT deleted" if has_counters else "TRUE"  # accounts that are not being removed
+    live = "NOT deleted" if has_counters else "TRUE"  # accounts not being deleted
     _count(session, findings, has_media=has_media, has_counters=has_counters)
     if has_counters:
         findings.faults += _check_counters(session)
@@ -346,7 +346,7 @@ class _Table(NamedTuple):
     condition: str
 
 
-#: Condition on rows of accounts that are not being removed.
+#: Condition on rows of accounts not being deleted.
 _LIVE: Final = "account_id IN (SELECT id FROM accounts WHERE NOT deleted)"
 
 
@@ -355,7 +355,8 @@ def _table(name: str, columns: str, order: str, booleans: str = "", condition: s
 
 
 #: Copied tables, in order of their foreign keys. Sessions are not copied: owners sign in again. Quotas are recounted.
-#: Chunks are copied blob by blob. Blobs without a media file are unfinished uploads or deleted media: they are left.
+#: Chunks are copied blob by blob. Blobs without a media file are unfinished uploads or deleted media, so they are not
+#: copied.
 _TABLES: Final = (
     _table(
         "accounts",
@@ -396,7 +397,7 @@ class Copied(NamedTuple):
 
 def migrate_store(source: StoreLocation, target: StoreLocation, report: Report) -> dict[str, Copied]:
     """
-    Copy a store at one moment to a new store, possibly on another engine; return the copied rows by table.
+    Copy a snapshot of a store into a new store, possibly on another engine; return the copied rows by table.
 
     Sessions and unfinished uploads are not copied. Raises `UnsupportedError` if the source is damaged, and
     `UnsupportedError` or `FileExistsError` if there is a store at `target`.
@@ -465,7 +466,7 @@ def _copy_tables(source: Transaction, report: Report, transaction: Transaction) 
 
 
 class _Progress:
-    """Counts rows and reports every `REPORT_EVERY` of them."""
+    """Counter of copied rows; reports every `REPORT_EVERY` rows."""
 
     def __init__(self, total: int, report: Report) -> None:
         self._total = total

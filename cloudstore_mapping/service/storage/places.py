@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.base import Storage
 
 MEMORY: Final = "memory:"
-#: Bytes of a file of an older version that is read as a copy in memory, for reading migrates nothing.
+#: Maximum size in bytes of an older version's file to be copied into memory; reading never migrates a file.
 MAX_COPY: Final = 2**30
 POSTGRES: Final = frozenset({"postgresql", "postgres"})
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # at least two letters, as C:\ is a drive
-# As a path, this would make a file with a secret in its name.
+# As a path, this would create a file with a secret in its name.
 _KEY_WITHOUT_SCHEME: Final = re.compile(r"[A-Za-z0-9._~-]{16,}@[^/]")
 #: Prefix of the name of a shelf at the service in ``CLOUDSTORE_URL``.
 NAMED: Final = "cloudstore:"
@@ -49,7 +49,7 @@ class StoreLocation:
 
     @property
     def is_memory(self) -> bool:
-        """Return True for a store in memory, which ends with its process."""
+        """Return True for a store in memory, lost at the end of its process."""
         return self.file is None and self.address is None
 
     def location(self, *, secrets: bool) -> str:
@@ -60,9 +60,9 @@ class StoreLocation:
 
     def exists(self) -> bool:
         """
-        Return True if there is a store; an empty file is none.
+        Return True if there is a store; an empty file doesn't count.
 
-        Raises `UnavailableError` if the database isn't reached, and `UnsupportedError` if only a file's log is left.
+        Raises `UnavailableError` if the database can't be reached, and `UnsupportedError` if only a file's log is left.
         """
         if self.address is not None:
             return self.schema() > 0
@@ -110,7 +110,7 @@ class StoreLocation:
         return SQLiteStorage(None, copy_of=self.file)
 
     def is_older(self) -> bool:
-        """Return whether there is a store of an older version, which is yet to be migrated."""
+        """Return True if there is a store of an older version, not yet migrated."""
         if self.address is not None:
             return bool(0 < self.schema() < _postgres().newest_schema())
         if self.file is None or not self.exists():

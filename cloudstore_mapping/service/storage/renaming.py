@@ -39,7 +39,7 @@ class _OldName(NamedTuple):
 
 
 def old_names_among(rows: Iterable[tuple[int, object]]) -> Iterator[tuple[int, str]]:
-    """Yield the rows (account id, name) with an old name, skipping damaged names."""
+    """Yield the rows (account id, name) with a name of version 0.1.0, skipping damaged names."""
     for account_id, name in rows:
         if isinstance(name, str) and new_name(name) is not None:
             yield account_id, name
@@ -54,7 +54,7 @@ def refuse_old_names(transaction: Transaction, place: str) -> None:
 
 
 def must_be_renamed(place: str, name: str) -> UnsupportedError:
-    """Return the error for a store with a file that must be renamed before the store is used."""
+    """Return the error for a store with a file to be renamed first."""
     return UnsupportedError(
         f"{place} has file names of version 0.1.0, such as {name!r}, so keys would seem to be missing; stop all "
         f"programs that use it, then run `cloudstore migrate-names --store {quote(place)}`."
@@ -82,7 +82,7 @@ def rename_files(
         rows = [_OldName._make(row) for row in _listed(reading)]
     renames = Renames([], [])
     done = 0
-    # A new name is shorter than its old name. By length, a file in the way is renamed first if its name is old too.
+    # A new name is shorter than its old name. In order of length, an old name in the way is itself renamed first.
     for _, of_length in groupby(sorted(rows, key=_order), key=lambda file: len(file.name)):
         files_left = [*of_length]
         while files := files_left[:IN_FLIGHT]:
@@ -150,7 +150,7 @@ def _keep(file: _OldName, transaction: Transaction) -> _Outcome:
 
 
 def _foreseen(transaction: Transaction, files: list[_OldName], accounts: dict[int, str]) -> Renames:
-    """Return the result of a run, without changing anything."""
+    """Return the result of a run without any change."""
     renames = Renames([], [])
     moved: set[_OldName] = set()
     for file in sorted(files, key=_order):

@@ -82,7 +82,7 @@ _SUM: Final = 8
 
 
 class VersionMaker:
-    """Make versions for new values; not thread-safe, not usable in a forked child."""
+    """Maker of versions for new values; not thread-safe, not usable in a forked child."""
 
     def __init__(self) -> None:
         self._drawn: list[str] = []
@@ -159,7 +159,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def _chunk(self, blob: int) -> tuple[int, ...]:
-        """Return the values of `chunk_key` for a blob created in this transaction."""
+        """Return the values of `chunk_key` for a chunk of a new upload."""
 
     def end_filling(self) -> None:  # noqa: B027 - optional hook
         """Finish a row-by-row copy: open the store for use, and number new rows after the copied ones."""

@@ -38,9 +38,9 @@ T = TypeVar("T")
 
 def back_up(source: sqlite3.Connection, path: Path, report: Report) -> None:
     """
-    Copy a database into a new file, which appears at `path` once it is complete.
+    Back up a database into a new file, which appears at `path` once it is complete.
 
-    The connection must be in a read transaction, so that all pages are of one moment in spite of other writers. Raises
+    The connection must be in a read transaction, so that all pages belong to one snapshot despite other writers. Raises
     `FileExistsError` if the file exists, and `UnavailableError` if SQLite fails.
     """
     with new_file(path) as draft:
@@ -57,7 +57,7 @@ def copy_database(source: sqlite3.Connection, draft: Path, report: Report, check
                 progress=lambda _, remaining, total: report(total - remaining, total),
             )
             with target:
-                change_if_there(target)  # so that no log of the source seems to fit the copy
+                change_if_there(target)  # a new token: no log of the source may seem to match the copy
             make_one_file(target)
         return check(draft)
     except UnsupportedError as error:  # its text names the draft
@@ -87,7 +87,7 @@ def copy_error(error: Exception, draft: Path) -> Exception:
 
 
 def make_one_file(connection: sqlite3.Connection) -> None:
-    """Leave WAL mode, so that a database has no log file; raise `sqlite3.Error` if that fails."""
+    """Leave WAL mode, so the database has no log file; raise `sqlite3.Error` if that fails."""
     # SQLite changes the mode when the statement ends; Python reports a failure only if all rows are fetched.
     if connection.execute("PRAGMA journal_mode = DELETE").fetchall() != [("delete",)]:
         raise sqlite3.OperationalError("the journal mode could not be changed")
