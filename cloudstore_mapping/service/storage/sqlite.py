@@ -450,7 +450,7 @@ class SQLiteSession(Transaction, WriteSession):
         self._make_sure_of_space(1)
 
     def look_for_damage(self, size: int) -> None:
-        """Raise `sqlite3.DatabaseError` for a damaged page; above `SOON` bytes, check only the tables of accounts."""
+        """Raise `sqlite3.DatabaseError` for a damaged page; above `SOON` bytes, check three tables only."""
         for part in ["1"] if size <= SOON else ["accounts", "api_keys", "lineage"]:
             (found,) = self.rows(f"PRAGMA quick_check({part})")[0]
             if found != "ok":
