@@ -18,10 +18,10 @@ from cloudstore_mapping.service.storage.sqlite_files import (
     INCREMENTAL,
     change_if_there,
     disk_of,
+    holds_data,
     is_of_new_file,
     journal_head,
     primary_code,
-    reading_mode,
 )
 from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import APPLICATION_ID, SMALLEST, refuse_sidecar
@@ -175,13 +175,18 @@ def schema_version(connection: sqlite3.Connection, path: Path) -> int:
 
 
 def is_older(path: Path) -> bool:
-    """Return True if the file at `path` is a store of an older version; nothing may change the file meanwhile."""
-    check_file(path)
+    """
+    Return True if the file at `path` is a store of an older version, leaving no file beside it.
+
+    A file that is no store of ours, or damaged, is none; opening it reports the error.
+    """
+    mode = "ro" if holds_data(Path(f"{os.path.realpath(path)}-wal")) else "ro&immutable=1"
     try:
-        with connected(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True) as connection:
+        check_file(path)
+        with connected(f"{path.as_uri()}?mode={mode}", uri=True) as connection:
             return 0 < schema_version(connection, path) < newest()
-    except sqlite3.Error:
-        return False  # opening the store reports the error
+    except (sqlite3.Error, UnsupportedError):
+        return False
 
 
 def newest() -> int:
