@@ -1,4 +1,4 @@
-"""Accounts of owners: their API keys, plans and limits, and the events of each."""
+"""Accounts and API keys: create, authenticate, rotate, disable and delete; plans, limits and audit events."""
 
 from __future__ import annotations
 
@@ -33,50 +33,50 @@ PLANS: Final[Mapping[str, Limits]] = {
 
 P = ParamSpec("P")
 
-#: Shows a secret to its owner; an exception means that nobody saw it.
+#: Callback to show a secret to its owner. It raises an exception if nobody saw the secret.
 Show: TypeAlias = Callable[[str], object]
 
-#: Who does something without saying who it is: whoever has the store's file.
+#: Origin of changes made on the command line. It needs no authentication: its user has access to the store's file.
 COMMAND_LINE: Final = "command line"
-#: Events of an account that are remembered.
+#: Maximum number of audit events stored per account; older ones are deleted.
 MAX_EVENTS: Final = 1000
-#: What a limit has to be below: the integers that every engine can store.
+#: Limits must be below this: every storage engine can store the integers below it.
 MAX_LIMIT: Final = 2**63
 
-#: The id of an account that a granted key opens and that is not made yet: nothing is stored under it.
+#: Id of a granted key's account before its first write creates it. Nothing is stored under this id.
 NOT_MADE: Final = 0
 
-#: API keys that are remembered for having opened an account.
+#: Maximum number of recently authenticated API keys in memory.
 MAX_LATELY: Final = 1024
 
 KEY_LENGTH: Final = 32
-#: Characters of a key that may be shown later.
+#: Number of first characters of a key stored in clear, to recognise the key in lists.
 HINT_LENGTH: Final = 4
 _ALPHABET: Final = string.ascii_letters + string.digits
-# What needs no escape in an address, for the key stands in one.
+# Only characters safe in a URL without escapes: the key is part of one.
 _OWN_KEY: Final = re.compile(r"[A-Za-z0-9._~-]{16,128}")
-# No control characters and no lone surrogates, and no space at either end.
+# No control characters, no lone surrogates, and no space at either end.
 _NAME: Final = re.compile(r"(?! )[^\x00-\x1f\x7f\ud800-\udfff]{1,64}(?<! )")
 
 
 class Accounts:
     """
-    Makes, changes and deletes accounts, and finds the one that an API key opens, stored as its SHA-256 only.
+    Creates, changes and deletes accounts, and authenticates requests by API key.
 
-    What changes an account is in its list of events, with its `origin`: who did it, or from where. An account that
-    isn't there is `BadNameError`.
+    Only the SHA-256 of an API key is stored. Every change is recorded in the account's audit events with its `origin`:
+    the command line, or the client's address. Methods raise `BadNameError` for an unknown account name. Thread-safe.
     """
 
     def __init__(
         self, storage: Storage, clock: Clock, guesses: ApiKeyThrottle, tidy: Callable[[], object] = lambda: None
     ) -> None:
-        self._tidy = tidy  # begins what is left to the background
+        self._tidy = tidy  # starts the background cleanup
         self._storage = storage
         self._clock = clock
         self._guesses = guesses
-        #: The account that each granted key opens: its id, or its name until a read has found it.
+        #: Account of each granted key, by the key's hash: its id, or its name until a read has found the id.
         self._granted: dict[bytes, int | str] = {}
-        #: The accounts without a pace that keys opened lately, by key.
+        #: Ids of accounts without a rate limit, by recently authenticated API key.
         self._lately: dict[str, int] = {}
 
     def create(
@@ -90,12 +90,12 @@ class Accounts:
         show: Show | None = None,
     ) -> str:
         """
-        Make an account, and return its API key: 32 random letters and digits, or the one that was brought.
+        Create an account and return its API key: `api_key` if given, else 32 random letters and digits.
 
-        `password_hash` is that of a one-time password for the dashboard. `show` is given the key just before the
-        account is there: if that raises, none is made. Raises `BadNameError` for a name that is taken, blank or over
-        64 characters, `BadKeyError` for a key that is taken, has not 16 to 128 characters, or would need escapes in an
-        address, and `BadValueError` for a plan that isn't one of `PLANS`.
+        `password_hash` is the hash of a one-time password for the dashboard. `show` is called with the key just before
+        the commit; if it raises, no account is created. Raises `BadNameError` if the name is taken, blank or over 64
+        characters; `BadKeyError` if the key is taken, isn't 16 to 128 characters long or would need escapes in a URL;
+        and `BadValueError` if the plan isn't in `PLANS`.
         """
         key = new_key() if api_key is None else api_key
         limits = _limits_of(plan)
@@ -122,7 +122,7 @@ class Accounts:
         return key
 
     def all(self) -> list[Account]:
-        """Return all accounts, by name."""
+        """Return all accounts, sorted by name."""
         with self._storage.read() as transaction:
             return transaction.accounts()
 
@@ -133,9 +133,10 @@ class Accounts:
 
     def owner(self, transaction: Transaction, name: str, origin: str = COMMAND_LINE) -> Account:
         """
-        Return the account with this name, as this transaction sees it.
+        Return the account with this name, read in this transaction.
 
-        Raises `DisabledError` if it is disabled, unless `origin` is the command line.
+        Raises `BadNameError` if there is none, and `DisabledError` if it is disabled, unless `origin` is the command
+        line.
         """
         account = transaction.account_named(name)
         if account is None:
@@ -145,7 +146,7 @@ class Accounts:
         return account
 
     def owned(self, transaction: Transaction, account_id: int, origin: str = COMMAND_LINE) -> Account:
-        """Return the account with this id, as `owner` does; `BadKeyError` if it was deleted."""
+        """Return the account with this id; raise `BadKeyError` if it was deleted, `DisabledError` as `owner` does."""
         account = transaction.account(account_id)
         if account is None:
             raise BadKeyError("The account is there no longer.")
@@ -154,12 +155,12 @@ class Accounts:
         return account
 
     def keys(self, name: str) -> list[ApiKey]:
-        """Return what is known of the account's API keys, the newest last."""
+        """Return the stored data of the account's API keys, the newest last."""
         with self._storage.read() as transaction:
             return transaction.keys(self.owner(transaction, name).id)
 
     def set_plan(self, name: str, plan: str, *, origin: str = COMMAND_LINE) -> None:
-        """Put the account on one of `PLANS`, with all its limits."""
+        """Set the account's plan, replacing all its limits; raise `BadValueError` if it isn't in `PLANS`."""
         limits = _limits_of(plan)
 
         def work(transaction: Transaction, account: Account) -> None:
@@ -170,10 +171,11 @@ class Accounts:
 
     def set_limits(self, name: str, *, origin: str = COMMAND_LINE, **limits: float | None) -> None:
         """
-        Change some of the account's `Limits`, None meaning without limit.
+        Change some of the account's `Limits`; None removes a limit.
 
-        A limit on files or bytes holds once all files of the account are counted, which the background does in steps.
-        Raises `BadValueError` for what is no limit: numbers above 0, whole ones but for `min_interval`.
+        Quotas of files and bytes take effect once a background task has counted all files of the account. A limit is an
+        integer above 0; `min_interval` (seconds) may be a float. Raises `BadValueError` for an unknown limit or a wrong
+        value.
         """
         for limit, value in limits.items():
             _check_limit(limit, value)
@@ -188,9 +190,9 @@ class Accounts:
 
     def set_disabled(self, name: str, disabled: bool, *, origin: str = COMMAND_LINE) -> None:
         """
-        Disable the account, or enable it again; its files stay.
+        Disable the account, or enable it again; its files are kept.
 
-        While it is disabled, nobody signs in and all its requests are refused. Its sessions end.
+        Disabling ends its sessions. All requests and sign-ins of a disabled account are refused with `DisabledError`.
         """
 
         def work(transaction: Transaction, account: Account) -> None:
@@ -202,9 +204,9 @@ class Accounts:
 
     def rotate_key(self, name: str, *, origin: str = COMMAND_LINE, show: Show | None = None) -> str:
         """
-        Return a new API key of the account; the newest before it goes on working, those before that end.
+        Add a new API key to the account and return it; only the previous newest key stays valid beside it.
 
-        `show` is given the key just before it opens anything: if that raises, nothing is changed.
+        `show` is called with the key just before the commit; if it raises, nothing changes.
         """
         key = new_key()
 
@@ -217,7 +219,7 @@ class Accounts:
         return key
 
     def drop_old_keys(self, name: str, *, origin: str = COMMAND_LINE) -> int:
-        """Let only the newest API key open the account, and return how many others did."""
+        """Delete all API keys of the account but the newest, and return the number of deleted keys."""
         dropped: list[ApiKey] = []
 
         def work(transaction: Transaction, account: Account) -> None:
@@ -232,8 +234,8 @@ class Accounts:
         """
         Delete the account with all its files, keys and events.
 
-        It is gone at once for everyone, and its name is free. The space that it took is freed in the background, in
-        steps; if that is interrupted, the next service on the store goes on.
+        The deletion takes effect at once, and the name may be used again. A background task frees the space in steps;
+        after an interruption the next service on the store continues it.
         """
 
         def work(transaction: Transaction) -> None:
@@ -243,13 +245,13 @@ class Accounts:
         self._tidy()
 
     def set_one_time_password(self, transaction: Transaction, account: Account, hash_: str | None, origin: str) -> None:
-        """Set a password for the dashboard that has to be changed at the first sign-in, and end all sessions."""
+        """Set a one-time dashboard password, to be changed at the first sign-in, and end the account's sessions."""
         transaction.set_owner_password(account.id, OwnerPassword(hash_, must_change=True))
         transaction.end_sessions(account.id)
         self.record(transaction, account, "one-time password made", "", origin)
 
     def record(self, transaction: Transaction, account: Account, action: str, subject: str, origin: str) -> None:
-        """Remember in the account's list of events what was done."""
+        """Add an audit event to the account: an action on a subject (a file, or empty) by an origin."""
         transaction.add_event(account.id, Event(self._clock.wall(), action, subject, origin), MAX_EVENTS)
 
     def _change(self, name: str, action: str, origin: str, work: Callable[[Transaction, Account], object]) -> None:
@@ -261,46 +263,46 @@ class Accounts:
         self._storage.submit(change).result()
 
     def _add_key(self, transaction: Transaction, account: Account, key: str) -> None:
-        # Each a moment later than the one before, however the clock was set: the newest is the one that stays.
+        # Rotation keeps the newest key, so a new key's time must be the latest even if the clock was set back.
         newest = max((old.created_at for old in transaction.keys(account.id)), default=0.0)
         made_at = max(self._clock.wall(), newest + 1e-3)
         transaction.add_key(account.id, _hash(key), key[:HINT_LENGTH], made_at)
 
     def grant(self, name: str, key: str | None = None) -> str:
         """
-        Return an API key that opens the account in this process only, and is never stored.
+        Return an API key of the account, valid in this process only and never stored.
 
-        An account that doesn't exist reads as an empty one, and the first write makes it.
+        If there is no such account, reads find no files and the first write creates it.
         """
         key = new_key() if key is None else key
         self._granted[_hash(key)] = name
         return key
 
     def any(self) -> bool:
-        """Whether there is an account at all."""
+        """Return True if there is at least one account."""
         with self._storage.read() as transaction:
             return transaction.has_accounts()
 
     def opened_lately(self, api_key: str) -> int | None:
-        """Return the id of the account without a pace that the key opened lately, None if it opened none."""
+        """Return the account id of a recently authenticated key without a rate limit, or None for any other key."""
         return self._lately.get(api_key)
 
     def remember(self, api_key: str, account_id: int) -> None:
-        """Note that the key opens an account without a pace."""
+        """Remember that the key authenticates an account without a rate limit."""
         if len(self._lately) >= MAX_LATELY:
             self._lately.clear()
         self._lately[api_key] = account_id
 
     def forget(self, api_key: str) -> None:
-        """Note that it does no longer."""
+        """Forget the account of the key, after it was refused."""
         self._lately.pop(api_key, None)
 
     def find(self, transaction: Transaction, api_key: str, address: str, *, writes: bool = False) -> Account:
         """
-        Return the account that the key opens, for who asks from `address`; `writes` says what the transaction is for.
+        Authenticate a request by API key from the client `address`, and return its account.
 
-        Raises `BadKeyError` if it opens none, `TooOftenError` after too many such keys from there (`ApiKeyThrottle`),
-        and `DisabledError` if the account is disabled.
+        `writes` is True if the transaction may write. Raises `BadKeyError` if no account has the key, `TooOftenError`
+        after too many wrong keys from the address (`ApiKeyThrottle`), and `DisabledError` if the account is disabled.
         """
         key_hash = _hash(api_key)
         granted = self._granted.get(key_hash)
@@ -326,7 +328,7 @@ class Accounts:
             if writes:
                 return transaction.add_account(name, self._clock.wall())
             return Account(NOT_MADE, name, disabled=False)
-        if not writes:  # a transaction that writes may have made it, and may yet be undone
+        if not writes:  # a write transaction may have created it, and may yet be rolled back
             self._granted[key_hash] = account.id
         return account
 
@@ -341,15 +343,15 @@ def check_enabled(account: Account) -> None:
 
 def shown_before(work: Callable[P, None], secret: str, show: Show | None) -> Callable[P, None]:
     """
-    Return work for a transaction that shows a secret at its end, once, so that none is in force which nobody saw.
+    Return work for a transaction: do `work`, then call `show` with the secret before the commit, only once.
 
-    What `show` raises undoes the work.
+    If `show` raises, the transaction is rolled back: no secret becomes valid unseen.
     """
     waiting = [] if show is None else [show]
 
     def shown(*args: P.args, **kwargs: P.kwargs) -> None:
         work(*args, **kwargs)
-        if waiting:  # else it was shown, and the transaction has to be done again
+        if waiting:  # else it was shown already, and this is a retry of the transaction
             waiting.pop()(secret)
 
     return shown

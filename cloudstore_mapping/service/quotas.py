@@ -1,4 +1,4 @@
-"""Quotas and rate limits of an account, and usage: the accesses of each file by day."""
+"""Quotas and rate limits of an account, attempt limits, and usage: counts of daily accesses to each file."""
 
 from __future__ import annotations
 
@@ -32,38 +32,39 @@ if TYPE_CHECKING:
 
 DAY: Final = 86_400
 
-#: Seconds by which the network may delay one request more than another. A client that keeps its account's interval at
-#: its own end is never refused: its requests may come this much too early, so a few may come at once after a pause.
+#: Tolerance of the rate limit for network jitter, in seconds: requests may arrive this much too early. A client that
+#: keeps the interval on its side is never refused; the price is a short burst after a pause.
 JITTER: Final = 15.0
-#: The part by which a client's clock may be faster than the service's: NTP slews a clock by up to 0.0005.
+#: Maximum relative drift between a client's clock and the service's: NTP slews a clock by up to 0.0005.
 DRIFT: Final = 0.001
-#: Seconds by which the clocks of two nodes may differ before one takes the other's time for one of the future.
+#: Maximum difference between the clocks of two nodes, in seconds. The rate limit ignores stored times further ahead.
 MAX_SKEW: Final = 1.0
 
-#: Bytes that the stored replies of an account with a limit on files or bytes may take. They are kept for 15 minutes.
+#: Quota of stored idempotency replies of an account with a quota of files or bytes, in bytes. Replies expire after 15
+#: minutes.
 MAX_REPLIES: Final = 16 * 2**20
-#: Bytes of an account's deleted media that may wait for their removal while it uploads more.
+#: Deleted media files of an account still to be removed, in bytes; beyond it further uploads are refused for a while.
 MAX_LEAVING: Final = 64 * 2**20
 
-#: Who is watched at a time: past it, those not seen for the longest are forgotten.
+#: Maximum number of subjects (such as client addresses) tracked at a time; the least recently used are evicted.
 MAX_WATCHED: Final = 10_000
 
 
 @dataclass(frozen=True)
 class Clock:
-    """The times that a service goes by, in seconds: `wall` since 1970 for what is stored, `monotonic` for waits."""
+    """Source of time, in seconds: `wall` since 1970 for stored times, `monotonic` for waits; tests replace it."""
 
     wall: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
 
 
 def day_of(wall: float) -> int:
-    """Return the day, counted since 1970 in UTC, that a time in seconds since then falls on."""
+    """Return the number of days since 1970 (UTC) for a time in seconds since 1970."""
     return int(wall // DAY)
 
 
 def check_daily(times: int, limit: int, day: int, name: str) -> None:
-    """Raise `DailyLimitError` where a file was used as often on this day as it may be."""
+    """Raise `DailyLimitError` if the accesses of a file on this day have reached the daily limit."""
     if times >= limit:
         end = datetime.fromtimestamp((day + 1) * DAY, UTC)
         raise DailyLimitError(
@@ -74,12 +75,12 @@ def check_daily(times: int, limit: int, day: int, name: str) -> None:
 
 
 def check_file_quota(transaction: Transaction, account: Account, name: str, *, is_upload: bool = False) -> None:
-    """Raise `TooManyFilesError` if the account has no room for another file; each unfinished upload takes one."""
+    """Raise `TooManyFilesError` if the quota of files is used up; for an upload, unfinished uploads count as well."""
     limit = account.limits.max_files
     if limit is None:
         return
     counted = transaction.counters(account.id)
-    if counted is None:  # an account without counters: the limit was set by another version
+    if counted is None:  # no counters: another version of the program set the limit
         files = transaction.count_files(account.id, limit)
     else:
         files = counted.files + (counted.uploads if is_upload else 0)
@@ -94,9 +95,9 @@ def check_file_quota(transaction: Transaction, account: Account, name: str, *, i
 
 def check_bytes(transaction: Transaction, account: Account, name: str, growth: int, spare: int = 0) -> None:
     """
-    Raise `TooBigError` if the account has no room for so many bytes more.
+    Raise `TooBigError` if `growth` more bytes would exceed the account's quota of bytes.
 
-    `spare` are bytes that are freed in exchange a moment later.
+    `spare` is the number of bytes freed in exchange a moment later.
     """
     limit = account.limits.max_total_bytes
     if limit is None or growth <= 0:
@@ -112,10 +113,10 @@ def check_bytes(transaction: Transaction, account: Account, name: str, growth: i
 
 def check_replies(transaction: Transaction, account: Account, *, makes_room: bool) -> None:
     """
-    Raise an error if the account has no room for the stored reply to a request with an id.
+    Check the quotas before an idempotency reply is stored.
 
-    Of a request that `makes_room`, a delete, only the bound on stored replies is asked for: a full account can be
-    emptied.
+    Raises `TooOftenError` if the stored replies have reached `MAX_REPLIES`, and `TooBigError` if the quota of bytes is
+    used up. A request that `makes_room`, a delete, skips the second check, so that a full account can be emptied.
     """
     if not account.is_counted:
         return
@@ -133,7 +134,7 @@ def check_replies(transaction: Transaction, account: Account, *, makes_room: boo
 
 
 def check_uploads(transaction: Transaction, account: Account, name: str) -> None:
-    """Raise `TooOftenError` if uploads have to wait until more of the account's deleted media is removed."""
+    """Raise `TooOftenError` while too many unfinished uploads or deleted media files of the account await removal."""
     counted = transaction.counters(account.id) if account.is_counted else None
     if counted is None:
         return
@@ -148,9 +149,9 @@ def check_uploads(transaction: Transaction, account: Account, name: str) -> None
 
 def take_slot(transaction: Transaction, account: Account, now: float) -> None:
     """
-    Take the account's turn: the rate limit, a token bucket (GCRA); `TooOftenError` where it is used up.
+    Take a slot of the account's rate limit, a token bucket (GCRA); raise `TooOftenError` if none is free.
 
-    The bucket is one stored time per account, so it is the same for all processes and nodes.
+    The bucket is a stored time per account, shared by all processes and nodes.
     """
     interval = account.limits.min_interval or 0.0
     check_rate_limit(transaction, account, now)
@@ -159,7 +160,7 @@ def take_slot(transaction: Transaction, account: Account, now: float) -> None:
 
 
 def check_rate_limit(transaction: Transaction, account: Account, now: float) -> None:
-    """Raise `TooOftenError` where the account's next request may not come yet."""
+    """Raise `TooOftenError` if the rate limit refuses the account's next request now; take no slot."""
     interval = account.limits.min_interval
     if not interval:
         return
@@ -173,14 +174,14 @@ def check_rate_limit(transaction: Transaction, account: Account, now: float) -> 
 
 
 def _due(transaction: Transaction, account: Account, now: float) -> float:
-    """Return the time at which the next request would come if all had kept the interval."""
+    """Return the time of the next free slot, with all requests exactly one interval apart."""
     due = transaction.next_request_at(account.id) or 0.0
-    # Further ahead than requests can bring it: it is from before the clock was set back.
+    # Requests can't move the time further ahead than this: the clock was set back since.
     return now if due > now + JITTER + (account.limits.min_interval or 0.0) + MAX_SKEW else due
 
 
 class AttemptLimiter:
-    """Counts failed tries of each subject, and refuses the next one after `tries` of them within `window` seconds."""
+    """Attempt limiter: throttles a subject after `tries` failed attempts within `window` seconds. Thread-safe."""
 
     def __init__(self, tries: int, window: float, monotonic: Callable[[], float], of_what: str = "passwords") -> None:
         self._tries = tries
@@ -192,9 +193,10 @@ class AttemptLimiter:
 
     def begin(self, subject: Hashable) -> float:
         """
-        Count a try as failed until `take_back` is given what this returns; `TooOftenError` where there were too many.
+        Count an attempt as failed, and return its time; `take_back` removes it again after a success.
 
-        So as many as come at once can't all be tried before the first has failed.
+        Attempts count from their start, so that parallel guesses can't evade the limit. Raises `TooOftenError` if the
+        subject had too many failed attempts.
         """
         now = self._now()
         with self._lock:
@@ -204,7 +206,7 @@ class AttemptLimiter:
         return now
 
     def check(self, subject: Hashable) -> None:
-        """Raise `TooOftenError` where there were too many, and count nothing."""
+        """Raise `TooOftenError` if the subject had too many failed attempts; count nothing."""
         with self._lock:
             times = self._failures.get(subject)
             if times is not None:
@@ -220,7 +222,7 @@ class AttemptLimiter:
             )
 
     def take_back(self, subject: Hashable, begun: float) -> None:
-        """Count this one try no longer; the subject's others stand, so a right password hides no guesses at another."""
+        """Remove this attempt only; others of the subject stay, so a right password hides no guesses at another."""
         with self._lock:
             times = self._failures.get(subject)
             if times is not None and begun in times:
@@ -229,16 +231,17 @@ class AttemptLimiter:
 
 _log: Final = logging.getLogger(__name__)
 
-#: Seconds after which accesses to files with a daily limit are stored, so that other processes know of them.
+#: Seconds between two flushes of accesses to files with a daily limit. Other processes see them after the flush.
 INTERVAL: Final = 1.0
-#: Seconds after which all others are. A crash loses as much.
+#: Seconds between two flushes of all accesses. A crash loses up to as much.
 LONG_INTERVAL: Final = 30.0
-#: Files after which they are stored sooner, and at which no further ones are counted: the store takes no writes.
+#: Numbers of files with unstored accesses: the first triggers an early flush; at the second, counting of further files
+#: stops, for writes to the store must be failing.
 MAX_WAITING: Final = 100_000
 MAX_COUNTED: Final = 500_000
-#: Files that one transaction stores: a few milliseconds of work. Writers go on between two of them.
+#: Files per flush transaction: a few milliseconds of work. Other writes run between two of them.
 PIECE: Final = 250
-#: Seconds that the end of a service takes for storing what was counted; the rest is lost.
+#: Maximum seconds of the final flush when a service closes; accesses not stored by then are lost.
 CLOSING: Final = 1.0
 
 _File: TypeAlias = "tuple[int, Kind, str]"
@@ -247,14 +250,14 @@ _FileAndDay: TypeAlias = "tuple[int, Kind, str, int]"
 
 @dataclass
 class _Count:
-    """How often a file was used on a day."""
+    """Number of accesses to a file on a day, and the time of the last."""
 
     day: int
     times: int
     last_at: float
 
     def add(self, times: int, at: float) -> None:
-        """Count more of them."""
+        """Add accesses, the last of them at the time `at`."""
         self.times += times
         if at > self.last_at:
             self.last_at = at
@@ -262,10 +265,10 @@ class _Count:
 
 class AccessCounter:
     """
-    Counts accesses, in any number of processes on one storage: what each has counted is added to what is stored.
+    Counts file accesses in memory and flushes them to the storage; several processes may share a storage.
 
-    A file of an account with a daily limit is looked up when it is first used in a second, so that the limit holds
-    exactly for one process, and for several but for what the others counted in that second. Threads may share it.
+    For an account with a daily limit, the stored count of a file is read again about once a second. So the limit is
+    exact with one process; with several it misses the other processes' accesses of the last second. Thread-safe.
     """
 
     def __init__(self, storage: Storage, clock: Clock, *, enabled: bool = True) -> None:
@@ -275,19 +278,19 @@ class AccessCounter:
         self._enabled = enabled
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
-        #: What is to be stored: of files with a daily limit, of others, and what is being stored now.
+        #: Unstored accesses: to files with a daily limit, to other files, and those in the current flush.
         self._soon: dict[_FileAndDay, _Count] = {}
         self._later: dict[_FileAndDay, _Count] = {}
         self._storing: dict[_FileAndDay, _Count] = {}
         self._lost = 0
-        #: Of files with a limit: what is stored and what isn't yet, together.
+        #: Total accesses to files with a daily limit, stored and unstored.
         self._totals: dict[_File, _Count] = {}
         self._wake = threading.Event()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def admit(self, transaction: Transaction, account: Account, kind: Kind, name: str, uncounted: int = 0) -> None:
-        """Raise `DailyLimitError` where the file was used as often today as it may be, `uncounted` times included."""
+        """Raise `DailyLimitError` if today's accesses to the file, `uncounted` ones included, reach the daily limit."""
         limit = account.limits.max_daily_accesses
         if limit is None or not self._enabled:
             return
@@ -300,7 +303,7 @@ class AccessCounter:
             found = _Count(today, 0, 0.0) if stored is None or stored.day < today else _Count(*stored)
             with self._lock:
                 if (now := self._totals.get(file)) is None or now.day < found.day:
-                    # What was counted before the account had the limit is stored soon as well.
+                    # Accesses from before the account got its limit are now stored soon as well.
                     if (earlier := self._later.pop((*file, found.day), None)) is not None:
                         found.times += earlier.times
                         _add(self._soon, (*file, found.day), earlier)
@@ -309,7 +312,7 @@ class AccessCounter:
         check_daily(total.times + uncounted, limit, total.day, name)
 
     def count(self, account_id: int, kind: Kind, *names: str, times: int = 1) -> None:
-        """Count accesses of now to each of these files; a negative number takes back such as came to nothing."""
+        """Count `times` accesses to each of these files now; a negative number undoes accesses of a failed request."""
         if not self._enabled or not names:
             return
         now = self._now()
@@ -335,11 +338,11 @@ class AccessCounter:
             if self._thread is None and not self._closed.is_set():
                 self._thread = threading.Thread(target=self._run, name="cloudstore-usage", daemon=True)
                 self._thread.start()
-        if not self._wake.is_set():  # waking costs more than looking
+        if not self._wake.is_set():  # `set` costs more than `is_set`
             self._wake.set()
 
     def used(self, transaction: Transaction, account_id: int, kind: Kind, name: str) -> AccessCount | None:
-        """Return how often a file was used on the last day that it was, with what isn't stored yet."""
+        """Return the accesses to a file on the last day with any, stored and unstored; None if there were none."""
         file: _File = (account_id, kind, name)
         stored = transaction.accesses(*file)
         with self._lock:
@@ -358,23 +361,24 @@ class AccessCounter:
 
     def flush(self, *, everything: bool = True, until: float = math.inf) -> None:
         """
-        Store what was counted so far, or only of files with a daily limit; `UnavailableError` keeps it for later.
+        Store all accesses counted so far, or without `everything` only those to files with a daily limit.
 
-        If the outcome is unknown it is not counted again: a limit must not be reached by what was used once. At the
-        monotonic time `until` the rest is dropped.
+        On `UnavailableError` the counts are kept for the next flush. If a commit's outcome is unknown they are dropped,
+        for an access counted twice could use up a limit. After the monotonic time `until` the rest is dropped.
         """
         with self._flushing:
             with self._lock:
                 if everything:
                     self._wake.clear()
                     self._storing, self._later = self._later, {}
-                # Who is not used any more may be counted by other processes meanwhile: it is looked up again.
+                # Forget the totals of unused files: other processes may count accesses to them meanwhile. The next
+                # access reads them again.
                 used = {key[:3] for key in self._soon}
                 self._totals = {file: total for file, total in self._totals.items() if file in used}
                 soon, self._soon = self._soon, {}
                 for key, count in soon.items():
                     _add(self._storing, key, count)
-                keys = sorted(self._storing)  # in one order, so that nobody waits for who waits
+                keys = sorted(self._storing)  # the same order in all processes prevents deadlocks
                 lost, self._lost = self._lost, 0
             if lost:
                 _log.warning("%d accesses were not counted, for too many wait to be stored.", lost)
@@ -434,14 +438,14 @@ class AccessCounter:
                 self.flush(everything=everything)
                 told = ""
             except TransportError as error:
-                self._wake.set()  # tried again in a second
+                self._wake.set()  # retry in a second
                 waited = LONG_INTERVAL if everything else waited
                 if str(error) != told:
                     told = str(error)
                     _log.warning("How often files were used could not be stored: %s", error)
 
     def close(self) -> None:
-        """Store what was counted, as far as that takes no longer than `CLOSING` seconds, and count no more."""
+        """Stop counting, and flush the remaining accesses for at most `CLOSING` seconds."""
         self._closed.set()
         self._wake.set()
         if self._thread is not None:
@@ -450,7 +454,7 @@ class AccessCounter:
             self.flush(until=self._monotonic() + CLOSING)
         except TransportError as error:
             _log.warning("How often files were used could not be stored: %s", error)
-            # A service may be closed twice, and says it once.
+            # The counts are dropped now, so a second `close` logs nothing.
 
 
 def _add(counts: dict[_FileAndDay, _Count], key: _FileAndDay, more: _Count) -> None:
