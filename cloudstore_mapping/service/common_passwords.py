@@ -1,4 +1,4 @@
-"""Common passwords: refuse those that are tried first."""
+"""Common passwords: refuse the passwords an attacker guesses first."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ qwerqwer qwerty qwertyui qwertyuiop qwertz qwertzui rootroot samantha samsung sc
 stephanie sunshine superman superstar testtest trustno1 victoria webmaster welcome whatever yankees zaq12wsx
 zaqwsxcde zxcvbnm
 """
-# Common with digits or punctuation behind them, as "welcome123!".
+# Common with digits or punctuation appended, as in "welcome123!".
 _BEGINNINGS: Final = """
 abc abcd admin asdf azerty charlie chelsea default dragon freedom guest hallo hello jordan killer login love loveyou
 master michael monkey mustang ninja pass patrick pokemon qwer root secret shadow snoopy soccer summer test user
@@ -33,13 +33,14 @@ william winter
 _COMMON: Final = frozenset(_LEAKED.split())
 _STEMS: Final = _COMMON.union(_BEGINNINGS.split())
 _END: Final = string.digits + string.punctuation + string.whitespace
-#: Characters from which on a password is also looked at without its end, and different ones that it has at least.
+#: Minimum length of a password to check it also without its final digits and punctuation, and minimum number of
+#: different characters in an owner's password.
 _LONG: Final = 8
 _MIN_DIFFERENT: Final = 3
 
 
 def check_uncommon(password: str, user: str | None = None) -> None:
-    """Raise `BadValueError` for a common password; for a `user`, also for the name and for one repeated character."""
+    """Raise `BadValueError` for a common password; with `user`, for the user name or under 3 different characters."""
     plain = password.strip().casefold()
     stem = plain.rstrip(_END)
     if plain in _COMMON or (len(plain) >= _LONG and stem in _STEMS):

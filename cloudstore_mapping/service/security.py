@@ -1,4 +1,4 @@
-"""Security: Argon2 hashes of passwords, throttling of wrong passwords and of guessed API keys."""
+"""Security: hash and verify passwords (Argon2), throttle wrong passwords and API key guesses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Hasher(Protocol):
-    """Slow password hash, so that a stolen hash can't be guessed from."""
+    """Password hash function, slow to compute: guessing a password from a stolen hash takes too long."""
 
     def hash(self, password: str) -> str:
         """Return a salted hash of the password."""
@@ -39,7 +39,7 @@ class Hasher(Protocol):
 
 
 class Argon2Hasher:
-    """Argon2id: about 20 ms and 19 MiB per hash; raises `UnsupportedError` if it isn't installed."""
+    """Argon2id, about 20 ms and 19 MiB per hash; raise `UnsupportedError` if argon2-cffi isn't installed."""
 
     def hash(self, password: str) -> str:
         """Return a salted hash of the password."""
@@ -58,7 +58,7 @@ class Argon2Hasher:
 
 def _hasher() -> PasswordHasher:
     try:
-        from argon2 import PasswordHasher  # of the extra `server`, needed for passwords only
+        from argon2 import PasswordHasher  # optional: of the extra `server`, needed for passwords only
     except ImportError as error:
         raise UnsupportedError(
             "File passwords need the extra 'server': pip install 'cloudstore-mapping[server]'."
@@ -67,27 +67,27 @@ def _hasher() -> PasswordHasher:
     return PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
 
 
-#: Right passwords that are remembered, and for how many seconds.
+#: Cache of verified passwords: maximum number of entries, and seconds until an entry expires.
 MAX_REMEMBERED: Final = 10_000
 REMEMBERED_FOR: Final = 3600.0
-#: PasswordVerifier that wait to be hashed, for each thread that hashes; past it the service is busy.
+#: Passwords queued per hashing thread; if the queue is full, the service replies `UnavailableError`.
 QUEUE_PER_THREAD: Final = 8
 
 
-#: The vendor's browser client sends this text for a password that it doesn't have.
+#: The vendor's browser client sends this text instead of a missing password.
 UNDEFINED: Final = "undefined"
 
 
 @dataclass(frozen=True)
 class PasswordCheck:
-    """Whether a password for `file` fits one of the hashes beside it; a request may give more than one password."""
+    """Passwords of a request to verify for `file`, each with its accepted hashes; a single match is enough."""
 
     file: Hashable
     attempts: tuple[tuple[str, tuple[str, ...]], ...] = field(repr=False)
 
 
 class UnprovenError(Exception):
-    """Passwords must be hashed to know whether they are right; never leaves the service."""
+    """Signal to verify the passwords in `questions`, then retry; never leaves the service."""
 
     def __init__(self, *questions: PasswordCheck) -> None:
         super().__init__("A password is not yet known to be right.")
@@ -96,10 +96,10 @@ class UnprovenError(Exception):
 
 class PasswordVerifier:
     """
-    Tells whether a password fits a stored hash, without ever making other requests wait for the hashing.
+    Verifies passwords against stored hashes on its own threads, so that hashing never delays other requests.
 
-    A password that was right is remembered under a keyed hash of it and of the stored hash: a changed password is
-    another stored hash, so it is in force at once. Threads may share it.
+    Verified passwords are cached under a keyed hash of the password and the stored hash. A changed password has a new
+    stored hash, so it takes effect at once. Thread-safe.
     """
 
     def __init__(self, settings: Settings, clock: Clock, hasher: Hasher) -> None:
@@ -115,9 +115,9 @@ class PasswordVerifier:
 
     def hash(self, password: str | None) -> str | None:
         """
-        Return the hash to store, on the caller's thread; None for no password, which an empty one is as well.
+        Return the hash to store, computed on the caller's thread; None for no password or an empty one.
 
-        Raises `BadValueError` for a common password.
+        Raises `BadValueError` for a common password, and `ProtocolError` for one of too many bytes.
         """
         if not password:
             return None
@@ -127,9 +127,10 @@ class PasswordVerifier:
 
     def require(self, file: Hashable, *given: tuple[str | None, Iterable[str | None]]) -> None:
         """
-        Let a request pass if no hash is set, or if a password is known to fit one of the hashes given beside it.
+        Require a verified password; `given` holds pairs of a password and the hashes accepted for it.
 
-        Raises `LockedError` where the password is missing, and `UnprovenError` where `prove` has to find out.
+        Returns if no hash is set or the cache holds a match. Raises `LockedError` if the password is missing,
+        `ProtocolError` if it has too many bytes, and `UnprovenError` if `prove` must verify it first.
         """
         locks = [(password, tuple(hash_ for hash_ in hashes if hash_ is not None)) for password, hashes in given]
         if not any(hashes for _, hashes in locks):
@@ -150,15 +151,16 @@ class PasswordVerifier:
 
     def prove(self, question: PasswordCheck, address: str) -> Future[None]:
         """
-        Find out whether a password fits, and remember it if so; those who ask the same meanwhile get the same future.
+        Verify passwords on a hashing thread, and cache a match; concurrent calls for the same share a future.
 
-        The future, or the call itself, raises `LockedError` if none does, `TooOftenError` where too many for this
-        file came from this address, and `UnavailableError` where too many wait already. Each wrong password counts.
+        The future, or the call itself, raises `LockedError` if no password matches, `TooOftenError` after too many
+        wrong passwords for this file from this address, and `UnavailableError` if the queue is full. Each wrong
+        password counts.
         """
         subject = (question.file, network_of(address))
         with self._lock:
             proof = self._proofs.get((question, address))
-            if proof is not None and not proof.done():  # an interrupt may have left one that is
+            if proof is not None and not proof.done():  # an interrupt may have left a finished future
                 return proof
             begun = self._tries.begin(subject)
             try:
@@ -179,7 +181,7 @@ class PasswordVerifier:
                 if self._hasher.fits(hash_, password):
                     with self._lock:
                         self._right[self._mark(hash_, password)] = None
-                    # A wrong password beside a right one told nothing: the right one opens the file anyway.
+                    # A wrong password beside a right one doesn't count: the caller learns nothing by it.
                     for each in tries:
                         self._tries.take_back(subject, each)
                     return
@@ -193,31 +195,31 @@ class PasswordVerifier:
         return hmac.digest(self._key, stored.encode() + b"\0" + password.encode(), "sha256")
 
     def check_length(self, password: str) -> None:
-        """Refuse a password that is too long to be one, before it is hashed."""
+        """Raise `ProtocolError` for a password over `Settings.max_password_bytes`, to save hashing it."""
         if len(password.encode()) > self._max_bytes:
             raise ProtocolError(
                 f"The password is longer than {self._max_bytes:,} bytes; give the file's own.", error="BadRequest"
             )
 
     def close(self) -> None:
-        """Finish the hashing that was begun, and end its threads."""
+        """Finish queued hashing, then end the threads."""
         self._pool.close()
 
 
-#: Short keys that are remembered as right, each with the address that it came from.
+#: Maximum number of remembered right short keys, each with its client address.
 MAX_KNOWN: Final = 65_536
-# What one client of IPv6 has of it, for whom every address in it is as good as its own.
+# Prefix length of the IPv6 network of a single client: it can use every address of the network.
 _IPV6_PREFIX: Final = 64
 
 
 class ApiKeyThrottle:
     """
-    Count the different wrong API keys of each address; threads may share it.
+    Throttles API key guessing: counts the different wrong keys of each client address. Thread-safe.
 
-    A wrong key is counted once, however often it is sent. After too many an address gets `TooOftenError` for further
-    wrong keys. A right key is accepted, whatever others guess at the same address, such as behind the same proxy: a
-    random key can't be guessed anyway. Only a short key, one that an owner chose, has to wait after too many wrong
-    short keys, unless it opened its account from this address before.
+    A wrong key counts once, however often it is sent. After too many wrong keys, an address gets `TooOftenError` for
+    further wrong ones. A right random key is always accepted, even if others guess at the same address (behind the same
+    proxy): random keys can't be guessed. A short key, chosen by an owner, can be; after too many wrong short keys it is
+    throttled too, unless it was accepted from this address before.
     """
 
     def __init__(self, tries: int, window: float, monotonic: Callable[[], float]) -> None:
@@ -229,7 +231,7 @@ class ApiKeyThrottle:
         self._lock = threading.Lock()
 
     def right(self, key_hash: bytes, address: str, *, is_short: bool) -> None:
-        """Accept a key that opened an account; `TooOftenError` for a short one at an address with many guesses."""
+        """Accept a right key; raise `TooOftenError` for a short key from an address with too many wrong short keys."""
         if not is_short or not address:
             return
         network = network_of(address)
@@ -242,7 +244,7 @@ class ApiKeyThrottle:
             self._known.add((network, key_hash))
 
     def wrong(self, key_hash: bytes, address: str, *, is_short: bool) -> NoReturn:
-        """Count a key that opened nothing, and raise `BadKeyError`, or `TooOftenError` after too many."""
+        """Count a wrong key and raise `BadKeyError`; after too many of them, raise `TooOftenError`."""
         if address:
             guess = network_of(address), key_hash
             with self._lock:
@@ -255,13 +257,13 @@ class ApiKeyThrottle:
 
 
 def network_of(address: str) -> str:
-    """Return the address that counts for a client: for IPv6 the network (/64) that a single client has."""
+    """Return the subject throttled for a client address: the address itself, for IPv6 its network (/64)."""
     if ":" not in address:
         return address
     try:
         number = ipaddress.IPv6Address(address.partition("%")[0])
     except ValueError:
-        return address  # what a trusted proxy said
+        return address  # a trusted proxy sent it, and need not send an IP address
     if number.ipv4_mapped is not None:
         return str(number.ipv4_mapped)
     return str(ipaddress.IPv6Network((number, _IPV6_PREFIX), strict=False))

@@ -1,4 +1,4 @@
-"""Sessions of the dashboard: sign in, sign out, expiry, and password changes of owners."""
+"""Sessions of the dashboard: sign in, sign out, expire sessions; change and reset owners' passwords."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.records import Account
     from cloudstore_mapping.service.storage.sql import Transaction
 
-#: Seconds after which somebody who does nothing is signed out, and after which everybody is.
+#: Seconds until a session expires: after its last use, and after the sign-in.
 IDLE_END: Final = 30 * 60.0
 ABSOLUTE_END: Final = 12 * 3600.0
-#: Seconds between two writes of when a session was used.
+#: Minimum seconds between two writes of a session's last use.
 TOUCH_INTERVAL: Final = 60.0
-#: Refused sign-ins of one account that are remembered in an hour, so that guesses don't push out all other events.
+#: Refused sign-ins per account and hour recorded as audit events; more would evict all other events.
 REFUSALS_AN_HOUR: Final = 20
 
-#: Bytes of the shortest password that an owner may choose; the longest is `Settings.max_password_bytes`.
+#: Minimum length of an owner's password in bytes; the maximum is `Settings.max_password_bytes`.
 MIN_PASSWORD_BYTES: Final = 8
 
 TOKEN_BYTES: Final = 32
-# A one-time password is read from a screen: no characters that look like others, in four groups; 80 random bits.
+# One-time passwords are typed from a screen: four groups, no look-alike characters; 80 random bits.
 _ONE_TIME_ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"
 _ONE_TIME_GROUPS: Final = 4
 _GROUP_LENGTH: Final = 4
 
-#: The id of no account, of which as much is read as of one that there is.
+#: Id of no account. Sign-in reads as much for it as for an account, so timing doesn't reveal user names.
 _NOBODY: Final = 0
 _WRONG: Final = "The user name or the password is wrong; try again."
 
 
 @dataclass(frozen=True)
 class SignedInOwner:
-    """An owner who is signed in; `must_change` says that the password was given away, and has to be changed first."""
+    """Signed-in owner of a session; with `must_change`, the one-time password must be changed first."""
 
     account: Account
     must_change: bool
@@ -58,9 +58,9 @@ class SignedInOwner:
 
 class SessionService:
     """
-    Lets owners in, out, and change their passwords; threads may share it, and each call waits for the storage.
+    Sign-in, sign-out and password changes of owners; thread-safe, and each call waits for the storage.
 
-    Of a session's token, which only the browser has, no more than its SHA-256 is stored.
+    Only the browser has a session's token; the storage has its SHA-256.
     """
 
     def __init__(self, storage: Storage, clock: Clock, accounts: Accounts, passwords: PasswordVerifier) -> None:
@@ -74,11 +74,11 @@ class SessionService:
 
     def sign_in(self, name: str, password: str, address: str, *, instead_of: str = "") -> str:
         """
-        Return the token of a new session, which ends the one with the token `instead_of`.
+        Authenticate an owner and return the token of a new session; end the session with the token `instead_of`.
 
-        A user that isn't there, one that nobody may sign in as and a wrong password are the same `LockedError`, after
-        the same work; after too many of them from one address it is `TooOftenError`. With the right password of a
-        disabled account it is `DisabledError`.
+        An unknown user, a user without a password and a wrong password raise the same `LockedError` after the same
+        work, so replies and timing don't reveal user names. Raises `TooOftenError` after too many of them from an
+        address, and `DisabledError` for the right password of a disabled account.
         """
         with self._storage.read() as transaction:
             account = transaction.account_named(name)
@@ -93,8 +93,8 @@ class SessionService:
         def work(transaction: Transaction) -> None:
             found = transaction.account_named(name)
             if found is None or transaction.owner_password(found.id).hash != stored:
-                raise LockedError(_WRONG)  # changed while it was hashed
-            check_enabled(found)  # only now: nobody else is told
+                raise LockedError(_WRONG)  # the password changed during the hashing
+            check_enabled(found)  # last, so that only its owner learns this
             now = self._now()
             transaction.forget_sessions(now - ABSOLUTE_END, now - IDLE_END)
             transaction.end_session(_hash(instead_of))
@@ -105,7 +105,7 @@ class SessionService:
         return token
 
     def session(self, token: str) -> SignedInOwner | None:
-        """Return who is signed in with this token, None where nobody is, or no longer."""
+        """Return the signed-in owner of the session with this token; None if it is unknown, ended or expired."""
         hash_ = _hash(token)
         now = self._now()
         with self._storage.read() as transaction:
@@ -114,16 +114,16 @@ class SessionService:
             if session is None or account is None or account.disabled:
                 return None
             must_change = transaction.owner_password(account.id).must_change
-        # Either way round, so that a clock which is set back makes no session last longer.
+        # Absolute differences: setting the clock back must not make a session last longer.
         if abs(now - session.created_at) >= ABSOLUTE_END or abs(now - session.used_at) >= IDLE_END:
             return None
         if abs(now - session.used_at) >= TOUCH_INTERVAL:
-            with suppress(TransportError):  # a store that takes no writes can be looked at all the same
+            with suppress(TransportError):  # the dashboard works read-only if the store takes no writes
                 self._storage.submit(lambda transaction: transaction.touch_session(hash_, now)).result()
         return SignedInOwner(account, must_change, hash_)
 
     def sign_out(self, signed_in: SignedInOwner, *, origin: str) -> None:
-        """End the session."""
+        """End the session, and record it as an audit event from `origin`."""
 
         def work(transaction: Transaction) -> None:
             transaction.end_session(signed_in.token_hash)
@@ -133,10 +133,10 @@ class SessionService:
 
     def change_password(self, signed_in: SignedInOwner, old: str, new: str, address: str) -> None:
         """
-        Make `new` the owner's password, and end all other sessions.
+        Change the owner's password to `new`, and end all other sessions.
 
-        Raises `LockedError` where the old one is wrong, slowed as `sign_in` is, and `BadValueError` where the new one
-        is too short, common, the user name or the old one.
+        Raises `LockedError` if the old password is wrong, throttled as in `sign_in`; and `BadValueError` if the new
+        password is too short, common, the user name or the old password.
         """
         account = signed_in.account
         with self._storage.read() as transaction:
@@ -172,10 +172,10 @@ class SessionService:
         show: Callable[[str, str], object] | None = None,
     ) -> tuple[str, str]:
         """
-        Make an account; return its API key and a one-time password for the dashboard, as `reset_password` makes it.
+        Create an account; return its API key and a one-time password for the dashboard (see `reset_password`).
 
-        `show` is given both just before the account is there: if that raises, none is made. Raises as
-        `Accounts.create` does.
+        `show` is called with both just before the commit; if it raises, no account is created. Raises the errors of
+        `Accounts.create`.
         """
         password = one_time_password()
         hash_ = self._passwords.hash(password)
@@ -184,10 +184,10 @@ class SessionService:
 
     def reset_password(self, name: str, *, origin: str = COMMAND_LINE, show: Show | None = None) -> str:
         """
-        Return a new one-time password for the account, to be changed at the first sign-in; all its sessions end.
+        Set and return a new one-time password, to be changed at the first sign-in; end all sessions of the account.
 
-        `show` is given it just before: if that raises, nothing is changed. An account that isn't there is
-        `BadNameError`.
+        `show` is called with the password just before the commit; if it raises, nothing changes. Raises `BadNameError`
+        for an unknown account.
         """
         password = one_time_password()
         hash_ = self._passwords.hash(password)
@@ -200,7 +200,7 @@ class SessionService:
         return password
 
     def record(self, account: Account, action: str, subjects: Iterable[str], origin: str) -> None:
-        """Remember in the account's list of events what its owner did to these files."""
+        """Add an audit event for each of the files in `subjects`: an action of the account's owner."""
 
         def work(transaction: Transaction) -> None:
             for subject in subjects:
@@ -219,15 +219,15 @@ class SessionService:
             raise LockedError(_WRONG)
 
     def _dummy_hash(self) -> str:
-        """Return a hash that no password fits, for it takes as long to find that out as with a user's."""
+        """Return the hash of a random password; verifying against it takes as long as against a user's hash."""
         with self._lock:
             if self._dummy is None:
                 self._dummy = self._passwords.hash(secrets.token_urlsafe(TOKEN_BYTES))
-        assert self._dummy is not None  # noqa: S101 - only of an empty password there is no hash
+        assert self._dummy is not None  # noqa: S101 - `hash` returns None for an empty password only
         return self._dummy
 
     def _record_refusal(self, account: Account | None, address: str) -> None:
-        # Without waiting for it, and as much for nobody: how long it takes must not tell whether there is such a user.
+        # Don't wait, and do the same work for unknown users: timing must not reveal user names.
         def work(transaction: Transaction) -> None:
             if account is not None:
                 self._accounts.record(transaction, account, "sign-in refused", "", address)
@@ -238,7 +238,7 @@ class SessionService:
 
 
 def one_time_password() -> str:
-    """Return a random password that can be read from a screen."""
+    """Return a random password of characters easy to read from a screen."""
     groups = ("".join(map(secrets.choice, [_ONE_TIME_ALPHABET] * _GROUP_LENGTH)) for _ in range(_ONE_TIME_GROUPS))
     return "-".join(groups)
 
