@@ -1,4 +1,4 @@
-"""Configuration: read settings from the command line, the environment and a TOML file."""
+"""Configuration: load settings from command line, environment variables and a TOML file; parse sizes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ EXAMPLES: Final = "3072, 3KiB or '1.5 GiB'"
 
 def parse_size(text: str) -> int:
     """
-    Return the number of bytes in a text such as 3072, 3kB or '1.5 GiB'.
+    Return the number of bytes in a size such as 3072, 3kB or '1.5 GiB'.
 
-    Units are B, kB, MB, GB, TB (powers of 1000) and KiB, MiB, GiB, TiB (powers of 1024). Raises `ValueError` for other
-    texts, and for a fraction of a byte.
+    Units are B, kB, MB, GB, TB (powers of 1000) and KiB, MiB, GiB, TiB (powers of 1024), in upper or lower case. Raises
+    `ValueError` for any other text and for a fraction of a byte.
     """
     match = _SIZE.fullmatch(text.strip())
     unit = None if match is None else _UNITS.get(match[2].lower())
@@ -60,7 +60,7 @@ _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII)
 
 
 class _Given(NamedTuple):
-    """A given value, its source for error messages, and whether text may mean a number."""
+    """Given value and its source, for error messages; with `is_text`, a string may be converted to a number."""
 
     source: str
     value: object
@@ -71,12 +71,12 @@ def load(
     kinds: tuple[type, ...], environ: Mapping[str, str], given: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
     """
-    Return the checked values of the given fields of the dataclasses `kinds`, by name.
+    Load settings: return the checked values of the fields of the dataclasses `kinds`, by field name.
 
-    A value in `given` (from the command line; None: absent) wins over the environment, and the environment over the
-    TOML file named by ``config`` or ``CLOUDSTORE_SERVICE_CONFIG``. An empty value doesn't mean the default: it is an
-    error unless the setting's type allows it. Raises `ValueError` with the option, variable or file and the allowed
-    values, and `OSError` if the file can't be read.
+    The command line (`given`; None for an absent option) takes precedence over the environment, and the environment
+    over the TOML file named by ``config`` or ``CLOUDSTORE_SERVICE_CONFIG``. Settings without a value are left out. An
+    empty value doesn't select the default: it is an error unless the setting's type allows it. Raises `ValueError`,
+    naming the option, variable or file and the allowed values, and `OSError` if the file can't be read.
     """
     options = {name: value for name, value in (given or {}).items() if value is not None}
     types = {name: type_ for kind in kinds for name, type_ in get_type_hints(kind, include_extras=True).items()}
@@ -121,7 +121,7 @@ def _suggest(name: str, known: Iterable[str], shown: Callable[[str], str] = str)
 
 
 def _check(setting: _Given, type_: Any) -> Any:
-    """Return a setting's value, converted to its type; raise `ValueError` with its source for a wrong value."""
+    """Return a setting's value converted to its type; raise `ValueError` with its source if it is wrong."""
     value = setting.value
     if isinstance(value, str) and (value != value.strip() or "\0" in value):
         raise ValueError(f"{setting.source} has white space or a NUL around its value; remove it.")

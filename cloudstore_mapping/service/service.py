@@ -1,4 +1,4 @@
-"""The service, put together: requests are answered, passwords set, and all that runs is ended."""
+"""Service facade: build the parts, answer requests, set file passwords, report health and shut down."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 class Keep(enum.Enum):
-    """The type of `KEEP`: what is not given stays what it is, for None is a password that is cleared."""
+    """Type of `KEEP`, the default of password arguments: leave the password unchanged. None clears it."""
 
     KEEP = enum.auto()
 
@@ -40,10 +40,10 @@ KEEP: Final = Keep.KEEP
 
 class Service:
     """
-    Answers requests on the accounts and files of a storage, which it closes in the end.
+    Answers requests for the accounts and files of a storage; thread-safe. `close` closes the storage too.
 
-    Threads may share it. A small read is answered on the caller's thread, unless its storage `waits` for a network; a
-    write is answered after its commit.
+    A small read is answered on the caller's thread, unless its storage `waits` for a network; a write is answered after
+    its commit.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Service:
         self._clock = Clock() if clock is None else clock
         self._storage = storage
         guesses = ApiKeyThrottle(self.settings.key_tries, self.settings.password_window, self._clock.monotonic)
-        #: Background work on the storage.
+        #: Background cleanup of the storage.
         self.sweeper = BlobCleaner(storage, self._clock)
         self.accounts = Accounts(storage, self._clock, guesses, self.sweeper.begin)
         self._passwords = PasswordVerifier(self.settings, self._clock, Argon2Hasher() if hasher is None else hasher)
         self._closed = False
-        #: Why it was not healthy when that was asked for last.
+        #: The problem found by the last health check, None if there was none.
         self._problem: str | None = None
         self.usage = AccessCounter(storage, self._clock, enabled=self.settings.count_accesses)
         self.media = MediaFiles(
@@ -78,11 +78,11 @@ class Service:
         self, request: Request | Batch, *, address: str = "", raises: bool = False, patience: float | None = None
     ) -> Reply:
         """
-        Return the answer to a request, whatever it is; see `submit`.
+        Answer a request and return the reply, waiting for it; errors become replies (see `submit`).
 
-        `raises` is for a caller in whose program the service runs: what isn't a refusal is raised as it is, for it may
-        be what a handler of the program's signals raised. After `patience` seconds without an answer `TimedOutError`
-        is raised; its `sent` is False if the request never will be done.
+        With `raises`, for a service embedded in the caller's program, unexpected exceptions are raised unchanged: the
+        program's signal handlers may have raised them. Raises `TimedOutError` after `patience` seconds; its `sent` is
+        False if the request will never be executed.
         """
         if self._closed:
             return _closed()
@@ -98,11 +98,11 @@ class Service:
 
     def submit(self, request: Request | Batch, *, address: str = "", owner: Account | None = None) -> Future[Reply]:
         """
-        Begin to answer a request; the future holds the reply, an error's too, and never an exception.
+        Begin to answer a request, and return a future of its reply; errors become replies, never exceptions.
 
-        `address` is who asks, for counting wrong passwords. What is begun can't be cancelled any more. Callbacks of
-        the future run on threads that others wait for: they should be short. With `owner` it is that account's owner
-        who asks, signed in: instead of by an API key, and limited by no pace, password or daily number of accesses.
+        `address` is the client's address, for throttling wrong passwords. A started request can't be cancelled.
+        Callbacks of the future must be short: they run on threads shared with other requests. `owner` is the account
+        of a signed-in owner: it replaces the API key, and rate limit, passwords and daily limit don't apply.
         """
         answer = self.answer(request, address=address, owner=owner)
         if not isinstance(answer, Reply):
@@ -120,10 +120,10 @@ class Service:
         room: ReplyRoom | None = None,
     ) -> Reply | Future[Reply]:
         """
-        Return what `submit` does, or the reply itself if it is there at once, as that to a small read is.
+        Answer a request as `submit` does, but return the reply itself if it is ready at once, such as a small read's.
 
-        The memory of a large reply is taken from `reply_memory` by `room`, which the caller releases once the reply is
-        sent; `UnavailableError` if there is none left.
+        A large reply's memory is reserved in `reply_memory` by `room`; the caller releases it once the reply is sent.
+        Without enough free memory the reply is `UnavailableError`.
         """
         if self._closed:
             return _closed()
@@ -131,18 +131,18 @@ class Service:
 
     def check_key(self, api_key: str, address: str) -> Future[None] | None:
         """
-        Begin to look whether a request with this API key would be refused for it, and return None if that is known.
+        Begin to authenticate an API key without a request; return None if it is already known to be accepted.
 
-        The call, or the future, raises `BadKeyError`, `TooOftenError` or `DisabledError`, as `answer` would tell.
+        The call, or the future, raises `BadKeyError`, `TooOftenError` or `DisabledError`, the errors of `answer`.
         """
         return None if self._closed else self._dispatcher.check_key(api_key, address)
 
     @contextmanager
     def together(self) -> Iterator[Answerer]:
         """
-        Yield what answers a request from an address as `answer` does; all small reads in the block see one moment.
+        Yield a function to answer requests as `answer` does, with a shared snapshot for all small reads in the block.
 
-        They cost less than one by one. The block must wait for nothing.
+        Sharing makes each read cheaper. The block must not wait for anything.
         """
         if self._closed:
             yield lambda _request, _address, _room=None: _closed()
@@ -160,10 +160,10 @@ class Service:
         origin: str = COMMAND_LINE,
     ) -> None:
         """
-        Make these the passwords of an account's file, None or empty meaning none; in force when this returns.
+        Set the edit and view passwords of a data file; None or an empty string clears a password.
 
-        `origin` is who did it, for the account's list of events. Raises `NoFileError` where there is no such file, and
-        `BadNameError` where there is no such account.
+        The change is in effect on return, and recorded as an audit event from `origin`. Raises `NoFileError` for an
+        unknown file, `BadNameError` for an unknown account, and `BadValueError` for a common password.
         """
         given = {
             what: self._passwords.hash(password)
@@ -192,7 +192,7 @@ class Service:
         media: str | Keep | None = KEEP,
         origin: str = COMMAND_LINE,
     ) -> None:
-        """Make these the edit passwords of data and media files without one of their own; as `set_passwords`."""
+        """Set the default edit passwords of the account's data files and media files, as `set_passwords` does."""
         given = {
             what: self._passwords.hash(password)
             for what, password in (("data", data), ("media", media))
@@ -210,7 +210,7 @@ class Service:
         self._storage.submit(work).result()
 
     def healthy(self) -> bool:
-        """Whether reads and saves succeed at present; it is soon known, and logged when it changes."""
+        """Return True if reads and writes succeed at present; log every change. Takes a few seconds at most."""
         problem = self._storage.problem()
         if problem != self._problem:
             self._problem = problem
@@ -221,36 +221,37 @@ class Service:
         return problem is None
 
     def keep_tidy(self) -> None:
-        """Look every few seconds from now on for background work: other processes leave some."""
+        """Check for cleanup work every few seconds from now on, on a thread: other processes may leave some."""
         self.sweeper.watch()
 
     def store_bytes(self) -> int:
-        """Return how many bytes its storage takes."""
+        """Return the size of the storage in bytes."""
         return self._storage.size()
 
     def compact(self) -> None:
-        """Give unused space of its storage back to the disk; raises `UnavailableError` where that fails."""
+        """Return unused space of the storage to the disk; raise `UnavailableError` on failure."""
         self._storage.compact()
 
     def withdraw(self) -> None:
-        """After an interrupt of this thread, cancel the write that it waits for, or wait until it is done."""
+        """Cancel the write awaited by this thread, or wait until it is done; for use after an interrupt."""
         self._storage.withdraw()
 
     def hurry(self) -> None:
-        """Wait no longer than a moment for other processes from now on; what they keep from being stored is refused."""
+        """Wait only briefly for other processes from now on; refuse writes blocked by them. Stop the cleanup."""
         self.media.hurry()
         self._storage.hurry()
 
     def end_within(self, seconds: float) -> None:
-        """Refuse as `Unavailable` all writes that have not begun in so many seconds: `close` comes then."""
+        """Refuse with `Unavailable` all writes not begun within so many seconds, for a shutdown with `close` then."""
         self._dispatcher.end_within(seconds)
         self._storage.end_within(seconds)
 
     def close(self) -> None:
         """
-        Answer what was submitted, then close the storage; later requests are answered `Unavailable`.
+        Answer all submitted requests, then close the storage; later requests get `Unavailable`.
 
-        So is a write whose password would have to be hashed only now. Not from a callback of `submit`'s future.
+        A submitted write with a password still to be hashed gets `Unavailable` too. Don't call this from a callback of
+        `submit`'s future.
         """
         self._closed = True
         self.hurry()

@@ -1,4 +1,4 @@
-"""What a service can be told to do otherwise: one frozen set of settings."""
+"""Settings of the service and their defaults: size limits, memory limits, timeouts and throttling."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from cloudstore_mapping.wire import DEFAULT_MAX_DEPTH
 
 Size: TypeAlias = Annotated[int, Meta(gt=0, le=2**60, extra=BYTES)]
 Count: TypeAlias = Annotated[int, Meta(gt=0, le=10**9)]
-Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=365 * 86_400)]  # timers of more overflow
+Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=365 * 86_400)]  # longer timers overflow
 
-#: Bytes of a request beside its value, name and password: the API key, and the names of the fields.
+#: Bytes of a request body beside its value, name and password: the API key and the field names.
 AROUND: Final = 1024
-#: Bytes that a request may hold beside its body: its headers, and what its client sent behind it.
+#: Memory of a request beside its body, in bytes: its headers, and further bytes received behind it.
 BODY_OVERHEAD: Final = 512 * 2**10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """
-    The limits of a service as a whole; those of one account come on top.
+    Settings of a whole service; the limits of an account apply in addition.
 
-    Sizes are in bytes, times in seconds. `configuration.load` reads them from the environment and a file.
+    Sizes are in bytes, times in seconds. `configuration.load` reads them from the environment and a TOML file.
     """
 
     max_name_bytes: Size = 1024
@@ -78,12 +78,12 @@ class Settings:
 
     @property
     def request_memory(self) -> int:
-        """Return the memory for requests: the setting, or two bodies and what is around them if that is more."""
+        """Return the memory for requests in bytes: the setting, but at least two bodies with their overhead."""
         return max(self.max_request_memory, 2 * self._body_memory)
 
     @property
     def address_request_memory(self) -> int:
-        """Return the memory for the requests of one API key or address: the setting, or one body."""
+        """Return the memory for requests of one API key or address in bytes: the setting, but at least one body."""
         return max(self.max_address_request_memory, self._body_memory)
 
     @property
@@ -92,15 +92,15 @@ class Settings:
 
 
 def check_together(settings: Settings) -> None:
-    """Raise `ValueError` where one setting leaves another without effect, naming both."""
-    # In JSON a character of a name or password may be written as six.
+    """Raise `ValueError`, naming both, if a setting leaves another without effect."""
+    # JSON may escape a character of a name or password as six bytes.
     needed = settings.max_value_bytes + 6 * (settings.max_name_bytes + settings.max_password_bytes) + AROUND
     if settings.max_body_bytes < needed:
         raise ValueError(
             f"max_body_bytes ({settings.max_body_bytes:,}) lets no request with a value of max_value_bytes "
             f"({settings.max_value_bytes:,}) through; raise max_body_bytes to {needed:,}, or lower max_value_bytes."
         )
-    # A batch's values are there twice while its reply is put together, and one account has half of the memory.
+    # Building a batch's reply holds its values twice, and an account may use half of the memory.
     needed = 4 * max(settings.max_batch_reply_bytes, settings.max_value_bytes)
     if settings.max_reply_bytes < needed:
         raise ValueError(
