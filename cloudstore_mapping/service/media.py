@@ -1,4 +1,4 @@
-"""Media files: uploads in chunks, reads, types by content, and garbage collection of unused blobs."""
+"""Media files: upload in chunks, find, read, lock and delete; content types; cleanup of unused blobs."""
 
 from __future__ import annotations
 
@@ -153,11 +153,11 @@ def _of_ending(ending: str) -> str:
 
 T = TypeVar("T")
 
-#: Bytes of each chunk but the last: few enough that its commit is quick, enough that a large file has few.
+#: Bytes per chunk, except the last. A smaller chunk commits faster; a larger one makes fewer rows per file.
 CHUNK_BYTES: Final = 512 * 2**10
-#: Chunks of one upload that may wait for their commit; past it its sender has to wait.
+#: Maximum number of uncommitted chunks per upload; at this number its sender must wait.
 CHUNKS_IN_FLIGHT: Final = 2
-#: Random bytes of an id: 32 hexadecimal digits.
+#: Random bytes of a media id, written as 32 hexadecimal digits.
 ID_BYTES: Final = 16
 
 _CONTENT_TYPE: Final = re.compile(r"[ -~]{1,255}")
@@ -166,10 +166,10 @@ _CONTENT_TYPE: Final = re.compile(r"[ -~]{1,255}")
 @dataclass(frozen=True)
 class UploadRequest:
     """
-    Who uploads what: with an API key and perhaps a password, or as the account's owner, who is signed in.
+    Request to upload a media file: authenticated by API key and optional passwords, or by a signed-in `owner`.
 
-    `media_password` opens what the account's default password of media files opens, whatever `password` is.
-    `only_new` asks for no other file of this name to be replaced.
+    `media_password` is accepted where the account's default password of media files applies, in addition to
+    `password`. With `only_new`, no existing media file of this name is replaced.
     """
 
     name: str
@@ -183,12 +183,12 @@ class UploadRequest:
 
     @property
     def queue(self) -> Hashable:
-        """Queue in which the account's uploads wait for the writer."""
+        """Key of the writer's queue for the account's uploads."""
         return ("uploads", self.api_key if self.owner is None else self.owner.id)
 
 
 class Uploads:
-    """Takes uploads for all accounts; threads may share it."""
+    """Begins and finishes uploads of all accounts; thread-safe."""
 
     def __init__(
         self,
@@ -209,29 +209,29 @@ class Uploads:
 
     def begin(self, sender: UploadRequest) -> UploadStream:
         """
-        Return where the file's bytes go; waits for the storage, and where there is a password for its hashing.
+        Begin an upload, and return the stream for its bytes; wait for the storage and for hashing of a password.
 
-        Raises what refuses the upload whatever its bytes are: `BadKeyError`, `DisabledError`, `TooOftenError`,
-        `BadNameError`, `LockedError`, `ChangedError`, `TooManyFilesError`.
+        Runs all checks independent of the file's content. Raises `BadKeyError`, `DisabledError`, `TooOftenError`,
+        `BadNameError`, `LockedError`, `ChangedError` or `TooManyFilesError`, and `UnavailableError` after `close`.
         """
         if self._closed:
             raise UnavailableError("The service is closed; try again later.", retry_after=1.0)
         check_name(sender.name, self.settings.max_name_bytes)
         with self.storage.read() as transaction:
-            self._account(transaction, sender, writes=False)  # so that a key of nobody costs no write
+            self._account(transaction, sender, writes=False)  # in a read first: a wrong API key must not cost a write
         return UploadStream(self, sender, self._proved(sender, self._begin))
 
     def add_chunk(self, transaction: Transaction, sender: UploadRequest, blob: int, number: int, chunk: bytes) -> bool:
-        """Store a chunk if the sender may still upload; return False if the upload was swept away."""
+        """Authenticate the sender again and store a chunk; return False if the cleanup removed the upload."""
         self._account(transaction, sender, writes=True)
         return transaction.add_chunk(blob, number, chunk, self.clock.wall())
 
     def finish(self, sender: UploadRequest, blob: int, size: int, digest: str) -> Reply:
-        """Make the blob a media file, checked again in the transaction that does it; return the reply to the upload."""
+        """Check the upload again and turn its blob into a media file, in one transaction; return the reply."""
         return self._proved(sender, lambda transaction, sender: self._finish(transaction, sender, blob, size, digest))
 
     def close(self) -> None:
-        """Begin no more uploads."""
+        """Refuse further uploads."""
         self._closed = True
 
     def _proved(self, sender: UploadRequest, work: Callable[[Transaction, UploadRequest], T]) -> T:
@@ -246,7 +246,7 @@ class Uploads:
         account = self._account(transaction, sender, writes=True)
         now = self.clock.wall()
         if sender.owner is None and account.limits.min_interval:
-            # Undone where the upload is refused: one whose password comes late is begun twice.
+            # A refusal rolls this back, so an upload retried after password verification takes a single slot.
             take_slot(transaction, account, now)
         before, room = self._admitted(transaction, account, sender)
         check_uploads(transaction, account, sender.name)
@@ -282,9 +282,9 @@ class Uploads:
         self, transaction: Transaction, account: Account, sender: UploadRequest, unfinished: int | None = None
     ) -> tuple[Media | None, int]:
         """
-        Return the file that would be replaced, and how many bytes the new one may have.
+        Check passwords and quotas; return the media file to be replaced, if any, and the maximum size in bytes.
 
-        `unfinished` are the bytes of an upload that ends; without them it begins.
+        `unfinished` is the size of an upload about to finish, None for an upload about to begin.
         """
         before = transaction.media_named(account.id, sender.name)
         if sender.owner is None:
@@ -310,7 +310,7 @@ class Uploads:
 
 
 class _Begun(NamedTuple):
-    """An upload that has begun: its blob, how many bytes it may have, and those of the file that it replaces."""
+    """Upload in progress: its blob, its maximum size, and the size of the file it replaces, in bytes."""
 
     account: Account
     blob: int
@@ -320,9 +320,9 @@ class _Begun(NamedTuple):
 
 class UploadStream:
     """
-    The bytes of a file on their way to the storage, for one thread or task at a time; `finish` or `abort` ends it.
+    Stream of an upload's bytes to the storage, ended by `finish` or `abort`; use it on one thread or task at a time.
 
-    What is not finished leaves nothing, in the worst case, after a crash, an hour later.
+    An unfinished upload leaves nothing behind; after a crash the cleanup removes it an hour later.
     """
 
     def __init__(self, uploads: Uploads, sender: UploadRequest, begun: _Begun) -> None:
@@ -339,14 +339,14 @@ class UploadStream:
         self._in_flight: deque[Future[bool]] = deque()
 
     def expect(self, size: int) -> None:
-        """Raise `TooBigError` where so many bytes are more than the file may take, before they are written."""
+        """Raise `TooBigError` before any bytes are written if `size` exceeds the maximum size of the file."""
         check_size(size, self._room, self._sender.name)
 
     def write(self, data: bytes) -> Future[bool] | None:
         """
-        Take the next bytes, without waiting; where a future comes back, it has to be waited for before the next ones.
+        Accept the next bytes without waiting; if this returns a future, wait for it before the next call.
 
-        Raises `TooBigError` past what the file may take, and what made an earlier chunk fail.
+        Raises `TooBigError` beyond the maximum size of the file, and the error of an earlier chunk.
         """
         self._size += len(data)
         check_size(self._size, self._room, self._sender.name)
@@ -359,7 +359,7 @@ class UploadStream:
         return self._in_flight[0] if len(self._in_flight) >= CHUNKS_IN_FLIGHT else None
 
     def finish(self) -> Reply:
-        """Store the rest, and return the reply to the upload; waits for the storage."""
+        """Store the remaining bytes, wait for the storage, and return the reply to the upload."""
         if self._gathered:
             self._store(len(self._gathered))
         while self._in_flight:
@@ -367,17 +367,17 @@ class UploadStream:
         content_type = real_type(self._sender.content_type, self._sender.name, self._beginning)
         sender = replace(self._sender, content_type=content_type)
         reply = self._uploads.finish(sender, self._blob, self._size, self._digest.hexdigest())
-        self._uploads.sweeper.begin()  # of what it replaced
+        self._uploads.sweeper.begin()  # remove the replaced blob
         return reply
 
     def abort(self) -> None:
-        """Leave nothing of it; it is taken away in the background."""
+        """Discard the upload; a background task removes its chunks."""
         try:
             dropped = self._uploads.storage.submit(
                 lambda transaction: transaction.drop_blob(self._blob), self._sender.queue
             )
         except TransportError:
-            return  # the storage is closed, or takes no writes: what is there is swept later
+            return  # the storage is closed or takes no writes: a later cleanup removes the chunks
         dropped.add_done_callback(lambda _: self._uploads.sweeper.begin())
 
     def _landed(self, chunk: Future[bool]) -> None:
@@ -392,7 +392,7 @@ class UploadStream:
         self._number += 1
 
         def work(transaction: Transaction) -> bool:
-            # Others of the account may have begun meanwhile, each with the same room.
+            # Check the quota per chunk: concurrent uploads of the account share the same free space.
             check_bytes(transaction, self._begun.account, self._sender.name, size, self._begun.replaces)
             return self._uploads.add_chunk(transaction, self._sender, self._blob, number, chunk)
 
@@ -400,12 +400,12 @@ class UploadStream:
 
 
 def described(account: Account, media: Media) -> dict[str, str | int]:
-    """Return what the answer to an upload says of the file."""
+    """Return the description of a media file for the reply to an upload."""
     return {
         "name": media.name,
         "folder": account.folder,
         "id": media.id,
-        "mimetype": known_type(media.mimetype) or media.mimetype,  # older files have what was sent
+        "mimetype": known_type(media.mimetype) or media.mimetype,  # older versions stored the client's type unresolved
         "size": media.size,
     }
 
@@ -415,7 +415,7 @@ def _abandoned() -> UnavailableError:
 
 
 def check_type(content_type: str) -> str:
-    """Return the type that was sent, empty if none was; raise `BadValueError` for what can't stand in a header."""
+    """Return the client's content type, stripped, or an empty string; raise `BadValueError` if unfit for a header."""
     content_type = content_type.strip()
     if content_type and not _CONTENT_TYPE.fullmatch(content_type):
         raise BadValueError("The file's content type is none; send one such as image/jpeg.")
@@ -423,7 +423,7 @@ def check_type(content_type: str) -> str:
 
 
 def check_size(size: int, room: int, name: str) -> None:
-    """Raise `TooBigError` for a file that is larger than there is room."""
+    """Raise `TooBigError` if a file of `size` bytes exceeds the maximum of `room` bytes."""
     if size > room:
         raise TooBigError(
             f"A file of this account may take {room:,} bytes at most, with what its others take; send a smaller one.",
@@ -433,14 +433,19 @@ def check_size(size: int, room: int, name: str) -> None:
 
 _log: Final = logging.getLogger(__name__)
 
-#: Seconds without a new chunk after which an upload is one that a crash has ended, in any process.
+#: Seconds without a new chunk until the cleanup treats an upload, of any process, as ended by a crash.
 ABANDONED_AFTER: Final = 3600.0
-#: Seconds between two looks of a running service for work that other processes left.
+#: Seconds between two checks of a running service for cleanup work left by other processes.
 LOOK_EVERY: Final = 10.0
 
 
 class BlobCleaner:
-    """Tidies a storage on its writer's thread, a step at a time, until there is nothing left to do."""
+    """
+    Background cleanup of a storage, in steps on the writer's thread until no work is left.
+
+    Removes orphaned blobs and the data of deleted accounts, counts files of accounts with a new quota, and returns
+    unused space to the disk.
+    """
 
     def __init__(self, storage: Storage, clock: Clock, pause: float = PAUSE) -> None:
         self._storage = storage
@@ -460,17 +465,17 @@ class BlobCleaner:
         return self._ended.is_set()
 
     def begin_if_needed(self) -> None:
-        """Begin if there is something to do: a store that is opened begins with a read, not with a write."""
+        """Begin the cleanup if there is work; a read decides, so opening a store costs no write."""
         try:
             with self._storage.read() as transaction:
                 is_needed = transaction.is_untidy(self._clock.wall() - ABANDONED_AFTER)
         except UnavailableError:
-            return  # it is told of where the store is used, and done the next time
+            return  # users of the store report the problem; the next check retries
         if is_needed:
             self.begin()
 
     def watch(self) -> None:
-        """Look for work every few seconds from now on, on a thread: other processes leave some, and time does."""
+        """Check for work every few seconds from now on, on a thread: other processes and expiry create some."""
         with self._lock:
             if self._watches:
                 return
@@ -483,7 +488,7 @@ class BlobCleaner:
                 self.look()
 
     def look(self) -> None:
-        """Forget old replies to requests with ids, and begin what else there is to do."""
+        """Delete expired idempotency replies, and begin the cleanup if there is work."""
         now = self._clock.wall()
         with self._storage.read() as transaction:
             has_old_replies = transaction.has_old_answers(now - REMEMBERED_FOR)
@@ -494,11 +499,11 @@ class BlobCleaner:
         self.begin_if_needed()
 
     def wait(self) -> None:
-        """Wait until all that was begun is done, or is left to the next time."""
+        """Wait until the cleanup has finished, or given up until the next time."""
         self._idle.wait()
 
     def begin(self) -> None:
-        """Do all there is to do, without waiting for it."""
+        """Begin the cleanup without waiting; if it is running, run it once more afterwards."""
         try:
             with self._lock:
                 self._again = self._running
@@ -507,13 +512,13 @@ class BlobCleaner:
                 self._running = True
                 self._idle.clear()
             self._step()
-        except BaseException:  # an interrupt: whoever begins next sweeps
+        except BaseException:  # an interrupt: the next `begin` starts the cleanup again
             self._running = False
             self._idle.set()
             raise
 
     def close(self) -> None:
-        """Begin no further step; what is left is swept the next time."""
+        """Begin no further step; the next service on the store does the rest."""
         with self._lock:
             self._ended.set()
 
@@ -526,7 +531,7 @@ class BlobCleaner:
             self._end(error)
 
     def _stepped(self, step: Future[bool]) -> None:
-        if step.cancelled():  # by an interrupt of the thread that began it
+        if step.cancelled():  # an interrupt of the submitting thread cancelled the step
             self._step()
             return
         error = step.exception()
@@ -539,7 +544,7 @@ class BlobCleaner:
             self._again = False
         if not goes_on:
             self._idle.set()
-        elif self._pause and not sys.is_finalizing():  # then no thread begins any more
+        elif self._pause and not sys.is_finalizing():  # at the interpreter's end no thread can start
             timer = threading.Timer(self._pause, self._step)
             timer.daemon = True
             timer.start()
@@ -551,10 +556,10 @@ class BlobCleaner:
         with self._lock:
             self._running = False
             if self._closed:
-                return  # it was given up, and is done the next time
+                return  # the service closed meanwhile; the next service does the rest
         with suppress(UnavailableError), self._storage.read() as transaction:
             if not transaction.is_untidy(self._clock.wall() - ABANDONED_AFTER):
-                return  # it shared the transaction of a write that failed, and is told of there
+                return  # a write in the same transaction failed, and reports its own error
         _log.warning("What deleted files and accounts left could not be removed: %s", error)
 
     def _tidied(self, before: float, transaction: Transaction) -> bool:
@@ -567,7 +572,7 @@ _IN_ADDRESS: Final = re.compile(r"[0-9a-f]{32}")
 
 
 class MediaFiles:
-    """The media files of all accounts; threads may share it. It closes nothing that was handed to it."""
+    """Media files of all accounts: upload, find, read, lock and delete; thread-safe. Doesn't close the storage."""
 
     def __init__(
         self,
@@ -586,7 +591,7 @@ class MediaFiles:
         self._usage = usage
         self._using = threading.Lock()
         self._sweeper = sweeper
-        self._sweeper.begin_if_needed()  # what a crash may have left
+        self._sweeper.begin_if_needed()  # a crash may have left orphaned blobs
         self._uploads = Uploads(storage, settings, clock, accounts, passwords, self._sweeper)
 
     def begin(
@@ -601,14 +606,14 @@ class MediaFiles:
         owner: Account | None = None,
         only_new: bool = False,
     ) -> UploadStream:
-        """Begin an upload, by an API key or by the account's owner, who is signed in; see `Uploads.begin`."""
+        """Begin an upload, authenticated by API key or by a signed-in owner; raise the errors of `Uploads.begin`."""
         sender = UploadRequest(
             name, check_type(content_type), api_key, password, media_password, address, owner, only_new
         )
         return self._uploads.begin(sender)
 
     def find(self, folder: str, media_id: str) -> tuple[Account, Media] | None:
-        """Return what is at an address, and whose it is; None where nothing is, or its account is switched off."""
+        """Return the account and media file of a link; None if there is no such file, or its account is disabled."""
         if not (_IN_ADDRESS.fullmatch(folder) and _IN_ADDRESS.fullmatch(media_id)):
             return None
         with self._storage.read() as transaction:
@@ -617,22 +622,22 @@ class MediaFiles:
             return None if account is None or media is None else (account, media)
 
     def use(self, account: Account, media: Media) -> None:
-        """Count an access; `DailyLimitError` where the file was used as often today as its account allows."""
+        """Count an access; raise `DailyLimitError` if today's accesses have reached the account's daily limit."""
         if account.limits.max_daily_accesses is None:
             self._usage.count(account.id, "media", media.id)
             return
-        with self._using, self._storage.read() as transaction:  # as one: threads at once must not pass the limit
+        with self._using, self._storage.read() as transaction:  # atomic, so that parallel threads keep the limit
             self._usage.admit(transaction, account, "media", media.id)
             self._usage.count(account.id, "media", media.id)
 
     def rest_of_day(self) -> float:
-        """Return the seconds until accesses are counted anew, at midnight UTC."""
+        """Return the seconds until the daily limit resets, at midnight UTC."""
         now = self._clock.wall()
         return (day_of(now) + 1) * DAY - now
 
     def chunks(self, media: Media, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """
-        Yield the file's bytes from `start` on to before `stop`, each piece read when it is asked for.
+        Yield the file's bytes from `start` up to, but excluding, `stop`; each piece is read on demand.
 
         Raises `UnavailableError` if the file was replaced or deleted meanwhile.
         """
@@ -650,9 +655,9 @@ class MediaFiles:
             yield piece
 
     def while_enabled(self, account: Account, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        """Yield a file's pieces until its account is disabled; then raise `UnavailableError`."""
+        """Yield a file's pieces; raise `UnavailableError` once its account is disabled or deleted."""
         for number, piece in enumerate(pieces):
-            if number:  # whoever asks for the first one has just looked
+            if number:  # the caller has just checked for the first piece
                 with self._storage.read() as transaction:
                     found = transaction.account(account.id)
                 if found is None or found.disabled:
@@ -662,25 +667,25 @@ class MediaFiles:
             yield piece
 
     def typed(self, media: Media) -> tuple[str, bytes]:
-        """Return the file's real type, which one stored by an older version may not say, and its first bytes."""
+        """Return the file's media type and first bytes; resolve types stored unresolved by older versions."""
         beginning = next(self.chunks(media, 0, BEGINNING), b"")
         return real_type(media.mimetype, media.name, beginning), beginning
 
     def delete(self, account: Account, media_id: str, *, origin: str = COMMAND_LINE) -> None:
-        """Delete the account's media file, whose link then leads nowhere; `NoFileError` where there is none."""
+        """Delete the account's media file; its link stops working. Raise `NoFileError` if there is none."""
 
         def work(transaction: Transaction) -> None:
             self._accounts.owned(transaction, account.id, origin)
             media = _found(transaction, account, media_id)
             transaction.delete_media(account.id, media_id)
-            transaction.forget_accesses(account.id, "media", media_id)  # no other file ever gets its id
+            transaction.forget_accesses(account.id, "media", media_id)  # safe: ids are never reused
             self._accounts.record(transaction, account, "media file deleted", media.name, origin)
 
         self._storage.submit(work).result()
         self._sweeper.begin()
 
     def set_password(self, account: Account, media_id: str, edit: str | None, *, origin: str = COMMAND_LINE) -> None:
-        """Make this the password that is asked to replace the file, None or empty meaning none; or `NoFileError`."""
+        """Set the password to replace the file, None or empty to clear it; raise `NoFileError` if there is none."""
         hash_ = self._passwords.hash(edit)
 
         def work(transaction: Transaction) -> None:
@@ -693,7 +698,7 @@ class MediaFiles:
         self._storage.submit(work).result()
 
     def named(self, account: Account, name: str) -> Media:
-        """Return the account's media file that was uploaded under this name; `NoFileError` where there is none."""
+        """Return the account's media file with this name; raise `NoFileError` if there is none."""
         with self._storage.read() as transaction:
             media = transaction.media_named(account.id, name)
         if media is None:
@@ -701,17 +706,17 @@ class MediaFiles:
         return media
 
     def hurry(self) -> None:
-        """Sweep no more; what is left is swept later."""
+        """Stop the cleanup; the next service on the store does the rest."""
         self._sweeper.close()
 
     def close(self) -> None:
-        """Take no more uploads; what was begun and not finished is swept later."""
+        """Refuse further uploads and stop the cleanup; a later cleanup removes unfinished uploads."""
         self._uploads.close()
         self.hurry()
 
 
 def link(account: Account, media: Media) -> str:
-    """Return where a media file is, behind the service's address."""
+    """Return the URL path of a media file, relative to the service's URL."""
     return media_link(account.folder, media.id, media.name, media.mimetype)
 
 

@@ -1,4 +1,4 @@
-"""Read queries of the dashboard: paginated lists of files, account info, accesses and audit events."""
+"""Dashboard queries: paginated lists of files, account info, accesses and audit events."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class DataRow(NamedTuple):
 
 
 class FileAccesses(NamedTuple):
-    """Accesses of a file today, which began at `reset_at`, and the time of the last one, None for never."""
+    """Accesses to a file today (since `reset_at`), and the time of the last access, None for never."""
 
     reset_at: float
     today: int

@@ -1,4 +1,4 @@
-"""Bounded thread pools and lightweight futures."""
+"""Bounded thread pool with a queue per account, and futures safe against interrupts."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _log: Final = logging.getLogger(__name__)
 
 class PlainFuture(Future[T]):
     """
-    A future made of a lock and queues of the interpreter, for `wait_for` in place of `concurrent.futures.wait`.
+    Future built on the interpreter's own locks and queues; wait for it with `wait_for`, not `concurrent.futures.wait`.
 
-    Others are built on `threading.Condition`, which is written in Python: a signal handler that raises within it may
-    leave its lock locked, and then every thread that needs the future waits for ever.
+    The standard future uses `threading.Condition`, written in Python: an exception of a signal handler inside it may
+    leave its lock locked, and every thread using the future then waits for ever.
     """
 
     def __init__(self) -> None:
@@ -43,13 +43,13 @@ class PlainFuture(Future[T]):
         return f"<{type(self).__name__} done={self._is_done}>"
 
     def set_running_or_notify_cancel(self) -> bool:
-        """Begin, or return False if it was cancelled; twice is as good as once."""
+        """Mark the work as running, or return False if it was cancelled; may be called twice."""
         with self._lock:
             self._has_begun = not self._is_cancelled
             return self._has_begun
 
     def cancel(self) -> bool:
-        """Cancel what hasn't begun; return False if it has, or is done."""
+        """Cancel the work unless it has begun; return False if it has begun or is done."""
         with self._lock:
             if self._has_begun or (self._is_done and not self._is_cancelled):
                 return False
@@ -86,14 +86,14 @@ class PlainFuture(Future[T]):
         self._call_back()
 
     def _call_back(self) -> None:
-        for callback in self._callbacks:  # to which nothing is added any more
+        for callback in self._callbacks:  # no lock needed: callbacks are only added before the outcome
             try:
                 callback(self)
             except Exception:  # noqa: BLE001 - the other callbacks are still called
                 _log.exception("A callback of %r failed.", self)
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
-        """Call a function with this future once it is done; if it is, here and now, and what that raises is raised."""
+        """Call `fn` with this future once it is done; if it is done already, call at once and let exceptions pass."""
         with self._lock:
             if not self._is_done:
                 self._callbacks.append(fn)
@@ -101,7 +101,7 @@ class PlainFuture(Future[T]):
         fn(self)
 
     def result(self, timeout: float | None = None) -> T:
-        """Return the result, or raise what the work raised; `TimeoutError` if there is neither after some seconds."""
+        """Return the result, or raise the exception of the work; raise `TimeoutError` after `timeout` seconds."""
         error = self.exception(timeout)
         if error is None:
             value: T = self._value
@@ -109,10 +109,10 @@ class PlainFuture(Future[T]):
         try:
             raise error
         finally:
-            del error, self  # which would keep each other
+            del error, self  # break their reference cycle
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return what the work raised, None if it returned; `TimeoutError` if it did neither after some seconds."""
+        """Return the exception of the work, None if it returned; raise `TimeoutError` after `timeout` seconds."""
         if not self._is_done and not wait_for(self, timeout):
             raise TimeoutError
         if self._is_cancelled:
@@ -121,7 +121,7 @@ class PlainFuture(Future[T]):
 
 
 def wait_for(future: Future[Any], timeout: float | None = None) -> bool:
-    """Wait until a future is done, for some seconds at most; return whether it is."""
+    """Wait up to `timeout` seconds until a future is done; return True if it is done."""
     if not future.done():
         arrived: SimpleQueue[Future[Any]] = SimpleQueue()
         future.add_done_callback(arrived.put)
@@ -130,32 +130,32 @@ def wait_for(future: Future[Any], timeout: float | None = None) -> bool:
     return future.done()
 
 
-#: The priority of threads that step back: a tenth of the processor where all others want it, so that they go on too.
+#: Nice value of low-priority threads. On a busy processor they still get about a tenth of it, so they make progress.
 LOWER: Final = 10
-#: Seconds that a caller's thread waits for a lock which the workers hold for microseconds.
+#: Maximum seconds a caller's thread waits for the workers' lock. Workers hold it for microseconds.
 LOCK_WAIT: Final = 1.0
 
 P = ParamSpec("P")
 
 
 class Paused(enum.Enum):
-    """The type of `PAUSED`."""
+    """Type of `PAUSED`."""
 
     PAUSED = enum.auto()
 
 
-#: Returned by work that is not done yet: it goes to the end of its account's queue, and is called again in turn.
+#: Return value of unfinished work: the pool puts the work at the end of its account's queue and calls it again.
 PAUSED: Final = Paused.PAUSED
 
 
 class BoundedThreadPool:
     """
-    Run work on up to `threads` threads while up to `waiting` more pieces wait.
+    Bounded thread pool: runs work on up to `threads` threads, queues up to `waiting` pieces and refuses the rest.
 
     Work submitted for an account waits in the account's own queue. The threads serve the queues in turn, the account
-    with the fewest running pieces first; one account has up to `waiting_of_one` pieces in its queue, and never takes
-    the last thread of several. With `steps_back`, the threads run at a lower priority. A signal may interrupt a
-    submitting thread anywhere, so that thread takes no lock: it puts the work into a queue, and the workers sort it.
+    with the fewest running pieces first. An account has up to `waiting_of_one` pieces in its queue, and never takes the
+    last thread of several. With `steps_back`, the threads run at low priority. A signal may interrupt a submitting
+    thread anywhere, so the thread takes no lock: it puts the work into a queue, and the workers sort it.
     """
 
     def __init__(
@@ -165,22 +165,22 @@ class BoundedThreadPool:
         self._workers = _Workers(threads, name, line, steps_back=steps_back)
         self._most = threads + waiting
         self._process = os.getpid()
-        # A pool may be dropped without `close`: the threads hold no reference to it.
+        # Threads hold no reference to the pool, so dropping it without `close` ends them too.
         weakref.finalize(self, self._workers.wake.put, False).atexit = False
 
     def submit(self, work: Callable[P, T | Paused], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """
-        Begin some work; raises `UnavailableError` if too much work waits, and after `close`.
+        Queue work and return its future; raise `UnavailableError` if the queue is full, and after `close`.
 
-        Work that returns `PAUSED` is called again, after the other work that waits. At the interpreter's end, when no
-        thread can start, the work runs on the caller's thread; so it does in a forked process, which has no threads.
+        Work returning `PAUSED` is called again after the other queued work. The work runs on the caller's thread at the
+        interpreter's end, when no thread can start, and in a forked process, without the pool's threads.
         """
         return self._begin(None, partial(work, *args, **kwargs))
 
     def submit_for(
         self, account: Hashable, work: Callable[P, T | Paused], *args: P.args, **kwargs: P.kwargs
     ) -> Future[T]:
-        """Begin some work as `submit` does, in an account's queue; if that is full, the outcome is `TooOftenError`."""
+        """Queue work as `submit` does, in an account's queue; the future raises `TooOftenError` if it is full."""
         return self._begin(account, partial(work, *args, **kwargs))
 
     def _begin(self, account: Hashable, work: Callable[[], Any]) -> Future[Any]:
@@ -188,7 +188,7 @@ class BoundedThreadPool:
         if workers.closed:
             raise UnavailableError("The service is closed; try again once it is open.", retry_after=1.0)
         if workers.waiting + workers.busy >= self._most:
-            workers.grow()  # an interrupt may have come between a submission and its thread
+            workers.grow()  # an interrupt may have prevented an earlier submission's thread
             raise UnavailableError("The service is busy; try again.", retry_after=1.0)
         piece = _Piece(account, work)
         if self._process != os.getpid():
@@ -198,13 +198,13 @@ class BoundedThreadPool:
         return piece.future
 
     def close(self) -> None:
-        """Finish what was submitted, and end the threads; not from one of them."""
+        """Finish all submitted work, then end the threads. Don't call it from one of them."""
         if self._process == os.getpid():
             self._workers.close()
 
 
 class _Piece:
-    """A piece of work of an account, None for no account, and the future of its outcome."""
+    """Piece of work of an account (None for no account), and the future of its outcome."""
 
     def __init__(self, account: Hashable, work: Callable[[], Any]) -> None:
         self.account = account
@@ -212,7 +212,7 @@ class _Piece:
         self.future: Future[Any] = PlainFuture()
 
     def run(self) -> tuple[Any, BaseException | None] | None:
-        """Return what the work returned and what it raised, or None if it was cancelled."""
+        """Call the work; return its result and its exception, or None if it was cancelled."""
         if not self.future.set_running_or_notify_cancel():
             return None
         try:
@@ -221,7 +221,7 @@ class _Piece:
             return None, error
 
     def settle(self, outcome: tuple[Any, BaseException | None] | None) -> None:
-        """Give the future its outcome."""
+        """Set the outcome of the future, unless it was cancelled."""
         if outcome is not None:
             result, error = outcome
             if error is None:
@@ -230,7 +230,7 @@ class _Piece:
                 self.future.set_exception(error)
 
     def finish(self) -> None:
-        """Do all of the work on this thread."""
+        """Do all of the work on this thread, called again after each `PAUSED`."""
         outcome = self.run()
         while outcome is not None and outcome[0] is PAUSED:
             outcome = self.run()
@@ -239,10 +239,10 @@ class _Piece:
 
 class _Line:
     """
-    The queues of the accounts, in the order in which they are served; the caller holds the workers' lock.
+    Queues of the accounts, in order of service; the caller holds the workers' lock.
 
     An account has up to `most_running` pieces on the threads, and up to `most_waiting` in its queue. Work for no
-    account has a queue of its own without these limits.
+    account has its own queue without these limits.
     """
 
     def __init__(self, most_running: int, most_waiting: int) -> None:
@@ -253,7 +253,7 @@ class _Line:
         self.length = 0
 
     def add(self, piece: _Piece, *, again: bool = False) -> bool:
-        """Put a piece at the end of its account's queue, and return False if that is full; a piece may come `again`."""
+        """Append a piece to its account's queue; return False if it is full. A paused piece may come `again`."""
         queue = self._queues.setdefault(piece.account, deque())
         if len(queue) >= self._most_waiting and not again and piece.account is not None:
             return False
@@ -262,7 +262,7 @@ class _Line:
         return True
 
     def take(self) -> _Piece | None:
-        """Return the next piece to run, None if there is none or its account has its share of the threads."""
+        """Remove and return the next piece to run; None if all waiting accounts have their share of the threads."""
         chosen, fewest = None, sys.maxsize
         for queue in self._queues.values():
             account = queue[0].account
@@ -282,13 +282,13 @@ class _Line:
         return piece
 
     def ended(self, piece: _Piece) -> None:
-        """Note that a piece that was taken runs no longer."""
+        """Note the end of a piece returned by `take`."""
         self._running[piece.account] -= 1
         if not self._running[piece.account]:
             del self._running[piece.account]
 
     def all(self) -> list[_Piece]:
-        """Empty all queues, and return what was in them."""
+        """Empty all queues, and return their pieces."""
         found = [piece for queue in self._queues.values() for piece in queue]
         self._queues.clear()
         self.length = 0
@@ -297,15 +297,15 @@ class _Line:
 
 class _Workers:
     """
-    The threads of a pool, started one by one as they are needed, and the work that waits for them.
+    Threads of a pool, started one by one on demand, and their queued work.
 
-    Daemons, so that a program that forgets to close can end. Each counts itself once it runs.
+    They are daemon threads, so a program can end without `close`. Each thread counts itself once it runs.
     """
 
     def __init__(self, most: int, name: str, line: _Line, *, steps_back: bool) -> None:
         self._arrived: SimpleQueue[_Piece] = SimpleQueue()
-        #: Wakes an idle thread; False ends it. A thread looks for work before it sleeps, so a missing wake-up (an
-        #: interrupt came before it) delays work and loses none.
+        #: Wakes an idle thread; False ends it. A thread checks for work before it sleeps, so a wake-up lost to an
+        #: interrupt delays work but doesn't lose it.
         self.wake: SimpleQueue[bool] = SimpleQueue()
         self.busy = 0
         self.closed = False
@@ -314,46 +314,46 @@ class _Workers:
         self._line = line
         self._steps_back = steps_back
         self._lock = threading.Lock()
-        self._running: list[threading.Lock] = []  # each is held by a thread for as long as it works
+        self._running: list[threading.Lock] = []  # each thread holds its own until it ends
         self._threads: list[threading.Thread] = []
 
     @property
     def waiting(self) -> int:
-        """Number of pieces that wait."""
+        """Number of waiting pieces."""
         return self._arrived.qsize() + self._line.length
 
     def put(self, piece: _Piece) -> None:
-        """Have a piece of work done."""
+        """Queue a piece of work, and wake or start a thread."""
         self._arrived.put(piece)
         self.wake.put(True)
         self.grow()
-        if self.closed:  # asked behind `put`: the threads may have ended before it
+        if self.closed:  # checked after `put`: the threads may have ended before it
             self._work_off()
 
     def grow(self) -> None:
-        """Start another thread if work waits and no thread is idle; if none can start, do the work here."""
-        if sys.is_finalizing():  # no thread runs any more, but for this one
+        """Start another thread if work waits and no thread is idle; do the work here if no thread can start."""
+        if sys.is_finalizing():  # all other threads have stopped
             self._work_off()
             return
         if self.waiting <= len(self._running) - self.busy or len(self._running) >= self._most:
             return
-        if sys.is_finalizing():  # on Python 3.11 it would never begin
+        if sys.is_finalizing():  # on Python 3.11 the new thread would never begin
             self._work_off()
             return
         try:
-            _thread.start_new_thread(self._start, ())  # unlike `Thread.start` no interrupt leaves it half-way
+            _thread.start_new_thread(self._start, ())  # an interrupt can't leave it half-started, unlike `Thread.start`
         except RuntimeError as error:
-            if "new thread" not in str(error):  # what a handler of the program's signals raised
+            if "new thread" not in str(error):  # raised by a signal handler of the program
                 raise
             if not self._running:  # the interpreter ends
                 self._work_off()
 
     def close(self) -> None:
-        """Finish the work that waits, and end the threads."""
+        """Finish the waiting work, then end the threads."""
         with self._lock:
             self.closed = True
         self.wake.put(False)
-        if sys.is_finalizing():  # the threads never end any more
+        if sys.is_finalizing():  # the threads have stopped and would never end
             self._work_off()
             return
         for running in self._running:
@@ -361,13 +361,13 @@ class _Workers:
                 pass
         self._work_off()
         for thread in self._threads:
-            thread.join()  # its last steps
+            thread.join()  # after releasing its lock it still has a few steps
 
     def _start(self) -> None:
         if not self.closed:
             try:
                 threading.Thread(target=self._run, name=self._name, daemon=True).start()
-            except RuntimeError:  # there are as many threads as the system allows
+            except RuntimeError:  # the system's limit of threads is reached
                 self._work_off()
 
     def _run(self) -> None:
@@ -384,13 +384,13 @@ class _Workers:
                 piece = self._take()
                 if piece is not None:
                     self._do(piece)
-                    del piece  # else an idle thread keeps it
+                    del piece  # else an idle thread keeps it alive
                 elif not self.wake.get():
                     break
-            self.wake.put(False)  # for the next one
+            self.wake.put(False)  # pass the end on to the next thread
 
     def _take(self) -> _Piece | None:
-        """Sort what arrived into the accounts' queues, and return the piece whose turn it is."""
+        """Sort new pieces into the accounts' queues, and return the next piece to run, if any."""
         refused: list[_Piece] = []
         with self._lock:
             with suppress(Empty):
@@ -406,7 +406,7 @@ class _Workers:
         return piece
 
     def _do(self, piece: _Piece) -> None:
-        self.grow()  # a submitting thread may have taken this one for idle
+        self.grow()  # a submitting thread may have counted this one as idle
         outcome = piece.run()
         is_paused = outcome is not None and outcome[0] is PAUSED
         with self._lock:
@@ -418,8 +418,8 @@ class _Workers:
             piece.settle(outcome)
 
     def _work_off(self) -> None:
-        """Do the work that waits on the caller's thread."""
-        # At the interpreter's end a thread may hold the lock for ever, and so may the code that a signal interrupted.
+        """Do all waiting work on the caller's thread."""
+        # Don't wait for ever: at the interpreter's end a stopped thread may hold the lock, and so may interrupted code.
         is_mine = self._lock.acquire(timeout=0 if sys.is_finalizing() else LOCK_WAIT)
         try:
             pieces = self._line.all()
@@ -434,7 +434,7 @@ class _Workers:
 
 
 def _step_back() -> None:
-    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+    if sys.platform == "linux":  # other systems have no priority per thread
         thread = threading.get_native_id()
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, thread, max(LOWER, os.getpriority(os.PRIO_PROCESS, thread)))
