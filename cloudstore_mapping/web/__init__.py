@@ -1,4 +1,4 @@
-"""The service on a socket."""
+"""HTTP server of the service; importing it checks the dependencies of the extra ``server``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from cloudstore_mapping.errors import UnsupportedError
 
-#: What the extra ``server`` brings, by the names under which it is imported.
+#: Import names of the packages in the extra ``server``.
 NEEDED: Final = (
     "uvicorn",
     "httptools",

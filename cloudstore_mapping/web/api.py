@@ -1,4 +1,4 @@
-"""HTTP API: the ASGI application, and the fast path of small requests."""
+"""HTTP API: ASGI application (routes, body limit, API key check, health check), and fast path of small requests."""
 
 from __future__ import annotations
 
@@ -75,16 +75,16 @@ R = TypeVar("R")
 
 _log: Final = logging.getLogger("cloudstore_mapping.web")
 
-#: What a client says of its connection that is to be kept, if it says anything.
+#: Value of the Connection header for a persistent connection, assumed if the header is missing.
 _KEPT: Final = b"keep-alive"
 
-#: Sends a reply, its status, head and body, in one piece, and tells whether the client was still there.
+#: Write a whole reply (status, headers, body). Return False if the client has disconnected.
 Write: TypeAlias = Callable[[int, bytes, bytes], bool]
 
 
 @dataclass
 class _Waiting:
-    """A request that came in at this time, and what it is answered with."""
+    """Queued request of the fast path: its time of arrival (`began`), and the functions and memory for its reply."""
 
     scope: Scope
     headers: Mapping[bytes, bytes]
@@ -98,10 +98,10 @@ class _Waiting:
 
 class FastPath:
     """
-    Answers requests that are whole, as the application does that `observed` observes; only for the loop's thread.
+    Fast path: answer small requests as the ASGI application does, without a task each; only for the loop's thread.
 
-    A task for each, and a transaction of its own, would take half as long again as the request. What is answered
-    together came in before the first of it is looked at, so its reads may all see the same moment.
+    A task and a transaction for each request would add half of the request's own time. All requests of a group arrived
+    before the first one is processed, so their reads may share a snapshot. `observed` counts and logs them.
     """
 
     def __init__(
@@ -118,25 +118,26 @@ class FastPath:
         self._sending: set[asyncio.Task[None]] = set()
 
     def address_of(self, scope: Scope) -> str:
-        """Return the address of a request's client, as trusted proxies tell it."""
+        """Return the address of a request's client, as reported by trusted proxies."""
         if self._proxies is not None:
             scope = dict(scope)
-            _finish(self._proxies(scope, None, None))  # type: ignore[arg-type]  # `_nothing` asks for neither
+            _finish(self._proxies(scope, None, None))  # type: ignore[arg-type]  # `_nothing` uses neither
         client = scope["client"]
         return client[0] if client else ""
 
     def may_take(self, scope: Scope) -> bool:
-        """Whether a request with these headers is one to `take` once its body is there."""
+        """Return True if `take` may answer a request with these headers once its body has arrived."""
         return scope["path"] in self._posts and scope["method"] == "POST"
 
     def take(self, scope: Scope, body: bytes, write: Write, send: Send) -> bool:
         """
-        Answer the request at the end of this turn of the loop, unless it is the application's to refuse.
+        Queue the request for the end of this turn of the loop; return False to leave it to the application.
 
-        A small reply is written at once, a large one sent as the application sends it.
+        The application gets large bodies, special Connection headers, and content types to refuse. A small reply is
+        written at once; a large reply is sent in pieces, as the application does.
         """
         headers = dict(scope["headers"])
-        # What becomes of the connection is uvicorn's to see to, in each version in its own way.
+        # uvicorn handles all other Connection headers, differently in each version.
         if len(body) > self._max_body or headers.get(b"connection", _KEPT).lower() != _KEPT:
             return False
         try:
@@ -162,7 +163,7 @@ class FastPath:
     def _begin(self, asked: _Waiting, answer: Answerer) -> Reply | Future[Reply]:
         scope = asked.scope
         if self._proxies is not None:
-            _finish(self._proxies(scope, None, None))  # type: ignore[arg-type]  # `_nothing` asks for neither
+            _finish(self._proxies(scope, None, None))  # type: ignore[arg-type]  # `_nothing` uses neither
         request = decode_request(self._posts[scope["path"]], asked.body, max_depth=self._max_depth)
         request = identified(request, asked.headers)
         scope["operation"] = request.operation.value
@@ -171,12 +172,12 @@ class FastPath:
         return answer(request, client[0] if client else "", asked.room)
 
     def _reply(self, asked: _Waiting, work: Callable[[], R]) -> R | Reply:
-        """Return what the work returns, or the reply that says what it raised."""
+        """Return the result of the work, or an error reply for its exception."""
         try:
             return work()
         except CloudStoreError as error:
             return failure(error)
-        except Exception:  # noqa: BLE001 - it is logged, and the client gets a sentence instead
+        except Exception:  # noqa: BLE001 - logged; the client gets a generic error
             _log.exception("A request to %s failed.", asked.scope["path"])
             return FAILED
 
@@ -184,7 +185,7 @@ class FastPath:
         loop = asyncio.get_running_loop()
 
         def end(done: Future[Reply]) -> None:
-            with suppress(RuntimeError):  # the loop ended by force, with its clients
+            with suppress(RuntimeError):  # the loop was stopped by force, with its connections
                 loop.call_soon_threadsafe(lambda: self._end(asked, self._reply(asked, done.result)))
 
         future.add_done_callback(end)
@@ -227,11 +228,11 @@ class FastPath:
 
 
 async def _nothing(*_: Any) -> None:
-    """Be the application behind a middleware of which only what it does to the scope is wanted."""
+    """Do nothing: the application behind a middleware, run only to update the scope."""
 
 
 def _finish(coroutine: Any) -> None:
-    """Run to its end a coroutine that waits for nothing."""
+    """Run a coroutine to its end; `RuntimeError` if it waits for anything."""
     try:
         coroutine.send(None)
     except StopIteration:
@@ -239,18 +240,18 @@ def _finish(coroutine: Any) -> None:
     raise RuntimeError(f"{coroutine!r} waits for something.")
 
 
-#: Size of a body from which on a thread decodes it, so that the loop serves others meanwhile, in bytes.
+#: Size in bytes above which a thread decodes a body, to keep the event loop free for other requests.
 LARGE_BODY: Final = 64 * 2**10
-#: Large bodies that are decoded at a time, and those that wait.
+#: Large bodies decoded at a time, and queued.
 DECODERS: Final = 2
 DECODES_WAITING: Final = 256
-#: The same for bodies whose API key isn't among their first members, so that it is unknown before they are decoded.
+#: The same for bodies without an API key among their first members: the key is unknown until they are decoded.
 STRANGERS_DECODERS: Final = 1
 STRANGERS_DECODES_WAITING: Final = 16
 
 _ID: Final = ID_HEADER.lower().encode()
 _id_in: Final = re.compile(ID_PATTERN.encode()).fullmatch
-# The API key of a request, behind no other members than short ones; every text matches in one way only.
+# API key of a request, after short members only. Each text matches in a single way, against slow backtracking.
 _key_in: Final = re.compile(
     rb'[ \t\r\n]*\{(?:[ \t\r\n]*"(?!key")[A-Za-z_]{1,32}"[ \t\r\n]*:[ \t\r\n]*'
     rb'(?:null|true|false|-?[0-9.eE+-]{1,32}|"(?:[^"\\]|\\.)*")[ \t\r\n]*,)*'
@@ -264,17 +265,17 @@ _UNHEALTHY: Final = failure(UnavailableError("The service can store nothing at p
 
 def make_app(service: Service, *, base_path: str = "/cloudstore", known: KnownClients | None = None) -> Application:
     """
-    Return the ASGI application that answers for `service` under `base_path`.
+    Return the ASGI application of `service` under `base_path`; the caller closes the service.
 
-    A slow client costs it a socket, never a thread. `known` clients have a share of the space for spooled uploads that
-    strangers can't take. It doesn't close the service.
+    A slow client costs a socket, never a thread. A share of the space for spooled uploads is reserved for `known`
+    clients.
     """
     base = base_path.rstrip("/")
     return _App(service, base, _mounts(service, base, SpoolSpace(service.settings, known)))
 
 
 def _mounts(service: Service, base: str, space: SpoolSpace) -> Mapping[str, Application]:
-    """Return who answers for the paths that begin like this, other than the wire's own."""
+    """Return the ASGI applications by path prefix, for all paths except the wire format's own."""
     return {
         base + UPLOAD_PATH: make_upload(service, base + UPLOAD_PATH, space),
         base + FILES_PATH: make_files(service, base + FILES_PATH),
@@ -284,7 +285,7 @@ def _mounts(service: Service, base: str, space: SpoolSpace) -> Mapping[str, Appl
 
 
 def posts(base_path: str) -> Mapping[str, str]:
-    """Return the paths that requests on data files are posted to, each with what it is on the wire."""
+    """Return the paths of requests on data files, each with its path in the wire format."""
     return {base_path.rstrip("/") + path: path for path in (SAVE_PATH, LOAD_PATH, BATCH_PATH)}
 
 
@@ -346,18 +347,19 @@ class _App:
         return reply if isinstance(reply, Reply) else await outcome(reply)
 
     async def _is_healthy(self) -> bool:
-        """Return the outcome of a health check, which waits for the writer; one at a time serves all who ask."""
+        """Return the result of a health check; it waits for the writer, so concurrent callers share one check."""
         if self._health_check is None or self._health_check.done():
             self._health_check = await self._health.begin(self._service.healthy)
         return await outcome(self._health_check)
 
     async def _read(self, receive: Receive, address: str) -> tuple[bytes, BoundedWorkers | None]:
         """
-        Return the body, and the threads that decode it, None for a small one.
+        Return the body and its decoder threads (None for a small body).
 
-        A large body with a wrong API key is refused before all of it has come.
+        Refuse a large body with a wrong API key before all of it has arrived. Raise `RefusedError` for a body too
+        large or too slow, `DisconnectedError` if the client disconnects.
         """
-        pieces: list[bytes] = []  # put together once: growing one buffer for each of many bodies leaves holes in memory
+        pieces: list[bytes] = []  # joined once: many growing buffers fragment memory
         small = bytearray()
         size = 0
         decoders: BoundedWorkers | None = None
@@ -389,11 +391,11 @@ class _App:
             self._deadline.end(task)
 
     async def _check_key(self, body: bytearray, address: str) -> BoundedWorkers:
-        """Return the threads that decode a body that begins like this; `BadKeyError` and its like for a wrong key."""
+        """Return the decoder threads for a body with this beginning; raise `BadKeyError` or similar for a wrong key."""
         found = _key_in(body)
         if found is None:
             return self._strangers_decoders
-        # If the body has several keys, the last one counts in the end; this one can only refuse.
+        # Of several keys in a body the last one counts, so this check can only refuse.
         checked = self._service.check_key(found[1].decode(), address)
         if checked is not None:
             await outcome(checked)
@@ -405,7 +407,7 @@ class _App:
 
 
 def check_type(headers: Mapping[bytes, bytes]) -> None:
-    """Refuse a request whose body is not JSON as it stands."""
+    """Refuse a request (`RefusedError`) unless its body is uncompressed JSON in UTF-8."""
     _check_type(headers.get(b"content-type", b""), headers.get(b"content-encoding", b"identity"))
 
 
@@ -426,7 +428,7 @@ def _check_type(content_type: bytes, content_encoding: bytes) -> None:
 
 
 def identified(request: Request | Batch, headers: Mapping[bytes, bytes]) -> Request | Batch:
-    """Return a write with the id that its headers give it; one in its body comes before that."""
+    """Return a write with the idempotency key of its headers as its id; an id in the body takes precedence."""
     header = headers.get(_ID)
     if header is None or request.once is not UNSET or request.path == LOAD_PATH:
         return request

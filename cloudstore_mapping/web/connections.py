@@ -1,4 +1,4 @@
-"""Connections: the listening socket, and limits by client address and by open files."""
+"""Connections: listening socket; limits per client address, of open files, request memory and unread replies."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from cloudstore_mapping.wire import failure
 if TYPE_CHECKING:
     from cloudstore_mapping.service.settings import Settings
 
-#: Open files that a process needs besides its connections: the store's, a database's, temporary ones.
+#: Open files of a process besides its connections: the store, a database, temporary files.
 OTHER_FILES: Final = 200
-#: Open files below which a service doesn't start.
+#: Minimum limit of open files for a service to start.
 MIN_FILES: Final = 64
 RAISE_FILE_LIMIT: Final = "raise the limit of open files (ulimit -n, or LimitNOFILE= in a unit of systemd)"
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens there; `ValueError` for no host, `OSError` with a sentence where none can."""
-    if re.fullmatch(HOST, host) is None:  # an empty one would be all addresses
+    """Return a listening socket; `ValueError` for an invalid host, `OSError` with a remedy if it can't listen."""
+    if re.fullmatch(HOST, host) is None:  # an empty host would mean all addresses
         raise ValueError(f"{host!r} is no host to listen on; write an IP address, or a name without scheme and port.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
         return socket.create_server(address, family=family)
     except OSError as error:
-        why = (error.strerror or str(error)).partition(" (while")[0]  # where to is said anyway
+        why = (error.strerror or str(error)).partition(" (while")[0]  # our message names the address
         raise type(error)(f"The service can't listen on {host}, port {port} ({why}); {_advice(error)}.") from error
 
 
@@ -63,7 +63,7 @@ def _advice(error: OSError) -> str:
 
 
 def address_of(listener: socket.socket, options: Options) -> str:
-    """Return the address that a service on this socket answers at."""
+    """Return the URL of a service on this socket."""
     host = f"[{options.host}]" if ":" in options.host else options.host
     scheme = "http" if options.tls_cert is None else "https"
     return f"{scheme}://{host}:{listener.getsockname()[1]}{options.base_path.rstrip('/')}"
@@ -71,16 +71,16 @@ def address_of(listener: socket.socket, options: Options) -> str:
 
 def raise_file_limit() -> int:
     """
-    Let this process have as many files open as the system lets it; return how many of them may be connections.
+    Raise this process's limit of open files as far as allowed, and return the number available for connections.
 
-    `OSError` with a sentence where that is too few for a service.
+    Raise `OSError` with a remedy if the limit is too low for a service.
     """
     try:
-        import resource  # Unix has it
+        import resource  # Unix only
     except ImportError:
         return sys.maxsize
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # it can't be lifted
+    with suppress(ValueError, OSError):  # the limit can't be raised
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         limit = most
     if limit == resource.RLIM_INFINITY:
@@ -94,40 +94,40 @@ def raise_file_limit() -> int:
 
 _log: Final = logging.getLogger(__name__)
 
-#: Who stands for many: the machine itself, on which a proxy may run that nobody named.
+#: Networks exempt from limits per address: this machine, because an unnamed proxy on it may stand for many clients.
 NOT_LIMITED: Final = ("127.0.0.0/8", "::1/128")
-#: Seconds between two lines of the log about the same limit.
+#: Minimum seconds between two log lines about the same limit.
 LOG_INTERVAL: Final = 60.0
-#: Seconds after which somebody who was refused may have a place.
+#: Seconds until a refused client should retry (Retry-After).
 WAIT: Final = 5
-#: The part of each bound that strangers share; the rest is for clients whose API key or address is known.
+#: Share of each limit open to strangers; the rest is reserved for clients with a known API key or address.
 STRANGERS_SHARE: Final = 0.75
-#: Bytes of a request that every connection may hold without asking for memory.
+#: Bytes of a request held by each connection without counting towards its request memory.
 FREE_BYTES: Final = 8 * 2**10
-#: Bytes that the system may hold of a client that sends more than is read of it; by default it holds megabytes.
+#: Socket receive buffer in bytes for a client ahead of our reads; the system's default is megabytes.
 SMALL_WINDOW: Final = 32 * 2**10
-#: Memory that TLS takes for a connection on which nothing large was sent.
+#: Memory of a TLS connection in bytes, before anything large is sent.
 TLS_CONNECTION_BYTES: Final = 56 * 2**10
-#: Seconds between two rounds in which the rest of refused requests is read, and how many pieces are read in one.
+#: Seconds between two rounds of reading the rest of refused requests, and the pieces read per round.
 DRAIN_INTERVAL: Final = 0.01
 DRAIN_PIECES: Final = 8
-#: Pairs of an API key and an address that are remembered for having been right.
+#: Maximum remembered pairs of a valid API key and its client's address.
 MAX_KNOWN: Final = 4096
 
 
 class ConnectionLimiter:
-    """Counts the open connections of each address but those of `trusted` proxies; only for the loop's thread."""
+    """Connection limit per client address, except for `trusted` proxies; only for the loop's thread."""
 
     def __init__(self, limit: int, trusted: str = "") -> None:
         self._limit = limit
         self._connections: Counter[str] = Counter()
         self._free: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
         for each in (*NOT_LIMITED, *trusted.split(",")):
-            with suppress(ValueError):  # what is no network is no proxy of uvicorn's either
+            with suppress(ValueError):  # not a network, so no proxy for uvicorn either
                 self._free.append(ipaddress.ip_network(each.strip(), strict=False))
 
     def comes(self, address: str) -> bool:
-        """Count a connection that was made; whether there is a place for it."""
+        """Count a new connection; return False, without counting it, if its address is at the limit."""
         subject = network_of(address)
         if self._connections[subject] >= self._limit and not self.is_exempt(address):
             return False
@@ -135,14 +135,14 @@ class ConnectionLimiter:
         return True
 
     def goes(self, address: str) -> None:
-        """Count no longer one that had a place."""
+        """Stop counting a closed connection."""
         subject = network_of(address)
         self._connections[subject] -= 1
         if not self._connections[subject]:
             del self._connections[subject]
 
     def is_exempt(self, address: str) -> bool:
-        """Whether the address may stand for many clients, so that no limit per address applies to it."""
+        """Return True if limits per address don't apply, because the address may stand for many clients."""
         try:
             ip = ipaddress.ip_address(address)
         except ValueError:
@@ -152,14 +152,14 @@ class ConnectionLimiter:
 
 
 class _SparseLog:
-    """Logs that a limit is reached, once in `LOG_INTERVAL` seconds."""
+    """Log of reached limits: at most one line per `LOG_INTERVAL` seconds."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._logged_at = -math.inf
 
     def warn(self, problem: str, remedy: str) -> None:
-        """Log the problem and its remedy, unless that was done lately."""
+        """Log the problem and its remedy, unless a line was logged recently."""
         now = self._now()
         if now - self._logged_at >= LOG_INTERVAL:
             self._logged_at = now
@@ -168,9 +168,9 @@ class _SparseLog:
 
 class OpenFiles:
     """
-    Limits the connections of a process: by its limit of open files, less the store's own, and by a setting.
+    Connection limit of a process: its limit of open files, less the store's own files, and a setting.
 
-    It logs once in `LOG_INTERVAL` seconds that the limit is reached.
+    A reached limit is logged at most once per `LOG_INTERVAL` seconds.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class OpenFiles:
         self._sparse_log = _SparseLog(now)
 
     def has_room(self, connections: int) -> bool:
-        """Whether so many connections may be open."""
+        """Return True if this number of connections may be open; otherwise log the reached limit."""
         if connections <= self._max_connections:
             return True
         if self._is_by_setting:
@@ -199,7 +199,7 @@ class OpenFiles:
         return False
 
     def check(self) -> None:
-        """Log it where nothing can be opened: connections that can't be accepted are told to nobody else."""
+        """Log a warning if no more files can be opened: nothing else reports connections it fails to accept."""
         try:
             os.close(os.open(os.devnull, os.O_RDONLY))
         except OSError as error:
@@ -210,19 +210,19 @@ class OpenFiles:
 
 class KnownClients:
     """
-    Remembers API keys that were right, and the addresses that they came from; only for the loop's thread.
+    Recently valid API keys, and their clients' addresses; only for the loop's thread.
 
-    They decide only who may use memory and disk that strangers may not, so nothing is lost when they are forgotten.
+    They only give access to memory and disk space closed to strangers, so forgetting them does no harm.
     """
 
     def __init__(self) -> None:
-        #: Pairs of key and address.
+        #: Pairs of API key and client address.
         self.pairs: set[tuple[str, str]] = set()
         self._keys: set[str] = set()
         self._networks: set[str] = set()
 
     def add(self, api_key: str, address: str) -> None:
-        """Remember a key that was right."""
+        """Remember a valid API key and its client's address; at `MAX_KNOWN` pairs, forget all others first."""
         if (api_key, address) in self.pairs:
             return
         if len(self.pairs) >= MAX_KNOWN:
@@ -234,17 +234,17 @@ class KnownClients:
         self._networks.add(network_of(address))
 
     def has_key(self, api_key: str) -> bool:
-        """Whether the key was right lately."""
+        """Return True if the API key was valid recently."""
         return api_key in self._keys
 
     def has_network(self, network: str) -> bool:
-        """Whether a right key came from this network lately."""
+        """Return True if a valid API key came from this network recently."""
         return network in self._networks
 
 
 @dataclass(frozen=True)
 class Payer:
-    """Whom memory is counted for: a known API key, an address, or None for one that stands for many clients."""
+    """Payer of memory: a known API key, an address, or None for an address of many clients."""
 
     subject: str | None
     is_known: bool = False
@@ -252,9 +252,9 @@ class Payer:
 
 class RequestMemory:
     """
-    Bounds the bytes of requests that arrive or wait, per process and per payer; only for the loop's thread.
+    Memory limit for arriving and queued requests, per process and per payer; only for the loop's thread.
 
-    Strangers together may use `STRANGERS_SHARE` of the whole.
+    All strangers together may use `STRANGERS_SHARE` of the process's limit.
     """
 
     def __init__(self, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
@@ -267,7 +267,7 @@ class RequestMemory:
         self.taken = 0
 
     def take(self, payer: Payer, size: int) -> CloudStoreError | None:
-        """Count more bytes, or return the error for a request that may have no more."""
+        """Count `size` more bytes and return None, or return the error for a request over a limit."""
         if payer.subject is not None and self._by_subject[payer.subject] + size > self._most_per_payer:
             if not self._by_subject[payer.subject]:
                 del self._by_subject[payer.subject]
@@ -290,7 +290,7 @@ class RequestMemory:
         return None
 
     def give_back(self, payer: Payer, size: int) -> None:
-        """Count them no longer."""
+        """Release `size` bytes of the payer."""
         self.taken -= size
         if not payer.is_known:
             self._of_strangers -= size
@@ -302,16 +302,16 @@ class RequestMemory:
 
 class Drain:
     """
-    Reads on what refused clients still send, a few pieces at a time: they may see their reply, and slow nobody else.
+    Drain of refused requests: reads their rest a few pieces at a time; only for the loop's thread.
 
-    Only for the loop's thread.
+    A client still sending may then see its reply, and slows no other client.
     """
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], object]] = deque()
 
     def wait(self, read_on: Callable[[], object]) -> None:
-        """Call `read_on` when it is this piece's turn."""
+        """Queue `read_on`, and call it in one of the next rounds."""
         if not self._waiting:
             asyncio.get_running_loop().call_later(DRAIN_INTERVAL, self._serve)
         self._waiting.append(read_on)
@@ -325,19 +325,19 @@ class Drain:
 
 class UnreadReplies:
     """
-    Bounds the bytes of replies that clients don't read; only for the loop's thread.
+    Memory limit for replies unread by their clients; only for the loop's thread.
 
-    Past the bound it ends the connection that has waited longest for its client, of the address that holds the most.
+    Over the limit, end the connection with the longest wait, of the address with the most unread bytes.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._held: dict[Hashable, tuple[str, int, Callable[[], object]]] = {}  # the longest wait first
+        self._held: dict[Hashable, tuple[str, int, Callable[[], object]]] = {}  # longest wait first
         self._by_subject: Counter[str] = Counter()
         self.taken = 0
 
     def add(self, connection: Hashable, subject: str, size: int, end: Callable[[], object]) -> None:
-        """Count a connection's unread bytes; `end` ends it, and may call `remove`."""
+        """Count a connection's unread bytes; `end` closes the connection, and may call `remove`."""
         self.remove(connection)
         self._held[connection] = (subject, size, end)
         self._by_subject[subject] += size
@@ -351,7 +351,7 @@ class UnreadReplies:
             ends()
 
     def remove(self, connection: Hashable) -> None:
-        """Count a connection no longer."""
+        """Stop counting a connection."""
         held = self._held.pop(connection, None)
         if held is not None:
             subject, size, _ = held
@@ -362,18 +362,18 @@ class UnreadReplies:
 
 
 def too_many(limit: int) -> bytes:
-    """Return the reply to a connection from an address that has too many."""
+    """Return the reply to a connection over the limit of its address."""
     sentence = f"There are {limit:,} connections from your address already; close one, or wait."
     return refusal(TooOftenError(sentence, retry_after=float(WAIT)))
 
 
 def no_room() -> bytes:
-    """Return the reply to a connection for which the process has no room."""
+    """Return the reply to a connection over the limit of the process."""
     return refusal(UnavailableError("The service has too many connections; try again.", retry_after=float(WAIT)))
 
 
 def refusal(error: CloudStoreError, status: int | None = None) -> bytes:
-    """Return the whole reply that ends a connection, with the error's own status unless another is given."""
+    """Return a complete HTTP response for the last reply on a connection; `status` replaces the error's own."""
     reply = failure(error)
     status = HTTPStatus(reply.status if status is None else status)
     head, body = encode_response(reply)

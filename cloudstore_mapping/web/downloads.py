@@ -1,4 +1,4 @@
-"""Downloads of media files: ranges, conditions, names, and safe headers."""
+"""Downloads of media files: Range and conditional requests (RFC 9110), Content-Disposition, security headers."""
 
 from __future__ import annotations
 
@@ -221,17 +221,17 @@ def _decode(data: bytes, charset: str) -> str | None:
 
 _log: Final = logging.getLogger(__name__)
 
-#: Pieces that are read at a time, for all downloads, and those that wait: every connection may wait for one.
+#: Pieces read at a time by all downloads, and queued: every connection may wait for one.
 AT_ONCE: Final = 4
 WAITING: Final = 2**16
 
 _WITHOUT_FILE: Final = frozenset(
     {HTTPStatus.NOT_MODIFIED, HTTPStatus.PRECONDITION_FAILED, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE}
 )
-# What keeps a page that somebody uploaded from running, from being guessed at, and from telling where it was found.
+# An uploaded page must not run scripts, have its type sniffed, be indexed, or reveal its link to other sites.
 _HEADERS: Final[tuple[Header, ...]] = (
     (b"accept-ranges", b"bytes"),
-    (b"cache-control", b"no-cache"),  # a link stays when its file is replaced
+    (b"cache-control", b"no-cache"),  # a replaced file keeps its link
     (b"cross-origin-resource-policy", b"cross-origin"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
@@ -242,10 +242,10 @@ _HEADERS: Final[tuple[Header, ...]] = (
 
 def make_files(service: Service, path: str) -> Application:
     """
-    Return the ASGI application for media files by their links, which begin with `path`.
+    Return the ASGI application serving media files at their links below `path`.
 
-    Any ending, or none, leads to the file: it may be guessed from a type, which another version of Python guesses
-    otherwise, and which changes when the file is replaced.
+    Any extension, or none, leads to the file. An extension guessed from the content type depends on the version of
+    Python, and changes when the file is replaced.
     """
     turns = BoundedWorkers(AT_ONCE, WAITING, "cloudstore-download")
     link = re.compile(re.escape(path) + r"([0-9a-f]{32})/([0-9a-f]{32})(?:\.[^/\x00-\x1f\x7f]*)?")
@@ -255,7 +255,7 @@ def make_files(service: Service, path: str) -> Application:
             response = await _response(service.media, turns, scope, link.fullmatch(scope["path"]))
         except RefusedError as refused:
             await send_reply(send, failure(refused.error), *refused.headers)
-        except DailyLimitError as error:  # with what browsers and caches understand
+        except DailyLimitError as error:  # as a status known to browsers and caches
             reply = replace(
                 failure(error), status=HTTPStatus.TOO_MANY_REQUESTS, retry_after=service.media.rest_of_day()
             )
@@ -275,7 +275,7 @@ class _Response(NamedTuple):
 
     async def send(self, turns: BoundedWorkers, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
-        leaving = asyncio.ensure_future(_left(receive))  # for sending tells nobody that the client has gone
+        leaving = asyncio.ensure_future(_left(receive))  # sending doesn't report a disconnected client
         try:
             while not leaving.done():
                 piece = await turns.run(partial(next, self.pieces, b""))
@@ -284,7 +284,7 @@ class _Response(NamedTuple):
                     return
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         except UnavailableError as error:
-            # It has begun as a success: that it ends before its length is all that can still be told.
+            # The status was sent as a success; only a body shorter than Content-Length can still report the failure.
             _log.warning("A media file could not be sent to its end: %s", error)
         finally:
             leaving.cancel()
@@ -304,7 +304,7 @@ async def _response(files: MediaFiles, turns: BoundedWorkers, scope: Scope, matc
     tag = f'"{media.digest}"'.encode()
     asked = dict(scope["headers"])
     if scope["method"] == "HEAD":
-        asked.pop(b"range", None)  # which means nothing but to a GET
+        asked.pop(b"range", None)  # Range applies to GET only
     want = evaluate_conditions(asked, tag, media.updated_at, media.size)
     mimetype, beginning = await turns.run(partial(files.typed, media))
     shown = may_display_inline(mimetype, beginning)
@@ -322,7 +322,7 @@ async def _response(files: MediaFiles, turns: BoundedWorkers, scope: Scope, matc
         if want.status != HTTPStatus.NOT_MODIFIED:
             headers.append((b"content-length", b"0"))
         return _Response(want.status, headers, iter(()))
-    if not shown:  # neither does a browser run what another page names as a script or style
+    if not shown:  # UNKNOWN_TYPE also keeps browsers from running it as another page's script or style
         headers.append((TYPE_HEADER.lower().encode(), mimetype.encode("latin-1")))
     headers += [
         (b"content-type", (mimetype if shown else UNKNOWN_TYPE).encode("latin-1")),

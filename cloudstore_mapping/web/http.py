@@ -32,7 +32,7 @@ Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header: TypeAlias = tuple[bytes, bytes]
 
 _ANY_ORIGIN: Final[Header] = (b"access-control-allow-origin", b"*")
-#: What lets a browser's program on any page read a reply, whatever its status, and these headers of it.
+#: CORS: scripts of any page may read a reply of any status, and these of its headers.
 CROSS_ORIGIN: Final[tuple[Header, ...]] = (
     _ANY_ORIGIN,
     (
@@ -65,17 +65,17 @@ FAILED: Final = failure(
 HSTS: Final = (b"strict-transport-security", b"max-age=31536000")
 HSTS_LINE: Final = b"%b: %b\r\n" % HSTS
 HEALTH_PATH: Final = "/health"
-#: Size of a reply from which on it is sent in pieces, and of these pieces, in bytes.
+#: Size in bytes above which a reply is sent in pieces, and size of a piece.
 LARGE_REPLY: Final = 128 * 2**10
 PIECE: Final = 128 * 2**10
-#: The memory of a request's large reply, in its scope: released once the reply is sent.
+#: Scope entry with the memory of a large reply; released once the reply is sent.
 REPLY_ROOM: Final = "cloudstore.reply_room"
 END: Final[Message] = {"type": "http.response.body"}
 CLOSE: Final[Header] = (b"connection", b"close")
 
 
 class DisconnectedError(Exception):
-    """The client went away before its request was whole."""
+    """The client disconnected before its request was complete."""
 
 
 class RefusedError(Exception):
@@ -89,19 +89,19 @@ class RefusedError(Exception):
 
 class Deadline:
     """
-    Ends what takes longer than `seconds`, with one timer for all.
+    Deadline of `seconds` for tasks, with a single timer for all of them.
 
-    A timer each costs 4 µs, a sixth of a request.
+    A timer for each task would cost 4 µs, a sixth of a request.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._ends: dict[asyncio.Task[Any], float] = {}  # the first to end comes first, for all have equally long
+        self._ends: dict[asyncio.Task[Any], float] = {}  # earliest first: all have the same timeout
         self._late: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def begin(self) -> asyncio.Task[Any]:
-        """Cancel the running task, which this returns, unless `end` comes in time."""
+        """Return the running task; it is cancelled after `seconds` unless `end` is called first."""
         loop = asyncio.get_running_loop()
         task: asyncio.Task[Any] = asyncio.current_task(loop)  # type: ignore[assignment]  # a coroutine runs in a task
         self._ends[task] = loop.time() + self.seconds
@@ -111,11 +111,11 @@ class Deadline:
         return task
 
     def end(self, task: asyncio.Task[Any]) -> None:
-        """Let the task be."""
+        """Remove the deadline of the task."""
         self._ends.pop(task, None)
 
     def passed(self, task: asyncio.Task[Any]) -> bool:
-        """Whether the task was cancelled for this deadline, and for nothing else."""
+        """Return True if this deadline cancelled the task, and nothing else did."""
         if task not in self._late:
             return False
         self._late.discard(task)
@@ -147,20 +147,20 @@ class BoundedWorkers:
         self._until_end: AsyncGenerator[None, None] | None = None
 
     async def begin(self, work: Callable[[], T]) -> Future[T]:
-        """Begin some work, without waiting; `UnavailableError` if too much work waits."""
+        """Submit work without waiting for it; `UnavailableError` if the queue is full."""
         if self._pool is None:
             self._pool = self._new_pool()
             self._until_end = self._drop_pool()
-            await anext(self._until_end)  # a loop that ends closes the generators that began in it
+            await anext(self._until_end)  # a loop closes its generators at its end
         return self._pool.submit(work)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Return what the work returns; `UnavailableError` if too much work waits."""
+        """Run work on the pool and return its result; `UnavailableError` if the queue is full."""
         future = await self.begin(work)
         try:
             return await outcome(future)
         except asyncio.CancelledError:
-            future.cancel()  # work that has begun goes on
+            future.cancel()  # work already running continues
             raise
 
     async def _drop_pool(self) -> AsyncGenerator[None, None]:
@@ -171,20 +171,20 @@ class BoundedWorkers:
 
 
 def check_method(method: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a request whose method isn't one of these."""
+    """Refuse a request (`RefusedError`) unless its method is one of these."""
     if method not in allowed:
         error = ProtocolError(f"{method} means nothing here; use {' or '.join(allowed)}.", error="BadMethod")
         raise RefusedError(error, (b"allow", ", ".join((*allowed, "OPTIONS")).encode()))
 
 
 async def outcome(future: Future[T]) -> T:
-    """Return the future's result once it has one; it goes on where the task is cancelled."""
+    """Wait for a future and return its result; cancelling the task doesn't cancel the future."""
     # asyncio.wrap_future costs half as much again, and would cancel the service's own future together with the task.
     loop = asyncio.get_running_loop()
     settled = loop.create_future()
 
     def wake(_: Future[T]) -> None:
-        with suppress(RuntimeError):  # the loop ended by force, with its clients
+        with suppress(RuntimeError):  # the loop was stopped by force, with its connections
             loop.call_soon_threadsafe(_wake, settled)
 
     future.add_done_callback(wake)
@@ -201,21 +201,21 @@ async def answer(
     scope: Scope, receive: Receive, send: Send, work: Callable[[Scope, Receive], Awaitable[Reply]]
 ) -> None:
     """
-    Send the reply that `work` returns, or that says what it raised.
+    Send the reply returned by `work`, or an error reply for its exception.
 
-    The scope's ``outcome`` is then the error's name, for whoever counts.
+    Set the scope's ``outcome`` to the error's name (None for success), for the metrics.
     """
     headers: tuple[Header, ...] = ()
     try:
         reply = await work(scope, receive)
     except DisconnectedError:
-        return  # before its request was whole, so it has no room for a reply
+        return  # before its request was complete, so no reply memory is held
     except RefusedError as refused:
         reply = failure(refused.error)
         headers = refused.headers
     except CloudStoreError as error:
         reply = failure(error)
-    except Exception:  # noqa: BLE001 - it is logged, and the client gets a sentence instead
+    except Exception:  # noqa: BLE001 - logged; the client gets a generic error
         _log.exception("A request to %s failed.", scope["path"])
         reply = FAILED
     scope["outcome"] = reply.error
@@ -227,7 +227,7 @@ async def answer(
 
 
 def encode_response(reply: Reply) -> tuple[bytes, bytes]:
-    """Return the headers of a whole reply, as they are sent, and its body."""
+    """Return the encoded header lines of a complete reply, and its body."""
     body = encode_reply(reply)
     head = b"%b%d\r\n" % (_HEAD, len(body))
     if reply.retry_after is not None:
@@ -241,7 +241,7 @@ def is_large(reply: Reply) -> bool:
 
 
 async def send_reply(send: Send, reply: Reply, *more_headers: Header) -> None:
-    """Send a whole reply; a large one piece by piece, as its client reads it, so that it is never copied as a whole."""
+    """Send a complete reply; a large reply goes out in pieces as its client reads, to avoid copying it as a whole."""
     if not is_large(reply):
         body = encode_reply(reply)
         await _send_start(send, reply, len(body), more_headers)
@@ -253,7 +253,7 @@ async def send_reply(send: Send, reply: Reply, *more_headers: Header) -> None:
         for start in range(0, len(part), PIECE):
             piece = bytes(part[start : start + PIECE])
             await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await asyncio.sleep(0)  # others have their turn, even if the client reads fast
+            await asyncio.sleep(0)  # give other requests their turn, even if the client reads fast
     await send(END)
 
 
@@ -266,9 +266,9 @@ async def _send_start(send: Send, reply: Reply, length: int, more_headers: tuple
 
 def is_pinned(scope: Mapping[str, Any]) -> bool:
     """
-    Return True for a request over https whose reply carries `HSTS`.
+    Return True if the reply to a request carries `HSTS`: over https, except for localhost.
 
-    Not for localhost: the header holds for all ports of a host, and so for other programs there that speak http.
+    The header applies to all ports of a host, so on localhost it would break other programs using http.
     """
     if scope.get("scheme") != "https":
         return False

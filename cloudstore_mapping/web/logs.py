@@ -36,7 +36,7 @@ def logging_as(*, as_json: bool, access: bool, stream: TextIO | None = None) -> 
     root.addHandler(handler)
     before = requests.level
     requests.setLevel(logging.INFO if access else logging.WARNING)
-    # It warns of each malformed form, so anybody could fill the log.
+    # python-multipart warns of each malformed form, so anybody could fill the log.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     try:
         yield
@@ -61,7 +61,7 @@ class Lines(logging.Formatter):
         return "\n".join(lines)
 
     def formatException(self, ei: _Failure) -> str:  # noqa: N802 - as logging has it
-        """Return the traceback of an error, with its message only if that can't quote a stored value."""
+        """Return the traceback of an error; omit its message if it may quote a stored value."""
         return "" if ei[1] is None else "\n".join(_traceback(ei[1]))
 
 

@@ -1,4 +1,4 @@
-"""Metrics in the Prometheus format, and the access log's line per request."""
+"""Prometheus metrics at /metrics, shared between worker processes, and the access log: one line per request."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 METRICS_PATH: Final = "/metrics"
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 
-#: What requests are counted by; `OTHER` is also what was refused before it was read what it asks for.
+#: Operations in the metrics; `OTHER` includes requests refused before their operation was read.
 OTHER: Final = "other"
 OPERATIONS: Final = (*(operation.value for operation in Operation), "upload", "media", "dashboard", "health", OTHER)
-#: How they ended: all well, an error by its name, and where there is no name the status, or no reply at all.
+#: Outcomes in the metrics: success, an error's name, the class of the status for an unnamed error, or no reply.
 OK: Final = "ok"
 GONE: Final = "Gone"
 OUTCOMES: Final = (OK, *REPLY_ERRORS, "Http4xx", "Http5xx", GONE)
 #: Upper bounds of the histogram's buckets, in seconds.
 BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
-# A process's row of numbers: counts of requests, then buckets and sums by operation, then single ones.
+# Layout of a process's row: request counts, then histogram buckets and sums by operation, then single numbers.
 _OUTCOME: Final = {name: number for number, name in enumerate(OUTCOMES)}
 _OPERATION: Final = {name: number for number, name in enumerate(OPERATIONS)}
 _BUCKETS: Final = len(OPERATIONS) * len(OUTCOMES)
@@ -65,15 +65,15 @@ ROW: Final = BYTES_IN + 5
 
 
 def new_rows(processes: int) -> memoryview[Any]:
-    """Return the numbers of so many processes, all zero."""
+    """Return the rows of counters for this number of processes, all zero."""
     return memoryview(array("d", bytes(8 * ROW * processes)))
 
 
 class Metrics:
     """
-    The counters of process number `own` among those whose `rows` these are.
+    Counters of process number `own`, in the `rows` of all processes.
 
-    A process writes its own row only, on one thread, so nothing is locked; `rows` may be memory that they share.
+    Each process writes only its own row, on a single thread, so there are no locks. `rows` may be shared memory.
     """
 
     def __init__(self, rows: memoryview[Any], own: int = 0) -> None:
@@ -81,13 +81,13 @@ class Metrics:
         self.row = cast("MutableSequence[float]", rows[own * ROW : (own + 1) * ROW])
 
     def start(self) -> None:
-        """Remember that the process began to answer."""
+        """Record the start of the process, and reset its number of connections."""
         self.row[_STARTED_AT] = time.time()
         self.row[_STARTS] += 1
         self.row[CONNECTIONS] = 0
 
     def count(self, operation: str, outcome: str | None, seconds: float, bytes_out: int) -> None:
-        """Count a request that was answered; `outcome` is the error's name, None where there is none."""
+        """Count an answered request and its duration in seconds; `outcome` is the error's name, None for success."""
         row = self.row
         which = _OPERATION[operation]
         row[which * len(OUTCOMES) + (_OUTCOME[outcome] if outcome else 0)] += 1
@@ -96,7 +96,7 @@ class Metrics:
         row[BYTES_OUT] += bytes_out
 
     def text(self, store_bytes: Callable[[], int]) -> bytes:
-        """Return all numbers, of all processes together, as Prometheus reads them."""
+        """Return the totals of all processes in the Prometheus text format."""
         from prometheus_client import CollectorRegistry, generate_latest
 
         registry = CollectorRegistry()
@@ -128,7 +128,7 @@ class _Collector:
         yield CounterMetricFamily(
             "cloudstore_worker_starts", "How often a process began to answer.", value=sums[_STARTS]
         )
-        with suppress(UnavailableError):  # the other numbers say why
+        with suppress(UnavailableError):  # the other metrics show the cause
             yield GaugeMetricFamily("cloudstore_store_bytes", "Size of the store.", value=self._store_bytes())
         yield GaugeMetricFamily(
             "cloudstore_start_time_seconds", "When the oldest process began, since 1970.", value=self._started_at
@@ -172,22 +172,22 @@ class _Collector:
 
 _access: Final = logging.getLogger(ACCESS)
 
-#: Requests for the counts that wait while others are answered.
+#: Maximum queued requests for the metrics.
 WAITING: Final = 64
 
 DASHBOARD_PATH: Final = "/admin"
-#: Headers of a request that came by a proxy.
+#: Request headers added by proxies.
 _FORWARDED: Final = frozenset({b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip"})
-# What a request is counted as that isn't one of the wire's own, by the beginning of its path.
+# Operation of a request outside the wire format, by path prefix.
 _BY_PATH: Final = {UPLOAD_PATH: "upload", FILES_PATH: "media", DASHBOARD_PATH: "dashboard", HEALTH_PATH: "health"}
 
 
 class InstrumentedApp:
     """
-    The ASGI application `app` under `base_path`, with ``/metrics`` beside it.
+    ASGI middleware: count and log every request to `app`, and serve ``/metrics`` under `base_path`.
 
-    `store_bytes` tells the size of the store, on a thread of its own. The metrics are for whoever has the
-    `metrics_token`; without one, for clients on this machine.
+    `store_bytes` returns the size of the store in bytes; it runs on a thread of its own. Reading the metrics needs the
+    `metrics_token`; without such a token, only clients on this machine may read them.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class InstrumentedApp:
         self._turns = BoundedWorkers(1, WAITING, "cloudstore-metrics")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+        """Answer a request, then count and log it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -232,7 +232,7 @@ class InstrumentedApp:
             self.ended(scope, status, perf_counter() - began, bytes_out)
 
     def ended(self, scope: Scope, status: int, seconds: float, bytes_out: int) -> None:
-        """Count a request, and log it where that is wanted; a `status` of 0 is that of one whose client went away."""
+        """Count a request, and log it if enabled; a `status` of 0 means its client disconnected."""
         outcome = scope["outcome"] if status and "outcome" in scope else _outcome(status)
         self._metrics.count(scope.get("operation") or self._operation(scope["path"]), outcome, seconds, bytes_out)
         if self._logs:
@@ -247,7 +247,7 @@ class InstrumentedApp:
         if self._token is not None:
             kind, _, token = headers.get(b"authorization", b"").partition(b" ")
             return kind.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token.encode())
-        # What a proxy on this machine passes on comes from it, and may be anybody's.
+        # Requests forwarded by a proxy on this machine come from a local address, but may be anybody's.
         client = scope["client"]
         return client is not None and is_loopback(client[0]) and not _FORWARDED.intersection(headers)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _A_HOST: Final = "an IP address or a host name; 127.0.0.1 is this machine only, 0.0.0.0 all of its addresses"
 _LABEL: Final = "[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
-#: An address in the usual form, or a name; an old form such as 0 would be an address as well, and 0 is all of them.
+#: An IP address in the usual form, or a host name. Old forms such as 0 are excluded: 0 would mean all addresses.
 HOST: Final = (
     r"^([0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9._-]+)?"
     rf"|(?!(.*\.)?(0[xX][0-9A-Fa-f]*|[0-9]+)\.?$)({_LABEL}\.)*{_LABEL}\.?)$"
@@ -49,14 +49,14 @@ Token: TypeAlias = Annotated[
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """
-    Where a service listens, and how; `configuration.load` reads them from the environment and a file.
+    Options of the HTTP server; `configuration.load` reads them from the environment and a file.
 
-    What the service itself allows is in `Settings`.
+    `Settings` has the limits of the service itself.
     """
 
     store: Annotated[
         str, Meta(min_length=1, description="a path, sqlite:///path, or postgresql://user@host/database", extra=SECRET)
-    ] = field(default="sqlite:///cloudstore-service.db", repr=False)  # an address may hold a password
+    ] = field(default="sqlite:///cloudstore-service.db", repr=False)  # a URL may contain a password
     """Where the data is kept: a path, sqlite:///path, or postgresql://user@host/database."""
     host: Annotated[str, Meta(pattern=HOST, description=_A_HOST)] = "127.0.0.1"
     """The address to listen on; 127.0.0.1 is this machine only, 0.0.0.0 all of its addresses."""
@@ -90,7 +90,7 @@ _log: Final = logging.getLogger("cloudstore_mapping.web")
 
 
 def warn_of_plain_http(options: Options) -> None:
-    """Log a warning if other machines reach the service by plain http, and no proxy with TLS is in between."""
+    """Log a warning if other machines reach the service over plain http, without a TLS proxy in between."""
     if options.tls_cert is None and not options.trusted_proxies and not is_loopback(options.host):
         _log.warning(
             "The service speaks plain http on %s: API keys and passwords can be read on their way from other machines."
@@ -101,7 +101,7 @@ def warn_of_plain_http(options: Options) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Return True for an address of this machine that no other machine reaches."""
+    """Return True for a loopback address or localhost, unreachable from other machines."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
