@@ -1,9 +1,9 @@
 """
-HTTP/1.1 on a connection: uvicorn's protocol with deadlines, bounds for strangers, half-close, and no upgrades.
+HTTP/1.1 protocol of a connection: uvicorn's, with timeouts, limits for strangers, half-close, and no upgrades.
 
-It is the only file that uses private names of uvicorn. The public way, an ASGI application on uvicorn's own protocol,
-gives no access to a connection: no deadline for headers or for reading, no bound of what is sent ahead, no half-close.
-It also costs more: 1.16 times the processor time for a save over 32 connections, 1.63 times for a load
+Only this file uses private names of uvicorn. The public way, an ASGI application on uvicorn's own protocol, gives no
+access to a connection: no timeout for headers or unread replies, no limit for pipelined requests, no half-close. It
+also costs more: 1.16 times the processor time for a save over 32 connections, 1.63 times for a load
 (`python -m benchmarks.protocols`; over a single connection 0.99 and 1.08). `setup.cfg` has an upper bound for uvicorn,
 `tests/web/test_uvicorn.py` the names, and CI runs the tests on the lowest, the pinned and unreleased versions.
 """
@@ -49,41 +49,41 @@ if TYPE_CHECKING:
     from cloudstore_mapping.web.api import FastPath
     from cloudstore_mapping.web.http import Scope, Send
 
-#: Bytes that a request's first line and headers may take together; uvicorn itself takes any number.
+#: Maximum bytes of a request's first line and headers together; uvicorn itself has no limit.
 MAX_HEADER_BYTES: Final = 64 * 2**10
-#: A host and a port, as far as their characters; it may be empty.
+#: Characters allowed in a Host header (host and port); it may be empty.
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
-#: Seconds that the next bytes of a body are waited for when the server is told to end; `serve.LAST_RESORT` ends all.
+#: Seconds to wait for the next bytes of a body during shutdown; `server.LAST_RESORT` bounds the whole shutdown.
 GRACE: Final = 3.0
-#: Seconds that a client over TLS gets to end its side of a connection when the server ends.
+#: Seconds for a TLS client to close its side of a connection during shutdown.
 GOODBYE: Final = 0.5
-#: Bytes that the parser gets at a time where the end of a request can't be foreseen: few requests fit into them.
+#: Bytes parsed at a time while the end of a request is unknown; only a few requests fit into a piece of this size.
 BLIND_PIECE: Final = 1024
-#: Requests that uvicorn may have parsed behind the one in process; only a client that seeks the bounds gets there.
+#: Maximum pipelined requests parsed behind the current request; only a client testing the limits reaches it.
 MAX_PARSED_AHEAD: Final = 64
-#: Memory of an upload that is stored as it comes: three of the storage's chunks of 512 KiB.
+#: Memory in bytes of an upload stored as it arrives: three storage chunks of 512 KiB.
 UPLOAD_MEMORY: Final = 3 * 2**19
-#: Buffers that TLS keeps for a connection, each as large as the largest piece that came.
+#: TLS buffers per connection, each as large as the largest piece received.
 TLS_BUFFERS: Final = 2
-#: Unread bytes of replies, past which nothing more is written for a client; without TLS it is the default.
+#: Unread reply bytes above which writing to a client pauses; without TLS this is the default.
 HIGH_WATER: Final = 64 * 2**10
-#: The window of a client whose API key was right: what a system allows by default.
+#: Socket receive buffer in bytes of a client with a valid API key: the system's default.
 LARGE_WINDOW: Final = 208 * 2**10
-#: Seconds that a refused client over TLS gets to read why.
+#: Seconds for a refused TLS client to read the reply.
 LAST_WORD_SECONDS: Final = 0.5
-#: Bytes at the beginning of a body in which its API key is looked for.
+#: Bytes at the beginning of a body searched for an API key.
 PEEKED: Final = 4096
-#: An API key in JSON or in a form, where it stands before the value or the file.
+#: An API key in JSON or in a form, placed before the value or the file.
 _KEY: Final = re.compile(rb"""(?:"key"[ \t\r\n]*:[ \t\r\n]*"|name="?key"?\r\n\r\n)([A-Za-z0-9._~-]{16,128})["\r]""")
 _HEADERS_END: Final = b"\r\n\r\n"
 
 
 class _Parser:
     """
-    Parse requests for a server that speaks nothing but HTTP/1.1: ``Upgrade`` is ignored, as RFC 9110 allows.
+    Request parser for HTTP/1.1 only: it ignores ``Upgrade``, as RFC 9110 allows.
 
-    llhttp ends at the headers of a request to upgrade, and takes its body for another protocol's. So a new one is fed
-    those headers again without ``Upgrade``.
+    llhttp stops after the headers of an upgrade request, and treats its body as another protocol. So a new parser gets
+    the same headers again, without ``Upgrade``.
     """
 
     def __init__(self, protocol: HTTPProtocol) -> None:
@@ -92,7 +92,7 @@ class _Parser:
 
     def _begin(self) -> None:
         parser = httptools.HttpRequestParser(self._protocol)
-        parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's: it answers what came before
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's: earlier requests are answered
         self._feed_data = parser.feed_data
         self.get_http_version = parser.get_http_version
         self.get_method = parser.get_method
@@ -100,7 +100,7 @@ class _Parser:
         self.should_upgrade = parser.should_upgrade
 
     def feed_data(self, data: bytes) -> None:
-        """Parse bytes; `HttpParserError` for what is no HTTP."""
+        """Parse bytes; `HttpParserError` if they aren't HTTP."""
         rest = memoryview(data)
         while rest:
             try:
@@ -120,11 +120,11 @@ def _take_turn(turn: asyncio.Future[None]) -> None:
 
 class HTTPProtocol(HttpToolsProtocol):
     """
-    uvicorn's HTTP with an end to what it waits for without one: headers, trailers, a client that reads no reply.
+    uvicorn's HTTP protocol, with timeouts for headers, trailers and clients not reading their replies.
 
-    The memory of requests is bounded here, the deadline of bodies is the application's, that of idle connections
-    uvicorn's. A client may end its side of a connection
-    once its requests are sent, and may go on sending a body that was answered early: it gets its replies all the same.
+    It also limits the memory of requests. The application has the timeout of bodies, and uvicorn the timeout of idle
+    connections. A client may close its side after sending its requests, or keep sending a body after an early reply:
+    it gets its replies in both cases.
     """
 
     settings: ClassVar[Settings]
@@ -137,10 +137,10 @@ class HTTPProtocol(HttpToolsProtocol):
     unread: ClassVar[UnreadReplies]
     drain: ClassVar[Drain]
 
-    #: Whether the connection is counted; a TLS handshake counts it before it begins here.
+    #: True if the connection is counted; a TLS handshake counts it before this protocol begins.
     has_place = False
     has_begun = False
-    #: Whom the memory that TLS takes is counted for, until an API key was right.
+    #: Payer of the connection's TLS memory, until it sends a valid API key.
     tls_payer: Payer | None = None
     _is_deaf = False
     _feeding = False
@@ -176,19 +176,19 @@ class HTTPProtocol(HttpToolsProtocol):
         request: RequestResponseCycle = send.__self__
         try:
             await self._application(scope, receive, partial(self._send, request) if request.more_body else send)
-        except asyncio.CancelledError:  # the server ends by force
+        except asyncio.CancelledError:  # the server is stopped by force
             request.disconnected = True
             self.transport.abort()
         except RuntimeError:
-            # Of pipelined requests uvicorn tells only the last that the client has gone; the first writes, and may not.
+            # uvicorn reports a disconnected client to the last pipelined request only, so the first may still write.
             if not self.transport.is_closing():
                 raise
             request.disconnected = True
 
     async def _send(self, request: RequestResponseCycle, message: Any) -> None:
-        """Send a part of a reply, and end it only when the request has ended: its client may still be sending."""
+        """Send a part of a reply; delay its end until the request has ended: its client may still be sending."""
         if message["type"] == "http.response.start" and request.waiting_for_100_continue and request.more_body:
-            # Nobody knows whether a client that wasn't asked for its body will send it.
+            # A client without a 100 Continue may or may not send its body, so the connection can't be reused.
             message = {**message, "headers": [*message.get("headers", ()), CLOSE]}
         elif message["type"] == "http.response.body" and request.more_body and not message.get("more_body"):
             await request.send(cast("Any", {**message, "more_body": True}))
@@ -199,7 +199,7 @@ class HTTPProtocol(HttpToolsProtocol):
     async def _discard_body(self, request: RequestResponseCycle) -> None:
         self._discarded = request
         self._shrink_window()
-        self.headers = cast("Any", deque(maxlen=0))  # its trailers too
+        self.headers = cast("Any", deque(maxlen=0))  # drop its trailers too
         self._charge(0)
         try:
             async with asyncio.timeout(self.settings.body_timeout):
@@ -212,7 +212,7 @@ class HTTPProtocol(HttpToolsProtocol):
             request.keep_alive = False
 
     def on_headers_complete(self) -> None:
-        """Begin a request, or set aside the headers of one that asks for another protocol."""
+        """Begin a request; for an upgrade request, keep its headers to parse them again without ``Upgrade``."""
         if not self.parser.should_upgrade():
             self._check_headers()
             self._foresee_body()
@@ -225,7 +225,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._head = b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(lines))
 
     def _check_headers(self) -> None:
-        """Refuse what RFC 9112 has a server refuse, and llhttp lets pass: an odd ``Host``, or a coding but chunked."""
+        """Refuse an invalid ``Host``, or a coding besides chunked: RFC 9112 requires it, and llhttp doesn't do it."""
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) != 1 and (hosts or self.parser.get_http_version() == "1.1"):
             raise self._refused(400, f"The request has {len(hosts)} Host headers; send exactly one.")
@@ -238,7 +238,7 @@ class HTTPProtocol(HttpToolsProtocol):
             )
 
     def _foresee_body(self) -> None:
-        """Note how long the request's body is, None for a chunked one, and whether it is stored as it comes."""
+        """Record the length of the request's body (None if chunked), and if it is a form, stored as it arrives."""
         self._body_left = 0
         self._is_streamed = False
         for name, value in self.headers:
@@ -250,22 +250,22 @@ class HTTPProtocol(HttpToolsProtocol):
                 self._is_streamed = value.startswith(b"multipart/")
 
     def _refused(self, status: int, why: str) -> httptools.HttpParserError:
-        self._refusal = status, why  # uvicorn tells every client the same
+        self._refusal = status, why  # uvicorn has the same message for every client
         return httptools.HttpParserError(why)
 
     def on_message_complete(self) -> None:
-        """Note that a request is whole."""
+        """Complete a request, unless its headers are to be parsed again without ``Upgrade``."""
         if self._head is None:
             super().on_message_complete()
 
     def take_head(self) -> bytes:
-        """Return the headers that were set aside, without ``Upgrade``."""
+        """Return and clear the kept headers of an upgrade request, without ``Upgrade``."""
         head, self._head = self._head, None
         return head or b""
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        # Called for the headers; who sends a small body sends it with them, and it is there when `data_received` ends.
+        # Called at the end of the headers. A small body usually comes with them, complete when `data_received` ends.
         if self._feeding and app is self.app and self.inline.may_take(cast("Scope", cycle.scope)):
             self._held = cycle
         else:
@@ -292,11 +292,11 @@ class HTTPProtocol(HttpToolsProtocol):
         return is_there
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Begin to wait for the first headers."""
+        """Count the connection and await its first headers, or refuse it over a connection limit."""
         super().connection_made(transport)
         self.numbers.row[CONNECTIONS] = len(self.connections)
         self.has_begun = True
-        if self.scheme == "https":  # TLS would buffer half a megabyte in each direction
+        if self.scheme == "https":  # by default TLS buffers half a megabyte in each direction
             transport.set_write_buffer_limits(HIGH_WATER)
             if hasattr(transport, "set_read_buffer_limits"):  # undocumented, and the same in asyncio and uvloop
                 transport.set_read_buffer_limits(SMALL_WINDOW)
@@ -309,7 +309,7 @@ class HTTPProtocol(HttpToolsProtocol):
         transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing more."""
+        """Release the connection's place and memory, and stop its timers."""
         super().connection_lost(exc)
         self.numbers.row[CONNECTIONS] = len(self.connections)
         if self.has_place:
@@ -327,10 +327,10 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """
-        Take what came, up to the limits.
+        Parse received bytes, within the limits.
 
-        One request is parsed at a time. What its client sent behind it waits unparsed, and meanwhile nothing more is
-        read from the socket: neither while the request is answered, nor while the client doesn't read its replies.
+        Requests are parsed one at a time; pipelined bytes behind a request wait unparsed. Reading from the socket
+        pauses until the request is answered, and until the client reads its replies.
         """
         if self._is_deaf or not self.has_place:
             self.flow.pause_reading()
@@ -344,7 +344,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._advance()
 
     def _shrink_window(self) -> None:
-        """Have the system hold little of what the client sends: its memory is bounded for all connections together."""
+        """Shrink the socket's receive buffer: the system limits this memory only for all connections together."""
         if not self._is_small:
             self._is_small = True
             self._set_window(SMALL_WINDOW)
@@ -370,14 +370,14 @@ class HTTPProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _is_busy(self) -> bool:
-        """Whether a request waits for its reply, or its client for nothing but to be read to."""
+        """Return True if a complete request awaits its reply, or the client has yet to read earlier replies."""
         request: RequestResponseCycle | None = self.cycle
         if request is None or request.response_complete:
             return self.flow.write_paused
         return not request.more_body
 
     def _wait(self) -> None:
-        """Read no more for now; `on_response_complete` or `resume_writing` goes on."""
+        """Pause reading; `on_response_complete` or `resume_writing` resumes it."""
         self.flow.pause_reading()
         self._shrink_window()
         self._charge(len(self._data) - self._at)
@@ -396,7 +396,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def _end_of_piece(self) -> int:
-        """Return where the next piece for the parser ends: at the end of a request's headers or body, if possible."""
+        """Return the end of the next piece for the parser: the end of a request's headers or body, if known."""
         data, at = self._data, self._at
         request: RequestResponseCycle | None = self.cycle
         if request is not None and request.more_body and not request.response_complete:
@@ -404,7 +404,7 @@ class HTTPProtocol(HttpToolsProtocol):
                 return min(len(data), at + BLIND_PIECE)
             end = min(len(data), at + self._body_left)
             self._body_left -= end - at
-            return max(end, at + 1)  # where the parser sees the end elsewhere, it decides
+            return max(end, at + 1)  # at least one byte: the parser decides on the true end
         if self._tail:
             found = (self._tail + data[at : at + 3]).find(_HEADERS_END)
             if found >= 0:
@@ -438,7 +438,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self._charge(0)
 
     def _payer_of(self, request: RequestResponseCycle, piece: bytes) -> Payer:
-        """Return whom the memory of a request is counted for whose body begins with this piece."""
+        """Return the payer of a request's memory, by the first piece of its body."""
         found = _KEY.search(piece, 0, PEEKED)
         if found is not None:
             self._api_key = found[1].decode()
@@ -451,7 +451,7 @@ class HTTPProtocol(HttpToolsProtocol):
         return Payer(None if self.crowd.is_exempt(address) else network_of(address))
 
     def _charge(self, waiting: int) -> None:
-        """Count the memory of what was received and isn't answered, and of so many bytes that wait behind it."""
+        """Charge the memory of the unanswered request, and of `waiting` bytes behind it; refuse it over the limit."""
         request = self._request
         size = waiting + self._tls_bytes
         if request is None or not (request.response_complete or request is self._discarded):
@@ -474,7 +474,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self._refuse(refusal(error))
 
     def _limit(self, came: int) -> None:
-        """Apply the limits of headers and bodies to so many bytes more."""
+        """Count `came` more bytes, and apply the limits of headers and bodies."""
         if self._is_deaf:
             return
         request: RequestResponseCycle | None = self.cycle
@@ -493,7 +493,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self._limit_body(request)
 
     def _forget(self) -> None:
-        """Begin to count anew, for another request or none."""
+        """Release the request's memory, and reset the counts for the next request."""
         if self._charged and self._payer is not None:
             self.memory.give_back(self._payer, self._charged)
         self._charged = 0
@@ -502,7 +502,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._received = 0
 
     def on_response_complete(self) -> None:
-        """Begin the next request that was sent ahead, or send the last word."""
+        """Continue with the next pipelined request, or send a waiting refusal."""
         self._remember_client()
         has_more = bool(self.pipeline)
         super().on_response_complete()
@@ -526,7 +526,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
 
     def _remember_client(self) -> None:
-        """Remember the API key that a large request began with, if it was right, and trust the connection."""
+        """After a success, remember the API key found in a large request, and trust the connection."""
         if self._request is None or not (self._api_key or self.tls_payer):
             return
         scope = cast("Scope", self._request.scope)
@@ -537,7 +537,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self._trust()
 
     def _trust(self) -> None:
-        """Count what TLS takes no longer, and let the client send faster."""
+        """Release the TLS memory, and enlarge the receive buffer for faster sending."""
         if self.tls_payer is not None:
             self._give_back_tls()
             self._set_window(LARGE_WINDOW)
@@ -548,7 +548,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self.tls_payer = None
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's may say that the transport stays open
-        """Answer what a client asked that has ended its side, then close; over TLS its end is the connection's."""
+        """After the client closes its side, answer its requests, then close; over TLS, close at once."""
         if self.scheme == "https":
             return False
         if self._is_deaf:
@@ -559,7 +559,7 @@ class HTTPProtocol(HttpToolsProtocol):
         return self._close_after_replies()
 
     def _close_after_replies(self) -> bool:
-        """Read no more, and close once all whole requests are answered; False where there are none."""
+        """Close after the replies to all complete requests; return False if there are none."""
         last = self._last_whole()
         if last is None:
             return False
@@ -567,20 +567,20 @@ class HTTPProtocol(HttpToolsProtocol):
         return True
 
     def _last_whole(self) -> RequestResponseCycle | None:
-        """Return the last request that is whole and not answered; one behind it that was cut off is dropped."""
+        """Return the last complete unanswered request; drop an incomplete request behind it."""
         last: RequestResponseCycle | None = self.cycle
-        if self.pipeline and last is not None and last.more_body:  # it waits for those before
+        if self.pipeline and last is not None and last.more_body:  # queued behind earlier requests
             self.pipeline.popleft()
             last = self.cycle = self.pipeline[0][0] if self.pipeline else self._running  # type: ignore[assignment]
         return None if last is None or last.response_complete or last.more_body else last
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, after the replies to what came before it."""
+        """Refuse invalid HTTP, after the replies to earlier requests."""
         status, why = self._refusal or (400, msg)
         self._refuse(refusal(ProtocolError(why, error="BadRequest"), status))
 
     def _refuse(self, reply: bytes) -> None:
-        """Answer what came whole, then send this reply, and close when the client has seen it."""
+        """Refuse further bytes: answer complete requests, send this reply, and close once the client has seen it."""
         if self._is_deaf or self.transport.is_closing():
             return
         self._is_deaf = True
@@ -596,19 +596,19 @@ class HTTPProtocol(HttpToolsProtocol):
         self._charge(0)
         if request is not None and not request.response_complete:
             request.disconnected = True
-            request.body = bytearray()  # the connection may stay until its client has seen the reply
+            request.body = bytearray()  # free it: the connection may stay open until its client has seen the reply
             request.message_event.set()
-            if request.response_started:  # it was answered early, and its body turned out to be none
+            if request.response_started:  # answered early, and its body turned out invalid
                 self.transport.close()
                 return
         self._say(reply)
 
     def _say(self, reply: bytes) -> None:
-        """Send the last reply of a connection."""
+        """Send the last reply of a connection, and close our side."""
         self._unset_keepalive_if_required()
         self.flow.resume_reading()
         self.transport.write(reply)
-        # A socket that is closed on a client which still sends is reset, and the client may never see the reply.
+        # Closing the socket while the client still sends would reset it, and the client might never see the reply.
         if self.transport.can_write_eof():
             self.transport.write_eof()
             self._expect_headers()
@@ -621,17 +621,17 @@ class HTTPProtocol(HttpToolsProtocol):
         is_upload = any(name == b"content-type" and value.startswith(b"multipart/") for name, value in headers)
         largest = self.settings.max_media_bytes if is_upload else self.settings.max_body_bytes
         if self._received > MAX_HEADER_BYTES + 2 * largest:
-            self.transport.close()  # more than any body in its chunks takes: trailers
+            self.transport.close()  # longer than any chunked body, so these are trailers
 
     def pause_writing(self) -> None:
-        """Begin to wait for the client to read."""
+        """Count the client's unread replies, and start the timeout for reading them."""
         super().pause_writing()
         size = self.transport.get_write_buffer_size()
         self.unread.add(self, network_of(self._address), size, self.transport.abort)
         self._expect_reader()
 
     def resume_writing(self) -> None:
-        """Wait no longer, for the client has read."""
+        """Stop the timeout for reading, and continue with waiting requests."""
         super().resume_writing()
         self.unread.remove(self)
         self._stop_reply_timer()
@@ -639,7 +639,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self.loop.call_soon(self._go_on)
 
     def shutdown(self) -> None:
-        """Answer what was accepted, and wait for its body as long as some of it comes within each `GRACE`."""
+        """Answer accepted requests; wait for a body as long as some of it arrives within each `GRACE` seconds."""
         super().shutdown()
         if self.cycle is not None and not self.cycle.response_complete and self.cycle.more_body:
             self.loop.call_later(GRACE, self._give_up, self.cycle, self._received)
@@ -666,7 +666,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._reply_timer = self.loop.call_later(self.settings.body_timeout, self._check_reader, left)
 
     def _check_reader(self, left: int) -> None:
-        """End the connection unless its client read at the lowest rate since there was so much left."""
+        """Abort the connection unless its client read at `min_upload_rate` or faster since `left` was measured."""
         least = min(left, int(self.settings.min_upload_rate * self.settings.body_timeout))
         if self.transport.get_write_buffer_size() <= left - max(1, least):
             self._expect_reader()
@@ -680,21 +680,21 @@ class HTTPProtocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server with `on_started`, `on_second` and `on_ending`, which ends all its connections in time."""
+    """uvicorn's server, with callbacks at its start, every second and at its end; it closes all connections in time."""
 
-    #: What ends TLS handshakes that are under way; None without TLS.
+    #: Aborts all TLS handshakes in progress; None without TLS.
     abort_handshakes: Callable[[], object] | None = None
     on_started: Callable[[], object] | None = None
     on_second: Callable[[], object] | None = None
-    #: Called when the server begins to end with False, and with True when it ends by force.
+    #: Called with False when shutdown begins, and with True when the server is stopped by force.
     on_ending: Callable[[bool], object] | None = None
 
     def count_connections(self) -> int:
-        """Return how many connections are open, handshakes excepted."""
+        """Return the number of open connections, without TLS handshakes."""
         return len(self.server_state.connections)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer."""
+        """Start answering, then call `on_started`; shut down if it fails."""
         await super().startup(sockets)
         try:
             if self.on_started is not None:
@@ -704,13 +704,13 @@ class Server(uvicorn.Server):
             raise
 
     async def on_tick(self, counter: int) -> bool:
-        """Do what is to be done each second."""
+        """Call `on_second` once a second; uvicorn calls this ten times a second."""
         if counter % 10 == 0 and self.on_second is not None:
             self.on_second()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer what was accepted, and end."""
+        """Shut down gracefully: answer accepted requests, then close all connections."""
         hanging_up = asyncio.create_task(self._hang_up())
         if self.on_ending is not None:
             self.on_ending(False)
@@ -721,13 +721,13 @@ class Server(uvicorn.Server):
         if self.force_exit:
             if self.on_ending is not None:
                 self.on_ending(True)
-            await self.lifespan.shutdown()  # which uvicorn leaves out, and then logs that it didn't end
-        for connection in list(self.server_state.connections):  # those that outlasted the last resort
+            await self.lifespan.shutdown()  # uvicorn omits this, then logs a missing end
+        for connection in list(self.server_state.connections):  # still open after the shutdown timeout
             connection.transport.abort()
         await asyncio.sleep(0)
 
     async def _hang_up(self) -> None:
-        # TLS ends by a goodbye of both, and an idle client may never say its own.
+        # A TLS connection ends with a close_notify from both sides, and an idle client may never send its own.
         while self.abort_handshakes is not None:
             self.abort_handshakes()
             closing = {each for each in self.server_state.connections if each.transport.is_closing()}

@@ -1,4 +1,4 @@
-"""HTTP server: uvicorn from the first connection to the last."""
+"""HTTP server: run uvicorn on a socket or in a background thread; keep-alive timeout, signals, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ from cloudstore_mapping.web.tls import Handshake, Handshakes, server_context
 if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
 
-#: Seconds that a connection may stand idle between two requests.
+#: Keep-alive timeout in seconds: the longest idle time of a connection between two requests.
 KEEP_ALIVE: Final = 20
-#: Seconds until the server ends in any case; container engines kill after 10.
+#: Maximum seconds of a graceful shutdown; container engines kill after 10.
 LAST_RESORT: Final = 8
-#: Seconds for which a thread may keep the interpreter while others wait for it. Python's own 5 ms would be the wait of
-#: each load while a batch is written.
+#: Switch interval in seconds: the longest time a thread may hold the GIL while others wait. At Python's default of
+#: 5 ms, each load would wait 5 ms during the write of a batch.
 SWITCH_INTERVAL: Final = 0.0005
-#: Seconds after a signal in which writes still begin; the rest of `LAST_RESORT` is for the replies.
+#: Seconds after a signal for starting further writes; the rest of `LAST_RESORT` is for the replies.
 LAST_WRITES: Final = 5
 
 
 def ending_signals() -> list[signal.Signals]:
-    """Return the signals that end a service: also that of a terminal which closes, unless that is ignored (nohup)."""
+    """Return the signals for shutdown: SIGTERM, SIGINT, and SIGHUP of a closing terminal unless ignored (nohup)."""
     signals = [signal.SIGTERM, signal.SIGINT]
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signals.append(signal.SIGHUP)
@@ -63,10 +63,10 @@ def run(
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """
-    Serve until SIGTERM, SIGINT or SIGHUP, then answer what was accepted, close the service and return.
+    Serve until SIGTERM, SIGINT or SIGHUP, then answer all accepted requests, close the service and return.
 
-    `on_ready` is called with the service's address once it answers, on the thread that serves: it must not wait.
-    A port that can't be had is an `OSError`, and the service stays open.
+    `on_ready` is called with the service's URL once it answers. It runs on the serving thread, so it must not wait.
+    Raise `OSError` if the port can't be used; the service then stays open.
     """
     options = Options(host=host, port=port, base_path=base_path)
     with listen(host, port) as listener:
@@ -82,10 +82,10 @@ def run_on(
     metrics: Metrics | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve on a socket that listens already; as `run`."""
+    """Serve on a listening socket, as `run` does."""
     server = _Server(service, listener, options, on_ready, metrics, raise_file_limit())
     server.on_ending = lambda by_force: service.end_within(0 if by_force else LAST_WRITES)
-    # uvicorn hands the signal that ended it on to the handlers of before; these have nothing more to do.
+    # At its end uvicorn raises the captured signal again for the previous handlers; these do nothing more by then.
     owns_signals = threading.current_thread() is threading.main_thread()
     signals = ending_signals() if owns_signals else ()
     handlers = {number: signal.signal(number, server.handle_exit) for number in signals}
@@ -105,9 +105,9 @@ def background(
     service: Service, *, host: str = "127.0.0.1", port: int = 0, base_path: str = "/cloudstore"
 ) -> Iterator[str]:
     """
-    Serve in a thread while the block runs; the block gets the service's address.
+    Serve in a background thread during the ``with`` block, and return the service's URL to it.
 
-    Port 0 is any that is free. The service stays open: whoever opened it closes it.
+    Port 0 takes any free port. The caller closes the service.
     """
     ready: Future[str] = Future()
     with listen(host, port) as listener:
@@ -131,7 +131,7 @@ def background(
 
 
 class _Server(Server):
-    """The server of one service, with this project's settings of uvicorn."""
+    """HTTP server of a service, with this project's configuration of uvicorn."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class _Server(Server):
             uvicorn.Config(
                 observed,
                 loop="uvloop",
-                http=make_protocol,  # type: ignore[arg-type]  # it is called as a class is
+                http=make_protocol,  # type: ignore[arg-type]  # called like a class
                 ws="none",
                 lifespan="on",
                 log_config=None,

@@ -1,4 +1,4 @@
-"""TLS: check the certificate before the start, and bound handshakes by time and by address."""
+"""TLS: validate the certificate and its key at startup; limit handshakes by time, address and memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_certificate(options: Options) -> None:
-    """Raise `ValueError` with a sentence that says what to do unless `options` name a certificate that can be used."""
+    """Raise `ValueError`, with a remedy, unless the certificate and key in `options` are usable or both absent."""
     if options.tls_cert is None and options.tls_key is None:
         return
     if options.tls_cert is None or options.tls_key is None:
@@ -42,7 +42,7 @@ def check_certificate(options: Options) -> None:
 
 
 class _LockedKeyError(Exception):
-    """OpenSSL asked for a passphrase, which nobody could type at a start."""
+    """OpenSSL asked for the key's passphrase; nobody could type it at startup."""
 
 
 def _no_passphrase() -> str:
@@ -50,7 +50,7 @@ def _no_passphrase() -> str:
 
 
 def server_context(options: Options) -> ssl.SSLContext | None:
-    """Return what speaks TLS by the certificate that `options` name, or None without one."""
+    """Return the TLS context for the certificate in `options`, or None without a certificate."""
     if options.tls_cert is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -60,11 +60,11 @@ def server_context(options: Options) -> ssl.SSLContext | None:
 
 class Handshakes:
     """
-    The TLS handshakes under way in a process; only for the loop's thread.
+    TLS handshakes in progress in a process; only for the loop's thread.
 
     A handshake takes memory before uvicorn knows of its connection. So its address and memory are counted from the
-    first packet, and it has a deadline. TLS keeps buffers as large as the largest piece that came, so the system holds
-    little of what a client sends until its API key was right.
+    first packet, and it has a timeout of `seconds`. TLS keeps buffers as large as the largest piece received, so the
+    socket's receive buffer stays small until the client sends a valid API key.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Handshakes:
         self.under_way: set[Handshake] = set()
 
     def admit(self, address: str) -> Payer | None:
-        """Count a connection, and return whom its memory is counted for; None where there is no place for it."""
+        """Count a connection and return the payer of its memory, or None over a limit."""
         if not self._files.has_room(self._connections() + len(self.under_way) + 1) or not self.crowd.comes(address):
             return None
         network = network_of(address)
@@ -92,17 +92,17 @@ class Handshakes:
         return None
 
     def abort(self) -> None:
-        """End all that are under way."""
+        """Abort all handshakes in progress."""
         for handshake in list(self.under_way):
             handshake.abort()
 
 
 class Handshake(asyncio.Protocol):
     """
-    One TLS handshake; once it is done, the connection belongs to the protocol that `make_protocol` returns.
+    TLS handshake of a connection; afterwards the connection belongs to the protocol made by `make_protocol`.
 
-    The loop's public way to speak TLS on an accepted socket has a deadline, which its servers don't let uvicorn set.
-    So the socket leaves the transport that it was accepted with.
+    The loop's `connect_accepted_socket` takes a handshake timeout; uvicorn can't set the timeout of the loop's servers.
+    So a duplicate of the socket replaces the transport of its accepted connection.
     """
 
     def __init__(self, handshakes: Handshakes, make_protocol: Callable[[], HTTPProtocol]) -> None:
@@ -110,8 +110,8 @@ class Handshake(asyncio.Protocol):
         self._make_protocol = make_protocol
         self._task: asyncio.Task[None] | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # it is a socket's
-        """Begin the handshake, if there is a place for the connection."""
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # a socket's transport
+        """Start the handshake, or close a connection over a limit."""
         address = _address_of(transport)
         payer = self._handshakes.admit(address)
         if payer is not None:
@@ -120,7 +120,7 @@ class Handshake(asyncio.Protocol):
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_WINDOW)
             self._handshakes.under_way.add(self)
             self._task = asyncio.get_running_loop().create_task(self._shake_hands(accepted, address, payer))
-        transport.abort()  # where there is no place: without TLS there are no words for a refusal
+        transport.abort()  # also closes a refused connection: before TLS it can get no reply
 
     async def _shake_hands(self, accepted: socket.socket, address: str, payer: Payer) -> None:
         protocol = self._make_protocol()
@@ -133,7 +133,7 @@ class Handshake(asyncio.Protocol):
                 ssl=self._handshakes.context,
                 ssl_handshake_timeout=self._handshakes.seconds,
             )
-        except OSError:  # the client's, the deadline's, or TLS's own
+        except OSError:  # from the client, the timeout, or TLS
             accepted.close()
         except asyncio.CancelledError:
             accepted.close()
@@ -145,7 +145,7 @@ class Handshake(asyncio.Protocol):
                 self._handshakes.memory.give_back(payer, TLS_CONNECTION_BYTES)
 
     def abort(self) -> None:
-        """End the handshake and its connection."""
+        """Abort the handshake and close its connection."""
         if self._task is not None:
             self._task.cancel()
 

@@ -1,4 +1,4 @@
-"""Uploads: multipart bodies of media files, spooled to disk within bounds."""
+"""Media uploads: read the multipart body, store the file as it arrives, or spool it to disk within limits."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("cloudstore_mapping.web")
 
-#: Bytes of one file that are held in memory, and of all files together; more lie in temporary files.
+#: Maximum spooled bytes in memory, per file and for all files together; more go to temporary files.
 IN_MEMORY: Final = 2**18
 ALL_IN_MEMORY: Final = 2**24
-#: Temporary files of a process: `connections.OTHER_FILES` has room for them beside all connections.
+#: Maximum temporary files of a process; `connections.OTHER_FILES` reserves open files for them.
 MAX_FILES: Final = 100
-#: Threads that read and write temporary files.
+#: Threads for reading and writing temporary files.
 SPOOLS_AT_ONCE: Final = 2
-#: Seconds after which a client that was refused for want of space may try again.
+#: Seconds until a client refused for lack of space should retry (Retry-After).
 WAIT: Final = 10.0
 
 
 class SpoolSpace:
     """
-    Bounds the bytes and temporary files of a process's spools, in all and per address; only for the loop's thread.
+    Limit of a process's spooled bytes (in total and per address) and temporary files; only for the loop's thread.
 
-    Of each bound, strangers may use `STRANGERS_SHARE`; the rest is for addresses from which a right key came lately.
+    Strangers may use `STRANGERS_SHARE` of the totals; the rest is reserved for addresses with a recently valid API key.
     """
 
     def __init__(self, settings: Settings, known: KnownClients | None = None) -> None:
         self._most = settings.max_spool_bytes
         self._most_per_address = settings.max_address_spool_bytes
         self._known = known
-        # All spools may wait: none takes more from its client meanwhile.
+        # The queue needs no limit: a waiting spool takes no more bytes from its client.
         self.turns = BoundedWorkers(SPOOLS_AT_ONCE, sys.maxsize, "cloudstore-spool")
         self._by_subject: Counter[str] = Counter()
         self.taken = 0
@@ -72,7 +72,7 @@ class SpoolSpace:
         self.files = 0
 
     def take(self, subject: str, size: int) -> None:
-        """Count more bytes of an address; `UnavailableError` past a limit."""
+        """Count `size` more bytes of an address; `UnavailableError` over a limit."""
         most = self._share(subject, self._most)
         if self.taken + size > most or self._by_subject[subject] + size > self._most_per_address:
             raise _no_space()
@@ -80,14 +80,14 @@ class SpoolSpace:
         self._by_subject[subject] += size
 
     def give_back(self, subject: str, size: int) -> None:
-        """Count them no longer."""
+        """Release `size` bytes of an address."""
         self.taken -= size
         self._by_subject[subject] -= size
         if not self._by_subject[subject]:
             del self._by_subject[subject]
 
     def take_file(self, subject: str) -> None:
-        """Count a temporary file more; `UnavailableError` past a limit."""
+        """Count another temporary file; `UnavailableError` over the limit."""
         if self.files >= self._share(subject, MAX_FILES):
             raise _no_space()
         self.files += 1
@@ -107,9 +107,9 @@ def _no_space() -> UnavailableError:
 
 class Spool:
     """
-    The bytes of one file whose API key or password is still to come; a context manager that removes them at its exit.
+    Spool of a file sent before its API key or password; a context manager, deleting the bytes at its exit.
 
-    The temporary file has no name, so not even a killed process leaves it behind.
+    The temporary file has no name, so it vanishes even if the process is killed.
     """
 
     def __init__(self, space: SpoolSpace, address: str) -> None:
@@ -118,7 +118,7 @@ class Spool:
         self._held = bytearray()
         self._file: IO[bytes] | None = None
         self._has_file = False
-        # A cancelled task leaves its thread at work, which must not meet a closed file.
+        # After a task is cancelled its thread still runs, and must not use a closed file.
         self._lock = threading.Lock()
         self.size = 0
 
@@ -131,11 +131,11 @@ class Spool:
         self._space.files -= self._has_file
         with self._lock:
             if self._file is not None:
-                with suppress(OSError):  # of bytes that a full disk didn't take
+                with suppress(OSError):  # from flushing bytes to a full disk
                     self._file.close()
 
     async def write(self, data: bytes) -> None:
-        """Take the next bytes; `UnavailableError` if there is no space for them."""
+        """Write the next bytes; `UnavailableError` if there is no space for them."""
         self._space.take(self._subject, len(data))
         self.size += len(data)
         self._held += data
@@ -158,7 +158,7 @@ class Spool:
         self._held.clear()
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """Yield all bytes, from the first on."""
+        """Yield all bytes in order."""
         if self._file is not None:
             self._file.seek(0)
             while piece := await self._space.turns.run(self._read):
@@ -178,26 +178,26 @@ class Spool:
 
 
 def _reason(error: OSError) -> str:
-    # Not the error's own text, in which Python lists the folders that it tried.
+    # The error's own text may list folders of the server, as tried by Python.
     return type(error).__name__ if error.errno is None else os.strerror(error.errno)
 
 
-#: Has an upload begun, from the form's fields that have come: `LockedError` may mean that the password is yet to come.
+#: Begin an upload with the fields received so far; on `LockedError`, the password may be still to come.
 Begin = Callable[[UploadForm, str], "UploadStream"]
 
-#: Threads on which uploads wait for the storage, or for a password to be hashed, and the uploads that wait for these.
+#: Threads for uploads waiting for the storage or for password hashing, and maximum queued uploads.
 AT_ONCE: Final = 3
 WAITING: Final = 256
-#: Bytes of the form around the file.
+#: Maximum bytes of the form besides the file.
 AROUND: Final = 2**17
-#: The fields of a form that hold a password: the file's own, and the account's default one.
+#: Password fields of a form: the file password, and the account's default password for media files.
 PASSWORDS: Final = frozenset({"password", "mediaPass"})
-# A form has only texts; the vendor's browser client sends "undefined" for a password that it doesn't have.
+# Form fields are text only; the vendor's browser client sends "undefined" for a missing password.
 _NO_PASSWORD: Final = frozenset({"", "null", "undefined"})
 
 
 def make_upload(service: Service, path: str, space: SpoolSpace) -> Application:
-    """Return the ASGI application for uploads with an API key, all to this one path."""
+    """Return the ASGI application for uploads with an API key, posted to `path`."""
 
     def begin(form: UploadForm, address: str) -> UploadStream:
         return service.media.begin(
@@ -235,10 +235,12 @@ async def take_upload(
     needs: str,
 ) -> Reply:
     """
-    Read the upload in a request's body, and return the reply to it; what isn't whole in the end is taken away.
+    Store the upload in a request's body, and return its reply; an incomplete upload is removed from the storage.
 
-    If the field `needs`, and a password if the file has one, come before the file, its bytes go to the storage as they
-    come. Otherwise the file is spooled until the form's end. The passwords come on the same side of the file.
+    If the field `needs` and any password come before the file, the file's bytes are stored as they arrive. Otherwise
+    the file is spooled until the form's end. All passwords must come on the same side of the file.
+
+    Raise `RefusedError` (and close the connection) for errors before the body's end, else `CloudStoreError`.
     """
     headers = dict(scope["headers"])
     if headers.get(b"content-encoding", b"identity").strip().lower() not in {b"identity", b""}:
@@ -258,7 +260,7 @@ async def take_upload(
 
 
 class _Taking:
-    """An upload while its form comes in."""
+    """Upload in progress, while its form arrives."""
 
     def __init__(
         self,
@@ -296,9 +298,9 @@ class _Taking:
 
     async def _read(self, receive: Receive) -> None:
         """
-        Read the form, within its deadlines: for the first byte after silence, the average rate, and a spool's end.
+        Read the form within its timeouts: for silence, for the minimum average rate, and for the end of a spool.
 
-        The storage's own time doesn't count.
+        Time spent in the storage doesn't count.
         """
         now = asyncio.get_running_loop().time
         timeout = self._settings.body_timeout
@@ -314,7 +316,7 @@ class _Taking:
             self._received += len(body)
             self.is_read = not more
             _check_body(self._received, self._settings)
-            # Silence takes the credit that was brought before, so nobody holds an upload by it.
+            # Fast sending earns no credit beyond `timeout`, so a silent client can't hold an upload open.
             deadline = min(deadline + len(body) / self._settings.min_upload_rate, now() + timeout)
             began = now()
             self._form.feed(body)
@@ -335,7 +337,7 @@ class _Taking:
             except LockedError:
                 if before & PASSWORDS:
                     raise
-                self._is_late = True  # its password may stand behind the file
+                self._is_late = True  # its password may come after the file
         for piece in pieces:
             if self._upload is not None:
                 await _write(self._upload, piece)

@@ -1,4 +1,4 @@
-"""Several processes on one socket: each answers requests, one that dies is replaced, and all end together."""
+"""Worker processes on a shared socket: start them, replace dead workers, stop all together."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from cloudstore_mapping.web.server import LAST_RESORT, ending_signals, run_on
 
 _log: Final = logging.getLogger(__name__)
 
-#: Seconds after which a process that was told to end is killed.
+#: Seconds after SIGTERM until a process is killed.
 PATIENCE: Final = LAST_RESORT + 1.5
-#: Processes that may die one after another before they answer; more would not help.
+#: Maximum processes in a row dying before they answer; further attempts wouldn't help.
 MAX_STILLBORN: Final = 5
 
-# A forked process would copy threads' locks and SQLite's state; a spawned one starts from nothing.
+# A forked process would copy held locks and SQLite's state; a spawned process starts clean.
 _context: Final = get_context("spawn")
-#: What a terminal sends to all processes of a service at once; a worker takes no notice while it starts.
+#: Signals sent by a terminal to all processes at once; blocked in a worker during its start.
 _OF_TERMINALS: Final = {signal.SIGINT} | ({signal.SIGHUP} if sys.platform != "win32" else set())
 
 
@@ -49,10 +49,10 @@ def run_workers(
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """
-    Serve the store at `place` by ``options.workers`` processes until SIGTERM or SIGINT; only on the main thread.
+    Serve the store at `place` with ``options.workers`` processes until SIGTERM, SIGINT or SIGHUP.
 
-    `on_ready` is called with the service's address once all of them answer. What keeps a process from starting is
-    raised, when the others have ended.
+    Call it on the main thread. `on_ready` is called with the service's URL once all processes answer. If a process
+    can't start, its error is raised after the others have ended.
     """
     with SharedRows(options.workers) as rows:
         workers = _Workers([(number, listener, place, options, settings, rows) for number in range(options.workers)])
@@ -60,7 +60,7 @@ def run_workers(
         try:
             workers.run(lambda: on_ready and on_ready(address_of(listener, options)))
         finally:
-            listener.close()  # or it would go on to accept what nobody answers
+            listener.close()  # an open socket would accept connections nobody answers
             workers.end_all()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -68,7 +68,7 @@ def run_workers(
 
 class SharedRows:
     """
-    The counters of several processes, in memory that a spawned one is given by its file's descriptor.
+    Metrics of all worker processes in shared memory, passed to a spawned process by file descriptor.
 
     multiprocessing's own shared memory needs /dev/shm, which containers and jails may lack.
     """
@@ -77,7 +77,7 @@ class SharedRows:
         self._size = ROW * 8 * processes
         try:
             self._descriptor = os.memfd_create("cloudstore-metrics")
-        except (AttributeError, OSError):  # Linux has it, but not in every sandbox
+        except (AttributeError, OSError):  # Linux only, and not in every sandbox
             with tempfile.TemporaryFile() as file:
                 self._descriptor = os.dup(file.fileno())
         os.ftruncate(self._descriptor, self._size)
@@ -101,12 +101,12 @@ def _mapped(descriptor: Any, size: int) -> memoryview[Any]:
 
 
 class _Worker:
-    """A process, and what it `says`: None once it answers, or the error that keeps it from that."""
+    """Worker process; the pipe `says` delivers None once it answers, or the error of its failed start."""
 
     def __init__(self, arguments: tuple[Any, ...]) -> None:
         self.says, theirs = _context.Pipe(duplex=False)
         self.process = _context.Process(target=_work, args=(*arguments, theirs), name="cloudstore-worker")
-        resource_tracker.ensure_running()  # which would let the signals through again when it starts
+        resource_tracker.ensure_running()  # started later, it would unblock the signals
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
         try:
             self.process.start()
@@ -117,21 +117,21 @@ class _Worker:
         self.error: Exception | None = None
 
     def listen(self) -> None:
-        """Take in what it said."""
+        """Receive the worker's message, if there is any."""
         if self.answers or self.error is not None or not self.says.poll():
             return
-        with suppress(EOFError):  # it died before it said anything
+        with suppress(EOFError):  # it died before sending a message
             self.error = self.says.recv()
             self.answers = self.error is None
 
     def hurry(self) -> None:
-        """Tell it once more to end, by the signal that has it wait for no client."""
-        with suppress(ValueError, ProcessLookupError):  # it has ended, and may be closed
+        """Stop the worker by force: a second signal ends it without waiting for clients."""
+        with suppress(ValueError, ProcessLookupError):  # already ended, maybe closed
             if self.process.exitcode is None and self.process.pid is not None:
                 os.kill(self.process.pid, signal.SIGINT)
 
     def close(self) -> None:
-        """Let go of a process that has ended."""
+        """Release the resources of an ended process."""
         self.process.close()
         self.says.close()
 
@@ -146,16 +146,16 @@ class _Workers:
         self._woken, self._wake = _context.Pipe(duplex=False)
 
     def end(self, *_: object) -> None:
-        """Let `run` return: a signal's handler."""
+        """Signal handler: let `run` return; a second signal stops the workers by force."""
         if self._is_ending:
-            for worker in self._running:  # who asks twice doesn't want to wait
+            for worker in self._running:  # a second signal: stop without waiting
                 worker.hurry()
         self._is_ending = True
-        with suppress(OSError):  # it has been read from for the last time
+        with suppress(OSError):  # the pipe is no longer read
             self._wake.send(None)
 
     def run(self, on_ready: Callable[[], object]) -> None:
-        """Start all, and replace those that die."""
+        """Start all workers, and replace dead workers until `end` is called."""
         self._running.extend(map(_Worker, self._arguments))
         while not self._is_ending:
             silent = [worker.says for worker in self._running if not worker.answers and worker.error is None]
@@ -183,7 +183,7 @@ class _Workers:
         return _Worker(self._arguments[number])
 
     def end_all(self) -> None:
-        """Tell all to end, wait until they have answered what they accepted, and kill those that don't end."""
+        """Terminate all workers, wait while they answer accepted requests, and kill the rest after `PATIENCE`."""
         for worker in self._running:
             if worker.process.exitcode is None:
                 worker.process.terminate()
@@ -207,7 +207,7 @@ def _work(
     rows: memoryview[Any],
     says: Connection[Any],
 ) -> None:
-    """Answer requests in a process of one's own, until it or the one that started it is ended."""
+    """Answer requests in a worker process, until it or its parent process ends."""
     for each in _OF_TERMINALS.intersection(ending_signals()):
         signal.signal(each, lambda *_: sys.exit())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_TERMINALS)
