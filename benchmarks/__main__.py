@@ -8,12 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from benchmarks import client, embedded, growth, listing, machine, plots, report, server, shelves, startup
+from benchmarks import client, distance, embedded, growth, listing, machine, plots, report, server, shelves, startup
 from benchmarks.harness import Comparison, MissingError, Run
 
 RESULTS: Final = Path(__file__).parent / "results"
 
-_ROWS: Final = (*client.ALL, *embedded.ALL, *shelves.ALL, *server.ALL, *listing.ALL)
+_ROWS: Final = (*client.ALL, *embedded.ALL, *shelves.ALL, *server.ALL, *distance.ALL, *listing.ALL)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

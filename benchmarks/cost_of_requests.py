@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
-import threading
-from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import Future
-from functools import partial
-from typing import Any, Final, TypeAlias, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeAlias
 
 import cloudstore_mapping as cm
-from benchmarks.messages import Counts, Way, counted
+from benchmarks.messages import Counts, counted
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
-from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.web.server import background
-from cloudstore_mapping.wire import Request, encode_value
 
-T = TypeVar("T")
-
-#: How often each is done before it is counted, so that its statements are prepared, and how often then.
+#: How often each is done before it is counted, so that connections are open, and how often then.
 WARM_UP: Final = 10
 TIMES: Final = 10
-#: Saves that wait for one commit.
-TOGETHER: Final = 32
 #: Bytes of a value as JSON.
 VALUE_BYTES: Final = 200
 
@@ -53,27 +43,13 @@ REQUESTS: Final[dict[str, Callable[[Store, int], object]]] = {
 }
 
 
-class Watched(PostgresStorage):
-    """A storage that tells of each piece of work when it waits for its commit."""
-
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
-        self.waiting = threading.Semaphore(0)
-
-    def submit(self, work: Callable[[Transaction], T], account: Hashable = None, size: int = 0) -> Future[T]:
-        """Run `work` in a writing transaction."""
-        future = super().submit(work, account, size)
-        self.waiting.release()
-        return future
-
-
 def rows(address: str) -> Iterator[tuple[str, Counts]]:
     """Yield what each request costs on the average, of an account without limits in a database that was empty."""
     # How often files are used is written once a second, so it is no single request's cost.
     settings = Settings(count_accesses=False)
     with (
         counted(address) as (counted_address, way),
-        Watched(counted_address) as storage,
+        PostgresStorage(counted_address) as storage,
         Service(storage, settings) as service,
         background(service) as server,
     ):
@@ -88,41 +64,6 @@ def rows(address: str) -> Iterator[tuple[str, Counts]]:
                 for number in range(WARM_UP, WARM_UP + TIMES):
                     request(store, number)
                 yield name, Counts().plus(way.counts.plus(before, -1), 1 / TIMES)
-        yield f"`store[k] = v`, {TOGETHER} at once, each", _together(service, storage, api_key, way)
-
-
-def _together(service: Service, storage: Watched, api_key: str, way: Way) -> Counts:
-    """Return what a save costs of those that come while what was before them is written."""
-    before = way.counts
-    for _ in range(TIMES):
-        storage.submit(lambda _: None).result()
-    of_nothing = way.counts.plus(before, -1)
-    before = way.counts
-    for number in range(TIMES):
-        saves = [
-            Request(
-                api_key=api_key,
-                name=f"together {each}",
-                value=encode_value(value(TOGETHER * number + each)),
-                once=secrets.token_hex(16),
-            )
-            for each in range(TOGETHER)
-        ]
-        are_waiting = threading.Event()
-        storage.submit(partial(_wait, are_waiting))
-        while storage.waiting.acquire(blocking=False):
-            pass
-        replies = [service.submit(save) for save in saves]
-        for _ in saves:
-            storage.waiting.acquire()
-        are_waiting.set()
-        for reply in replies:
-            reply.result()
-    return Counts().plus(way.counts.plus(before, -1).plus(of_nothing, -1), 1 / (TIMES * TOGETHER))
-
-
-def _wait(event: threading.Event, _: Transaction) -> None:
-    event.wait()
 
 
 def table(address: str) -> Iterator[str]:

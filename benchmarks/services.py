@@ -74,7 +74,9 @@ def kinto_in_memory(run: Run) -> Iterator[Server]:
 @contextmanager
 def kinto_on_postgresql(run: Run) -> Iterator[Server]:
     """Run Kinto on PostgreSQL."""
-    with _postgresql(run) as url, _kinto(run, "postgresql", url, "on disk when it is answered (PostgreSQL)") as server:
+    if importlib.util.find_spec("psycopg2") is None:
+        raise MissingError("psycopg2 (extra `bench`) isn't installed.")
+    with postgresql(run) as url, _kinto(run, "postgresql", url, "on disk when it is answered (PostgreSQL)") as server:
         yield server
 
 
@@ -140,17 +142,13 @@ def _kinto(run: Run, engine: str, url: str, durability: str) -> Iterator[Server]
 
 
 @contextmanager
-def _postgresql(run: Run) -> Iterator[str]:
-    programs = [Path(found) for name in ("initdb", "postgres") if (found := shutil.which(name))]
-    homes = {path.parent for path in programs} | set(Path("/usr/lib/postgresql").glob("*/bin"))
-    homes = {home for home in homes if (home / "initdb").exists() and (home / "postgres").exists()}
-    if not homes or importlib.util.find_spec("psycopg2") is None:
-        raise MissingError("PostgreSQL (Debian's package postgresql) or psycopg2 (extra `bench`) isn't installed.")
-    home = max(homes)
+def postgresql(run: Run, name: str = "postgresql") -> Iterator[str]:
+    """Run PostgreSQL in a folder of this name, and return its address."""
+    home = programs_of_postgresql()
     # It refuses to run as root.
     is_root = os.geteuid() == 0
     user = "nobody" if is_root else getpass.getuser()
-    folder = run.folder / "postgresql"
+    folder = run.folder / name
     folder.mkdir()
     if is_root:
         shutil.chown(folder, user)
@@ -167,6 +165,16 @@ def _postgresql(run: Run) -> Iterator[str]:
     with process([*command, "-c", f"unix_socket_directories={folder}"], **options):
         wait_for_port(port)
         yield f"postgresql://bench@127.0.0.1:{port}/postgres"
+
+
+def programs_of_postgresql() -> Path:
+    """Return the folder of PostgreSQL's programs."""
+    programs = [Path(found) for name in ("initdb", "postgres") if (found := shutil.which(name))]
+    homes = {path.parent for path in programs} | set(Path("/usr/lib/postgresql").glob("*/bin"))
+    homes = {home for home in homes if (home / "initdb").exists() and (home / "postgres").exists()}
+    if not homes:
+        raise MissingError("PostgreSQL (Debian's package postgresql) isn't installed.")
+    return max(homes)
 
 
 SERVERS: Final = {

@@ -91,7 +91,7 @@ class Service:
 
 @contextmanager
 def cloudstore(
-    store: Path,
+    store: Path | str,
     *options: str,
     api_key: str = "",
     module: str = "cloudstore_mapping",

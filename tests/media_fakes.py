@@ -12,6 +12,7 @@ from cloudstore_mapping.service.storage.records import Account, Media
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import decode_value
 from tests.raw_http import Answer, Connection
+from tests.service_fakes import settle
 
 UPLOAD = "/upload-2"
 BOUNDARY = "----boundary"
@@ -42,7 +43,11 @@ FIELDS = Rows._fields
 
 def comes_to(storage: Storage, *wanted: int) -> bool:
     """Whether it comes to these rows, once all is swept that can be."""
-    return any(rows(storage) == wanted for _ in range(LOOKS))
+    for _ in range(LOOKS):
+        settle(storage)
+        if rows(storage) == wanted:
+            return True
+    return False
 
 
 class Uploader:

@@ -25,7 +25,7 @@ class Proxy:
     """
     Passes connections to 127.0.0.1 on to a server's socket, and cuts each that sends the text it was told to cut at.
 
-    While it is `closed`, those who come are cut at once.
+    While it is `closed`, those who come are cut at once; while it stands `still`, nothing passes, and nobody is told.
     """
 
     def __init__(self, server: str) -> None:
@@ -35,6 +35,8 @@ class Proxy:
         self.connections = 0
         self.cuts = 0
         self.closed = False
+        self._flows = threading.Event()
+        self._flows.set()
         self._cut: tuple[bytes, Cut, int] | None = None
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -44,6 +46,18 @@ class Proxy:
     def cut(self, text: bytes, when: Cut, times: int = 1) -> None:
         """Cut the next connections that send this text."""
         self._cut = (text, when, times)
+
+    @property
+    def still(self) -> bool:
+        """Whether nothing passes."""
+        return not self._flows.is_set()
+
+    @still.setter
+    def still(self, still: bool) -> None:
+        if still:
+            self._flows.clear()
+        else:
+            self._flows.set()
 
     def cut_all(self) -> None:
         """Cut all connections that there are."""
@@ -56,6 +70,7 @@ class Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.still = False
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut_all()
@@ -86,6 +101,7 @@ class Proxy:
     def _pass(self, client: socket.socket, server: socket.socket, ending: threading.Event) -> None:
         with suppress(OSError):
             while data := client.recv(_PIECE):
+                self._flows.wait()
                 when, behind = self._now(data)
                 if when is Cut.BEFORE:
                     break

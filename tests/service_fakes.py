@@ -73,6 +73,14 @@ class Held:
         assert begun.wait(PATIENCE)
 
 
+def settle(storage: Storage) -> None:
+    """Wait until all that was submitted before is done, on an engine that writes side by side too."""
+    together = getattr(storage, "writers", 1)
+    barrier = threading.Barrier(together)
+    for future in [storage.submit(lambda _: barrier.wait(PATIENCE)) for _ in range(together)]:
+        future.result(PATIENCE)
+
+
 class Asker:
     """Sends requests on the files of one account to a service, from one address."""
 

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import bytes_of_files, cost_of_requests, placement
 from cloudstore_mapping.service import settings
 from cloudstore_mapping.service.configuration import load
-from cloudstore_mapping.service.storage.postgres import MAX_READERS
+from cloudstore_mapping.service.storage.postgres import MAX_CONNECTIONS
 from cloudstore_mapping.web import options
 from tests.cluster.balancer import MISSING, configuration, haproxy
 from tests.cluster.page import PAGE, block
@@ -93,9 +93,9 @@ def test_the_settings_of_a_node(tmp_path: Path) -> None:
 
 
 def test_the_connections_of_a_process() -> None:
-    """The page says how many connections a process opens: those that read, and the one that writes."""
+    """The page says how many connections a process opens."""
     text = PAGE.read_text("utf-8")
-    assert text.count(f"up to {MAX_READERS + 1}") == 2
+    assert text.count(f"up to {MAX_CONNECTIONS}") == 2
 
 
 @pytest.mark.skipif(haproxy() is None, reason=MISSING)

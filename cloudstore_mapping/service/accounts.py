@@ -297,6 +297,14 @@ class Accounts:
         """Forget the account of the key, after it was refused."""
         self._lately.pop(api_key, None)
 
+    def hint(self, api_key: str) -> tuple[bytes | None, int | None] | None:
+        """Return the hash of the key, or the account's id, by which `find` looks it up; None if by its name."""
+        key_hash = _hash(api_key)
+        granted = self._granted.get(key_hash)
+        if isinstance(granted, str):
+            return None
+        return (key_hash, None) if granted is None else (None, granted)
+
     def find(self, transaction: Transaction, api_key: str, address: str, *, writes: bool = False) -> Account:
         """
         Authenticate a request by API key from the client `address`, and return its account.

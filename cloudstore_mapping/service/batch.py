@@ -17,7 +17,7 @@ from cloudstore_mapping.service.idempotency import IdempotencyStore, Single, fin
 from cloudstore_mapping.service.operations import Operations
 from cloudstore_mapping.service.security import PasswordCheck, UnprovenError
 from cloudstore_mapping.service.storage.group_commit import MAX_BYTES
-from cloudstore_mapping.service.storage.sql import Transaction
+from cloudstore_mapping.service.storage.sql import LookAhead, Transaction
 from cloudstore_mapping.wire import (
     Batch,
     Operation,
@@ -290,6 +290,17 @@ class BatchWork:
         reply = self._answers.once(transaction, caller, self._batch, work, key=key, print_=self._print)
         return reply if work.done is None else work.done
 
+    @property
+    def coming(self) -> Sequence[Request]:
+        """The requests that the next piece looks at first."""
+        start = len(self.replies)
+        return self._batch.requests[start : start + LOOK_AHEAD]
+
+    @property
+    def key(self) -> str | None:
+        """The key under which the replies to the next piece are stored."""
+        return self._key()
+
     def _key(self) -> str | None:
         """Return the key under which the replies to the next piece are stored, longer than any id; None for no key."""
         once = self._batch.once
@@ -385,6 +396,10 @@ class BatchWork:
         """Read at once what the requests would read one by one, but for large values, of which there may be many."""
         values: dict[str, None] = {}
         infos: dict[str, None] = {}
+        names = sorted({request.name for request in requests if request.operation is not Operation.LIST})
+        once = [request.once for request in requests if request.once is not UNSET and request.writes]
+        if names:
+            transaction.look_ahead(LookAhead(None, caller.account.id, names, requests=once))
         for request in requests:
             name, operation = request.name, request.operation
             if name not in values and name not in infos and operation is not Operation.LIST:

@@ -26,11 +26,12 @@ from cloudstore_mapping.service.batch import BatchWork, Budget, Needs, Piece, Un
 from cloudstore_mapping.service.caller import Caller, Merged
 from cloudstore_mapping.service.idempotency import IdempotencyStore, Repeatable, Single, check_ids, may_store
 from cloudstore_mapping.service.merging import CLOSING, MergePool
-from cloudstore_mapping.service.operations import Operations
+from cloudstore_mapping.service.operations import MAX_INLINE_MERGE, Operations
 from cloudstore_mapping.service.quotas import check_rate_limit, take_slot
 from cloudstore_mapping.service.reading import LOCAL, REMOTE, BatchOfReads, LongRead, Steps, Whole
 from cloudstore_mapping.service.security import PasswordCheck, UnprovenError, network_of
 from cloudstore_mapping.service.storage.records import LARGE
+from cloudstore_mapping.service.storage.sql import LookAhead
 from cloudstore_mapping.service.threads import BoundedThreadPool, Paused, PlainFuture, wait_for
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, failure
 
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.sql import Transaction
 
 _QUICK: Final = frozenset({Operation.LOAD, Operation.STAT})
+#: Operations that read a file's value.
+_OF_VALUES: Final = frozenset({Operation.LOAD, Operation.MERGE})
 
 
 class Answerer(Protocol):
@@ -143,7 +146,7 @@ SCAN_THREADS: Final = 4
 SCANS_WAITING: Final = 4000
 SCANS_WAITING_OF_ONE: Final = 500
 #: The same for all requests if the storage is beyond a network: only these threads wait for it.
-READ_THREADS: Final = 8
+READ_THREADS: Final = 16
 READS_WAITING: Final = 4000
 READS_WAITING_OF_ONE: Final = 1000
 #: How often a merge is computed again that another write was in the way of; the last time the account's writes wait.
@@ -511,6 +514,8 @@ class Dispatcher:
             asked.account_id = known
             return self._execute(asked)
         with self._storage.read() as transaction:
+            if is_quick:
+                self._look_ahead(transaction, asked)
             caller = self._caller(transaction, asked)  # who is refused never stands in a queue
             comes_in_turn = not asked.admitted and bool(caller.account.limits.min_interval)
             if comes_in_turn:
@@ -607,6 +612,29 @@ class Dispatcher:
             return self._storage.run(work, asked.until)
         return self._storage.submit(work, (asked.account_id,) if asked.holds else asked.account_id, size)
 
+    def _look_ahead(self, transaction: Transaction, asked: PendingRequest) -> None:
+        """Tell the storage what the request is going to read."""
+        if self._reads is None:
+            return
+        owner, request = asked.owner, asked.request
+        account = self._accounts.hint(request.api_key) if owner is None else (None, owner.id)
+        once = [request.once] if asked.writes and request.once is not UNSET else []
+        values, max_bytes = None, None
+        if isinstance(request, Batch):
+            requests = request.requests if asked.batch is None else asked.batch.coming
+            names = sorted({part.name for part in requests if part.operation is not Operation.LIST})
+            if asked.batch is not None:
+                once = [asked.batch.key] if asked.batch.key is not None else []
+            once += [part.once for part in requests if part.once is not UNSET and part.writes]
+        else:
+            names = [request.name] if request.operation is not Operation.LIST else []
+            values = request.operation in _OF_VALUES and request.if_not_version is UNSET
+            if not (asked.is_local if asked.writes else asked.waits):
+                max_bytes = MAX_INLINE_MERGE if asked.writes else SMALL_VALUE
+        if account is None or not names:
+            return
+        transaction.look_ahead(LookAhead(*account, names, values=values, max_bytes=max_bytes, requests=once))
+
     def _caller(self, transaction: Transaction, asked: PendingRequest, *, writes: bool = False) -> Caller:
         if asked.owner is None:
             return Caller(self._accounts.find(transaction, asked.request.api_key, asked.address, writes=writes))
@@ -633,6 +661,7 @@ class Dispatcher:
 
     def _write(self, asked: PendingRequest, transaction: Transaction) -> Reply | Needs:
         """Do a write, unless it is a merge that has to be computed first."""
+        self._look_ahead(transaction, asked)
         caller = self._admitted(transaction, asked, writes=True)
         request = asked.request
         if not asked.is_local and isinstance(request, Request):
@@ -647,6 +676,7 @@ class Dispatcher:
         """Do the next piece of a batch."""
         assert asked.batch is not None  # noqa: S101 - only batches have pieces
         self._undo_counts(asked)  # a storage may have work done again that came to nothing
+        self._look_ahead(transaction, asked)
         caller = self._admitted(transaction, asked, writes=True)
         caller.merged = asked.merged
         budget = Budget(self._clock.monotonic, partial(self._storage.others_wait, caller.account.id))

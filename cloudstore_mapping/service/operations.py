@@ -23,7 +23,7 @@ from cloudstore_mapping.service.listings import AllNames, PageOfNames, PageOfVal
 from cloudstore_mapping.service.quotas import AccessCounter, Clock, check_bytes, check_file_quota
 from cloudstore_mapping.service.security import PasswordVerifier
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.records import File, FileInfo
+from cloudstore_mapping.service.storage.records import LARGE, File, FileInfo
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import Operation, Reply, Request, decode_value, encode_value, success
 
@@ -109,8 +109,8 @@ class Operations:
         """Return a small file with its value, what can be told of a large one, None for none."""
         if name in caller.ahead:
             return caller.ahead[name]
-        found = transaction.get_many(caller.account.id, [name], MAX_INLINE_MERGE)
-        return found[name] if name in found else transaction.stat(caller.account.id, name)
+        found = transaction.get(caller.account.id, name, MAX_INLINE_MERGE)
+        return transaction.stat(caller.account.id, name) if found is LARGE else found
 
     def check_replay(self, transaction: Transaction, caller: Caller, request: Request) -> None:
         """Raise as `answer` does unless the caller may still do a write that is already done."""

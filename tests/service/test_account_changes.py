@@ -99,6 +99,7 @@ def test_whoever_runs_the_service_changes_a_disabled_account(service: Service, a
     assert Asker(service, key).list().error == ask.list().error == "Disabled"
 
 
+@pytest.mark.sqlite("writes come one after another")
 def test_a_request_that_waits_while_its_account_is_disabled(service: Service, ask: Asker) -> None:
     """A write that was accepted before its account was disabled, and comes behind that, is refused."""
     account = service.accounts.named("owner")

@@ -17,7 +17,7 @@ from cloudstore_mapping.errors import (
 )
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.sessions import ABSOLUTE_END, IDLE_END, REFUSALS_AN_HOUR, SignedInOwner
-from tests.service_fakes import PATIENCE, FakeHasher, ManualClock
+from tests.service_fakes import PATIENCE, FakeHasher, ManualClock, settle
 from tests.visitor import PASSWORD, owner
 
 
@@ -281,6 +281,7 @@ def test_a_password_changed_meanwhile(service: Service, hasher: FakeHasher, toke
 def test_events_of_sign_ins(service: Service, token: str) -> None:
     """Sign-ins, refusals, changes and resets are in the list of events, with where they came from."""
     refusal(service, "owner", "wrong", "elsewhere")
+    settle(service._storage)  # nobody waits for the record of a refusal
     service.owners.change_password(signed_in(service, token), PASSWORD, "another horse", "here")
     service.owners.sign_out(signed_in(service, token), origin="here")
     service.owners.reset_password("owner")
@@ -297,7 +298,7 @@ def test_refusals_dont_push_out_all_else(service: Service, token: str) -> None:
     """Of refused sign-ins only some are remembered in an hour."""
     for number in range(REFUSALS_AN_HOUR + 5):
         refusal(service, "owner", "wrong", f"address {number}")
-    service.owners.reset_password("owner")  # is written after all refusals, for which nobody waits
+    settle(service._storage)  # nobody waits for the records
     assert [action for action, _ in events(service)].count("sign-in refused") == REFUSALS_AN_HOUR
 
 
@@ -306,5 +307,5 @@ def test_refusals_of_nobody_leave_nothing(service: Service, token: str) -> None:
     for number in range(REFUSALS_AN_HOUR + 5):
         refusal(service, f"nobody {number}", "wrong", f"address {number}")
     refusal(service, "owner", "wrong", "elsewhere")
-    service.owners.reset_password("owner")
+    settle(service._storage)
     assert [event for event in events(service) if event[0] == "sign-in refused"] == [("sign-in refused", "elsewhere")]

@@ -182,6 +182,7 @@ def test_who_is_refused_doesn_t_wait_for_others(tmp_path: Path, no_threads_left:
         held.go.set()
 
 
+@pytest.mark.sqlite("writes come one after another")
 def test_rules_hold_in_the_transaction_that_writes(tmp_path: Path, no_threads_left: None) -> None:
     """An account that is switched off while its write waits for its turn is `Disabled`, and nothing is written."""
     storage = new_storage(tmp_path / "store.db")

@@ -16,6 +16,7 @@ from cloudstore_mapping.errors import (
 )
 from cloudstore_mapping.service.media import ABANDONED_AFTER, CHUNK_BYTES, CHUNKS_IN_FLIGHT, BlobCleaner, UploadStream
 from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.storage.sql import MediaStatements
 from cloudstore_mapping.wire import decode_value, encode_reply
 from tests.media_fakes import Uploader, comes_to, rows, write
 from tests.service_fakes import Held, ManualClock
@@ -205,6 +206,7 @@ def test_an_owner_s_upload_is_an_event(uploader: Uploader) -> None:
     ]
 
 
+@pytest.mark.sqlite("writes come one after another")
 def test_an_upload_that_stood_still_has_no_holes(uploader: Uploader, clock: ManualClock) -> None:
     """One that was swept in the meantime is told so, whenever it goes on, and is no file in the end."""
     for more in (b"", b"x" * CHUNK_BYTES):
@@ -224,7 +226,6 @@ def test_an_upload_that_stood_still_has_no_holes(uploader: Uploader, clock: Manu
 
 def test_a_storage_that_fails(uploader: Uploader, monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be stored is no file: the next write, or the end, says so."""
-    session = uploader.storage._session  # type: ignore[attr-defined]
 
     def full(*_: object) -> bool:
         raise UnavailableError("The store's disk is full.")
@@ -232,7 +233,7 @@ def test_a_storage_that_fails(uploader: Uploader, monkeypatch: pytest.MonkeyPatc
     for writes in (1, 3):
         upload = uploader.begin()
         with monkeypatch.context() as patch:
-            patch.setattr(session, "add_chunk", full)
+            patch.setattr(MediaStatements, "add_chunk", full)
             with pytest.raises(UnavailableError, match="full"):
                 _all_of(upload, writes)
         upload.abort()

@@ -73,17 +73,19 @@ def test_what_was_read_stands_until_it_is_written(
 
 
 @pytest.mark.parametrize("add", [append, append_to_many])
-def test_what_was_not_there_may_be_made_by_another(
-    here: PostgresStorage, there: PostgresStorage, account: int, add: Any
+def test_a_name_that_is_free_is_held_too(
+    here: PostgresStorage, there: PostgresStorage, account: int, address: str, add: Any
 ) -> None:
-    """Work that found no file and makes one is done again if another node made it meanwhile, and replaces nothing."""
+    """A node that found no file and makes one keeps others from its name until the file is stored."""
     half_way = Halfway()
     first = half_way.begin(here, partial(add, account=account, name="name", more=b"1", half_way=half_way))
-    there.submit(partial(append, account=account, name="name", more=b"2")).result(PATIENCE)
+    second = there.submit(partial(append, account=account, name="name", more=b"2"))
+    wait_for_lock(address)
     half_way.go.set()
     first.result(PATIENCE)
-    assert value(here, account, "name") == b"21"
-    assert half_way.times > 1
+    second.result(PATIENCE)
+    assert value(here, account, "name") == b"12"
+    assert half_way.times == 1
 
 
 def test_a_file_that_was_deleted_meanwhile(
@@ -132,7 +134,7 @@ def test_an_account_that_was_deleted_meanwhile(here: PostgresStorage, there: Pos
         late.result(PATIENCE)
 
 
-def test_an_answer_is_given_once(here: PostgresStorage, there: PostgresStorage, account: int) -> None:
+def test_an_answer_is_given_once(here: PostgresStorage, there: PostgresStorage, account: int, address: str) -> None:
     """A request that two nodes do at once is done by one of them, and the other finds its answer."""
     half_way = Halfway()
 
@@ -145,10 +147,11 @@ def test_an_answer_is_given_once(here: PostgresStorage, there: PostgresStorage, 
 
     first = half_way.begin(here, partial(once, mine=b"1", half_way=half_way))
     second = there.submit(partial(once, mine=b"2"))
-    assert second.result(PATIENCE) == b"2"
+    wait_for_lock(address)
     half_way.go.set()
-    assert first.result(PATIENCE) == b"2"
-    assert value(here, account, "log") == b"2"
+    assert first.result(PATIENCE) == b"1"
+    assert second.result(PATIENCE) == b"1"
+    assert value(here, account, "log") == b"1"
 
 
 @pytest.mark.parametrize("asks", ["files", "bytes", "turn", "name", "password"])
@@ -281,7 +284,7 @@ def test_work_that_raises_is_undone_alone(here: PostgresStorage, account: int) -
     futures = [here.submit(partial(work, name=str(number), fails=number % 2 == 1)) for number in range(6)]
     held.go.set()
     assert [type(future.exception(PATIENCE)) for future in futures] == [type(None), ValueError] * 3
-    assert done == ["0", "2", "4"]
+    assert sorted(done) == ["0", "2", "4"]
     with here.read() as transaction:
         assert transaction.names(account) == ["0", "2", "4"]
 
@@ -294,6 +297,9 @@ def test_media_of_two_nodes(here: PostgresStorage, there: PostgresStorage, accou
     futures = [storage.submit(lambda transaction: transaction.sweep(5.0, 1)) for storage in (here, there) * 40]
     for future in futures:
         future.result(PATIENCE)
+    # Who finds that others sweep all that is left may have nothing to do, so a few may be left.
+    for _ in range(80):
+        here.submit(lambda transaction: transaction.sweep(5.0, 1)).result(PATIENCE)
     assert not here.submit(lambda transaction: transaction.sweep(5.0, 1)).result(PATIENCE)
 
 

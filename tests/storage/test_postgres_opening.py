@@ -14,9 +14,9 @@ import pytest
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.places import StoreLocation, place_of
-from cloudstore_mapping.service.storage.postgres import PostgresStorage
-from cloudstore_mapping.service.storage.postgres_connection import parameters_of, read_text, write_text
+from cloudstore_mapping.service.storage.postgres import PostgresStorage, parameters_of, unavailable
 from cloudstore_mapping.service.storage.postgres_migrations import migrate, newest, schema_of
+from cloudstore_mapping.service.storage.postgres_session import read_text, write_text
 from tests.postgres_fixtures import address
 from tests.postgres_server import shared
 from tests.service_fakes import PATIENCE
@@ -68,7 +68,7 @@ class Overtaken(psycopg.Connection[tuple[Any, ...]]):
     def execute(self, query: Any, *arguments: Any, **options: Any) -> psycopg.Cursor[tuple[Any, ...]]:
         """Run a statement."""
         cursor = super().execute(query, *arguments, **options)
-        if self.overtaken_at and "information_schema" in query:
+        if self.overtaken_at and "pg_class" in query:
             address, self.overtaken_at = self.overtaken_at, ""
             PostgresStorage(address).close()
         return cursor
@@ -90,6 +90,27 @@ def test_another_programs_tables(address: str) -> None:
         with pytest.raises(UnsupportedError, match=r"another program's tables.*empty one"):
             PostgresStorage(address)
     assert tables(address) == [("accounts",)]
+
+
+def test_tables_of_an_extension(address: str) -> None:
+    """Tables and views of extensions don't make a database somebody else's."""
+    execute(address, "CREATE TABLE statistics (); ALTER EXTENSION plpgsql ADD TABLE statistics")
+    try:
+        assert not place_of(address).exists()
+        PostgresStorage(address).close()
+        assert place_of(address).exists()
+    finally:
+        execute(address, "ALTER EXTENSION plpgsql DROP TABLE statistics")
+
+
+def test_tables_of_another_role(address: str) -> None:
+    """A database with a table that the store's user may not even see is refused too."""
+    schema = address.rpartition("%3D")[2]
+    execute(
+        address, f"CREATE TABLE others (id TEXT); CREATE ROLE {schema} LOGIN; GRANT ALL ON SCHEMA {schema} TO {schema}"
+    )
+    with pytest.raises(UnsupportedError, match="another program's tables"):
+        PostgresStorage(address.replace("postgres@", f"{schema}@", 1))
 
 
 def test_a_newer_version(address: str) -> None:
@@ -181,6 +202,31 @@ def test_a_server_that_refuses(address: str, tmp_path: Path) -> None:
     with pytest.raises(UnavailableError) as caught:
         PostgresStorage("postgresql://ann:part@secret@127.0.0.1:1/postgres")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"host": "absent.invalid"}, "host is unknown"),
+        ({"port": "1"}, "No database listens there"),
+        ({"sslmode": "require"}, "takes no TLS"),
+    ],
+)
+def test_causes_of_a_connection_that_fails(change: dict[str, str], sentence: str) -> None:
+    """The error for a database that isn't reached states the cause, and what to look at."""
+    place = {"host": "127.0.0.1", "port": str(shared.port), "user": "postgres", "dbname": "postgres", **change}
+    with pytest.raises(UnavailableError, match=sentence):
+        PostgresStorage("postgresql:///?" + "&".join(f"{name}={value}" for name, value in place.items()))
+
+
+def test_a_password_that_is_missing() -> None:
+    """Where the server asks for a password and none is given, the error says where to put it."""
+    error = psycopg.OperationalError(
+        'connection to server at "127.0.0.1", port 5432 failed: fe_sendauth: no password supplied'
+    )
+    assert str(unavailable(error)) == (
+        "The database asks for a password; set PGPASSWORD, or put it into the store's address."
+    )
 
 
 def test_what_the_address_does_not_say(address: str) -> None:

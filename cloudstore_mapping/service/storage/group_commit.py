@@ -35,36 +35,9 @@ LONE_SECONDS: Final = 0.1
 #: Bytes that work counts at least, when the time of a commit is divided among its work.
 LEAST_SIZE: Final = 1024
 
-#: How often a piece of work is put off that begins its transaction, so that it had the first chance.
-MAX_PUT_OFF: Final = 8
-
-
-class PutOffError(Exception):
-    """A piece of work is undone and has to begin another transaction; `error` says why, if that never helps."""
-
-    def __init__(self, error: UnavailableError) -> None:
-        super().__init__("The work is put off.")
-        self.error = error
-
-
-class AgainError(Exception):
-    """A transaction is undone, because of `cause`, and is worth doing again."""
-
-    def __init__(self, cause: Any) -> None:
-        super().__init__("The transaction has to be done again.")
-        self.cause = cause
-
-
-class DoneError(Exception):
-    """The transaction that was begun to be done again was committed the first time."""
-
 
 class WriteSession(ABC):
-    """
-    A connection that `GroupWriter` writes with, and which it hands to each piece of work.
-
-    On an engine that others write to as well it may have work done again, by `PutOffError` and `AgainError`.
-    """
+    """A connection that `GroupWriter` writes with, and which it hands to each piece of work."""
 
     #: Pieces of work in one transaction at most.
     max_group: int = MAX_GROUP
@@ -80,11 +53,7 @@ class WriteSession(ABC):
 
     @abstractmethod
     def transaction(self) -> AbstractContextManager[None]:
-        """
-        Begin, then commit, or roll back and raise `UnavailableError` if the engine fails.
-
-        After it raised `AgainError` the same work is done in another one, whose beginning may raise `DoneError`.
-        """
+        """Begin, then commit, or roll back and raise `UnavailableError` if the engine fails."""
 
     @abstractmethod
     def savepoint(self) -> AbstractContextManager[None]:
@@ -173,7 +142,7 @@ class _Jobs:
             if job.account is None:
                 own.append(job)
             elif job.begin():
-                job.future.set_exception(_ending_error())
+                job.future.set_exception(ending_error())
         for job in own:
             self.fair.put(None, job)
 
@@ -203,13 +172,14 @@ def closed_error() -> UnavailableError:
     return UnavailableError("The store is closed; open it again.", sent=False, retry_after=1.0)
 
 
-def _ending_error() -> UnavailableError:
+def ending_error() -> UnavailableError:
+    """Return what work is told that a service did not begin before its end."""
     return UnavailableError("The service is ending; try again once it is back.", sent=False, retry_after=1.0)
 
 
 class _Job:
     """
-    A piece of work, whose `future` is told what came of it, and how often it was put off as the first.
+    A piece of work, whose `future` is told its outcome.
 
     It is an `account`'s, None for the service's own, has about `size` bytes to write, and `arrived` at a monotonic
     time. Whoever waits for it may cancel the future before the work begins.
@@ -223,10 +193,9 @@ class _Job:
         self.account = account
         self.size = size
         self.arrived = arrived
-        self.put_off = 0
 
     def begin(self) -> bool:
-        """Begin the work, perhaps again, or return False if it was cancelled."""
+        """Begin the work, or return False if it was cancelled."""
         return self.future.set_running_or_notify_cancel()
 
 
@@ -298,19 +267,18 @@ class GroupWriter:
 
     def _do_here(self) -> None:
         """Do the work that waits, on the caller's thread."""
-        put_off: list[_Job] = []
-        while not self._jobs.is_idle() or put_off:
+        while not self._jobs.is_idle():
             with self._turn:
                 self._jobs.sort(past_end=True)
                 self._jobs.fair.release_all()
-                put_off = _commit(self._session, self._jobs, put_off)
+                _commit(self._session, self._jobs)
 
     def run(self, work: Callable[[Any], T], until: float = math.inf) -> Future[T]:
         """
         Have `work(session)` done as `submit` does, for a caller who only waits: here and now where no other work waits.
 
         Here it waits for other processes no longer than until the monotonic time `until`. Handing it to the thread and
-        waiting for that takes longer than the work. Only for a session that never has work done again.
+        waiting for that takes longer than the work.
         """
         self._refuse_mine()
         if self._turn.locked():
@@ -426,11 +394,10 @@ def _finish_all() -> None:
 
 
 def _write(session: WriteSession, jobs: _Jobs, turn: threading.Lock, end: Callable[[], None]) -> None:
-    put_off: list[_Job] = []
     try:
-        while put_off or jobs.wait():
+        while jobs.wait():
             with turn:
-                put_off = _commit(session, jobs, put_off)
+                _commit(session, jobs)
     finally:
         try:
             with turn:
@@ -439,32 +406,23 @@ def _write(session: WriteSession, jobs: _Jobs, turn: threading.Lock, end: Callab
             jobs.end()
 
 
-def _commit(session: WriteSession, jobs: _Jobs, group: list[_Job]) -> list[_Job]:
-    """Do work in one transaction, first that which was put off; return the work that has to be done in another one."""
-    if not group:
-        first = jobs.fair.take()
-        if first is None:
-            return []
-        group = [first]
-    session.until, session.since = math.inf, min(job.arrived for job in group)
+def _commit(session: WriteSession, jobs: _Jobs) -> None:
+    """Do work in one transaction, and tell its outcome."""
+    first = jobs.fair.take()
+    if first is None:
+        return
+    group = [first]
+    session.until, session.since = math.inf, first.arrived
     began = jobs.clock()
     outcomes, worked = _outcomes(session, jobs, group)
     _charge_commit(jobs, group, jobs.clock() - began - worked)
-    later: list[_Job] = []
-    for number, (job, (result, raised)) in enumerate(zip(group, outcomes, strict=True)):
+    for job, (result, raised) in zip(group, outcomes, strict=True):
         if not job.begin():  # cancelled
             continue
-        if isinstance(raised, PutOffError):
-            job.put_off += number == 0
-            if job.put_off < MAX_PUT_OFF:
-                later.append(job)
-            else:
-                job.future.set_exception(raised.error)
-        elif raised is None:
+        if raised is None:
             job.future.set_result(result)
         else:
             job.future.set_exception(raised)
-    return later
 
 
 def _charge_commit(jobs: _Jobs, group: list[_Job], seconds: float) -> None:
@@ -478,31 +436,20 @@ _Outcomes: TypeAlias = list[tuple[Any, BaseException | None]]
 
 
 def _outcomes(session: WriteSession, jobs: _Jobs, group: list[_Job]) -> tuple[_Outcomes, float]:
-    """Do a group's work, and in its first transaction more that waits; return the outcomes, and the seconds of work."""
+    """Do a group's work, to which is added what waits; return the outcomes, and the seconds of work."""
     outcomes: _Outcomes = []
     worked = 0.0
-    grows = True
-    while True:
-        done = outcomes if len(outcomes) == len(group) else []
-        outcomes = []
-        try:
-            with session.transaction():
-                members = _growing(session, jobs, group) if grows else iter(group)
-                grows = False
-                for job in members:
-                    began = jobs.clock()
-                    outcomes.append(_outcome(session, job))
-                    seconds = jobs.clock() - began
-                    worked += seconds
-                    jobs.fair.charge(job.account, seconds)
-        except AgainError:
-            outcomes = outcomes or done
-        except DoneError:
-            return done, worked
-        except BaseException as error:  # noqa: BLE001 - whatever it was, nobody's work is on disk, and each is told
-            return [(None, error)] * len(group), worked
-        else:
-            return outcomes, worked
+    try:
+        with session.transaction():
+            for job in _growing(session, jobs, group):
+                began = jobs.clock()
+                outcomes.append(_outcome(session, job))
+                seconds = jobs.clock() - began
+                worked += seconds
+                jobs.fair.charge(job.account, seconds)
+    except BaseException as error:  # noqa: BLE001 - whatever it was, nobody's work is on disk, and each is told
+        return [(None, error)] * len(group), worked
+    return outcomes, worked
 
 
 def _growing(session: WriteSession, jobs: _Jobs, group: list[_Job]) -> Iterator[_Job]:

@@ -10,7 +10,7 @@ import psycopg
 
 from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.service.storage.migrations import announce, schema_steps
-from cloudstore_mapping.service.storage.postgres_connection import Connection
+from cloudstore_mapping.service.storage.postgres_session import Connection
 from cloudstore_mapping.service.storage.renaming import must_be_renamed, old_names_among
 
 #: What nodes that start at once take in turn before they change a table: "CLSD", as SQLite's files begin with.
@@ -24,10 +24,11 @@ WITH_COUNTERS: Final = 4
 Older: TypeAlias = Literal["migrate", "refuse", "keep"]
 
 _VERSION: Final = "SELECT version, unfinished FROM cloudstore"
-# In one statement: between two of them another node may make the tables.
+# Tables of any role, but for those of extensions. In one statement: between two another node may make the tables.
 _TABLES: Final = (
-    "SELECT count(*), count(*) FILTER (WHERE table_name = 'cloudstore') FROM information_schema.tables"
-    " WHERE table_schema = current_schema()"
+    "SELECT count(*), count(*) FILTER (WHERE relname = 'cloudstore') FROM pg_class"
+    " WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'f') AND NOT EXISTS"
+    " (SELECT 1 FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = pg_class.oid AND deptype = 'e')"
 )
 _INDEX: Final = "SELECT count(*) FROM pg_indexes WHERE schemaname = current_schema() AND indexname = 'files_by_trigram'"
 

@@ -1,37 +1,319 @@
-"""What is PostgreSQL's own in the statements that all engines share."""
+"""PostgreSQL sessions: a pipelined connection, transactions over it, and statements that differ from SQLite's."""
 
-# ruff: noqa: D102 - what is without a docstring has it in `statements`
+# ruff: noqa: D102 - methods without a docstring have it in `sql`
 from __future__ import annotations
 
 import itertools
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+import re
+import secrets
+import select
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, Final, TypeAlias
 
-from cloudstore_mapping.service.storage.postgres_connection import Cursor, write_text
-from cloudstore_mapping.service.storage.sql import Transaction
+import psycopg
+from psycopg import adapters, errors
+from psycopg.pq import ConnStatus, ExecStatus, Format
+from psycopg.pq.abc import PGresult
 
-#: Seconds that a reader waits for a connection, and after which it looks whether a lost server is back.
-PATIENCE: Final = 10.0
-LOOK_EVERY: Final = 0.5
+from cloudstore_mapping.service.storage.records import AccessDelta, Account, File, FileInfo
+from cloudstore_mapping.service.storage.sql import (
+    ACCOUNT_BY_ID,
+    ACCOUNT_BY_KEY,
+    ACCOUNT_COLUMNS,
+    ANSWER,
+    LookAhead,
+    Transaction,
+)
 
-#: What an account has of numbers of blobs: a blob is known outside by its account's number and its own in one.
+Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
+#: A statement with ``?`` for its parameters, and these.
+Statement: TypeAlias = tuple[str, tuple[Any, ...]]
+
+#: Seconds without any answer after which a server counts as lost; the same once the storage closes.
+ANSWER_WAIT: Final = 8.0
+CLOSING_WAIT: Final = 1.0
+#: Seconds between two looks whether the storage closes.
+_LOOK_EVERY: Final = 0.25
+
+#: Bytes of statements that are kept back at most before they are sent.
+MAX_PENDING: Final = 2**20
+#: Names that are locked one by one. More lock the whole account: the server's lock table is small.
+MAX_LOCKS: Final = 64
+
+#: An account numbers its own blobs: a blob is known outside by the account's id times this, plus its number.
 BLOBS: Final = 2**36
-
 #: The fewest characters that a trigram index can look for.
 TRIGRAM: Final = 3
-
 #: Rows of a stream that are held in memory: few, for some may be large.
 FETCHED: Final = 20
+
+# PostgreSQL's text holds no NUL. So each of the first six characters is written as two: one of the first two of the
+# others, and one of three more, none of which stands for itself. The order of texts stays, and what contains what.
+_LAST_SPECIAL: Final = 5
+_WRITTEN: Final = {code: chr(1 + code // 3) + chr(3 + code % 3) for code in range(_LAST_SPECIAL + 1)}
+_READ: Final = {text: chr(code) for code, text in _WRITTEN.items()}
+_SPECIAL: Final = re.compile(r"[\x00-\x05]")
+_PAIR: Final = re.compile(r"[\x01\x02][\x03-\x05]")
+
+
+def write_text(text: str) -> str:
+    """Return the text as PostgreSQL can hold it."""
+    return text.translate(_WRITTEN) if _SPECIAL.search(text) else text
+
+
+def read_text(text: str) -> str:
+    """Return the text that `write_text` wrote."""
+    return _PAIR.sub(lambda pair: _READ[pair[0]], text) if _SPECIAL.search(text) else text
+
+
+# Types of parameters by PostgreSQL's numbers; the server infers that of texts and bytes from the statement.
+_BOOL, _BYTEA, _INT8, _INT4, _TEXT, _FLOAT8 = 16, 17, 20, 23, 25, 701
+_INFERRED: Final = 0
+_ARRAYS: Final = {str: (1009, _TEXT), bytes: (1001, _BYTEA), int: (1016, _INT8), float: (1022, _FLOAT8)}
+_double: Final = struct.Struct(">d")
+_length: Final = struct.Struct(">i")
+
+
+def _dumped(value: Any) -> tuple[int, bytes | None]:
+    """Return the type and the binary form of a parameter."""
+    if isinstance(value, str):
+        return _INFERRED, write_text(value).encode()
+    if isinstance(value, bytes):
+        return _INFERRED, value
+    if value is None:
+        return _INFERRED, None
+    if isinstance(value, bool):
+        return _BOOL, b"\1" if value else b"\0"
+    if isinstance(value, int):
+        return _INT8, value.to_bytes(8, "big", signed=True)
+    if isinstance(value, float):
+        return _FLOAT8, _double.pack(value)
+    if isinstance(value, list):
+        return _array(value)
+    return _INFERRED, bytes(value)
+
+
+def _array(values: list[Any]) -> tuple[int, bytes]:
+    kind = bytes if isinstance(values, _Bytes) else next((type(value) for value in values if value is not None), str)
+    if float in map(type, values):
+        kind = float
+        values = [None if value is None else float(value) for value in values]
+    array, element = _ARRAYS[kind]
+    has_null = 0
+    parts = []
+    for value in values:
+        data = _dumped(value)[1]
+        if data is None:
+            has_null = 1
+            parts.append(b"\xff\xff\xff\xff")
+        else:
+            parts.append(_length.pack(len(data)) + data)
+    return array, struct.pack(">iiiii", 1, has_null, element, len(values), 1) + b"".join(parts)
+
+
+def _int(data: bytes) -> int:
+    return int.from_bytes(data, "big", signed=True)
+
+
+_LOADERS: Final[dict[int, Callable[[bytes], Any]]] = {
+    _BOOL: lambda data: data == b"\1",
+    _BYTEA: lambda data: data,
+    _INT8: _int,
+    _INT4: _int,
+    _TEXT: lambda data: read_text(data.decode()),
+    1043: lambda data: read_text(data.decode()),
+    _FLOAT8: lambda data: _double.unpack(data)[0],
+}
+
+
+def _loader(type_: int) -> Callable[[bytes], Any]:
+    found = _LOADERS.get(type_)
+    if found is None:
+        loader = adapters.get_loader(type_, Format.BINARY)
+        found = bytes if loader is None else loader(type_).load
+        _LOADERS[type_] = found
+    return found
+
+
+def _rows(result: PGresult) -> list[tuple[Any, ...]]:
+    columns = [(number, _loader(result.ftype(number))) for number in range(result.nfields)]
+    get = result.get_value
+    return [
+        tuple([None if (data := get(row, number)) is None else load(data) for number, load in columns])
+        for row in range(result.ntuples)
+    ]
+
+
+@lru_cache(maxsize=1024)
+def _marked(query: str) -> bytes:
+    """Return a statement with PostgreSQL's own marks for parameters."""
+    parts = query.split("?")
+    return "".join(part if number == 0 else f"${number}{part}" for number, part in enumerate(parts)).encode()
+
+
+def error_of(result: PGresult) -> psycopg.Error:
+    """Return the error that a result stands for."""
+    state = (result.error_field(_SQLSTATE) or b"").decode()
+    try:
+        kind: type[psycopg.Error] = errors.lookup(state)
+    except KeyError:
+        kind = psycopg.DatabaseError if state else psycopg.OperationalError
+    error = kind(result.error_message.decode("utf-8", "replace").strip(), info=result)
+    error.sqlstate = state or None
+    return error
+
+
+_SQLSTATE: Final = ord("C")
+_FAILED: Final = frozenset({ExecStatus.FATAL_ERROR, ExecStatus.NONFATAL_ERROR, ExecStatus.BAD_RESPONSE})
+
+
+class SilentError(psycopg.OperationalError):
+    """The server didn't answer in time; it may go on with what it was sent."""
+
+
+class Link:
+    """
+    A connection whose statements are pipelined; for one thread at a time.
+
+    It uses libpq by `psycopg.pq`, for psycopg's cursors take three times as long for statements as short as ours. No
+    statement is prepared at the server: each is planned for the parameters and the size of the tables that it meets,
+    and a pooler may give each transaction another session.
+    """
+
+    def __init__(self, connection: Connection, closing: threading.Event) -> None:
+        connection.add_notice_handler(self._noticed)
+        self._connection = connection
+        self._closing = closing
+        self._pq = connection.pgconn
+        self._pq.enter_pipeline_mode()
+        self._poll = select.poll()
+        self._poll.register(self._pq.socket, select.POLLIN)
+        self._socket = self._pq.socket
+        #: The id of the connection's commit marker.
+        self.writer = secrets.token_hex(16)
+        #: Groups of statements whose results nobody has read.
+        self._owed = 0
+        self.was_warned = False
+        #: False within a transaction, or with an unknown state.
+        self.is_free = True
+        #: Settings that begin each transaction, where a pooler lets no session keep them.
+        self.settings: tuple[Statement, ...] = ()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection is gone."""
+        return self._connection.closed or self._pq.status != ConnStatus.OK
+
+    def is_stale(self) -> bool:
+        """Whether the server said something unasked, which is its farewell, or the connection is gone."""
+        return self.is_lost or (not self._owed and bool(self._poll.poll(0)))
+
+    def send(self, statements: Iterable[Statement]) -> None:
+        """Send statements as a group: one that fails takes along those behind it."""
+        for query, parameters in statements:
+            if parameters:
+                types, values = zip(*map(_dumped, parameters), strict=True)
+                formats = (Format.BINARY,) * len(values)
+                self._pq.send_query_params(_marked(query), values, types, formats, Format.BINARY)
+            else:
+                self._pq.send_query_params(_marked(query), None, None, None, Format.BINARY)
+        self._pq.pipeline_sync()
+        self._owed += 1
+
+    def trip(self, statements: Iterable[Statement], wait: float | None = None) -> list[PGresult]:
+        """
+        Send statements and return their results; raises the first error.
+
+        Raises `SilentError` after `wait` seconds without an answer, or `ANSWER_WAIT`.
+        """
+        self.send(statements)
+        try:
+            results = self._receive(ANSWER_WAIT if wait is None else wait)
+        except psycopg.Error:
+            self.close()
+            raise
+        for result in results:
+            if result.status in _FAILED:
+                raise error_of(result)
+        return results
+
+    def rows(self, query: str, *parameters: Any, before: Sequence[Statement] = ()) -> list[Any]:
+        """Return the rows of a statement, behind others that have none."""
+        return _rows(self.trip([*before, (query, parameters)])[-1])
+
+    def leave(self, statement: str) -> None:
+        """Send the end of a transaction without waiting for it; its answer is read before the next one."""
+        self.send([(statement, ())])
+        if self._pq.flush():
+            self.close()  # so full is no connection that is well
+        self.is_free = True
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.is_free = False
+        self._connection.close()
+
+    def _receive(self, wait: float) -> list[PGresult]:
+        pq = self._pq
+        results: list[PGresult] = []
+        end = time.monotonic() + wait
+        while pq.flush():
+            self._wait(end, select.POLLIN | select.POLLOUT)
+            pq.consume_input()
+        while True:
+            if pq.is_busy():
+                end = self._wait(end, select.POLLIN, wait)
+                pq.consume_input()
+                continue
+            result = pq.get_result()
+            if result is None:
+                if pq.status != ConnStatus.OK:
+                    failed = next((each for each in results if each.status in _FAILED), None)
+                    raise psycopg.OperationalError("The connection was lost.") if failed is None else error_of(failed)
+            elif result.status == ExecStatus.PIPELINE_SYNC:
+                self._owed -= 1
+                if not self._owed:
+                    return results
+                results.clear()
+            else:
+                results.append(result)
+                if result.status in _FAILED and pq.status != ConnStatus.OK:
+                    raise error_of(result)
+
+    def _wait(self, end: float, events: int, wait: float = 0.0) -> float:
+        """Wait until the socket is ready, and return when the wait for what comes next ends."""
+        if events != select.POLLIN:
+            self._poll.modify(self._socket, events)
+        try:
+            closes_at = None
+            while True:
+                now = time.monotonic()
+                if self._closing.is_set():
+                    closes_at = now + CLOSING_WAIT if closes_at is None else closes_at
+                    end = min(end, closes_at)
+                left = end - now
+                if self._poll.poll(max(0, min(left, _LOOK_EVERY)) * 1000):
+                    return max(end, time.monotonic() + wait) if wait and closes_at is None else end
+                if left <= 0:
+                    raise SilentError("The database does not answer.")
+        finally:
+            if events != select.POLLIN:
+                self._poll.modify(self._socket, select.POLLIN)
+
+    def _noticed(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        self.was_warned = self.was_warned or diagnostic.severity_nonlocalized == "WARNING"
+
 
 _cursors: Final = itertools.count(1)
 _SIZE: Final = (
     "SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class"
     " WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'"
 )
-_BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-
-
 _NEW_BLOB: Final = f"""
     INSERT INTO blobs (account_id, touched_at, id) SELECT account, touched, account * {BLOBS} + nextval('blob_numbers')
     FROM (VALUES (?, ?)) AS new (account, touched) RETURNING id
@@ -39,7 +321,7 @@ _NEW_BLOB: Final = f"""
 
 
 class PostgresSession(Transaction):
-    """A connection to PostgreSQL, for one thread at a time; `has_trigrams` says that names are indexed by them."""
+    """A transaction; its first statement opens it. `has_trigrams` says that names are indexed by their parts."""
 
     value, value_given, size = "convert_to(value, 'UTF8')", "convert_from(?, 'UTF8')", "octet_length(value)"
     is_blob, is_chunk = "account_id = ? AND id IN (?, ?)", "account_id = ? AND blob_id IN (?, ?)"
@@ -50,34 +332,45 @@ class PostgresSession(Transaction):
 
     def __init__(self, *, has_trigrams: bool) -> None:
         self._has_trigrams = has_trigrams
+        #: Rows that were read before they are asked for, by statement and parameters.
+        self._ahead: dict[Statement, Any] = {}
 
-    @abstractmethod
-    def _run(self, query: str, parameters: tuple[Any, ...]) -> Cursor:
-        """Return a cursor that has the statement's result."""
+    def _ask(self, *statements: Statement) -> list[PGresult]:
+        """Return the results of statements, in one round trip."""
+        raise NotImplementedError
 
     def row(self, query: str, *parameters: Any) -> Any:
-        return self._run(query, parameters).fetchone()
+        if self._ahead and (query, parameters) in self._ahead:
+            return self._ahead[query, parameters]
+        rows = _rows(self._ask((query, parameters))[0])
+        return rows[0] if rows else None
 
     def rows(self, query: str, *parameters: Any) -> list[Any]:
-        return self._run(query, parameters).fetchall()
+        return _rows(self._ask((query, parameters))[0])
 
     def stream(self, query: str, *parameters: Any) -> Iterator[Any]:
         """Yield all rows one by one; no other statement may be run before the last of them."""
         cursor = f"cursor_{next(_cursors)}"
-        self.do(f"DECLARE {cursor} NO SCROLL CURSOR FOR {query}", *parameters)
+        self._ask((f"DECLARE {cursor} NO SCROLL CURSOR FOR {query}", parameters))
         while rows := self.rows(f"FETCH {FETCHED} FROM {cursor}"):
             yield from rows
-        self.do(f"CLOSE {cursor}")
+        self._ask((f"CLOSE {cursor}", ()))
+
+    def do(self, query: str, *parameters: Any) -> None:
+        self._ask((query, parameters))
+
+    def count(self, query: str, *parameters: Any) -> int:
+        return self._ask((query, parameters))[0].command_tuples or 0
 
     def _one_of(self, names: Sequence[str]) -> tuple[str, tuple[list[str]]]:
-        return "name = ANY(?)", ([write_text(name) for name in names],)  # of texts in an array nobody else does it
+        return "name = ANY(?)", ([*names],)
 
     def _is_indexed(self, text: str) -> bool:
         return self._has_trigrams and len(text) >= TRIGRAM
 
     def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:
         if self._is_indexed(text):
-            # What the index finds is looked at once more, for case and all that means something in a pattern.
+            # The index finds more than it should, so what it finds is looked at once more.
             pattern = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
             return "(name LIKE ? AND strpos(name, ?) > 0)", (f"%{pattern}%", text)
         return "strpos(name, ?) > 0", (text,)
@@ -88,3 +381,556 @@ class PostgresSession(Transaction):
 
     def _chunk(self, blob: int) -> tuple[int, ...]:
         return blob // BLOBS, blob
+
+    def size_of_tables(self) -> int:
+        """Return how many bytes all tables and their indexes take."""
+        return int(self.row(_SIZE)[0])
+
+    def _keep(self, hint: LookAhead, account: tuple[Any, ...], file: tuple[Any, ...] | None) -> None:
+        """Keep rows for the statements that are going to ask for them."""
+        if hint.key_hash is not None:
+            self._ahead[ACCOUNT_BY_KEY, (hint.key_hash,)] = account
+        else:
+            self._ahead[ACCOUNT_BY_ID, (account[0],)] = account
+        if hint.values is not None:
+            query = self.stat_query
+            if hint.values:
+                query = self.get_query if hint.max_bytes is None else self.small_query
+            self._ahead[query, (*_bound(hint), account[0], hint.names[0])] = file
+
+
+def _account_of(hint: LookAhead) -> tuple[str, bytes | int | None]:
+    """Return an expression for the id of a hint's account, and its parameter."""
+    if hint.key_hash is not None:
+        return "(SELECT account_id FROM api_keys WHERE hash = ?)", hint.key_hash
+    return "?", hint.account_id
+
+
+_ACCOUNT: Final = ", ".join(f"a.{column}" for column in ACCOUNT_COLUMNS.split(", "))
+_WIDTH: Final = _ACCOUNT.count(",") + 1
+# Columns of a file as `get` and as `stat` return them.
+_VALUE: Final = "convert_to(value, 'UTF8'), edit_password, view_password, version"
+_SMALL_VALUE: Final = (
+    "CASE WHEN octet_length(value) <= ? THEN convert_to(value, 'UTF8') END, edit_password, view_password, version"
+)
+_INFO: Final = "octet_length(value), version, created_at, updated_at, edit_password, view_password"
+
+
+def _columns(hint: LookAhead) -> str:
+    if not hint.values:
+        return _INFO
+    return _VALUE if hint.max_bytes is None else _SMALL_VALUE
+
+
+def _bound(hint: LookAhead) -> tuple[int, ...]:
+    """Return the parameter of `_columns`, if there is one."""
+    return () if not hint.values or hint.max_bytes is None else (hint.max_bytes,)
+
+
+class PostgresReader(PostgresSession):
+    """
+    Reads what was committed before its first statement, and nothing of what comes after.
+
+    `begin` runs its first statements, and returns the connection that goes on with it and their results.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[Sequence[Statement]], tuple[Link, list[PGresult]]],
+        wait: float | None = None,
+        *,
+        has_trigrams: bool,
+    ) -> None:
+        super().__init__(has_trigrams=has_trigrams)
+        self._begin = begin
+        self._wait = wait
+        self.link: Link | None = None
+
+    def _ask(self, *statements: Statement) -> list[PGresult]:
+        if self.link is not None:
+            return self.link.trip(statements, self._wait)
+        self.link, results = self._begin(statements)
+        return results
+
+    def look_ahead(self, hint: LookAhead) -> None:
+        if hint.values is None:
+            return
+        account, key = _account_of(hint)
+        query = (
+            f"SELECT {_ACCOUNT}, f.* FROM accounts AS a LEFT JOIN LATERAL (SELECT TRUE, {_columns(hint)} FROM files"  # noqa: S608 - of constants
+            f" WHERE account_id = a.id AND name = ?) AS f ON TRUE WHERE a.id = {account} AND NOT a.deleted"
+        )
+        for row in self.rows(query, *_bound(hint), hint.names[0], key):
+            self._keep(hint, row[:_WIDTH], row[_WIDTH + 1 :] if row[_WIDTH] else None)
+
+    def _hold_account(self, account_id: int) -> None:
+        pass  # a reader decides nothing
+
+    def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
+        raise NotImplementedError("A transaction that reads can't write.")
+
+
+_BEGIN: Final = ("BEGIN ISOLATION LEVEL READ COMMITTED", ())
+_MARK: Final = (
+    "INSERT INTO writers (id, last_commit) VALUES (?, ?)"
+    " ON CONFLICT (id) DO UPDATE SET last_commit = excluded.last_commit, at = now()"
+)
+# A small piece of work shares the account with others, and excludes them from its names; a large one excludes all.
+_LOCK_ACCOUNT: Final = "SELECT pg_advisory_xact_lock(hashtextextended('', ?))"
+_SHARE_ACCOUNT: Final = "SELECT pg_advisory_xact_lock_shared(hashtextextended('', ?))"
+_LOCK_NAME: Final = "SELECT pg_advisory_xact_lock(hashtextextended(?, ?))"
+# In the order of the locks themselves, so that of two transactions neither has a lock that the other waits for.
+_LOCK_NAMES: Final = (
+    "SELECT pg_advisory_xact_lock(lock) FROM (SELECT DISTINCT hashtextextended(name, ?) AS lock FROM unnest(?) AS name"
+    " ORDER BY lock) AS locks"
+)
+
+_INSERT: Final = (
+    "INSERT INTO files (account_id, name, value, version, created_at, updated_at)"
+    " VALUES (?, ?, convert_from(?, 'UTF8'), ?, ?, ?)"
+)
+_REPLACING: Final = (
+    " ON CONFLICT (account_id, name) DO UPDATE SET"
+    " value = excluded.value, version = excluded.version, updated_at = excluded.updated_at"
+)
+_UPDATE: Final = (
+    "UPDATE files SET value = convert_from(?, 'UTF8'), version = ?, updated_at = ? WHERE account_id = ? AND name = ?"
+)
+_INSERT_MANY: Final = (
+    "INSERT INTO files (account_id, name, value, version, created_at, updated_at)"
+    " SELECT ?, name, convert_from(value, 'UTF8'), version, at, at"
+    " FROM unnest(?, ?, ?, ?) AS new (name, value, version, at)"
+)
+_KEEP_ANSWERS: Final = (
+    "INSERT INTO answers (account_id, request, reply, fingerprint, answered_at) SELECT ?, request, reply, fingerprint,"
+    " at FROM unnest(?, ?, ?, ?) AS new (request, reply, fingerprint, at)"
+)
+_ANSWERS: Final = "SELECT request, reply, fingerprint FROM answers WHERE account_id = ? AND request = ANY(?)"
+_OLD_ANSWERS: Final = (
+    "SELECT account_id, request, octet_length(request) + octet_length(reply) FROM answers WHERE answered_at < ?"
+    " ORDER BY answered_at LIMIT ? FOR UPDATE SKIP LOCKED"
+)
+_FORGET_ANSWERS: Final = (
+    "DELETE FROM answers USING unnest(?, ?) AS old (account_id, request)"
+    " WHERE answers.account_id = old.account_id AND answers.request = old.request"
+)
+# Counters change before the files that are counted. Files behind `counted_to` are counted later.
+_COUNT_FILES: Final = """
+    UPDATE counters AS c SET (files, bytes) = (
+        SELECT
+            c.files + count(*) - count(f.name),
+            c.bytes + CAST(coalesce(sum(
+                octet_length(new.name) + new.size - coalesce(octet_length(f.name) + octet_length(f.value), 0)
+            ), 0) AS bigint)
+        FROM unnest(?, ?) AS new (name, size)
+        LEFT JOIN files AS f ON f.account_id = c.account_id AND f.name = new.name
+        WHERE c.counted_to IS NULL OR new.name COLLATE "C" <= c.counted_to
+    ) WHERE c.account_id = ?
+"""
+_COUNT_REPLIES: Final = "UPDATE counters SET bytes = bytes + ?, replies = replies + ? WHERE account_id = ?"
+_KEEP_ANSWER: Final = (
+    "INSERT INTO answers (account_id, request, reply, fingerprint, answered_at) VALUES (?, ?, ?, ?, ?)"
+)
+# Only of a file that is there: an access may be counted after its file was deleted.
+_ADD_ACCESSES: Final = (
+    "INSERT INTO accesses (account_id, kind, name, day, count, last_at)"
+    " SELECT * FROM unnest(?, ?, ?, ?, ?, ?) AS new (account_id, kind, name, day, count, last_at) WHERE"
+    " EXISTS (SELECT 1 FROM accesses AS a WHERE (a.account_id, a.kind, a.name) = (new.account_id, new.kind, new.name))"
+    " OR new.kind = 'data' AND EXISTS"
+    " (SELECT 1 FROM files AS f WHERE f.account_id = new.account_id AND f.name = new.name)"
+    " OR new.kind = 'media' AND EXISTS"
+    " (SELECT 1 FROM media AS m WHERE m.account_id = new.account_id AND m.id = new.name)"
+    " ON CONFLICT (account_id, kind, name) DO UPDATE SET"
+    " count = excluded.count + CASE WHEN excluded.day > accesses.day THEN 0 ELSE accesses.count END,"
+    " day = greatest(excluded.day, accesses.day), last_at = greatest(excluded.last_at, accesses.last_at)"
+)
+_ADD_DAYS: Final = (
+    "INSERT INTO days (account_id, day, count)"
+    " SELECT new.* FROM unnest(?, ?, ?) AS new (account_id, day, count)"
+    " WHERE EXISTS (SELECT 1 FROM accounts WHERE accounts.id = new.account_id AND NOT deleted)"
+    " ON CONFLICT (account_id, day) DO UPDATE SET count = days.count + excluded.count"
+)
+_END_FILLING: Final = (
+    *(
+        f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT coalesce(max(id), 0) + 1 FROM {table}), FALSE)"  # noqa: S608 - of constants
+        for table in ("accounts", "events")
+    ),
+    f"SELECT setval('blob_numbers', (SELECT coalesce(max(mod(id, {BLOBS})), 0) + 1 FROM blobs), FALSE)",  # noqa: S608 - of constants
+    "UPDATE cloudstore SET unfinished = FALSE",
+)
+
+
+class PostgresWriter(PostgresSession):
+    """
+    Reads and writes at READ COMMITTED, beside other transactions and nodes.
+
+    **What work reads still stands when it writes.** Before it reads a file it takes an advisory lock on account and
+    name, which also holds names of files that aren't there. Media and the account's administration have locked rows.
+    Listings aren't held: they are of the moment at which they were read.
+
+    **Counters stay exact**, because all that changes them shares the account's advisory lock, and what counts anew
+    takes it alone. With `look_ahead` the account is read behind that lock, so it tells whether the account has counters.
+
+    **Two round trips.** Statements whose results decide nothing wait for the next trip, or for the commit. With
+    `look_ahead` the first trip begins the transaction, takes the locks and reads the account, the file and the stored
+    reply; the second one writes and commits. Writes of the same kind become one statement.
+
+    **A commit marker**: the first trip writes a random id into the connection's row of `writers`. Where the connection
+    is lost during a commit the row tells whether it was done, and by its lock also when the server is done with it.
+    """
+
+    held, account_held, free_held = " FOR UPDATE", " FOR NO KEY UPDATE", " FOR UPDATE SKIP LOCKED"
+
+    def __init__(self, link: Link, writer: str, commit: str, *, has_trigrams: bool) -> None:
+        super().__init__(has_trigrams=has_trigrams)
+        self._link = link
+        self._pending: list[Statement] = [_BEGIN, *link.settings, (_MARK, (writer, commit))]
+        self._pending_bytes = 0
+        self._is_open = False
+        #: True while nobody knows whether the transaction was committed.
+        self.in_doubt = False
+        #: Names, and accounts, that are locked.
+        self._locked: set[tuple[int, str]] = set()
+        self._locked_accounts: set[int] = set()
+        #: Accounts whose lock is shared with others.
+        self._shared: set[int] = set()
+        #: Which files were found, and which were not.
+        self._found: dict[tuple[int, str], bool] = {}
+        #: Files and replies to store, by account.
+        self._files: dict[tuple[int, str], tuple[bytes, str, float]] = {}
+        self._answers: dict[tuple[int, str], tuple[bytes, bytes | None, float]] = {}
+
+    def _ask(self, *statements: Statement) -> list[PGresult]:
+        self._write_files()
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        self._link.is_free = False
+        self._is_open = True
+        results = self._link.trip([*pending, *statements])
+        return results[len(pending) :]
+
+    def do(self, query: str, *parameters: Any) -> None:
+        self._write_files()
+        if not query.startswith("UPDATE counters"):  # of which nothing is read ahead
+            self._ahead.clear()
+        self._later(query, *parameters)
+
+    def _later(self, query: str, *parameters: Any) -> None:
+        self._pending.append((query, parameters))
+        self._pending_bytes += 200 + sum(len(each) for each in parameters if isinstance(each, bytes | str))
+        if self._pending_bytes > MAX_PENDING:
+            self._ask()
+
+    def count(self, query: str, *parameters: Any) -> int:
+        self._ahead.clear()
+        return super().count(query, *parameters)
+
+    def commit(self) -> None:
+        """
+        Commit; after an error `in_doubt` says whether it may be committed all the same.
+
+        A server that is told to wait for standbys no longer, by a timeout or by its owner, warns and commits.
+        """
+        if not self._is_open:
+            if self._is_empty():
+                return
+            self._ask()  # the marker has to be there before a commit is sent
+        self._write_files()
+        self._link.was_warned = False
+        self.in_doubt = True
+        try:
+            results = self._link.trip([*self._pending, ("COMMIT", ())])
+        except psycopg.Error as error:
+            # Other errors mean that the commit failed, unless the server was told to end: it may have committed.
+            self.in_doubt = self._link.is_lost or is_lost(error)
+            raise
+        if self._link.was_warned or results[-1].command_status != b"COMMIT":
+            self._link.close()
+            raise psycopg.OperationalError("The commit ended with a warning.")
+        self.in_doubt = False
+        self._link.is_free = True
+
+    def _is_empty(self) -> bool:
+        opening = 2 + len(self._link.settings)
+        return len(self._pending) == opening and not self._files and not self._answers
+
+    def roll_back(self) -> None:
+        """Undo everything, without waiting for the server."""
+        if self._is_open and not self._link.is_lost:
+            self._link.leave("ROLLBACK")
+
+    def look_ahead(self, hint: LookAhead) -> None:
+        if hint.account_id is not None and hint.account_id in self._shared | self._locked_accounts:
+            self._look_further(hint.account_id, hint)
+            return
+        account, key = _account_of(hint)
+        # The locks first: what a statement reads is of its beginning, and these may have to wait.
+        statements: list[Statement]
+        if len(hint.names) == 1:
+            locking = (
+                "SELECT pg_advisory_xact_lock_shared(hashtextextended('', id)),"  # noqa: S608 - of constants
+                f" pg_advisory_xact_lock(hashtextextended(?, id)) FROM accounts WHERE id = {account}"
+            )
+            statements = [(locking, (hint.names[0], key))]
+        elif len(hint.names) > MAX_LOCKS:
+            statements = [(_LOCK_ACCOUNT.replace("?", account), (key,))]
+        else:
+            statements = [
+                (_SHARE_ACCOUNT.replace("?", account), (key,)),
+                (_LOCK_NAMES.replace("?", account, 1), (key, [*hint.names])),
+            ]
+        locks_sent = len(statements)
+        statements.append((f"SELECT {_ACCOUNT} FROM accounts AS a WHERE a.id = {account} AND NOT a.deleted", (key,)))  # noqa: S608 - of constants
+        if hint.values is not None:
+            query = f"SELECT TRUE, {_columns(hint)} FROM files WHERE account_id = {account} AND name = ?"  # noqa: S608 - of constants
+            statements.append((query + self.held, (*_bound(hint), key, hint.names[0])))
+        if hint.requests:
+            statements.append((_ANSWERS.replace("?", account, 1), (key, [*hint.requests])))
+        accounts, *rest = [_rows(result) for result in self._ask(*statements)[locks_sent:]]
+        if not accounts:
+            return
+        (row,) = accounts
+        number = row[0]
+        (self._locked_accounts if len(hint.names) > MAX_LOCKS else self._shared).add(number)
+        self._locked.update((number, name) for name in hint.names)
+        file = rest.pop(0) if hint.values is not None else []
+        self._keep(hint, row, file[0][1:] if file else None)
+        if hint.requests:
+            self._ahead |= {(ANSWER, (number, request)): None for request in hint.requests}
+            self._ahead |= {(ANSWER, (number, request)): answer for request, *answer in rest[0]}
+
+    def _look_further(self, account_id: int, hint: LookAhead) -> None:
+        """Lock more names, and read more replies, of an account that was read."""
+        self._lock(account_id, hint.names)
+        new = [request for request in hint.requests if (ANSWER, (account_id, request)) not in self._ahead]
+        if new:
+            self._ahead |= {(ANSWER, (account_id, request)): None for request in new}
+            rows = self.rows(_ANSWERS, account_id, new)
+            self._ahead |= {(ANSWER, (account_id, request)): answer for request, *answer in rows}
+
+    def many_locked(self) -> frozenset[int]:
+        """Return the accounts of which several files were locked, or were to be."""
+        files = Counter(account_id for account_id, _ in self._locked)
+        return frozenset(account_id for account_id, times in files.items() if times > 1)
+
+    def lock_accounts(self, accounts: Iterable[int]) -> None:
+        """Exclude all others who write to these accounts."""
+        for account_id in sorted(accounts):
+            self._locked_accounts.add(account_id)
+            self._later(_LOCK_ACCOUNT, account_id)
+
+    def _lock(self, account_id: int, names: Iterable[str]) -> None:
+        """Exclude others from files, whether they are there or not, until the transaction ends."""
+        if account_id in self._locked_accounts:
+            return
+        new = [name for name in names if (account_id, name) not in self._locked]
+        if not new:
+            return
+        self._locked.update((account_id, name) for name in new)
+        if len(self._locked) > MAX_LOCKS:
+            self.lock_accounts([account_id])
+            return
+        self._share(account_id)
+        if len(new) == 1:
+            self._later(_LOCK_NAME, new[0], account_id)
+        else:
+            self._later(_LOCK_NAMES, account_id, new)
+
+    def _share(self, account_id: int) -> None:
+        """Exclude those who lock the account until the transaction ends."""
+        if account_id not in self._shared and account_id not in self._locked_accounts:
+            self._shared.add(account_id)
+            self._later(_SHARE_ACCOUNT, account_id)
+
+    def _hold_account(self, account_id: int) -> None:
+        self._later(f"SELECT 1 FROM accounts WHERE id = ?{self.account_held}", account_id)  # noqa: S608 - of constants
+
+    def _account(self, query: str, parameter: int | bytes | str) -> Account | None:
+        account = super()._account(query, parameter)
+        if account is not None and account.id not in self._shared and account.id not in self._locked_accounts:
+            self._uncounted.discard(account.id)  # it may get a limit meanwhile
+        return account
+
+    def set_disabled(self, account_id: int, disabled: bool) -> None:
+        self.lock_accounts([account_id])  # no write goes on behind this one
+        super().set_disabled(account_id, disabled)
+
+    def delete_account(self, account_id: int) -> None:
+        self.lock_accounts([account_id])
+        super().delete_account(account_id)
+
+    def start_counting(self, account_id: int) -> None:
+        self.lock_accounts([account_id])
+        super().start_counting(account_id)
+
+    def count_some(self) -> bool:
+        row = self.row("SELECT account_id FROM counters WHERE counted_to IS NOT NULL ORDER BY account_id LIMIT 1")
+        if row is None:
+            return False
+        self.lock_accounts(row)
+        counted_to = self.row("SELECT counted_to FROM counters WHERE account_id = ? AND counted_to IS NOT NULL", *row)
+        if counted_to is not None:
+            self.count_files_behind(*row, *counted_to)
+        return True
+
+    def _count_row(self, account_id: int, name: str, sign: str) -> None:
+        if account_id not in self._uncounted:
+            self._share(account_id)
+        super()._count_row(account_id, name, sign)
+
+    def _count_reply(self, account_id: int, size: int, request: str = "") -> None:
+        if account_id not in self._uncounted:
+            self._share(account_id)
+        super()._count_reply(account_id, size, request)
+
+    def _count_media(self, account_id: int, number: int) -> None:
+        self._share(account_id)
+        super()._count_media(account_id, number)
+
+    def _count_blob(self, blob: int, changes: str, *parameters: int) -> None:
+        self._share(blob // BLOBS)
+        super()._count_blob(blob, changes, *parameters)
+
+    def add_blob(self, account_id: int, now: float) -> int:
+        self._share(account_id)
+        return super().add_blob(account_id, now)
+
+    def get(self, account_id: int, name: str, max_bytes: int | None = None) -> File | None:
+        self._lock(account_id, (name,))
+        file = super().get(account_id, name, max_bytes)
+        self._found[account_id, name] = file is not None
+        return file
+
+    def stat(self, account_id: int, name: str) -> FileInfo | None:
+        self._lock(account_id, (name,))
+        info = super().stat(account_id, name)
+        self._found[account_id, name] = info is not None
+        return info
+
+    def get_many(self, account_id: int, names: Sequence[str], max_bytes: int) -> dict[str, File | None]:
+        self._lock(account_id, names)
+        files = super().get_many(account_id, names, max_bytes)
+        self._found |= {(account_id, name): file is not None for name, file in files.items()}
+        return files
+
+    def stat_many(self, account_id: int, names: Sequence[str]) -> dict[str, FileInfo | None]:
+        self._lock(account_id, names)
+        infos = super().stat_many(account_id, names)
+        self._found |= {(account_id, name): info is not None for name, info in infos.items()}
+        return infos
+
+    def delete(self, account_id: int, name: str) -> bool:
+        self._lock(account_id, (name,))
+        deleted = super().delete(account_id, name)
+        self._found[account_id, name] = False
+        return deleted
+
+    def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
+        self._lock(account_id, (name,))
+        for query, parameters in [*self._ahead]:
+            if query is not ANSWER and parameters[-2:] == (account_id, name):
+                del self._ahead[query, parameters]
+        self._files[account_id, name] = (value, version, now)
+        self._pending_bytes += len(value)
+        if self._pending_bytes > MAX_PENDING:
+            self._ask()
+
+    def keep_answer(
+        self, account_id: int, request: str, reply: bytes, now: float, fingerprint: bytes | None = None
+    ) -> None:
+        if (account_id, request) in self._answers:
+            self._write_files()  # which the server refuses, as it refuses each id that is there already
+        if account_id not in self._uncounted:
+            self._share(account_id)
+        self._ahead.pop((ANSWER, (account_id, request)), None)
+        self._answers[account_id, request] = (reply, fingerprint, now)
+
+    def forget_answers(self, before: float, limit: int) -> None:
+        sizes = Counter[int]()
+        rows = self.rows(_OLD_ANSWERS, before, limit)
+        for account_id, _, size in rows:
+            sizes[account_id] += size
+        if rows:
+            self.do(_FORGET_ANSWERS, [row[0] for row in rows], [row[1] for row in rows])
+        for account_id, total in sorted(sizes.items()):
+            self._count_reply(account_id, -total)
+
+    def _write_files(self) -> None:
+        """Turn the files and replies that are to be stored into statements."""
+        files, self._files = self._files, {}
+        answers, self._answers = self._answers, {}
+        for account_id, many in _by_account(files).items():
+            self._count_files(account_id, many)
+            if len(many) == 1:
+                name, (value, version, now) = many[0]
+                found = self._found.get((account_id, name))
+                if found:
+                    self._pending.append((_UPDATE, (value, version, now, account_id, name)))
+                else:
+                    # A file that was looked for and not found is not replaced: somebody else's would be lost.
+                    query = _INSERT if found is False else _INSERT + _REPLACING
+                    self._pending.append((query, (account_id, name, value, version, now, now)))
+            else:
+                for replacing in (False, True):
+                    some = [each for each in many if (self._found.get((account_id, each[0])) is not False) == replacing]
+                    if some:
+                        names = [name for name, _ in some]
+                        columns = [list(column) for column in zip(*(each[1] for each in some), strict=True)]
+                        query = _INSERT_MANY + (_REPLACING if replacing else "")
+                        self._pending.append((query, (account_id, names, *columns)))
+        self._found.update(dict.fromkeys(files, True))
+        for account_id, replies in _by_account(answers).items():
+            if account_id not in self._uncounted:
+                total = sum(len(write_text(request).encode()) + len(reply) for request, (reply, *_) in replies)
+                self._pending.append((_COUNT_REPLIES, (total, total, account_id)))
+            if len(replies) == 1:
+                self._pending.append((_KEEP_ANSWER, (account_id, replies[0][0], *replies[0][1])))
+            else:
+                columns = [list(column) for column in zip(*(each[1] for each in replies), strict=True)]
+                fingerprints = columns[1] if any(columns[1]) else [None] * len(columns[1])
+                requests = [request for request, _ in replies]
+                self._pending.append(
+                    (_KEEP_ANSWERS, (account_id, requests, columns[0], _Bytes(fingerprints), columns[2]))
+                )
+
+    def _count_files(self, account_id: int, files: list[tuple[str, tuple[bytes, str, float]]]) -> None:
+        """Count files that are about to get their values."""
+        if account_id not in self._uncounted:
+            names = [name for name, _ in files]
+            self._pending.append((_COUNT_FILES, (names, [len(row[0]) for _, row in files], account_id)))
+
+    def add_accesses(self, used: Sequence[AccessDelta]) -> None:
+        """Add to what is stored of files that are there, and to the account's days; see `AccessStatements`."""
+        days = Counter[tuple[int, int]]()
+        by_day: dict[int, list[AccessDelta]] = {}
+        for each in sorted(used):  # in one order, so that of two who add to the same files neither waits for the other
+            by_day.setdefault(each.day, []).append(each)
+            days[each.account_id, each.day] += each.times
+        for _, some in sorted(by_day.items()):
+            self.do(_ADD_ACCESSES, *(list(column) for column in zip(*some, strict=True)))
+        if days:
+            rows = [(account_id, day, times) for (account_id, day), times in sorted(days.items())]
+            self.do(_ADD_DAYS, *(list(column) for column in zip(*rows, strict=True)))
+
+    def end_filling(self) -> None:
+        for statement in _END_FILLING:
+            self.do(statement)
+
+
+class _Bytes(list[bytes | None]):
+    """A list of bytes, all of which may be None."""
+
+
+def _by_account(rows: dict[tuple[int, str], Any]) -> dict[int, list[tuple[str, Any]]]:
+    found: dict[int, list[tuple[str, Any]]] = {}
+    for (account_id, key), row in rows.items():
+        found.setdefault(account_id, []).append((key, row))
+    return found
+
+
+def is_lost(error: psycopg.Error) -> bool:
+    """Return True if the connection is gone, or was never had, so that another one may do."""
+    code = error.sqlstate
+    if code is None:
+        return isinstance(error, psycopg.OperationalError)
+    # Of the classes of errors: connections, and what the server's owner did to it.
+    return code.startswith(("08", "57P")) or code in ("25P03", "53300")

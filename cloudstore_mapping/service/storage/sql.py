@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache, partial
 from itertools import count
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from cloudstore_mapping.errors import UnavailableError, shorten
 from cloudstore_mapping.keys import escape_key, unescape_name
@@ -115,6 +115,22 @@ def checksum_matches(version: Any, name: str, value: Any) -> bool:
 def _checksum(random: str, name: str, value: bytes) -> str:
     # Detects failing disks only: a program able to change a value in the store can also change its version.
     return "%08x" % zlib.crc32(value, zlib.crc32((random + name).encode()))  # noqa: UP031 - faster than an f-string
+
+
+class LookAhead(NamedTuple):
+    """
+    What a request is going to read, so that an engine beyond a network reads all of it in one round trip.
+
+    The account has an API key of this SHA-256, or this id. `values` says whether the value of its one file is wanted,
+    unless it takes more than `max_bytes`; None if the files are read later. `requests` are the request's ids.
+    """
+
+    key_hash: bytes | None
+    account_id: int | None
+    names: Sequence[str]
+    values: bool | None = None
+    max_bytes: int | None = None
+    requests: Sequence[str] = ()
 
 
 #: LIMIT for all rows: the engines have no common syntax for "no limit".
@@ -326,12 +342,14 @@ class CounterStatements(Dialect):
 #: Random bytes of a media folder's name, written as 32 hexadecimal digits.
 FOLDER_BYTES: Final = 16
 
-_ACCOUNT: Final = (
-    "SELECT id, name, disabled, plan, folder, data_password, media_password, max_files, max_file_bytes,"
-    " max_daily_accesses, min_interval, max_media_bytes, max_total_bytes FROM accounts"
+ACCOUNT_COLUMNS: Final = (
+    "id, name, disabled, plan, folder, data_password, media_password, max_files, max_file_bytes,"
+    " max_daily_accesses, min_interval, max_media_bytes, max_total_bytes"
 )
-_BY_ID: Final = f"{_ACCOUNT} WHERE id = ? AND NOT deleted"
-_BY_KEY: Final = f"{_ACCOUNT} WHERE id = (SELECT account_id FROM api_keys WHERE hash = ?) AND NOT deleted"  # noqa: S608 - of constants
+_ACCOUNT: Final = f"SELECT {ACCOUNT_COLUMNS} FROM accounts"  # noqa: S608 - of constants
+ACCOUNT_BY_ID: Final = f"{_ACCOUNT} WHERE id = ? AND NOT deleted"
+ACCOUNT_BY_KEY: Final = f"{_ACCOUNT} WHERE id = (SELECT account_id FROM api_keys WHERE hash = ?) AND NOT deleted"  # noqa: S608 - of constants
+ANSWER: Final = "SELECT reply, fingerprint FROM answers WHERE account_id = ? AND request = ?"
 
 
 class AccountStatements(CounterStatements):
@@ -343,11 +361,11 @@ class AccountStatements(CounterStatements):
 
     def account(self, account_id: int) -> Account | None:
         """Return the account with this id, or None."""
-        return self._account(_BY_ID, account_id)
+        return self._account(ACCOUNT_BY_ID, account_id)
 
     def account_of_key(self, key_hash: bytes) -> Account | None:
         """Authenticate: return the account of the API key with this SHA-256, or None."""
-        return self._account(_BY_KEY, key_hash)
+        return self._account(ACCOUNT_BY_KEY, key_hash)
 
     def account_named(self, name: str) -> Account | None:
         """Return the account with this name, or None."""
@@ -517,13 +535,27 @@ _ONE: Final = "FROM files WHERE account_id = ? AND name = ?"
 class FileStatements(CounterStatements):
     """Data files, by account and name, and replies stored for idempotency."""
 
+    @cached_property
+    def get_query(self) -> str:
+        """The statement of `get`."""
+        return f"SELECT {self.value}, edit_password, view_password, version {_ONE}{self.held}"
+
+    @cached_property
+    def small_query(self) -> str:
+        """The statement of `get` for a value that may be too large."""
+        return f"SELECT {self._small_files} {_ONE}{self.held}"
+
+    @cached_property
+    def stat_query(self) -> str:
+        """The statement of `stat`."""
+        return f"SELECT {self.size}, {_INFO} {_ONE}{self.held}"
+
     def get(self, account_id: int, name: str, max_bytes: int | None = None) -> File | None:
         """Return the file; None if there is none, `LARGE` if its value exceeds `max_bytes`."""
         if max_bytes is None:
-            columns = f"{self.value}, edit_password, view_password, version"
-            row = self.row(f"SELECT {columns} {_ONE}{self.held}", account_id, name)
+            row = self.row(self.get_query, account_id, name)
         else:
-            row = self.row(f"SELECT {self._small_files} {_ONE}{self.held}", max_bytes, account_id, name)
+            row = self.row(self.small_query, max_bytes, account_id, name)
         if row is None:
             return None
         if row[0] is None:  # the value exceeds `max_bytes`: the column itself is NOT NULL
@@ -537,7 +569,7 @@ class FileStatements(CounterStatements):
 
     def stat(self, account_id: int, name: str) -> FileInfo | None:
         """Return the file's size, version, times and passwords without reading its value; None if there is none."""
-        row = self.row(f"SELECT {self.size}, {_INFO} {_ONE}{self.held}", account_id, name)
+        row = self.row(self.stat_query, account_id, name)
         return None if row is None else FileInfo._make(row)
 
     def get_many(self, account_id: int, names: Sequence[str], max_bytes: int) -> dict[str, File | None]:
@@ -689,8 +721,7 @@ class FileStatements(CounterStatements):
 
     def answer(self, account_id: int, request: str) -> Answer | None:
         """Idempotency: return the stored reply to a request id, or None."""
-        query = "SELECT reply, fingerprint FROM answers WHERE account_id = ? AND request = ?"
-        row = self.row(query, account_id, request)
+        row = self.row(ANSWER, account_id, request)
         return None if row is None else Answer(bytes(row[0]), None if row[1] is None else bytes(row[1]))
 
     def keep_answer(
@@ -1040,6 +1071,9 @@ class Transaction(AccountStatements, FileStatements, TidyingStatements, AccessSt
 
     Not thread-safe; valid only within the `Storage.read` or `Storage.submit` call that provided it.
     """
+
+    def look_ahead(self, hint: LookAhead) -> None:
+        """Read what is going to be asked for, where that saves round trips; in a transaction that writes, lock it."""
 
     def chunks(self, blob: int) -> Iterator[bytes]:
         """Yield the blob's chunks in order, up to the first missing one."""
