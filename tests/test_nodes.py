@@ -116,10 +116,10 @@ def test_a_key_is_in_force_on_all(both: Nodes, service: Service) -> None:
         there["key"] = 0
         visitor.get()
         visitor.sign_in("keys")
-        page = visitor.post("key/rotate", place="panel=user").text
+        page = visitor.post("key/rotate", view="panel=user").text
         found = re.search(r'id="new-key"[^>]* value="(\w{32})"', page)
         assert found is not None
-        visitor.post("key/end", place="panel=user")
+        visitor.post("key/end", view="panel=user")
         with pytest.raises(cm.BadKeyError):
             there["key"] = 1
     with cm.open(both[1].location(found[1])) as there:

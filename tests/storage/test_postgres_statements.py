@@ -49,6 +49,11 @@ EXAMPLES: Final[dict[str, Any]] = {
     "max_bytes": 100,
     "but": b"b",
     "before": 9.0,
+    "rows": 5,
+    "counted_to": "",
+    "is_over": lambda: False,
+    "old": "name",
+    "new": "new name",
     "chunks": 2,
     "created_before": 0.5,
     "used_before": 0.5,
@@ -72,7 +77,7 @@ OWN: Final[dict[str, dict[str, Any]]] = {
     "keep_answer": {"request": "new request"},
 }
 #: Methods that run what they are given, and one that makes a copy a store.
-GENERAL: Final = frozenset({"row", "rows", "stream", "do", "count", "end_filling"})
+GENERAL: Final = frozenset({"row", "rows", "stream", "do", "count", "end_filling", "bytes_of", "blob_bytes_of"})
 #: The order of methods whose effects others need, or end; the rest comes between.
 FIRST: Final = ("add_account", "add_key", "add_session", "put", "add_blob", "add_chunk", "put_media", "look_ahead")
 LAST: Final = ("delete", "delete_media", "remove_key", "end_session", "forget_sessions", "sweep", "delete_account")

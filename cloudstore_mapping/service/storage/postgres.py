@@ -435,8 +435,9 @@ class WriterPool:
     """
     Threads that `write` side by side, and serve the accounts in turn by the time that each has used.
 
-    An account has `MAX_WRITERS_OF_ONE` pieces of work on them at most. A signal may interrupt a submitting thread
-    anywhere, so that one takes no lock: it puts work into a queue, and the threads sort it.
+    An account has `MAX_WRITERS_OF_ONE` pieces of work on them at most, but for the service's own. A signal may
+    interrupt a submitting thread anywhere, so that one takes no lock: it puts work into a queue, and the threads sort
+    it.
     """
 
     def __init__(
@@ -530,14 +531,17 @@ class WriterPool:
         while (write := self._fair.take()) is not None:
             if write.future.set_running_or_notify_cancel():
                 self._running[write.account] += 1
-                if self._running[write.account] >= MAX_WRITERS_OF_ONE:
+                if not self._has_room(write.account):
                     self._fair.hold(write.account)
                 return write
         return None
 
     def _let_go(self, account: Hashable) -> None:
-        if account not in self._held and self._running[account] < MAX_WRITERS_OF_ONE:
+        if account not in self._held and self._has_room(account):
             self._fair.release(account)
+
+    def _has_room(self, account: Hashable) -> bool:
+        return account is None or self._running[account] < MAX_WRITERS_OF_ONE
 
     def _refuse(self, refused: list[_Write]) -> None:
         """Take the work of accounts; the service's own is done also at its end, such as storing access counts."""

@@ -506,14 +506,23 @@ _KEEP_ANSWERS: Final = (
     " at FROM unnest(?, ?, ?, ?) AS new (request, reply, fingerprint, at)"
 )
 _ANSWERS: Final = "SELECT request, reply, fingerprint FROM answers WHERE account_id = ? AND request = ANY(?)"
-_OLD_ANSWERS: Final = (
-    "SELECT account_id, request, octet_length(request) + octet_length(reply) FROM answers WHERE answered_at < ?"
-    " ORDER BY answered_at LIMIT ? FOR UPDATE SKIP LOCKED"
-)
-_FORGET_ANSWERS: Final = (
-    "DELETE FROM answers USING unnest(?, ?) AS old (account_id, request)"
-    " WHERE answers.account_id = old.account_id AND answers.request = old.request"
-)
+# Without waiting for an account's counters, which a transaction may hold that waits for this one's.
+_FORGET_ANSWERS: Final = """
+    WITH old AS MATERIALIZED (
+        SELECT account_id, request, octet_length(request) + octet_length(reply) AS size FROM answers
+        WHERE answered_at < ? ORDER BY answered_at LIMIT ? FOR UPDATE SKIP LOCKED
+    ), counted AS MATERIALIZED (
+        SELECT account_id FROM counters WHERE account_id IN (SELECT account_id FROM old) FOR UPDATE SKIP LOCKED
+    ), forgotten AS (
+        DELETE FROM answers USING old WHERE answers.account_id = old.account_id AND answers.request = old.request
+        AND (
+            old.account_id IN (SELECT account_id FROM counted)
+            OR NOT EXISTS (SELECT 1 FROM counters WHERE counters.account_id = old.account_id)
+        ) RETURNING old.account_id, old.size
+    ), sizes AS (SELECT account_id, CAST(sum(size) AS bigint) AS size FROM forgotten GROUP BY account_id)
+    UPDATE counters SET bytes = bytes - sizes.size, replies = replies - sizes.size
+    FROM sizes WHERE counters.account_id = sizes.account_id
+"""
 # Counters change before the files that are counted. Files behind `counted_to` are counted later.
 _COUNT_FILES: Final = """
     UPDATE counters AS c SET (files, bytes) = (
@@ -569,7 +578,7 @@ class PostgresWriter(PostgresSession):
     Listings aren't held: they are of the moment at which they were read.
 
     **Counters stay exact**, because all that changes them shares the account's advisory lock, and what counts anew
-    takes it alone. With `look_ahead` the account is read behind that lock, so it tells whether the account has counters.
+    takes it alone. With `look_ahead` the account is read behind that lock, so it tells whether it has counters.
 
     **Two round trips.** Statements whose results decide nothing wait for the next trip, or for the commit. With
     `look_ahead` the first trip begins the transaction, takes the locks and reads the account, the file and the stored
@@ -845,14 +854,9 @@ class PostgresWriter(PostgresSession):
         self._answers[account_id, request] = (reply, fingerprint, now)
 
     def forget_answers(self, before: float, limit: int) -> None:
-        sizes = Counter[int]()
-        rows = self.rows(_OLD_ANSWERS, before, limit)
-        for account_id, _, size in rows:
-            sizes[account_id] += size
-        if rows:
-            self.do(_FORGET_ANSWERS, [row[0] for row in rows], [row[1] for row in rows])
-        for account_id, total in sorted(sizes.items()):
-            self._count_reply(account_id, -total)
+        if any(account_id not in self._uncounted for account_id, _ in self._answers):
+            self._write_files()  # so that the account's own counters are held before those of others
+        self._later(_FORGET_ANSWERS, before, limit)
 
     def _write_files(self) -> None:
         """Turn the files and replies that are to be stored into statements."""
