@@ -12,7 +12,7 @@ from cloudstore_mapping.service.quotas import DRIFT, JITTER
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.records import Counters, Limits
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, encode_value
-from tests.service_fakes import Asker, ManualClock
+from tests.service_fakes import Asker, ManualClock, settle
 from tests.storages import new_storage
 
 
@@ -267,6 +267,7 @@ def test_all_bytes_of_an_account(service: Service, ask: Asker) -> None:
     assert held(service).bytes == len("a") + 12
 
 
+@pytest.mark.sqlite("counts its statements")
 def test_the_number_of_files_is_not_counted_by_each_save(service: Service, ask: Asker) -> None:
     """A new file of an account with a limit asks for a counter, and reads no other file."""
     limit(service, max_files=10)
@@ -316,6 +317,6 @@ def test_stored_replies_of_an_account_with_few_files(
     assert held(service).replies < 1500
     clock.advance(901)
     service.sweeper.look()
-    service._storage.submit(lambda _: None).result()  # behind the step
+    settle(service._storage)  # behind the step
     assert held(service).replies == 0
     assert saved_once(service, ask, "name", "later").error is None

@@ -10,7 +10,7 @@ from cloudstore_mapping.service.quotas import DRIFT, JITTER
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from tests.media_fakes import Uploader, comes_to, write
-from tests.service_fakes import Asker, FakeHasher, ManualClock
+from tests.service_fakes import Asker, FakeHasher, ManualClock, settle
 from tests.storages import new_storage
 
 
@@ -184,7 +184,7 @@ def test_unfinished_uploads_take_space(uploader: Uploader) -> None:
     begun = [uploader.begin(f"{number}.png") for number in range(5)]
     for upload in begun:
         write(upload, b"x" * CHUNK_BYTES)
-    uploader.storage.submit(lambda _: None).result()  # behind the chunks
+        settle(uploader.storage)  # behind the chunk
     with pytest.raises(TooBigError, match="with unfinished uploads"):
         write(begun[3], b"")  # an earlier chunk that failed is told of here
     with uploader.storage.read() as transaction:
