@@ -12,8 +12,8 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.postgres import MAX_WRITERS, PostgresStorage
 from cloudstore_mapping.service.storage.postgres_session import Link, Statement
-from cloudstore_mapping.service.storage.records import AccessCount, AccessDelta
-from cloudstore_mapping.service.storage.sql import Transaction
+from cloudstore_mapping.service.storage.records import AccessCount, AccessDelta, Limits
+from cloudstore_mapping.service.storage.sql import LookAhead, Transaction
 from cloudstore_mapping.wire import Batch, Request, encode_value
 from tests.postgres_fixtures import address, here
 from tests.service_fakes import PATIENCE
@@ -136,3 +136,45 @@ def test_accesses_are_counted_together(here: PostgresStorage, monkeypatch: pytes
         assert {transaction.accesses(account, "data", name) for name in names} == {AccessCount(2, 2, 1.0)}
         assert transaction.accesses(account, "data", "absent") is None
         assert transaction.days(account, 0) == [(1, 202), (2, 202)]
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_limit_that_comes_in_the_middle_of_a_save(here: PostgresStorage, *, ahead: bool) -> None:
+    """Counters are exact also if an account gets them while a save is under way that knows of none."""
+    account = here.submit(lambda transaction: transaction.add_account("owner", 1.0)).result(PATIENCE).id
+    begun, go = threading.Event(), threading.Event()
+
+    def save(transaction: Transaction) -> None:
+        if ahead:
+            transaction.look_ahead(LookAhead(None, account, ["name"], values=False))
+        assert transaction.account(account) is not None
+        transaction.stat(account, "other")
+        begun.set()
+        assert go.wait(PATIENCE)
+        transaction.put(account, "name", b"123", 1.0)
+        transaction.keep_answer(account, "request", b"reply", 1.0)
+
+    saved = here.submit(save)
+    assert begun.wait(PATIENCE)
+    limited = here.submit(lambda transaction: transaction.set_limits(account, "own", Limits(max_files=5)))
+    go.set()
+    saved.result(PATIENCE)
+    limited.result(PATIENCE)
+    with here.read() as transaction:
+        assert transaction.counters(account) == transaction.recounted(account)
+
+
+def test_a_limit_that_comes_before_a_save(here: PostgresStorage) -> None:
+    """A save that read an account before it got a limit is counted."""
+    account = here.submit(lambda transaction: transaction.add_account("owner", 1.0)).result(PATIENCE).id
+
+    def save(transaction: Transaction) -> None:
+        assert transaction.account(account) is not None
+        here.submit(lambda other: other.set_limits(account, "own", Limits(max_files=5))).result(PATIENCE)
+        transaction.put(account, "name", b"123", 1.0)
+        transaction.keep_answer(account, "request", b"reply", 1.0)
+
+    here.submit(save).result(PATIENCE)
+    with here.read() as transaction:
+        assert transaction.counters(account) == transaction.recounted(account)
+        assert transaction.recounted(account).files == 1
