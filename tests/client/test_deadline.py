@@ -279,8 +279,10 @@ def test_another_process_holds_the_file(
     clock = FrozenClock()
     with cm.open(tmp_path / "a.db", deadline=deadline, clock=clock) as store:
         store["a"] = 1
-        monkeypatch.setattr(sqlite, "time", _Time(clock))
-        monkeypatch.setattr(dispatcher, "time", _Time(clock))
+        for module in (sqlite, dispatcher):
+            monkeypatch.setattr(module, "time", _Time(clock))
+        transport: Any = store._files.client._transport
+        monkeypatch.setattr(transport._service._storage._writer, "_clock", clock)
         began = clock.now
         with closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")

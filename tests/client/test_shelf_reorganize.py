@@ -44,9 +44,14 @@ def check(path: Path) -> None:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+def service_of(db: Any) -> Any:
+    """Return the service of an open shelf."""
+    return files_of(opened_by(db)).client._transport._service  # type: ignore[attr-defined]
+
+
 def session_of(db: Any) -> SQLiteSession:
     """Return the writer's session of an open shelf."""
-    session = files_of(opened_by(db)).client._transport._service._storage._session  # type: ignore[attr-defined]
+    session = service_of(db)._storage._session
     assert isinstance(session, SQLiteSession)
     return session
 
@@ -140,7 +145,7 @@ def test_a_writer_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ):
         writer.execute("BEGIN IMMEDIATE")
         with monkeypatch.context() as patch:
-            patch.setattr(time, "sleep", lambda _: writer.execute("ROLLBACK"))
+            patch.setattr(time, "sleep", lambda _: writer.in_transaction and writer.execute("ROLLBACK"))
             db.reorganize()
         assert not writer.in_transaction
         assert (tmp_path / "s").stat().st_size < before / 5
@@ -212,6 +217,7 @@ def test_a_file_that_was_overwritten(tmp_path: Path) -> None:
     fill(tmp_path / "other")
     with shelve.open(tmp_path / "s") as db:
         db["key 0"] = "lost"
+        service_of(db).sweeper.wait()
         (tmp_path / "s").write_bytes(other := (tmp_path / "other").read_bytes())
         session = session_of(db)
         done: list[str] = []

@@ -200,6 +200,7 @@ def test_a_check_counts_and_finds_faults(backup: Path) -> None:
     reported: list[tuple[int, int]] = []
     findings = check_file(backup, lambda done, total: reported.append((done, total)))
     assert findings.faults == [
+        "The quotas of 'owner' are counted as 2 files of 23 bytes, not 2 of 16; run `cloudstore check --repair`.",
         "The file 'name' of 'owner' is not valid JSON; save it again.",
         "The media file 'm.png' of 'owner' doesn't match its checksum; upload it again.",
     ]

@@ -277,7 +277,8 @@ class SQLiteSession(Transaction, WriteSession):
             try:
                 # No checkpoint before the new token: a log of the new pages must not seem to match an older copy.
                 self._execute("PRAGMA wal_autocheckpoint = 0")
-                self._execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")  # for files of older versions
+                if kind == 0:  # a file of an older version; for others this would be a write without a token
+                    self._execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
                 self._when_free("VACUUM")
                 with self.transaction():
                     self._execute("UPDATE lineage SET token = token")
