@@ -264,4 +264,4 @@ def test_an_interrupt_that_cancels_a_step_of_the_sweep(tmp_path: Path) -> None:
         with service._storage._writer._turn:  # so that no step of it begins
             service.media._sweeper.begin()
             service.withdraw()
-        assert service.media._sweeper._idle.wait(60)
+        service.media._sweeper.wait()

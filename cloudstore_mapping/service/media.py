@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from cloudstore_mapping.errors import (
@@ -445,6 +446,9 @@ class BlobCleaner:
 
     Removes orphaned blobs and the data of deleted accounts, counts files of accounts with a new quota, and returns
     unused space to the disk.
+
+    Callers' threads use only locks of `with` and `SimpleQueue`: an interrupt inside an `Event` would leave its lock
+    behind.
     """
 
     def __init__(self, storage: Storage, clock: Clock, pause: float = PAUSE) -> None:
@@ -455,14 +459,10 @@ class BlobCleaner:
         self._again = False
         self._watches = False
         self._pause = pause
-        self._ended = threading.Event()
-        self._idle = threading.Event()
-        self._idle.set()
+        self._closed = False
+        self._end_of_watch: SimpleQueue[None] = SimpleQueue()
+        self._waiters: list[SimpleQueue[None]] = []
         self._answers = IdempotencyStore(clock)
-
-    @property
-    def _closed(self) -> bool:
-        return self._ended.is_set()
 
     def begin_if_needed(self) -> None:
         """Begin the cleanup if there is work; a read decides, so opening a store costs no write."""
@@ -483,7 +483,10 @@ class BlobCleaner:
         threading.Thread(target=self._watch, name="cloudstore-sweeper", daemon=True).start()
 
     def _watch(self) -> None:
-        while not self._ended.wait(LOOK_EVERY):
+        while not self._closed:
+            with suppress(Empty):
+                self._end_of_watch.get(timeout=LOOK_EVERY)
+                return
             with suppress(UnavailableError):
                 self.look()
 
@@ -500,7 +503,19 @@ class BlobCleaner:
 
     def wait(self) -> None:
         """Wait until the cleanup has finished, or given up until the next time."""
-        self._idle.wait()
+        waiter: SimpleQueue[None] = SimpleQueue()
+        with self._lock:
+            if not self._running:
+                return
+            self._waiters.append(waiter)
+        waiter.get()
+
+    def _stop(self) -> None:
+        """Note that no step follows; call it with the lock."""
+        self._running = self._again = False
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.put(None)
 
     def begin(self) -> None:
         """Begin the cleanup without waiting; if it is running, run it once more afterwards."""
@@ -510,17 +525,17 @@ class BlobCleaner:
                 if self._running or self._closed:
                     return
                 self._running = True
-                self._idle.clear()
             self._step()
         except BaseException:  # an interrupt: the next `begin` starts the cleanup again
-            self._running = False
-            self._idle.set()
+            with self._lock:
+                self._stop()
             raise
 
     def close(self) -> None:
         """Begin no further step; the next service on the store does the rest."""
         with self._lock:
-            self._ended.set()
+            self._closed = True
+        self._end_of_watch.put(None)
 
     def _step(self) -> None:
         before = self._clock.wall() - ABANDONED_AFTER
@@ -540,21 +555,22 @@ class BlobCleaner:
             return
         with self._lock:
             goes_on = (step.result() or self._again) and not self._closed
-            self._running = goes_on
             self._again = False
+            if not goes_on:
+                self._stop()
         if not goes_on:
-            self._idle.set()
-        elif self._pause and not sys.is_finalizing():  # at the interpreter's end no thread can start
+            return
+        if self._pause and self._watches:  # in a service; a program's own store has nobody else to wait for
             timer = threading.Timer(self._pause, self._step)
             timer.daemon = True
-            timer.start()
-        else:
-            self._step()
+            with suppress(RuntimeError):  # no thread starts at the interpreter's end
+                timer.start()
+                return
+        self._step()
 
     def _end(self, error: BaseException) -> None:
-        self._idle.set()
         with self._lock:
-            self._running = False
+            self._stop()
             if self._closed:
                 return  # the service closed meanwhile; the next service does the rest
         with suppress(UnavailableError), self._storage.read() as transaction:

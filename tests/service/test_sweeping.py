@@ -7,6 +7,7 @@ import logging
 import threading
 from concurrent.futures import Future
 from pathlib import Path
+from queue import Empty
 
 import pytest
 
@@ -173,17 +174,20 @@ def test_what_another_process_left_is_found(tmp_path: Path, clock: ManualClock) 
         assert rows(service._storage) == (0, 0, 0)
 
 
-class Wait(threading.Event):
+class Wait:
     """Stands for the end that is waited for: each wait passes at once, and the third is the end."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.waits: list[float | None] = []
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def get(self, *, timeout: float | None = None) -> None:
         """Note for how long it would be."""
         self.waits.append(timeout)
-        return len(self.waits) > 2
+        if len(self.waits) < 3:
+            raise Empty
+
+    def put(self, _: None) -> None:
+        """Take note of nothing."""
 
 
 def test_a_running_service_looks_again_and_again(
@@ -197,7 +201,8 @@ def test_a_running_service_looks_again_and_again(
         raise UnavailableError("The store's disk failed.")
 
     monkeypatch.setattr(sweeper, "look", look)
-    sweeper._ended = waiting = Wait()
+    waiting = Wait()
+    monkeypatch.setattr(sweeper, "_end_of_watch", waiting)
     sweeper.watch()
     sweeper.watch()
     for _ in range(2):
@@ -212,6 +217,7 @@ def test_between_two_steps_others_can_write(storage: Storage, account: int, cloc
     """A step is followed by a pause, which is not waited for on the writer's thread, so that other processes write."""
     ticks = itertools.count()
     sweeper = BlobCleaner(storage, Clock(clock.wall, lambda: float(next(ticks))), pause=PATIENCE)
+    sweeper._watches = True
     leave(storage, account, 3, at=1.0)
     sweeper.begin()
     assert rows(storage) == (0, 1, 2)
