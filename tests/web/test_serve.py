@@ -187,6 +187,8 @@ def test_background_ends_with_its_block() -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert is_closed(addresses[0])
+    for thread in set(threading.enumerate()) - threads:  # those for reading end by themselves
+        thread.join(20)
     assert set(threading.enumerate()) <= threads
     assert not service.closed
     service.close()
