@@ -1,4 +1,4 @@
-"""The caller of a request: an account, and what the request used."""
+"""Authenticated caller of a request: its account, counted accesses and prefetched files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Merged:
-    """The outcome of a request's merge into a version of its file, computed before the transaction that writes it."""
+    """Outcome of a merge into a version of a file, computed before the write transaction: JSON or an error."""
 
     request: Request
     version: str
@@ -26,11 +26,11 @@ class Merged:
 @dataclass
 class Caller:
     """
-    The account that makes a request, by an API key, or by its owner, whom passwords and accesses don't limit.
+    Account of a request, authenticated by API key or as the signed-in owner (`is_owner`).
 
-    `used` are the files that the request used, once for each access. `ahead` are files that were read before they are
-    asked for, None for an absent one; each is used once, for the request may change it then. `merged` is the outcome of
-    a merge that was computed before.
+    File passwords and the daily access limit don't apply to owners. `used` has the name of each accessed file, once per
+    access. `ahead` holds prefetched files, None for an absent file; each is used only once, as the request may change
+    the file afterwards. `merged` is the outcome of a merge computed in advance.
     """
 
     account: Account
@@ -40,17 +40,17 @@ class Caller:
     merged: Merged | None = None
 
     def __post_init__(self) -> None:
-        #: Whether files may be used so many times a day only.
+        #: True if the account has a daily access limit per file.
         self.is_limited = not self.is_owner and self.account.limits.max_daily_accesses is not None
 
     def get(self, transaction: Transaction, name: str) -> File | None:
-        """Return one of the account's files, None where there is none."""
+        """Return a file of the account with its value, None for an absent file."""
         if name in self.ahead and not isinstance(found := self.ahead.pop(name), FileInfo):
             return found
         return transaction.get(self.account.id, name)
 
     def stat(self, transaction: Transaction, name: str) -> FileInfo | None:
-        """Return what can be told of one of the account's files, None where there is none."""
+        """Return the `FileInfo` (no value) of a file of the account, None for an absent file."""
         if name in self.ahead and not isinstance(found := self.ahead.pop(name), File):
             return found
         return transaction.stat(self.account.id, name)

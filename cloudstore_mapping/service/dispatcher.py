@@ -1,4 +1,4 @@
-"""Dispatch a request: authenticate its caller, choose a thread or the writer, turn every exception into a reply."""
+"""Dispatch a request: authenticate the caller, choose a thread or the writer, turn every exception into a reply."""
 
 from __future__ import annotations
 
@@ -46,33 +46,37 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.sql import Transaction
 
 _QUICK: Final = frozenset({Operation.LOAD, Operation.STAT})
-#: Operations that read a file's value.
+#: Operations to read a file's value.
 _OF_VALUES: Final = frozenset({Operation.LOAD, Operation.MERGE})
 
 
 class Answerer(Protocol):
-    """Answers requests that come together."""
+    """Function to answer requests in a shared snapshot; see `Dispatcher.together`."""
 
     def __call__(
         self, request: Request | Batch, address: str, room: ReplyRoom | None = None, /
     ) -> Reply | Future[Reply]:
-        """Answer a request from an address, whose large reply takes memory in `room`."""
+        """Answer a request from a client address; a large reply takes its memory from `room`."""
 
 
 class PendingRequest:
     """
-    A request on its way through the service, and who asked it; of a batch also which passwords were refused.
+    State of a request during its dispatch.
 
-    `owner` is the account of somebody who is signed in; `waits` says that the caller does nothing until it is answered,
-    and all is done or waited for on its thread; `raises` that the service's own failures are raised as they are;
-    `admitted` says that the account's pace lets it pass; `caller` is for whom the last try was made that was answered;
-    `until` is the monotonic time at which a caller who waits gives up. `room` is the memory of a large reply, None if
-    the service runs in the caller's program.
-
-    `is_local` says that the service runs in the caller's own process, for nobody else: nothing is cut up, or computed
-    elsewhere. `account_id` tells in which queue the request waits, once that is known; `batch` is the progress of a
-    batch that is done in pieces. `merged` is the outcome of a large merge, computed `computed` times; with `holds` the
-    account's other writes wait for it.
+    - `owner`: the signed-in owner's account on the dashboard; None for a request with an API key.
+    - `waits`: the caller blocks until the reply. All work runs on the caller's thread, or this thread waits for it.
+    - `raises`: raise the service's own failures unchanged in place of a "ServerError" reply.
+    - `admitted`: the request has passed the account's rate limit.
+    - `refused`: the error of each wrong password in a batch.
+    - `caller`: the caller of the last answered try; its accesses are counted.
+    - `until`: monotonic time of a blocking caller's timeout.
+    - `room`: memory of a large reply; None if the service runs in the caller's process.
+    - `is_local`: the service runs in the caller's process and has no other clients. Batches aren't cut into pieces, and
+      merges aren't computed in other processes.
+    - `account_id`: the account's queue, once the account is known.
+    - `batch`: progress of a batch done in pieces.
+    - `merged`: outcome of a large merge; it was computed `computed` times.
+    - `holds`: the account's other writes wait for this request.
     """
 
     def __init__(
@@ -98,17 +102,17 @@ class PendingRequest:
 
     @property
     def is_quick(self) -> bool:
-        """Whether it is a read of one file."""
+        """True for a load or stat."""
         return isinstance(self.request, Request) and self.request.operation in _QUICK
 
     @property
     def writes(self) -> bool:
-        """Whether it changes what is stored."""
+        """True for a request with writes."""
         return self.request.writes
 
 
 class UnadmittedError(Exception):
-    """A request was not looked at before it was its turn, and now its account has a pace."""
+    """The account has a rate limit, and the request skipped it: the limit was set after the key was remembered."""
 
     def __init__(self, account: Account) -> None:
         super().__init__("The account's pace is to be kept.")
@@ -116,23 +120,23 @@ class UnadmittedError(Exception):
 
 
 class SharedSnapshot(AbstractContextManager["SharedSnapshot"]):
-    """One moment of a storage, which begins when it is first read, and `accounts` that were found then."""
+    """Snapshot shared by several reads, opened by the first of them; `accounts` caches its authenticated callers."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._stack = ExitStack()
         self._transaction: Transaction | None = None
-        #: By API key and address.
+        #: Accounts by API key and client address.
         self.accounts: dict[tuple[str, str], Account] = {}
 
     def transaction(self) -> Transaction:
-        """Return what reads of this moment."""
+        """Return the snapshot's read transaction; open it on the first call."""
         if self._transaction is None:
             self._transaction = self._stack.enter_context(self._storage.read())
         return self._transaction
 
     def __exit__(self, *exc_info: object) -> None:
-        with suppress(CloudStoreError):  # of the end of a transaction that has read already
+        with suppress(CloudStoreError):  # an error at the transaction's end: its reads are done
             self._stack.close()
 
 
@@ -140,23 +144,24 @@ T = TypeVar("T")
 
 _log: Final = logging.getLogger(__name__)
 
-#: Threads for long reads (searches, listings, large loads, batches of loads), which never run on the caller's thread;
-#: the reads that wait, in all and of one account.
+#: Thread pool for long reads (searches, listings, large loads, batches of loads): number of threads, and maximum
+#: number of queued reads, in all and per account. Long reads never run on the caller's thread.
 SCAN_THREADS: Final = 4
 SCANS_WAITING: Final = 4000
 SCANS_WAITING_OF_ONE: Final = 500
-#: The same for all requests if the storage is beyond a network: only these threads wait for it.
+#: The same for all requests to a storage with `waits`: only these threads wait for the network.
 READ_THREADS: Final = 16
 READS_WAITING: Final = 4000
 READS_WAITING_OF_ONE: Final = 1000
-#: How often a merge is computed again that another write was in the way of; the last time the account's writes wait.
+#: Maximum number of times to compute a merge again after a conflicting write; the last time the account's other writes
+#: wait.
 MAX_COMPUTED: Final = 4
-#: Maximum size of a value that is read on the caller's thread, in bytes.
+#: Maximum size of a value read on the caller's thread, in bytes.
 SMALL_VALUE: Final = 64 * 2**10
 
 
 class Dispatcher:
-    """Answers requests; threads may share it. It closes nothing that was handed to it."""
+    """Dispatches requests. Thread-safe; `close` ends only its own threads and processes, not its arguments."""
 
     def __init__(
         self,
@@ -184,11 +189,11 @@ class Dispatcher:
                 READ_THREADS, READS_WAITING, "cloudstore-read", waiting_of_one=READS_WAITING_OF_ONE
             )
         self._merges = MergePool()
-        self._under_way: set[PendingRequest] = set()  # batches that are done in pieces
+        self._under_way: set[PendingRequest] = set()  # batches done in pieces
 
     @contextmanager
     def together(self) -> Iterator[Answerer]:
-        """Yield what answers a request from an address; see `Service.together`."""
+        """Yield a function to answer requests in a shared snapshot; see `Service.together`."""
         with SharedSnapshot(self._storage) as moment:
             yield lambda request, address, room=None: self.submit(request, address, None, moment=moment, room=room)
 
@@ -204,7 +209,7 @@ class Dispatcher:
         moment: SharedSnapshot | None = None,
         room: ReplyRoom | None = None,
     ) -> Reply | Future[Reply]:
-        """Answer a request if that takes no waiting, else begin to; see `Service.submit` and `Service.handle`."""
+        """Answer a request at once if possible, else return a future; see `Service.submit` and `Service.handle`."""
         asked = PendingRequest(request, address, owner, waits=waits and self._reads is None, raises=raises)
         asked.is_local = waits
         asked.room = room
@@ -220,7 +225,7 @@ class Dispatcher:
         return asked.answer
 
     def _answer_at_once(self, asked: PendingRequest, moment: SharedSnapshot | None) -> Reply | None:
-        """Answer a small read, without a future's cost; None if it must wait for a turn, a password or a thread."""
+        """Answer a small read without a future's cost; None if it needs a rate limit slot, password check or thread."""
         try:
             if moment is not None:
                 return self._read(moment.transaction(), asked, moment.accounts)
@@ -229,7 +234,7 @@ class Dispatcher:
         except CloudStoreError as error:
             return failure(error)
         except (UnadmittedError, UnprovenError):
-            return None  # what it means is told when it is raised again
+            return None  # raised and handled again by `_start`
         except Exception:
             if asked.raises:
                 raise
@@ -247,7 +252,7 @@ class Dispatcher:
         return self._answer_small(transaction, caller, asked)
 
     def _answer_small(self, transaction: Transaction, caller: Caller, asked: PendingRequest) -> Reply | None:
-        """Answer a read of one file, None if the value is large: that takes a thread."""
+        """Answer a single read; return None for a large value, to be read on another thread."""
         request = asked.request
         if isinstance(request, Request) and request.operation is Operation.LOAD and not asked.waits:
             found: File | FileInfo | None
@@ -264,11 +269,11 @@ class Dispatcher:
         return self._answer(transaction, caller, asked)
 
     def end_within(self, seconds: float) -> None:
-        """Refuse the merges that are not computed in so many seconds."""
+        """Refuse all merges not computed within `seconds`."""
         self._merges.end_within(seconds)
 
     def check_key(self, api_key: str, address: str) -> Future[None] | None:
-        """Begin to look whether an API key opens an account; see `Service.check_key`."""
+        """Authenticate an API key in the background; return None if no check is pending. See `Service.check_key`."""
         if self._accounts.opened_lately(api_key) is not None:
             return None
         if self._reads is not None:
@@ -281,7 +286,7 @@ class Dispatcher:
             self._accounts.find(transaction, api_key, address)
 
     def close(self) -> None:
-        """Finish what was begun on threads of its own, and batches under way as far as there is time."""
+        """Finish running work and end the threads; wait up to `CLOSING` seconds for batches and merges."""
         end = time.monotonic() + CLOSING
         self._merges.close()
         for asked in [*self._under_way]:
@@ -302,7 +307,7 @@ class Dispatcher:
             self._handle_error(error, asked)
 
     def _begun(self, asked: PendingRequest, done: Future[None]) -> None:
-        """Answer a request that was refused a place in its queue."""
+        """Answer with the error if the account's queue refused the request."""
         error = done.exception()
         if error is not None:
             self._handle_error(error, asked)
@@ -322,17 +327,17 @@ class Dispatcher:
         self, future: Future[T], asked: PendingRequest, step: Callable[[Future[T], PendingRequest], object]
     ) -> None:
         """
-        Go on with a step once a future has an outcome.
+        Call `step` once the future is done.
 
-        A caller who waits does so here. A future's callback would run on its thread too, and lose what a handler of
-        the program's signals raises meanwhile.
+        For a blocking caller (`asked.waits`), wait here. A callback would run on the caller's thread too, and the
+        future would swallow any exception raised by a signal handler meanwhile.
         """
         if asked.waits:
             try:
                 if not future.done():
                     _wait_until(future, asked.until)
             except BaseException:
-                if not future.cancel():  # the work has begun: an interrupt comes before a write or after it
+                if not future.cancel():  # the work is running: an interrupt comes before a write or after it
                     wait_for(future)
                 raise
             step(future, asked)
@@ -341,7 +346,7 @@ class Dispatcher:
         def go_on(future: Future[T]) -> None:
             try:
                 step(future, asked)
-            except Exception as error:  # else it is lost, and nobody ever answered
+            except Exception as error:  # else the future logs it, and the client gets no reply
                 if asked.answer.done():
                     raise
                 self._handle_error(error, asked)
@@ -349,7 +354,7 @@ class Dispatcher:
         future.add_done_callback(go_on)
 
     def _finish(self, done: Future[Any], asked: PendingRequest) -> None:
-        """Answer with a `Reply`, or go on behind a `Piece` of a batch, or with what the request `Needs`."""
+        """Send a `Reply`; after a `Piece`, continue the batch; for `Needs.MERGE`, compute the merge."""
         error = done.exception()
         if error is not None:
             self._handle_error(error, asked)
@@ -363,7 +368,7 @@ class Dispatcher:
             self._compute(asked)
 
     def _reply(self, reply: Reply, asked: PendingRequest) -> None:
-        if asked.caller is not None:  # a write can't be refused any more
+        if asked.caller is not None:  # the write is committed: it can't be refused
             self._grow(asked, asked.caller, len(reply.content), forced=True)
         self._release(asked)
         self._under_way.discard(asked)
@@ -377,7 +382,7 @@ class Dispatcher:
     def _go_on_with_batch(self, piece: Piece, asked: PendingRequest) -> None:
         batch = asked.batch
         assert batch is not None  # noqa: S101 - only batches have pieces
-        asked.caller = None  # the accesses of this piece stay counted
+        asked.caller = None  # so that the accesses of this piece stay counted
         if piece.replies:
             asked.merged, asked.computed = None, 0
             self._release(asked)
@@ -397,7 +402,7 @@ class Dispatcher:
             return asked.batch.listings(transaction, self._admitted(transaction, asked))
 
     def _compute(self, asked: PendingRequest) -> None:
-        """Have a merge computed outside of any transaction, then go on with the write."""
+        """Compute a merge outside of any transaction, then submit the write; give up after too many conflicts."""
         request = asked.request if asked.batch is None else asked.batch.next_request
         assert isinstance(request, Request)  # noqa: S101 - a batch in pieces has a `batch`
         assert request.value is not UNSET  # noqa: S101 - it is a merge
@@ -424,7 +429,7 @@ class Dispatcher:
         self, request: Request, versions: list[str], computing: Future[bytes | None], asked: PendingRequest
     ) -> None:
         error = computing.exception()
-        if isinstance(error, LimitError | BadMergeError):  # the writer raises it, if the file is still the same
+        if isinstance(error, LimitError | BadMergeError):  # the writer raises it if the file is unchanged
             asked.merged = Merged(request, versions[0], error=error)
         elif error is not None:
             self._handle_error(error, asked)
@@ -446,7 +451,7 @@ class Dispatcher:
             self._answer_undone(error.reply, asked)
         elif isinstance(error, CloudStoreError):
             self._reply(failure(error) if asked.batch is None else asked.batch.broken_off(error), asked)
-        elif asked.raises:  # perhaps what a handler of the program's signals raised
+        elif asked.raises:  # a signal handler of the program may have raised it
             if asked.answer.done():
                 raise error
             self._under_way.discard(asked)
@@ -457,7 +462,7 @@ class Dispatcher:
             self._reply(failure(ProtocolError(sentence, error="ServerError")), asked)
 
     def _answer_undone(self, reply: Reply, asked: PendingRequest) -> None:
-        """Answer an atomic batch that was refused, once the refusal is stored under its id."""
+        """Answer a refused atomic batch; first store the refusal under its id, if it has an id and writes."""
         if asked.request.once is UNSET or not asked.writes or not may_store(reply):
             self._reply(reply, asked)
             return
@@ -469,7 +474,7 @@ class Dispatcher:
         self._when_done(self._submit(work, asked), asked, self._finish)
 
     def _verify_passwords(self, questions: Iterator[PasswordCheck], asked: PendingRequest) -> None:
-        # One after another: a batch of many waits for its turn at each of them, as single requests would.
+        # One password after another: a batch waits in the queue for each of its passwords, as single requests would.
         for question in questions:
             proof = self._proof(question, asked.address)
             if not proof.done():
@@ -477,7 +482,7 @@ class Dispatcher:
                 return
             if not self._verified(question, proof, asked):
                 return
-        # All rules again from the first: what they looked at may have changed during the hashing.
+        # Start again with the first rule: files or the account may have changed during the hashing.
         self._dispatch(asked)
 
     def _continue_verifying(
@@ -495,7 +500,7 @@ class Dispatcher:
             return failed
 
     def _verified(self, question: PasswordCheck, proof: Future[None], asked: PendingRequest) -> bool:
-        """Whether the request goes on, now that it is known whether the password is right; else it is answered."""
+        """Return True if the request continues after a password check; else answer it with the check's error."""
         error = proof.exception()
         if isinstance(asked.request, Batch) and isinstance(error, CloudStoreError):
             asked.refused[question] = error
@@ -505,7 +510,7 @@ class Dispatcher:
         return True
 
     def _begin(self, asked: PendingRequest) -> Reply | Future[Reply] | None:
-        """Answer the request, or have it answered; None where it goes on by itself, when it is its account's turn."""
+        """Authenticate and execute the request; return None if it first waits for a rate limit slot."""
         request = asked.request
         check_ids(request)
         is_quick = asked.is_quick
@@ -516,7 +521,7 @@ class Dispatcher:
         with self._storage.read() as transaction:
             if is_quick:
                 self._look_ahead(transaction, asked)
-            caller = self._caller(transaction, asked)  # who is refused never stands in a queue
+            caller = self._caller(transaction, asked)  # a refused caller never enters a queue
             comes_in_turn = not asked.admitted and bool(caller.account.limits.min_interval)
             if comes_in_turn:
                 check_rate_limit(transaction, caller.account, self._clock.wall())
@@ -528,7 +533,7 @@ class Dispatcher:
                 self._rules.check_name(request)
         account = caller.account
         asked.account_id = account.id
-        if comes_in_turn:  # not while it reads, for in memory writers wait for readers
+        if comes_in_turn:  # after the read: in memory, writers wait for readers
             self._wait_for_slot(asked, account)
             return None
         if asked.owner is None and not account.limits.min_interval and account.id != NOT_MADE:
@@ -536,7 +541,7 @@ class Dispatcher:
         return self._execute(asked)
 
     def _execute(self, asked: PendingRequest) -> Reply | Future[Any]:
-        """Have the request answered by the writer; a read by a thread for reads, in memory by this one."""
+        """Submit a write to the writer, a read to a thread for long reads; a read in memory runs on this thread."""
         if asked.writes:
             if isinstance(asked.request, Batch) and not (
                 asked.request.atomic or asked.is_local or asked.batch is not None
@@ -548,7 +553,7 @@ class Dispatcher:
         if not asked.waits:
             return self._scans.submit_for(asked.account_id, self._read_on, asked, read)
         self._storage.check_can_wait()
-        if self._storage.reads_in_turn:  # a signal handler's thread may have the turn
+        if self._storage.reads_in_turn:  # in memory: a signal handler's thread may hold the lock (an RLock)
             return self._read_all(asked, read)
         return self._scans.submit(self._read_all, asked, read)
 
@@ -563,25 +568,25 @@ class Dispatcher:
             steps = Whole(self._batch_work(asked).do)
         else:
             steps = BatchOfReads(self._rules, request, asked.refused, max_bytes)
-        # A program's own store is read as it is at one moment: nobody else waits for it.
+        # For a blocking caller, read one snapshot without pauses: no other client waits for the store.
         bounds = None if asked.waits else REMOTE if self._storage.waits else LOCAL
         admit = partial(self._admitted, asked=asked)
         return LongRead(steps, self._storage.read, admit, partial(self._grow, asked), bounds, self._clock.monotonic)
 
     def _load_large(self, asked: PendingRequest, transaction: Transaction, caller: Caller) -> Reply:
-        assert isinstance(asked.request, Request)  # noqa: S101 - batches are read otherwise
+        assert isinstance(asked.request, Request)  # noqa: S101 - batches have other steps
         info = transaction.stat(caller.account.id, asked.request.name)
         if info is not None:
-            self._grow(asked, caller, info.size)  # before it is read
+            self._grow(asked, caller, info.size)  # before reading the value
         return self._rules.answer(transaction, caller, asked.request)
 
     def _grow(self, asked: PendingRequest, caller: Caller, size: int, *, forced: bool = False) -> None:
-        """Take the memory of a reply that grows to so many bytes; all but loads are put together at the end."""
+        """Reserve memory for a reply of `size` bytes: twice the size, except for loads, as the parts are joined."""
         if asked.room is not None and size > SMALL_VALUE:
             asked.room.grow_to(caller.account.id, size if asked.is_quick else 2 * size, forced=forced)
 
     def _read_on(self, asked: PendingRequest, read: LongRead) -> Reply | Paused:
-        """Do a slice of a long read, and return the reply after the last one."""
+        """Run a slice of a long read; return the reply after the last slice, else `PAUSED`."""
         caller = read.go_on()
         if isinstance(caller, Paused):
             return caller
@@ -592,7 +597,7 @@ class Dispatcher:
 
     def _read_all(self, asked: PendingRequest, read: LongRead) -> Reply:
         reply = self._read_on(asked, read)
-        assert isinstance(reply, Reply)  # noqa: S101 - it has no bounds
+        assert isinstance(reply, Reply)  # noqa: S101 - a read without bounds never pauses
         return reply
 
     def _submit_write(self, asked: PendingRequest) -> Future[Reply | Piece | Needs]:
@@ -607,13 +612,13 @@ class Dispatcher:
         return self._submit(partial(self._write, asked), asked, size)
 
     def _submit(self, work: Callable[[Transaction], T], asked: PendingRequest, size: int = 0) -> Future[T]:
-        """Have work done in the turn of the request's account; while that is held, in a turn of the request's own."""
+        """Queue work for the writer: in the account's queue, or a separate queue while this request holds that."""
         if asked.waits:
             return self._storage.run(work, asked.until)
         return self._storage.submit(work, (asked.account_id,) if asked.holds else asked.account_id, size)
 
     def _look_ahead(self, transaction: Transaction, asked: PendingRequest) -> None:
-        """Tell the storage what the request is going to read."""
+        """Prefetch the rows needed by the request in one round trip, if the storage is reached over a network."""
         if self._reads is None:
             return
         owner, request = asked.owner, asked.request
@@ -641,7 +646,7 @@ class Dispatcher:
         return Caller(self._accounts.owned(transaction, asked.owner.id, asked.address), is_owner=True)
 
     def _wait_for_slot(self, asked: PendingRequest, account: Account) -> None:
-        """Go on with the request once it is stored, for all processes, that the account had its turn."""
+        """Rate limit: take a slot in storage, shared by all processes, then dispatch the request again."""
         turn = self._storage.submit(lambda transaction: take_slot(transaction, account, self._clock.wall()), account.id)
         self._when_done(turn, asked, self._slot_taken)
 
@@ -660,7 +665,7 @@ class Dispatcher:
         return caller
 
     def _write(self, asked: PendingRequest, transaction: Transaction) -> Reply | Needs:
-        """Do a write, unless it is a merge that has to be computed first."""
+        """Do a write; return `Needs.MERGE` for a large merge, to be computed outside of the transaction first."""
         self._look_ahead(transaction, asked)
         caller = self._admitted(transaction, asked, writes=True)
         request = asked.request
@@ -675,7 +680,7 @@ class Dispatcher:
     def _write_piece(self, asked: PendingRequest, transaction: Transaction) -> Piece | Reply:
         """Do the next piece of a batch."""
         assert asked.batch is not None  # noqa: S101 - only batches have pieces
-        self._undo_counts(asked)  # a storage may have work done again that came to nothing
+        self._undo_counts(asked)  # a storage may roll back and run the work again
         self._look_ahead(transaction, asked)
         caller = self._admitted(transaction, asked, writes=True)
         caller.merged = asked.merged
@@ -688,7 +693,7 @@ class Dispatcher:
         return piece
 
     def _hold(self, asked: PendingRequest, caller: Caller) -> None:
-        """Before a merge is computed for the last time, hold the account's other writes, which were in its way."""
+        """Before the last computation of a merge, hold the account's other writes: they caused the conflicts."""
         asked.account_id = caller.account.id
         if asked.computed == MAX_COMPUTED:
             asked.holds = True
@@ -696,7 +701,7 @@ class Dispatcher:
 
     def _answer(self, transaction: Transaction, caller: Caller, asked: PendingRequest) -> Reply:
         request = asked.request
-        self._undo_counts(asked)  # a storage may have work done again that came to nothing
+        self._undo_counts(asked)  # a storage may roll back and run the work again
         work = self._work(asked)
         if asked.writes and request.once is not UNSET:
             reply = self._answers.once(transaction, caller, request, work)
@@ -706,7 +711,7 @@ class Dispatcher:
         return reply
 
     def _count(self, asked: PendingRequest, caller: Caller) -> None:
-        """Count the accesses of a try of the request that was answered."""
+        """Count the accesses of the answered try of the request."""
         self._usage.count(caller.account.id, "data", *caller.used)
         asked.caller = caller
 
@@ -729,19 +734,19 @@ class Dispatcher:
         )
 
     def _undo_counts(self, asked: PendingRequest) -> None:
-        """Count no longer what a try of the request counted as accesses."""
+        """Subtract the accesses counted for an earlier try of the request."""
         caller, asked.caller = asked.caller, None
         if caller is not None:
             self._usage.count(caller.account.id, "data", *caller.used, times=-1)
 
 
 def _strangers(address: str) -> tuple[str, str]:
-    """Return the queue for requests with unknown API keys: one for an address, however many keys it guesses."""
+    """Return the queue for requests with unknown API keys: the same for all keys guessed from a client network."""
     return "strangers", network_of(address)
 
 
 def _wait_until(future: Future[T], until: float) -> None:
-    """Wait for a future; `TimedOutError` at the monotonic time `until`, with `sent` False if the work never begins."""
+    """Wait for a future; raise `TimedOutError` at monotonic time `until`, with `sent` False if it was cancelled."""
     if not wait_for(future, None if until == math.inf else until - time.monotonic()):
         sentence = "The store was busy all the time; try again, or give a longer deadline."
         raise TimedOutError(sentence, sent=not future.cancel())
