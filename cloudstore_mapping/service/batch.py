@@ -1,4 +1,4 @@
-"""Batches: atomic ones in one transaction of bounded size, all others in pieces, each a transaction."""
+"""Batch requests: run an atomic batch in a single bounded transaction, other batches in pieces (a transaction each)."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ from cloudstore_mapping.wire import (
     success,
 )
 
-#: Bytes of a value that is read before it is asked for.
+#: Maximum size of a prefetched value in bytes.
 MAX_AHEAD: Final = 16 * 2**10
 
-#: Requests whose files are read at once in a piece of a batch.
+#: Number of files prefetched together in a piece.
 LOOK_AHEAD: Final = 256
-#: Seconds of work in a piece of a batch while other work waits, and while none does.
+#: Seconds of work per piece: while other work waits for the writer, and while none waits.
 PIECE_SECONDS: Final = 0.003
 LONE_PIECE_SECONDS: Final = 0.1
-#: Requests of a piece that shares its transaction with other work, which waits for it.
+#: Maximum number of requests in a piece sharing its transaction with other work: this work waits for the piece.
 MAX_SHARING: Final = 32
-#: How often the bytes of a merge count in an atomic batch: they are decoded, merged and encoded.
+#: Weight of a merge's bytes in an atomic batch: unlike a save's, they are decoded, merged and encoded.
 MERGE_WEIGHT: Final = 10
 
 _OF_VALUES: Final = frozenset({Operation.LOAD, Operation.MERGE})
 _LARGE: Final = frozenset({Operation.LOAD, Operation.LIST})
-#: Stored in place of the reply to a read.
+#: Placeholder stored in place of the reply to a read.
 _READ_AGAIN: Final = success("")
 
 
 class UndoneError(Exception):
-    """A request of an atomic batch was refused; `reply` is the answer to the batch, which has to be undone."""
+    """A request of an atomic batch was refused: roll the batch back and answer with `reply`."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__("A request of an atomic batch was refused.")
@@ -58,7 +58,7 @@ class UndoneError(Exception):
 
 
 class Needs(enum.Enum):
-    """Step outside of a writing transaction, without which a batch can't go on."""
+    """Step outside of a write transaction before a batch can continue."""
 
     MERGE = enum.auto()
     LISTING = enum.auto()
@@ -66,9 +66,10 @@ class Needs(enum.Enum):
 
 class Budget:
     """
-    Time and bytes of one piece of a batch.
+    Limits on the time and bytes of a piece of a batch.
 
-    While other work waits, a piece takes `PIECE_SECONDS`; else `LONE_PIECE_SECONDS`, for each piece costs a commit.
+    While other work waits, a piece ends after `PIECE_SECONDS`; else after `LONE_PIECE_SECONDS`, as each piece costs a
+    commit. It always ends after `MAX_BYTES` bytes.
     """
 
     def __init__(self, clock: Callable[[], float], others_wait: Callable[[], bool]) -> None:
@@ -78,11 +79,11 @@ class Budget:
         self._bytes = 0
 
     def take(self, size: int) -> None:
-        """Count bytes that were read or written."""
+        """Count bytes read or written."""
         self._bytes += size
 
     def is_used(self) -> bool:
-        """Return True if the piece has to end."""
+        """Return True if the piece must end."""
         seconds = self._clock() - self._began
         if self._bytes >= MAX_BYTES or seconds >= LONE_PIECE_SECONDS:
             return True
@@ -91,7 +92,7 @@ class Budget:
 
 @dataclass
 class _Room:
-    """Bytes that loads and lists may still take in a reply."""
+    """Bytes left in a reply for the results of loads and lists."""
 
     left: int
     is_full: bool = False
@@ -99,7 +100,7 @@ class _Room:
 
 @dataclass(frozen=True)
 class Piece:
-    """Replies to the next requests of a batch, which were done in one transaction, and what the batch needs then."""
+    """Replies to some consecutive requests of a batch, done in one transaction, and the step needed next, if any."""
 
     replies: list[Reply]
     room: _Room
@@ -108,19 +109,19 @@ class Piece:
 
 class BatchWork:
     """
-    A batch that is done in one transaction, or in pieces.
+    Execution of a batch, in one transaction (`do`) or in pieces (`piece`, `advance`).
 
-    An atomic batch is one transaction, which is refused with `TooBigError` if its values take more than `max_atomic`
-    bytes: no other work is done meanwhile. Any other batch is done in pieces, each a transaction, so that other
-    accounts have their turn in between: `piece` does the next one, and `advance` takes it once it is committed.
+    An atomic batch runs in one transaction. Other work waits for it, so it is refused with `TooBigError` if its values
+    take more than `max_atomic` bytes. Any other batch runs in pieces, one transaction each, and other accounts get
+    their turn in between: `piece` runs the next piece, and `advance` adds its replies after the commit.
 
-    The replies to a piece are stored in its own transaction: those to the first under the batch's id, those to the
-    others under a key made of the id and the number of the first request. So a batch that broke off, and is sent again,
-    finds each piece that was done, replays it, and goes on behind it; two copies at a time meet at the same keys.
-    Listings are no part of a piece, as they write nothing.
+    Idempotency: each piece stores its replies in its own transaction. The first piece stores them under the batch's id,
+    each later piece under a key made of the id and the index of its first request. If an interrupted batch is sent
+    again, it finds each finished piece, replays it and continues after the last; two copies sent at the same time use
+    the same keys. Listings write nothing, so they run outside of pieces.
 
-    `refused` are the errors of passwords that are known to be wrong. Once what was loaded and listed takes `max_bytes`,
-    further loads and lists are refused.
+    `refused` holds the errors of wrong passwords. Once the results of loads and lists take `max_bytes` bytes, further
+    loads and lists are refused.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class BatchWork:
         self._refused = refused
         self._max_atomic = max_atomic
         self._room = _Room(max_bytes)
-        #: Replies so far, of pieces that are committed.
+        #: Replies of all committed pieces so far.
         self.replies: list[Reply] = []
         self._is_stored = False
         self._print: bytes | None = None
@@ -147,11 +148,10 @@ class BatchWork:
 
     def do(self, transaction: Transaction, caller: Caller) -> Reply:
         """
-        Do the requests in their order, each of which is refused for itself.
+        Do all requests in order; a refused request doesn't affect the others, except in an atomic batch.
 
-        Raises `UndoneError` for the first refusal of an atomic batch. Where passwords must be hashed first it raises
-        `UnprovenError` with all of them, for what comes behind the first one is tried as well: else a batch would begin
-        anew as often as it has passwords.
+        Raises `UndoneError` for the first refusal in an atomic batch, and `UnprovenError` with all passwords to hash
+        first. Requests after the first such password are tried too; else a batch would restart once per password.
         """
         weighed = 0
 
@@ -171,7 +171,7 @@ class BatchWork:
         return success("", encode_replies(self.replies))
 
     def _weight(self, transaction: Transaction, caller: Caller, request: Request) -> int:
-        """Return how many bytes a write of an atomic batch counts."""
+        """Return the weight of a request in an atomic batch, in bytes; raise `ProtocolError` for a listing."""
         if request.operation is Operation.LIST:
             raise ProtocolError("An atomic batch holds no listings; list the names before it.", error="BadRequest")
         size = 0 if request.value is UNSET else len(request.value)
@@ -187,33 +187,33 @@ class BatchWork:
             )
 
     def kept(self, reply: Reply) -> Reply:
-        """Return the reply as it is stored: without the replies to reads, which are read again for a duplicate."""
+        """Return the reply to store: replies to reads are left out, and read again for a duplicate."""
         return reply if reply.error is not None else self.stored(0, self.replies)
 
     def stored(self, start: int, replies: list[Reply]) -> Reply:
-        """Return replies from the request with the index `start` on as they are stored."""
+        """Return the replies to the requests from index `start` on, in the form to store."""
         parts = zip(self._batch.requests[start:], replies, strict=False)
         return success("", encode_replies([reply if request.writes else _READ_AGAIN for request, reply in parts]))
 
     def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply:
         """
-        Return the stored replies to the writes, and read again what the batch reads.
+        Return the stored replies to the writes, and repeat the batch's reads.
 
-        Reads no longer depend on versions: the batch was done, whatever happened to the files since. Passwords are
-        checked again; raises as `do` if one is wrong.
+        Repeated reads ignore `if_version`: the batch was done, and the files may have changed since. Passwords are
+        checked again; errors as in `do`. Raises `IdMismatchError` for another batch.
         """
         if before.error is not None:
             return before
         stored = decode_replies(before.content)
-        if len(stored) != len(self._batch.requests):  # by an earlier version, for another batch
+        if len(stored) != len(self._batch.requests):  # stored by an earlier release, for another batch
             raise mismatch()
         return success("", encode_replies(self.again(transaction, caller, stored).replies))
 
     def again(self, transaction: Transaction, caller: Caller, stored: list[Reply]) -> Piece:
-        """Return the stored replies to the next requests, after checking passwords again, and read what they read."""
+        """Check the passwords of the next requests again, return their stored replies, and repeat their reads."""
         start = len(self.replies)
         if len(stored) == len(self._batch.requests):
-            stored = stored[start:]  # by a version that kept the replies of all
+            stored = stored[start:]  # an earlier release stored all replies together
         if len(stored) > len(self._batch.requests) - start:
             raise mismatch()
         room = replace(self._room)
@@ -228,31 +228,31 @@ class BatchWork:
 
     @property
     def is_done(self) -> bool:
-        """Whether all pieces are committed."""
+        """True once all pieces are committed."""
         return len(self.replies) == len(self._batch.requests)
 
     @property
     def size(self) -> int:
-        """About how many bytes the next piece writes; a piece of many requests is as good as large, and alone."""
+        """Approximate bytes written by the next piece; with many requests left, enough for a transaction of its own."""
         if len(self._batch.requests) - len(self.replies) > MAX_SHARING:
             return MAX_BYTES + 1
         return min(self._size_left, max(MAX_BYTES, self._sizes[len(self.replies)]))
 
     @property
     def next_request(self) -> Request:
-        """First request that isn't done."""
+        """First request still to do."""
         return self._batch.requests[len(self.replies)]
 
     def reply(self) -> Reply:
-        """Return the reply to a batch that is done."""
+        """Return the reply to a finished batch."""
         return success("", encode_replies(self.replies))
 
     def broken_off(self, error: CloudStoreError) -> Reply:
         """
-        Return the reply to a batch that can't go on.
+        Return the reply to an interrupted batch.
 
-        Without an id it tells what was done, and fails the rest. With an id it is the error alone: sent again, the
-        batch goes on where it broke off.
+        Without an id, return the replies so far, and the error for each of the other requests. With an id, return only
+        the error: the client sends the batch again, and it continues after the last committed piece.
         """
         if not self.replies or self._batch.once is not UNSET:
             return failure(error)
@@ -260,7 +260,7 @@ class BatchWork:
         return success("", encode_replies([*self.replies, *[failure(error)] * rest]))
 
     def advance(self, piece: Piece) -> None:
-        """Go on behind a piece that is committed, or was only read."""
+        """Add the replies of a piece after its commit, or of listings after reading them."""
         start = len(self.replies)
         self._size_left -= sum(self._sizes[start : start + len(piece.replies)])
         if piece.replies and self._batch.requests[start].operation is not Operation.LIST:
@@ -270,10 +270,10 @@ class BatchWork:
 
     def piece(self, transaction: Transaction, caller: Caller, budget: Budget) -> Piece | Reply:
         """
-        Do the next requests, until the budget is used, or a step outside is needed, and store their replies.
+        Do the next requests until the budget is used or the batch needs a listing or large merge; store their replies.
 
-        Returns a reply to the whole batch if that was stored under its id. Raises `UnprovenError` as `do`, for the
-        requests of this piece.
+        Returns the stored reply to the whole batch if its id has such a reply. Raises `UnprovenError` with all
+        passwords of this piece to hash first.
         """
         request = self.next_request
         key = self._key()
@@ -302,14 +302,14 @@ class BatchWork:
         return self._key()
 
     def _key(self) -> str | None:
-        """Return the key under which the replies to the next piece are stored, longer than any id; None for no key."""
+        """Return the idempotency key of the next piece, longer than any request id; None for a batch without an id."""
         once = self._batch.once
         if once is UNSET or not self._is_stored:
             return None if once is UNSET else once
         return f"piece:{hashlib.sha256(once.encode()).hexdigest()}:{len(self.replies)}"
 
     def listings(self, transaction: Transaction, caller: Caller) -> Piece:
-        """Do the next requests that are listings, in a transaction that reads."""
+        """Do the listings up to the next other request, in a read transaction."""
         start = len(self.replies)
         room = replace(self._room)
         requests = self._batch.requests
@@ -323,7 +323,7 @@ class BatchWork:
         )
 
     def new_piece(self, transaction: Transaction, caller: Caller, budget: Budget) -> Piece:
-        """Do the next requests, until the budget is used, or a step outside is needed."""
+        """Do the next requests until the budget is used or the batch needs a listing or large merge."""
         room = replace(self._room)
 
         def answer(index: int, request: Request) -> Reply:
@@ -344,7 +344,7 @@ class BatchWork:
         room: _Room | None = None,
         is_replay: bool = False,
     ) -> Piece:
-        """Answer the next requests by `answer`; with a budget, until it is used, or a step outside is needed."""
+        """Answer the next requests with `answer`; a budget ends the piece as in `new_piece`."""
         replies: list[Reply] = []
         unproven: dict[PasswordCheck, None] = {}
         requests = self._batch.requests
@@ -372,7 +372,7 @@ class BatchWork:
                 reply = failure(refusal)
             if self._batch.atomic and reply.error is not None and (request.writes or not is_replay):
                 if unproven:
-                    break  # it may be refused only because those before it were not done
+                    break  # the refusal may only result from the skipped requests before it
                 sentence = f"Request {index + 1} of {len(requests)}: {reply.sentence}"
                 raise UndoneError(msgspec.structs.replace(reply, message=encode_value(sentence)))
             replies.append(reply)
@@ -393,7 +393,7 @@ class BatchWork:
         return self._rules.must_compute(transaction, caller, request)
 
     def _look_ahead(self, transaction: Transaction, caller: Caller, requests: Sequence[Request]) -> None:
-        """Read at once what the requests would read one by one, but for large values, of which there may be many."""
+        """Prefetch the files of the requests in at most two queries; leave out large values to bound the memory."""
         values: dict[str, None] = {}
         infos: dict[str, None] = {}
         names = sorted({request.name for request in requests if request.operation is not Operation.LIST})
@@ -428,7 +428,7 @@ class BatchWork:
 
 
 class _PieceWork:
-    """One piece of a batch, for `IdempotencyStore.once`; `done` is its outcome."""
+    """Work of `IdempotencyStore.once` for a piece of a batch; `done` is its outcome."""
 
     def __init__(self, batch: BatchWork, budget: Budget) -> None:
         self._batch = batch
@@ -436,24 +436,24 @@ class _PieceWork:
         self.done: Piece | None = None
 
     def do(self, transaction: Transaction, caller: Caller) -> Reply:
-        """Do the piece."""
+        """Do a new piece."""
         self.done = self._batch.new_piece(transaction, caller, self._budget)
         return success("")
 
     def kept(self, _: Reply) -> Reply:
-        """Return the piece's replies as they are stored."""
-        assert self.done is not None  # noqa: S101 - by `do`
+        """Return the piece's replies in the form to store."""
+        assert self.done is not None  # noqa: S101 - `do` has set it
         return self._batch.stored(len(self._batch.replies), self.done.replies)
 
     def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply:
-        """Go on behind a piece that was done."""
+        """Rebuild an already committed piece from its stored replies."""
         if before.error is None:
             self.done = self._batch.again(transaction, caller, decode_replies(before.content))
         return before
 
 
 class Undone:
-    """The refusal of an atomic batch that was undone, for `IdempotencyStore.once`."""
+    """Work of `IdempotencyStore.once` for storing the refusal of an atomic batch after its rollback."""
 
     def __init__(self, work: BatchWork, reply: Reply) -> None:
         self._work = work
@@ -464,9 +464,9 @@ class Undone:
         return self._reply
 
     def kept(self, reply: Reply) -> Reply:
-        """Return the reply as it is stored: whole."""
+        """Return the whole refusal, to be stored."""
         return reply
 
     def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply:
-        """Return the reply to a copy of the batch that was done meanwhile."""
+        """Return the reply to a duplicate of the batch, done meanwhile."""
         return self._work.replay(transaction, caller, before)

@@ -27,55 +27,55 @@ from cloudstore_mapping.wire import (
     failure,
 )
 
-#: Minimum time in seconds for which a reply is stored.
+#: Minimum seconds before a stored reply expires.
 REMEMBERED_FOR: Final = 900.0
-#: Seconds by which the wall clock gets ahead of the monotonic one only if somebody set it.
+#: Seconds of advance over the monotonic clock from which the wall clock counts as set forward.
 JUMP: Final = 60.0
-#: Delete old replies after each `FORGET_EVERY` new ones, at most `FORGET_AT_ONCE` at a time: more than were added
-#: meanwhile, so their number stays bounded and no deletion is long.
+#: Delete expired replies after each `FORGET_EVERY` new ones, at most `FORGET_AT_ONCE` at a time. More are deleted than
+#: added, so their number stays bounded; no deletion takes long.
 FORGET_EVERY: Final = 64
 FORGET_AT_ONCE: Final = 256
 
 
 class Repeatable(Protocol):
-    """The work of a request with an id."""
+    """Work of a request with an id, to be applied once."""
 
     def do(self, transaction: Transaction, caller: Caller) -> Reply:
-        """Do what the request asks for."""
+        """Execute the request."""
         ...
 
     def kept(self, reply: Reply) -> Reply:
-        """Return the reply as it is stored: without values that a load returned."""
+        """Return the reply to store, without loaded values."""
         ...
 
     def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply:
-        """Return the reply to a duplicate from the stored one; passwords are checked again."""
+        """Check passwords again, and return the reply to a duplicate, made from the stored reply `before`."""
         ...
 
 
 class Single:
-    """The work of a request that is no batch."""
+    """Work of a single request."""
 
     def __init__(self, rules: Operations, request: Request) -> None:
         self._rules = rules
         self._request = request
 
     def do(self, transaction: Transaction, caller: Caller) -> Reply:
-        """Do what the request asks for."""
+        """Execute the request."""
         return self._rules.answer(transaction, caller, self._request)
 
     def kept(self, reply: Reply) -> Reply:
-        """Return the reply as it is stored: whole, as only writes have ids."""
+        """Return the whole reply, to be stored: only writes have ids, so it holds no loaded value."""
         return reply
 
     def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply:
-        """Return the stored reply; `LockedError` if the file has another password by now."""
+        """Return the stored reply; raise `LockedError` if the file's password has changed."""
         self._rules.check_replay(transaction, caller, self._request)
         return before
 
 
 class IdempotencyStore:
-    """Apply a request with an id only once; an id belongs to one account, and names one request of any kind."""
+    """Applies a request with an id only once. Ids are unique per account, for single requests and batches together."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -94,13 +94,14 @@ class IdempotencyStore:
         print_: bytes | None = None,
     ) -> Reply:
         """
-        Replay the stored reply to the request's id, or do the work and store its reply, a refusal too.
+        Replay the stored reply to the request's id, or do the work and store its reply, even a refusal.
 
-        `key` is stored in place of the id: that of a part of the request. `print_` is its fingerprint, if it is known.
+        `key` replaces the id for a part of the request, a piece of a batch. `print_` is the request's fingerprint, if
+        already computed.
 
-        A refusal that may be none the next time is raised as it is: a missing or wrong password, a service too busy.
-        Raises `IdMismatchError` if the id was used for another request. Replies stored by earlier versions have no
-        fingerprint, and are replayed to any request of the same kind.
+        A temporary refusal isn't stored but raised: a missing or wrong password, a busy service. Raises
+        `IdMismatchError` if the id was used for another request. Replies stored by earlier releases have no
+        fingerprint; they are replayed to any request of the same kind (single or batch).
         """
         assert request.once is not UNSET  # noqa: S101 - the caller asks first
         key = request.once if key is None else key
@@ -129,13 +130,13 @@ class IdempotencyStore:
         return reply
 
     def forget(self, transaction: Transaction) -> None:
-        """Forget some of the oldest replies, if they are old enough."""
+        """Delete up to `FORGET_AT_ONCE` expired replies, oldest first."""
         now = self._clock.wall()
         if self._may_forget(now):
             transaction.forget_answers(now - REMEMBERED_FOR, FORGET_AT_ONCE)
 
     def _may_forget(self, wall: float) -> bool:
-        """Return False for a while after the clock was set forward, when new replies seem old."""
+        """Return False for `REMEMBERED_FOR` seconds after the wall clock was set forward: new replies look expired."""
         monotonic = self._clock.monotonic()
         before, self._ahead = self._ahead, wall - monotonic
         if self._ahead > before + JUMP:
@@ -144,13 +145,13 @@ class IdempotencyStore:
 
 
 def makes_room(request: Request | Batch) -> bool:
-    """Return True for a request, or a batch of requests, that only deletes files."""
+    """Return True for a delete, or a batch of only deletes."""
     parts = request.requests if isinstance(request, Batch) else (request,)
     return all(part.operation is Operation.DELETE for part in parts)
 
 
 def fingerprint(request: Request | Batch) -> bytes:
-    """Return a hash of what a request asks for: all its fields, without API key, passwords and ids."""
+    """Return a SHA-256 of all fields of a request except API key, passwords and ids."""
     if isinstance(request, Batch):
         parts = [_plain(part) for part in request.requests]
         return _digest(replace(request, api_key="", once=UNSET, requests=parts))
@@ -166,17 +167,17 @@ def _digest(request: Request | Batch) -> bytes:
 
 
 def may_store(refusal: Reply) -> bool:
-    """Return True if a refusal stands for a repeated request too, unlike a missing password, or a service too busy."""
+    """Return True for a permanent refusal; a missing or wrong password or a busy service may pass on a retry."""
     return refusal.status == HTTPStatus.OK and refusal.error != "Locked"
 
 
 def mismatch() -> IdMismatchError:
-    """Return the error for an id that was used for another request."""
+    """Return the error for an id already used for another request."""
     return IdMismatchError("This request id was used for another request; draw a new id for each request.")
 
 
 def check_ids(request: Request | Batch) -> None:
-    """Raise `ProtocolError` for a batch that shares its id with one of its requests."""
+    """Raise `ProtocolError` if a request of the batch has the batch's own id."""
     if isinstance(request, Batch) and request.once is not UNSET:
         for number, part in enumerate(request.requests, 1):
             if part.once == request.once:
