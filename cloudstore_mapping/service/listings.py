@@ -1,4 +1,4 @@
-"""Listings and searches: names, or names with values, collected part by part."""
+"""List and search names, with or without values: pages and pagination, collected step by step."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 MAX_PAGE: Final = 10_000
 #: Maximum size of a value in a listing, in bytes.
 MAX_LISTED: Final = 64 * 2**10
-#: Names that one step looks at: half a millisecond.
+#: Number of names scanned per step: half a millisecond.
 STEP_NAMES: Final = 1000
-#: Values that one step reads.
+#: Number of values read per step.
 STEP_VALUES: Final = 250
 
-# A file without its value, as `Listed` has it behind the name.
+# Fields of `Listed` after the name, for a file without its value.
 _LEFT_OUT: Final = (None, None, None, "")
 
 
 class _Found:
-    """The place of a listing among an account's names; it goes on after the last name that was looked at."""
+    """Cursor of a listing in an account's sorted names: continues after the last scanned name."""
 
     def __init__(self, request: Request) -> None:
         begins = request.match == "prefix"
         self._containing, self._prefix = ("", request.name) if begins else (request.name, "")
         self._after = None if request.after is UNSET else request.after
-        #: Bytes that the reply takes so far.
+        #: Bytes of the reply so far.
         self.size = 0
 
     def _scan(self, transaction: Transaction, account_id: int, rows: int) -> tuple[list[str], bool]:
-        """Return the next names, and whether they are the last."""
+        """Return the next names, and True if they are the last."""
         names, self._after = transaction.scan(
             account_id, self._containing, prefix=self._prefix, after=self._after, rows=rows
         )
@@ -48,9 +48,9 @@ class _Found:
 
 class AllNames(_Found):
     """
-    All names, encoded as they come: to encode a million at once would hold the interpreter.
+    Listing of all names, encoded step by step: encoding a million at once would block all threads (the GIL).
 
-    A name that exists during the whole listing is in it once; one that is added or deleted meanwhile may be in it.
+    It has each name present during the whole listing once, and may have names added or deleted meanwhile.
     """
 
     def __init__(self, request: Request) -> None:
@@ -60,7 +60,7 @@ class AllNames(_Found):
         self._message: list[bytes] = []
 
     def step(self, transaction: Transaction, caller: Caller) -> bool:
-        """Look at the next names, and return True at the end."""
+        """Scan the next names; return True after the last."""
         names, is_last = self._scan(transaction, caller.account.id, STEP_NAMES)
         if names:
             self._data.append(bytes(encode_value(names))[1:-1])
@@ -70,13 +70,13 @@ class AllNames(_Found):
         return is_last
 
     def reply(self) -> Reply:
-        """Return the reply with what was found."""
+        """Return the reply with the results."""
         message, data = b",".join(self._message), b",".join(self._data)
         return success(Raw(b'"%b"' % message), Raw(b"[%b]" % data))
 
 
 class PageOfNames(_Found):
-    """A page of names, and the name after which the next one begins."""
+    """Page of names; the reply's `next` is the last name of the page, or None on the last page."""
 
     def __init__(self, request: Request) -> None:
         super().__init__(request)
@@ -84,8 +84,8 @@ class PageOfNames(_Found):
         self._names: list[str] = []
 
     def step(self, transaction: Transaction, caller: Caller) -> bool:
-        """Look at the next names, and return True at the end."""
-        left = self._limit + 1 - len(self._names)  # one more tells whether another page follows
+        """Scan the next names; return True after the last."""
+        left = self._limit + 1 - len(self._names)  # one more name, to know if another page follows
         rows = STEP_NAMES if self._containing else min(STEP_NAMES, left)
         names, is_last = self._scan(transaction, caller.account.id, rows)
         self._names += names
@@ -93,7 +93,7 @@ class PageOfNames(_Found):
         return is_last or len(self._names) > self._limit
 
     def reply(self) -> Reply:
-        """Return the reply with what was found."""
+        """Return the reply with the results."""
         page = self._names[: self._limit]
         following = page[-1] if len(self._names) > self._limit else None
         return replace(success("", encode_value(page)), next=following)
@@ -101,24 +101,25 @@ class PageOfNames(_Found):
 
 class PageOfValues(_Found):
     """
-    A page of names, versions and values, and the name after which the next one begins.
+    Page of names, versions and values; the reply's `next` is the last name of the page, or None on the last page.
 
-    Values over `max_bytes`, with a view password, or beyond the account's daily accesses are left out; `may_use` tells
-    of the latter.
+    `max_bytes` is the maximum size of the whole page. Files are listed by name only if their value is large (over
+    `MAX_LISTED` bytes, or its equal share of `max_bytes`), if they have a view password, or if they are over the
+    account's daily access limit (`may_use` returns False).
     """
 
     def __init__(self, request: Request, max_bytes: int, may_use: Callable[[Transaction, Caller, str], bool]) -> None:
         super().__init__(request)
         self._limit = MAX_BATCH if request.limit is UNSET else min(request.limit, MAX_BATCH)
-        # So small that all values together fit into one reply.
+        # Limits each value so as to fit all of them into one reply.
         self._max_bytes = min(MAX_LISTED, max_bytes // self._limit)
         self._may_use = may_use
         self._names: list[str] = []
         self._shown: list[tuple[str, str, Raw]] = []
 
     def step(self, transaction: Transaction, caller: Caller) -> bool:
-        """Look at the next names, read the values of those that are found, and return True at the end."""
-        left = self._limit + 1 - len(self._names)  # one more tells whether another page follows
+        """Scan the next names and read the values of matching files; return True after the last."""
+        left = self._limit + 1 - len(self._names)  # one more name, to know if another page follows
         files, is_last = self._files(transaction, caller.account.id, left)
         for name, value, _, view_password, version in files[: left - 1]:
             if value is not None and self._may_show(transaction, caller, name, view_password):
@@ -130,8 +131,8 @@ class PageOfValues(_Found):
         return is_last or len(self._names) > self._limit
 
     def _files(self, transaction: Transaction, account_id: int, left: int) -> tuple[list[Listed], bool]:
-        """Return the next files, and whether they are the last."""
-        if not self._containing:  # a range of the index, which is read at once
+        """Return the next files, and True if they are the last."""
+        if not self._containing:  # an index range, read in a single query
             rows = min(STEP_VALUES, left)
             page = transaction.page(
                 account_id, prefix=self._prefix, after=self._after, limit=rows, max_bytes=self._max_bytes
@@ -149,6 +150,6 @@ class PageOfValues(_Found):
         return not caller.is_limited or self._may_use(transaction, caller, name)
 
     def reply(self) -> Reply:
-        """Return the reply with what was found."""
+        """Return the reply with the results."""
         following = self._names[self._limit - 1] if len(self._names) > self._limit else None
         return replace(success("", encode_value(self._shown)), next=following)

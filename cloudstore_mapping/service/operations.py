@@ -1,4 +1,4 @@
-"""Operations on data files: load, list, stat, save, merge, delete and change, with their passwords and quotas."""
+"""Operations on data files: load, save, merge, delete, list and stat, with password, version and quota checks."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from cloudstore_mapping.service.storage.records import LARGE, File, FileInfo
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import Operation, Reply, Request, decode_value, encode_value, success
 
-#: Bytes of a stored value and the one to merge into it, together, that a transaction decodes: 3 ms.
+#: Maximum total bytes of a stored value and the value to merge into it, for a merge inside a transaction: 3 ms of work.
 MAX_INLINE_MERGE: Final = 64 * 2**10
 
-#: Operations that may make a file.
+#: Operations able to create a file.
 _SAVES: Final = frozenset({Operation.SAVE, Operation.MERGE})
 
 _EMPTY: Final = encode_value("")
@@ -38,7 +38,7 @@ _SAVED: Final = encode_value("Entry saved")
 
 
 def check_name(name: str, max_bytes: int) -> None:
-    """Raise `BadNameError` for a name that is empty, too long, or contains NUL; names are data, never paths."""
+    """Raise `BadNameError` for a name with NUL, an empty or too long name; names are data, never paths."""
     if not name:
         raise BadNameError("The file's name is empty; give at least one character.", key=name)
     if "\0" in name:
@@ -50,10 +50,9 @@ def check_name(name: str, max_bytes: int) -> None:
 
 class Operations:
     """
-    The rules in their order: name, password, version, quota, value, storage.
+    Executes the operations on data files, with their checks in order: name, password, version, quota, value, storage.
 
-    A refusal is an error of `errors`, raised before anything is written; `UnprovenError` where a password has to be
-    hashed first.
+    A failed check raises an error from `errors` before any write, or `UnprovenError` for a password still to be hashed.
     """
 
     def __init__(self, settings: Settings, clock: Clock, passwords: PasswordVerifier, usage: AccessCounter) -> None:
@@ -71,7 +70,7 @@ class Operations:
         }
 
     def answer(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
-        """Do what a request of this caller asks for."""
+        """Execute a request of this caller, and return its reply."""
         operation = request.operation
         if operation is not Operation.LIST:
             self.check_name(request)
@@ -79,9 +78,10 @@ class Operations:
 
     def must_compute(self, transaction: Transaction, caller: Caller, request: Request) -> bool:
         """
-        Return True for a merge that has to be computed outside of a transaction, because it decodes much.
+        Return True for a merge too large to compute inside a transaction: over `MAX_INLINE_MERGE` bytes.
 
-        Not for one that is refused anyway, or was computed for the present version of its file. Raises `UnprovenError`.
+        Return False if the merge will be refused anyway, or is already computed for the file's current version. Raises
+        `UnprovenError` for a password still to be hashed.
         """
         name = request.name
         if request.operation is not Operation.MERGE:
@@ -96,33 +96,33 @@ class Operations:
                 return False
             self._check_edit(caller, request, file)
             self._check_quota(transaction, caller, request, file)
-        except CloudStoreError:  # `answer` raises it again, where it is stored under the request's id
+        except CloudStoreError:  # `answer` raises it again, and stores it under the request's id
             return False
         return True
 
     def stored_size(self, transaction: Transaction, caller: Caller, name: str) -> int:
-        """Return the size of one of the account's files, 0 if there is none."""
+        """Return the size of a file of the account in bytes, 0 for an absent file."""
         file = caller.ahead[name] = self._stat_for_merge(transaction, caller, name)
         return 0 if file is None else _size(file)
 
     def _stat_for_merge(self, transaction: Transaction, caller: Caller, name: str) -> File | FileInfo | None:
-        """Return a small file with its value, what can be told of a large one, None for none."""
+        """Return a small file with its value, a large file's `FileInfo`, or None for an absent file."""
         if name in caller.ahead:
             return caller.ahead[name]
         found = transaction.get(caller.account.id, name, MAX_INLINE_MERGE)
         return transaction.stat(caller.account.id, name) if found is LARGE else found
 
     def check_replay(self, transaction: Transaction, caller: Caller, request: Request) -> None:
-        """Raise as `answer` does unless the caller may still do a write that is already done."""
+        """Check the password for an already done write again; raises the password errors of `answer`."""
         info = caller.stat(transaction, request.name)
         self._require(caller, request, None if info is None else info.edit_password)
 
     def check_name(self, request: Request) -> None:
         """
-        Raise `BadNameError` for what can't be a file's name.
+        Raise `BadNameError` for an invalid file name.
 
-        How long it may be holds for saves. An embedded store has other limits, and a service may have had: what is
-        there can always be loaded and deleted.
+        Only saves and merges check the length. Longer names may exist, from an embedded store or an earlier setting,
+        and existing files can always be loaded and deleted.
         """
         saves = request.operation in _SAVES
         check_name(request.name, self._settings.max_name_bytes if saves else sys.maxsize)
@@ -133,7 +133,7 @@ class Operations:
 
     def _load(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
         if request.if_not_version is not UNSET:
-            info = caller.stat(transaction, request.name)  # a value that isn't wanted is not even read
+            info = caller.stat(transaction, request.name)  # don't read the value of an unchanged file
             if info is not None and info.version == request.if_not_version:
                 self._check_view(caller, request, info)
                 self._access(transaction, caller, request.name)
@@ -167,7 +167,7 @@ class Operations:
         )
 
     def listing(self, request: Request) -> AllNames | PageOfNames | PageOfValues:
-        """Return the listing that a request asks for, to be made step by step."""
+        """Return the listing for a request, to be run step by step."""
         if request.values is True:
             return PageOfValues(request, self._settings.max_batch_reply_bytes, self._may_use)
         if request.after is UNSET and request.limit is UNSET:
@@ -218,7 +218,7 @@ class Operations:
             raise self._no_file(request.name)
         self._check_edit(caller, request, info)
         transaction.delete(account.id, request.name)
-        if account.limits.max_daily_accesses is None:  # else one could begin anew with a file made again
+        if account.limits.max_daily_accesses is None:  # else deleting and recreating a file would reset its quota
             transaction.forget_accesses(account.id, "data", request.name)
         return success("Entry deleted")
 
@@ -243,7 +243,7 @@ class Operations:
         own = edit or account.data_password
         if own is None and others.count(None) == len(others):
             return
-        # Wrong tries at the password of many files are counted together, or each file would be a chance to guess it.
+        # Throttle guesses at the account's default password over all its files; else each file would allow more.
         subject = (account.id,) if edit is None and account.data_password is not None else (account.id, request.name)
         default = account.data_password if edit is None else None
         given = None if request.data_password is UNSET else request.data_password
@@ -291,5 +291,5 @@ def _size(file: File | FileInfo) -> int:
 
 
 def _value(request: Request) -> bytes:
-    assert request.value is not UNSET  # noqa: S101 - `wire.decode_request` lets no save or merge pass without one
+    assert request.value is not UNSET  # noqa: S101 - `wire.decode_request` refuses a save or merge without a value
     return bytes(request.value)

@@ -1,4 +1,4 @@
-"""Long reads: searches, listings, large loads and batches of loads, in slices that are short read transactions."""
+"""Long reads: searches, listings, large loads and batches of loads, in slices (a short read transaction each)."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.security import PasswordCheck
     from cloudstore_mapping.service.storage.sql import Transaction
 
-#: Files of a batch that are read at once.
+#: Number of files of a batch prefetched together.
 STEP_FILES: Final = 250
 
 
 class Slice(NamedTuple):
-    """The bounds of one slice: it ends with the first step after so many seconds, or after so many steps."""
+    """Bounds of a slice: it ends after `steps` steps, or with the first step to end after `seconds`."""
 
     seconds: float
     steps: int
 
 
-#: A slice on a local disk, and one of a database beyond a network, where each costs round trips.
+#: Slices on a local disk, and over a network: longer, as each slice costs round trips.
 LOCAL: Final = Slice(seconds=0.002, steps=16)
 REMOTE: Final = Slice(seconds=0.05, steps=64)
 
 
 class Steps(Protocol):
-    """A read that is done step by step."""
+    """Read done step by step."""
 
-    #: Bytes that the reply takes so far.
+    #: Bytes of the reply so far.
     size: int
 
     def step(self, transaction: Transaction, caller: Caller) -> bool:
-        """Do the next step, and return True at the end."""
+        """Do the next step; return True after the last."""
 
     def reply(self) -> Reply:
         """Return the reply, after the last step."""
@@ -52,10 +52,11 @@ class Steps(Protocol):
 
 class LongRead:
     """
-    A read done in slices, each in a read transaction of its own; in between others have their turn.
+    Read done in slices, each in a read transaction of its own; other requests get their turn in between.
 
-    So SQLite's log can be carried over into the file meanwhile. `admit` finds the caller again in each transaction, for
-    the key may have been revoked; `grow` is told how large the reply is.
+    Short transactions also let SQLite checkpoint its write-ahead log. `admit` authenticates the caller again in each
+    transaction, as the API key may have been revoked. `grow` reserves memory for the reply's size so far. None for
+    `bounds` reads everything in one transaction.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class LongRead:
         self._caller: Caller | None = None
 
     def go_on(self) -> Caller | Paused:
-        """Do the next slice; return the caller for whom all was done, or `PAUSED`."""
+        """Run the next slice; return `PAUSED`, or the caller after the last slice."""
         with self._read() as transaction:
             caller = self._admit(transaction)
             if self._caller is not None:
@@ -98,7 +99,7 @@ class LongRead:
 
 
 class Whole:
-    """A read that is done at once, in one transaction."""
+    """Read done in a single step, in one transaction."""
 
     def __init__(self, answer: Callable[[Transaction, Caller], Reply]) -> None:
         self._answer = answer
@@ -106,23 +107,23 @@ class Whole:
         self.size = 0
 
     def step(self, transaction: Transaction, caller: Caller) -> bool:
-        """Do all of it."""
+        """Do the whole read."""
         self._reply = self._answer(transaction, caller)
         self.size = len(self._reply.content)
         return True
 
     def reply(self) -> Reply:
         """Return the reply."""
-        assert self._reply is not None  # noqa: S101 - there was a step
+        assert self._reply is not None  # noqa: S101 - `step` has set it
         return self._reply
 
 
 class BatchOfReads:
     """
-    A batch that only reads and isn't atomic: each request is answered as if it had come by itself.
+    Non-atomic batch of reads; each request is answered as if sent alone.
 
-    `refused` are the errors of passwords that are known to be wrong. Once what was loaded and listed takes `max_bytes`,
-    further loads and lists are refused.
+    `refused` holds the errors of wrong passwords. Once the results of loads and lists take `max_bytes` bytes, further
+    loads and lists are refused.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class BatchOfReads:
         self.size = 0
 
     def step(self, transaction: Transaction, caller: Caller) -> bool:
-        """Answer the next request, or do a step of its listing; return True at the end."""
+        """Answer the next request, or do a step of its listing; return True after the last request."""
         if self._number % STEP_FILES == 0 and self._listing is None:
             self._look_ahead(transaction, caller)
         request = self._requests[self._number]
@@ -152,7 +153,7 @@ class BatchOfReads:
                 reply = failure(self._refused[question])
             else:
                 self._unproven[question] = None
-                reply = Reply()  # stands for one that is known after the hashing
+                reply = Reply()  # placeholder: the read is repeated after the hashing
         except CloudStoreError as error:
             reply = failure(error)
         if reply is None:
@@ -185,7 +186,7 @@ class BatchOfReads:
         return reply
 
     def _look_ahead(self, transaction: Transaction, caller: Caller) -> None:
-        """Read at once the small values that the next requests ask for."""
+        """Prefetch the files of the next requests in at most two queries, without large values."""
         requests = self._requests[self._number : self._number + STEP_FILES]
         files = [each for each in requests if each.operation is not Operation.LIST]
         loads = {each.name: None for each in files if each.operation is Operation.LOAD and each.if_not_version is UNSET}
@@ -196,7 +197,7 @@ class BatchOfReads:
             caller.ahead |= transaction.stat_many(caller.account.id, [*infos])
 
     def reply(self) -> Reply:
-        """Return the replies; `UnprovenError` with all passwords that must be hashed first."""
+        """Return the replies; raise `UnprovenError` with all passwords to hash first."""
         if self._unproven:
             raise UnprovenError(*self._unproven)
         return success("", encode_replies(self._replies))

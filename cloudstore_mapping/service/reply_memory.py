@@ -1,4 +1,4 @@
-"""Memory of large replies under way: bounded per process, and per account."""
+"""Memory limit of large replies in progress, per process and per account."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final
 
 from cloudstore_mapping.errors import UnavailableError
 
-#: The part of the memory that one account may take.
+#: An account may take 1 / `PART_OF_ONE` of the memory.
 PART_OF_ONE: Final = 2
 
 
 class ReplyMemory:
-    """Count the bytes of large replies from before they are read until they are sent; threads may share it."""
+    """Counts the bytes of large replies, from before reading until after sending; limit `most` bytes. Thread-safe."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -22,11 +22,11 @@ class ReplyMemory:
         self.taken = 0
 
     def room(self) -> ReplyRoom:
-        """Return the room of one reply, which is empty at first."""
+        """Return a new, empty `ReplyRoom` for a reply."""
         return ReplyRoom(self)
 
     def grow(self, room: ReplyRoom, account_id: int, size: int, *, forced: bool) -> None:
-        """Let a room take so many bytes in all; see `ReplyRoom.grow_to`."""
+        """Grow a room to `size` bytes in all; see `ReplyRoom.grow_to`."""
         with self._lock:
             more = size - room.size
             if more <= 0:
@@ -41,7 +41,7 @@ class ReplyMemory:
             self._by_account[account_id] = of_one
 
     def release(self, room: ReplyRoom) -> None:
-        """Take back the bytes of a room, which takes no more from now on."""
+        """Free the bytes of a room; from now on it refuses to grow."""
         with self._lock:
             room.is_released = True
             self.taken -= room.size
@@ -52,7 +52,7 @@ class ReplyMemory:
 
 
 class ReplyRoom:
-    """Memory of one reply; whoever sends the reply releases it, sent or not."""
+    """Memory of a reply; the sender must release it, even if sending fails."""
 
     __slots__ = ("_memory", "account_id", "is_released", "size")
 
@@ -64,13 +64,13 @@ class ReplyRoom:
 
     def grow_to(self, account_id: int, size: int, *, forced: bool = False) -> None:
         """
-        Take so many bytes in all.
+        Take memory up to a total of `size` bytes.
 
-        Raises `UnavailableError` if there is no room, unless `forced`, and if nobody waits for the reply any more.
+        Raises `UnavailableError` if the limit is reached, unless `forced`; and, even if `forced`, after `release`.
         """
         self._memory.grow(self, account_id, size, forced=forced)
 
     def release(self) -> None:
-        """Give the memory back; a read that still goes on for this reply is refused more."""
+        """Free the memory; a read still running for this reply gets no more."""
         if self.size or not self.is_released:
             self._memory.release(self)
