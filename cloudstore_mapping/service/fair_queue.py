@@ -1,4 +1,4 @@
-"""Fair queue: a queue per account, served in turn by the time that each account has used."""
+"""Fair queue: a queue per account, served in turn by the time each account has used."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
 
-#: The most seconds that one piece of work counts, so that a suspended machine makes no account wait for ever.
+#: Maximum seconds charged per item: after the machine was suspended, no account has to wait for ever.
 MAX_CHARGE: Final = 2.0
-#: Accounts whose used time is kept beyond those that wait, before the outdated entries are dropped.
+#: Number of idle accounts with a recorded time before outdated times are dropped.
 MAX_KEPT: Final = 1024
 
 
 class FairQueue(Generic[T]):
     """
-    Queues of accounts, served by start-time fair queueing; for one thread at a time.
+    Queues per account, served by start-time fair queueing. Not thread-safe.
 
-    Each account has a virtual time: the seconds of work that it was charged. `take` serves the account that is furthest
-    behind, so equal work is served round robin, and an account that had long work rests until the others that wait
-    had as much. An account that was idle starts at the present virtual time: idleness earns nothing.
+    Each account has a virtual time: the seconds of work charged to it. `take` serves the account with the lowest time.
+    So equal work is served round robin, and after long work an account pauses until the other waiting accounts have
+    used as much. After idling, an account starts at the current virtual time: idleness earns no credit.
     """
 
     def __init__(self) -> None:
         self._queues: dict[Hashable, deque[T]] = {}
-        self._order: list[tuple[float, int, Hashable]] = []  # a heap; its times may be older than those in `_used`
+        self._order: list[tuple[float, int, Hashable]] = []  # heap; its times may lag behind `_used`
         self._ordered: set[Hashable] = set()  # accounts in the heap, each once
         self._used: dict[Hashable, float] = {}
         self._held: set[Hashable] = set()
@@ -48,12 +48,12 @@ class FairQueue(Generic[T]):
         self._length += 1
 
     def peek(self) -> T | None:
-        """Return the item that `take` returns next, None if there is none, or only held ones."""
+        """Return the next item without removing it; None if the queue is empty or all its accounts are held."""
         account = self._next()
         return None if account is _NOBODY else self._queues[account][0]
 
     def take(self) -> T | None:
-        """Remove and return the next item, None if there is none, or only held ones."""
+        """Remove and return the next item; None if the queue is empty or all its accounts are held."""
         account = self._next()
         if account is _NOBODY:
             return None
@@ -70,15 +70,15 @@ class FairQueue(Generic[T]):
         return item
 
     def charge(self, account: Hashable, seconds: float) -> None:
-        """Count time that an account's work took."""
+        """Charge an account for its work, in seconds; at most `MAX_CHARGE` count."""
         self._used[account] = max(self._used.get(account, 0.0), self._now) + min(max(seconds, 0.0), MAX_CHARGE)
 
     def others_wait(self, account: Hashable) -> bool:
-        """Return True if the queue of any other account holds something."""
+        """Return True if any other account has queued items."""
         return len(self._queues) > (account in self._queues)
 
     def hold(self, account: Hashable) -> None:
-        """Serve nothing more of this account until `release`."""
+        """Stop serving this account until `release`."""
         self._held.add(account)
 
     def release(self, account: Hashable) -> None:
@@ -116,7 +116,7 @@ class FairQueue(Generic[T]):
         return _NOBODY
 
     def _forget(self) -> None:
-        """Drop the times of accounts that wait for nothing, once there are many: all but the longest debts."""
+        """Once there are many recorded times, drop all but the highest, to bound the memory."""
         if len(self._used) <= 2 * len(self._queues) + MAX_KEPT:
             return
         kept = nlargest(MAX_KEPT // 2, self._used.values())
@@ -125,7 +125,7 @@ class FairQueue(Generic[T]):
 
 
 class _Nobody:
-    """The type of `_NOBODY`, which stands for no account: None is one, that of the service's own work."""
+    """Type of `_NOBODY`, the sentinel for no account: None is an account, used for the service's own work."""
 
 
 _NOBODY: Final = _Nobody()

@@ -1,4 +1,4 @@
-"""Large merges: computed by worker processes, so that neither the writer nor the interpreter is held meanwhile."""
+"""Pool of worker processes for large merges: they block neither the writer nor the interpreter (GIL)."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from cloudstore_mapping.service.fair_queue import FairQueue
 from cloudstore_mapping.service.merge_worker import MERGED, REFUSED, REPLY, REQUEST
 from cloudstore_mapping.service.threads import PlainFuture
 
-#: Processes at a time: the service and its clients need the other cores.
+#: Maximum number of processes: the service and its clients need the other cores.
 MAX_PROCESSES: Final = 2
-#: Merges that may wait, in all and of one account: each holds a value in memory.
+#: Maximum number of queued merges, in all and per account: each holds a value in memory.
 MAX_WAITING: Final = 1024
 MAX_WAITING_OF_ONE: Final = 128
-#: Seconds that a merge waits for its turn.
+#: Maximum seconds in the queue; an older merge is refused.
 MAX_WAIT: Final = 30.0
-#: Seconds after which an idle process ends.
+#: Idle timeout of a process in seconds.
 MAX_IDLE: Final = 10.0
-#: Seconds that `close` gives to the merges that wait.
+#: Maximum seconds for queued and running merges in `close`.
 CLOSING: Final = 4.0
 
-#: Environment variables that a Python may need to start; a process gets no others, for they may hold secrets.
+#: Environment variables passed to a process: Python may need them to start. Others may hold secrets.
 _ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "SYSTEMROOT")
-#: Starts the worker without the package's own `__init__`, which loads the client.
+#: Program of the worker. It skips the package's `__init__`: this would load the client.
 _PROGRAM: Final = """
 import sys, types
 sys.path[:] = sys.argv[3:]
@@ -48,17 +48,17 @@ main(int(sys.argv[2]))
 
 class MergeProcess:
     """
-    A process that merges one pair of values after another, and ends with the thread that started it.
+    Worker process: merges a pair of values at a time, and ends with its parent thread.
 
-    It has a session of its own: a kernel that schedules by sessions (autogroup) divides the processor between sessions,
-    and a session at work on merges would take its share from the service's own threads.
+    It runs in its own session. With session scheduling (autogroup), Linux divides the processor between sessions, and
+    in the service's session a busy worker would take processor time from the service's threads.
     """
 
     def __init__(self) -> None:
         if not sys.executable:
             raise OSError("Python doesn't know its own program")
         package = Path(__file__).parent.parent
-        self._process = subprocess.Popen(  # noqa: S603 - of this program's own parts
+        self._process = subprocess.Popen(  # noqa: S603 - runs our own program, without user input
             [sys.executable, "-c", _PROGRAM, str(package), str(os.getpid()), *map(os.path.abspath, sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -70,9 +70,10 @@ class MergeProcess:
 
     def merge(self, stored: bytes, value: bytes) -> bytes:
         """
-        Return the JSON of a merge; raises its error, and `UnavailableError` if the process ends meanwhile.
+        Return the JSON of `value` merged into `stored`.
 
-        `TooBigError` if the merge takes more memory than a process may have.
+        Raises `BadMergeError` if the values can't be merged, `TooBigError` if the merge exceeds the process's memory
+        limit, and `UnavailableError` if the process ends first.
         """
         requests, replies = self._process.stdin, self._process.stdout
         assert requests is not None  # noqa: S101 - both are pipes
@@ -97,15 +98,15 @@ class MergeProcess:
         return self._process.pid
 
     def kill(self) -> None:
-        """End it at once, from any thread."""
+        """Kill the process at once; callable from any thread."""
         self._process.kill()
 
     def close(self) -> None:
-        """End it, and wait for its end."""
+        """Kill the process, close its pipes and wait for its end."""
         self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                with suppress(OSError):  # what wasn't sent can't be
+                with suppress(OSError):  # unsent data is lost anyway
                     pipe.close()
         self._process.wait()
 
@@ -118,7 +119,7 @@ def _read(pipe: IO[bytes], length: int) -> bytes:
 
 
 class _Merge:
-    """A merge that waits: `read` returns the stored value, or None if there is none to merge into."""
+    """Queued merge: `read` returns the stored value, or None for an absent file."""
 
     def __init__(self, account: Hashable, read: Callable[[], bytes | None], value: bytes, arrived: float) -> None:
         self.account = account
@@ -130,9 +131,9 @@ class _Merge:
 
 class MergePool:
     """
-    Compute merges in up to `processes` processes, started on demand; accounts are served in turn.
+    Computes merges in up to `processes` processes, started on demand; a fair queue serves accounts in turn.
 
-    Each process belongs to a thread, which ends with it after `MAX_IDLE` seconds without work.
+    Each process belongs to a thread. Both end after `MAX_IDLE` seconds without work.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class MergePool:
         self._lock = threading.Lock()
         self._queue: FairQueue[_Merge] = FairQueue()
         self._waiting: Counter[Hashable] = Counter()
-        self._tokens: SimpleQueue[bool] = SimpleQueue()  # one for each merge; False ends a thread
+        self._tokens: SimpleQueue[bool] = SimpleQueue()  # True per merge; False ends a thread
         self._idle = 0
         self._threads: set[threading.Thread] = set()
         self._processes: set[MergeProcess] = set()
@@ -158,9 +159,9 @@ class MergePool:
 
     def submit(self, account: Hashable, read: Callable[[], bytes | None], value: bytes) -> Future[bytes | None]:
         """
-        Begin to merge `value` into what `read` returns; the future holds the JSON, or None if there is none.
+        Queue a merge of `value` into the result of `read`; the future holds the JSON, or None if `read` returned None.
 
-        Raises `UnavailableError` if too many merges wait, and after the pool's end.
+        Raises `UnavailableError` if too many merges are queued, and after the pool was stopped.
         """
         merge = _Merge(account, read, value, self._clock())
         with self._lock:
@@ -182,11 +183,11 @@ class MergePool:
         self._threads.add(thread)
         try:
             thread.start()
-        except RuntimeError:  # there are as many threads as the system allows; the next merge tries again
+        except RuntimeError:  # the system allows no more threads; the next merge tries again
             self._threads.discard(thread)
 
     def end_within(self, seconds: float) -> None:
-        """In so many seconds refuse the merges that wait, and interrupt those that are being computed."""
+        """After `seconds`, refuse queued merges and interrupt running merges."""
         timer = threading.Timer(seconds, self.stop)
         timer.daemon = True
         with self._lock:
@@ -199,7 +200,7 @@ class MergePool:
         timer.start()
 
     def stop(self) -> None:
-        """Refuse the merges that wait, and interrupt those that are being computed."""
+        """Refuse queued merges and interrupt running merges, at once."""
         with self._lock:
             self._stopped = True
             refused = []
@@ -212,10 +213,10 @@ class MergePool:
             process.kill()
 
     def close(self) -> None:
-        """Finish the merges that wait, for `CLOSING` seconds at most, and end all threads and processes."""
+        """Finish queued merges within `CLOSING` seconds, then end all threads and processes."""
         with self._lock:
             threads = [*self._threads]
-        if threads:  # without a merge it starts no thread: Python 3.11 waits forever for one started at a program's end
+        if threads:  # if unused, start no timer: at interpreter shutdown Python 3.11 would wait for it for ever
             self.end_within(CLOSING)
             self._tokens.put(False)
             for thread in threads:
@@ -235,7 +236,7 @@ class MergePool:
                 self._end(process)
 
     def _goes_on(self) -> bool:
-        """Wait for a merge, and return whether there may be one; False ends the thread."""
+        """Wait for a merge; return True if the queue may have a merge, False to end the thread."""
         with self._lock:
             self._idle += 1
         try:
@@ -253,7 +254,7 @@ class MergePool:
         return goes_on
 
     def _work_once(self, process: MergeProcess | None) -> MergeProcess | None:
-        """Compute the next merge, if any, and return the process for the one after it."""
+        """Compute the next merge, if any; return the process for later merges, or None if it ended."""
         merge = self._take()
         if merge is None:
             return process
@@ -288,12 +289,12 @@ class MergePool:
         with self._lock:
             self._processes.add(process)
             stopped = self._stopped
-        if stopped:  # `stop` did not see it
+        if stopped:  # `stop` ran before the process was added
             process.kill()
         return process
 
     def _do(self, merge: _Merge, process: MergeProcess) -> bool:
-        """Compute a merge, and return whether the process can compute another one."""
+        """Compute a merge and set its future; return True if the process is usable for the next merge."""
         began = self._clock()
         result: bytes | None = None
         error: BaseException | None = None
