@@ -292,13 +292,13 @@ class BatchWork:
 
     @property
     def coming(self) -> Sequence[Request]:
-        """The requests that the next piece looks at first."""
+        """First requests of the next piece, up to `LOOK_AHEAD`, for prefetching."""
         start = len(self.replies)
         return self._batch.requests[start : start + LOOK_AHEAD]
 
     @property
     def key(self) -> str | None:
-        """The key under which the replies to the next piece are stored."""
+        """Idempotency key of the next piece; None for a batch without an id."""
         return self._key()
 
     def _key(self) -> str | None:

@@ -618,7 +618,7 @@ class Dispatcher:
         return self._storage.submit(work, (asked.account_id,) if asked.holds else asked.account_id, size)
 
     def _look_ahead(self, transaction: Transaction, asked: PendingRequest) -> None:
-        """Prefetch the rows needed by the request in one round trip, if the storage is reached over a network."""
+        """Save round trips to a storage over a network: prefetch the request's rows; a write also locks them."""
         if self._reads is None:
             return
         owner, request = asked.owner, asked.request
