@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ from cloudstore_mapping.errors import BadMergeError, TooBigError, UnavailableErr
 from cloudstore_mapping.merge import merge, merge_in_place
 from cloudstore_mapping.service import merge_worker, merging
 from cloudstore_mapping.service.merge_worker import NO_MEMORY, merge_values
-from cloudstore_mapping.service.merging import MAX_WAIT, MAX_WAITING, MAX_WAITING_OF_ONE, MergePool, MergeProcess
+from cloudstore_mapping.service.merging import (
+    MAX_RUN,
+    MAX_RUN_PER_MIB,
+    MAX_WAIT,
+    MAX_WAITING,
+    MAX_WAITING_OF_ONE,
+    MergePool,
+    MergeProcess,
+)
 from cloudstore_mapping.wire import decode_value, encode_value
 from tests.service_fakes import PATIENCE
 
@@ -156,6 +164,25 @@ class FakeProcess(MergeProcess):
         self.closed = True
 
 
+class FakeTimer(threading.Timer):
+    """Timer that never runs by itself; a test calls its `function`."""
+
+    def __init__(self, seconds: float, function: Callable[[], object]) -> None:
+        super().__init__(seconds, function)
+        self.started = self.cancelled = False
+
+    def start(self) -> None:
+        """Note it."""
+        self.started = True
+
+    def cancel(self) -> None:
+        """Note it."""
+        self.cancelled = True
+
+    def join(self, timeout: float | None = None) -> None:
+        """Do nothing: there is no thread."""
+
+
 @pytest.fixture
 def fake() -> FakeProcess:
     """Return a process that is none."""
@@ -230,6 +257,170 @@ def test_a_merge_waits_only_so_long(fake: FakeProcess, no_threads_left: None) ->
     assert pool.submit("a", lambda: b"", b"in time").result(PATIENCE) == b"merged"
     pool.close()
     assert fake.values == [b"busy", b"in time"]
+
+
+def test_a_queued_merge_is_refused_while_others_run(fake: FakeProcess, no_threads_left: None) -> None:
+    """A merge that waits too long is refused before its turn comes, and makes room for another one."""
+    now = [0.0]
+    pool = MergePool(1, start=lambda: fake, clock=lambda: now[0], timer=FakeTimer)
+    fake.go.clear()
+    pool.submit("busy", lambda: bytes(100 * 2**20), b"busy")  # so large that it may take longer
+    assert fake.begun.acquire(timeout=PATIENCE)
+    now[0] = 1.0
+    late = [pool.submit("a", lambda: b"", b"late") for _ in range(MAX_WAITING_OF_ONE)]
+    now[0] = MAX_WAIT + 1.5
+    assert not late[0].done()
+    pool.check_times()
+    assert {type(each.exception(0)) for each in late} == {UnavailableError}
+    in_time = pool.submit("a", lambda: b"", b"in time")
+    fake.go.set()
+    assert in_time.result(PATIENCE) == b"merged"
+    pool.close()
+    assert fake.values == [b"busy", b"in time"]
+
+
+def test_a_merge_that_never_ends_is_interrupted(no_threads_left: None) -> None:
+    """A process that doesn't answer in time is killed and replaced; its merge is unavailable, and others go on."""
+    now = [0.0]
+    processes: list[FakeProcess] = []
+
+    def start() -> FakeProcess:
+        processes.append(FakeProcess())
+        return processes[-1]
+
+    timers: list[FakeTimer] = []
+
+    def timer(seconds: float, function: Callable[[], object]) -> FakeTimer:
+        timers.append(FakeTimer(seconds, function))
+        return timers[-1]
+
+    pool = MergePool(1, start=start, clock=lambda: now[0], timer=timer)
+    assert pool.submit("a", lambda: b"", b"1").result(PATIENCE) == b"merged"
+    (first,) = processes
+    assert first.begun.acquire(timeout=PATIENCE)
+    first.go.clear()
+    stuck = pool.submit("a", lambda: b"", b"stuck")
+    assert first.begun.acquire(timeout=PATIENCE)
+    other = pool.submit("b", lambda: b"", b"other")
+    (watch,) = timers
+    assert watch.started
+    assert watch.interval == merging.WATCH_INTERVAL
+    now[0] = MAX_RUN - 1
+    watch.function()
+    assert not stuck.done()
+    watch = timers[-1]
+    assert watch.started  # there is still work
+    now[0] = MAX_RUN
+    watch.function()
+    error = stuck.exception(0)
+    assert isinstance(error, UnavailableError)
+    assert error.retry_after
+    assert not error.sent
+    assert first.killed
+    assert other.result(PATIENCE) == b"merged"
+    assert first.closed
+    assert processes[1].values == [b"other"]
+    pool.close()
+
+
+def test_large_values_have_more_time(fake: FakeProcess, no_threads_left: None) -> None:
+    """The time for a merge grows with the size of both values."""
+    now = [0.0]
+    pool = MergePool(1, start=lambda: fake, clock=lambda: now[0], timer=FakeTimer)
+    fake.go.clear()
+    size = int(MAX_RUN / MAX_RUN_PER_MIB) * 2**20
+    running = pool.submit("a", lambda: bytes(size), bytes(size))
+    assert fake.begun.acquire(timeout=PATIENCE)
+    now[0] = 2 * MAX_RUN - 1
+    pool.check_times()
+    assert not running.done()
+    now[0] += 1
+    pool.check_times()
+    assert isinstance(running.exception(0), UnavailableError)
+    pool.close()
+
+
+def test_a_value_that_is_never_read(fake: FakeProcess, no_threads_left: None) -> None:
+    """A merge whose stored value can't be read in time is unavailable, and not computed later."""
+    now = [0.0]
+    pool = MergePool(1, start=lambda: fake, clock=lambda: now[0], timer=FakeTimer)
+    reading, go = threading.Event(), threading.Event()
+
+    def read() -> bytes:
+        reading.set()
+        assert go.wait(PATIENCE)
+        return b""
+
+    running = pool.submit("a", read, b"1")
+    assert reading.wait(PATIENCE)
+    now[0] = MAX_WAIT
+    pool.check_times()
+    assert isinstance(running.exception(0), UnavailableError)
+    go.set()
+    pool.close()
+    assert fake.values == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="Windows stops no process")
+def test_a_stopped_process_is_replaced(no_threads_left: None) -> None:
+    """A process that was stopped by a signal is killed once its merge is overdue, and the next merge is computed."""
+    now = [0.0]
+    started: list[MergeProcess] = []
+    begun = threading.Semaphore(0)
+
+    class Observed(MergeProcess):
+        def merge(self, stored: bytes, value: bytes) -> bytes:
+            begun.release()
+            return super().merge(stored, value)
+
+    def start() -> MergeProcess:
+        started.append(Observed())
+        return started[-1]
+
+    pool = MergePool(1, start=start, clock=lambda: now[0], timer=FakeTimer)
+    assert pool.submit("a", lambda: b"[1]", b"[2]").result(PATIENCE) == b"[2]"
+    assert begun.acquire(timeout=PATIENCE)
+    os.kill(started[0].pid, signal.SIGSTOP)
+    stuck = pool.submit("a", lambda: b"[1]", b"[2]")
+    assert begun.acquire(timeout=PATIENCE)
+    now[0] = MAX_RUN
+    pool.check_times()
+    assert isinstance(stuck.exception(0), UnavailableError)
+    assert pool.submit("b", lambda: b"[1]", b"[3]").result(PATIENCE) == b"[3]"
+    assert len(started) == 2
+    pool.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="Windows stops no process")
+def test_closing_with_a_stopped_process(no_threads_left: None) -> None:
+    """Stopping a pool doesn't wait for a process that was stopped by a signal."""
+    process = MergeProcess()
+    pool = MergePool(1, start=lambda: process, timer=FakeTimer)
+    assert pool.submit("a", lambda: b"[1]", b"[2]").result(PATIENCE) == b"[2]"
+    os.kill(process.pid, signal.SIGSTOP)
+    stuck = pool.submit("a", lambda: b"[1]", b"[2]")
+    pool.stop()
+    assert isinstance(stuck.exception(PATIENCE), UnavailableError)
+    pool.close()
+
+
+def test_the_watch_ends_with_the_work(fake: FakeProcess, no_threads_left: None) -> None:
+    """No timer runs while there is no merge, and none after the end."""
+    timers: list[FakeTimer] = []
+
+    def timer(seconds: float, function: Callable[[], object]) -> FakeTimer:
+        timers.append(FakeTimer(seconds, function))
+        return timers[-1]
+
+    pool = MergePool(1, start=lambda: fake, clock=lambda: 0.0, timer=timer)
+    pool.submit("a", lambda: b"", b"1").result(PATIENCE)
+    timers[0].function()
+    assert len(timers) == 1
+    pool.submit("a", lambda: b"", b"1").result(PATIENCE)
+    pool.close()
+    assert [each.cancelled for each in timers] == [False, True]
+    timers[1].function()
+    assert len(timers) == 2
 
 
 def test_the_end_refuses_what_has_not_begun(pool: MergePool, fake: FakeProcess) -> None:
