@@ -17,6 +17,7 @@ from cloudstore_mapping.service.storage import sqlite
 from cloudstore_mapping.service.storage.records import File
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import MAX_IDLE, SQLiteSession, SQLiteStorage
+from cloudstore_mapping.service.storage.sqlite_files import INCREMENTAL
 from tests.service_fakes import PATIENCE, Held, unversioned
 
 
@@ -201,35 +202,71 @@ def test_a_read_that_outlives_the_close_ends_well(storage: SQLiteStorage, accoun
         transaction.connection.execute("SELECT 1")
 
 
+class FakeTime:
+    """Stands still, and ends another connection's transaction at the first wait."""
+
+    def __init__(self, other: sqlite3.Connection) -> None:
+        self._other = other
+        self.now = 100.0
+        self.pauses: list[float] = []
+
+    def monotonic(self) -> float:
+        """Return the time."""
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Note the pause, and end the transaction."""
+        self.pauses.append(seconds)
+        if self._other.in_transaction:
+            self._other.rollback()
+
+
+@pytest.mark.parametrize("kind", [0, INCREMENTAL])
+def test_compacting_waits_for_another_process(path: Path, monkeypatch: pytest.MonkeyPatch, kind: int) -> None:
+    """Each statement of `compact` waits while another process writes, also for a file of an older version."""
+    monkeypatch.setattr("cloudstore_mapping.service.storage.migrations.INCREMENTAL", kind)
+    with SQLiteStorage(path) as storage, closing(sqlite3.connect(path, check_same_thread=False)) as other:
+        account = storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result().id
+        storage.submit(lambda transaction: transaction.put(account, "name", bytes(100_000), 1.0)).result()
+        storage.submit(lambda transaction: transaction.delete(account, "name")).result()
+        time = FakeTime(other)
+        monkeypatch.setattr(sqlite, "time", time)
+        session = storage._session.connection
+        statements: list[str] = []
+
+        def lock(statement: str) -> None:
+            if not session.in_transaction and statement not in statements:
+                statements.append(statement)
+                other.execute("ROLLBACK" if other.in_transaction else "SELECT 1")
+                other.execute("BEGIN IMMEDIATE")
+
+        session.set_trace_callback(lock)  # called before each statement
+        storage.compact()
+        session.set_trace_callback(None)
+        assert {"VACUUM", "BEGIN IMMEDIATE"} <= {*statements}
+        assert len(time.pauses) >= 2
+        with storage.read() as transaction:
+            assert isinstance(transaction, SQLiteSession)
+            assert transaction.row("PRAGMA freelist_count") == (0,)
+            assert transaction.row("PRAGMA auto_vacuum") == (INCREMENTAL,)
+
+
 def test_a_process_lets_others_write_first(
     path: Path, storage: SQLiteStorage, account: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that met another's transaction pauses before its own for a second; SQLite has no queue of who waits."""
-    now = 100.0
-    pauses: list[float] = []
-
-    class Time:
-        """Stands still, and ends the other's transaction at the first wait."""
-
-        def monotonic(self) -> float:
-            return now
-
-        def sleep(self, seconds: float) -> None:
-            pauses.append(seconds)
-            if other.in_transaction:
-                other.rollback()
-
     with closing(sqlite3.connect(path, check_same_thread=False)) as other:
-        monkeypatch.setattr(sqlite, "time", Time())
+        time = FakeTime(other)
+        monkeypatch.setattr(sqlite, "time", time)
 
         def save() -> list[float]:
-            pauses.clear()
+            time.pauses.clear()
             storage.submit(lambda transaction: transaction.put(account, "name", b"1", 1.0)).result()
-            return [*pauses]
+            return [*time.pauses]
 
         assert save() == []
         other.execute("BEGIN IMMEDIATE")
         assert save() == [sqlite.FIRST_PAUSE]
         assert save() == [sqlite.YIELD]
-        now += sqlite.POLITE_FOR
+        time.now += sqlite.POLITE_FOR
         assert save() == []
