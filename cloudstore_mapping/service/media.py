@@ -491,7 +491,7 @@ class BlobCleaner:
                 self.look()
 
     def look(self) -> None:
-        """Delete expired idempotency replies, and begin the cleanup if there is work."""
+        """Delete expired idempotency replies, begin the cleanup if there is work, and shorten the store's file."""
         now = self._clock.wall()
         with self._storage.read() as transaction:
             has_old_replies = transaction.has_old_answers(now - REMEMBERED_FOR)
@@ -500,6 +500,7 @@ class BlobCleaner:
                 lambda done: done.cancelled() or done.exception()
             )
         self.begin_if_needed()
+        self._storage.shorten()
 
     def wait(self) -> None:
         """Wait until the cleanup has finished, or given up until the next time."""

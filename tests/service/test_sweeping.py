@@ -174,6 +174,15 @@ def test_what_another_process_left_is_found(tmp_path: Path, clock: ManualClock) 
         assert rows(service._storage) == (0, 0, 0)
 
 
+def test_a_service_shortens_its_file(storage: Storage, sweeper: BlobCleaner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look takes a step to truncate a file longer than its content, after it began to give back space."""
+    calls: list[str] = []
+    monkeypatch.setattr(sweeper, "begin_if_needed", lambda: calls.append("begin"))
+    monkeypatch.setattr(storage, "shorten", lambda: calls.append("shorten"))
+    sweeper.look()
+    assert calls == ["begin", "shorten"]
+
+
 class Wait:
     """Stands for the end that is waited for: each wait passes at once, and the third is the end."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +15,7 @@ from cloudstore_mapping.service.storage import sqlite
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_files import LOG, DiskReserve
+from tests.service_fakes import PATIENCE, Held
 
 GIB = 2**30
 
@@ -146,6 +150,77 @@ def test_unused_space_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert file.stat().st_size < 100 * 4096 < PAGES * 4096
     with SQLiteStorage(file) as storage, storage.read() as transaction:
         assert len(transaction.names(account)) == 10
+
+
+def test_a_file_gets_shorter_without_further_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After unused space was given back the file is truncated soon, even if nobody writes any more."""
+    monkeypatch.setattr(sqlite, "UNUSED_PAGES", 20)
+    file = tmp_path / "store.db"
+    with SQLiteStorage(file) as storage:
+        fill(storage)
+        with closing(sqlite3.connect(file)) as other:
+            other.execute("PRAGMA wal_checkpoint").fetchall()
+        before = file.stat().st_size
+        assert before > PAGES * 4096
+        storage.submit(lambda transaction: transaction.tidy(0.0, lambda: False)).result()
+        assert file.stat().st_size == before
+        storage.shorten()
+        assert file.stat().st_size == before  # a writer may be about to do it
+        storage.shorten()
+        assert file.stat().st_size < 100 * 4096
+        statements: list[str] = []
+        (reader,) = storage._idle
+        reader.connection.set_trace_callback(statements.append)
+        storage.shorten()
+        storage.shorten()
+        assert not [each for each in statements if "checkpoint" in each]
+
+
+def test_nobody_waits_while_a_file_gets_shorter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader keeps its snapshot while a file is to be truncated, a writer goes on, and a later step truncates it."""
+    monkeypatch.setattr(sqlite, "UNUSED_PAGES", 20)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 10 * PATIENCE)
+    file = tmp_path / "store.db"
+    with SQLiteStorage(file) as storage:
+        account = fill(storage)
+        with storage.read() as reader:
+            names = reader.names(account)
+            storage.submit(lambda transaction: transaction.tidy(0.0, lambda: False)).result()
+            before = file.stat().st_size
+            with storage.read() as other:
+                assert other.names(account) == names
+            held = Held(storage)
+            for _ in range(2):
+                shortening = threading.Thread(target=storage.shorten, daemon=True)
+                shortening.start()
+                shortening.join(PATIENCE)
+                assert not shortening.is_alive()
+            held.go.set()
+            held.future.result(PATIENCE)
+            assert file.stat().st_size == before
+            assert reader.names(account) == names
+        for _ in range(2):
+            storage.shorten()
+        assert file.stat().st_size < 100 * 4096 < before
+        storage.submit(lambda transaction: transaction.put(account, "name 0", b"1", 1.0)).result()
+    with SQLiteStorage(file) as storage, storage.read() as transaction:
+        assert len(transaction.names(account)) == 11
+
+
+def test_the_log_is_never_written_into_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store whose file was overwritten isn't shortened."""
+    monkeypatch.setattr(SQLiteStorage, "_is_too_long", lambda *_: True)
+    file, other = tmp_path / "store.db", tmp_path / "other.db"
+    SQLiteStorage(other).close()
+    with SQLiteStorage(file) as storage:
+        fill(storage)
+        storage.shorten()
+        with storage.read() as transaction:  # leaves an open connection
+            transaction.has_accounts()
+        file.write_bytes(other.read_bytes())
+        with pytest.raises(UnavailableError, match="moved, deleted or replaced"):
+            storage.shorten()
+        assert file.read_bytes() == other.read_bytes()
 
 
 def test_a_little_unused_space_is_kept(tmp_path: Path) -> None:

@@ -86,6 +86,13 @@ class Storage(ABC):
     def compact(self) -> None:  # noqa: B027 - some engines do so themselves
         """Return unused space to the disk; raise `UnavailableError`, with nothing changed, if that fails."""
 
+    def shorten(self) -> None:  # noqa: B027 - some engines do so themselves
+        """
+        Take a step to truncate a file longer than its content; call it every few seconds, on a background thread.
+
+        Readers and writers continue meanwhile, and none waits. Raises `UnavailableError` on failure.
+        """
+
     @abstractmethod
     def problem(self) -> str | None:
         """Return the present reason for failing reads or saves, None if they succeed; answers quickly."""

@@ -292,6 +292,25 @@ class SQLiteSession(Transaction, WriteSession):
         finally:
             self.user = 0
 
+    def checkpoint(self) -> None:
+        """
+        Write the log into the file and truncate the file, as far as readers of older snapshots permit.
+
+        Call it outside a transaction. A passive checkpoint: nobody waits, neither for it nor it for others.
+        """
+        try:
+            self.user = get_ident()
+            if forkers:
+                let_fork(self)
+            self.check_usable()  # never write our log into another file
+            if self.connection.in_transaction:  # an interrupt came before the last rollback
+                self._execute("ROLLBACK")
+            self._execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error as error:
+            raise self.failed(error) from error
+        finally:
+            self.user = 0
+
     def _when_free(self, statement: str) -> None:
         """
         Execute a statement once no other process writes; wait until `until`, at most `BUSY_TIMEOUT` s from `since`.
@@ -639,6 +658,7 @@ class SQLiteStorage(Storage):
         self._session = session or _open(self._path, copy_of, renames=renames)
         self._idle: list[SQLiteSession] = []
         self._closed = False
+        self._was_too_long = False
         self._process = os.getpid()
         self._writer = GroupWriter(self._session, partial(_let_go, self._session, self._idle))
         self._probe = group_commit.HealthProbe(
@@ -721,6 +741,31 @@ class SQLiteStorage(Storage):
         """Return the file's unused space to the disk; see `SQLiteSession.compact`."""
         check_open(self._process, closed=self._closed)
         self._writer.run_outside(SQLiteSession.compact)
+
+    def shorten(self) -> None:
+        """
+        Checkpoint the log if the file was longer than its content at the last call, too: only this truncates it.
+
+        While others write, their commits do so; and `compact` must not be disturbed between its two commits.
+        """
+        check_open(self._process, closed=self._closed)
+        if self._path is None:
+            return
+        was_too_long, self._was_too_long = self._was_too_long, self._is_too_long(self._path)
+        if was_too_long and self._was_too_long:
+            session = self._reader(self._path)
+            try:
+                session.checkpoint()
+            finally:
+                self._give_back(session)
+
+    def _is_too_long(self, path: Path) -> bool:
+        with self.read() as transaction:
+            (pages,), (size,) = transaction.row("PRAGMA page_count"), transaction.row("PRAGMA page_size")
+        try:
+            return path.stat().st_size > int(pages * size)
+        except OSError:  # moved or deleted
+            return False
 
     def problem(self) -> str | None:
         """Return the present reason for failing reads or saves, or None; see `HealthProbe` for a busy writer."""
