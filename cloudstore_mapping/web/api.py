@@ -41,6 +41,7 @@ from cloudstore_mapping.web.http import (
     answer,
     check_method,
     encode_response,
+    headers_of,
     is_large,
     is_pinned,
     outcome,
@@ -136,7 +137,7 @@ class FastPath:
         The application gets large bodies, special Connection headers, and content types to refuse. A small reply is
         written at once; a large reply is sent in pieces, as the application does.
         """
-        headers = dict(scope["headers"])
+        headers = headers_of(scope)
         # uvicorn handles all other Connection headers, differently in each version.
         if len(body) > self._max_body or headers.get(b"connection", _KEPT).lower() != _KEPT:
             return False
@@ -331,7 +332,7 @@ class _App:
             check_method(method, ("GET", "HEAD"))
             return _HEALTHY if await self._is_healthy() else _UNHEALTHY
         check_method(method, ("POST",))
-        headers = dict(scope["headers"])
+        headers = headers_of(scope)
         check_type(headers)
         if int(headers.get(b"content-length", 0)) > self._max_body:
             raise self._too_big()

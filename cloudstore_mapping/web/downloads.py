@@ -32,6 +32,7 @@ from cloudstore_mapping.web.http import (
     Scope,
     Send,
     check_method,
+    headers_of,
     send_reply,
 )
 from cloudstore_mapping.wire import failure
@@ -302,7 +303,7 @@ async def _response(files: MediaFiles, turns: BoundedWorkers, scope: Scope, matc
         raise ProtocolError("There is no file here; its owner may have deleted it.", error="NoPath")
     account, media = found
     tag = f'"{media.digest}"'.encode()
-    asked = dict(scope["headers"])
+    asked = headers_of(scope)
     if scope["method"] == "HEAD":
         asked.pop(b"range", None)  # Range applies to GET only
     want = evaluate_conditions(asked, tag, media.updated_at, media.size)

@@ -22,6 +22,8 @@ MAX_FIELD_BYTES: Final = 4096
 CONDITION: Final = "if_version"
 #: Maximum bytes of a part's header: a name of 1,024 bytes, escaped, and its parameters.
 MAX_HEADER_BYTES: Final = 8192
+#: Headers of a part with a single value.
+_SINGLE: Final = frozenset({b"content-disposition", b"content-type"})
 
 
 class UploadForm:
@@ -94,8 +96,10 @@ class UploadForm:
         self._header = (bytearray(), bytearray())
 
     def _end_header(self) -> None:
-        name, value = self._header
-        self._headers[bytes(name).lower()] = bytes(value)
+        name, value = bytes(self._header[0]).lower(), bytes(self._header[1])
+        if name in _SINGLE and name in self._headers:
+            raise _bad(f"a part has two {name.decode().title()} headers")
+        self._headers[name] = value
         self._header = (bytearray(), bytearray())
 
     def _end_headers(self) -> None:
@@ -124,7 +128,9 @@ class UploadForm:
 
     def _end_part(self) -> None:
         if not self._in_file:
-            self.fields[self._field] = _text(bytes(self._value), f"the field {self._field[:20]!r}")
+            value = _text(bytes(self._value), f"the field {self._field[:20]!r}")
+            if self.fields.setdefault(self._field, value) != value:
+                raise _bad(f"it has two values for its field {self._field[:20]!r}")
             if self._field == CONDITION and (self._value or self.has_file):
                 raise _bad(f"its field {CONDITION!r} must be empty, and come before the file")
         self._in_file = False

@@ -170,6 +170,21 @@ class BoundedWorkers:
             self._pool = None  # its threads end after their work
 
 
+def headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """
+    Return a request's headers by name; the values of a repeated header are joined by commas, as RFC 9110 defines it.
+
+    So a repeated header without a list as its value is invalid; `HTTPProtocol` refuses the most important ones before.
+    """
+    headers = dict(scope["headers"])
+    if len(headers) < len(scope["headers"]):
+        values: dict[bytes, list[bytes]] = {}
+        for name, value in scope["headers"]:
+            values.setdefault(name, []).append(value)
+        headers = {name: b", ".join(each) for name, each in values.items()}
+    return headers
+
+
 def check_method(method: str, allowed: tuple[str, ...]) -> None:
     """Refuse a request (`RefusedError`) unless its method is one of these."""
     if method not in allowed:

@@ -29,6 +29,7 @@ from cloudstore_mapping.web.http import (
     Send,
     answer,
     check_method,
+    headers_of,
     is_pinned,
 )
 from cloudstore_mapping.web.logs import ACCESS
@@ -243,7 +244,7 @@ class InstrumentedApp:
         return next((name for prefix, name in _BY_PATH.items() if rest.startswith(prefix)), OTHER)
 
     def _may_see_metrics(self, scope: Scope) -> bool:
-        headers = dict(scope["headers"])
+        headers = headers_of(scope)
         if self._token is not None:
             kind, _, token = headers.get(b"authorization", b"").partition(b" ")
             return kind.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token.encode())

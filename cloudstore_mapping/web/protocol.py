@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
@@ -75,6 +75,8 @@ LAST_WORD_SECONDS: Final = 0.5
 PEEKED: Final = 4096
 #: An API key in JSON or in a form, placed before the value or the file.
 _KEY: Final = re.compile(rb"""(?:"key"[ \t\r\n]*:[ \t\r\n]*"|name="?key"?\r\n\r\n)([A-Za-z0-9._~-]{16,128})["\r]""")
+#: Headers with a single value; of two, different programs would take different ones.
+_SINGLE: Final = frozenset({b"authorization", b"content-type", b"idempotency-key", b"origin", b"sec-fetch-site"})
 _HEADERS_END: Final = b"\r\n\r\n"
 
 
@@ -225,7 +227,11 @@ class HTTPProtocol(HttpToolsProtocol):
         self._head = b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(lines))
 
     def _check_headers(self) -> None:
-        """Refuse an invalid ``Host``, or a coding besides chunked: RFC 9112 requires it, and llhttp doesn't do it."""
+        """
+        Refuse an invalid ``Host``, a coding besides chunked, or two values of a header with a single one.
+
+        RFC 9112 and 9110 require or recommend it, and llhttp doesn't do it.
+        """
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) != 1 and (hosts or self.parser.get_http_version() == "1.1"):
             raise self._refused(400, f"The request has {len(hosts)} Host headers; send exactly one.")
@@ -236,6 +242,10 @@ class HTTPProtocol(HttpToolsProtocol):
             raise self._refused(
                 501, "Only chunked is known as Transfer-Encoding; send the body without another coding."
             )
+        single = [name for name, _ in self.headers if name in _SINGLE]
+        if len(single) > 1 and len(single) > len({*single}):
+            (name, number), *_ = Counter(single).most_common(1)
+            raise self._refused(400, f"The request has {number} {name.decode().title()} headers; send only one.")
 
     def _foresee_body(self) -> None:
         """Record the length of the request's body (None if chunked), and if it is a form, stored as it arrives."""

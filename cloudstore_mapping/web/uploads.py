@@ -30,6 +30,7 @@ from cloudstore_mapping.web.http import (
     Send,
     answer,
     check_method,
+    headers_of,
     outcome,
 )
 
@@ -242,7 +243,7 @@ async def take_upload(
 
     Raise `RefusedError` (and close the connection) for errors before the body's end, else `CloudStoreError`.
     """
-    headers = dict(scope["headers"])
+    headers = headers_of(scope)
     if headers.get(b"content-encoding", b"identity").strip().lower() not in {b"identity", b""}:
         raise RefusedError(ProtocolError("The form can't be compressed; send it as it is.", error="BadType"))
     taking: _Taking | None = None

@@ -18,6 +18,7 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web import server
 from cloudstore_mapping.web.api import make_app
+from cloudstore_mapping.web.http import headers_of
 from tests.raw_http import JSON, Connection, FakeService, body, chunk
 from tests.storages import new_storage
 
@@ -102,6 +103,20 @@ def test_bad_requests_are_refused(service: FakeService, address: str, case: str)
     assert (reply.status_code, reply.json()["error"]) == (status, error)
     assert reply.json()["message"].endswith(".")
     assert not service.addresses
+
+
+def test_a_repeated_header_is_a_list() -> None:
+    """The values of a header that comes several times count together, in their order; none hides another."""
+    fields = [(b"if-match", b'"a"'), (b"accept", b"*/*"), (b"if-match", b'"b", "c"')]
+    assert headers_of({"headers": fields}) == {b"if-match": b'"a", "b", "c"', b"accept": b"*/*"}
+    assert headers_of({"headers": fields[:2]}) == dict(fields[:2])
+
+
+@pytest.mark.parametrize("codings", [("gzip", "identity"), ("identity", "gzip")])
+def test_a_coding_is_not_hidden_by_another(connection: Connection, codings: tuple[str, str]) -> None:
+    """A body with two Content-Encoding headers is refused as a compressed one, whichever comes last."""
+    connection.post(SAVE, body(value=1), "".join(f"Content-Encoding: {each}\r\n" for each in codings))
+    assert connection.answer().json["error"] == "BadType"
 
 
 @pytest.mark.parametrize("case", ["unknown path", "GET", "too big", "NaN", "100,000 brackets", None])

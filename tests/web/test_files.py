@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -13,6 +14,7 @@ from cloudstore_mapping.service.media import CHUNK_BYTES, link
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.web.server import background
 from tests.media_fakes import Uploader
+from tests.raw_http import Connection
 from tests.service_fakes import PATIENCE, ManualClock
 from tests.storages import new_storage
 
@@ -156,6 +158,26 @@ def test_what_a_browser_knows_already(files: Files) -> None:
     assert get(url, If_None_Match=tag).content == PNG + b"more"
     assert get(url, If_Range=tag, Range="bytes=5-").content == PNG + b"more"
     assert get(url, If_Match=tag).status_code == 412
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ('If-None-Match: {tag}\r\nIf-None-Match: "other"\r\n', 304),
+        ('If-None-Match: "other"\r\nIf-None-Match: {tag}\r\n', 304),
+        ('If-Match: {tag}\r\nIf-Match: "other"\r\n', 200),
+        ('If-Match: "other"\r\nIf-Match: "another"\r\n', 412),
+        ("Range: bytes=0-1\r\nRange: bytes=2-3\r\n", 200),
+        ("Range: bytes=0-1\r\n", 206),
+    ],
+)
+def test_tags_in_two_headers(files: Files, headers: str, status: int) -> None:
+    """Tags may come in several headers of one name; several ranges get the whole file."""
+    url = files.put(PNG)
+    lines = headers.format(tag=get(url).headers["ETag"])
+    with Connection(files.address) as connection:
+        connection.send(f"GET {urlsplit(url).path} HTTP/1.1\r\nHost: test\r\n{lines}\r\n".encode())
+        assert connection.answer().status == status
 
 
 def test_a_link_outlives_a_change_of_the_type(files: Files) -> None:

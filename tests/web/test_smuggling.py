@@ -136,6 +136,37 @@ def test_a_refusal_says_why(served: tuple[FakeService, str], case: str, sentence
     assert sentence in sent(served, REFUSED[case])[0]
 
 
+#: Pairs of headers with a single value; equal ones are no better.
+TWICE = [
+    (b"Idempotency-Key: a\r\n", b"Idempotency-Key: b\r\n"),
+    (b"Idempotency-Key: a\r\n", b"idempotency-key: a\r\n"),
+    (b"Content-Type: application/json\r\n", b""),
+    (b"Content-Type: text/plain\r\n", b""),
+    (b"Authorization: Bearer a\r\n", b"Authorization: Bearer b\r\n"),
+    (b"Origin: https://a.example\r\n", b"Origin: https://b.example\r\n"),
+    (b"Sec-Fetch-Site: none\r\n", b"Sec-Fetch-Site: cross-site\r\n"),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), TWICE)
+def test_two_values_of_a_header_with_one(served: tuple[FakeService, str], first: bytes, second: bytes) -> None:
+    """Of a header with a single value two are refused with its name, for programs differ in which one they take."""
+    answer, stored = sent(served, post(first + second + length(PLAIN), PLAIN) + HIDDEN)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    name = first.partition(b":")[0]
+    assert b"The request has 2 %b headers; send only one." % name in answer
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert not stored
+
+
+def test_an_upgrade_hides_no_second_value(served: tuple[FakeService, str]) -> None:
+    """A request for another protocol is checked in the same way."""
+    twice = b"Idempotency-Key: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nIdempotency-Key: b\r\n"
+    answer, stored = sent(served, post(twice + length(PLAIN), PLAIN))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert not stored
+
+
 @pytest.mark.parametrize("case", TAKEN)
 def test_what_is_taken_hides_nothing(served: tuple[FakeService, str], case: str) -> None:
     """What has one end only is answered, and what stands in its body, or after its connection's end, is not done."""

@@ -58,6 +58,12 @@ FORMS: dict[str, tuple[Callable[[Posted], tuple[bytes, str]], int, str]] = {
     "an unknown key": (lambda _: form(field("key", "k" * 32), file_part(b"data")), 401, "BadKey"),
     "an empty key": (lambda _: form(field("key", ""), file_part(b"data")), 401, "BadKey"),
     "two files": (lambda p: whole(p, file_part(b"data")), 400, "BadRequest"),
+    "two keys": (lambda p: whole(p, field("key", "k" * 32)), 400, "BadRequest"),
+    "two names of a file": (
+        lambda p: whole(p, b"Content-Disposition: form-data; name=a\r\n" + field("b", "")),
+        400,
+        "BadRequest",
+    ),
     "1,000 parts": (lambda p: whole(p, *[field("a", "b")] * 1000), 400, "BadRequest"),
     "a long field": (lambda p: whole(p, field("a", "b" * 5000)), 400, "BadRequest"),
     "a long name of a field": (lambda p: whole(p, field("a" * 9000, "b")), 400, "BadRequest"),
