@@ -170,6 +170,9 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def __init__(self, config: uvicorn.Config, *args: Any, **options: Any) -> None:
         super().__init__(config, *args, **options)
+        self._chunks: list[bytes] = []
+        # The parser calls this for each chunk of a body, be it a single byte, so it has no code in Python.
+        self.on_body = self._chunks.append  # type: ignore[assignment, method-assign]
         self.parser = cast("Any", _Parser(self))
         self._application = self.app
         self.app = self._answer
@@ -265,8 +268,17 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Complete a request, unless its headers are to be parsed again without ``Upgrade``."""
+        self._join_chunks()
         if self._head is None:
             super().on_message_complete()
+
+    def _join_chunks(self) -> None:
+        """Add the parsed chunks to the request's body, together."""
+        if self._chunks:
+            body = b"".join(self._chunks)
+            self._chunks.clear()
+            if not self._is_deaf:
+                super().on_body(body)
 
     def take_head(self) -> bytes:
         """Return and clear the kept headers of an upgrade request, without ``Upgrade``."""
@@ -433,6 +445,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._feeding = True
         try:
             super().data_received(piece)
+            self._join_chunks()
         finally:
             self._feeding = False
         self._limit(len(piece))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import requests
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cloudstore_mapping import wire
 from cloudstore_mapping.errors import TooOftenError
@@ -19,6 +20,7 @@ from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web import server
 from cloudstore_mapping.web.api import make_app
 from cloudstore_mapping.web.http import headers_of
+from cloudstore_mapping.web.protocol import BLIND_PIECE
 from tests.raw_http import JSON, Connection, FakeService, body, chunk
 from tests.storages import new_storage
 
@@ -224,6 +226,27 @@ def test_chunked_bodies(connection: Connection) -> None:
     assert connection.answer().json["error"] is None
     connection.post(LOAD, body())
     assert connection.answer().json["data"] == [1, 2]
+
+
+def test_chunks_of_a_byte(address: str, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks are added to a body together, for each of a million would cost more than a request."""
+    added: list[int] = []
+    on_body = HttpToolsProtocol.on_body
+
+    def add(protocol: HttpToolsProtocol, data: bytes) -> None:
+        added.append(len(data))
+        on_body(protocol, data)
+
+    monkeypatch.setattr(HttpToolsProtocol, "on_body", add)
+    text = "x" * 50_000
+    data = body(value=text)
+    chunks = b"".join(chunk(bytes([each])) for each in data)
+    with Connection(address) as connection:
+        connection.start(SAVE, f"{JSON}Transfer-Encoding: chunked\r\n", chunks + chunk(b""))
+        assert connection.answer().status == 200
+    assert bytes(service.values["list"]) == f'"{text}"'.encode()
+    assert sum(added) == len(data)
+    assert len(added) < len(chunks) // (BLIND_PIECE // 2)
 
 
 def test_a_length_over_the_limit_is_refused_unread(connection: Connection) -> None:

@@ -24,6 +24,7 @@ METHODS: dict[type[Any], list[str]] = {
         "connection_made",
         "data_received",
         "eof_received",
+        "on_body",
         "on_headers_complete",
         "on_message_complete",
         "on_response_complete",
