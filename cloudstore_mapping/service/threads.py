@@ -198,7 +198,7 @@ class BoundedThreadPool:
         return piece.future
 
     def close(self) -> None:
-        """Finish all submitted work, then end the threads. Don't call it from one of them."""
+        """Finish all submitted work, then end the threads; on one of them, which can't wait for itself, all others."""
         if self._process == os.getpid():
             self._workers.close()
 
@@ -315,7 +315,8 @@ class _Workers:
         self._steps_back = steps_back
         self._lock = threading.Lock()
         self._running: list[threading.Lock] = []  # each thread holds its own until it ends
-        self._threads: list[threading.Thread] = []
+        self._threads: list[threading.Thread] = []  # in the same order
+        self._closing: set[threading.Thread] = set()
 
     @property
     def waiting(self) -> int:
@@ -356,11 +357,16 @@ class _Workers:
         if sys.is_finalizing():  # the threads have stopped and would never end
             self._work_off()
             return
-        for running in self._running:
+        # A thread that closes its own pool can't wait for itself, nor for another thread that waits for it.
+        self._closing.add(threading.current_thread())
+        others = [
+            (each, lock) for each, lock in zip(self._threads, self._running, strict=True) if each not in self._closing
+        ]
+        for _, running in others:
             with running:
                 pass
         self._work_off()
-        for thread in self._threads:
+        for thread, _ in others:
             thread.join()  # after releasing its lock it still has a few steps
 
     def _start(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import CancelledError, InvalidStateError
 from contextlib import suppress
+from queue import SimpleQueue
 
 import pytest
 
@@ -187,3 +188,23 @@ def test_a_cancelled_future() -> None:
     assert (future.cancelled(), future.done(), future.set_running_or_notify_cancel()) == (True, True, False)
     with pytest.raises(CancelledError):
         future.result(0)
+
+
+def test_its_own_threads_may_close_it(no_threads_left: None) -> None:
+    """A callback, which runs on a thread of the pool, closes it; two that do so don't wait for each other."""
+    pool = BoundedThreadPool(2, 10, "pool")
+    together, closed = threading.Barrier(3), SimpleQueue[None]()
+
+    def close(_: object) -> None:
+        together.wait(PATIENCE)
+        pool.close()
+        closed.put(None)
+
+    futures = [pool.submit(together.wait, PATIENCE) for _ in range(2)]
+    for future in futures:
+        future.add_done_callback(close)
+    for _ in range(2):
+        together.wait(PATIENCE)
+    for _ in range(2):
+        closed.get(timeout=PATIENCE)
+    pool.close()
