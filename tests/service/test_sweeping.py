@@ -18,7 +18,7 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.sql import Transaction
 from tests.media_fakes import Uploader, comes_to, rows
-from tests.service_fakes import PATIENCE, Held, ManualClock
+from tests.service_fakes import PATIENCE, Held, ManualClock, settle
 from tests.storages import new_storage
 
 
@@ -41,6 +41,7 @@ def leave(storage: Storage, account: int, chunks: int, at: float) -> int:
     return storage.submit(work).result()
 
 
+@pytest.mark.parametrize("storage", ["memory", "sqlite"], indirect=True)  # PostgreSQL writes side by side
 def test_work_passes_between_the_steps(storage: Storage, account: int, sweeper: BlobCleaner) -> None:
     """A write that comes during a sweep waits for one step of it, not for all."""
     blob = leave(storage, account, 10, at=1.0)
@@ -65,6 +66,7 @@ def test_only_what_stood_still_for_an_hour(
     assert comes_to(storage, 0, 0, 0)
 
 
+@pytest.mark.parametrize("storage", ["memory", "sqlite"], indirect=True)  # PostgreSQL writes side by side
 def test_what_comes_during_a_sweep_is_swept_as_well(storage: Storage, account: int, sweeper: BlobCleaner) -> None:
     """A begin while it runs makes it look once more."""
     leave(storage, account, 1, at=1.0)
@@ -85,9 +87,10 @@ def sweep_in_vain(storage: Storage, sweeper: BlobCleaner, monkeypatch: pytest.Mo
         raise UnavailableError("The store's disk is full.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage._session, "sweep", full)  # type: ignore[attr-defined]
+        patch.setattr(Transaction, "sweep", full)
         sweeper.begin()
-        rows(storage)
+        sweeper.wait()
+        settle(storage)
 
 
 def test_a_sweep_that_fails_is_told_and_begun_again(
@@ -145,6 +148,7 @@ def test_a_store_that_is_opened_is_swept_if_needed(
     assert comes_to(storage, 0, 0, 0)
 
 
+@pytest.mark.parametrize("storage", ["memory", "sqlite"], indirect=True)  # PostgreSQL writes side by side
 def test_a_closed_one_begins_no_further_step(
     storage: Storage, account: int, sweeper: BlobCleaner, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -67,6 +67,7 @@ def test_work_that_raises_undoes_its_own_writes_only(storage: Storage, account: 
     assert names(storage, account) == ["after", "before"]
 
 
+@pytest.mark.parametrize("storage", ["memory", "sqlite"], indirect=True)  # PostgreSQL writes side by side
 def test_work_that_waits_is_done_in_one_transaction(storage: Storage, account: int) -> None:
     """Twenty pieces of work that wait are all done before the first of them is answered: one commit for all."""
     answered = [0]
@@ -83,6 +84,7 @@ def test_work_that_waits_is_done_in_one_transaction(storage: Storage, account: i
     assert [future.result(PATIENCE) for future in futures] == [0] * 20
 
 
+@pytest.mark.parametrize("storage", ["memory", "sqlite"], indirect=True)  # PostgreSQL writes side by side
 def test_work_is_done_in_the_order_of_its_submission(storage: Storage, account: int) -> None:
     """Work sees what was submitted before it, and nothing of what comes after."""
 

@@ -20,7 +20,7 @@ from psycopg import adapters, errors
 from psycopg.pq import ConnStatus, ExecStatus, Format
 from psycopg.pq.abc import PGresult
 
-from cloudstore_mapping.service.storage.records import AccessDelta, Account, File, FileInfo
+from cloudstore_mapping.service.storage.records import AccessDelta, Account, File, FileInfo, Kind
 from cloudstore_mapping.service.storage.sql import (
     ACCOUNT_BY_ID,
     ACCOUNT_BY_KEY,
@@ -905,12 +905,19 @@ class PostgresWriter(PostgresSession):
     def add_accesses(self, used: Sequence[AccessDelta]) -> None:
         """Add to what is stored of files that are there, and to the account's days; see `AccessStatements`."""
         days = Counter[tuple[int, int]]()
-        by_day: dict[int, list[AccessDelta]] = {}
+        by_day: dict[int, dict[tuple[int, Kind, str], AccessDelta]] = {}
         for each in sorted(used):  # in one order, so that of two who add to the same files neither waits for the other
-            by_day.setdefault(each.day, []).append(each)
+            file = each.account_id, each.kind, each.name
+            of_day = by_day.setdefault(each.day, {})
+            earlier = of_day.get(file)  # a statement changes each row once
+            if earlier is None:
+                of_day[file] = each
+            else:
+                times, last_at = earlier.times + each.times, max(earlier.last_at, each.last_at)
+                of_day[file] = each._replace(times=times, last_at=last_at)
             days[each.account_id, each.day] += each.times
         for _, some in sorted(by_day.items()):
-            self.do(_ADD_ACCESSES, *(list(column) for column in zip(*some, strict=True)))
+            self.do(_ADD_ACCESSES, *(list(column) for column in zip(*some.values(), strict=True)))
         if days:
             rows = [(account_id, day, times) for (account_id, day), times in sorted(days.items())]
             self.do(_ADD_DAYS, *(list(column) for column in zip(*rows, strict=True)))
