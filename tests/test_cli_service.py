@@ -64,7 +64,8 @@ def test_a_store_that_no_key_opens(tmp_path: Path, workers: str) -> None:
     with Service(SQLiteStorage(file)) as service:  # else the lines below would be waited for
         assert _start(service, "http://127.0.0.1:8787/cloudstore", place_of(str(file))).closed == ("local",)
     with serving("--store", str(file), "--workers", workers) as process:
-        answers, _, sentence, command = lines(process, 4)
+        answers, _, *of_workers, sentence, command = lines(process, 4 if workers == "1" else 5)
+        assert all(line.startswith("Its 2 processes write to one file in turn: ") for line in of_workers)
         assert sentence == "No API key opens it yet. Make one for the account 'local', which has its data:"
         made = subprocess.run(
             ["/bin/sh", "-c", command.replace("cloudstore", f"{sys.executable} -m cloudstore_mapping", 1)],
