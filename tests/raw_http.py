@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.errors import NoFileError
-from cloudstore_mapping.service.reply_memory import ReplyMemory, ReplyRoom
+from cloudstore_mapping.service.quotas import ReplyMemory, ReplyRoom
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web import server
 from cloudstore_mapping.wire import Operation, Reply, Request, failure, success

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET
 
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TooBigError
-from cloudstore_mapping.service.caller import Caller
+from cloudstore_mapping.service.accounts import Caller
 from cloudstore_mapping.service.idempotency import IdempotencyStore, Single, fingerprint, mismatch
 from cloudstore_mapping.service.operations import Operations
 from cloudstore_mapping.service.security import PasswordCheck, UnprovenError

@@ -21,11 +21,10 @@ from cloudstore_mapping.errors import (
     TimedOutError,
     UnavailableError,
 )
-from cloudstore_mapping.service.accounts import NOT_MADE
+from cloudstore_mapping.service.accounts import NOT_MADE, Caller
 from cloudstore_mapping.service.batch import BatchWork, Budget, Needs, Piece, Undone, UndoneError
-from cloudstore_mapping.service.caller import Caller, Merged
 from cloudstore_mapping.service.idempotency import IdempotencyStore, Repeatable, Single, check_ids, may_store
-from cloudstore_mapping.service.merging import CLOSING, MergePool
+from cloudstore_mapping.service.merging import CLOSING, Merged, MergePool
 from cloudstore_mapping.service.operations import MAX_INLINE_MERGE, Operations
 from cloudstore_mapping.service.quotas import check_rate_limit, take_slot
 from cloudstore_mapping.service.reading import LOCAL, REMOTE, BatchOfReads, LongRead, Steps, Whole
@@ -37,8 +36,7 @@ from cloudstore_mapping.wire import Batch, Operation, Reply, Request, failure
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.accounts import Accounts
-    from cloudstore_mapping.service.quotas import AccessCounter, Clock
-    from cloudstore_mapping.service.reply_memory import ReplyRoom
+    from cloudstore_mapping.service.quotas import AccessCounter, Clock, ReplyRoom
     from cloudstore_mapping.service.security import PasswordVerifier
     from cloudstore_mapping.service.settings import Settings
     from cloudstore_mapping.service.storage.base import Storage

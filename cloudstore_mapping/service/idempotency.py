@@ -12,7 +12,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from cloudstore_mapping.errors import CloudStoreError, IdMismatchError, ProtocolError
-from cloudstore_mapping.service.caller import Caller
+from cloudstore_mapping.service.accounts import Caller
 from cloudstore_mapping.service.operations import Operations
 from cloudstore_mapping.service.quotas import Clock, check_replies
 from cloudstore_mapping.service.storage.sql import Transaction

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from cloudstore_mapping.wire import MAX_BATCH, Reply, Request, encode_value, success
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.caller import Caller
+    from cloudstore_mapping.service.accounts import Caller
     from cloudstore_mapping.service.storage.records import Listed
     from cloudstore_mapping.service.storage.sql import Transaction
 

@@ -13,14 +13,18 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from cloudstore_mapping.errors import BadMergeError, TooBigError, UnavailableError
-from cloudstore_mapping.service.fair_queue import FairQueue
 from cloudstore_mapping.service.merge_worker import MERGED, REFUSED, REPLY, REQUEST
-from cloudstore_mapping.service.threads import PlainFuture
+from cloudstore_mapping.service.threads import FairQueue, PlainFuture
+
+if TYPE_CHECKING:
+    from cloudstore_mapping.errors import CloudStoreError
+    from cloudstore_mapping.wire import Request
 
 #: Maximum number of processes: the service and its clients need the other cores.
 MAX_PROCESSES: Final = 2
@@ -149,6 +153,16 @@ def _daemon_timer(seconds: float, function: Callable[[], object]) -> threading.T
     timer = threading.Timer(seconds, function)
     timer.daemon = True
     return timer
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Outcome of a merge into a version of a file, computed before the write transaction: JSON or an error."""
+
+    request: Request
+    version: str
+    value: bytes = b""
+    error: CloudStoreError | None = None
 
 
 class MergePool:

@@ -18,7 +18,7 @@ from cloudstore_mapping.errors import (
     shorten,
 )
 from cloudstore_mapping.merge import merge
-from cloudstore_mapping.service.caller import Caller
+from cloudstore_mapping.service.accounts import Caller
 from cloudstore_mapping.service.listings import AllNames, PageOfNames, PageOfValues
 from cloudstore_mapping.service.quotas import AccessCounter, Clock, check_bytes, check_file_quota
 from cloudstore_mapping.service.security import PasswordVerifier

@@ -1,4 +1,4 @@
-"""Quotas and rate limits of an account, attempt limits, and usage: counts of daily accesses to each file."""
+"""Quotas: limits of accounts, rate limit, attempts and memory of large replies; usage: daily accesses per file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from cloudstore_mapping.errors import (
     TooManyFilesError,
     TooOftenError,
     TransportError,
+    UnavailableError,
 )
 from cloudstore_mapping.service.storage.base import PAUSE
 from cloudstore_mapping.service.storage.records import AccessCount, AccessDelta
@@ -45,6 +46,9 @@ MAX_SKEW: Final = 1.0
 MAX_REPLIES: Final = 16 * 2**20
 #: Deleted media files of an account still to be removed, in bytes; beyond it further uploads are refused for a while.
 MAX_LEAVING: Final = 64 * 2**20
+
+#: An account may take 1 / `PART_OF_ONE` of the memory.
+PART_OF_ONE: Final = 2
 
 #: Maximum number of subjects (such as client addresses) tracked at a time; the least recently used are evicted.
 MAX_WATCHED: Final = 10_000
@@ -178,6 +182,70 @@ def _due(transaction: Transaction, account: Account, now: float) -> float:
     due = transaction.next_request_at(account.id) or 0.0
     # Requests can't move the time further ahead than this: the clock was set back since.
     return now if due > now + JITTER + (account.limits.min_interval or 0.0) + MAX_SKEW else due
+
+
+class ReplyMemory:
+    """Counts the bytes of large replies, from before reading until after sending; limit `most` bytes. Thread-safe."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._by_account: Counter[int] = Counter()
+        self.taken = 0
+
+    def room(self) -> ReplyRoom:
+        """Return a new, empty `ReplyRoom` for a reply."""
+        return ReplyRoom(self)
+
+    def grow(self, room: ReplyRoom, account_id: int, size: int, *, forced: bool) -> None:
+        """Grow a room to `size` bytes in all; see `ReplyRoom.grow_to`."""
+        with self._lock:
+            more = size - room.size
+            if more <= 0:
+                return
+            of_one = self._by_account[account_id] + more
+            is_full = self.taken + more > self._most or of_one > self._most // PART_OF_ONE
+            if room.is_released or (is_full and not forced):
+                sentence = "Too many large replies are under way; read those that were asked for, then try again."
+                raise UnavailableError(sentence, retry_after=1.0)
+            room.account_id, room.size = account_id, size
+            self.taken += more
+            self._by_account[account_id] = of_one
+
+    def release(self, room: ReplyRoom) -> None:
+        """Free the bytes of a room; from now on it refuses to grow."""
+        with self._lock:
+            room.is_released = True
+            self.taken -= room.size
+            self._by_account[room.account_id] -= room.size
+            room.size = 0
+            if not self._by_account[room.account_id]:
+                del self._by_account[room.account_id]
+
+
+class ReplyRoom:
+    """Memory of a reply; the sender must release it, even if sending fails."""
+
+    __slots__ = ("_memory", "account_id", "is_released", "size")
+
+    def __init__(self, memory: ReplyMemory) -> None:
+        self._memory = memory
+        self.account_id = 0
+        self.size = 0
+        self.is_released = False
+
+    def grow_to(self, account_id: int, size: int, *, forced: bool = False) -> None:
+        """
+        Take memory up to a total of `size` bytes.
+
+        Raises `UnavailableError` if the limit is reached, unless `forced`; and, even if `forced`, after `release`.
+        """
+        self._memory.grow(self, account_id, size, forced=forced)
+
+    def release(self) -> None:
+        """Free the memory; a read still running for this reply gets no more."""
+        if self.size or not self.is_released:
+            self._memory.release(self)
 
 
 class AttemptLimiter:

@@ -15,7 +15,7 @@ from cloudstore_mapping.service.threads import PAUSED, Paused
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, encode_replies, failure, success
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.caller import Caller
+    from cloudstore_mapping.service.accounts import Caller
     from cloudstore_mapping.service.listings import AllNames, PageOfNames, PageOfValues
     from cloudstore_mapping.service.operations import Operations
     from cloudstore_mapping.service.security import PasswordCheck

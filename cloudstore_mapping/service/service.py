@@ -15,8 +15,7 @@ from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
 from cloudstore_mapping.service.dispatcher import Answerer, Dispatcher
 from cloudstore_mapping.service.media import BlobCleaner, MediaFiles
 from cloudstore_mapping.service.panels import DashboardQueries
-from cloudstore_mapping.service.quotas import AccessCounter, Clock
-from cloudstore_mapping.service.reply_memory import ReplyMemory, ReplyRoom
+from cloudstore_mapping.service.quotas import AccessCounter, Clock, ReplyMemory, ReplyRoom
 from cloudstore_mapping.service.security import ApiKeyThrottle, Argon2Hasher, Hasher, PasswordVerifier
 from cloudstore_mapping.service.sessions import SessionService
 from cloudstore_mapping.service.settings import Settings

@@ -67,7 +67,7 @@ from cloudstore_mapping.wire import (
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.dispatcher import Answerer
-    from cloudstore_mapping.service.reply_memory import ReplyRoom
+    from cloudstore_mapping.service.quotas import ReplyRoom
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.web.connections import KnownClients
     from cloudstore_mapping.web.metrics import InstrumentedApp

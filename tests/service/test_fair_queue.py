@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cloudstore_mapping.service.fair_queue import MAX_CHARGE, MAX_KEPT, FairQueue
+from cloudstore_mapping.service.threads import MAX_CHARGE, MAX_KEPT, FairQueue
 
 
 def taken(queue: FairQueue[str], seconds: dict[str, float] | None = None) -> str:

@@ -11,8 +11,8 @@ import pytest
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service import dispatcher, listings
+from cloudstore_mapping.service.quotas import ReplyMemory
 from cloudstore_mapping.service.reading import LongRead, Slice
-from cloudstore_mapping.service.reply_memory import ReplyMemory
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage

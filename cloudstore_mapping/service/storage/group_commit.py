@@ -18,8 +18,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from cloudstore_mapping.errors import CloudStoreError, UnavailableError
 from cloudstore_mapping.interrupts import let_go
-from cloudstore_mapping.service.fair_queue import FairQueue
-from cloudstore_mapping.service.threads import PlainFuture, wait_for
+from cloudstore_mapping.service.threads import FairQueue, PlainFuture, wait_for
 
 T = TypeVar("T")
 

@@ -26,7 +26,6 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq.abc import PGresult
 
 from cloudstore_mapping.errors import OutcomeUnknownError, UnavailableError
-from cloudstore_mapping.service.fair_queue import FairQueue
 from cloudstore_mapping.service.storage import group_commit
 from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.group_commit import HealthProbe, check_open, ending_error
@@ -43,7 +42,7 @@ from cloudstore_mapping.service.storage.postgres_session import (
     is_lost,
 )
 from cloudstore_mapping.service.storage.sql import Transaction
-from cloudstore_mapping.service.threads import BoundedThreadPool, PlainFuture
+from cloudstore_mapping.service.threads import BoundedThreadPool, FairQueue, PlainFuture
 
 T = TypeVar("T")
 
