@@ -192,7 +192,7 @@ class RequestSender:
     retries
         Number of further attempts after a failed connection or a status in `BUSY`.
     min_interval
-        Seconds between two requests of all senders with the same `pacer`.
+        Seconds between two requests of all senders with the same `pacer`; 0: no rate limit.
     readonly
         Raise `ForbiddenError` for every write.
     deadline
@@ -232,7 +232,7 @@ class RequestSender:
         self._clock = clock
         self._sleep = self._gate.sleep if sleep is None else sleep
         self._pacer = Pacer(clock, time.sleep if sleep is None else sleep) if pacer is None else pacer
-        self._is_unpaced = pacer is None and min_interval <= 0
+        self._is_unpaced = min_interval <= 0
         self._extensions: frozenset[str] | None = None  # before the first reply
         self._attempts: Counter[str] = Counter()
         self._repetitions = 0

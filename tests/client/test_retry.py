@@ -328,6 +328,19 @@ def test_clients_share_a_pacer() -> None:
     assert transport.sent == [1000.0, 1003.0, 1006.0, 1009.0]
 
 
+def test_no_interval_no_turn() -> None:
+    """A client without an interval neither waits for the rate limit of others on its server nor adds to it."""
+    clock = _Clock()
+    pacer = Pacer(clock, clock.sleep)
+    transport = _Times(clock)
+    slow, free = (Client(transport, "k", min_interval=interval, pacer=pacer) for interval in (3.0, 0.0))
+    pacer.reserve(3.0)
+    slow.reserve()
+    free.save("a", success("").message)
+    assert transport.sent == [1000.0]
+    assert slow.reserve() == 1006.0
+
+
 def test_reserved_slot_is_kept() -> None:
     """A request that was given its slot in advance starts then, whoever asks meanwhile."""
     clock = _Clock()
