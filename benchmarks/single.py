@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cloudstore_mapping.__main__ import main
-from cloudstore_mapping.service.storage.group_commit import WriteSession
+from cloudstore_mapping.service.storage.sqlite import SQLiteSession
 
 if __name__ == "__main__":
-    WriteSession.max_group = 1  # the one thing that is to be different
+    SQLiteSession.max_group = 1  # the one thing that is to be different
     main()

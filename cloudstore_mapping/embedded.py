@@ -27,9 +27,9 @@ from cloudstore_mapping.links import FILES_PATH
 from cloudstore_mapping.service.media import described
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.group_commit import has_finished
 from cloudstore_mapping.service.storage.places import MEMORY, StoreLocation, place_of
 from cloudstore_mapping.service.storage.renaming import refuse_old_names
+from cloudstore_mapping.service.storage.sqlite import has_finished
 from cloudstore_mapping.service.storage.sqlite_files import LOST
 from cloudstore_mapping.sqlite_forks import forkers, refuse_forker
 from cloudstore_mapping.wire import (

@@ -8,8 +8,7 @@ from typing import Any
 
 from cloudstore_mapping.service.quotas import Clock
 from cloudstore_mapping.service.service import Service
-from cloudstore_mapping.service.storage.base import Storage
-from cloudstore_mapping.service.storage.group_commit import MAX_BYTES
+from cloudstore_mapping.service.storage.base import MAX_BYTES, Storage
 from cloudstore_mapping.service.storage.records import File
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import Reply, Request, decode_value, encode_value

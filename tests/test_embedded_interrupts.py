@@ -15,14 +15,14 @@ import cloudstore_mapping as cm
 from cloudstore_mapping.client.mapping import files_of
 from cloudstore_mapping.service import dispatcher
 from cloudstore_mapping.service.dispatcher import PendingRequest
-from cloudstore_mapping.service.storage import group_commit, sqlite
+from cloudstore_mapping.service.storage import sqlite
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.threads import PlainFuture
 from cloudstore_mapping.wire import Request
 from tests.support.interrupts import at_line
 
 #: The files whose every line is interrupted once.
-FILES = {str(module.__file__) for module in (dispatcher, group_commit, sqlite)}
+FILES = {str(module.__file__) for module in (dispatcher, sqlite)}
 
 
 def interrupted(after: int, error: type[BaseException] = KeyboardInterrupt) -> AbstractContextManager[list[int]]:

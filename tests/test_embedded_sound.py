@@ -16,7 +16,7 @@ import pytest
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.service import accounts, dispatcher, media, panels, threads
-from cloudstore_mapping.service.storage import group_commit, sqlite
+from cloudstore_mapping.service.storage import sqlite
 from tests.support.interrupts import at_instruction, in_time, interrupt
 from tests.support.matrix import spread
 
@@ -32,14 +32,10 @@ SHARING: Final = {
     for module in (
         accounts,
         dispatcher,
-        threads,
         media,
         panels,
+        sqlite,
         threads,
-        sqlite,
-        sqlite,
-        media,
-        group_commit,
     )
 }
 #: All that a caller's thread runs.

@@ -16,7 +16,7 @@ from cloudstore_mapping.service.accounts import Caller
 from cloudstore_mapping.service.idempotency import IdempotencyStore, Single, fingerprint, mismatch
 from cloudstore_mapping.service.operations import Operations
 from cloudstore_mapping.service.security import PasswordCheck, UnprovenError
-from cloudstore_mapping.service.storage.group_commit import MAX_BYTES
+from cloudstore_mapping.service.storage.base import MAX_BYTES
 from cloudstore_mapping.service.storage.sql import LookAhead, Transaction
 from cloudstore_mapping.wire import (
     Batch,

@@ -21,7 +21,7 @@ from cloudstore_mapping.service.merging import MergePool, MergeProcess
 from cloudstore_mapping.service.operations import MAX_INLINE_MERGE
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.service.storage.group_commit import MAX_BYTES
+from cloudstore_mapping.service.storage.base import MAX_BYTES
 from cloudstore_mapping.wire import Batch, Reply, Request, decode_replies, decode_value, encode_value
 from tests.service_fakes import PATIENCE, Asker, FakeHasher, Held, ManualClock
 from tests.storages import new_storage

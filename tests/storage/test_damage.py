@@ -16,7 +16,8 @@ import cloudstore_mapping as cm
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage import sqlite
-from cloudstore_mapping.service.storage.sqlite import Damage, SQLiteStorage
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.service.storage.sqlite_files import Damage
 from cloudstore_mapping.web.server import background
 from tests.service_fakes import PATIENCE
 from tests.serving import serving, told

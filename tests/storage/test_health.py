@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage import group_commit, sqlite
-from cloudstore_mapping.service.storage.base import Storage
-from cloudstore_mapping.service.storage.group_commit import HealthProbe
+from cloudstore_mapping.service.storage import base, sqlite
+from cloudstore_mapping.service.storage.base import HealthProbe, Storage
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_files import FULL, READ_ONLY, DiskReserve
 from tests.crash.layer import watched
@@ -56,9 +55,9 @@ def test_a_probe_that_waits_for_long() -> None:
     now = [0.0]
     probe = HealthProbe(submitted, lambda: now[0])
     assert probe.problem(0.0) is None
-    now[0] = group_commit.OVERDUE - 1
+    now[0] = base.OVERDUE - 1
     assert probe.problem(0.0) is None
-    now[0] = group_commit.OVERDUE
+    now[0] = base.OVERDUE
     told = "Saves wait for longer than 5 seconds; look which process holds the store."
     assert [probe.problem(0.0) for _ in range(3)] == [told] * 3
     [waiting] = submitted.begun
@@ -74,19 +73,19 @@ def test_the_first_check_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
         waited.append(timeout)
         return future.done()
 
-    monkeypatch.setattr(group_commit, "wait_for", wait_for)
+    monkeypatch.setattr(base, "wait_for", wait_for)
     submitted = Submitted()
     probe = HealthProbe(submitted)
     probe.problem(1.0)
     submitted.begun[0].set_exception(UnavailableError("It is ill."))
     assert [probe.problem(1.0), probe.problem(1.0)] == ["It is ill."] * 2
-    assert waited == [1.0, 1.0, group_commit.LATER_PATIENCE]
+    assert waited == [1.0, 1.0, base.LATER_PATIENCE]
 
 
 def test_another_process_holds_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While another connection holds the file, health says so in the end, and is well again after it."""
-    monkeypatch.setattr(group_commit, "OVERDUE", 0.0)
-    monkeypatch.setattr(group_commit, "PATIENCE", 0.05)
+    monkeypatch.setattr(base, "OVERDUE", 0.0)
+    monkeypatch.setattr(base, "PATIENCE", 0.05)
     path = tmp_path / "store.db"
     with SQLiteStorage(path) as storage, closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -99,7 +98,7 @@ def test_another_process_holds_the_store(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_busy_writer_is_healthy(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a long piece of work is written, health is told without waiting for its end."""
     held = Held(storage)
-    monkeypatch.setattr(group_commit, "PATIENCE", 0.0)
+    monkeypatch.setattr(base, "PATIENCE", 0.0)
     assert storage.healthy()
     held.go.set()
     held.future.result(PATIENCE)

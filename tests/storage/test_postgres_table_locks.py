@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage import group_commit, postgres
+from cloudstore_mapping.service.storage import base, postgres
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
 from cloudstore_mapping.service.storage.sql import Transaction
 from tests.postgres_fixtures import address, proxy
@@ -87,8 +87,8 @@ def test_a_failed_transaction_ends_its_connection(address: str, proxy: Proxy) ->
 @pytest.mark.parametrize("table", ["files", "accounts", "api_keys"])
 def test_health_while_a_table_is_held(address: str, monkeypatch: pytest.MonkeyPatch, table: str) -> None:
     """While saves or loads are kept waiting by a lock, health says so in the end, and is well again after it."""
-    monkeypatch.setattr(group_commit, "OVERDUE", 0.0)
-    monkeypatch.setattr(group_commit, "PATIENCE", 0.05)
+    monkeypatch.setattr(base, "OVERDUE", 0.0)
+    monkeypatch.setattr(base, "PATIENCE", 0.05)
     mode = "EXCLUSIVE" if table == "files" else "ACCESS EXCLUSIVE"
     with PostgresStorage(address) as storage:
         with locked(address, table, mode):

@@ -11,22 +11,18 @@ from typing import Any
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.group_commit import (
-    LONE_SECONDS,
-    MAX_BYTES,
-    MAX_GROUP,
-    GroupWriter,
-    WriteSession,
-)
+from cloudstore_mapping.service.storage.base import MAX_BYTES
+from cloudstore_mapping.service.storage.sqlite import LONE_SECONDS, MAX_GROUP, GroupWriter, SQLiteSession
 from tests.service_fakes import PATIENCE
 
 BROKEN = UnavailableError("The engine failed.")
 
 
-class FakeSession(WriteSession):
+class FakeSession(SQLiteSession):
     """Notes what it is told, and fails where it is told to."""
 
     def __init__(self) -> None:
+        self.outlives_program = True
         self.commits: list[int] = []
         self.kept = 0
         self.stands = True
@@ -52,6 +48,10 @@ class FakeSession(WriteSession):
         yield
         self._fail("release")
         self.kept += 1
+
+    def is_in_use(self) -> bool:
+        """Whether this thread is in the middle of its turn."""
+        return False
 
     def intact(self) -> bool:
         """Whether it stands."""
@@ -112,7 +112,7 @@ def test_a_session_says_how_large_a_group_may_be(
     session: FakeSession, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An engine may want smaller groups; the benchmarks compare with groups of one."""
-    monkeypatch.setattr(WriteSession, "max_group", 1)
+    monkeypatch.setattr(SQLiteSession, "max_group", 1)
     for future in writer.submit_together(*[lambda _: None] * 3):
         future.result(PATIENCE)
     assert session.commits == [1, 1, 1, 1]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import ClassVar, Final, Self, TypeAlias, TypeVar
 
+from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.sql import Transaction
+from cloudstore_mapping.service.threads import wait_for
 
 T = TypeVar("T")
 
@@ -19,6 +23,34 @@ Report: TypeAlias = Callable[[int, int], object]
 #: processes can write.
 STEP: Final = 0.005
 PAUSE: Final = 0.01
+#: Bytes of values in one commit. Larger work is alone in its transaction.
+MAX_BYTES: Final = 4 * 2**20
+#: The probe's own queue among those of the accounts: it waits for one group of other work at most.
+PROBE_QUEUE: Final = "health"
+#: Seconds that the first health check waits for the storage: there is no outcome before it that could be told.
+PATIENCE: Final = 1.0
+#: Seconds that each later check waits.
+LATER_PATIENCE: Final = 0.05
+#: Seconds after which a probe that still waits is a problem: a save that begins now would wait as well.
+OVERDUE: Final = 5.0
+_OVERDUE: Final = "Saves wait for longer than {:g} seconds; look which process holds the store."
+
+
+def closed_error() -> UnavailableError:
+    """Return the error of a store that is used after it was closed."""
+    return UnavailableError("The store is closed; open it again.", sent=False, retry_after=1.0)
+
+
+def ending_error() -> UnavailableError:
+    """Return what work is told that a service did not begin before its end."""
+    return UnavailableError("The service is ending; try again once it is back.", sent=False, retry_after=1.0)
+
+
+def not_open(*, closed: bool) -> UnavailableError:
+    """Return the error of a storage used after `close`, or in a forked process, which has to open its own."""
+    if closed:
+        return closed_error()
+    return UnavailableError("The store was opened before a fork; open it in each process.", sent=False)
 
 
 class Storage(ABC):
@@ -130,3 +162,43 @@ class Storage(ABC):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+class HealthProbe:
+    """
+    Probes with a write that `submit` begins; threads may share it.
+
+    One probe runs at a time, however many threads ask. A writer that is busy for longer than they wait isn't ill: the
+    outcome of the probe before stands until this one is `OVERDUE`. As long as no probe has ended, a check waits for
+    `patience` seconds, afterwards for `LATER_PATIENCE` at most.
+    """
+
+    def __init__(self, submit: Callable[[], Future[None]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._submit = submit
+        self._clock = clock
+        self._since = 0.0
+        self._lock = threading.Lock()
+        self._running: Future[None] | None = None
+        self._problem: str | None = None
+        self._is_known = False
+
+    def problem(self, patience: float) -> str | None:
+        """Return the sentence that refuses a save, None where it would be done."""
+        try:
+            with self._lock:
+                if self._running is None:
+                    self._running, self._since = self._submit(), self._clock()
+                running, since = self._running, self._since
+        except UnavailableError as error:
+            return str(error)
+        wait_for(running, min(patience, LATER_PATIENCE) if self._is_known else patience)
+        with self._lock:
+            if not running.done():
+                is_overdue = self._clock() - since >= OVERDUE
+                return _OVERDUE.format(OVERDUE) if is_overdue and self._problem is None else self._problem
+            raised = running.exception()
+            problem = None if raised is None else str(raised)
+            self._is_known = True
+            if self._running is running:
+                self._running, self._problem = None, problem
+            return problem

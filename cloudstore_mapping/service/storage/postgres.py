@@ -26,9 +26,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq.abc import PGresult
 
 from cloudstore_mapping.errors import OutcomeUnknownError, UnavailableError
-from cloudstore_mapping.service.storage import group_commit
-from cloudstore_mapping.service.storage.base import Storage
-from cloudstore_mapping.service.storage.group_commit import HealthProbe, check_open, ending_error
+from cloudstore_mapping.service.storage import base
+from cloudstore_mapping.service.storage.base import PROBE_QUEUE, HealthProbe, Storage, ending_error, not_open
 from cloudstore_mapping.service.storage.postgres_migrations import Older, has_trigrams, migrate, newest, schema_of
 from cloudstore_mapping.service.storage.postgres_session import (
     ANSWER_WAIT,
@@ -616,8 +615,13 @@ class PostgresStorage(Storage):
         weakref.finalize(self, self._pool.close).atexit = False
         self._writers = WriterPool(self._write)
         self._log = _LossLog()
-        self._probe = HealthProbe(lambda: self.submit(_check_room, group_commit.QUEUE))
+        self._probe = HealthProbe(lambda: self.submit(_check_room, PROBE_QUEUE))
         _open.add(self)
+
+    def _check_open(self) -> None:
+        """Raise `UnavailableError` after `close`, and in a forked process: it has none of the writers' threads."""
+        if self._closed or os.getpid() != self._process:
+            raise not_open(closed=self._closed)
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -627,7 +631,7 @@ class PostgresStorage(Storage):
 
     @contextmanager
     def _reading(self, patience: float | None = None, answers_in: float | None = None) -> Iterator[PostgresReader]:
-        check_open(self._process, closed=self._closed)
+        self._check_open()
         patience = self._patience if patience is None else patience
         reader = PostgresReader(
             lambda statements: self._begin_reading(statements, patience, answers_in),
@@ -692,7 +696,7 @@ class PostgresStorage(Storage):
 
         It has a transaction of its own, whatever its size.
         """
-        check_open(self._process, closed=self._closed)
+        self._check_open()
         return self._writers.submit(work, account)
 
     def others_wait(self, account: Hashable) -> bool:
@@ -761,15 +765,15 @@ class PostgresStorage(Storage):
     def problem(self) -> str | None:
         """Return why reads or saves fail at present, None where they don't. Known in some seconds."""
         try:
-            patience = min(group_commit.PATIENCE, self._patience)
-            with self._reading(patience, group_commit.PATIENCE) as reader:
+            patience = min(base.PATIENCE, self._patience)
+            with self._reading(patience, base.PATIENCE) as reader:
                 reader.has_accounts()
                 reader.account_of_key(b"")  # each request looks up its key
                 if reader.row(_TAKES_NO_WRITES)[0]:
                     return _READ_ONLY_SENTENCE
         except UnavailableError as error:
             return str(error)
-        return self._probe.problem(group_commit.PATIENCE)
+        return self._probe.problem(base.PATIENCE)
 
     def size(self) -> int:
         """Return how many bytes the tables and their indexes take."""

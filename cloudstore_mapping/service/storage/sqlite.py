@@ -3,27 +3,39 @@
 # ruff: noqa: D102 - methods without a docstring are documented in `sql`
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
 import sqlite3
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from threading import get_ident
 from types import TracebackType
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 
-from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage import group_commit
-from cloudstore_mapping.service.storage.base import Storage
-from cloudstore_mapping.service.storage.group_commit import GroupWriter, WriteSession, check_open
+from cloudstore_mapping.errors import CloudStoreError, UnavailableError
+from cloudstore_mapping.interrupts import let_go
+from cloudstore_mapping.service.storage import base
+from cloudstore_mapping.service.storage.base import (
+    MAX_BYTES,
+    PROBE_QUEUE,
+    HealthProbe,
+    Storage,
+    closed_error,
+    ending_error,
+    not_open,
+)
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, migrate, not_opened
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite_backup import back_up, copy_into_memory
@@ -31,6 +43,7 @@ from cloudstore_mapping.service.storage.sqlite_files import (
     INCREMENTAL,
     LOG,
     NO_MORE_FILES,
+    Damage,
     DiskReserve,
     Identity,
     change,
@@ -39,8 +52,11 @@ from cloudstore_mapping.service.storage.sqlite_files import (
     primary_code,
     unavailable,
 )
+from cloudstore_mapping.service.threads import FairQueue, PlainFuture, wait_for
 from cloudstore_mapping.sqlite_forks import connected, forkers, inside_sqlite, let_fork, track_session
 from cloudstore_mapping.storefiles import creating
+
+T = TypeVar("T")
 
 _log: Final = logging.getLogger(__name__)
 
@@ -62,48 +78,21 @@ _decode_names: Final = msgspec.json.Decoder(list[str]).decode
 UNUSED_PAGES: Final = 512
 UNUSED_PART: Final = 20
 
+#: Pieces of work in one commit: enough that a sync is shared by many, few enough that the first doesn't wait long.
+MAX_GROUP: Final = 256
+
+#: Seconds of work in one commit, before others have their turn.
+MAX_SECONDS: Final = 0.01
+#: The same for the work of one account, while no other's waits.
+LONE_SECONDS: Final = 0.1
+#: Bytes that work counts at least, when the time of a commit is divided among its work.
+LEAST_SIZE: Final = 1024
+
 #: Maximum size in bytes of a store fully checked when a service starts; this takes a tenth of a second.
 SOON: Final = 64 * 2**20
 
-# Transient disk errors, for example shared memory or a lock is unavailable.
-_PASSING: Final = frozenset(
-    {
-        sqlite3.SQLITE_IOERR_NOMEM,
-        sqlite3.SQLITE_IOERR_ACCESS,
-        sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK,
-        sqlite3.SQLITE_IOERR_LOCK,
-        sqlite3.SQLITE_IOERR_UNLOCK,
-        sqlite3.SQLITE_IOERR_RDLOCK,
-        sqlite3.SQLITE_IOERR_SHMOPEN,
-        sqlite3.SQLITE_IOERR_SHMSIZE,
-        sqlite3.SQLITE_IOERR_SHMLOCK,
-        sqlite3.SQLITE_IOERR_SHMMAP,
-        sqlite3.SQLITE_IOERR_GETTEMPPATH,
-        sqlite3.SQLITE_IOERR_CONVPATH,
-    }
-)
 
-
-class Damage:
-    """Damage of a file or disk met by SQLite; all further writes are refused until the store is reopened."""
-
-    def __init__(self) -> None:
-        self.error: sqlite3.Error | None = None
-
-    def note(self, error: sqlite3.Error, *, committing: bool = False) -> None:
-        """Record the first error caused by damage; after a failed commit, any disk error counts."""
-        if self.error is not None or (not committing and no_more_files() is not None):
-            return
-        if primary_code(error) == sqlite3.SQLITE_IOERR and (committing or error.sqlite_errorcode not in _PASSING):
-            # After a failed sync the content of the disk is unknown, and the next sync would report success.
-            self.error = error
-            _log.error("The store's disk failed and it takes no more writes: %s.", error)
-        elif primary_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            self.error = error
-            _log.error("The store's file is damaged and takes no more writes: %s.", error)
-
-
-class SQLiteSession(Transaction, WriteSession):
+class SQLiteSession(Transaction):
     """
     SQLite connection to the file at `path`, or to a new database in memory; for one thread at a time.
 
@@ -111,6 +100,16 @@ class SQLiteSession(Transaction, WriteSession):
     `UnavailableError` if the path leads to another file than `beside`, another connection to the store, has open. A
     writing transaction excludes all other writers, so row locks are unnecessary.
     """
+
+    #: Pieces of work in one transaction at most.
+    max_group: int = MAX_GROUP
+    #: Seconds of work in one transaction, after which it is committed.
+    max_seconds: float = MAX_SECONDS
+    #: Monotonic time at which the oldest work of the transaction arrived: waits for other processes count from it, or
+    #: from the present where it is None.
+    since: float | None = None
+    #: Monotonic time until which `transaction` waits for other processes.
+    until: float = math.inf
 
     size = "length(value)"
     is_blob, is_chunk, chunk_key = "id = ?", "blob_id = ?", "blob_id"
@@ -152,6 +151,7 @@ class SQLiteSession(Transaction, WriteSession):
             )
         track_session(self)
         self._space = None if path is None else DiskReserve(path)
+        #: True if a program that ends has to finish submitted work: not for a store in memory, which ends with it.
         self.outlives_program = path is not None
         #: Damage met by any connection to the store.
         self.damage: Damage = Damage() if beside is None else beside.damage
@@ -625,7 +625,413 @@ class ReadTransaction(AbstractContextManager[Transaction]):
             raise self._session.failed(error) from error
 
 
-T = TypeVar("T")
+class _Release:
+    """Put into the queue of new work: an account that was held is served again."""
+
+    def __init__(self, account: Hashable) -> None:
+        self.account = account
+
+
+class _Jobs:
+    """
+    The work that waits for a writer's thread, and whether that thread has `ended`.
+
+    Other threads put new work into `queue`, which takes no lock: a signal may interrupt them anywhere. The thread whose
+    turn it is to write sorts it into the `fair` queue. None in `queue` ends the thread after all work before it.
+
+    `Thread.is_alive` isn't asked: up to Python 3.12 an interrupt within it, or within `join`, makes it say False of a
+    thread that runs (python/cpython#90882).
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.queue: SimpleQueue[_Job | _Release | None] = SimpleQueue()
+        self.fair: FairQueue[_Job] = FairQueue()
+        self.clock = clock
+        self.ends_at = math.inf
+        self.ended = False
+        self._goes_on = True
+        self._working = threading.Lock()  # held until the thread has ended
+        self._working.acquire()
+        self._process = os.getpid()
+        self.latest: dict[int, weakref.ref[_Job]] = {}  # submitted by a thread
+
+    def put(self, job: _Job) -> None:
+        """Have a job done, or refuse it where the thread has ended."""
+        self.latest[threading.get_ident()] = weakref.ref(job)
+        self.queue.put(job)
+        if self.ended or self._process != os.getpid():
+            self.refuse_all()  # asked behind `put`, for the thread refuses only jobs that it finds when it ends
+
+    def is_idle(self) -> bool:
+        """Return True if no work waits."""
+        return self.queue.empty() and not self.fair
+
+    def wait(self) -> bool:
+        """Wait until there is work to take, and return True, or False after the last of all."""
+        self.sort()
+        while self._goes_on and self.fair.peek() is None:
+            self._sort(self.queue.get())
+        if not self._goes_on:
+            self.fair.release_all()
+        return self.fair.peek() is not None
+
+    def sort(self, *, past_end: bool = False) -> None:
+        """Move new work into the queues of its accounts, and refuse all of it if the writer's time is over."""
+        with suppress(Empty):
+            while self._goes_on or past_end:
+                self._sort(self.queue.get_nowait())
+        if self.clock() >= self.ends_at:
+            self._refuse_sorted()
+
+    def _sort(self, job: _Job | _Release | None) -> None:
+        if job is None:
+            self._goes_on = False
+        elif isinstance(job, _Release):
+            self.fair.release(job.account)
+        elif not job.future.cancelled():
+            self.fair.put(job.account, job)
+
+    def _refuse_sorted(self) -> None:
+        """Refuse the work of accounts; the service's own is done also at its end, such as storing what was counted."""
+        self.fair.release_all()
+        own: list[_Job] = []
+        while (job := self.fair.take()) is not None:
+            if job.account is None:
+                own.append(job)
+            elif job.begin():
+                job.future.set_exception(ending_error())
+        for job in own:
+            self.fair.put(None, job)
+
+    def refuse_all(self) -> None:
+        """Refuse the jobs that no thread will do."""
+        with suppress(Empty):
+            while True:
+                job = self.queue.get_nowait()
+                if isinstance(job, _Job) and job.future.set_running_or_notify_cancel():
+                    job.future.set_exception(closed_error())
+
+    def wait_for_end(self) -> None:
+        """Wait until all is done and the thread has ended; in a forked process there is none."""
+        if self._process == os.getpid():
+            with self._working:
+                pass
+
+    def end(self) -> None:
+        """Refuse what comes from now on, and let those go on who wait for the end."""
+        self.ended = True
+        self._working.release()
+        self.refuse_all()
+
+
+class _Job:
+    """
+    A piece of work, whose `future` is told its outcome.
+
+    It is an `account`'s, None for the service's own, has about `size` bytes to write, and `arrived` at a monotonic
+    time. Whoever waits for it may cancel the future before the work begins.
+    """
+
+    def __init__(
+        self, work: Callable[[Any], Any], future: Future[Any], account: Hashable, size: int, arrived: float
+    ) -> None:
+        self.work = work
+        self.future = future
+        self.account = account
+        self.size = size
+        self.arrived = arrived
+
+    def begin(self) -> bool:
+        """Begin the work, or return False if it was cancelled."""
+        return self.future.set_running_or_notify_cancel()
+
+
+class GroupWriter:
+    """
+    Run work on its own thread, or on that of a caller who waits for it; nothing else writes with `session` from now on.
+
+    All work that waits goes into one transaction, up to `MAX_GROUP` pieces, `MAX_BYTES` bytes or the session's
+    `max_seconds` (`LONE_SECONDS` if all is one account's), and is answered after its commit. Accounts are served in
+    turn, by the time that each has used, so an account with a thousand saves delays another's save by one group at
+    most. The thread calls `end` at last.
+
+    A writer that is dropped without `close` finishes what was submitted all the same, and so does a program that ends.
+    """
+
+    def __init__(
+        self, session: SQLiteSession, end: Callable[[], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._session = session
+        self._clock = clock
+        self._jobs = _Jobs(clock)
+        self._turn = threading.Lock()
+        self._closed = False
+        self._busy: dict[int, threading.Lock] = {}  # by thread, locked while it does work in its turn, or waits for it
+        # A daemon, so that a program that forgets to close can end; it holds no reference to this object.
+        self._thread = threading.Thread(
+            target=_write, args=(session, self._jobs, self._turn, end), name="cloudstore-writer", daemon=True
+        )
+        # Set where the interpreter ends and begins no threads: the callers do the work. Python 3.11 doesn't refuse to
+        # begin one then, but waits for it forever.
+        self._end: Callable[[], None] | None = end if sys.is_finalizing() else None
+        if self._end is None:
+            try:
+                self._thread.start()
+            except RuntimeError as error:
+                if "new thread" not in str(error):  # an interrupt within `start`, which may make this of it
+                    raise (error.__context__ or error) from None
+                self._end = end
+        if session.outlives_program and self._end is None:
+            _writing.add(self._jobs)
+        # Without waiting: whoever drops this may hold a lock that the work still needs, or be the thread itself.
+        weakref.finalize(self, self._jobs.queue.put, None).atexit = False
+
+    def submit(self, work: Callable[[Any], T], account: Hashable = None, size: int = 0) -> Future[T]:
+        """Have `work(session)` done in an account's turn; the future completes after the commit."""
+        if self._closed or self._jobs.ended:
+            raise closed_error()
+        future: Future[T] = PlainFuture()
+        self._jobs.put(_Job(work, future, account, size, self._clock()))
+        if self._end is not None or sys.is_finalizing():
+            self._do_here()
+        return future
+
+    def others_wait(self, account: Hashable) -> bool:
+        """Return True in the middle of an account's work if other work waits; new work counts, whosever it is."""
+        return not self._jobs.queue.empty() or self._jobs.fair.others_wait(account)
+
+    def hold(self, account: Hashable) -> None:
+        """Begin no more work of an account until `release`; only in the middle of its work."""
+        self._jobs.fair.hold(account)
+
+    def release(self, account: Hashable) -> None:
+        """Do the work of an account again that was held."""
+        self._jobs.queue.put(_Release(account))
+
+    def end_within(self, seconds: float) -> None:
+        """Refuse all work of accounts that has not begun in so many seconds."""
+        self._jobs.ends_at = min(self._jobs.ends_at, self._clock() + seconds)
+
+    def _do_here(self) -> None:
+        """Do the work that waits, on the caller's thread."""
+        while not self._jobs.is_idle():
+            with self._turn:
+                self._jobs.sort(past_end=True)
+                self._jobs.fair.release_all()
+                _commit(self._session, self._jobs)
+
+    def run(self, work: Callable[[Any], T], until: float = math.inf) -> Future[T]:
+        """
+        Have `work(session)` done as `submit` does, for a caller who only waits: here and now where no other work waits.
+
+        Here it waits for other processes no longer than until the monotonic time `until`. Handing it to the thread and
+        waiting for that takes longer than the work.
+        """
+        self._refuse_mine()
+        if self._turn.locked():
+            return self.submit(work)
+        future: Future[T] | None = None
+        # Locks of `with`, which an interrupt can't leave behind, unlike those that are only tried for.
+        lock = threading.Lock()
+        with lock:
+            self._busy[threading.get_ident()] = lock
+            with self._turn:
+                if not self._closed and not self._jobs.ended and self._jobs.is_idle():
+                    future = self._run_alone(work, until)
+        if future is None:
+            return self.submit(work)
+        if self._end is not None:
+            self._do_here()
+        return future
+
+    def run_outside(self, work: Callable[[Any], None]) -> None:
+        """Have `work(session)` done here and now, outside of a transaction, while no other work is done."""
+        self._refuse_mine()
+        lock = threading.Lock()
+        with lock:
+            self._busy[threading.get_ident()] = lock
+            with self._turn:
+                if self._closed or self._jobs.ended:
+                    raise closed_error()
+                self._session.until, self._session.since = math.inf, self._clock()
+                work(self._session)
+
+    def withdraw(self) -> None:
+        """
+        After an interrupt of this thread, cancel its last work, or wait until that is done if it has begun.
+
+        So an interrupted write comes before the interrupt or never, and not over a later write of the thread.
+        """
+        reference = self._jobs.latest.pop(threading.get_ident(), None)
+        job = None if reference is None else reference()
+        if job is not None and not job.future.cancel():
+            wait_for(job.future)
+
+    def is_mine(self) -> bool:
+        """Return True in a signal handler, or `__del__`, in the middle of this thread's own work."""
+        me = threading.get_ident()
+        lock = self._busy.get(me)
+        return (lock is not None and lock.locked()) or me == self._thread.ident
+
+    def _refuse_mine(self) -> None:
+        if self.is_mine() or self._session.is_in_use():
+            raise RuntimeError(
+                "A signal handler or __del__ can't write to a store in the middle of its thread's own write, or read "
+                "in memory; set a flag there, and write afterwards."
+            )
+
+    def _run_alone(self, work: Callable[[Any], T], until: float) -> Future[T]:
+        """Do the work in a transaction of its own, all of which is undone if anything is raised."""
+        future: Future[T] = PlainFuture()
+        self._session.until, self._session.since = until, self._clock()
+        try:
+            with self._session.transaction(), self._session.savepoint():
+                result = work(self._session)
+        except CloudStoreError as error:
+            future.set_exception(error)
+        except BaseException as error:
+            let_go(error)  # within the turn: it may hold the transaction
+            if not isinstance(error, Exception):
+                raise  # an interrupt is the caller's
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+        return future
+
+    def close(self) -> None:
+        """
+        Finish what was submitted, and wait for the thread to end, unless it is the caller's.
+
+        A signal handler in the middle of its thread's work doesn't wait: the thread ends after that work.
+        """
+        self._closed = True
+        if self._end is not None:
+            if not self._jobs.ended:
+                self._do_here()
+                with self._turn:
+                    self._end()
+                self._jobs.end()
+            return
+        if sys.is_finalizing():  # the thread never ends any more; what outlives the program was finished before
+            return
+        self._jobs.queue.put(None)  # also the second time: an interrupt may have come before the first
+        if threading.current_thread() is not self._thread and not (self.is_mine() or self._session.is_in_use()):
+            self._jobs.wait_for_end()
+            self._thread.join()  # its last steps
+
+
+_writing: Final[weakref.WeakSet[_Jobs]] = weakref.WeakSet()
+
+
+#: True once a program that ends finished all work, and the storages that outlive it were closed.
+_has_finished: Final[list[bool]] = []
+
+
+def has_finished() -> bool:
+    """Return True at the end of a program, when storages opened before are closed."""
+    return bool(_has_finished)
+
+
+@atexit.register
+def _finish_all() -> None:
+    _has_finished.append(True)
+    for jobs in list(_writing):
+        jobs.queue.put(None)
+        jobs.wait_for_end()
+
+
+def _write(session: SQLiteSession, jobs: _Jobs, turn: threading.Lock, end: Callable[[], None]) -> None:
+    try:
+        while jobs.wait():
+            with turn:
+                _commit(session, jobs)
+    finally:
+        try:
+            with turn:
+                end()
+        finally:
+            jobs.end()
+
+
+def _commit(session: SQLiteSession, jobs: _Jobs) -> None:
+    """Do work in one transaction, and tell its outcome."""
+    first = jobs.fair.take()
+    if first is None:
+        return
+    group = [first]
+    session.until, session.since = math.inf, first.arrived
+    began = jobs.clock()
+    outcomes, worked = _outcomes(session, jobs, group)
+    _charge_commit(jobs, group, jobs.clock() - began - worked)
+    for job, (result, raised) in zip(group, outcomes, strict=True):
+        if not job.begin():  # cancelled
+            continue
+        if raised is None:
+            job.future.set_result(result)
+        else:
+            job.future.set_exception(raised)
+
+
+def _charge_commit(jobs: _Jobs, group: list[_Job], seconds: float) -> None:
+    """Divide the time of a transaction's beginning and end among its work, by size."""
+    total = sum(max(job.size, LEAST_SIZE) for job in group)
+    for job in group:
+        jobs.fair.charge(job.account, seconds * max(job.size, LEAST_SIZE) / total)
+
+
+_Outcomes: TypeAlias = list[tuple[Any, BaseException | None]]
+
+
+def _outcomes(session: SQLiteSession, jobs: _Jobs, group: list[_Job]) -> tuple[_Outcomes, float]:
+    """Do a group's work, to which is added what waits; return the outcomes, and the seconds of work."""
+    outcomes: _Outcomes = []
+    worked = 0.0
+    try:
+        with session.transaction():
+            for job in _growing(session, jobs, group):
+                began = jobs.clock()
+                outcomes.append(_outcome(session, job))
+                seconds = jobs.clock() - began
+                worked += seconds
+                jobs.fair.charge(job.account, seconds)
+    except BaseException as error:  # noqa: BLE001 - whatever it was, nobody's work is on disk, and each is told
+        return [(None, error)] * len(group), worked
+    return outcomes, worked
+
+
+def _growing(session: SQLiteSession, jobs: _Jobs, group: list[_Job]) -> Iterator[_Job]:
+    """Yield the work of a group, and add to it what waits, in turn, until the transaction has all that it may hold."""
+    began = jobs.clock()
+    size = 0
+    account = group[0].account
+    is_lone = all(job.account == account for job in group)
+    for job in group:  # also what is added meanwhile
+        size += job.size
+        yield job
+        if job is not group[-1] or len(group) >= session.max_group or size >= MAX_BYTES:
+            continue
+        jobs.sort()
+        next_job = jobs.fair.peek()
+        if next_job is None or size + next_job.size > MAX_BYTES:
+            continue
+        is_lone = is_lone and not jobs.fair.others_wait(account)
+        if jobs.clock() - began < (LONE_SECONDS if is_lone else session.max_seconds):
+            jobs.fair.take()
+            group.append(next_job)
+
+
+def _outcome(session: SQLiteSession, job: _Job) -> tuple[Any, BaseException | None]:
+    if not job.begin():
+        return None, None
+    try:
+        with session.savepoint():
+            result = job.work(session)
+    except BaseException as error:
+        if not session.intact():
+            raise
+        return None, error
+    return result, None
+
 
 #: Maximum number of idle reader connections kept for reuse.
 MAX_IDLE: Final = 16
@@ -661,9 +1067,12 @@ class SQLiteStorage(Storage):
         self._was_too_long = False
         self._process = os.getpid()
         self._writer = GroupWriter(self._session, partial(_let_go, self._session, self._idle))
-        self._probe = group_commit.HealthProbe(
-            partial(self._writer.submit, SQLiteSession.check_room, group_commit.QUEUE)
-        )
+        self._probe = HealthProbe(partial(self._writer.submit, SQLiteSession.check_room, PROBE_QUEUE))
+
+    def _check_open(self) -> None:
+        """Raise `UnavailableError` after `close`, and in a forked process: it lacks the writer and the locks."""
+        if self._closed or os.getpid() != self._process:
+            raise not_open(closed=self._closed)
 
     def in_child(self) -> Storage | None:
         """Return the storage of a forked process if it is a copy of memory; None if the process must open its own."""
@@ -674,7 +1083,7 @@ class SQLiteStorage(Storage):
 
     def read(self) -> AbstractContextManager[Transaction]:
         """Return a read transaction for the caller's thread: a snapshot of one moment."""
-        check_open(self._process, closed=self._closed)
+        self._check_open()
         if self._path is None:
             return self._session.snapshot()
         return ReadTransaction(self._reader(self._path), self._give_back)
@@ -697,7 +1106,7 @@ class SQLiteStorage(Storage):
 
     def submit(self, work: Callable[[Transaction], T], account: Hashable = None, size: int = 0) -> Future[T]:
         """Run `work` in a writing transaction; the future completes after the commit is on disk."""
-        check_open(self._process, closed=self._closed)
+        self._check_open()
         return self._writer.submit(work, account, size)
 
     def others_wait(self, account: Hashable) -> bool:
@@ -719,12 +1128,12 @@ class SQLiteStorage(Storage):
 
     def run(self, work: Callable[[Transaction], T], until: float = math.inf) -> Future[T]:
         """Do as `submit`, on the caller's thread if nobody else is writing; see `Storage.run`."""
-        check_open(self._process, closed=self._closed)
+        self._check_open()
         return self._writer.run(work, until)
 
     def back_up(self, path: Path, report: Callable[[int, int], object]) -> None:
         """Copy a snapshot into a new file, which appears at `path` once it is complete."""
-        check_open(self._process, closed=self._closed)
+        self._check_open()
         if self._path is None:
             with self._session.snapshot():
                 back_up(self._session.connection, path, report)
@@ -739,7 +1148,7 @@ class SQLiteStorage(Storage):
 
     def compact(self) -> None:
         """Return the file's unused space to the disk; see `SQLiteSession.compact`."""
-        check_open(self._process, closed=self._closed)
+        self._check_open()
         self._writer.run_outside(SQLiteSession.compact)
 
     def shorten(self) -> None:
@@ -770,14 +1179,14 @@ class SQLiteStorage(Storage):
     def problem(self) -> str | None:
         """Return the present reason for failing reads or saves, or None; see `HealthProbe` for a busy writer."""
         try:
-            check_open(self._process, closed=self._closed)
+            self._check_open()
             self._session.check_usable()
             if self._path is not None:  # in memory it would wait for the writer
                 with self.read() as transaction:
                     transaction.has_accounts()
         except UnavailableError as error:
             return str(error)
-        return self._probe.problem(group_commit.PATIENCE)
+        return self._probe.problem(base.PATIENCE)
 
     def check_writable(self) -> None:
         """Raise `PermissionError` if the file, its log or its file system is read-only."""

@@ -36,6 +36,24 @@ LARGE_LOG_PART: Final = 16
 #: SQLite's number of the vacuum mode `incremental`: unused pages can be returned to the disk one by one.
 INCREMENTAL: Final = 2
 
+# Transient disk errors, for example shared memory or a lock is unavailable.
+_PASSING: Final = frozenset(
+    {
+        sqlite3.SQLITE_IOERR_NOMEM,
+        sqlite3.SQLITE_IOERR_ACCESS,
+        sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK,
+        sqlite3.SQLITE_IOERR_LOCK,
+        sqlite3.SQLITE_IOERR_UNLOCK,
+        sqlite3.SQLITE_IOERR_RDLOCK,
+        sqlite3.SQLITE_IOERR_SHMOPEN,
+        sqlite3.SQLITE_IOERR_SHMSIZE,
+        sqlite3.SQLITE_IOERR_SHMLOCK,
+        sqlite3.SQLITE_IOERR_SHMMAP,
+        sqlite3.SQLITE_IOERR_GETTEMPPATH,
+        sqlite3.SQLITE_IOERR_CONVPATH,
+    }
+)
+
 
 class Disk(Protocol):
     """Disk space in bytes, as returned by `disk_of`."""
@@ -171,6 +189,25 @@ HEADER: Final = struct.Struct(">II I I 8s II")  # magic, version, page size, che
 FRAME: Final = struct.Struct(">II 8s II")  # page number, database size in pages (commit frames only), salts, checksums
 VERSION: Final = 3007000
 _MAGIC: Final = 0x377F0682
+
+
+class Damage:
+    """Damage of a file or disk met by SQLite; all further writes are refused until the store is reopened."""
+
+    def __init__(self) -> None:
+        self.error: sqlite3.Error | None = None
+
+    def note(self, error: sqlite3.Error, *, committing: bool = False) -> None:
+        """Record the first error caused by damage; after a failed commit, any disk error counts."""
+        if self.error is not None or (not committing and no_more_files() is not None):
+            return
+        if primary_code(error) == sqlite3.SQLITE_IOERR and (committing or error.sqlite_errorcode not in _PASSING):
+            # After a failed sync the content of the disk is unknown, and the next sync would report success.
+            self.error = error
+            _log.error("The store's disk failed and it takes no more writes: %s.", error)
+        elif primary_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            self.error = error
+            _log.error("The store's file is damaged and takes no more writes: %s.", error)
 
 
 class Frame(NamedTuple):
