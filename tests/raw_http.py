@@ -43,10 +43,15 @@ class FakeService:
         self.may_write.set()
         self._writer = ThreadPoolExecutor(1)
 
+    @property
+    def dispatcher(self) -> Self:
+        """Return this fake, which answers requests itself."""
+        return self
+
     def check_key(self, api_key: str, address: str) -> None:
         """Know every API key."""
 
-    def answer(self, request: Request, *, address: str = "", room: ReplyRoom | None = None) -> Reply | Future[Reply]:
+    def submit(self, request: Request, address: str = "", room: ReplyRoom | None = None) -> Reply | Future[Reply]:
         """Answer a request, or begin to."""
         self.addresses.add(address)
         if isinstance(self.reply, Exception):
@@ -58,7 +63,7 @@ class FakeService:
     @contextmanager
     def together(self) -> Iterator[Callable[[Request, str, ReplyRoom], Reply | Future[Reply]]]:
         """Yield what answers requests."""
-        yield lambda request, address, room: self.answer(request, address=address, room=room)
+        yield lambda request, address, room: self.submit(request, address, room)
 
     def end_within(self, seconds: float) -> None:
         """Take note of nothing."""

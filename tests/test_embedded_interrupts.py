@@ -180,7 +180,7 @@ def test_an_interrupt_comes_before_a_write_or_after_it(monkeypatch: pytest.Monke
         monkeypatch.setattr(dispatcher, "wait_for", finish)
         asked = PendingRequest(Request(api_key="", name="k"), "", None, waits=True, raises=True)
         with pytest.raises(KeyboardInterrupt):
-            service._dispatcher._when_done(work, asked, lambda *_: None)
+            service.dispatcher._when_done(work, asked, lambda *_: None)
         assert waited == [work]
 
 

@@ -187,19 +187,24 @@ class Dispatcher:
                 READ_THREADS, READS_WAITING, "cloudstore-read", waiting_of_one=READS_WAITING_OF_ONE
             )
         self._merges = MergePool()
+        self._is_closed = False
         self._under_way: set[PendingRequest] = set()  # batches done in pieces
 
     @contextmanager
     def together(self) -> Iterator[Answerer]:
-        """Yield a function to answer requests in a shared snapshot; see `Service.together`."""
+        """
+        Yield a function to answer requests as `submit` does, with a shared snapshot for all small reads in the block.
+
+        Sharing makes each read cheaper. The block must not wait for anything.
+        """
         with SharedSnapshot(self._storage) as moment:
-            yield lambda request, address, room=None: self.submit(request, address, None, moment=moment, room=room)
+            yield lambda request, address, room=None: self.submit(request, address, moment=moment, room=room)
 
     def submit(
         self,
         request: Request | Batch,
-        address: str,
-        owner: Account | None,
+        address: str = "",
+        owner: Account | None = None,
         *,
         waits: bool = False,
         raises: bool = False,
@@ -207,7 +212,15 @@ class Dispatcher:
         moment: SharedSnapshot | None = None,
         room: ReplyRoom | None = None,
     ) -> Reply | Future[Reply]:
-        """Answer a request at once if possible, else return a future; see `Service.submit` and `Service.handle`."""
+        """
+        Answer a request as `Service.submit` does, but return the reply itself if it is ready at once (a small read's).
+
+        A large reply's memory is reserved by `room`; the caller releases it once the reply is sent. Without enough free
+        memory the reply is `UnavailableError`. `waits`, `raises` and `patience` are for `Service.handle`, `moment` for
+        `together`.
+        """
+        if self._is_closed:
+            return failure(UnavailableError("The service is closed; try again later.", retry_after=1.0))
         asked = PendingRequest(request, address, owner, waits=waits and self._reads is None, raises=raises)
         asked.is_local = waits
         asked.room = room
@@ -271,8 +284,12 @@ class Dispatcher:
         self._merges.end_within(seconds)
 
     def check_key(self, api_key: str, address: str) -> Future[None] | None:
-        """Authenticate an API key in the background; return None if no check is pending. See `Service.check_key`."""
-        if self._accounts.opened_lately(api_key) is not None:
+        """
+        Begin to authenticate an API key without a request; return None if it is already known to be accepted.
+
+        The call, or the future, raises `BadKeyError`, `TooOftenError` or `DisabledError`, the errors of a request.
+        """
+        if self._is_closed or self._accounts.opened_lately(api_key) is not None:
             return None
         if self._reads is not None:
             return self._reads.submit_for(_strangers(address), self._find, api_key, address)
@@ -282,6 +299,10 @@ class Dispatcher:
     def _find(self, api_key: str, address: str) -> None:
         with self._storage.read() as transaction:
             self._accounts.find(transaction, api_key, address)
+
+    def refuse_all(self) -> None:
+        """Answer all further requests with `Unavailable`; `close` follows."""
+        self._is_closed = True
 
     def close(self) -> None:
         """Finish running work and end the threads; wait up to `CLOSING` seconds for batches and merges."""

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, Self
 
-from cloudstore_mapping.errors import NoFileError, TimedOutError, UnavailableError, shorten
+from cloudstore_mapping.errors import NoFileError, TimedOutError, shorten
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
-from cloudstore_mapping.service.dispatcher import Answerer, Dispatcher
+from cloudstore_mapping.service.dispatcher import Dispatcher
 from cloudstore_mapping.service.media import BlobCleaner, MediaFiles
 from cloudstore_mapping.service.panels import DashboardQueries
-from cloudstore_mapping.service.quotas import AccessCounter, Clock, ReplyMemory, ReplyRoom
+from cloudstore_mapping.service.quotas import AccessCounter, Clock, ReplyMemory
 from cloudstore_mapping.service.security import ApiKeyThrottle, Argon2Hasher, Hasher, PasswordVerifier
 from cloudstore_mapping.service.sessions import SessionService
 from cloudstore_mapping.service.settings import Settings
@@ -23,7 +21,7 @@ from cloudstore_mapping.service.storage.base import Storage
 from cloudstore_mapping.service.storage.records import Account
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.threads import PlainFuture
-from cloudstore_mapping.wire import Batch, Reply, Request, failure
+from cloudstore_mapping.wire import Batch, Reply, Request
 
 _log: Final = logging.getLogger(__name__)
 
@@ -61,7 +59,6 @@ class Service:
         self.sweeper = BlobCleaner(storage, self._clock)
         self.accounts = Accounts(storage, self._clock, guesses, self.sweeper.begin)
         self._passwords = PasswordVerifier(self.settings, self._clock, Argon2Hasher() if hasher is None else hasher)
-        self._closed = False
         #: The problem found by the last health check, None if there was none.
         self._problem: str | None = None
         self.usage = AccessCounter(storage, self._clock, enabled=self.settings.count_accesses)
@@ -71,7 +68,8 @@ class Service:
         self.owners = SessionService(storage, self._clock, self.accounts, self._passwords)
         self.panels = DashboardQueries(storage, self._clock, self.usage)
         self.reply_memory = ReplyMemory(self.settings.max_reply_bytes)
-        self._dispatcher = Dispatcher(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
+        #: Answers requests; see its `submit`.
+        self.dispatcher = Dispatcher(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
 
     def handle(
         self, request: Request | Batch, *, address: str = "", raises: bool = False, patience: float | None = None
@@ -83,9 +81,7 @@ class Service:
         program's signal handlers may have raised them. Raises `TimedOutError` after `patience` seconds; its `sent` is
         False if the request will never be executed.
         """
-        if self._closed:
-            return _closed()
-        answer = self._dispatcher.submit(request, address, None, waits=True, raises=raises, patience=patience)
+        answer = self.dispatcher.submit(request, address, waits=True, raises=raises, patience=patience)
         if isinstance(answer, Reply):
             return answer
         try:
@@ -103,51 +99,12 @@ class Service:
         Callbacks of the future must be short: they run on threads shared with other requests. `owner` is the account
         of a signed-in owner: it replaces the API key, and rate limit, passwords and daily limit don't apply.
         """
-        answer = self.answer(request, address=address, owner=owner)
+        answer = self.dispatcher.submit(request, address, owner)
         if not isinstance(answer, Reply):
             return answer
         answered: Future[Reply] = PlainFuture()
         answered.set_result(answer)
         return answered
-
-    def answer(
-        self,
-        request: Request | Batch,
-        *,
-        address: str = "",
-        owner: Account | None = None,
-        room: ReplyRoom | None = None,
-    ) -> Reply | Future[Reply]:
-        """
-        Answer a request as `submit` does, but return the reply itself if it is ready at once, such as a small read's.
-
-        A large reply's memory is reserved in `reply_memory` by `room`; the caller releases it once the reply is sent.
-        Without enough free memory the reply is `UnavailableError`.
-        """
-        if self._closed:
-            return _closed()
-        return self._dispatcher.submit(request, address, owner, room=room)
-
-    def check_key(self, api_key: str, address: str) -> Future[None] | None:
-        """
-        Begin to authenticate an API key without a request; return None if it is already known to be accepted.
-
-        The call, or the future, raises `BadKeyError`, `TooOftenError` or `DisabledError`, the errors of `answer`.
-        """
-        return None if self._closed else self._dispatcher.check_key(api_key, address)
-
-    @contextmanager
-    def together(self) -> Iterator[Answerer]:
-        """
-        Yield a function to answer requests as `answer` does, with a shared snapshot for all small reads in the block.
-
-        Sharing makes each read cheaper. The block must not wait for anything.
-        """
-        if self._closed:
-            yield lambda _request, _address, _room=None: _closed()
-            return
-        with self._dispatcher.together() as answer:
-            yield answer
 
     def set_passwords(
         self,
@@ -242,7 +199,7 @@ class Service:
 
     def end_within(self, seconds: float) -> None:
         """Refuse with `Unavailable` all writes not begun within so many seconds, for a shutdown with `close` then."""
-        self._dispatcher.end_within(seconds)
+        self.dispatcher.end_within(seconds)
         self._storage.end_within(seconds)
 
     def close(self) -> None:
@@ -252,10 +209,10 @@ class Service:
         A submitted write with a password still to be hashed gets `Unavailable` too. Don't call this from a callback of
         `submit`'s future.
         """
-        self._closed = True
+        self.dispatcher.refuse_all()
         self.hurry()
         self._passwords.close()
-        self._dispatcher.close()
+        self.dispatcher.close()
         self.media.close()
         self.usage.close()
         self._storage.close()
@@ -265,7 +222,3 @@ class Service:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-def _closed() -> Reply:
-    return failure(UnavailableError("The service is closed; try again later.", retry_after=1.0))

@@ -153,7 +153,7 @@ class FastPath:
 
     def _answer_all(self) -> None:
         waiting, self._waiting = self._waiting, []
-        with self._service.together() as answer:
+        with self._service.dispatcher.together() as answer:
             for each in waiting:
                 reply = self._reply(each, partial(self._begin, each, answer))
                 if isinstance(reply, Reply):
@@ -344,7 +344,7 @@ class _App:
         request = identified(request, headers)
         scope["operation"] = request.operation.value
         room = scope[REPLY_ROOM] = self._service.reply_memory.room()
-        reply = self._service.answer(request, address=address, room=room)
+        reply = self._service.dispatcher.submit(request, address, room=room)
         return reply if isinstance(reply, Reply) else await outcome(reply)
 
     async def _is_healthy(self) -> bool:
@@ -397,7 +397,7 @@ class _App:
         if found is None:
             return self._strangers_decoders
         # Of several keys in a body the last one counts, so this check can only refuse.
-        checked = self._service.check_key(found[1].decode(), address)
+        checked = self._service.dispatcher.check_key(found[1].decode(), address)
         if checked is not None:
             await outcome(checked)
         return self._decoders

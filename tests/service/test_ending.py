@@ -111,7 +111,7 @@ def test_a_fault_in_a_write_is_a_server_error_of_its_own(
 ) -> None:
     """What goes wrong on the writer's thread is answered to whom it concerns, and the next write is done."""
     ask.save("name", 1)
-    monkeypatch.setitem(service._dispatcher._rules._rules, Operation.DELETE, lambda *_: 1 / 0)
+    monkeypatch.setitem(service.dispatcher._rules._rules, Operation.DELETE, lambda *_: 1 / 0)
     with caplog.at_level(logging.ERROR):
         assert ask.delete("name").error == "ServerError"
     assert "ZeroDivisionError" in caplog.text

@@ -93,7 +93,7 @@ def merges(service: Service, monkeypatch: pytest.MonkeyPatch) -> LocalMerges:
     """Return what merges large values in place of processes."""
     monkeypatch.setattr(merge_worker, "_limit_memory", lambda _: None)  # which would be that of the tests
     process = LocalMerges()
-    service._dispatcher._merges = MergePool(1, start=lambda: process)
+    service.dispatcher._merges = MergePool(1, start=lambda: process)
     return process
 
 
@@ -197,10 +197,10 @@ def test_a_service_that_dies_between_two_pieces(tmp_path: Path, monkeypatch: pyt
     with Service(new_storage(place)) as service:
         ask = Asker(service, service.accounts.create("owner"))
         batch = batch_of(ask, *(item(name, value=1, if_version=None) for name in "abc"), once="r1")
-        monkeypatch.setattr(service._dispatcher, "_go_on_with_batch", lambda *_: None)  # as if it were killed here
+        monkeypatch.setattr(service.dispatcher, "_go_on_with_batch", lambda *_: None)  # as if it were killed here
         service.submit(batch)
         assert service._storage.submit(lambda _: None, 1).result(PATIENCE) is None
-        service._dispatcher._under_way.clear()
+        service.dispatcher._under_way.clear()
     with Service(new_storage(place)) as service:
         again = Asker(service, ask.api_key)
         assert decode_value(again.list().content) == ["a"]
@@ -439,7 +439,7 @@ def test_the_end_refuses_what_has_not_begun(service: Service, ask: Asker, merges
     batches.append(service.submit(batch_of(ask, item("b", value=1), *many)))
     assert begun.wait(PATIENCE)
     service._storage.submit(lambda _: None, 1).result(PATIENCE)  # all are at the pool by now
-    service._dispatcher._merges.stop()
+    service.dispatcher._merges.stop()
     go.set()
     assert {future.result(PATIENCE).error for future in merging[1:]} == {"Unavailable"}
     done = merging[0].result(PATIENCE).error is None

@@ -146,7 +146,7 @@ def test_the_memory_of_replies_is_bounded(no_threads_left: None) -> None:
             for _ in range(3):
                 rooms.append(service.reply_memory.room())
                 request = Request(api_key=asker.api_key, name="large")
-                reply = service.answer(request, room=rooms[-1])
+                reply = service.dispatcher.submit(request, room=rooms[-1])
                 assert not isinstance(reply, Reply)
                 errors.append((reply.result(PATIENCE).error, reply.result(PATIENCE).retry_after))
         assert errors == [(None, None), (None, None), ("Unavailable", 1.0)] * 2
@@ -175,11 +175,11 @@ def test_a_large_value_is_read_on_a_thread(asker: Asker) -> None:
     """A value over the limit is read by another thread, with the same reply; also if it is wanted unless unchanged."""
     for size in (10, dispatcher.SMALL_VALUE):
         asker.save("name", "x" * size)
-        reply = asker.service.answer(Request(api_key=asker.api_key, name="name"))
+        reply = asker.service.dispatcher.submit(Request(api_key=asker.api_key, name="name"))
         assert isinstance(reply, Reply) is (size == 10)
         reply = reply if isinstance(reply, Reply) else reply.result(PATIENCE)
         assert reply.content == encode_value("x" * size)
         version = reply.version
         assert isinstance(version, str)
         unchanged = Request(api_key=asker.api_key, name="name", if_not_version=version)
-        assert isinstance(asker.service.answer(unchanged), Reply)
+        assert isinstance(asker.service.dispatcher.submit(unchanged), Reply)

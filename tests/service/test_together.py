@@ -34,7 +34,7 @@ def test_they_are_answered_as_one_by_one(ask: Asker) -> None:
     """Loads, writes, listings, locked files and refusals get the replies that they get alone."""
     ask.save("locked", 1)
     ask.service.set_passwords("owner", "locked", view="view")
-    with ask.service.together() as answer:
+    with ask.service.dispatcher.together() as answer:
         answers = [
             answer(ask.request(None, "new", value=2), ""),
             answer(ask.request(None, "locked", "view"), ""),
@@ -58,11 +58,11 @@ def test_small_reads_see_one_moment(tmp_path: Path) -> None:
         def load() -> object:
             return decode_value(reply_of(answer(ask.request(None, "name"), "")).content)
 
-        with service.together() as answer:
+        with service.dispatcher.together() as answer:
             before = load()
             ask.save("name", 2)
             meanwhile = load()
-        with service.together() as answer:
+        with service.dispatcher.together() as answer:
             after = load()
     assert (before, meanwhile, after) == (1, 1, 2)
 
@@ -72,7 +72,7 @@ def test_an_account_that_is_switched_off_is_refused_from_the_next_block_on(ask: 
     ask.save("name", 1)
     for disabled, error in ((False, None), (True, "Disabled"), (False, None)):
         ask.service.accounts.set_disabled("owner", disabled)
-        with ask.service.together() as answer:
+        with ask.service.dispatcher.together() as answer:
             assert [reply_of(answer(ask.request(None, "name"), "")).error for _ in range(2)] == [error] * 2
 
 
@@ -80,7 +80,7 @@ def test_wrong_keys_are_counted_one_by_one(ask: Asker) -> None:
     """Each wrong key of a block counts as a guess of its address, and a right one is accepted all the same."""
     ask.save("name", 1)
     guesses = [Asker(ask.service, f"guess {number}").request(None, "name") for number in range(3)]
-    with ask.service.together() as answer:
+    with ask.service.dispatcher.together() as answer:
         assert [reply_of(answer(guess, "192.0.2.1")).error for guess in guesses] == ["BadKey", "BadKey", "TooOften"]
         assert reply_of(answer(ask.request(None, "name"), "192.0.2.1")).error is None
         assert reply_of(answer(ask.request(None, "name"), "192.0.2.2")).error is None
@@ -95,7 +95,7 @@ def test_one_that_fails_fails_alone(tmp_path: Path) -> None:
             ask.save(name, 1)
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             connection.execute("UPDATE files SET value = x'32' WHERE name = 'damaged'")
-        with service.together() as answer:
+        with service.dispatcher.together() as answer:
             errors = [reply_of(answer(ask.request(None, name), "")).error for name in ("damaged", "whole")]
     assert errors == ["Unavailable", None]
 
@@ -105,5 +105,5 @@ def test_after_the_end_all_are_refused(storage: Storage) -> None:
     service = Service(storage)
     ask = Asker(service, service.accounts.create("owner"))
     service.close()
-    with service.together() as answer:
+    with service.dispatcher.together() as answer:
         assert reply_of(answer(ask.request(None, "name"), "")).error == "Unavailable"

@@ -83,7 +83,7 @@ def test_others_are_answered_while_large_merges_are_computed(service: Service) -
     """An owner's save, load, listing and the health are answered before another's batch of large merges."""
     owner, other = (service.accounts.create(name) for name in ("owner", "other"))
     process = GatedMerge()
-    service._dispatcher._merges = MergePool(1, start=lambda: process)
+    service.dispatcher._merges = MergePool(1, start=lambda: process)
     with server.background(service) as address, Connection(address) as heavy, Connection(address) as light:
         assert post(heavy, "/store/save", owner, "large", value=LARGE).json["error"] is None
         heavy.post("/store/batch", batch(owner, *merges(50)))
@@ -107,7 +107,7 @@ def test_large_merges_are_computed_by_processes(service: Service) -> None:
         assert [each["error"] for each in connection.answer().json["data"]] == [None] * 3
         expected = {**LARGE, "0": 1, "1": 1, "2": 1}
         assert post(connection, "/store/load", key, "large").json["message"] == expected
-    assert service._dispatcher._merges._processes or not service._dispatcher._merges._threads
+    assert service.dispatcher._merges._processes or not service.dispatcher._merges._threads
 
 
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import math
 import os
 import sqlite3
@@ -58,7 +57,6 @@ from cloudstore_mapping.storefiles import creating
 
 T = TypeVar("T")
 
-_log: Final = logging.getLogger(__name__)
 
 #: Maximum seconds a writer waits for another process's transaction on the same file.
 BUSY_TIMEOUT: Final = 30.0
