@@ -12,14 +12,18 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping.service import dispatcher, merging, security
 from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web import api, downloads, metrics, uploads
 from cloudstore_mapping.web.admin import routes
-from tests.support.tracing import shown, trace
+from cloudstore_mapping.web.server import background
+from tests.support.tracing import files_entered, shown, trace
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 MOST_FILES = 12
 MOST_FUNCTIONS = 60
+#: Files that a save enters, client and service together.
+MOST_FILES_OF_A_SAVE = 20
 
 Store = cm.CloudStoreMapping[Any]
 
@@ -83,6 +87,46 @@ def test_trace(operation: str, warm: Store) -> None:
     block = re.search(rf"^### `{re.escape(operation)}`\n\n```text\n(.*?)\n```$", PAGE, re.MULTILINE | re.DOTALL)
     assert block is not None
     assert shown(trace(lambda: OPERATIONS[operation](warm))) == block[1]
+
+
+def files_on_page(title: str) -> list[str]:
+    """Return the files of a section's numbered list."""
+    section = re.search(rf"^### {re.escape(title)}$(.*?)^##", PAGE, re.MULTILINE | re.DOTALL)
+    assert section is not None
+    return re.findall(r"^\d+\. `([\w/]+\.py)`: ", section[1], re.MULTILINE)
+
+
+def save_twice(store: Store) -> None:
+    """Save twice: once the second save is answered, the service has also counted and logged the first one."""
+    save(store)
+    save(store)
+
+
+def check_files_of_a_save(found: set[str], title: str) -> None:
+    """Compare the files that a save has entered with a section of the page."""
+    described = files_on_page(title)
+    assert found == set(described)
+    assert len(described) == len(found) <= MOST_FILES_OF_A_SAVE
+
+
+def test_files_of_a_save_in_a_file(tmp_path: Path) -> None:
+    """The page lists the files that a save in a file enters, at most 20."""
+    with files_entered() as entered, cm.open(tmp_path / "store.db") as store:
+        save_twice(store)
+        check_files_of_a_save(entered.record(lambda: save_twice(store)), "Files of a save in a file")
+
+
+def test_files_of_a_save_over_http(tmp_path: Path) -> None:
+    """The page lists the files that a save over HTTP enters in the client and in the service, at most 20 together."""
+    with (
+        files_entered() as entered,
+        Service(SQLiteStorage(tmp_path / "service.db")) as service,
+        background(service) as address,
+    ):
+        key = service.accounts.create("owner")
+        with cm.open(address.replace("://", f"://{key}@")) as store:
+            save_twice(store)
+            check_files_of_a_save(entered.record(lambda: save_twice(store)), "Files of a save over HTTP")
 
 
 def test_every_file_is_described() -> None:

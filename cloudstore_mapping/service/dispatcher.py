@@ -531,7 +531,8 @@ class Dispatcher:
     def _begin(self, asked: PendingRequest) -> Reply | Future[Reply] | None:
         """Authenticate and execute the request; return None if it first waits for a rate limit slot."""
         request = asked.request
-        check_ids(request)
+        if isinstance(request, Batch):
+            check_ids(request)
         is_quick = asked.is_quick
         known = None if is_quick or asked.owner is not None else self._accounts.opened_lately(request.api_key)
         if known is not None:
@@ -721,11 +722,12 @@ class Dispatcher:
     def _answer(self, transaction: Transaction, caller: Caller, asked: PendingRequest) -> Reply:
         request = asked.request
         self._undo_counts(asked)  # a storage may roll back and run the work again
-        work = self._work(asked)
         if asked.writes and request.once is not UNSET:
-            reply = self._answers.once(transaction, caller, request, work)
+            reply = self._answers.once(transaction, caller, request, self._work(asked))
+        elif isinstance(request, Request):
+            reply = self._rules.answer(transaction, caller, request)
         else:
-            reply = work.do(transaction, caller)
+            reply = self._batch_work(asked).do(transaction, caller)
         self._count(asked, caller)
         return reply
 

@@ -176,12 +176,11 @@ def mismatch() -> IdMismatchError:
     return IdMismatchError("This request id was used for another request; draw a new id for each request.")
 
 
-def check_ids(request: Request | Batch) -> None:
+def check_ids(batch: Batch) -> None:
     """Raise `ProtocolError` if a request of the batch has the batch's own id."""
-    if isinstance(request, Batch) and request.once is not UNSET:
-        for number, part in enumerate(request.requests, 1):
-            if part.once == request.once:
-                raise ProtocolError(
-                    f"Request {number} of the batch has the id of the batch itself; give each an id of its own.",
-                    error="BadRequest",
-                )
+    for number, part in enumerate(batch.requests, 1):
+        if batch.once is not UNSET and part.once == batch.once:
+            raise ProtocolError(
+                f"Request {number} of the batch has the id of the batch itself; give each an id of its own.",
+                error="BadRequest",
+            )
