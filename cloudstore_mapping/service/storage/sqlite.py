@@ -1155,7 +1155,7 @@ class SQLiteStorage(Storage):
 
         While others write, their commits do so; and `compact` must not be disturbed between its two commits.
         """
-        check_open(self._process, closed=self._closed)
+        self._check_open()
         if self._path is None:
             return
         was_too_long, self._was_too_long = self._was_too_long, self._is_too_long(self._path)
