@@ -15,8 +15,8 @@ from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TooBigErro
 from cloudstore_mapping.service.accounts import Caller
 from cloudstore_mapping.service.idempotency import IdempotencyStore, Single, fingerprint, mismatch
 from cloudstore_mapping.service.operations import Operations
-from cloudstore_mapping.service.security import PasswordCheck, UnprovenError
-from cloudstore_mapping.service.storage.base import MAX_BYTES
+from cloudstore_mapping.service.security import PasswordCheck, Unproven
+from cloudstore_mapping.service.storage.base import MAX_BYTES, RolledBack
 from cloudstore_mapping.service.storage.sql import LookAhead, Transaction
 from cloudstore_mapping.wire import (
     Batch,
@@ -49,12 +49,11 @@ _LARGE: Final = frozenset({Operation.LOAD, Operation.LIST})
 _READ_AGAIN: Final = success("")
 
 
-class UndoneError(Exception):
-    """A request of an atomic batch was refused: roll the batch back and answer with `reply`."""
+@dataclass(frozen=True)
+class Refused(RolledBack):
+    """Result of an atomic batch with a refused request: roll the batch back and answer with `reply`."""
 
-    def __init__(self, reply: Reply) -> None:
-        super().__init__("A request of an atomic batch was refused.")
-        self.reply = reply
+    reply: Reply
 
 
 class Needs(enum.Enum):
@@ -146,27 +145,29 @@ class BatchWork:
         self._sizes = [0 if part.value is UNSET else len(part.value) for part in batch.requests]
         self._size_left = sum(self._sizes)
 
-    def do(self, transaction: Transaction, caller: Caller) -> Reply:
+    def do(self, transaction: Transaction, caller: Caller) -> Reply | RolledBack:
         """
         Do all requests in order; a refused request doesn't affect the others, except in an atomic batch.
 
-        Raises `UndoneError` for the first refusal in an atomic batch, and `UnprovenError` with all passwords to hash
-        first. Requests after the first such password are tried too; else a batch would restart once per password.
+        Returns `Refused` for the first refusal in an atomic batch, and `Unproven` with all passwords to hash first.
+        Requests after the first such password are tried too; else a batch would restart once per password.
         """
         weighed = 0
 
-        def answer(_: int, request: Request) -> Reply:
+        def answer(_: int, request: Request) -> Reply | Unproven:
             nonlocal weighed
             if self._max_atomic is None:
                 return self._answer(transaction, caller, request, self._room)
             weighed += self._weight(transaction, caller, request)
             self._check_weight(weighed)
             reply = self._answer(transaction, caller, request, self._room)
-            weighed += len(reply.content) if request.operation in _LARGE else 0
+            weighed += len(reply.content) if isinstance(reply, Reply) and request.operation in _LARGE else 0
             self._check_weight(weighed)
             return reply
 
         piece = self._do(transaction, caller, answer)
+        if isinstance(piece, RolledBack):
+            return piece
         self.replies = piece.replies
         return success("", encode_replies(self.replies))
 
@@ -195,7 +196,7 @@ class BatchWork:
         parts = zip(self._batch.requests[start:], replies, strict=False)
         return success("", encode_replies([reply if request.writes else _READ_AGAIN for request, reply in parts]))
 
-    def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply:
+    def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply | RolledBack:
         """
         Return the stored replies to the writes, and repeat the batch's reads.
 
@@ -207,9 +208,10 @@ class BatchWork:
         stored = decode_replies(before.content)
         if len(stored) != len(self._batch.requests):  # stored by an earlier release, for another batch
             raise mismatch()
-        return success("", encode_replies(self.again(transaction, caller, stored).replies))
+        piece = self.again(transaction, caller, stored)
+        return piece if isinstance(piece, RolledBack) else success("", encode_replies(piece.replies))
 
-    def again(self, transaction: Transaction, caller: Caller, stored: list[Reply]) -> Piece:
+    def again(self, transaction: Transaction, caller: Caller, stored: list[Reply]) -> Piece | RolledBack:
         """Check the passwords of the next requests again, return their stored replies, and repeat their reads."""
         start = len(self.replies)
         if len(stored) == len(self._batch.requests):
@@ -218,11 +220,11 @@ class BatchWork:
             raise mismatch()
         room = replace(self._room)
 
-        def again(index: int, request: Request) -> Reply:
+        def again(index: int, request: Request) -> Reply | Unproven:
             if not request.writes:
                 return self._sized(transaction, caller, msgspec.structs.replace(request, if_version=UNSET), room)
-            self._rules.check_replay(transaction, caller, request)
-            return stored[index - start]
+            unproven = self._rules.check_replay(transaction, caller, request)
+            return stored[index - start] if unproven is None else unproven
 
         return self._do(transaction, caller, again, end=start + len(stored), room=room, is_replay=True)
 
@@ -268,27 +270,27 @@ class BatchWork:
         self.replies += piece.replies
         self._room = piece.room
 
-    def piece(self, transaction: Transaction, caller: Caller, budget: Budget) -> Piece | Reply:
+    def piece(self, transaction: Transaction, caller: Caller, budget: Budget) -> Piece | Reply | RolledBack:
         """
         Do the next requests until the budget is used or the batch needs a listing or large merge; store their replies.
 
-        Returns the stored reply to the whole batch if its id has such a reply. Raises `UnprovenError` with all
-        passwords of this piece to hash first.
+        Returns the stored reply to the whole batch if its id has such a reply, and `Unproven` for passwords to hash.
         """
         request = self.next_request
         key = self._key()
         if request.operation is Operation.LIST:
             return Piece([], self._room, Needs.LISTING)
         is_new = key is None or transaction.answer(caller.account.id, key) is None
-        if is_new and self._needs_merge(transaction, caller, request):
-            return Piece([], self._room, Needs.MERGE)
+        needs = self._needs_merge(transaction, caller, request) if is_new else None
+        if needs is not None:
+            return needs if isinstance(needs, RolledBack) else Piece([], self._room, needs)
         if key is None:
             return self.new_piece(transaction, caller, budget)
         if self._print is None:
             self._print = fingerprint(self._batch)
         work = _PieceWork(self, budget)
         reply = self._answers.once(transaction, caller, self._batch, work, key=key, print_=self._print)
-        return reply if work.done is None else work.done
+        return reply if work.done is None or isinstance(reply, RolledBack) else work.done
 
     @property
     def coming(self) -> Sequence[Request]:
@@ -308,7 +310,7 @@ class BatchWork:
             return None if once is UNSET else once
         return f"piece:{hashlib.sha256(once.encode()).hexdigest()}:{len(self.replies)}"
 
-    def listings(self, transaction: Transaction, caller: Caller) -> Piece:
+    def listings(self, transaction: Transaction, caller: Caller) -> Piece | RolledBack:
         """Do the listings up to the next other request, in a read transaction."""
         start = len(self.replies)
         room = replace(self._room)
@@ -322,13 +324,13 @@ class BatchWork:
             room=room,
         )
 
-    def new_piece(self, transaction: Transaction, caller: Caller, budget: Budget) -> Piece:
+    def new_piece(self, transaction: Transaction, caller: Caller, budget: Budget) -> Piece | RolledBack:
         """Do the next requests until the budget is used or the batch needs a listing or large merge."""
         room = replace(self._room)
 
-        def answer(index: int, request: Request) -> Reply:
+        def answer(index: int, request: Request) -> Reply | Unproven:
             reply = self._answer(transaction, caller, request, room)
-            budget.take(self._sizes[index] + len(reply.content))
+            budget.take(self._sizes[index] + (len(reply.content) if isinstance(reply, Reply) else 0))
             return reply
 
         return self._do(transaction, caller, answer, budget=budget, room=room)
@@ -337,13 +339,13 @@ class BatchWork:
         self,
         transaction: Transaction,
         caller: Caller,
-        answer: Callable[[int, Request], Reply],
+        answer: Callable[[int, Request], Reply | Unproven],
         *,
         end: int | None = None,
         budget: Budget | None = None,
         room: _Room | None = None,
         is_replay: bool = False,
-    ) -> Piece:
+    ) -> Piece | RolledBack:
         """Answer the next requests with `answer`; a budget ends the piece as in `new_piece`."""
         replies: list[Reply] = []
         unproven: dict[PasswordCheck, None] = {}
@@ -356,41 +358,47 @@ class BatchWork:
                 looked_at = len(requests) if budget is None else min(index + LOOK_AHEAD, len(requests))
                 self._look_ahead(transaction, caller, requests[index:looked_at])
             try:
+                reply: Reply | Unproven | None = None
                 if budget is not None and index > start:
                     if budget.is_used():
                         break
-                    needs = self._needs(transaction, caller, request)
-                    if needs is not None:
+                    found = self._needs(transaction, caller, request)
+                    if isinstance(found, Needs):
+                        needs = found
                         break
-                reply = answer(index, request)
+                    reply = found
+                if reply is None:
+                    reply = answer(index, request)
             except CloudStoreError as error:
                 reply = failure(error)
-            except UnprovenError as error:
-                if (refusal := self._refused.get(error.questions[0])) is None:
-                    unproven[error.questions[0]] = None
+            if isinstance(reply, Unproven):
+                (check,) = reply.checks
+                if check not in self._refused:
+                    unproven[check] = None
                     continue
-                reply = failure(refusal)
+                reply = failure(self._refused[check])
             if self._batch.atomic and reply.error is not None and (request.writes or not is_replay):
                 if unproven:
                     break  # the refusal may only result from the skipped requests before it
                 sentence = f"Request {index + 1} of {len(requests)}: {reply.sentence}"
-                raise UndoneError(msgspec.structs.replace(reply, message=encode_value(sentence)))
+                return Refused(msgspec.structs.replace(reply, message=encode_value(sentence)))
             replies.append(reply)
         if unproven:
-            raise UnprovenError(*unproven)
+            return Unproven(tuple(unproven))
         return Piece(replies, self._room if room is None else room, needs)
 
-    def _needs(self, transaction: Transaction, caller: Caller, request: Request) -> Needs | None:
+    def _needs(self, transaction: Transaction, caller: Caller, request: Request) -> Needs | Unproven | None:
         if request.operation is Operation.LIST:
             return Needs.LISTING
-        return Needs.MERGE if self._needs_merge(transaction, caller, request) else None
+        return self._needs_merge(transaction, caller, request)
 
-    def _needs_merge(self, transaction: Transaction, caller: Caller, request: Request) -> bool:
+    def _needs_merge(self, transaction: Transaction, caller: Caller, request: Request) -> Needs | Unproven | None:
         if request.operation is not Operation.MERGE:
-            return False
+            return None
         if request.once is not UNSET and transaction.answer(caller.account.id, request.once) is not None:
-            return False
-        return self._rules.must_compute(transaction, caller, request)
+            return None
+        must = self._rules.must_compute(transaction, caller, request)
+        return must if isinstance(must, Unproven) else Needs.MERGE if must else None
 
     def _look_ahead(self, transaction: Transaction, caller: Caller, requests: Sequence[Request]) -> None:
         """Prefetch the files of the requests in at most two queries; leave out large values to bound the memory."""
@@ -409,16 +417,18 @@ class BatchWork:
         if infos:
             caller.ahead |= transaction.stat_many(caller.account.id, [*infos])
 
-    def _answer(self, transaction: Transaction, caller: Caller, request: Request, room: _Room) -> Reply:
+    def _answer(self, transaction: Transaction, caller: Caller, request: Request, room: _Room) -> Reply | Unproven:
         if request.once is not UNSET and request.writes:
             return self._answers.once(transaction, caller, request, Single(self._rules, request))
         return self._sized(transaction, caller, request, room)
 
-    def _sized(self, transaction: Transaction, caller: Caller, request: Request, room: _Room) -> Reply:
+    def _sized(self, transaction: Transaction, caller: Caller, request: Request, room: _Room) -> Reply | Unproven:
         if request.operation not in _LARGE:
             return self._rules.answer(transaction, caller, request)
         if not room.is_full:
             reply = self._rules.answer(transaction, caller, request)
+            if isinstance(reply, Unproven):
+                return reply
             size = len(reply.content)
             if size <= room.left:
                 room.left -= size
@@ -435,21 +445,26 @@ class _PieceWork:
         self._budget = budget
         self.done: Piece | None = None
 
-    def do(self, transaction: Transaction, caller: Caller) -> Reply:
+    def do(self, transaction: Transaction, caller: Caller) -> Reply | RolledBack:
         """Do a new piece."""
-        self.done = self._batch.new_piece(transaction, caller, self._budget)
-        return success("")
+        return self._note(self._batch.new_piece(transaction, caller, self._budget), success(""))
 
     def kept(self, _: Reply) -> Reply:
         """Return the piece's replies in the form to store."""
         assert self.done is not None  # noqa: S101 - `do` has set it
         return self._batch.stored(len(self._batch.replies), self.done.replies)
 
-    def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply:
+    def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply | RolledBack:
         """Rebuild an already committed piece from its stored replies."""
-        if before.error is None:
-            self.done = self._batch.again(transaction, caller, decode_replies(before.content))
-        return before
+        if before.error is not None:
+            return before
+        return self._note(self._batch.again(transaction, caller, decode_replies(before.content)), before)
+
+    def _note(self, piece: Piece | RolledBack, reply: Reply) -> Reply | RolledBack:
+        if isinstance(piece, RolledBack):
+            return piece
+        self.done = piece
+        return reply
 
 
 class Undone:
@@ -467,6 +482,6 @@ class Undone:
         """Return the whole refusal, to be stored."""
         return reply
 
-    def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply:
+    def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply | RolledBack:
         """Return the reply to a duplicate of the batch, done meanwhile."""
         return self._work.replay(transaction, caller, before)

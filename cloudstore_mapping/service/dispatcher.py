@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -22,13 +23,14 @@ from cloudstore_mapping.errors import (
     UnavailableError,
 )
 from cloudstore_mapping.service.accounts import NOT_MADE, Caller
-from cloudstore_mapping.service.batch import BatchWork, Budget, Needs, Piece, Undone, UndoneError
+from cloudstore_mapping.service.batch import BatchWork, Budget, Needs, Piece, Refused, Undone
 from cloudstore_mapping.service.idempotency import IdempotencyStore, Repeatable, Single, check_ids, may_store
 from cloudstore_mapping.service.merging import CLOSING, Merged, MergePool
 from cloudstore_mapping.service.operations import MAX_INLINE_MERGE, Operations
 from cloudstore_mapping.service.quotas import check_rate_limit, take_slot
 from cloudstore_mapping.service.reading import LOCAL, REMOTE, BatchOfReads, LongRead, Steps, Whole
-from cloudstore_mapping.service.security import PasswordCheck, UnprovenError, network_of
+from cloudstore_mapping.service.security import PasswordCheck, Unproven, network_of
+from cloudstore_mapping.service.storage.base import RolledBack
 from cloudstore_mapping.service.storage.records import LARGE
 from cloudstore_mapping.service.storage.sql import LookAhead
 from cloudstore_mapping.service.threads import BoundedThreadPool, Paused, PlainFuture, wait_for
@@ -109,12 +111,11 @@ class PendingRequest:
         return self.request.writes
 
 
-class UnadmittedError(Exception):
-    """The account has a rate limit, and the request skipped it: the limit was set after the key was remembered."""
+@dataclass(frozen=True)
+class Unadmitted(RolledBack):
+    """Result for a request that skipped its account's rate limit: the limit was set after the key was remembered."""
 
-    def __init__(self, account: Account) -> None:
-        super().__init__("The account's pace is to be kept.")
-        self.account = account
+    account: Account
 
 
 class SharedSnapshot(AbstractContextManager["SharedSnapshot"]):
@@ -228,15 +229,15 @@ class Dispatcher:
             asked.until = time.monotonic() + patience
         if self._reads is None and asked.is_quick:
             reply = self._answer_at_once(asked, moment)
-            if reply is not None:
+            if isinstance(reply, Reply):
                 return reply
         asked.answer = PlainFuture()
         asked.answer.set_running_or_notify_cancel()
         self._dispatch(asked)
         return asked.answer
 
-    def _answer_at_once(self, asked: PendingRequest, moment: SharedSnapshot | None) -> Reply | None:
-        """Answer a small read without a future's cost; None if it needs a rate limit slot, password check or thread."""
+    def _answer_at_once(self, asked: PendingRequest, moment: SharedSnapshot | None) -> Reply | RolledBack | None:
+        """Answer a small read without a future's cost, unless it needs a rate limit slot, password check or thread."""
         try:
             if moment is not None:
                 return self._read(moment.transaction(), asked, moment.accounts)
@@ -244,8 +245,6 @@ class Dispatcher:
                 return self._read(transaction, asked, {})
         except CloudStoreError as error:
             return failure(error)
-        except (UnadmittedError, UnprovenError):
-            return None  # raised and handled again by `_start`
         except Exception:
             if asked.raises:
                 raise
@@ -253,7 +252,7 @@ class Dispatcher:
 
     def _read(
         self, transaction: Transaction, asked: PendingRequest, accounts: dict[tuple[str, str], Account]
-    ) -> Reply | None:
+    ) -> Reply | RolledBack | None:
         who = (asked.request.api_key, asked.address)
         caller = Caller(accounts[who]) if who in accounts else self._caller(transaction, asked)
         if caller.account.limits.min_interval and not asked.admitted:
@@ -262,7 +261,9 @@ class Dispatcher:
             accounts[who] = caller.account
         return self._answer_small(transaction, caller, asked)
 
-    def _answer_small(self, transaction: Transaction, caller: Caller, asked: PendingRequest) -> Reply | None:
+    def _answer_small(
+        self, transaction: Transaction, caller: Caller, asked: PendingRequest
+    ) -> Reply | RolledBack | None:
         """Answer a single read; return None for a large value, to be read on another thread."""
         request = asked.request
         if isinstance(request, Request) and request.operation is Operation.LOAD and not asked.waits:
@@ -339,6 +340,8 @@ class Dispatcher:
             return
         if isinstance(begun, Reply):
             asked.answer.set_result(begun)
+        elif isinstance(begun, RolledBack):
+            self._do_again(begun, asked)
         elif begun is not None:
             self._when_done(begun, asked, self._finish)
 
@@ -373,7 +376,7 @@ class Dispatcher:
         future.add_done_callback(go_on)
 
     def _finish(self, done: Future[Any], asked: PendingRequest) -> None:
-        """Send a `Reply`; after a `Piece`, continue the batch; for `Needs.MERGE`, compute the merge."""
+        """Send a `Reply`; after a `Piece`, continue the batch; for `Needs.MERGE`, compute the merge, then try again."""
         error = done.exception()
         if error is not None:
             self._handle_error(error, asked)
@@ -383,6 +386,8 @@ class Dispatcher:
             self._reply(outcome, asked)
         elif isinstance(outcome, Piece):
             self._go_on_with_batch(outcome, asked)
+        elif isinstance(outcome, RolledBack):
+            self._do_again(outcome, asked)
         else:
             self._compute(asked)
 
@@ -415,10 +420,11 @@ class Dispatcher:
         else:
             self._when_done(self._submit_write(asked), asked, self._finish)
 
-    def _list_of_batch(self, asked: PendingRequest) -> Piece:
+    def _list_of_batch(self, asked: PendingRequest) -> Piece | RolledBack:
         assert asked.batch is not None  # noqa: S101 - only batches have pieces
         with self._storage.read() as transaction:
-            return asked.batch.listings(transaction, self._admitted(transaction, asked))
+            caller = self._admitted(transaction, asked)
+            return caller if isinstance(caller, RolledBack) else asked.batch.listings(transaction, caller)
 
     def _compute(self, asked: PendingRequest) -> None:
         """Compute a merge outside of any transaction, then submit the write; give up after too many conflicts."""
@@ -461,14 +467,7 @@ class Dispatcher:
     def _handle_error(self, error: BaseException, asked: PendingRequest) -> None:
         self._undo_counts(asked)
         self._release(asked)
-        if isinstance(error, UnadmittedError):
-            self._accounts.forget(asked.request.api_key)
-            self._wait_for_slot(asked, error.account)
-        elif isinstance(error, UnprovenError):
-            self._verify_passwords(iter(error.questions), asked)
-        elif isinstance(error, UndoneError):
-            self._answer_undone(error.reply, asked)
-        elif isinstance(error, CloudStoreError):
+        if isinstance(error, CloudStoreError):
             self._reply(failure(error) if asked.batch is None else asked.batch.broken_off(error), asked)
         elif asked.raises:  # a signal handler of the program may have raised it
             if asked.answer.done():
@@ -480,13 +479,25 @@ class Dispatcher:
             sentence = "The service failed; its owner finds the reason in its log."
             self._reply(failure(ProtocolError(sentence, error="ServerError")), asked)
 
+    def _do_again(self, result: RolledBack, asked: PendingRequest) -> None:
+        """Dispatch the request again once it has a rate limit slot or verified passwords; answer a refused batch."""
+        self._undo_counts(asked)
+        self._release(asked)
+        if isinstance(result, Unadmitted):
+            self._accounts.forget(asked.request.api_key)
+            self._wait_for_slot(asked, result.account)
+        elif isinstance(result, Unproven):
+            self._verify_passwords(iter(result.checks), asked)
+        elif isinstance(result, Refused):
+            self._answer_undone(result.reply, asked)
+
     def _answer_undone(self, reply: Reply, asked: PendingRequest) -> None:
         """Answer a refused atomic batch; first store the refusal under its id, if it has an id and writes."""
         if asked.request.once is UNSET or not asked.writes or not may_store(reply):
             self._reply(reply, asked)
             return
 
-        def work(transaction: Transaction) -> Reply:
+        def work(transaction: Transaction) -> Reply | RolledBack:
             undone = Undone(self._batch_work(asked), reply)
             return self._answers.once(transaction, self._caller(transaction, asked, writes=True), asked.request, undone)
 
@@ -528,7 +539,7 @@ class Dispatcher:
             return False
         return True
 
-    def _begin(self, asked: PendingRequest) -> Reply | Future[Reply] | None:
+    def _begin(self, asked: PendingRequest) -> Reply | RolledBack | Future[Any] | None:
         """Authenticate and execute the request; return None if it first waits for a rate limit slot."""
         request = asked.request
         if isinstance(request, Batch):
@@ -560,7 +571,7 @@ class Dispatcher:
             self._accounts.remember(request.api_key, account.id)
         return self._execute(asked)
 
-    def _execute(self, asked: PendingRequest) -> Reply | Future[Any]:
+    def _execute(self, asked: PendingRequest) -> Reply | RolledBack | Future[Any]:
         """Submit a write to the writer, a read to a thread for long reads; a read in memory runs on this thread."""
         if asked.writes:
             if isinstance(asked.request, Batch) and not (
@@ -593,7 +604,7 @@ class Dispatcher:
         admit = partial(self._admitted, asked=asked)
         return LongRead(steps, self._storage.read, admit, partial(self._grow, asked), bounds, self._clock.monotonic)
 
-    def _load_large(self, asked: PendingRequest, transaction: Transaction, caller: Caller) -> Reply:
+    def _load_large(self, asked: PendingRequest, transaction: Transaction, caller: Caller) -> Reply | RolledBack:
         assert isinstance(asked.request, Request)  # noqa: S101 - batches have other steps
         info = transaction.stat(caller.account.id, asked.request.name)
         if info is not None:
@@ -605,22 +616,23 @@ class Dispatcher:
         if asked.room is not None and size > SMALL_VALUE:
             asked.room.grow_to(caller.account.id, size if asked.is_quick else 2 * size, forced=forced)
 
-    def _read_on(self, asked: PendingRequest, read: LongRead) -> Reply | Paused:
+    def _read_on(self, asked: PendingRequest, read: LongRead) -> Reply | RolledBack | Paused:
         """Run a slice of a long read; return the reply after the last slice, else `PAUSED`."""
         caller = read.go_on()
-        if isinstance(caller, Paused):
+        if not isinstance(caller, Caller):
             return caller
         reply = read.reply()
-        self._undo_counts(asked)
-        self._count(asked, caller)
+        if isinstance(reply, Reply):
+            self._undo_counts(asked)
+            self._count(asked, caller)
         return reply
 
-    def _read_all(self, asked: PendingRequest, read: LongRead) -> Reply:
+    def _read_all(self, asked: PendingRequest, read: LongRead) -> Reply | RolledBack:
         reply = self._read_on(asked, read)
-        assert isinstance(reply, Reply)  # noqa: S101 - a read without bounds never pauses
+        assert not isinstance(reply, Paused)  # noqa: S101 - a read without bounds never pauses
         return reply
 
-    def _submit_write(self, asked: PendingRequest) -> Future[Reply | Piece | Needs]:
+    def _submit_write(self, asked: PendingRequest) -> Future[Reply | RolledBack | Piece | Needs]:
         request = asked.request
         if asked.batch is not None:
             return self._submit(partial(self._write_piece, asked), asked, asked.batch.size)
@@ -678,34 +690,45 @@ class Dispatcher:
         asked.admitted = True
         self._dispatch(asked)
 
-    def _admitted(self, transaction: Transaction, asked: PendingRequest, *, writes: bool = False) -> Caller:
+    def _admitted(
+        self, transaction: Transaction, asked: PendingRequest, *, writes: bool = False
+    ) -> Caller | Unadmitted:
         caller = self._caller(transaction, asked, writes=writes)
         if caller.account.limits.min_interval and not asked.admitted:
-            raise UnadmittedError(caller.account)
+            return Unadmitted(caller.account)
         return caller
 
-    def _write(self, asked: PendingRequest, transaction: Transaction) -> Reply | Needs:
+    def _write(self, asked: PendingRequest, transaction: Transaction) -> Reply | RolledBack | Needs:
         """Do a write; return `Needs.MERGE` for a large merge, to be computed outside of the transaction first."""
         self._look_ahead(transaction, asked)
         caller = self._admitted(transaction, asked, writes=True)
+        if isinstance(caller, Unadmitted):
+            return caller
         request = asked.request
         if not asked.is_local and isinstance(request, Request):
             caller.merged = asked.merged
             is_new = request.once is UNSET or transaction.answer(caller.account.id, request.once) is None
-            if is_new and self._rules.must_compute(transaction, caller, request):
+            must_compute = is_new and self._rules.must_compute(transaction, caller, request)
+            if isinstance(must_compute, Unproven):
+                return must_compute
+            if must_compute:
                 self._hold(asked, caller)
                 return Needs.MERGE
         return self._answer(transaction, caller, asked)
 
-    def _write_piece(self, asked: PendingRequest, transaction: Transaction) -> Piece | Reply:
+    def _write_piece(self, asked: PendingRequest, transaction: Transaction) -> Piece | Reply | RolledBack:
         """Do the next piece of a batch."""
         assert asked.batch is not None  # noqa: S101 - only batches have pieces
         self._undo_counts(asked)  # a storage may roll back and run the work again
         self._look_ahead(transaction, asked)
         caller = self._admitted(transaction, asked, writes=True)
+        if isinstance(caller, Unadmitted):
+            return caller
         caller.merged = asked.merged
         budget = Budget(self._clock.monotonic, partial(self._storage.others_wait, caller.account.id))
         piece = asked.batch.piece(transaction, caller, budget)
+        if isinstance(piece, RolledBack):
+            return piece
         if isinstance(piece, Piece) and piece.needs is Needs.MERGE:
             self._hold(asked, caller)
         self._usage.count(caller.account.id, "data", *caller.used)
@@ -719,8 +742,9 @@ class Dispatcher:
             asked.holds = True
             self._storage.hold(caller.account.id)
 
-    def _answer(self, transaction: Transaction, caller: Caller, asked: PendingRequest) -> Reply:
+    def _answer(self, transaction: Transaction, caller: Caller, asked: PendingRequest) -> Reply | RolledBack:
         request = asked.request
+        reply: Reply | RolledBack
         self._undo_counts(asked)  # a storage may roll back and run the work again
         if asked.writes and request.once is not UNSET:
             reply = self._answers.once(transaction, caller, request, self._work(asked))
@@ -728,7 +752,8 @@ class Dispatcher:
             reply = self._rules.answer(transaction, caller, request)
         else:
             reply = self._batch_work(asked).do(transaction, caller)
-        self._count(asked, caller)
+        if isinstance(reply, Reply):
+            self._count(asked, caller)
         return reply
 
     def _count(self, asked: PendingRequest, caller: Caller) -> None:
@@ -736,7 +761,7 @@ class Dispatcher:
         self._usage.count(caller.account.id, "data", *caller.used)
         asked.caller = caller
 
-    def _work(self, asked: PendingRequest) -> Repeatable:
+    def _work(self, asked: PendingRequest) -> Repeatable[RolledBack]:
         request = asked.request
         if isinstance(request, Request):
             return Single(self._rules, request)

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -15,6 +15,8 @@ from cloudstore_mapping.errors import CloudStoreError, IdMismatchError, Protocol
 from cloudstore_mapping.service.accounts import Caller
 from cloudstore_mapping.service.operations import Operations
 from cloudstore_mapping.service.quotas import Clock, check_replies
+from cloudstore_mapping.service.security import Unproven
+from cloudstore_mapping.service.storage.base import RolledBack
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.wire import (
     Batch,
@@ -37,10 +39,13 @@ FORGET_EVERY: Final = 64
 FORGET_AT_ONCE: Final = 256
 
 
-class Repeatable(Protocol):
+R_co = TypeVar("R_co", bound=RolledBack, covariant=True)
+
+
+class Repeatable(Protocol[R_co]):
     """Work of a request with an id, to be applied once."""
 
-    def do(self, transaction: Transaction, caller: Caller) -> Reply:
+    def do(self, transaction: Transaction, caller: Caller) -> Reply | R_co:
         """Execute the request."""
         ...
 
@@ -48,7 +53,7 @@ class Repeatable(Protocol):
         """Return the reply to store, without loaded values."""
         ...
 
-    def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply:
+    def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply | R_co:
         """Check passwords again, and return the reply to a duplicate, made from the stored reply `before`."""
         ...
 
@@ -60,7 +65,7 @@ class Single:
         self._rules = rules
         self._request = request
 
-    def do(self, transaction: Transaction, caller: Caller) -> Reply:
+    def do(self, transaction: Transaction, caller: Caller) -> Reply | Unproven:
         """Execute the request."""
         return self._rules.answer(transaction, caller, self._request)
 
@@ -68,10 +73,10 @@ class Single:
         """Return the whole reply, to be stored: only writes have ids, so it holds no loaded value."""
         return reply
 
-    def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply:
+    def replay(self, transaction: Transaction, caller: Caller, before: Reply) -> Reply | Unproven:
         """Return the stored reply; raise `LockedError` if the file's password has changed."""
-        self._rules.check_replay(transaction, caller, self._request)
-        return before
+        unproven = self._rules.check_replay(transaction, caller, self._request)
+        return before if unproven is None else unproven
 
 
 class IdempotencyStore:
@@ -88,18 +93,19 @@ class IdempotencyStore:
         transaction: Transaction,
         caller: Caller,
         request: Request | Batch,
-        work: Repeatable,
+        work: Repeatable[R_co],
         *,
         key: str | None = None,
         print_: bytes | None = None,
-    ) -> Reply:
+    ) -> Reply | R_co:
         """
         Replay the stored reply to the request's id, or do the work and store its reply, even a refusal.
 
         `key` replaces the id for a part of the request, a piece of a batch. `print_` is the request's fingerprint, if
         already computed.
 
-        A temporary refusal isn't stored but raised: a missing or wrong password, a busy service. Raises
+        A temporary refusal isn't stored but raised: a missing or wrong password, a busy service. A `RolledBack` of the
+        work is returned, and nothing is stored. Raises
         `IdMismatchError` if the id was used for another request. Replies stored by earlier releases have no
         fingerprint; they are replayed to any request of the same kind (single or batch).
         """
@@ -119,6 +125,8 @@ class IdempotencyStore:
         check_replies(transaction, caller.account, makes_room=makes_room(request))
         try:
             reply = work.do(transaction, caller)
+            if isinstance(reply, RolledBack):
+                return reply
         except CloudStoreError as error:
             reply = failure(error)
             if not may_store(reply):

@@ -32,7 +32,7 @@ from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
 from cloudstore_mapping.service.idempotency import REMEMBERED_FOR, IdempotencyStore
 from cloudstore_mapping.service.operations import check_name
 from cloudstore_mapping.service.quotas import DAY, check_bytes, check_file_quota, check_uploads, day_of, take_slot
-from cloudstore_mapping.service.security import UnprovenError
+from cloudstore_mapping.service.security import Unproven
 from cloudstore_mapping.service.storage.base import PAUSE, STEP
 from cloudstore_mapping.service.storage.records import Media
 from cloudstore_mapping.wire import Reply, encode_value, success
@@ -235,27 +235,36 @@ class Uploads:
         """Refuse further uploads."""
         self._closed = True
 
-    def _proved(self, sender: UploadRequest, work: Callable[[Transaction, UploadRequest], T]) -> T:
+    def _proved(self, sender: UploadRequest, work: Callable[[Transaction, UploadRequest], T | Unproven]) -> T:
+        """Return the result of the work, done again after its passwords were verified."""
         while True:
-            try:
-                return self.storage.submit(lambda transaction: work(transaction, sender), sender.queue).result()
-            except UnprovenError as error:
-                for question in error.questions:
-                    self._passwords.prove(question, sender.address).result()
+            result = self.storage.submit(lambda transaction: work(transaction, sender), sender.queue).result()
+            if not isinstance(result, Unproven):
+                return result
+            for check in result.checks:
+                self._passwords.prove(check, sender.address).result()
 
-    def _begin(self, transaction: Transaction, sender: UploadRequest) -> _Begun:
+    def _begin(self, transaction: Transaction, sender: UploadRequest) -> _Begun | Unproven:
         account = self._account(transaction, sender, writes=True)
         now = self.clock.wall()
         if sender.owner is None and account.limits.min_interval:
-            # A refusal rolls this back, so an upload retried after password verification takes a single slot.
+            # `Unproven` rolls this back, so an upload retried after password verification takes a single slot.
             take_slot(transaction, account, now)
-        before, room = self._admitted(transaction, account, sender)
+        admitted = self._admitted(transaction, account, sender)
+        if isinstance(admitted, Unproven):
+            return admitted
+        before, room = admitted
         check_uploads(transaction, account, sender.name)
         return _Begun(account, transaction.add_blob(account.id, now), room, 0 if before is None else before.size)
 
-    def _finish(self, transaction: Transaction, sender: UploadRequest, blob: int, size: int, digest: str) -> Reply:
+    def _finish(
+        self, transaction: Transaction, sender: UploadRequest, blob: int, size: int, digest: str
+    ) -> Reply | Unproven:
         account = self._account(transaction, sender, writes=True)
-        before, _ = self._admitted(transaction, account, sender, unfinished=size)
+        admitted = self._admitted(transaction, account, sender, unfinished=size)
+        if isinstance(admitted, Unproven):
+            return admitted
+        before, _ = admitted
         now = self.clock.wall()
         media = Media(
             id=secrets.token_hex(ID_BYTES) if before is None else before.id,
@@ -281,7 +290,7 @@ class Uploads:
 
     def _admitted(
         self, transaction: Transaction, account: Account, sender: UploadRequest, unfinished: int | None = None
-    ) -> tuple[Media | None, int]:
+    ) -> tuple[Media | None, int] | Unproven:
         """
         Check passwords and quotas; return the media file to be replaced, if any, and the maximum size in bytes.
 
@@ -292,7 +301,9 @@ class Uploads:
             own = None if before is None else before.edit_password
             subject = (account.id, "media") if own is None else (account.id, "media", sender.name)
             default = account.media_password if own is None else None
-            self._passwords.require(subject, (sender.password, (own or default,)), (sender.media_password, (default,)))
+            given = (sender.password, (own or default,)), (sender.media_password, (default,))
+            if (unproven := self._passwords.require(subject, *given)) is not None:
+                return unproven
         if before is not None and sender.only_new:
             raise ChangedError(
                 "There is a media file of this name already, and it was asked for none; give another name.",

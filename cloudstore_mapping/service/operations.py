@@ -21,7 +21,7 @@ from cloudstore_mapping.merge import merge
 from cloudstore_mapping.service.accounts import Caller
 from cloudstore_mapping.service.listings import AllNames, PageOfNames, PageOfValues
 from cloudstore_mapping.service.quotas import AccessCounter, Clock, check_bytes, check_file_quota
-from cloudstore_mapping.service.security import PasswordVerifier
+from cloudstore_mapping.service.security import PasswordVerifier, Unproven
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.records import LARGE, File, FileInfo
 from cloudstore_mapping.service.storage.sql import Transaction
@@ -52,7 +52,8 @@ class Operations:
     """
     Executes the operations on data files, with their checks in order: name, password, version, quota, value, storage.
 
-    A failed check raises an error from `errors` before any write, or `UnprovenError` for a password still to be hashed.
+    A failed check raises an error from `errors` before any write. For a password still to be hashed, the result is
+    `Unproven`.
     """
 
     def __init__(self, settings: Settings, clock: Clock, passwords: PasswordVerifier, usage: AccessCounter) -> None:
@@ -60,7 +61,7 @@ class Operations:
         self._clock = clock
         self._passwords = passwords
         self._usage = usage
-        self._rules: dict[Operation, Callable[[Transaction, Caller, Request], Reply]] = {
+        self._rules: dict[Operation, Callable[[Transaction, Caller, Request], Reply | Unproven]] = {
             Operation.SAVE: self._save,
             Operation.MERGE: self._merge,
             Operation.DELETE: self._delete,
@@ -69,19 +70,18 @@ class Operations:
             Operation.LIST: self._list,
         }
 
-    def answer(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
+    def answer(self, transaction: Transaction, caller: Caller, request: Request) -> Reply | Unproven:
         """Execute a request of this caller, and return its reply."""
         operation = request.operation
         if operation is not Operation.LIST:
             self.check_name(request)
         return self._rules[operation](transaction, caller, request)
 
-    def must_compute(self, transaction: Transaction, caller: Caller, request: Request) -> bool:
+    def must_compute(self, transaction: Transaction, caller: Caller, request: Request) -> bool | Unproven:
         """
         Return True for a merge too large to compute inside a transaction: over `MAX_INLINE_MERGE` bytes.
 
-        Return False if the merge will be refused anyway, or is already computed for the file's current version. Raises
-        `UnprovenError` for a password still to be hashed.
+        Return False if the merge will be refused anyway, or is already computed for the file's current version.
         """
         name = request.name
         if request.operation is not Operation.MERGE:
@@ -94,7 +94,8 @@ class Operations:
                 return False
             if caller.merged is not None and caller.merged.request is request and caller.merged.version == file.version:
                 return False
-            self._check_edit(caller, request, file)
+            if (unproven := self._check_edit(caller, request, file)) is not None:
+                return unproven
             self._check_quota(transaction, caller, request, file)
         except CloudStoreError:  # `answer` raises it again, and stores it under the request's id
             return False
@@ -112,10 +113,10 @@ class Operations:
         found = transaction.get(caller.account.id, name, MAX_INLINE_MERGE)
         return transaction.stat(caller.account.id, name) if found is LARGE else found
 
-    def check_replay(self, transaction: Transaction, caller: Caller, request: Request) -> None:
+    def check_replay(self, transaction: Transaction, caller: Caller, request: Request) -> Unproven | None:
         """Check the password for an already done write again; raises the password errors of `answer`."""
         info = caller.stat(transaction, request.name)
-        self._require(caller, request, None if info is None else info.edit_password)
+        return self._require(caller, request, None if info is None else info.edit_password)
 
     def check_name(self, request: Request) -> None:
         """
@@ -131,17 +132,19 @@ class Operations:
         check_name(name, self._settings.max_name_bytes)
         return NoFileError(f"There is no file {shorten(name)}.", key=name)
 
-    def _load(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
+    def _load(self, transaction: Transaction, caller: Caller, request: Request) -> Reply | Unproven:
         if request.if_not_version is not UNSET:
             info = caller.stat(transaction, request.name)  # don't read the value of an unchanged file
             if info is not None and info.version == request.if_not_version:
-                self._check_view(caller, request, info)
+                if (unproven := self._check_view(caller, request, info)) is not None:
+                    return unproven
                 self._access(transaction, caller, request.name)
                 return Reply(unchanged=True, version=info.version)
         file = caller.get(transaction, request.name)
         if file is None:
             raise self._no_file(request.name)
-        self._check_view(caller, request, file)
+        if (unproven := self._check_view(caller, request, file)) is not None:
+            return unproven
         self._access(transaction, caller, request.name)
         value = Raw(file.value)
         return Reply(message=_EMPTY if request.brief is True else value, data=value, version=file.version)
@@ -187,47 +190,54 @@ class Operations:
             return False
         return True
 
-    def _save(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
+    def _save(self, transaction: Transaction, caller: Caller, request: Request) -> Reply | Unproven:
         info = caller.stat(transaction, request.name)
-        self._check_edit(caller, request, info)
+        if (unproven := self._check_edit(caller, request, info)) is not None:
+            return unproven
         self._check_quota(transaction, caller, request, info)
         return self._put(transaction, caller, request.name, _value(request))
 
-    def _merge(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
+    def _merge(self, transaction: Transaction, caller: Caller, request: Request) -> Reply | Unproven:
         merged = caller.merged
         if merged is not None and merged.request is request:
             info = caller.stat(transaction, request.name)
             if info is not None and info.version == merged.version:
-                self._check_edit(caller, request, info)
+                if (unproven := self._check_edit(caller, request, info)) is not None:
+                    return unproven
                 self._check_quota(transaction, caller, request, info)
                 if merged.error is not None:
                     raise merged.error
                 return self._put(transaction, caller, request.name, merged.value)
         file = caller.get(transaction, request.name)
-        self._check_edit(caller, request, file)
+        if (unproven := self._check_edit(caller, request, file)) is not None:
+            return unproven
         self._check_quota(transaction, caller, request, file)
         value = _value(request)
         if file is not None:
             value = bytes(encode_value(merge(decode_value(file.value), decode_value(value))))
         return self._put(transaction, caller, request.name, value)
 
-    def _delete(self, transaction: Transaction, caller: Caller, request: Request) -> Reply:
+    def _delete(self, transaction: Transaction, caller: Caller, request: Request) -> Reply | Unproven:
         account = caller.account
         info = caller.stat(transaction, request.name)
         if info is None:
             raise self._no_file(request.name)
-        self._check_edit(caller, request, info)
+        if (unproven := self._check_edit(caller, request, info)) is not None:
+            return unproven
         transaction.delete(account.id, request.name)
         if account.limits.max_daily_accesses is None:  # else deleting and recreating a file would reset its quota
             transaction.forget_accesses(account.id, "data", request.name)
         return success("Entry deleted")
 
-    def _check_view(self, caller: Caller, request: Request, file: File | FileInfo) -> None:
-        if file.view_password is not None:
-            self._require(caller, request, file.edit_password, file.view_password)
+    def _check_view(self, caller: Caller, request: Request, file: File | FileInfo) -> Unproven | None:
+        if file.view_password is None:
+            return None
+        return self._require(caller, request, file.edit_password, file.view_password)
 
-    def _check_edit(self, caller: Caller, request: Request, file: File | FileInfo | None) -> None:
-        self._require(caller, request, None if file is None else file.edit_password)
+    def _check_edit(self, caller: Caller, request: Request, file: File | FileInfo | None) -> Unproven | None:
+        unproven = self._require(caller, request, None if file is None else file.edit_password)
+        if unproven is not None:
+            return unproven
         version = None if file is None else file.version
         if request.if_version is not UNSET and request.if_version != version:
             raise ChangedError(
@@ -235,19 +245,20 @@ class Operations:
                 version=version,
                 key=request.name,
             )
+        return None
 
-    def _require(self, caller: Caller, request: Request, edit: str | None, *others: str | None) -> None:
+    def _require(self, caller: Caller, request: Request, edit: str | None, *others: str | None) -> Unproven | None:
         if caller.is_owner:
-            return
+            return None
         account = caller.account
         own = edit or account.data_password
         if own is None and others.count(None) == len(others):
-            return
+            return None
         # Throttle guesses at the account's default password over all its files; else each file would allow more.
         subject = (account.id,) if edit is None and account.data_password is not None else (account.id, request.name)
         default = account.data_password if edit is None else None
         given = None if request.data_password is UNSET else request.data_password
-        self._passwords.require(subject, (request.password, (own, *others)), (given, (default,)))
+        return self._passwords.require(subject, (request.password, (own, *others)), (given, (default,)))
 
     def _check_quota(
         self, transaction: Transaction, caller: Caller, request: Request, file: File | FileInfo | None

@@ -10,7 +10,8 @@ from msgspec import UNSET
 
 from cloudstore_mapping.errors import CloudStoreError, TooBigError
 from cloudstore_mapping.service.batch import MAX_AHEAD
-from cloudstore_mapping.service.security import UnprovenError
+from cloudstore_mapping.service.security import Unproven
+from cloudstore_mapping.service.storage.base import RolledBack
 from cloudstore_mapping.service.threads import PAUSED, Paused
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, encode_replies, failure, success
 
@@ -46,7 +47,7 @@ class Steps(Protocol):
     def step(self, transaction: Transaction, caller: Caller) -> bool:
         """Do the next step; return True after the last."""
 
-    def reply(self) -> Reply:
+    def reply(self) -> Reply | RolledBack:
         """Return the reply, after the last step."""
 
 
@@ -63,7 +64,7 @@ class LongRead:
         self,
         steps: Steps,
         read: Callable[[], AbstractContextManager[Transaction]],
-        admit: Callable[[Transaction], Caller],
+        admit: Callable[[Transaction], Caller | RolledBack],
         grow: Callable[[Caller, int], None],
         bounds: Slice | None,
         now: Callable[[], float],
@@ -76,10 +77,12 @@ class LongRead:
         self._now = now
         self._caller: Caller | None = None
 
-    def go_on(self) -> Caller | Paused:
-        """Run the next slice; return `PAUSED`, or the caller after the last slice."""
+    def go_on(self) -> Caller | Paused | RolledBack:
+        """Run the next slice; return `PAUSED`, the caller after the last slice, or the result of a failed `admit`."""
         with self._read() as transaction:
             caller = self._admit(transaction)
+            if isinstance(caller, RolledBack):
+                return caller
             if self._caller is not None:
                 caller.used, caller.ahead = self._caller.used, self._caller.ahead
             self._caller = caller
@@ -93,7 +96,7 @@ class LongRead:
         self._grow(caller, self._steps.size)
         return caller
 
-    def reply(self) -> Reply:
+    def reply(self) -> Reply | RolledBack:
         """Return the reply, after the last slice."""
         return self._steps.reply()
 
@@ -101,18 +104,18 @@ class LongRead:
 class Whole:
     """Read done in a single step, in one transaction."""
 
-    def __init__(self, answer: Callable[[Transaction, Caller], Reply]) -> None:
+    def __init__(self, answer: Callable[[Transaction, Caller], Reply | RolledBack]) -> None:
         self._answer = answer
-        self._reply: Reply | None = None
+        self._reply: Reply | RolledBack | None = None
         self.size = 0
 
     def step(self, transaction: Transaction, caller: Caller) -> bool:
         """Do the whole read."""
         self._reply = self._answer(transaction, caller)
-        self.size = len(self._reply.content)
+        self.size = len(self._reply.content) if isinstance(self._reply, Reply) else 0
         return True
 
-    def reply(self) -> Reply:
+    def reply(self) -> Reply | RolledBack:
         """Return the reply."""
         assert self._reply is not None  # noqa: S101 - `step` has set it
         return self._reply
@@ -147,15 +150,15 @@ class BatchOfReads:
         request = self._requests[self._number]
         try:
             reply = self._answer(transaction, caller, request)
-        except UnprovenError as error:
-            question = error.questions[0]
-            if question in self._refused:
-                reply = failure(self._refused[question])
-            else:
-                self._unproven[question] = None
-                reply = Reply()  # placeholder: the read is repeated after the hashing
         except CloudStoreError as error:
             reply = failure(error)
+        if isinstance(reply, Unproven):
+            (check,) = reply.checks
+            if check in self._refused:
+                reply = failure(self._refused[check])
+            else:
+                self._unproven[check] = None
+                reply = Reply()  # placeholder: the read is repeated after the hashing
         if reply is None:
             return False
         self._listing = None
@@ -163,7 +166,7 @@ class BatchOfReads:
         self._number += 1
         return self._number == len(self._requests)
 
-    def _answer(self, transaction: Transaction, caller: Caller, request: Request) -> Reply | None:
+    def _answer(self, transaction: Transaction, caller: Caller, request: Request) -> Reply | Unproven | None:
         if request.operation is Operation.STAT:
             return self._rules.answer(transaction, caller, request)
         if self._full:
@@ -176,9 +179,11 @@ class BatchOfReads:
                     return None
                 self._full = True
                 raise _too_large()
-            reply = self._listing.reply()
+            reply: Reply | Unproven = self._listing.reply()
         else:
             reply = self._rules.answer(transaction, caller, request)
+        if isinstance(reply, Unproven):
+            return reply
         if self.size + len(reply.content) > self._max_bytes:
             self._full = True
             raise _too_large()
@@ -196,10 +201,10 @@ class BatchOfReads:
         if infos:
             caller.ahead |= transaction.stat_many(caller.account.id, [*infos])
 
-    def reply(self) -> Reply:
-        """Return the replies; raise `UnprovenError` with all passwords to hash first."""
+    def reply(self) -> Reply | Unproven:
+        """Return the replies, or `Unproven` with all passwords to hash first."""
         if self._unproven:
-            raise UnprovenError(*self._unproven)
+            return Unproven(tuple(self._unproven))
         return success("", encode_replies(self._replies))
 
 

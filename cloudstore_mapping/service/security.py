@@ -17,6 +17,7 @@ from cachetools import LRUCache, TTLCache
 from cloudstore_mapping.errors import BadKeyError, LockedError, ProtocolError, UnsupportedError
 from cloudstore_mapping.service.common_passwords import check_uncommon
 from cloudstore_mapping.service.quotas import MAX_WATCHED, AttemptLimiter
+from cloudstore_mapping.service.storage.base import RolledBack
 from cloudstore_mapping.service.threads import BoundedThreadPool
 
 if TYPE_CHECKING:
@@ -86,12 +87,11 @@ class PasswordCheck:
     attempts: tuple[tuple[str, tuple[str, ...]], ...] = field(repr=False)
 
 
-class UnprovenError(Exception):
-    """Signal to verify the passwords in `questions`, then retry; never leaves the service."""
+@dataclass(frozen=True)
+class Unproven(RolledBack):
+    """Result of work that stopped at passwords not verified yet: verify these, then do the work again."""
 
-    def __init__(self, *questions: PasswordCheck) -> None:
-        super().__init__("A password is not yet known to be right.")
-        self.questions = questions
+    checks: tuple[PasswordCheck, ...]
 
 
 class PasswordVerifier:
@@ -125,16 +125,16 @@ class PasswordVerifier:
         check_uncommon(password)
         return self._hasher.hash(password)
 
-    def require(self, file: Hashable, *given: tuple[str | None, Iterable[str | None]]) -> None:
+    def require(self, file: Hashable, *given: tuple[str | None, Iterable[str | None]]) -> Unproven | None:
         """
         Require a verified password; `given` holds pairs of a password and the hashes accepted for it.
 
-        Returns if no hash is set or the cache holds a match. Raises `LockedError` if the password is missing,
-        `ProtocolError` if it has too many bytes, and `UnprovenError` if `prove` must verify it first.
+        Returns None if no hash is set or the cache holds a match, and `Unproven` if `prove` must verify it first.
+        Raises `LockedError` if the password is missing, and `ProtocolError` if it has too many bytes.
         """
         locks = [(password, tuple(hash_ for hash_ in hashes if hash_ is not None)) for password, hashes in given]
         if not any(hashes for _, hashes in locks):
-            return
+            return None
         attempts: dict[str, tuple[str, ...]] = {}
         for password, hashes in locks:
             if password and password != UNDEFINED:
@@ -146,8 +146,7 @@ class PasswordVerifier:
         marks = [self._mark(hash_, password) for password, hashes in attempts.items() for hash_ in hashes]
         with self._lock:
             known = any(mark in self._right for mark in marks)
-        if not known:
-            raise UnprovenError(PasswordCheck(file, tuple(attempts.items())))
+        return None if known else Unproven((PasswordCheck(file, tuple(attempts.items())),))
 
     def prove(self, question: PasswordCheck, address: str) -> Future[None]:
         """

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.base import RolledBack, Storage
 from cloudstore_mapping.service.storage.records import File
 from cloudstore_mapping.service.storage.sql import Transaction
 from tests.service_fakes import PATIENCE, Held, unversioned
@@ -64,6 +64,31 @@ def test_work_that_raises_undoes_its_own_writes_only(storage: Storage, account: 
     held.go.set()
     assert failing.exception(PATIENCE) is error
     assert before.result(PATIENCE) is after.result(PATIENCE) is None
+    assert names(storage, account) == ["after", "before"]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_rolled_back_result_undoes_its_own_writes_only(storage: Storage, account: int, alone: bool) -> None:
+    """Work that returns a `RolledBack` leaves nothing behind, and this is its result; its neighbours' writes stay."""
+    answer = RolledBack()
+
+    def refuse(transaction: Transaction) -> RolledBack:
+        transaction.put(account, "refused", b"1", 1.0)
+        transaction.delete(account, "before")
+        return answer
+
+    if alone:
+        storage.run(putting(account, "before")).result(PATIENCE)
+        assert storage.run(refuse).result(PATIENCE) is answer
+        storage.run(putting(account, "after")).result(PATIENCE)
+    else:
+        held = Held(storage)
+        before, refused, after = (
+            storage.submit(work, account) for work in (putting(account, "before"), refuse, putting(account, "after"))
+        )
+        held.go.set()
+        assert refused.result(PATIENCE) is answer
+        assert before.result(PATIENCE) is after.result(PATIENCE) is None
     assert names(storage, account) == ["after", "before"]
 
 

@@ -53,6 +53,10 @@ def not_open(*, closed: bool) -> UnavailableError:
     return UnavailableError("The store was opened before a fork; open it in each process.", sent=False)
 
 
+class RolledBack:
+    """Base of results of work in a writing transaction that ask for its writes to be rolled back."""
+
+
 class Storage(ABC):
     """
     Storage of accounts and files; thread-safe.
@@ -87,7 +91,7 @@ class Storage(ABC):
         Reads in `work`, except listings, still hold when it writes: writers run one after another, or after a conflict
         with another process `work` is rolled back and run again. So it must have no side effects besides its writes and
         its return value. An exception from `work` rolls back its writes, becomes the future's exception, and doesn't
-        affect other work.
+        affect other work. A `RolledBack` as return value rolls back its writes, too.
         """
 
     def run(self, work: Callable[[Transaction], T], until: float = math.inf) -> Future[T]:  # noqa: ARG002

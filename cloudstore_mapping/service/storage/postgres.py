@@ -27,7 +27,14 @@ from psycopg.pq.abc import PGresult
 
 from cloudstore_mapping.errors import OutcomeUnknownError, UnavailableError
 from cloudstore_mapping.service.storage import base
-from cloudstore_mapping.service.storage.base import PROBE_QUEUE, HealthProbe, Storage, ending_error, not_open
+from cloudstore_mapping.service.storage.base import (
+    PROBE_QUEUE,
+    HealthProbe,
+    RolledBack,
+    Storage,
+    ending_error,
+    not_open,
+)
 from cloudstore_mapping.service.storage.postgres_migrations import Older, has_trigrams, migrate, newest, schema_of
 from cloudstore_mapping.service.storage.postgres_session import (
     ANSWER_WAIT,
@@ -743,12 +750,16 @@ class PostgresStorage(Storage):
             try:
                 transaction.lock_accounts(attempts.locked)
                 result = work(transaction)
-                try:
-                    transaction.commit()
-                except psycopg.Error:
-                    if transaction.in_doubt:
-                        attempts.doubt = (link.writer, commit, result)
-                    raise
+                if isinstance(result, RolledBack):
+                    with suppress(psycopg.Error):
+                        transaction.roll_back()
+                else:
+                    try:
+                        transaction.commit()
+                    except psycopg.Error:
+                        if transaction.in_doubt:
+                            attempts.doubt = (link.writer, commit, result)
+                        raise
             except BaseException as error:
                 if isinstance(error, psycopg.Error):
                     attempts.locked |= transaction.many_locked()

@@ -30,6 +30,7 @@ from cloudstore_mapping.service.storage.base import (
     MAX_BYTES,
     PROBE_QUEUE,
     HealthProbe,
+    RolledBack,
     Storage,
     closed_error,
     ending_error,
@@ -388,6 +389,10 @@ class SQLiteSession(Transaction):
                 raise
         except sqlite3.Error as error:
             raise self.failed(error) from error
+
+    def undo(self) -> None:
+        """Roll back the writes of the running work."""
+        self._execute("ROLLBACK TO work")
 
     def _undo_work(self) -> None:
         try:
@@ -885,6 +890,8 @@ class GroupWriter:
         try:
             with self._session.transaction(), self._session.savepoint():
                 result = work(self._session)
+                if isinstance(result, RolledBack):
+                    self._session.undo()
         except CloudStoreError as error:
             future.set_exception(error)
         except BaseException as error:
@@ -1024,6 +1031,8 @@ def _outcome(session: SQLiteSession, job: _Job) -> tuple[Any, BaseException | No
     try:
         with session.savepoint():
             result = job.work(session)
+            if isinstance(result, RolledBack):
+                session.undo()
     except BaseException as error:
         if not session.intact():
             raise
