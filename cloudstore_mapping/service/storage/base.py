@@ -25,24 +25,24 @@ STEP: Final = 0.005
 PAUSE: Final = 0.01
 #: Bytes of values in one commit. Larger work is alone in its transaction.
 MAX_BYTES: Final = 4 * 2**20
-#: The probe's own queue among those of the accounts: it waits for one group of other work at most.
+#: Queue of the health probe beside those of the accounts: it waits for at most one group of other work.
 PROBE_QUEUE: Final = "health"
-#: Seconds that the first health check waits for the storage: there is no outcome before it that could be told.
+#: Maximum seconds of the first health check: there is no earlier outcome to return.
 PATIENCE: Final = 1.0
-#: Seconds that each later check waits.
+#: Maximum seconds of each later check.
 LATER_PATIENCE: Final = 0.05
-#: Seconds after which a probe that still waits is a problem: a save that begins now would wait as well.
+#: Seconds after which a waiting probe is a problem: a save begun now would wait as well.
 OVERDUE: Final = 5.0
 _OVERDUE: Final = "Saves wait for longer than {:g} seconds; look which process holds the store."
 
 
 def closed_error() -> UnavailableError:
-    """Return the error of a store that is used after it was closed."""
+    """Return the error for the use of a closed store."""
     return UnavailableError("The store is closed; open it again.", sent=False, retry_after=1.0)
 
 
 def ending_error() -> UnavailableError:
-    """Return what work is told that a service did not begin before its end."""
+    """Return the error for work not started before the end of the service."""
     return UnavailableError("The service is ending; try again once it is back.", sent=False, retry_after=1.0)
 
 
@@ -170,11 +170,11 @@ class Storage(ABC):
 
 class HealthProbe:
     """
-    Probes with a write that `submit` begins; threads may share it.
+    Health probe: a small write, begun by `submit`. Thread-safe.
 
-    One probe runs at a time, however many threads ask. A writer that is busy for longer than they wait isn't ill: the
-    outcome of the probe before stands until this one is `OVERDUE`. As long as no probe has ended, a check waits for
-    `patience` seconds, afterwards for `LATER_PATIENCE` at most.
+    One probe runs at a time, shared by all callers. A busy writer is healthy: the outcome of the earlier probe holds
+    until the running one is `OVERDUE`. The first check waits up to `patience` seconds, each later one up to
+    `LATER_PATIENCE`.
     """
 
     def __init__(self, submit: Callable[[], Future[None]], clock: Callable[[], float] = time.monotonic) -> None:
@@ -187,7 +187,7 @@ class HealthProbe:
         self._is_known = False
 
     def problem(self, patience: float) -> str | None:
-        """Return the sentence that refuses a save, None where it would be done."""
+        """Return the present reason for failing saves, or None."""
         try:
             with self._lock:
                 if self._running is None:

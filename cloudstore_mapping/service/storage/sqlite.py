@@ -629,7 +629,7 @@ class ReadTransaction(AbstractContextManager[Transaction]):
 
 
 class _Release:
-    """Put into the queue of new work: an account that was held is served again."""
+    """Item in the queue of new work: serve a held account again."""
 
     def __init__(self, account: Hashable) -> None:
         self.account = account
@@ -637,10 +637,10 @@ class _Release:
 
 class _Jobs:
     """
-    The work that waits for a writer's thread, and whether that thread has `ended`.
+    Queued work of the writer's thread; `ended` is True once the thread has ended.
 
-    Other threads put new work into `queue`, which takes no lock: a signal may interrupt them anywhere. The thread whose
-    turn it is to write sorts it into the `fair` queue. None in `queue` ends the thread after all work before it.
+    Other threads put new work into `queue` without a lock: a signal may interrupt them anywhere. The thread with the
+    turn sorts it into the `fair` queue. None in `queue` ends the thread after all earlier work.
 
     `Thread.is_alive` isn't asked: up to Python 3.12 an interrupt within it, or within `join`, makes it say False of a
     thread that runs (python/cpython#90882).
@@ -659,18 +659,18 @@ class _Jobs:
         self.latest: dict[int, weakref.ref[_Job]] = {}  # submitted by a thread
 
     def put(self, job: _Job) -> None:
-        """Have a job done, or refuse it where the thread has ended."""
+        """Queue a job; refuse it if the thread has ended."""
         self.latest[threading.get_ident()] = weakref.ref(job)
         self.queue.put(job)
         if self.ended or self._process != os.getpid():
-            self.refuse_all()  # asked behind `put`, for the thread refuses only jobs that it finds when it ends
+            self.refuse_all()  # checked after `put`: the thread refuses only jobs queued before its end
 
     def is_idle(self) -> bool:
         """Return True if no work waits."""
         return self.queue.empty() and not self.fair
 
     def wait(self) -> bool:
-        """Wait until there is work to take, and return True, or False after the last of all."""
+        """Wait for work and return True; return False after the last work."""
         self.sort()
         while self._goes_on and self.fair.peek() is None:
             self._sort(self.queue.get())
@@ -695,7 +695,7 @@ class _Jobs:
             self.fair.put(job.account, job)
 
     def _refuse_sorted(self) -> None:
-        """Refuse the work of accounts; the service's own is done also at its end, such as storing what was counted."""
+        """Refuse the work of accounts; the service's own work, such as storing access counts, is still done."""
         self.fair.release_all()
         own: list[_Job] = []
         while (job := self.fair.take()) is not None:
@@ -707,7 +707,7 @@ class _Jobs:
             self.fair.put(None, job)
 
     def refuse_all(self) -> None:
-        """Refuse the jobs that no thread will do."""
+        """Refuse the queued jobs: the thread has ended."""
         with suppress(Empty):
             while True:
                 job = self.queue.get_nowait()
@@ -715,13 +715,13 @@ class _Jobs:
                     job.future.set_exception(closed_error())
 
     def wait_for_end(self) -> None:
-        """Wait until all is done and the thread has ended; in a forked process there is none."""
+        """Wait for the end of the thread; a forked process has none."""
         if self._process == os.getpid():
             with self._working:
                 pass
 
     def end(self) -> None:
-        """Refuse what comes from now on, and let those go on who wait for the end."""
+        """Refuse all further jobs, and wake the threads in `wait_for_end`."""
         self.ended = True
         self._working.release()
         self.refuse_all()
@@ -729,10 +729,9 @@ class _Jobs:
 
 class _Job:
     """
-    A piece of work, whose `future` is told its outcome.
+    Piece of work of an account (None: the service's own work), and the future of its outcome.
 
-    It is an `account`'s, None for the service's own, has about `size` bytes to write, and `arrived` at a monotonic
-    time. Whoever waits for it may cancel the future before the work begins.
+    It writes about `size` bytes, and `arrived` at a monotonic time. The future can be cancelled until the work begins.
     """
 
     def __init__(
@@ -751,14 +750,14 @@ class _Job:
 
 class GroupWriter:
     """
-    Run work on its own thread, or on that of a caller who waits for it; nothing else writes with `session` from now on.
+    Group commit: run queued work together in one transaction, on its own thread or on a waiting caller's.
 
-    All work that waits goes into one transaction, up to `MAX_GROUP` pieces, `MAX_BYTES` bytes or the session's
-    `max_seconds` (`LONE_SECONDS` if all is one account's), and is answered after its commit. Accounts are served in
-    turn, by the time that each has used, so an account with a thousand saves delays another's save by one group at
-    most. The thread calls `end` at last.
+    Nothing else writes with `session` from now on. A transaction takes up to `MAX_GROUP` pieces of work, `MAX_BYTES`
+    bytes, and the session's `max_seconds` (`LONE_SECONDS` if all work is of one account); futures complete after its
+    commit. Accounts are served in turn by the time each has used, so an account with a thousand saves delays another
+    account's save by at most one group. At its end the thread calls `end`.
 
-    A writer that is dropped without `close` finishes what was submitted all the same, and so does a program that ends.
+    Submitted work is finished even if the writer is dropped without `close`, or the program ends.
     """
 
     def __init__(
@@ -790,7 +789,7 @@ class GroupWriter:
         weakref.finalize(self, self._jobs.queue.put, None).atexit = False
 
     def submit(self, work: Callable[[Any], T], account: Hashable = None, size: int = 0) -> Future[T]:
-        """Have `work(session)` done in an account's turn; the future completes after the commit."""
+        """Queue `work(session)` for an account; the future completes after the commit."""
         if self._closed or self._jobs.ended:
             raise closed_error()
         future: Future[T] = PlainFuture()
@@ -800,23 +799,23 @@ class GroupWriter:
         return future
 
     def others_wait(self, account: Hashable) -> bool:
-        """Return True in the middle of an account's work if other work waits; new work counts, whosever it is."""
+        """Return True if other work is queued, or any new work; call it within an account's work."""
         return not self._jobs.queue.empty() or self._jobs.fair.others_wait(account)
 
     def hold(self, account: Hashable) -> None:
-        """Begin no more work of an account until `release`; only in the middle of its work."""
+        """Start no more work of an account until `release`; call it only within the account's work."""
         self._jobs.fair.hold(account)
 
     def release(self, account: Hashable) -> None:
-        """Do the work of an account again that was held."""
+        """Resume the work of an account after `hold`."""
         self._jobs.queue.put(_Release(account))
 
     def end_within(self, seconds: float) -> None:
-        """Refuse all work of accounts that has not begun in so many seconds."""
+        """Refuse all work of accounts not started within `seconds`."""
         self._jobs.ends_at = min(self._jobs.ends_at, self._clock() + seconds)
 
     def _do_here(self) -> None:
-        """Do the work that waits, on the caller's thread."""
+        """Do the queued work on the caller's thread."""
         while not self._jobs.is_idle():
             with self._turn:
                 self._jobs.sort(past_end=True)
@@ -825,10 +824,9 @@ class GroupWriter:
 
     def run(self, work: Callable[[Any], T], until: float = math.inf) -> Future[T]:
         """
-        Have `work(session)` done as `submit` does, for a caller who only waits: here and now where no other work waits.
+        Do as `submit`, but on the caller's thread if no other work is queued: changing threads costs more than a save.
 
-        Here it waits for other processes no longer than until the monotonic time `until`. Handing it to the thread and
-        waiting for that takes longer than the work.
+        On the caller's thread, wait for other processes only until the monotonic time `until`.
         """
         self._refuse_mine()
         if self._turn.locked():
@@ -848,7 +846,7 @@ class GroupWriter:
         return future
 
     def run_outside(self, work: Callable[[Any], None]) -> None:
-        """Have `work(session)` done here and now, outside of a transaction, while no other work is done."""
+        """Run `work(session)` on the caller's thread, outside of a transaction and alone."""
         self._refuse_mine()
         lock = threading.Lock()
         with lock:
@@ -861,9 +859,9 @@ class GroupWriter:
 
     def withdraw(self) -> None:
         """
-        After an interrupt of this thread, cancel its last work, or wait until that is done if it has begun.
+        After an interrupt of this thread, cancel its last work; if it has begun, wait for its end.
 
-        So an interrupted write comes before the interrupt or never, and not over a later write of the thread.
+        So an interrupted write never happens after the interrupt, over a later write of the thread.
         """
         reference = self._jobs.latest.pop(threading.get_ident(), None)
         job = None if reference is None else reference()
@@ -871,7 +869,7 @@ class GroupWriter:
             wait_for(job.future)
 
     def is_mine(self) -> bool:
-        """Return True in a signal handler, or `__del__`, in the middle of this thread's own work."""
+        """Return True if a signal handler or `__del__` interrupts this thread's own work."""
         me = threading.get_ident()
         lock = self._busy.get(me)
         return (lock is not None and lock.locked()) or me == self._thread.ident
@@ -884,7 +882,7 @@ class GroupWriter:
             )
 
     def _run_alone(self, work: Callable[[Any], T], until: float) -> Future[T]:
-        """Do the work in a transaction of its own, all of which is undone if anything is raised."""
+        """Do the work in its own transaction, rolled back by any exception."""
         future: Future[T] = PlainFuture()
         self._session.until, self._session.since = until, self._clock()
         try:
@@ -905,9 +903,9 @@ class GroupWriter:
 
     def close(self) -> None:
         """
-        Finish what was submitted, and wait for the thread to end, unless it is the caller's.
+        Finish the submitted work, and wait for the end of the thread, unless it is the caller's.
 
-        A signal handler in the middle of its thread's work doesn't wait: the thread ends after that work.
+        A signal handler within its thread's own work doesn't wait: the thread ends after that work.
         """
         self._closed = True
         if self._end is not None:
@@ -928,12 +926,12 @@ class GroupWriter:
 _writing: Final[weakref.WeakSet[_Jobs]] = weakref.WeakSet()
 
 
-#: True once a program that ends finished all work, and the storages that outlive it were closed.
+#: Holds True once the ending program has finished all work and closed its storages in files.
 _has_finished: Final[list[bool]] = []
 
 
 def has_finished() -> bool:
-    """Return True at the end of a program, when storages opened before are closed."""
+    """Return True at the end of a program, once earlier opened storages are closed."""
     return bool(_has_finished)
 
 
@@ -959,7 +957,7 @@ def _write(session: SQLiteSession, jobs: _Jobs, turn: threading.Lock, end: Calla
 
 
 def _commit(session: SQLiteSession, jobs: _Jobs) -> None:
-    """Do work in one transaction, and tell its outcome."""
+    """Do a group of work in one transaction, then complete its futures."""
     first = jobs.fair.take()
     if first is None:
         return
@@ -978,7 +976,7 @@ def _commit(session: SQLiteSession, jobs: _Jobs) -> None:
 
 
 def _charge_commit(jobs: _Jobs, group: list[_Job], seconds: float) -> None:
-    """Divide the time of a transaction's beginning and end among its work, by size."""
+    """Charge the accounts for the begin and commit of a transaction, by the size of their work."""
     total = sum(max(job.size, LEAST_SIZE) for job in group)
     for job in group:
         jobs.fair.charge(job.account, seconds * max(job.size, LEAST_SIZE) / total)
@@ -988,7 +986,7 @@ _Outcomes: TypeAlias = list[tuple[Any, BaseException | None]]
 
 
 def _outcomes(session: SQLiteSession, jobs: _Jobs, group: list[_Job]) -> tuple[_Outcomes, float]:
-    """Do a group's work, to which is added what waits; return the outcomes, and the seconds of work."""
+    """Do the work of a group, and add queued work to it; return the outcomes, and the seconds of work."""
     outcomes: _Outcomes = []
     worked = 0.0
     try:
@@ -999,13 +997,13 @@ def _outcomes(session: SQLiteSession, jobs: _Jobs, group: list[_Job]) -> tuple[_
                 seconds = jobs.clock() - began
                 worked += seconds
                 jobs.fair.charge(job.account, seconds)
-    except BaseException as error:  # noqa: BLE001 - whatever it was, nobody's work is on disk, and each is told
+    except BaseException as error:  # noqa: BLE001 - nothing is on disk; each future gets the error
         return [(None, error)] * len(group), worked
     return outcomes, worked
 
 
 def _growing(session: SQLiteSession, jobs: _Jobs, group: list[_Job]) -> Iterator[_Job]:
-    """Yield the work of a group, and add to it what waits, in turn, until the transaction has all that it may hold."""
+    """Yield the work of a group, and add queued work in turn until the transaction is full."""
     began = jobs.clock()
     size = 0
     account = group[0].account
