@@ -54,6 +54,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_accesses_add_up(both: Nodes, service: Service) -> None:
     """What each node counted is added to what the others did."""
     key = service.accounts.create("accesses")
+    service.accounts.set_limits("accesses", max_daily_accesses=100)  # so they are stored soon
     with cm.open(both[0].location(key)) as here, cm.open(both[1].location(key)) as there:
         here["key"] = 0
         for _ in range(10):
