@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from cloudstore_mapping.errors import CloudStoreError, IdMismatchError, ProtocolError
 from cloudstore_mapping.service.accounts import Caller
 from cloudstore_mapping.service.operations import Operations
-from cloudstore_mapping.service.quotas import Clock, check_replies
+from cloudstore_mapping.service.quotas import Clock, check_freed, check_replies
 from cloudstore_mapping.service.security import Unproven
 from cloudstore_mapping.service.storage.base import RolledBack
 from cloudstore_mapping.service.storage.sql import Transaction
@@ -122,7 +122,7 @@ class IdempotencyStore:
             if not is_same:
                 raise mismatch()
             return work.replay(transaction, caller, stored)
-        check_replies(transaction, caller.account, makes_room=makes_room(request))
+        full = check_replies(transaction, caller.account)
         try:
             reply = work.do(transaction, caller)
             if isinstance(reply, RolledBack):
@@ -132,7 +132,10 @@ class IdempotencyStore:
             if not may_store(reply):
                 raise
         now = self._clock.wall()
-        transaction.keep_answer(caller.account.id, key, encode_reply(work.kept(reply)), now, print_)
+        kept = encode_reply(work.kept(reply))
+        if full is not None and not only_deletes(request):
+            check_freed(transaction, caller.account, full, len(key.encode()) + len(kept))
+        transaction.keep_answer(caller.account.id, key, kept, now, print_)
         if next(self._remembered) % FORGET_EVERY == 0 and self._may_forget(now):
             transaction.forget_answers(now - REMEMBERED_FOR, FORGET_AT_ONCE)
         return reply
@@ -152,7 +155,7 @@ class IdempotencyStore:
         return monotonic >= self._forgets_from
 
 
-def makes_room(request: Request | Batch) -> bool:
+def only_deletes(request: Request | Batch) -> bool:
     """Return True for a delete, or a batch of only deletes."""
     parts = request.requests if isinstance(request, Batch) else (request,)
     return all(part.operation is Operation.DELETE for part in parts)

@@ -28,7 +28,7 @@ from cloudstore_mapping.service.storage.records import AccessCount, AccessDelta
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.base import Storage
-    from cloudstore_mapping.service.storage.records import Account, Kind
+    from cloudstore_mapping.service.storage.records import Account, Counters, Kind
     from cloudstore_mapping.service.storage.sql import Transaction
 
 DAY: Final = 86_400
@@ -108,33 +108,45 @@ def check_bytes(transaction: Transaction, account: Account, name: str, growth: i
         return
     counted = transaction.counters(account.id)
     if counted is not None and counted.bytes + growth > limit + spare:
-        raise TooBigError(
-            f"The account holds {counted.bytes:,} bytes and may hold {limit:,} (total-bytes), with unfinished uploads"
-            " and stored replies; delete something, or ask for a higher limit.",
-            key=name,
-        )
+        raise full_error(counted, limit, name)
 
 
-def check_replies(transaction: Transaction, account: Account, *, makes_room: bool) -> None:
+def full_error(counted: Counters, limit: int, name: str) -> TooBigError:
+    """Return the error of a request that would exceed its account's quota of bytes, `limit`."""
+    return TooBigError(
+        f"The account holds {counted.bytes:,} bytes and may hold {limit:,} (total-bytes), with unfinished uploads and"
+        f" {counted.replies:,} bytes of replies stored for 15 minutes; delete something, or ask for a higher limit.",
+        key=name,
+    )
+
+
+def check_replies(transaction: Transaction, account: Account) -> Counters | None:
     """
-    Check the quotas before an idempotency reply is stored.
+    Check the quotas before an idempotency reply is stored; return the counters of an account at its quota of bytes.
 
-    Raises `TooOftenError` if the stored replies have reached `MAX_REPLIES`, and `TooBigError` if the quota of bytes is
-    used up. A request that `makes_room`, a delete, skips the second check, so that a full account can be emptied.
+    Such an account may only store replies to deletes, and to requests that free more bytes. Raises `TooOftenError` if
+    the stored replies have reached `MAX_REPLIES`.
     """
     if not account.is_counted:
-        return
+        return None
     counted = transaction.counters(account.id)
     if counted is None:
-        return
+        return None
     if counted.replies >= MAX_REPLIES:
         raise TooOftenError(
             f"The stored replies to the account's requests with ids take {counted.replies:,} bytes, and may take"
             f" {MAX_REPLIES:,}; try again in a minute.",
             retry_after=60.0,
         )
-    if not makes_room:
-        check_bytes(transaction, account, "", 1)
+    limit = account.limits.max_total_bytes
+    return counted if limit is not None and counted.bytes >= limit else None
+
+
+def check_freed(transaction: Transaction, account: Account, before: Counters, size: int) -> None:
+    """Raise `TooBigError` if a full account freed fewer bytes since `before` than its reply of `size` bytes takes."""
+    after, limit = transaction.counters(account.id), account.limits.max_total_bytes
+    if after is not None and limit is not None and after.bytes + size > before.bytes:
+        raise full_error(before, limit, "")
 
 
 def check_uploads(transaction: Transaction, account: Account, name: str) -> None:

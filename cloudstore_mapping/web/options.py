@@ -79,7 +79,7 @@ class Options:
     trusted_proxies: Networks = ""
     """Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, separated by commas."""
     metrics_token: Token | None = field(default=None, repr=False)
-    """The bearer token that reads /metrics; without one, only this machine does."""
+    """The bearer token to read /metrics, 16 to 128 letters, digits and -._~+/=; without it, only this machine may."""
     log_json: bool = False
     """Whether the log is a JSON object a line."""
     access_log: bool = False

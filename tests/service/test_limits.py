@@ -281,9 +281,9 @@ def test_the_number_of_files_is_not_counted_by_each_save(service: Service, ask: 
     assert [statement.count("name = ") for statement in asked if "count(*)" in statement] == [2]
 
 
-def saved_once(service: Service, ask: Asker, name: str, request: str) -> Reply:
+def saved_once(service: Service, ask: Asker, name: str, request: str, value: object = 1) -> Reply:
     """Return the reply to a save with an id."""
-    return service.handle(Request(api_key=ask.api_key, name=name, value=encode_value(1), once=request))
+    return service.handle(Request(api_key=ask.api_key, name=name, value=encode_value(value), once=request))
 
 
 def test_stored_replies_take_space(service: Service, ask: Asker) -> None:
@@ -302,6 +302,18 @@ def test_stored_replies_take_space(service: Service, ask: Asker) -> None:
     assert service.handle(deleting).error is None
     batch = Batch(api_key=ask.api_key, requests=[Request(name="name", value=encode_value(1))], once="batch")
     assert service.handle(batch).error == "TooBig"
+
+
+def test_a_full_account_makes_room_with_an_id(service: Service, ask: Asker) -> None:
+    """A full account shortens a value with an id too, if that frees more than the stored reply takes."""
+    assert ask.save("name", "x" * 1000).error is None
+    limit(service, max_total_bytes=1_000)
+    full = held(service)
+    assert saved_once(service, ask, "name", "small change", "x" * 990).error == "TooBig"
+    assert held(service) == full
+    assert saved_once(service, ask, "name", "large change", "x").error is None
+    assert held(service).bytes < full.bytes
+    assert saved_once(service, ask, "name", "large change", "x").error is None
 
 
 def test_stored_replies_of_an_account_with_few_files(
