@@ -599,6 +599,10 @@ class BlobCleaner:
 _IN_ADDRESS: Final = re.compile(r"[0-9a-f]{32}")
 
 
+class ReplacedError(UnavailableError):
+    """A media file was replaced or deleted while it was read."""
+
+
 class MediaFiles:
     """Media files of all accounts: upload, find, read, lock and delete; thread-safe. Doesn't close the storage."""
 
@@ -667,7 +671,7 @@ class MediaFiles:
         """
         Yield the file's bytes from `start` up to, but excluding, `stop`; each piece is read on demand.
 
-        Raises `UnavailableError` if the file was replaced or deleted meanwhile.
+        Raises `ReplacedError` if the file was replaced or deleted meanwhile.
         """
         stop = media.size if stop is None else min(stop, media.size)
         while start < stop:
@@ -675,7 +679,7 @@ class MediaFiles:
             with self._storage.read() as transaction:
                 chunk = transaction.chunk(media.blob, number)
             if chunk is None:
-                raise UnavailableError(
+                raise ReplacedError(
                     f"{shorten(media.name)} was replaced while it was read; begin again.", retry_after=1.0
                 )
             piece = chunk[offset : offset + stop - start]

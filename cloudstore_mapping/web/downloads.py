@@ -9,9 +9,11 @@ import logging
 import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from email.utils import formatdate, parsedate_to_datetime
 from functools import partial
 from http import HTTPStatus
+from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, unquote, unquote_to_bytes
 
@@ -20,7 +22,7 @@ from python_multipart.multipart import parse_options_header
 
 from cloudstore_mapping.errors import CloudStoreError, DailyLimitError, ProtocolError, UnavailableError
 from cloudstore_mapping.links import TYPE_HEADER
-from cloudstore_mapping.service.media import UNKNOWN_TYPE, begins_as
+from cloudstore_mapping.service.media import UNKNOWN_TYPE, ReplacedError, begins_as
 from cloudstore_mapping.web.http import (
     CROSS_ORIGIN,
     END,
@@ -225,6 +227,8 @@ _log: Final = logging.getLogger(__name__)
 #: Pieces read at a time by all downloads, and queued: every connection may wait for one.
 AT_ONCE: Final = 4
 WAITING: Final = 2**16
+#: Times that a download looks up a file which is replaced again and again.
+TRIES: Final = 5
 
 _WITHOUT_FILE: Final = frozenset(
     {HTTPStatus.NOT_MODIFIED, HTTPStatus.PRECONDITION_FAILED, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE}
@@ -297,6 +301,16 @@ async def _left(receive: Receive) -> None:
 
 
 async def _response(files: MediaFiles, turns: BoundedWorkers, scope: Scope, match: re.Match[str] | None) -> _Response:
+    """Return the response with its first piece already read: a file that was replaced before it is looked up again."""
+    for _ in range(TRIES - 1):
+        with suppress(ReplacedError):
+            return await _response_now(files, turns, scope, match)
+    return await _response_now(files, turns, scope, match)
+
+
+async def _response_now(
+    files: MediaFiles, turns: BoundedWorkers, scope: Scope, match: re.Match[str] | None
+) -> _Response:
     check_method(scope["method"], ("GET", "HEAD"))
     found = None if match is None else await turns.run(partial(files.find, match[1], match[2]))
     if found is None:
@@ -334,6 +348,7 @@ async def _response(files: MediaFiles, turns: BoundedWorkers, scope: Scope, matc
         headers.append((b"content-range", b"bytes %d-%d/%d" % (want.start, want.stop - 1, media.size)))
     if scope["method"] == "HEAD":
         return _Response(want.status, headers, iter(()))
-    await turns.run(partial(files.use, account, media))
     pieces = files.while_enabled(account, files.chunks(media, want.start, want.stop))
-    return _Response(want.status, headers, pieces)
+    first = await turns.run(partial(next, pieces, b""))
+    await turns.run(partial(files.use, account, media))
+    return _Response(want.status, headers, chain([first], pieces))

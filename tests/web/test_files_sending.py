@@ -11,6 +11,7 @@ import pytest
 
 from cloudstore_mapping.service.media import CHUNK_BYTES
 from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.storage.records import Media
 from cloudstore_mapping.web.downloads import make_files
 from cloudstore_mapping.web.server import background
 from tests.media_fakes import Uploader, comes_to
@@ -76,7 +77,7 @@ def test_a_client_that_leaves_with_requests_waiting(service: Service, caplog: py
 
 
 def test_a_slow_client_is_waited_for(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk is read when the one before was taken: a slow client costs neither a thread nor memory."""
+    """A chunk but the first is read when the one before was taken: a slow client costs neither a thread nor memory."""
     client = Client(service, 5)
     read: list[int] = []
     chunks = service.media.chunks
@@ -89,12 +90,31 @@ def test_a_slow_client_is_waited_for(service: Service, monkeypatch: pytest.Monke
     async def slowly() -> None:
         for _ in range(20):
             await asyncio.sleep(0)
-        assert sum(read) <= client.chunks * CHUNK_BYTES + 16  # and the beginning, to see what it is
+        assert sum(read) <= max(client.chunks, 1) * CHUNK_BYTES + 16  # and the beginning, to see what it is
 
     monkeypatch.setattr(service.media, "chunks", counted)
     client.fetch(slowly)
     assert client.chunks == 5
     assert not client.messages[-1].get("more_body")
+
+
+def test_a_file_that_is_replaced_before_its_first_byte(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks a file up just before it is replaced gets the new one, whole."""
+    client = Client(service, 1)
+    typed = service.media.typed
+    replaced: list[bool] = []
+
+    def replace(media: Media) -> tuple[str, bytes]:
+        found = typed(media)
+        if not replaced:
+            replaced.append(True)
+            client.uploader.upload(b"new")
+            assert comes_to(client.uploader.storage, 1, 1, 1)
+        return found
+
+    monkeypatch.setattr(service.media, "typed", replace)
+    client.fetch(lambda: asyncio.sleep(0))
+    assert [message.get("status", message.get("body")) for message in client.messages] == [200, b"new", None]
 
 
 def test_a_file_that_is_replaced_on_its_way(service: Service, caplog: pytest.LogCaptureFixture) -> None:
