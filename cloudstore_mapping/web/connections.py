@@ -104,8 +104,11 @@ WAIT: Final = 5
 STRANGERS_SHARE: Final = 0.75
 #: Bytes of a request held by each connection without counting towards its request memory.
 FREE_BYTES: Final = 8 * 2**10
-#: Socket receive buffer in bytes for a client ahead of our reads; the system's default is megabytes.
-SMALL_WINDOW: Final = 32 * 2**10
+#: Socket receive buffer in bytes for a client ahead of our reads; the system's default is megabytes. With less than two
+#: segments of the loopback device, of 64 KiB each, its TCP waits 0.2 s for each of them.
+SMALL_WINDOW: Final = 128 * 2**10
+#: Receive buffer, and the bytes decrypted ahead, of a TLS connection whose client has shown no valid API key.
+TLS_WINDOW: Final = 32 * 2**10
 #: Memory of a TLS connection in bytes, before anything large is sent.
 TLS_CONNECTION_BYTES: Final = 56 * 2**10
 #: Seconds between two rounds of reading the rest of refused requests, and the pieces read per round.

@@ -28,6 +28,7 @@ from cloudstore_mapping.web.connections import (
     FREE_BYTES,
     SMALL_WINDOW,
     TLS_CONNECTION_BYTES,
+    TLS_WINDOW,
     ConnectionLimiter,
     Drain,
     KnownClients,
@@ -321,7 +322,7 @@ class HTTPProtocol(HttpToolsProtocol):
         if self.scheme == "https":  # by default TLS buffers half a megabyte in each direction
             transport.set_write_buffer_limits(HIGH_WATER)
             if hasattr(transport, "set_read_buffer_limits"):  # undocumented, and the same in asyncio and uvloop
-                transport.set_read_buffer_limits(SMALL_WINDOW)
+                transport.set_read_buffer_limits(TLS_WINDOW)
         has_room = self.has_place or self.files.has_room(len(self.connections))
         self.has_place = self.has_place or (has_room and self.crowd.comes(self._address))
         if self.has_place:
@@ -372,8 +373,10 @@ class HTTPProtocol(HttpToolsProtocol):
             self._set_window(SMALL_WINDOW)
 
     def _set_window(self, size: int) -> None:
-        with suppress(OSError):  # the connection is gone
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+        connection = self.transport.get_extra_info("socket")  # None once it is closed
+        if connection is not None:
+            with suppress(OSError, ValueError):  # of a closing one: asyncio's and uvloop's error
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
     def _read_on(self) -> None:
         if not self.transport.is_closing():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cloudstore_mapping.service.security import network_of
 from cloudstore_mapping.storefiles import read_file
-from cloudstore_mapping.web.connections import SMALL_WINDOW, TLS_CONNECTION_BYTES, Payer
+from cloudstore_mapping.web.connections import TLS_CONNECTION_BYTES, TLS_WINDOW, Payer
 from cloudstore_mapping.web.options import Options
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Handshake(asyncio.Protocol):
         if payer is not None:
             accepted = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
             accepted.setblocking(False)
-            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_WINDOW)
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, TLS_WINDOW)
             self._handshakes.under_way.add(self)
             self._task = asyncio.get_running_loop().create_task(self._shake_hands(accepted, address, payer))
         transport.abort()  # also closes a refused connection: before TLS it can get no reply

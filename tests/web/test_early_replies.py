@@ -6,6 +6,7 @@ import http.client
 import json
 import shutil
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,10 @@ import requests
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web import protocol
+from cloudstore_mapping.web.connections import SMALL_WINDOW
 from cloudstore_mapping.web.server import background
 from tests.raw_http import JSON, Connection, FakeService, body, chunk
+from tests.serving import serving, told
 from tests.storages import new_storage
 
 BIG = 3 * 2**20
@@ -206,3 +209,25 @@ def test_wrong_keys(address: str) -> None:
         answer = connection.getresponse()
         assert (answer.status, json.loads(answer.read())["error"]) == (413, "BodyTooBig")
     connection.close()
+
+
+def test_a_client_that_resets_its_refused_upload(tmp_path: Path) -> None:
+    """A client that is refused and resets the connection within its body leaves nothing in the service's log."""
+    part = '--x\r\nContent-Disposition: form-data; name="{}"\r\n\r\n{}\r\n'
+    form = part.format("key", "wrong" * 7) + part.format('file"; filename="name', "x" * 1000)
+    head = "POST /cloudstore/upload-2 HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    with serving("--json", "--store", str(tmp_path / "store.db")) as process:
+        where = urlsplit(told(process)["address"])
+        for _ in range(20):
+            with socket.create_connection((where.hostname, where.port), 20) as connection:
+                connection.sendall(f"{head}Content-Length: 100000\r\n\r\n{form}".encode())
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def test_a_refused_body_is_read_without_pauses() -> None:
+    """The receive buffer of a refused client holds two of loopback's segments: with less, each takes TCP 0.2 s."""
+    loopback = Path("/sys/class/net/lo/mtu")
+    segment = int(loopback.read_text()) if loopback.exists() else 2**16
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_WINDOW)
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2 >= 2 * (segment - 40)
