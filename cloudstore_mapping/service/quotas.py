@@ -348,7 +348,7 @@ class AccessCounter:
     Counts file accesses in memory and flushes them to the storage; several processes may share a storage.
 
     For an account with a daily limit, the stored count of a file is read again about once a second. So the limit is
-    exact with one process; with several it misses the other processes' accesses of the last second. Thread-safe.
+    exact with one process; with several it misses the other processes' accesses of the last two seconds. Thread-safe.
     """
 
     def __init__(self, storage: Storage, clock: Clock, *, enabled: bool = True) -> None:
@@ -365,6 +365,8 @@ class AccessCounter:
         self._lost = 0
         #: Total accesses to files with a daily limit, stored and unstored.
         self._totals: dict[_File, _Count] = {}
+        #: Monotonic times at which the stored parts of these totals were read.
+        self._read_at: dict[_File, float] = {}
         self._wake = threading.Event()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -378,6 +380,9 @@ class AccessCounter:
         file: _File = (account.id, kind, name)
         with self._lock:
             total = self._totals.get(file)
+            if total is not None and self._is_outdated((*file, total.day)):
+                del self._totals[file]
+                total = None
         if total is None or total.day < today:
             stored = transaction.accesses(*file)
             found = _Count(today, 0, 0.0) if stored is None or stored.day < today else _Count(*stored)
@@ -388,8 +393,15 @@ class AccessCounter:
                         found.times += earlier.times
                         _add(self._soon, (*file, found.day), earlier)
                     self._totals[file] = found
+                    self._read_at[file] = self._monotonic()
                 total = self._totals[file]
         check_daily(total.times + uncounted, limit, total.day, name)
+
+    def _is_outdated(self, key: _FileAndDay) -> bool:
+        """Return True if a total is to be read again; a flush does so if any accesses are unstored. Needs the lock."""
+        if key in self._soon or key in self._storing:
+            return False
+        return self._monotonic() >= self._read_at[key[:3]] + INTERVAL
 
     def count(self, account_id: int, kind: Kind, *names: str, times: int = 1) -> None:
         """Count `times` accesses to each of these files now; a negative number undoes accesses of a failed request."""
@@ -455,6 +467,7 @@ class AccessCounter:
                 # access reads them again.
                 used = {key[:3] for key in self._soon}
                 self._totals = {file: total for file, total in self._totals.items() if file in used}
+                self._read_at = {file: at for file, at in self._read_at.items() if file in used}
                 soon, self._soon = self._soon, {}
                 for key, count in soon.items():
                     _add(self._storing, key, count)
@@ -496,6 +509,7 @@ class AccessCounter:
                 if total is not None:
                     since = self._soon.get((*file, total.day))
                     self._totals[file] = _Count(*total)
+                    self._read_at[file] = self._monotonic()
                     self._totals[file].times += 0 if since is None else since.times
 
     def _stored(self, keys: list[_FileAndDay]) -> None:
