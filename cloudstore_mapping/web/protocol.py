@@ -370,7 +370,8 @@ class HTTPProtocol(HttpToolsProtocol):
         """Shrink the socket's receive buffer: the system limits this memory only for all connections together."""
         if not self._is_small:
             self._is_small = True
-            self._set_window(SMALL_WINDOW)
+            # TLS decrypts and keeps what arrives before it is read, so there the buffer stays smaller.
+            self._set_window(TLS_WINDOW if self.scheme == "https" else SMALL_WINDOW)
 
     def _set_window(self, size: int) -> None:
         connection = self.transport.get_extra_info("socket")  # None once it is closed
