@@ -104,8 +104,8 @@ def test_round_trips_of_a_batch(service: Service, monkeypatch: pytest.MonkeyPatc
     service.submit(batches[1]).result(PATIENCE)
     with service._storage.read() as transaction:
         assert len(transaction.names(service.accounts.named("owner").id)) == 2000
-    assert trips.count < 20
-    assert trips.statements < 50
+    assert trips.count < 60  # by the time of each piece; a trip for each save would be 1,000
+    assert trips.statements < 150
 
 
 def test_many_files_in_one_transaction(here: PostgresStorage, monkeypatch: pytest.MonkeyPatch) -> None:
