@@ -321,7 +321,7 @@ class BoundedThreadPool:
         return piece.future
 
     def close(self) -> None:
-        """Finish all submitted work, then end the threads; on one of them, which can't wait for itself, all others."""
+        """Finish all submitted work, then end the threads; a thread of the pool waits only for the others."""
         if self._process == os.getpid():
             self._workers.close()
 
