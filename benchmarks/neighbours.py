@@ -73,6 +73,16 @@ class Client:
 Load: TypeAlias = Callable[[str, str, float], None]
 
 
+def _check(reply: Mapping[str, Any]) -> None:
+    """End this process if a request of a load failed, for then it would measure nothing; wait after a refusal."""
+    for each in (reply, *(reply.get("data") or ())):
+        if each["error"] in {"TooOften", "Unavailable"}:
+            time.sleep(0.1)
+        elif each["error"] is not None:
+            print(f"The load failed: {str(each)[:200]}", file=sys.stderr)
+            os._exit(1)
+
+
 def _for_ever(connections: int, work: Callable[[int], None]) -> None:
     threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(connections)]
     for thread in threads:
@@ -83,20 +93,19 @@ def _for_ever(connections: int, work: Callable[[int], None]) -> None:
 
 def merges(address: str, api_key: str, scale: float) -> None:
     """Merge a little into an object of 15 MiB, in batches of 50, over and over."""
-    names = round(15 * 2**20 * scale) // 20
-    value = {f"{number:08}": "12345678" for number in range(names)}
-    first = Client(address, api_key)
-    first.save("large", value)
+    names = round(15 * 2**20 * scale) // len('"00000000":"12345678",')
+    text = json.dumps({f"{number:08}": "12345678" for number in range(names)}, separators=(",", ":"))
+    body = f'{{"key":"{api_key}","file":"large","value":{text}}}'
+    _check(Client(address, api_key).post_text("/store/save", body))
 
     def work(number: int) -> None:
         client = Client(address, api_key)
         for count in itertools.count():
-            client.batch(
-                [
-                    {"file": "large", "options": "merge", "value": {f"{number} {each}": count}, "id": "_data"}
-                    for each in range(50)
-                ]
-            )
+            requests = [
+                {"file": "large", "options": "merge", "value": {f"{number} {each}": count}, "id": "_data"}
+                for each in range(50)
+            ]
+            _check(client.batch(requests))
 
     _for_ever(2, work)
 
@@ -108,9 +117,9 @@ def lists(address: str, api_key: str, scale: float) -> None:
     def work(number: int) -> None:
         client = Client(address, api_key)
         body = '{"key":"%s","file":"lists %d","options":%s,"value":%s}'
-        client.post_text("/store/save", body % (api_key, number, "null", text))
+        _check(client.post_text("/store/save", body % (api_key, number, "null", text)))
         while True:
-            client.post_text("/store/save", body % (api_key, number, '"merge"', text))
+            _check(client.post_text("/store/save", body % (api_key, number, '"merge"', text)))
 
     _for_ever(4, work)
 
@@ -122,7 +131,7 @@ def saves(address: str, api_key: str, scale: float) -> None:
     def work(number: int) -> None:
         client = Client(address, api_key)
         for turn in itertools.count():
-            client.batch([{"file": f"{number} {each}", "value": turn, "id": "_data"} for each in range(count)])
+            _check(client.batch([{"file": f"{number} {each}", "value": turn, "id": "_data"} for each in range(count)]))
 
     _for_ever(8, work)
 
@@ -134,7 +143,7 @@ def large_saves(address: str, api_key: str, scale: float) -> None:
     def work(number: int) -> None:
         client = Client(address, api_key)
         while True:
-            client.batch([{"file": f"{number} {each}", "value": value, "id": "_data"} for each in range(4)])
+            _check(client.batch([{"file": f"{number} {each}", "value": value, "id": "_data"} for each in range(4)]))
 
     _for_ever(2, work)
 
@@ -185,6 +194,7 @@ def loading(name: str, address: str, api_key: str, scale: float) -> Iterator[Non
         time.sleep(3)  # until it has begun
         try:
             yield
+            assert loader.poll() in {None, 0}, "The load failed."  # 0: the service ended
         finally:
             loader.kill()
 
