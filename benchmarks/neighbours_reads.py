@@ -1,4 +1,8 @@
-"""`python -m benchmarks.neighbours_reads`: one owner's searches and large loads, and how long another owner waits."""
+"""
+`python -m benchmarks.neighbours_reads`: one owner's searches, large loads and downloads; how long another owner waits.
+
+The last columns show a second, idle service on the same machine meanwhile: what its processors alone cost.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,13 @@ import statistics
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+import cloudstore_mapping as cm
 from benchmarks.filling import filled
 from benchmarks.serving import cloudstore
 
@@ -62,6 +67,17 @@ def loading(address: str, api_key: str, count: int) -> Callable[[], Any]:
     return lambda: repeated(count, lambda: post(address, "/store/load", key=api_key, file=_LARGE, brief=True))
 
 
+def downloading(link: str, count: int) -> Callable[[], Any]:
+    """Return the load of so many clients that download a media file of 16 MiB."""
+
+    def download() -> None:
+        with urllib.request.urlopen(link, timeout=60) as reply:
+            while reply.read(2**18):
+                pass
+
+    return lambda: repeated(count, download)
+
+
 def waits(work: Callable[[], object], times: int) -> tuple[float, float]:
     """Return the median and the longest of the seconds that some work takes."""
     seconds = []
@@ -83,8 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         store = Path(folder) / "service.db"
         busy = filled(store, options.names)
         other = _second_account(store)
-        with cloudstore(store, api_key=busy) as service:
-            _measure(service.address, busy, other, store, options)
+        idle = Path(folder) / "idle.db"
+        idle_owner = filled(idle, 1)
+        with cloudstore(store, api_key=busy) as service, cloudstore(idle, api_key=idle_owner) as idle_service:
+            control = _works(idle_service.address, idle_owner)
+            _measure(service.address, busy, _works(service.address, other), control, store, options)
 
 
 def _second_account(store: Path) -> str:
@@ -95,37 +114,58 @@ def _second_account(store: Path) -> str:
         return service.accounts.create("neighbour")
 
 
-def _measure(address: str, busy: str, other: str, store: Path, options: argparse.Namespace) -> None:
-    post(address, "/store/save", key=busy, file=_LARGE, value="x" * (16 * 2**20 - 100))
-    post(address, "/store/save", key=other, file="name", value={"Apples": 8})
-    works: dict[str, Callable[[], object]] = {
-        "listing": lambda: post(address, "/store/load", key=other, file="", options="list"),
-        "load": lambda: post(address, "/store/load", key=other, file="name"),
-        "save": lambda: post(address, "/store/save", key=other, file="name", value={"Apples": 8}),
+def _works(address: str, api_key: str) -> dict[str, Callable[[], object]]:
+    """Return the requests that are timed."""
+    post(address, "/store/save", key=api_key, file="name", value={"Apples": 8})
+    return {
+        "listing": lambda: post(address, "/store/load", key=api_key, file="", options="list"),
+        "load": lambda: post(address, "/store/load", key=api_key, file="name"),
+        "save": lambda: post(address, "/store/save", key=api_key, file="name", value={"Apples": 8}),
         "/health": lambda: urllib.request.urlopen(address + "/health", timeout=60).read(),
     }
+
+
+def _measure(
+    address: str,
+    busy: str,
+    works: Mapping[str, Callable[[], object]],
+    control: Mapping[str, Callable[[], object]],
+    store: Path,
+    options: argparse.Namespace,
+) -> None:
+    post(address, "/store/save", key=busy, file=_LARGE, value="x" * (16 * 2**20 - 100))
+    with cm.open(address.replace("://", f"://{busy}@")) as files:
+        link = files.upload(bytes(16 * 2**20 - 100), "media.bin").url
     loads = {
         "16 searches": searching(address, busy, 16),
         "4 searches": searching(address, busy, 4),
         "4 loads of 16 MiB": loading(address, busy, 4),
+        "4 downloads of 16 MiB": downloading(link, 4),
     }
-    print("| neighbour | request | median alone (ms) | meanwhile | ratio | longest (ms) | log (MiB) |")
-    print("|---|---|---|---|---|---|---|")
+    print("| neighbour | request | median alone (ms) | meanwhile | ratio | longest (ms) | log (MiB) | idle service |")
+    print("|---" * 8 + "|")
     for name, load in loads.items():
         for what, work in works.items():
-            alone, meanwhile, longest = [], [], 0.0
-            for _ in range(options.rounds):
-                alone.append(waits(work, options.times)[0])
-                with load():
-                    median, most = waits(work, options.times)
-                meanwhile.append(median)
-                longest = max(longest, most)
-            before, during = statistics.median(alone), statistics.median(meanwhile)
+            alone, meanwhile, longest = _compare(work, load, options)
+            idle, idle_meanwhile, _ = _compare(control[what], load, options)
             log = store.with_name(store.name + "-wal").stat().st_size / 2**20
-            figures = (
-                f"{before * 1e3:.2f} | {during * 1e3:.2f} | {during / before:.1f} | {longest * 1e3:.0f} | {log:.1f}"
-            )
-            print(f"| {name} | {what} | {figures} |", flush=True)
+            figures = [f"{alone * 1e3:.2f}", f"{meanwhile * 1e3:.2f}", f"{meanwhile / alone:.1f}"]
+            figures += [f"{longest * 1e3:.0f}", f"{log:.1f}", f"{idle_meanwhile / idle:.1f}"]
+            print(f"| {name} | {what} | {' | '.join(figures)} |", flush=True)
+
+
+def _compare(
+    work: Callable[[], object], load: Callable[[], Any], options: argparse.Namespace
+) -> tuple[float, float, float]:
+    """Return the medians of a request's seconds alone and meanwhile, and the longest meanwhile."""
+    alone, meanwhile, longest = [], [], 0.0
+    for _ in range(options.rounds):
+        alone.append(waits(work, options.times)[0])
+        with load():
+            median, most = waits(work, options.times)
+        meanwhile.append(median)
+        longest = max(longest, most)
+    return statistics.median(alone), statistics.median(meanwhile), longest
 
 
 if __name__ == "__main__":

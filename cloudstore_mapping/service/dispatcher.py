@@ -180,7 +180,7 @@ class Dispatcher:
         self._rules = Operations(settings, clock, passwords, usage)
         self._answers = IdempotencyStore(clock)
         self._scans = BoundedThreadPool(
-            SCAN_THREADS, SCANS_WAITING, "cloudstore-scan", waiting_of_one=SCANS_WAITING_OF_ONE
+            SCAN_THREADS, SCANS_WAITING, "cloudstore-scan", waiting_of_one=SCANS_WAITING_OF_ONE, steps_back=True
         )
         self._reads = None
         if storage.waits:

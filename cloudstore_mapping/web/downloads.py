@@ -35,6 +35,7 @@ from cloudstore_mapping.web.http import (
     Send,
     check_method,
     headers_of,
+    send_pieces,
     send_reply,
 )
 from cloudstore_mapping.wire import failure
@@ -287,7 +288,7 @@ class _Response(NamedTuple):
                 if piece == b"":
                     await send(END)
                     return
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await send_pieces(send, piece)
         except UnavailableError as error:
             # The status was sent as a success; only a body shorter than Content-Length can still report the failure.
             _log.warning("A media file could not be sent to its end: %s", error)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 import asyncio
 import logging
 import math
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError
 from cloudstore_mapping.service.threads import BoundedThreadPool
@@ -65,9 +62,9 @@ FAILED: Final = failure(
 HSTS: Final = (b"strict-transport-security", b"max-age=31536000")
 HSTS_LINE: Final = b"%b: %b\r\n" % HSTS
 HEALTH_PATH: Final = "/health"
-#: Size in bytes above which a reply is sent in pieces, and size of a piece.
+#: Size in bytes above which a reply is sent in pieces, and size of a piece: the event loop sends one within 30 us.
 LARGE_REPLY: Final = 128 * 2**10
-PIECE: Final = 128 * 2**10
+PIECE: Final = 64 * 2**10
 #: Scope entry with the memory of a large reply; released once the reply is sent.
 REPLY_ROOM: Final = "cloudstore.reply_room"
 END: Final[Message] = {"type": "http.response.body"}
@@ -265,11 +262,53 @@ async def send_reply(send: Send, reply: Reply, *more_headers: Header) -> None:
     parts = encode_reply_parts(reply)
     await _send_start(send, reply, sum(map(len, parts)), more_headers)
     for part in parts:
-        for start in range(0, len(part), PIECE):
-            piece = bytes(part[start : start + PIECE])
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await asyncio.sleep(0)  # give other requests their turn, even if the client reads fast
+        await send_pieces(send, part)
     await send(END)
+
+
+async def send_pieces(send: Send, data: bytes | memoryview) -> None:
+    """Send data in pieces, each in its turn, so that small requests run in between, even if the client reads fast."""
+    view = memoryview(data)
+    for start in range(0, len(view), PIECE):
+        await _next_turn()
+        await send({"type": "http.response.body", "body": bytes(view[start : start + PIECE]), "more_body": True})
+
+
+class _Turns:
+    """Turns to send on an event loop: one piece a pass, however many clients read large replies or files."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiters: deque[asyncio.Future[None]] = deque()
+
+    def wait(self) -> asyncio.Future[None]:
+        """Return a future that is done when it is the caller's turn."""
+        waiter = self._loop.create_future()
+        if not self._waiters:
+            self._loop.call_soon(self._give)
+        self._waiters.append(waiter)
+        return waiter
+
+    def _give(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():  # its task was not cancelled
+                waiter.set_result(None)
+                break
+        if self._waiters:
+            self._loop.call_soon(self._give)
+
+
+_turns: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns]] = WeakKeyDictionary()
+
+
+async def _next_turn() -> None:
+    """Wait until it is the caller's turn to send a piece."""
+    loop = asyncio.get_running_loop()
+    turns = _turns.get(loop)
+    if turns is None:
+        turns = _turns[loop] = _Turns(loop)
+    await turns.wait()
 
 
 async def _send_start(send: Send, reply: Reply, length: int, more_headers: tuple[Header, ...]) -> None:

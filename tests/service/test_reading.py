@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +19,7 @@ from cloudstore_mapping.service.reading import LongRead, Slice
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.threads import Paused
+from cloudstore_mapping.service.threads import LOWER, Paused
 from cloudstore_mapping.wire import Batch, Reply, Request, decode_replies, decode_value, encode_value
 from tests.service_fakes import PATIENCE, Asker, FakeHasher, ManualClock
 
@@ -62,6 +65,15 @@ def read(asker: Asker, name: str = "", **fields: object) -> Reply:
     """Return the reply to a listing, as a service gives it."""
     request = Request(api_key=asker.api_key, name=name, options="list", **fields)  # type: ignore[arg-type]
     return asker.service.submit(request).result(PATIENCE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+def test_long_reads_step_back(asker: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches run at low priority, so that on a busy machine small requests don't wait for their processor time."""
+    priorities: list[int] = []
+    between(monkeypatch, lambda: priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+    read(asker, "e")
+    assert set(priorities) == {max(LOWER, os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))}
 
 
 def test_the_log_is_emptied_during_a_search(asker: Asker, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
