@@ -285,12 +285,16 @@ class RequestMemory:
                 "raise max_request_memory if the machine has the memory",
             )
             return UnavailableError("The service has no memory for more requests; try again.", retry_after=float(WAIT))
+        self.add(payer, size)
+        return None
+
+    def add(self, payer: Payer, size: int) -> None:
+        """Count `size` more bytes which are in use already, also over a limit."""
         self.taken += size
         if not payer.is_known:
             self._of_strangers += size
         if payer.subject is not None:
             self._by_subject[payer.subject] += size
-        return None
 
     def give_back(self, payer: Payer, size: int) -> None:
         """Release `size` bytes of the payer."""

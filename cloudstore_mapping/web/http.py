@@ -268,47 +268,40 @@ async def send_reply(send: Send, reply: Reply, *more_headers: Header) -> None:
 
 async def send_pieces(send: Send, data: bytes | memoryview) -> None:
     """Send data in pieces, each in its turn, so that small requests run in between, even if the client reads fast."""
+    turns = _sending.setdefault(asyncio.get_running_loop(), Turns())
     view = memoryview(data)
     for start in range(0, len(view), PIECE):
-        await _next_turn()
+        await turns.wait()
         await send({"type": "http.response.body", "body": bytes(view[start : start + PIECE]), "more_body": True})
 
 
-class _Turns:
-    """Turns to send on an event loop: one piece a pass, however many clients read large replies or files."""
+class Turns:
+    """Turns on an event loop: one a pass, so what many clients ask for at once holds nobody else up."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._waiters: deque[asyncio.Future[None]] = deque()
 
-    def wait(self) -> asyncio.Future[None]:
-        """Return a future that is done when it is the caller's turn."""
-        waiter = self._loop.create_future()
+    async def wait(self) -> None:
+        """Wait until it is the caller's turn."""
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
         if not self._waiters:
-            self._loop.call_soon(self._give)
+            loop.call_soon(self._give, loop)
         self._waiters.append(waiter)
-        return waiter
+        await waiter
 
-    def _give(self) -> None:
+    def _give(self, loop: asyncio.AbstractEventLoop) -> None:
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():  # its task was not cancelled
                 waiter.set_result(None)
                 break
         if self._waiters:
-            self._loop.call_soon(self._give)
+            loop.call_soon(self._give, loop)
 
 
-_turns: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns]] = WeakKeyDictionary()
-
-
-async def _next_turn() -> None:
-    """Wait until it is the caller's turn to send a piece."""
-    loop = asyncio.get_running_loop()
-    turns = _turns.get(loop)
-    if turns is None:
-        turns = _turns[loop] = _Turns(loop)
-    await turns.wait()
+#: Turns to send pieces of large replies and files, by event loop.
+_sending: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, Turns]] = WeakKeyDictionary()
 
 
 async def _send_start(send: Send, reply: Reply, length: int, more_headers: tuple[Header, ...]) -> None:

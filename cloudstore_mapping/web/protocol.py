@@ -66,6 +66,8 @@ MAX_PARSED_AHEAD: Final = 64
 UPLOAD_MEMORY: Final = 3 * 2**19
 #: TLS buffers per connection, each as large as the largest piece received.
 TLS_BUFFERS: Final = 2
+#: Memory in bytes of a TLS connection with unread replies, beside the bytes it reports: they are also held encrypted.
+TLS_UNREAD_BYTES: Final = 256 * 2**10
 #: Unread reply bytes above which writing to a client pauses; without TLS this is the default.
 HIGH_WATER: Final = 64 * 2**10
 #: Socket receive buffer in bytes of a client with a valid API key: the system's default.
@@ -334,6 +336,9 @@ class HTTPProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Release the connection's place and memory, and stop its timers."""
         super().connection_lost(exc)
+        # A timer, and a method of ours, would keep us and the buffers of TLS for a while.
+        self._unset_keepalive_if_required()  # after an error, uvicorn doesn't
+        self.app = self._application
         self.numbers.row[CONNECTIONS] = len(self.connections)
         if self.has_place:
             self.crowd.goes(self._address)
@@ -361,10 +366,18 @@ class HTTPProtocol(HttpToolsProtocol):
             return
         self.numbers.row[BYTES_IN] += len(data)
         if self.scheme == "https" and len(data) > FREE_BYTES:
-            self._tls_bytes = max(self._tls_bytes, len(data) * TLS_BUFFERS)
+            self._grow_tls(len(data) * TLS_BUFFERS)
         self._data = self._data[self._at :] + data if self._data else data
         self._at = 0
         self._advance()
+
+    def _grow_tls(self, size: int) -> None:
+        """Note the size of the TLS buffers; until the client is trusted, the connection pays for them to its end."""
+        more = size - self._tls_bytes
+        if more > 0:
+            self._tls_bytes = size
+            if self.tls_payer is not None:
+                self.memory.add(self.tls_payer, more)
 
     def _shrink_window(self) -> None:
         """Shrink the socket's receive buffer: the system limits this memory only for all connections together."""
@@ -480,7 +493,9 @@ class HTTPProtocol(HttpToolsProtocol):
     def _charge(self, waiting: int) -> None:
         """Charge the memory of the unanswered request, and of `waiting` bytes behind it; refuse it over the limit."""
         request = self._request
-        size = waiting + self._tls_bytes
+        size = waiting
+        if self.tls_payer is None:
+            size += self._tls_bytes
         if request is None or not (request.response_complete or request is self._discarded):
             size += min(self._received, UPLOAD_MEMORY) if self._is_streamed and request else self._received
         is_over = self.transport.is_closing() or (self._is_deaf and self._last_word is None)
@@ -571,7 +586,7 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def _give_back_tls(self) -> None:
         if self.tls_payer is not None:
-            self.memory.give_back(self.tls_payer, TLS_CONNECTION_BYTES)
+            self.memory.give_back(self.tls_payer, TLS_CONNECTION_BYTES + self._tls_bytes)
             self.tls_payer = None
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's may say that the transport stays open
@@ -654,6 +669,8 @@ class HTTPProtocol(HttpToolsProtocol):
         """Count the client's unread replies, and start the timeout for reading them."""
         super().pause_writing()
         size = self.transport.get_write_buffer_size()
+        if self.scheme == "https":
+            size += TLS_UNREAD_BYTES
         self.unread.add(self, network_of(self._address), size, self.transport.abort)
         self._expect_reader()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cloudstore_mapping.service.security import network_of
 from cloudstore_mapping.storefiles import read_file
 from cloudstore_mapping.web.connections import TLS_CONNECTION_BYTES, TLS_WINDOW, Payer
+from cloudstore_mapping.web.http import Turns
 from cloudstore_mapping.web.options import Options
 
 if TYPE_CHECKING:
@@ -63,8 +64,9 @@ class Handshakes:
     TLS handshakes in progress in a process; only for the loop's thread.
 
     A handshake takes memory before uvicorn knows of its connection. So its address and memory are counted from the
-    first packet, and it has a timeout of `seconds`. TLS keeps buffers as large as the largest piece received, so the
-    socket's receive buffer stays small until the client sends a valid API key.
+    first packet, and it has a timeout of `seconds`. It begins with its client's first bytes, one in each pass of the
+    event loop: a signature takes a millisecond, and many clients may connect at once. TLS keeps buffers as large as the
+    largest piece received, so the socket's receive buffer stays small until the client sends a valid API key.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Handshakes:
         self.seconds = seconds
         self._connections = connections
         self.under_way: set[Handshake] = set()
+        self.turns = Turns()
 
     def admit(self, address: str) -> Payer | None:
         """Count a connection and return the payer of its memory, or None over a limit."""
@@ -127,12 +130,15 @@ class Handshake(asyncio.Protocol):
         protocol.has_place = True
         protocol.tls_payer = payer
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: protocol,
-                accepted,
-                ssl=self._handshakes.context,
-                ssl_handshake_timeout=self._handshakes.seconds,
-            )
+            async with asyncio.timeout(self._handshakes.seconds):
+                await _readable(accepted)
+                await self._handshakes.turns.wait()
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: protocol,
+                    accepted,
+                    ssl=self._handshakes.context,
+                    ssl_handshake_timeout=self._handshakes.seconds,
+                )
         except OSError:  # from the client, the timeout, or TLS
             accepted.close()
         except asyncio.CancelledError:
@@ -148,6 +154,17 @@ class Handshake(asyncio.Protocol):
         """Abort the handshake and close its connection."""
         if self._task is not None:
             self._task.cancel()
+
+
+async def _readable(connection: socket.socket) -> None:
+    """Wait until a socket has something to read, or was closed."""
+    loop = asyncio.get_running_loop()
+    comes = asyncio.Event()
+    loop.add_reader(connection, comes.set)
+    try:
+        await comes.wait()
+    finally:
+        loop.remove_reader(connection)
 
 
 def _address_of(transport: asyncio.Transport) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import socket
 import ssl
 import subprocess
+import threading
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -17,7 +22,7 @@ import pytest
 
 from cloudstore_mapping.errors import BadKeyError, TooOftenError, UnavailableError
 from cloudstore_mapping.service.settings import Settings
-from cloudstore_mapping.web import connections, protocol
+from cloudstore_mapping.web import connections, protocol, server
 from cloudstore_mapping.web.connections import (
     DRAIN_PIECES,
     ConnectionLimiter,
@@ -27,11 +32,15 @@ from cloudstore_mapping.web.connections import (
     Payer,
     RequestMemory,
     UnreadReplies,
+    listen,
 )
+from cloudstore_mapping.web.http import Turns
+from cloudstore_mapping.web.options import Options
 from cloudstore_mapping.web.protocol import HTTPProtocol
 from cloudstore_mapping.web.tls import Handshakes
 from cloudstore_mapping.wire import failure
 from tests.raw_http import JSON, Answer, Connection, FakeService, body, chunk
+from tests.service_fakes import PATIENCE
 from tests.serving import serving, told
 
 SAVE = "/store/save"
@@ -391,3 +400,177 @@ def test_a_handshake_has_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with context.wrap_socket(plain) as connection:
             connection.sendall(b"GET /cloudstore/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             assert connection.recv(2**16).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Options:
+    """Return options with a certificate for any name."""
+    if shutil.which("openssl") is None:
+        pytest.skip("certificates are made by the program openssl")
+    folder = tmp_path_factory.mktemp("certificate")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -keyout key.pem -out cert.pem"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    return Options(tls_cert=str(folder / "cert.pem"), tls_key=str(folder / "key.pem"))
+
+
+@contextmanager
+def served_with(service: FakeService, options: Options) -> Iterator[tuple[str, int]]:
+    """Serve with these options on a thread; yield where."""
+    ready: Future[str] = Future()
+    with listen("127.0.0.1", 0) as listener:
+        serving_ = server._Server(cast("Any", service), listener, options, ready.set_result)
+        thread = threading.Thread(target=serving_.run, args=([listener],))
+        thread.start()
+        try:
+            where = urlsplit(ready.result(PATIENCE))
+            yield str(where.hostname), int(where.port or 0)
+        finally:
+            serving_.should_exit = True
+            thread.join(PATIENCE)
+
+
+def client(where: tuple[str, int], *, is_tls: bool) -> socket.socket:
+    """Return a connection; over TLS one that trusts anybody."""
+    plain = socket.create_connection(where, PATIENCE)
+    if not is_tls:
+        return plain
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context.wrap_socket(plain)
+
+
+_GET = b"GET /cloudstore/health HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize("is_tls", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize(
+    ("sent", "is_answered"),
+    [
+        (b"", False),
+        (_GET, False),
+        (_GET + b"\r\n", True),
+        (_GET + b"\r\n" + _GET, True),
+        (b"nonsense\r\n\r\n", True),
+        (b"POST /cloudstore/store/save HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n", True),
+        (b"POST /cloudstore/store/save HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + b"x" * 9000, False),
+    ],
+    ids=["nothing", "half a head", "a request", "a request and a half", "nonsense", "a refused body", "half a body"],
+)
+def test_a_closed_connection_is_freed_at_once(
+    sent: bytes, is_answered: bool, is_tls: bool, certificate: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory of a closed connection is free at once: it waits neither for a garbage collection nor for a timer."""
+    made: list[weakref.ref[HTTPProtocol]] = []
+    begun, freed = threading.Event(), threading.Event()
+    connection_made = HTTPProtocol.connection_made
+
+    def watched(self: HTTPProtocol, transport: Any) -> None:
+        connection_made(self, transport)
+        made.append(weakref.ref(self, lambda _: freed.set()))
+        begun.set()
+
+    monkeypatch.setattr(HTTPProtocol, "connection_made", watched)
+    monkeypatch.setattr(server, "KEEP_ALIVE", 1000)
+    service = FakeService(Settings(body_timeout=1000.0))
+    options = certificate if is_tls else Options()
+    gc.collect()
+    gc.disable()
+    try:
+        with served_with(service, options) as where:
+            with client(where, is_tls=is_tls) as connection:
+                connection.sendall(sent)
+                assert begun.wait(PATIENCE)
+                if is_answered:
+                    assert connection.recv(2**16).startswith(b"HTTP/1.1 ")
+            assert freed.wait(PATIENCE)
+            assert len(made) == 1
+    finally:
+        gc.enable()
+        service.close()
+
+
+def test_a_handshake_begins_in_turn_with_its_clients_first_bytes(
+    certificate: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A TLS connection costs no cryptography before its client sends something, and then waits for its turn."""
+    events: list[str] = []
+    wait = Turns.wait
+    wrap = ssl.SSLContext.wrap_bio
+
+    async def turned(self: Turns) -> None:
+        events.append("turn")
+        await wait(self)
+
+    def wrapped(self: ssl.SSLContext, *args: Any, **options: Any) -> ssl.SSLObject:
+        events.append("handshake")
+        return wrap(self, *args, **options)
+
+    service = FakeService(SMALL)
+    with served_with(service, certificate) as where:
+        with client(where, is_tls=True):  # it was accepted, so the silent one after it is, too, when the third is
+            pass
+        monkeypatch.setattr(Turns, "wait", turned)
+        monkeypatch.setattr(ssl.SSLContext, "wrap_bio", wrapped)
+        with socket.create_connection(where, PATIENCE), client(where, is_tls=True) as talks:
+            talks.sendall(_GET + b"\r\n")
+            assert talks.recv(2**16).startswith(b"HTTP/1.1 ")
+            assert events == ["turn", "handshake"]
+    service.close()
+
+
+def test_tls_memory_counts_to_the_connections_end() -> None:
+    """The TLS buffers of a stranger count until its connection ends, also once its request was refused."""
+    memory = RequestMemory(Settings(max_request_memory=1))
+    payer = Payer("192.0.2.1")
+    memory.add(payer, 10 * MEBIBYTE * 100)  # in use, so it counts beyond the limit
+    assert memory.take(payer, 1) is not None
+    memory.give_back(payer, 10 * MEBIBYTE * 100)
+    assert memory.take(payer, 1) is None
+    memory.give_back(payer, 1)
+    assert memory.taken == 0
+    assert not memory._by_subject
+
+
+def test_tls_buffers_are_paid_for(certificate: Options) -> None:
+    """A stranger over TLS who sends much pays for the TLS buffers, too, and nothing is left to pay at the end."""
+    service = FakeService(SMALL)
+    memories: list[RequestMemory] = []
+    taken: list[int] = []
+    add = RequestMemory.add
+
+    def watched(self: RequestMemory, payer: Payer, size: int) -> None:
+        add(self, payer, size)
+        memories.append(self)
+        taken.append(self.taken)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RequestMemory, "add", watched)
+        with served_with(service, certificate) as where, client(where, is_tls=True) as talks:
+            talks.sendall(
+                b"POST /cloudstore/store/save HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 50000000\r\n\r\n"
+            )
+            with suppress(OSError):
+                talks.sendall(b"x" * 2**18)
+            assert talks.recv(2**16).startswith(b"HTTP/1.1 413 ")
+    assert max(taken) > connections.TLS_CONNECTION_BYTES + connections.FREE_BYTES
+    assert memories[0].taken == 0
+    service.close()
+
+
+def test_unread_replies_over_tls_count_as_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replies that a TLS client doesn't read count with what TLS holds of them encrypted."""
+    taken = []
+    for scheme in ("http", "https"):
+        unread = UnreadReplies(10 * MEBIBYTE)
+        slow = HTTPProtocol.__new__(HTTPProtocol)
+        slow.transport = cast("Any", SimpleNamespace(get_write_buffer_size=lambda: 1000, abort=None))
+        slow.flow = cast("Any", SimpleNamespace(pause_writing=lambda: None))
+        slow.scheme = cast("Any", scheme)
+        slow.client = ("192.0.2.1", 1)
+        monkeypatch.setattr(HTTPProtocol, "unread", unread, raising=False)
+        monkeypatch.setattr(HTTPProtocol, "_expect_reader", lambda _: None)
+        slow.pause_writing()
+        taken.append(unread.taken)
+    assert taken == [1000, 1000 + protocol.TLS_UNREAD_BYTES]
