@@ -101,7 +101,7 @@ ID_HEADER: Final = "Idempotency-Key"
 #: Maximum length of a write's id, in characters.
 MAX_ID: Final = 64
 #: Allowed values of the header: structured fields put a text in quotes, but people leave them out.
-ID_PATTERN: Final = rf'"?([0-9A-Za-z_-]{{1,{MAX_ID}}})"?'
+ID_PATTERN: Final = rf'("?)([0-9A-Za-z_-]{{1,{MAX_ID}}})\1'
 
 #: Maximum number of requests in a batch.
 MAX_BATCH: Final = 1000

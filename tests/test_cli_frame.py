@@ -66,6 +66,11 @@ def test_no_command_at_all_is_help() -> None:
     assert run().stdout == run("--help").stdout
 
 
+def test_version() -> None:
+    """`cloudstore --version` prints the package's version."""
+    assert run("--version").stdout == f"cloudstore-mapping {cm.__version__}\n"
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from cloudstore_mapping._version import __version__
 from cloudstore_mapping.cli import accounts, data, doctor, files, keeping, media, passwords, serve, tour, transfer
 from cloudstore_mapping.cli.frame import Commands
+from cloudstore_mapping.cli.output import show
 
 app = typer.Typer(
     cls=Commands,
@@ -18,6 +22,23 @@ app = typer.Typer(
     service was not reached; 130 ended by Ctrl-C, and what it had begun may be
     done or not; 141 the reader of a pipe left. An error is one line on stderr.""",
 )
+
+
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        show(f"cloudstore-mapping {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 tour.register(app)
 data.register(app)
 files.register(app)

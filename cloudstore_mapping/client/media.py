@@ -91,6 +91,9 @@ def upload_media(
     progress: Progress,
 ) -> Media:
     """Upload a media file; see `CloudStoreMapping.upload`."""
+    for what, text in {"name": name, "type": content_type, "password": password}.items():
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"The {what} of a media file is text, not {type(text).__name__}; see help(store.upload).")
     name = _name_of(data) if name is None else name
     if not name:
         raise ValueError("The data has no file name; give one, upload(data, 'name'), or the file as a pathlib.Path.")

@@ -437,7 +437,7 @@ def identified(request: Request | Batch, headers: Mapping[bytes, bytes]) -> Requ
     if found is None:
         sentence = f"{ID_HEADER} has to be 1 to {MAX_ID} letters, digits, - and _; draw another one for each write."
         raise ProtocolError(sentence, error="BadRequest")
-    return msgspec.structs.replace(request, once=found[1].decode())
+    return msgspec.structs.replace(request, once=found[2].decode())
 
 
 async def _live(scope: Scope, receive: Receive, send: Send) -> None:

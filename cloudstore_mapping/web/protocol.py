@@ -192,6 +192,10 @@ class HTTPProtocol(HttpToolsProtocol):
             if not self.transport.is_closing():
                 raise
             request.disconnected = True
+        else:
+            if request.response_started and not request.response_complete:  # a download cut short, which has its line
+                request.disconnected = True  # or uvicorn's log would call it a fault of the program
+                self.transport.close()
 
     async def _send(self, request: RequestResponseCycle, message: Any) -> None:
         """Send a part of a reply; delay its end until the request has ended: its client may still be sending."""

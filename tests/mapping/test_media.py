@@ -263,3 +263,12 @@ def test_a_download_of_something_else(store: Store) -> None:
     """A download of something that is neither a result of `upload` nor an address says so."""
     with pytest.raises(TypeError, match=r"Give a result of store.upload, or its URL, not list\."):
         store.download(["a.png", "link"])  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("options", "what"), [({"name": io.BytesIO()}, "name"), ({"type": 5}, "type"), ({"password": 5}, "password")]
+)
+def test_an_upload_with_something_else_than_text(store: Store, options: dict[str, Any], what: str) -> None:
+    """A name, type or password that is no text is a `TypeError` that says so, and nothing is stored."""
+    with pytest.raises(TypeError, match=rf"^The {what} of a media file is text, not \w+; "):
+        store.upload(PNG, **{"name": "a.png", **options})

@@ -134,3 +134,17 @@ def test_a_file_that_is_replaced_on_its_way(service: Service, caplog: pytest.Log
     (record,) = caplog.records
     assert record.exc_info is None
     assert client.facts["id"] not in record.getMessage()
+
+
+def test_the_log_of_a_download_cut_short(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    """Over a real connection the file ends early, with the connection, and the log has one warning and no error."""
+    uploader = Uploader(service)
+    facts = uploader.upload(b"x" * 60 * CHUNK_BYTES)
+    with caplog.at_level(logging.WARNING), background(service) as address, Connection(address) as slow:
+        slow.send(f"GET {slow.base}/files/{facts['folder']}/{facts['id']}.png HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+        begin = slow.socket.recv(1000)
+        uploader.upload(b"new")
+        assert comes_to(uploader.storage, 1, 1, 1)
+        assert b"content-length: %d\r\n" % (60 * CHUNK_BYTES) in begin
+        assert len(slow.rest()) < 60 * CHUNK_BYTES - 1000
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]

@@ -117,7 +117,7 @@ def test_the_id_of_a_write(
         assert service.ids == [id_]
 
 
-@pytest.mark.parametrize("id_", ["", '""', 65 * "a", "two words", "a\u00e9", 'a"b'])
+@pytest.mark.parametrize("id_", ["", '""', 65 * "a", "two words", "a\u00e9", 'a"b', '"a', 'a"'])
 @pytest.mark.parametrize("ask", [at_once, bit_by_bit])
 def test_the_id_of_a_write_is_a_number(service: FakeService, address: str, ask: Ask, id_: str) -> None:
     """A header with anything else than an id is refused, with a sentence that says what one is, and nothing is done."""
