@@ -12,7 +12,14 @@ from itertools import chain, count, islice
 from typing import Any, Final, TypeAlias
 
 import cloudstore_mapping as cm
-from cloudstore_mapping.testing.linearizability import ABSENT, Call, History, check_linearizable, register_step
+from cloudstore_mapping.testing.linearizability import (
+    ABSENT,
+    REGISTER_HINTS,
+    Call,
+    History,
+    check_linearizable,
+    register_step,
+)
 from cloudstore_mapping.testing.strategies import PERFORMED
 
 Store: TypeAlias = cm.CloudStoreMapping[Any]
@@ -127,7 +134,8 @@ class Workload:
             with history.call(len(self._opens), "load") as call:
                 call.result = store[key]
             assert history.calls[-1].returned is not None, key
-            check_linearizable(history.calls, self._step, ABSENT)
+            hints = None if self._refusals else REGISTER_HINTS  # the hints don't know of refusals
+            check_linearizable(history.calls, self._step, ABSENT, hints=hints)
 
     def _step(self, state: Any, operation: str, argument: Any, result: Any, is_known: bool) -> Any:
         if is_known and isinstance(result, type) and issubclass(result, self._refusals):
