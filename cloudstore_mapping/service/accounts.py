@@ -395,7 +395,7 @@ def _hash(api_key: str) -> bytes:
 @dataclass
 class Caller:
     """
-    Account of a request, authenticated by API key or as the signed-in owner (`is_owner`).
+    Account of a request, authenticated by API key or as the signed-in owner (`is_owner`), and the client's address.
 
     File passwords and the daily access limit don't apply to owners. `used` has the name of each accessed file, once per
     access. `ahead` holds prefetched files, None for an absent file; each is used only once, as the request may change
@@ -403,6 +403,7 @@ class Caller:
     """
 
     account: Account
+    address: str
     is_owner: bool = False
     used: list[str] = field(default_factory=list)
     ahead: dict[str, File | FileInfo | None] = field(default_factory=dict)

@@ -254,7 +254,7 @@ class Dispatcher:
         self, transaction: Transaction, asked: PendingRequest, accounts: dict[tuple[str, str], Account]
     ) -> Reply | RolledBack | None:
         who = (asked.request.api_key, asked.address)
-        caller = Caller(accounts[who]) if who in accounts else self._caller(transaction, asked)
+        caller = Caller(accounts[who], asked.address) if who in accounts else self._caller(transaction, asked)
         if caller.account.limits.min_interval and not asked.admitted:
             return None
         if not caller.is_owner:
@@ -674,8 +674,10 @@ class Dispatcher:
 
     def _caller(self, transaction: Transaction, asked: PendingRequest, *, writes: bool = False) -> Caller:
         if asked.owner is None:
-            return Caller(self._accounts.find(transaction, asked.request.api_key, asked.address, writes=writes))
-        return Caller(self._accounts.owned(transaction, asked.owner.id, asked.address), is_owner=True)
+            account = self._accounts.find(transaction, asked.request.api_key, asked.address, writes=writes)
+            return Caller(account, asked.address)
+        account = self._accounts.owned(transaction, asked.owner.id, asked.address)
+        return Caller(account, asked.address, is_owner=True)
 
     def _wait_for_slot(self, asked: PendingRequest, account: Account) -> None:
         """Rate limit: take a slot in storage, shared by all processes, then dispatch the request again."""

@@ -302,7 +302,7 @@ class Uploads:
             subject = (account.id, "media") if own is None else (account.id, "media", sender.name)
             default = account.media_password if own is None else None
             given = (sender.password, (own or default,)), (sender.media_password, (default,))
-            if (unproven := self._passwords.require(subject, *given)) is not None:
+            if (unproven := self._passwords.require(subject, sender.address, *given)) is not None:
                 return unproven
         if before is not None and sender.only_new:
             raise ChangedError(

@@ -258,7 +258,7 @@ class Operations:
         subject = (account.id,) if edit is None and account.data_password is not None else (account.id, request.name)
         default = account.data_password if edit is None else None
         given = None if request.data_password is UNSET else request.data_password
-        return self._passwords.require(subject, (request.password, (own, *others)), (given, (default,)))
+        return self._passwords.require(subject, caller.address, (request.password, (own, *others)), (given, (default,)))
 
     def _check_quota(
         self, transaction: Transaction, caller: Caller, request: Request, file: File | FileInfo | None

@@ -7,7 +7,7 @@ import ipaddress
 import os
 import secrets
 import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
@@ -18,7 +18,7 @@ from cloudstore_mapping.errors import BadKeyError, LockedError, ProtocolError, U
 from cloudstore_mapping.service.common_passwords import check_uncommon
 from cloudstore_mapping.service.quotas import MAX_WATCHED, AttemptLimiter
 from cloudstore_mapping.service.storage.base import RolledBack
-from cloudstore_mapping.service.threads import BoundedThreadPool
+from cloudstore_mapping.service.threads import BoundedThreadPool, PlainFuture
 
 if TYPE_CHECKING:
     from argon2 import PasswordHasher
@@ -99,7 +99,8 @@ class PasswordVerifier:
     Verifies passwords against stored hashes on its own threads, so that hashing never delays other requests.
 
     Verified passwords are cached under a keyed hash of the password and the stored hash. A changed password has a new
-    stored hash, so it takes effect at once. Thread-safe.
+    stored hash, so it takes effect at once. A cached password is not hashed again; only for the addresses that gave it,
+    it is exempt from the limit of wrong passwords. Thread-safe.
     """
 
     def __init__(self, settings: Settings, clock: Clock, hasher: Hasher) -> None:
@@ -108,6 +109,9 @@ class PasswordVerifier:
         self._tries = AttemptLimiter(settings.password_tries, settings.password_window, clock.monotonic)
         self._key = secrets.token_bytes(32)
         self._right: TTLCache[bytes, None] = TTLCache(MAX_REMEMBERED, REMEMBERED_FOR, timer=clock.monotonic)
+        self._right_from: TTLCache[tuple[bytes, str], None] = TTLCache(
+            MAX_REMEMBERED, REMEMBERED_FOR, timer=clock.monotonic
+        )
         self._proofs: dict[Hashable, Future[None]] = {}
         self._lock = threading.Lock()
         threads = os.cpu_count() or 1
@@ -125,12 +129,12 @@ class PasswordVerifier:
         check_uncommon(password)
         return self._hasher.hash(password)
 
-    def require(self, file: Hashable, *given: tuple[str | None, Iterable[str | None]]) -> Unproven | None:
+    def require(self, file: Hashable, address: str, *given: tuple[str | None, Iterable[str | None]]) -> Unproven | None:
         """
         Require a verified password; `given` holds pairs of a password and the hashes accepted for it.
 
-        Returns None if no hash is set or the cache holds a match, and `Unproven` if `prove` must verify it first.
-        Raises `LockedError` if the password is missing, and `ProtocolError` if it has too many bytes.
+        Returns None if no hash is set or the cache holds a match of this address, and `Unproven` if `prove` must verify
+        it first. Raises `LockedError` if the password is missing, and `ProtocolError` if it has too many bytes.
         """
         locks = [(password, tuple(hash_ for hash_ in hashes if hash_ is not None)) for password, hashes in given]
         if not any(hashes for _, hashes in locks):
@@ -144,8 +148,9 @@ class PasswordVerifier:
         if not attempts:
             raise LockedError("The file has a password; give it with the request.")
         marks = [self._mark(hash_, password) for password, hashes in attempts.items() for hash_ in hashes]
+        network = network_of(address)
         with self._lock:
-            known = any(mark in self._right for mark in marks)
+            known = any((mark, network) in self._right_from for mark in marks)
         return None if known else Unproven((PasswordCheck(file, tuple(attempts.items())),))
 
     def prove(self, question: PasswordCheck, address: str) -> Future[None]:
@@ -162,6 +167,11 @@ class PasswordVerifier:
             if proof is not None and not proof.done():  # an interrupt may have left a finished future
                 return proof
             begun = self._tries.begin(subject)
+            if (mark := self._remembered(question)) is not None:
+                self._accept(mark, subject, [begun])
+                accepted: Future[None] = PlainFuture()
+                accepted.set_result(None)
+                return accepted
             try:
                 proof = self._pool.submit(self._prove, question, subject, begun)
             except BaseException:
@@ -171,7 +181,7 @@ class PasswordVerifier:
         proof.add_done_callback(lambda _: self._answered(question, address))
         return proof
 
-    def _prove(self, question: PasswordCheck, subject: Hashable, begun: float) -> None:
+    def _prove(self, question: PasswordCheck, subject: tuple[Hashable, str], begun: float) -> None:
         tries = [begun]
         for number, (password, hashes) in enumerate(question.attempts):
             if number:
@@ -179,12 +189,20 @@ class PasswordVerifier:
             for hash_ in hashes:
                 if self._hasher.fits(hash_, password):
                     with self._lock:
-                        self._right[self._mark(hash_, password)] = None
-                    # A wrong password beside a right one doesn't count: the caller learns nothing by it.
-                    for each in tries:
-                        self._tries.take_back(subject, each)
+                        self._accept(self._mark(hash_, password), subject, tries)
                     return
         raise LockedError("The password is wrong.")
+
+    def _remembered(self, question: PasswordCheck) -> bytes | None:
+        marks = (self._mark(hash_, password) for password, hashes in question.attempts for hash_ in hashes)
+        return next((mark for mark in marks if mark in self._right), None)
+
+    def _accept(self, mark: bytes, subject: tuple[Hashable, str], tries: Sequence[float]) -> None:
+        """Cache a match for its address, and count none of its tries; called under the lock."""
+        self._right[mark] = self._right_from[mark, subject[1]] = None
+        # A wrong password beside a right one doesn't count: the caller learns nothing by it.
+        for each in tries:
+            self._tries.take_back(subject, each)
 
     def _answered(self, question: PasswordCheck, address: str) -> None:
         with self._lock:

@@ -217,3 +217,6 @@ def test_guesses_at_uploads_are_slowed(uploader: Uploader) -> None:
             uploader.begin("new.png", media_password=f"guess {number}", address="192.0.2.1")
     with pytest.raises(TooOftenError):
         uploader.begin("new.png", media_password="for media", address="192.0.2.1")
+    uploader.upload(b"data", "new.png", media_password="for media", address="192.0.2.2")
+    with pytest.raises(TooOftenError):  # also once another address has used it
+        uploader.begin("new.png", media_password="for media", address="192.0.2.1")

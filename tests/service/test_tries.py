@@ -86,6 +86,25 @@ def test_a_remembered_password_is_not_slowed(locked: Asker) -> None:
     assert locked.save("name", 2, "right").error is None
 
 
+def test_a_password_in_use_is_guessed_no_faster(service: Service, locked: Asker, hasher: FakeHasher) -> None:
+    """
+    A password that others used is exempt from the limit only at their addresses; elsewhere it isn't hashed again.
+
+    A client whose wrong passwords were too many learns nothing by the right one, until its time has passed.
+    """
+    user, other = Asker(service, locked.api_key, "192.0.2.2"), Asker(service, locked.api_key, "192.0.2.3")
+    assert user.load("name", "right").error is None
+    assert guess(locked, 6)[-1] == "TooOften"
+    checks = hasher.checks
+    wrong, right = locked.load("name", "wrong"), locked.load("name", "right")
+    assert (wrong.error, wrong.sentence) == (right.error, right.sentence) == ("TooOften", right.sentence)
+    assert locked.load("name", "right").error == locked.save("name", 2, "right").error == "TooOften"
+    assert user.load("name", "right").error is other.load("name", "right").error is None
+    assert hasher.checks == checks
+    assert guess(other, 6)[-1] == "TooOften"
+    assert other.load("name", "right").error is None
+
+
 def test_a_right_password_hides_no_guesses(service: Service, locked: Asker) -> None:
     """Who knows the view password can't start the count of guesses at the edit password anew with it."""
     service.set_passwords("owner", "name", edit="edit", view="view")
