@@ -268,6 +268,37 @@ def test_transactions_of_one_page(field: int, other: Path) -> None:
         refuse_leftovers(other)
 
 
+RESTARTED = """
+import os, signal, sqlite3, sys
+import cloudstore_mapping as cm
+store = cm.open(sys.argv[1])
+for number in range(20):
+    store[f"older {number}"] = number
+sqlite3.connect(sys.argv[1]).execute("PRAGMA wal_checkpoint(RESTART)")
+store["newer"] = 1
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_torn_transaction_over_an_older_log(path: Path) -> None:
+    """
+    A power cut that gave a frame of an older log the salts of this one, and nothing else, leaves no damage.
+
+    A frame's header may lie in two sectors, of which the disk wrote only the first.
+    """
+    subprocess.run([sys.executable, "-c", RESTARTED, path], check=False)
+    index_of(path).unlink()
+    log = log_of(path).read_bytes()
+    older = {number for number in ends(log) if log[HEADER + number * FRAME + 8 :][:8] != log[16:24]}
+    first, last = min(set(ends(log)) - older) + 1, max(older)
+    assert len(older) > 20
+    for number in range(first, last + 1):
+        place = HEADER + number * FRAME + 8
+        log_of(path).write_bytes(log[:place] + log[16:24] + log[place + 8 :])
+        refuse_leftovers(path)
+    assert found_after(path) == ALL | {"newer", *(f"older {number}" for number in range(20))}
+
+
 SPILL = """
 import os, signal, sqlite3, sys
 import cloudstore_mapping as cm

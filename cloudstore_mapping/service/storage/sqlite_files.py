@@ -520,6 +520,7 @@ class _Walk:
         self._frames = 0
         self._goes_on = True  # recovery has met no invalid frame yet
         self._sums: list[tuple[int, int]] = [struct.unpack(">II", beginning[24:])]  # candidates for the next frame
+        self._is_older = False  # the previous frame has the salts of an older log
         self._after_commit = False  # the previous frame is a valid commit frame behind the end of recovery
         self._is_continued = False  # a frame continues the checksums of such a commit
         self._known: set[bytes] = {NOTHING, *(lineage or ())}  # tokens of the file and of recovered transactions
@@ -538,13 +539,17 @@ class _Walk:
         number, pages, salts, *stored = FRAME.unpack(frame.header)
         written = (stored[0], stored[1])
         self._frames += 1
-        if salts != self._beginning[16:24]:  # left of an older log, or with damaged salts
-            self._goes_on = self._after_commit = False
-            self._sums = [written]
-            return
-        page = frame.header[:8] + frame.read(0, frame.size)
+        page = frame.header[:8] + frame.read(0, frame.size) if self._sums else b""
         sums = [summed(page, before, little=self._little) for before in self._sums]
         fits = number > 0 and written in sums
+        if salts != self._beginning[16:24]:
+            # A frame of an older log, unless only its salts are damaged: then it continues this log. Frames of the
+            # older log continue each other, and a power cut may have given one of them the present salts and no more.
+            self._sums = [written] if fits and not self._is_older else []
+            self._goes_on = self._after_commit = False
+            self._is_older = True
+            return
+        self._is_older = False
         self._goes_on = self._goes_on and fits
         if fits:
             self._is_continued = self._is_continued or (self._after_commit and not self._goes_on)
@@ -556,7 +561,7 @@ class _Walk:
             self._rows.clear()
         self._after_commit = fits and pages > 0 and not self._goes_on
         # With a damaged page the stored checksum is valid, otherwise the computed one.
-        self._sums = [written] if fits else [written, sums[0]]
+        self._sums = [written] if fits else [written, *sums[:1]]
 
 
 def index_at(index: Path) -> Index | None:
