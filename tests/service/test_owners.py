@@ -228,6 +228,15 @@ def test_a_common_password(service: Service, new: str, match: str) -> None:
     service.owners.change_password(who, PASSWORD, f"{new} of a horse", "here")
 
 
+@pytest.mark.parametrize(("short", "long"), [("horse-7", "horse-78"), ("äöü-", "äöü-x")])
+def test_the_shortest_password(service: Service, token: str, short: str, long: str) -> None:
+    """An owner's password has at least 8 bytes in UTF-8."""
+    who = signed_in(service, token)
+    with pytest.raises(BadValueError, match="too short"):
+        service.owners.change_password(who, PASSWORD, short, "here")
+    service.owners.change_password(who, PASSWORD, long, "here")
+
+
 def test_old_passwords_are_guessed_no_faster(service: Service, token: str) -> None:
     """Wrong old passwords count like wrong sign-ins."""
     for _ in range(5):

@@ -28,6 +28,15 @@ def test_a_common_password(service: Service, ask: Asker, password: str) -> None:
     assert ask.save("name", 2, "horse").error is None
 
 
+@pytest.mark.parametrize("password", ["short", "x", "xxxxxxxx", "owner"])
+def test_rules_for_owners_do_not_hold_for_files(service: Service, ask: Asker, password: str) -> None:
+    """A file's password may be short, repeat one character, and be the user name."""
+    ask.save("name", 1)
+    service.set_passwords("owner", "name", edit=password)
+    assert ask.save("name", 2).error == "Locked"
+    assert ask.save("name", 2, password).error is None
+
+
 def outcomes(ask: Asker, password: str | None) -> dict[str, str | None]:
     """Return the error of each operation on the file "name", which is there again afterwards."""
     replies = {
