@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from contextlib import closing
 from importlib import resources
@@ -275,9 +276,47 @@ def test_a_repair(store: Path) -> None:
     assert run("check", "--store", store).exit_code == 0
 
 
+def unused(store: Path) -> None:
+    """Give the store's file some unused pages."""
+    with closing(sqlite3.connect(store)) as connection:
+        connection.executescript("CREATE TABLE t AS SELECT zeroblob(100000); DROP TABLE t;")
+
+
 def test_a_store_that_is_compacted(store: Path) -> None:
-    """A store is the same afterwards, and takes no more space."""
+    """`compact` says that it wrote a store anew and how many bytes that saved; the store is the same afterwards."""
+    unused(store)
     done = json.loads(run("compact", "--store", store, "--json").stdout)
-    assert done["store"] == str(store)
-    assert done["after"] <= done["before"]
+    assert (done["store"], done["rewritten"], done["pending"]) == (str(store), True, 0)
+    assert done["after"] < done["before"]
     assert run("check", "--store", store).exit_code == 0
+    unused(store)
+    line = f"{re.escape(str(store))} was written anew .* took [0-9,]+ bytes and takes [0-9,]+\\.\n"
+    assert re.fullmatch(line, run("compact", "--store", store).stdout)
+
+
+def test_a_store_without_unused_space_is_left(store: Path) -> None:
+    """`compact` says that it did nothing if a store has no unused space."""
+    run("compact", "--store", store)
+    before = store.read_bytes()
+    done = json.loads(run("compact", "--store", store, "--json").stdout)
+    assert (done["rewritten"], done["pending"]) == (False, 0)
+    assert " has no unused space and was left as it is; " in run("compact", "--store", store).stdout
+    assert store.read_bytes() == before
+
+
+def test_a_store_that_is_compacted_beside_a_reader(store: Path) -> None:
+    """`compact` says how much shorter the file gets later, if a program reads an older state of it."""
+    unused(store)
+    with closing(sqlite3.connect(store)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM accounts").fetchall()
+        done = run("compact", "--store", store)
+        length = store.stat().st_size
+    written, later = done.stdout.splitlines()
+    assert " was written anew " in written
+    pending = re.fullmatch(
+        r"Its file gets ([0-9,]+) bytes shorter once the reads of other programs have ended\.", later
+    )
+    assert pending is not None
+    assert run("compact", "--store", store).exit_code == 0
+    assert length - store.stat().st_size == int(pending[1].replace(",", "")) > 0

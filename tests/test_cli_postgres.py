@@ -49,6 +49,14 @@ def store(address: str) -> str:
     return secret
 
 
+def test_compacting_is_left_to_postgres(store: str) -> None:
+    """`compact` says that it does nothing on PostgreSQL, which reuses space by itself."""
+    done = run("compact", "--store", store)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert " was left as it is: PostgreSQL reuses unused space by itself.\n" in done.stdout
+    assert json.loads(run("compact", "--store", store, "--json").stdout)["rewritten"] is False
+
+
 @pytest.mark.slow
 def test_the_first_start(address: str) -> None:
     """A service on an empty database makes an owner, says where the data is without the password, and answers."""

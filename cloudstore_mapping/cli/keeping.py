@@ -126,10 +126,29 @@ def compact(store: StoreOption = None, as_json: AsJSON = False) -> None:
     source = _existing(store)
     with as_usage(), source.open() as storage:
         before = storage.size()
-        storage.compact()
+        done = storage.compact()
         after = storage.size()
-    facts: dict[str, object] = {"store": str(source), "before": before, "after": after}
-    _show(facts, f"{source} took {before:,} bytes and takes {after:,}.", as_json)
+    is_rewritten = done is not None and done.is_rewritten
+    pending = 0 if done is None else done.pending
+    facts: dict[str, object] = {
+        "store": str(source),
+        "before": before,
+        "after": after,
+        "rewritten": is_rewritten,
+        "pending": pending,
+    }
+    if done is None:
+        line = f"{source} takes {after:,} bytes and was left as it is: PostgreSQL reuses unused space by itself."
+    elif is_rewritten:
+        line = (
+            f"{source} was written anew without its unused space; with its log it took {before:,} bytes and takes"
+            f" {after:,}."
+        )
+    else:
+        line = f"{source} has no unused space and was left as it is; with its log it takes {after:,} bytes."
+    if pending:
+        line += f"\nIts file gets {pending:,} bytes shorter once the reads of other programs have ended."
+    _show(facts, line, as_json)
 
 
 def migrate(

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from typing import ClassVar, Final, Self, TypeAlias, TypeVar
+from typing import ClassVar, Final, NamedTuple, Self, TypeAlias, TypeVar
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage.sql import Transaction
@@ -55,6 +55,17 @@ def not_open(*, closed: bool) -> UnavailableError:
 
 class RolledBack:
     """Base of results of work in a writing transaction that ask for its writes to be rolled back."""
+
+
+class Compaction(NamedTuple):
+    """
+    Result of `Storage.compact`: whether the file was written anew, or had no unused space.
+
+    `pending` bytes go back to the disk later, after reads of an older snapshot end.
+    """
+
+    is_rewritten: bool
+    pending: int = 0
 
 
 class Storage(ABC):
@@ -119,8 +130,13 @@ class Storage(ABC):
         """Return the storage of a forked process if it is a copy of memory; None if the process must open its own."""
         return None
 
-    def compact(self) -> None:  # noqa: B027 - some engines do so themselves
-        """Return unused space to the disk; raise `UnavailableError`, with nothing changed, if that fails."""
+    def compact(self) -> Compaction | None:
+        """
+        Give unused space back to the disk and return the result, or None if the engine reuses space by itself.
+
+        Raises `UnavailableError`, with nothing changed, if that fails.
+        """
+        return None
 
     def shorten(self) -> None:  # noqa: B027 - some engines do so themselves
         """

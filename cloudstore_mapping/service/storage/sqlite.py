@@ -29,6 +29,7 @@ from cloudstore_mapping.service.storage import base
 from cloudstore_mapping.service.storage.base import (
     MAX_BYTES,
     PROBE_QUEUE,
+    Compaction,
     HealthProbe,
     RolledBack,
     Storage,
@@ -248,16 +249,18 @@ class SQLiteSession(Transaction):
             if primary_code(error) not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise
 
-    def compact(self) -> None:
+    def compact(self) -> bool:
         """
-        Return the file's unused pages to the disk; raise `UnavailableError` if SQLite fails or the disk is too full.
+        Give the file's unused pages back to the disk; return False if there are none.
+
+        Raises `UnavailableError` if SQLite fails or the disk is too full.
 
         Call it outside a transaction. SQLite rewrites the file in one transaction: a crash rolls it back, readers
         continue, and writers wait. Readers of an older snapshot delay the truncation of the file to the next
         checkpoint.
         """
         if self._space is None or self.identity is None:
-            return  # in memory
+            return False  # in memory
         try:
             self.user = get_ident()
             if forkers:
@@ -269,7 +272,7 @@ class SQLiteSession(Transaction):
                 self.row(f"PRAGMA {what}") for what in ("page_count", "freelist_count", "page_size", "auto_vacuum")
             )
             if not unused and kind == INCREMENTAL:
-                return
+                return False
             self._space.begin()
             self._space.take((pages - unused) * size, lambda: 0)  # for the log, and before it a temporary file
             (checkpoint,) = self.row("PRAGMA wal_autocheckpoint")
@@ -290,6 +293,7 @@ class SQLiteSession(Transaction):
             raise self.failed(error) from error
         finally:
             self.user = 0
+        return True
 
     def checkpoint(self) -> None:
         """
@@ -845,8 +849,8 @@ class GroupWriter:
             self._do_here()
         return future
 
-    def run_outside(self, work: Callable[[Any], None]) -> None:
-        """Run `work(session)` on the caller's thread, outside of a transaction and alone."""
+    def run_outside(self, work: Callable[[Any], T]) -> T:
+        """Run `work(session)` on the caller's thread, outside of a transaction and alone; return its result."""
         self._refuse_mine()
         lock = threading.Lock()
         with lock:
@@ -855,7 +859,7 @@ class GroupWriter:
                 if self._closed or self._jobs.ended:
                     raise closed_error()
                 self._session.until, self._session.since = math.inf, self._clock()
-                work(self._session)
+                return work(self._session)
 
     def withdraw(self) -> None:
         """
@@ -1151,10 +1155,11 @@ class SQLiteStorage(Storage):
             session.touch()  # the first read begins the snapshot
             back_up(session.connection, path, report)
 
-    def compact(self) -> None:
-        """Return the file's unused space to the disk; see `SQLiteSession.compact`."""
+    def compact(self) -> Compaction:
+        """Give the file's unused space back to the disk; see `SQLiteSession.compact`."""
         self._check_open()
-        self._writer.run_outside(SQLiteSession.compact)
+        is_rewritten = self._writer.run_outside(SQLiteSession.compact)
+        return Compaction(is_rewritten, 0 if self._path is None else self._excess(self._path))
 
     def shorten(self) -> None:
         """
@@ -1174,12 +1179,16 @@ class SQLiteStorage(Storage):
                 self._give_back(session)
 
     def _is_too_long(self, path: Path) -> bool:
+        return self._excess(path) > 0
+
+    def _excess(self, path: Path) -> int:
+        """Return by how many bytes the file is longer than its content."""
         with self.read() as transaction:
             (pages,), (size,) = transaction.row("PRAGMA page_count"), transaction.row("PRAGMA page_size")
         try:
-            return path.stat().st_size > int(pages * size)
+            return max(0, path.stat().st_size - int(pages * size))
         except OSError:  # moved or deleted
-            return False
+            return 0
 
     def problem(self) -> str | None:
         """Return the present reason for failing reads or saves, or None; see `HealthProbe` for a busy writer."""
