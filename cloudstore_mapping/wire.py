@@ -464,7 +464,7 @@ def _checked(path: str, request: Request) -> Request:
 
 
 def _too_deep(max_depth: int) -> BadValueError:
-    return BadValueError(f"The value is nested deeper than {max_depth} levels; flatten it.")
+    return BadValueError(f"The value is nested deeper than {max_depth} levels (the service's max_depth); flatten it.")
 
 
 def _bad_request(why: str) -> ProtocolError:

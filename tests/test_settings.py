@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 from pathlib import Path
@@ -9,14 +10,16 @@ from pathlib import Path
 import pytest
 from msgspec import Raw
 
+import cloudstore_mapping
 from cloudstore_mapping.cli import app
 from cloudstore_mapping.cli.places import configured
 from cloudstore_mapping.service.configuration import PREFIX, load, parse_size
 from cloudstore_mapping.service.settings import Settings, check_together
 from cloudstore_mapping.web.options import Options
-from cloudstore_mapping.wire import Request, encode_request
+from cloudstore_mapping.wire import Request, _too_deep, encode_request
 from tests.support.command_line import CliRunner
 
+PACKAGE = Path(cloudstore_mapping.__file__).parent
 KINDS = (Options, Settings)
 FIELDS = {field.name: field.default for kind in KINDS for field in dataclasses.fields(kind)}
 
@@ -44,6 +47,35 @@ def test_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (options.port, options.host, options.workers) == (3, "environment", 2)
     assert settings == Settings(max_value_bytes=2**20)
     assert configured(config=str(tmp_path / "other.toml.d" / ".." / ".." / file)) == configured()
+
+
+#: Settings that refuse nothing by themselves: they name places, switch something, or belong to another setting.
+REFUSE_NOTHING = {
+    *(field.name for field in dataclasses.fields(Options)),
+    "count_accesses",
+    "max_unread_memory",
+    "password_window",
+}
+
+
+def test_refusals_name_their_settings() -> None:
+    """Each setting that refuses something is named in a text of the code that refuses."""
+    texts = [
+        node.value
+        for folder in ("service", "web")
+        for path in (PACKAGE / folder).rglob("*.py")
+        if path.name != "settings.py"
+        for node in _without_docstrings(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    texts.append(str(_too_deep(1)))
+    refusing = FIELDS.keys() - REFUSE_NOTHING
+    assert [name for name in refusing if not any(re.search(rf"\b{name}\b", text) for text in texts)] == []
+
+
+def _without_docstrings(tree: ast.Module) -> list[ast.AST]:
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return [node for node in ast.walk(tree) if id(node) not in said]
 
 
 def test_no_setting_at_all() -> None:

@@ -434,7 +434,9 @@ class BatchWork:
                 room.left -= size
                 return reply
             room.is_full = True
-        raise TooBigError("What the batch asks for is too large for one reply; ask for less at once.")
+        raise TooBigError(
+            "The reply to the batch is too large (the service's max_batch_reply_bytes); ask for less at once."
+        )
 
 
 class _PieceWork:

@@ -177,7 +177,7 @@ class Dispatcher:
         self._accounts = accounts
         self._passwords = passwords
         self._usage = usage
-        self._rules = Operations(settings, clock, passwords, usage)
+        self._rules = Operations(settings, clock, passwords, usage, storage.max_name_bytes)
         self._answers = IdempotencyStore(clock)
         self._scans = BoundedThreadPool(
             SCAN_THREADS, SCANS_WAITING, "cloudstore-scan", waiting_of_one=SCANS_WAITING_OF_ONE, steps_back=True

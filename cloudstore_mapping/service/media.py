@@ -7,7 +7,6 @@ import logging
 import mimetypes
 import re
 import secrets
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -217,7 +216,7 @@ class Uploads:
         """
         if self._closed:
             raise UnavailableError("The service is closed; try again later.", retry_after=1.0)
-        check_name(sender.name, self.settings.max_name_bytes)
+        check_name(sender.name, self.settings.max_name_bytes, self.storage.max_name_bytes)
         with self.storage.read() as transaction:
             self._account(transaction, sender, writes=False)  # in a read first: a wrong API key must not cost a write
         return UploadStream(self, sender, self._proved(sender, self._begin))
@@ -290,9 +289,9 @@ class Uploads:
 
     def _admitted(
         self, transaction: Transaction, account: Account, sender: UploadRequest, unfinished: int | None = None
-    ) -> tuple[Media | None, int] | Unproven:
+    ) -> tuple[Media | None, _Room] | Unproven:
         """
-        Check passwords and quotas; return the media file to be replaced, if any, and the maximum size in bytes.
+        Check passwords and quotas; return the media file to be replaced, if any, and the maximum size.
 
         `unfinished` is the size of an upload about to finish, None for an upload about to begin.
         """
@@ -312,21 +311,32 @@ class Uploads:
             )
         if before is None:
             check_file_quota(transaction, account, sender.name, is_upload=unfinished is None)
-        room = min(self.settings.max_media_bytes, account.limits.max_media_bytes or sys.maxsize)
+        room = _Room(self.settings.max_media_bytes, "the service's max_media_bytes")
+        if (limit := account.limits.max_media_bytes) is not None and limit < room.size:
+            room = _Room(limit, "the account's media-bytes")
         counted = transaction.counters(account.id) if account.limits.max_total_bytes is not None else None
         if counted is not None and account.limits.max_total_bytes is not None:
             others = counted.bytes - (unfinished or 0) - (0 if before is None else before.size)
-            room = min(room, max(0, account.limits.max_total_bytes - others))
+            left = max(0, account.limits.max_total_bytes - others)
+            if left < room.size:
+                room = _Room(left, f"the rest of the account's total-bytes, {account.limits.max_total_bytes:,}")
         check_size(unfinished or 0, room, sender.name)
         return before, room
 
 
+class _Room(NamedTuple):
+    """Maximum size of a media file in bytes, and the name of the limit."""
+
+    size: int
+    limit: str
+
+
 class _Begun(NamedTuple):
-    """Upload in progress: its blob, its maximum size, and the size of the file it replaces, in bytes."""
+    """Upload in progress: its blob, its maximum size, and the size of the file it replaces in bytes."""
 
     account: Account
     blob: int
-    room: int
+    room: _Room
     replaces: int
 
 
@@ -434,13 +444,11 @@ def check_type(content_type: str) -> str:
     return content_type
 
 
-def check_size(size: int, room: int, name: str) -> None:
-    """Raise `TooBigError` if a file of `size` bytes exceeds the maximum of `room` bytes."""
-    if size > room:
-        raise TooBigError(
-            f"A file of this account may take {room:,} bytes at most, with what its others take; send a smaller one.",
-            key=name,
-        )
+def check_size(size: int, room: _Room, name: str) -> None:
+    """Raise `TooBigError`, naming the limit, if a file of `size` bytes exceeds it."""
+    if size > room.size:
+        remedy = "send a smaller one" if room.size else "delete something first"
+        raise TooBigError(f"A media file may take {room.size:,} bytes at most ({room.limit}); {remedy}.", key=name)
 
 
 _log: Final = logging.getLogger(__name__)

@@ -37,14 +37,19 @@ _EMPTY: Final = encode_value("")
 _SAVED: Final = encode_value("Entry saved")
 
 
-def check_name(name: str, max_bytes: int) -> None:
-    """Raise `BadNameError` for a name with NUL, an empty or too long name; names are data, never paths."""
+def check_name(name: str, max_bytes: int, max_stored: int) -> None:
+    """
+    Raise `BadNameError` for a name with NUL, an empty or too long name; names are data, never paths.
+
+    `max_bytes` is the setting, unless the storage takes fewer: `max_stored`.
+    """
     if not name:
         raise BadNameError("The file's name is empty; give at least one character.", key=name)
     if "\0" in name:
         raise BadNameError("A file's name can't contain the character NUL; leave it out.", key=name)
     if len(name) > max_bytes or (not name.isascii() and len(name.encode()) > max_bytes):
-        sentence = f"A file's name can't be longer than {max_bytes} bytes (the service's max_name_bytes); shorten it."
+        limit = "the most that PostgreSQL takes" if max_bytes == max_stored else "the service's max_name_bytes"
+        sentence = f"A file's name can't be longer than {max_bytes:,} bytes ({limit}); shorten it."
         raise BadNameError(sentence, key=name)
 
 
@@ -56,8 +61,16 @@ class Operations:
     `Unproven`.
     """
 
-    def __init__(self, settings: Settings, clock: Clock, passwords: PasswordVerifier, usage: AccessCounter) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        passwords: PasswordVerifier,
+        usage: AccessCounter,
+        max_stored_name: int,
+    ) -> None:
         self._settings = settings
+        self._max_stored_name = max_stored_name
         self._clock = clock
         self._passwords = passwords
         self._usage = usage
@@ -126,10 +139,10 @@ class Operations:
         and existing files can always be loaded and deleted.
         """
         saves = request.operation in _SAVES
-        check_name(request.name, self._settings.max_name_bytes if saves else sys.maxsize)
+        check_name(request.name, self._settings.max_name_bytes if saves else sys.maxsize, self._max_stored_name)
 
     def _no_file(self, name: str) -> NoFileError:
-        check_name(name, self._settings.max_name_bytes)
+        check_name(name, self._settings.max_name_bytes, self._max_stored_name)
         return NoFileError(f"There is no file {shorten(name)}.", key=name)
 
     def _load(self, transaction: Transaction, caller: Caller, request: Request) -> Reply | Unproven:
@@ -281,7 +294,7 @@ class Operations:
 
     def _put(self, transaction: Transaction, caller: Caller, name: str, value: bytes) -> Reply:
         account = caller.account
-        limit, whose = account.limits.max_file_bytes, "the account's limit"
+        limit, whose = account.limits.max_file_bytes, "the account's file-bytes"
         if limit is None or limit > self._settings.max_value_bytes:
             limit, whose = self._settings.max_value_bytes, "the service's max_value_bytes"
         if len(value) > limit:

@@ -72,8 +72,8 @@ def check_daily(times: int, limit: int, day: int, name: str) -> None:
     if times >= limit:
         end = datetime.fromtimestamp((day + 1) * DAY, UTC)
         raise DailyLimitError(
-            f"The file was used {times:,} times today, and its account allows {limit:,}; it can be used again from"
-            f" {end:%Y-%m-%d %H:%M} UTC on.",
+            f"The file was used {times:,} times today, and its account allows {limit:,} (daily-accesses); it can be"
+            f" used again from {end:%Y-%m-%d %H:%M} UTC on.",
             key=name,
         )
 
@@ -91,8 +91,8 @@ def check_file_quota(transaction: Transaction, account: Account, name: str, *, i
     if files >= limit:
         unfinished = " with its unfinished uploads" if is_upload else ""
         raise TooManyFilesError(
-            f"The account holds {limit:,} files{unfinished}, as many as its plan {account.plan!r} allows; delete one"
-            " first.",
+            f"The account holds {files:,} files{unfinished} and may hold {limit:,} (files, of its plan"
+            f" {account.plan!r}); delete one first.",
             key=name,
         )
 
@@ -155,12 +155,17 @@ def check_uploads(transaction: Transaction, account: Account, name: str) -> None
     if counted is None:
         return
     most = account.limits.max_files
-    if counted.leaving > MAX_LEAVING or (most is not None and counted.uploads > most):
-        raise TooOftenError(
-            "Too many uploads of the account are unfinished or yet to be removed; try again in a moment.",
-            retry_after=1.0,
-            key=name,
+    if most is not None and counted.uploads > most:
+        sentence = (
+            f"The account has {counted.uploads:,} unfinished uploads and may hold {most:,} files (files); try again in"
+            " a moment."
         )
+        raise TooOftenError(sentence, retry_after=1.0, key=name)
+    if counted.leaving > MAX_LEAVING:
+        sentence = (
+            f"{counted.leaving:,} bytes of the account's deleted media are yet to be removed; upload again in a moment."
+        )
+        raise TooOftenError(sentence, retry_after=1.0, key=name)
 
 
 def take_slot(transaction: Transaction, account: Account, now: float) -> None:
@@ -183,7 +188,7 @@ def check_rate_limit(transaction: Transaction, account: Account, now: float) -> 
     wait = _due(transaction, account, now) - JITTER - now
     if wait > 0:
         raise TooOftenError(
-            f"The account takes a request every {interval:g} seconds; send the next one in"
+            f"The account takes a request every {interval:g} seconds (interval); send the next one in"
             f" {math.ceil(wait * 10) / 10:.1f} seconds.",
             retry_after=wait,
         )
@@ -218,7 +223,10 @@ class ReplyMemory:
             of_one = self._by_account[account_id] + more
             is_full = self.taken + more > self._most or of_one > self._most // PART_OF_ONE
             if room.is_released or (is_full and not forced):
-                sentence = "Too many large replies are under way; read those that were asked for, then try again."
+                sentence = (
+                    "Too many large replies are under way (the service's max_reply_bytes, half of it for an account);"
+                    " read those that were asked for, then try again."
+                )
                 raise UnavailableError(sentence, retry_after=1.0)
             room.account_id, room.size = account_id, size
             self.taken += more

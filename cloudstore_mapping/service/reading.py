@@ -209,4 +209,6 @@ class BatchOfReads:
 
 
 def _too_large() -> TooBigError:
-    return TooBigError("What the batch asks for is too large for one reply; ask for less at once.")
+    return TooBigError(
+        "The reply to the batch is too large (the service's max_batch_reply_bytes); ask for less at once."
+    )

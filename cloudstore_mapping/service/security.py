@@ -106,7 +106,12 @@ class PasswordVerifier:
     def __init__(self, settings: Settings, clock: Clock, hasher: Hasher) -> None:
         self._max_bytes = settings.max_password_bytes
         self._hasher = hasher
-        self._tries = AttemptLimiter(settings.password_tries, settings.password_window, clock.monotonic)
+        self._tries = AttemptLimiter(
+            settings.password_tries,
+            settings.password_window,
+            clock.monotonic,
+            "passwords (the service's password_tries)",
+        )
         self._key = secrets.token_bytes(32)
         self._right: TTLCache[bytes, None] = TTLCache(MAX_REMEMBERED, REMEMBERED_FOR, timer=clock.monotonic)
         self._right_from: TTLCache[tuple[bytes, str], None] = TTLCache(
@@ -215,7 +220,9 @@ class PasswordVerifier:
         """Raise `ProtocolError` for a password over `Settings.max_password_bytes`, to save hashing it."""
         if len(password.encode()) > self._max_bytes:
             raise ProtocolError(
-                f"The password is longer than {self._max_bytes:,} bytes; give the file's own.", error="BadRequest"
+                f"The password is longer than {self._max_bytes:,} bytes (the service's max_password_bytes); give a"
+                " shorter one.",
+                error="BadRequest",
             )
 
     def close(self) -> None:
@@ -240,7 +247,8 @@ class ApiKeyThrottle:
     """
 
     def __init__(self, tries: int, window: float, monotonic: Callable[[], float]) -> None:
-        self._tries = {short: AttemptLimiter(tries, window, monotonic, "API keys") for short in (True, False)}
+        what = "API keys (the service's key_tries)"
+        self._tries = {short: AttemptLimiter(tries, window, monotonic, what) for short in (True, False)}
         self._counted: LRUCache[tuple[str, bytes], float] = LRUCache(MAX_WATCHED)
         self._known: set[tuple[str, bytes]] = set()
         self._window = window

@@ -386,7 +386,8 @@ class _App:
         except asyncio.CancelledError:
             if not self._deadline.passed(task):
                 raise
-            sentence = f"The body took longer than {self._deadline.seconds:g} seconds to arrive; send it faster."
+            seconds = f"{self._deadline.seconds:g} seconds (the service's body_timeout)"
+            sentence = f"The body took longer than {seconds} to arrive; send it faster."
             raise RefusedError(ProtocolError(sentence, error="BadRequest"), CLOSE) from None
         finally:
             self._deadline.end(task)
@@ -403,7 +404,7 @@ class _App:
         return self._decoders
 
     def _too_big(self) -> RefusedError:
-        sentence = f"The body of a request can't be larger than {self._max_body:,} bytes; split the value."
+        sentence = f"A body may take {self._max_body:,} bytes at most (the service's max_body_bytes); split the value."
         return RefusedError(TooBigError(sentence, error="BodyTooBig"), CLOSE)
 
 

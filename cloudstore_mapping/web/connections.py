@@ -275,7 +275,8 @@ class RequestMemory:
             if not self._by_subject[payer.subject]:
                 del self._by_subject[payer.subject]
             return TooOftenError(
-                f"Your requests hold more than {self._most_per_payer:,} bytes at a time; send fewer at once.",
+                f"Your requests hold more than {self._most_per_payer:,} bytes at a time (the service's"
+                " max_address_request_memory); send fewer at once.",
                 retry_after=float(WAIT),
             )
         others = 0 if payer.is_known else self._of_strangers + size - self._most_of_strangers
@@ -284,7 +285,8 @@ class RequestMemory:
                 f"Requests hold {self.taken:,} bytes of memory, near the bound",
                 "raise max_request_memory if the machine has the memory",
             )
-            return UnavailableError("The service has no memory for more requests; try again.", retry_after=float(WAIT))
+            sentence = "The service has no memory for more requests (its max_request_memory); try again."
+            return UnavailableError(sentence, retry_after=float(WAIT))
         self.add(payer, size)
         return None
 
@@ -370,13 +372,17 @@ class UnreadReplies:
 
 def too_many(limit: int) -> bytes:
     """Return the reply to a connection over the limit of its address."""
-    sentence = f"There are {limit:,} connections from your address already; close one, or wait."
+    sentence = (
+        f"There are {limit:,} connections from your address already (the service's max_connections_per_address); close"
+        " one, or wait."
+    )
     return refusal(TooOftenError(sentence, retry_after=float(WAIT)))
 
 
 def no_room() -> bytes:
     """Return the reply to a connection over the limit of the process."""
-    return refusal(UnavailableError("The service has too many connections; try again.", retry_after=float(WAIT)))
+    sentence = "The service has too many connections (its max_connections or limit of open files); try again."
+    return refusal(UnavailableError(sentence, retry_after=float(WAIT)))
 
 
 def refusal(error: CloudStoreError, status: int | None = None) -> bytes:

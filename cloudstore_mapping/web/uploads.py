@@ -74,9 +74,10 @@ class SpoolSpace:
 
     def take(self, subject: str, size: int) -> None:
         """Count `size` more bytes of an address; `UnavailableError` over a limit."""
-        most = self._share(subject, self._most)
-        if self.taken + size > most or self._by_subject[subject] + size > self._most_per_address:
-            raise _no_space()
+        if self._by_subject[subject] + size > self._most_per_address:
+            raise _no_space("bytes of your address", "the service's max_address_spool_bytes")
+        if self.taken + size > self._share(subject, self._most):
+            raise _no_space("bytes", "the service's max_spool_bytes")
         self.taken += size
         self._by_subject[subject] += size
 
@@ -90,7 +91,7 @@ class SpoolSpace:
     def take_file(self, subject: str) -> None:
         """Count another temporary file; `UnavailableError` over the limit."""
         if self.files >= self._share(subject, MAX_FILES):
-            raise _no_space()
+            raise _no_space("files", f"at most {MAX_FILES}")
         self.files += 1
 
     def _share(self, subject: str, most: int) -> int:
@@ -99,9 +100,9 @@ class SpoolSpace:
         return int(STRANGERS_SHARE * most)
 
 
-def _no_space() -> UnavailableError:
+def _no_space(what: str, limit: str) -> UnavailableError:
     return UnavailableError(
-        "Too many files wait for their API key or password; send these before the file, or try again later.",
+        f"Too many {what} wait for an API key or password ({limit}); send these before the file, or try again later.",
         retry_after=WAIT,
     )
 
@@ -309,7 +310,10 @@ class _Taking:
         last = now() + self._settings.spool_timeout
         more = True
         while more:
-            message = await _by(deadline if self._upload is not None else min(deadline, last), receive)
+            if self._upload is not None or deadline <= last:
+                message = await _by(deadline, "body_timeout and min_upload_rate", receive)
+            else:
+                message = await _by(last, "spool_timeout", receive)
             if message["type"] == "http.disconnect":
                 raise DisconnectedError
             body = message.get("body", b"")
@@ -359,7 +363,8 @@ def _check_body(size: int, settings: Settings) -> None:
 
 
 def _too_big(settings: Settings) -> str:
-    return f"A file can't be larger than {settings.max_media_bytes:,} bytes; send a smaller one."
+    most = settings.max_media_bytes
+    return f"A media file may take {most:,} bytes at most (the service's max_media_bytes); send a smaller one."
 
 
 async def _write(upload: UploadStream, piece: bytes) -> None:
@@ -368,10 +373,10 @@ async def _write(upload: UploadStream, piece: bytes) -> None:
         await outcome(waiting)
 
 
-async def _by(deadline: float, receive: Receive) -> Message:
+async def _by(deadline: float, settings: str, receive: Receive) -> Message:
     try:
         async with asyncio.timeout_at(deadline):
             return await receive()
     except TimeoutError:
-        sentence = "The upload came too slowly; send it faster, or a smaller file."
+        sentence = f"The upload came too slowly (the service's {settings}); send it faster, or a smaller file."
         raise RefusedError(ProtocolError(sentence, error="BadRequest"), CLOSE) from None

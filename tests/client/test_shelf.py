@@ -574,7 +574,7 @@ def test_keys_and_values_have_limits() -> None:
                 lambda key: db.setdefault(key, 1),
             ]
             for use in uses:
-                with pytest.raises(BadNameError, match="longer than 1024 bytes"):
+                with pytest.raises(BadNameError, match="longer than 1,024 bytes"):
                     use(longest + "x")
             values: list[Any] = ["x" * 2**24, b"x" * (13 * 2**20)]
             for value in values:

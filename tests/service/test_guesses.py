@@ -41,7 +41,7 @@ def test_too_many_wrong_keys(stranger: Asker, clock: ManualClock) -> None:
     assert guess(stranger, 3, TRIES) == ["TooOften"] * 3
     for reply in (stranger.load("a"), stranger.save("a", 1), stranger.list()):
         assert (reply.error, reply.status, reply.retry_after) == ("TooOften", 429, 200)
-        assert reply.sentence == "Too many wrong API keys; try again in 200 seconds."
+        assert reply.sentence == "Too many wrong API keys (the service's key_tries); try again in 200 seconds."
     clock.advance(200)
     assert stranger.save("a", 1).error == "BadKey"
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from cloudstore_mapping.errors import BadNameError, BadValueError
+from cloudstore_mapping.cli.accounts import LIMITS
+from cloudstore_mapping.errors import BadNameError, BadValueError, TooBigError
 from cloudstore_mapping.service.quotas import DRIFT, JITTER
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.records import Counters, Limits
 from cloudstore_mapping.wire import Batch, Operation, Reply, Request, encode_value
+from tests.media_fakes import write
 from tests.service_fakes import Asker, ManualClock, settle
 from tests.storages import new_storage
 
@@ -20,6 +24,54 @@ def limit(service: Service, **limits: float | None) -> None:
     """Give the account of `ask` some limits."""
     service.accounts.set_limits("owner", **limits)  # type: ignore[arg-type]  # mypy takes a limit for the origin
     service.sweeper.wait()
+
+
+def refused_upload(service: Service, ask: Asker, data: bytes) -> str:
+    """Return the refusal of an upload."""
+    upload = service.media.begin(name="photo.png", content_type="image/png", api_key=ask.api_key)
+    with pytest.raises(TooBigError) as refused:
+        write(upload, data)
+    upload.abort()
+    return str(refused.value)
+
+
+def test_each_refusal_names_its_limit(service: Service, ask: Asker) -> None:
+    """The refusal by each limit has the limit's name of the command line, and its number."""
+    ask.save("name", 1)
+    refusals: dict[str, Callable[[], str | None]] = {
+        "files": lambda: ask.save("new", 1).sentence,
+        "file-bytes": lambda: ask.save("name", "xxxx").sentence,
+        "media-bytes": lambda: refused_upload(service, ask, b"xxxx"),
+        "total-bytes": lambda: ask.save("new", "xxxx").sentence,
+        "daily-accesses": lambda: [ask.load("name").sentence for _ in range(9)][-1],
+        "interval": lambda: [ask.list().sentence for _ in range(9)][-1],
+    }
+    assert refusals.keys() == LIMITS.keys()
+    for name, refusal in refusals.items():
+        number = 1 if name == "files" else 3
+        limit(service, **{LIMITS[name]: number})
+        sentence = refusal()
+        assert sentence is not None
+        assert re.search(rf"\b{name}\b", sentence), sentence
+        assert str(number) in sentence
+        limit(service, **{LIMITS[name]: None})
+
+
+def test_an_upload_names_the_limit_that_it_exceeds(service: Service, ask: Asker) -> None:
+    """The refusal of an upload names the lowest of its limits, and others of the account's files only if they count."""
+    ask.save("name", 1)
+    limit(service, max_media_bytes=100)
+    assert refused_upload(service, ask, b"x" * 101) == (
+        "A media file may take 100 bytes at most (the account's media-bytes); send a smaller one."
+    )
+    limit(service, max_total_bytes=55)
+    assert refused_upload(service, ask, b"x" * 51) == (
+        "A media file may take 50 bytes at most (the rest of the account's total-bytes, 55); send a smaller one."
+    )
+    limit(service, max_total_bytes=5)
+    assert refused_upload(service, ask, b"x") == (
+        "A media file may take 0 bytes at most (the rest of the account's total-bytes, 5); delete something first."
+    )
 
 
 def test_there_are_no_limits_at_first(service: Service, ask: Asker) -> None:
@@ -120,7 +172,7 @@ def test_the_pace(service: Service, ask: Asker, clock: ManualClock) -> None:
     for refused in (ask.load("name"), ask.list(), ask.save("name", 2), stat(ask)):
         assert (refused.error, refused.status) == ("TooOften", 429)
         assert refused.retry_after == pytest.approx(20 - JITTER - 60 * DRIFT)
-        assert refused.sentence.endswith("every 60 seconds; send the next one in 5.0 seconds.")
+        assert refused.sentence.endswith("every 60 seconds (interval); send the next one in 5.0 seconds.")
     clock.advance(20)
     assert ask.value("name") == 1
     assert ask.list().error == "TooOften"

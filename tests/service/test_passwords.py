@@ -125,7 +125,7 @@ def test_a_very_long_password(service: Service, ask: Asker, hasher: FakeHasher, 
     reply = ask.save("name", 2, password)
     assert (reply.error, reply.status) == ("BadRequest", 400)
     assert hasher.checks == 0
-    with pytest.raises(ProtocolError, match="longer than 1,024 bytes"):
+    with pytest.raises(ProtocolError, match=r"longer than 1,024 bytes \(the service\'s max_password_bytes\)"):
         service.set_passwords("owner", "name", view=password)
     assert ask.save("name", 2, "x" * 1024).error is None
 

@@ -38,7 +38,7 @@ def test_too_many_wrong_passwords(locked: Asker, hasher: FakeHasher, clock: Manu
     clock.advance(100)
     reply = locked.save("name", 2, "right")
     assert (reply.error, reply.status, reply.retry_after) == ("TooOften", 429, 200)
-    assert reply.sentence == "Too many wrong passwords; try again in 200 seconds."
+    assert reply.sentence == "Too many wrong passwords (the service's password_tries); try again in 200 seconds."
     assert locked.load("name", "right").error == "TooOften"
     assert hasher.checks == 5
 

@@ -173,7 +173,7 @@ def test_the_limit_says_when_it_ends(usage: AccessCounter, storage: Storage, own
     use(usage, storage, owner, 3)
     with (
         storage.read() as transaction,
-        pytest.raises(DailyLimitError, match=r"allows 3; .* 2023-11-16 00:00 UTC") as caught,
+        pytest.raises(DailyLimitError, match=r"allows 3 \(daily-accesses\); .* 2023-11-16 00:00 UTC") as caught,
     ):
         usage.admit(transaction, owner, "data", "name")
     assert caught.value.key == "name"

@@ -30,7 +30,10 @@ def test_an_address_has_its_limit(limited_here: None) -> None:
         refused = stack.enter_context(Connection(address))
         answer = refused.answer()
         assert (answer.status, answer.json["error"], answer.headers["retry-after"]) == (429, "TooOften", "5")
-        assert answer.json["message"] == "There are 3 connections from your address already; close one, or wait."
+        assert answer.json["message"] == (
+            "There are 3 connections from your address already (the service's max_connections_per_address); close one,"
+            " or wait."
+        )
         assert refused.rest() == b""
         other = stack.enter_context(Connection(address, "127.0.0.2"))
         other.post(LOAD, body())

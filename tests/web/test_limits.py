@@ -60,7 +60,7 @@ def test_3072_bytes_a_file(basic: Basic) -> None:
     assert basic.error(file="name", value="x" * 3070) is None
     refused = basic.post(file="name", value="x" * 3071).json()
     assert refused["error"] == "TooBig"
-    assert "at most 3,072" in refused["message"]
+    assert "at most 3,072 (the account's file-bytes)" in refused["message"]
 
 
 def test_300_accesses_a_day(basic: Basic) -> None:
@@ -70,7 +70,7 @@ def test_300_accesses_a_day(basic: Basic) -> None:
     assert loads == {None}
     refused = basic.post(path="/store/load", file="name").json()
     assert refused["error"] == "DailyLimit"
-    assert "allows 300; it can be used again from 2023-11-16 00:00 UTC on" in refused["message"]
+    assert "allows 300 (daily-accesses); it can be used again from 2023-11-16 00:00 UTC on" in refused["message"]
     assert basic.error(file="other", value=1) is None
     assert basic.error(path="/store/load", file="name", wait=86_400) is None
 
@@ -80,5 +80,5 @@ def test_a_request_every_three_seconds(basic: Basic) -> None:
     assert [basic.error(file="name", value=1, wait=0) for _ in range(6)] == [None] * 6
     answer = basic.post(path="/store/load", file="name", wait=1)
     assert (answer.status_code, answer.json()["error"], answer.headers["Retry-After"]) == (429, "TooOften", "2")
-    assert answer.json()["message"].endswith("every 3 seconds; send the next one in 2.0 seconds.")
+    assert answer.json()["message"].endswith("every 3 seconds (interval); send the next one in 2.0 seconds.")
     assert basic.error(path="/store/load", file="name", wait=2) is None

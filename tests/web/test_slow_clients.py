@@ -71,7 +71,7 @@ def test_a_body_has_a_deadline(hasty: tuple[FakeService, str]) -> None:
         begin_a_body(connection)
         answer = connection.answer()
         assert (answer.status, answer.json["error"], answer.headers["connection"]) == (400, "BadRequest", "close")
-        assert "0.3 seconds" in answer.json["message"]
+        assert "0.3 seconds (the service's body_timeout)" in answer.json["message"]
         assert connection.rest() == b""
     assert not service.addresses
 

@@ -149,6 +149,7 @@ def test_the_services_limit(uploader: Uploader) -> None:
     pieces = cut(file_first(uploader, bytes(LARGE)), 2**16)
     refused = taking.refusal(*pieces[: MEBIBYTE // 2**16 + 2], ends=False)
     assert isinstance(refused, TooBigError)
+    assert "(the service's max_media_bytes)" in str(refused)
     assert refused.error in ("TooBig", None)
     assert taking.space.taken == taking.space.in_memory == 0
 
@@ -193,6 +194,7 @@ def test_the_space_of_all(uploader: Uploader) -> None:
         assert isinstance(refused, UnavailableError)
         assert refused.retry_after == uploads.WAIT
         assert "before the file" in str(refused)
+        assert "(the service's max_spool_bytes)" in str(refused)
         key_first, _ = form(field("key", uploader.api_key), file_part(bytes(LARGE)))
         assert taking.take(*cut(key_first, 2**16)).error is None
     assert taking.take(*form_).error is None
@@ -203,7 +205,9 @@ def test_the_space_of_an_address(uploader: Uploader) -> None:
     taking = Taking(uploader, max_spool_bytes=8 * MEBIBYTE, max_address_spool_bytes=2 * MEBIBYTE)
     form_ = cut(file_first(uploader, bytes(MEBIBYTE)), 2**16)
     with held(taking, MEBIBYTE + 1, "2001:db8::1"):
-        assert isinstance(taking.refusal(*form_, address="2001:db8::2"), UnavailableError)
+        refused = taking.refusal(*form_, address="2001:db8::2")
+        assert isinstance(refused, UnavailableError)
+        assert "of your address wait for an API key or password (the service's max_address_spool_bytes)" in str(refused)
         assert taking.take(*form_, address="2001:db8:0:1::1").error is None
         assert taking.take(*form_).error is None
 
@@ -275,7 +279,7 @@ def test_a_spool_has_an_end(uploader: Uploader) -> None:
     pieces = cut(file_first(uploader, bytes(MEBIBYTE)), 2**18)
     assert Taking(uploader, **settings).take(*pieces, pauses=19).error is None
     taking = Taking(uploader, **settings)
-    assert "slow" in str(taking.refusal(*pieces, pauses=21))
+    assert "slowly (the service's spool_timeout)" in str(taking.refusal(*pieces, pauses=21))
     assert taking.space.taken == taking.space.in_memory == taking.space.files == 0
     key_first, _ = form(field("key", uploader.api_key), file_part(bytes(MEBIBYTE)))
     assert Taking(uploader, **settings).take(*cut(key_first, 2**18), pauses=21).error is None
@@ -294,7 +298,8 @@ def test_the_lowest_rate_of_a_spooled_file(uploader: Uploader) -> None:
     body = file_first(uploader, bytes(2**19))
     settings = {"body_timeout": 30, "min_upload_rate": 1024}
     assert Taking(uploader, **settings).take(*cut(body, 21 * 1024), pauses=20).error is None
-    assert "slow" in str(Taking(uploader, **settings).refusal(*cut(body, 15 * 1024), pauses=20))
+    refused = Taking(uploader, **settings).refusal(*cut(body, 15 * 1024), pauses=20)
+    assert "slowly (the service's body_timeout and min_upload_rate)" in str(refused)
 
 
 def of_no_use(folder: Path) -> str:

@@ -159,6 +159,7 @@ def test_strangers_share_memory(service: FakeService) -> None:
         assert ask(address, "k" * 32).status == 200
         held = [hold(address, stack) for _ in range(2)]
         refused = ask(address, WRONG)
+        assert "(its max_request_memory)" in refused.json["message"]
         assert (refused.status, refused.json["error"], refused.headers["retry-after"]) == (503, "Unavailable", "5")
         assert ask(address, "k" * 32).status == 200
         see_that_it_was_read(address)
@@ -195,6 +196,7 @@ def test_an_address_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
         hold(address, stack)
         refused = ask(address, WRONG)
         assert (refused.status, refused.json["error"], refused.headers["retry-after"]) == (429, "TooOften", "5")
+        assert "(the service's max_address_request_memory)" in refused.json["message"]
         assert ask(address, WRONG, "127.0.0.2").status == 200
         assert ask(address, "k" * 32).status == 200
         hold(address, stack, "k" * 32)

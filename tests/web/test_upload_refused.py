@@ -173,7 +173,7 @@ def test_one_that_drips() -> None:
             connection.start(UPLOAD, f"{header}Content-Length: {len(body)}\r\n", body[:-1000])
             answer = connection.answer()
             assert (answer.status, answer.json["error"]) == (400, "BadRequest")
-            assert "slow" in answer.json["message"]
+            assert "slowly (the service's body_timeout and min_upload_rate)" in answer.json["message"]
             assert connection.rest() == b""
             assert comes_to(uploader.storage, 0, 0, 0)
 

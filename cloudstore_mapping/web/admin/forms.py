@@ -23,6 +23,8 @@ from cloudstore_mapping.errors import ProtocolError, TooBigError
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from cloudstore_mapping.service.settings import Settings
+
 #: Maximum number of fields: a name for each ticked file of a page, and some more.
 MAX_FIELDS: Final = 300
 #: Maximum bytes of a form without a value: a page of names, each escaped twice.
@@ -71,13 +73,17 @@ class Form:
         return list(dict.fromkeys(unquote(value) for each, value in self.fields if each == "name"))
 
 
-async def read_form(request: Request, max_bytes: int, seconds: float) -> bytes:
+async def read_form(request: Request, settings: Settings, max_bytes: int = MAX_FORM_BYTES) -> bytes:
     """
     Return the body of a form, for `parse_form`.
 
-    Raises `TooBigError` for a body over `max_bytes`, and `ProtocolError` for another content type or a body still
-    incomplete after `seconds`.
+    Raises `TooBigError` for a body over `max_bytes` or the setting `max_body_bytes`, and `ProtocolError` for another
+    content type or a body still incomplete after `body_timeout`.
     """
+    seconds = settings.body_timeout
+    limit = ""
+    if settings.max_body_bytes <= max_bytes:
+        max_bytes, limit = settings.max_body_bytes, " (the service's max_body_bytes)"
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         raise ProtocolError("This is no form; send it as application/x-www-form-urlencoded.", error="BadType")
@@ -87,9 +93,10 @@ async def read_form(request: Request, max_bytes: int, seconds: float) -> bytes:
             async for piece in request.stream():
                 body += piece
                 if len(body) > max_bytes:
-                    raise TooBigError(f"The form is larger than {max_bytes:,} bytes; send less.", error="BodyTooBig")
+                    sentence = f"The form is larger than {max_bytes:,} bytes{limit}; send less."
+                    raise TooBigError(sentence, error="BodyTooBig")
     except TimeoutError:
-        sentence = f"The form took longer than {seconds:g} seconds to arrive; send it again."
+        sentence = f"The form took longer than {seconds:g} seconds (the service's body_timeout); send it again."
         raise ProtocolError(sentence, error="BadRequest") from None
     except ClientDisconnect as error:
         raise ProtocolError("The form was cut off; send it again.", error="BadRequest") from error

@@ -203,7 +203,7 @@ class _Dashboard:
                 if await self._reads.run(partial(self._session, request)) is None:
                     return RedirectResponse(self._home, 303, {"Connection": "close"})
                 limit = settings.max_body_bytes if request.url.path.endswith("/data/save") else MAX_FORM_BYTES
-                body = await read_form(request, min(limit, settings.max_body_bytes), settings.body_timeout)
+                body = await read_form(request, settings, limit)
             except (CSRFError, CloudStoreError) as error:
                 return self._error_page(error, close=True)
             return await self._run_in_turn(self._changes, partial(work, body), request)
@@ -214,7 +214,7 @@ class _Dashboard:
         settings = self._service.settings
         try:
             check_csrf_origin(request)
-            body = await read_form(request, min(MAX_FORM_BYTES, settings.max_body_bytes), settings.body_timeout)
+            body = await read_form(request, settings)
         except (CSRFError, CloudStoreError) as error:
             return self._error_page(error, close=True)
         return await self._run_in_turn(self._sign_ins, partial(self._sign_in, body), request)
