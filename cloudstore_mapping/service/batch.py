@@ -40,6 +40,9 @@ PIECE_SECONDS: Final = 0.003
 LONE_PIECE_SECONDS: Final = 0.1
 #: Maximum number of requests in a piece sharing its transaction with other work: this work waits for the piece.
 MAX_SHARING: Final = 32
+#: Maximum number of requests in a piece after a full disk refused a larger one; each further refusal divides it.
+MOST_ON_FULL_DISK: Final = 64
+SMALLER: Final = 8
 #: Weight of a merge's bytes in an atomic batch: unlike a save's, they are decoded, merged and encoded.
 MERGE_WEIGHT: Final = 10
 
@@ -68,21 +71,26 @@ class Budget:
     Limits on the time and bytes of a piece of a batch.
 
     While other work waits, a piece ends after `PIECE_SECONDS`; else after `LONE_PIECE_SECONDS`, as each piece costs a
-    commit. It always ends after `MAX_BYTES` bytes.
+    commit. It always ends after `MAX_BYTES` bytes, and after `most` requests.
     """
 
-    def __init__(self, clock: Callable[[], float], others_wait: Callable[[], bool]) -> None:
+    def __init__(self, clock: Callable[[], float], others_wait: Callable[[], bool], most: int | None = None) -> None:
         self._clock = clock
         self._others_wait = others_wait
+        self._left = most
         self._began = clock()
         self._bytes = 0
 
     def take(self, size: int) -> None:
-        """Count bytes read or written."""
+        """Count a request, and the bytes read or written by it."""
         self._bytes += size
+        if self._left is not None:
+            self._left -= 1
 
     def is_used(self) -> bool:
         """Return True if the piece must end."""
+        if self._left is not None and self._left <= 0:
+            return True
         seconds = self._clock() - self._began
         if self._bytes >= MAX_BYTES or seconds >= LONE_PIECE_SECONDS:
             return True
@@ -140,6 +148,8 @@ class BatchWork:
         self._room = _Room(max_bytes)
         #: Replies of all committed pieces so far.
         self.replies: list[Reply] = []
+        #: Maximum number of requests in a piece on a full disk, else None.
+        self.most: int | None = None
         self._is_stored = False
         self._print: bytes | None = None
         self._sizes = [0 if part.value is UNSET else len(part.value) for part in batch.requests]
@@ -260,6 +270,17 @@ class BatchWork:
             return failure(error)
         rest = len(self._batch.requests) - len(self.replies)
         return success("", encode_replies([*self.replies, *[failure(error)] * rest]))
+
+    def use_smaller_pieces(self) -> bool:
+        """Use pieces of fewer requests from now on; return False if the next piece has one request already."""
+        left = len(self._batch.requests) - len(self.replies)
+        before = left if self.most is None else min(left, self.most)
+        self.most = max(1, min(MOST_ON_FULL_DISK, before // SMALLER))
+        return before > 1
+
+    def refused(self, error: CloudStoreError) -> Piece:
+        """Return a piece that refuses the next request."""
+        return Piece([failure(error)], self._room)
 
     def advance(self, piece: Piece) -> None:
         """Add the replies of a piece after its commit, or of listings after reading them."""

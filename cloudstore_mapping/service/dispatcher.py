@@ -30,7 +30,7 @@ from cloudstore_mapping.service.operations import MAX_INLINE_MERGE, Operations
 from cloudstore_mapping.service.quotas import check_rate_limit, take_slot
 from cloudstore_mapping.service.reading import LOCAL, REMOTE, BatchOfReads, LongRead, Steps, Whole
 from cloudstore_mapping.service.security import PasswordCheck, Unproven, network_of
-from cloudstore_mapping.service.storage.base import RolledBack
+from cloudstore_mapping.service.storage.base import DiskFullError, RolledBack
 from cloudstore_mapping.service.storage.records import LARGE
 from cloudstore_mapping.service.storage.sql import LookAhead
 from cloudstore_mapping.service.threads import BoundedThreadPool, Paused, PlainFuture, wait_for
@@ -71,8 +71,8 @@ class PendingRequest:
     - `caller`: the caller of the last answered try; its accesses are counted.
     - `until`: monotonic time of a blocking caller's timeout.
     - `room`: memory of a large reply; None if the service runs in the caller's process.
-    - `is_local`: the service runs in the caller's process and has no other clients. Batches aren't cut into pieces, and
-      merges aren't computed in other processes.
+    - `is_local`: the service runs in the caller's process and has no other clients. Batches aren't cut into pieces
+      unless the disk is too full for all of it, and merges aren't computed in other processes.
     - `account_id`: the account's queue, once the account is known.
     - `batch`: progress of a batch done in pieces.
     - `merged`: outcome of a large merge; it was computed `computed` times.
@@ -377,19 +377,28 @@ class Dispatcher:
 
     def _finish(self, done: Future[Any], asked: PendingRequest) -> None:
         """Send a `Reply`; after a `Piece`, continue the batch; for `Needs.MERGE`, compute the merge, then try again."""
+        following: Future[Any] | None = done
+        while following is not None:
+            following = self._finish_step(following, asked)
+
+    def _finish_step(self, done: Future[Any], asked: PendingRequest) -> Future[Any] | None:
+        """Do a step of `_finish`; for a blocking caller, return the finished future of the next piece, if any."""
         error = done.exception()
+        if isinstance(error, DiskFullError) and _is_divisible(asked):
+            return self._divide(error, asked)
         if error is not None:
             self._handle_error(error, asked)
-            return
+            return None
         outcome = done.result()
         if isinstance(outcome, Reply):
             self._reply(outcome, asked)
         elif isinstance(outcome, Piece):
-            self._go_on_with_batch(outcome, asked)
+            return self._go_on_with_batch(outcome, asked)
         elif isinstance(outcome, RolledBack):
             self._do_again(outcome, asked)
         else:
             self._compute(asked)
+        return None
 
     def _reply(self, reply: Reply, asked: PendingRequest) -> None:
         if asked.caller is not None:  # the write is committed: it can't be refused
@@ -403,7 +412,24 @@ class Dispatcher:
             asked.holds = False
             self._storage.release(asked.account_id)
 
-    def _go_on_with_batch(self, piece: Piece, asked: PendingRequest) -> None:
+    def _divide(self, error: DiskFullError, asked: PendingRequest) -> Future[Any] | None:
+        """After a full disk refused a batch, or a piece, do it in smaller pieces; refuse single requests only."""
+        self._undo_counts(asked)
+        if asked.batch is None:
+            asked.batch = self._batch_work(asked)
+        if asked.batch.use_smaller_pieces():
+            return self._begin_piece(asked)
+        return self._go_on_with_batch(asked.batch.refused(error), asked)
+
+    def _begin_piece(self, asked: PendingRequest) -> Future[Any] | None:
+        """Submit the next piece of a batch; for a blocking caller, wait for it and return its future."""
+        piece = self._submit_write(asked)
+        # A step that continued the batch here would nest the calls of a thousand pieces.
+        self._when_done(piece, asked, (lambda *_: None) if asked.waits else self._finish)
+        return piece if asked.waits else None
+
+    def _go_on_with_batch(self, piece: Piece, asked: PendingRequest) -> Future[Any] | None:
+        """Add a piece to its batch and continue; return as `_begin_piece` does."""
         batch = asked.batch
         assert batch is not None  # noqa: S101 - only batches have pieces
         asked.caller = None  # so that the accesses of this piece stay counted
@@ -418,7 +444,8 @@ class Dispatcher:
         elif piece.needs is Needs.LISTING:
             self._when_done(self._scans.submit_for(asked.account_id, self._list_of_batch, asked), asked, self._finish)
         else:
-            self._when_done(self._submit_write(asked), asked, self._finish)
+            return self._begin_piece(asked)
+        return None
 
     def _list_of_batch(self, asked: PendingRequest) -> Piece | RolledBack:
         assert asked.batch is not None  # noqa: S101 - only batches have pieces
@@ -727,7 +754,8 @@ class Dispatcher:
         if isinstance(caller, Unadmitted):
             return caller
         caller.merged = asked.merged
-        budget = Budget(self._clock.monotonic, partial(self._storage.others_wait, caller.account.id))
+        others_wait = partial(self._storage.others_wait, caller.account.id)
+        budget = Budget(self._clock.monotonic, others_wait, asked.batch.most)
         piece = asked.batch.piece(transaction, caller, budget)
         if isinstance(piece, RolledBack):
             return piece
@@ -786,6 +814,14 @@ class Dispatcher:
         caller, asked.caller = asked.caller, None
         if caller is not None:
             self._usage.count(caller.account.id, "data", *caller.used, times=-1)
+
+
+def _is_divisible(asked: PendingRequest) -> bool:
+    """Return True for a batch that may be done in pieces; merges in pieces need processes, which no program expects."""
+    request = asked.request
+    if not isinstance(request, Batch) or request.atomic or not asked.writes:
+        return False
+    return not asked.is_local or all(part.operation is not Operation.MERGE for part in request.requests)
 
 
 def _strangers(address: str) -> tuple[str, str]:

@@ -32,7 +32,7 @@ from cloudstore_mapping.service.idempotency import REMEMBERED_FOR, IdempotencySt
 from cloudstore_mapping.service.operations import check_name
 from cloudstore_mapping.service.quotas import DAY, check_bytes, check_file_quota, check_uploads, day_of, take_slot
 from cloudstore_mapping.service.security import Unproven
-from cloudstore_mapping.service.storage.base import PAUSE, STEP
+from cloudstore_mapping.service.storage.base import PAUSE, STEP, DiskFullError
 from cloudstore_mapping.service.storage.records import Media
 from cloudstore_mapping.wire import Reply, encode_value, success
 
@@ -476,6 +476,7 @@ class BlobCleaner:
         self._lock = threading.Lock()
         self._running = False
         self._again = False
+        self._is_disk_full = False  # steps are as small as can be then
         self._watches = False
         self._pause = pause
         self._closed = False
@@ -532,7 +533,7 @@ class BlobCleaner:
 
     def _stop(self) -> None:
         """Note that no step follows; call it with the lock."""
-        self._running = self._again = False
+        self._running = self._again = self._is_disk_full = False
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.put(None)
@@ -570,6 +571,10 @@ class BlobCleaner:
             self._step()
             return
         error = step.exception()
+        if isinstance(error, DiskFullError) and not self._is_disk_full:
+            self._is_disk_full = True
+            self._step()
+            return
         if error is not None:
             self._end(error)
             return
@@ -601,7 +606,7 @@ class BlobCleaner:
     def _tidied(self, before: float, transaction: Transaction) -> bool:
         now = self._clock.monotonic
         end = now() + STEP
-        return transaction.tidy(before, lambda: now() >= end)
+        return transaction.tidy(before, lambda: self._is_disk_full or now() >= end)
 
 
 _IN_ADDRESS: Final = re.compile(r"[0-9a-f]{32}")

@@ -53,6 +53,10 @@ def not_open(*, closed: bool) -> UnavailableError:
     return UnavailableError("The store was opened before a fork; open it in each process.", sent=False)
 
 
+class DiskFullError(UnavailableError):
+    """The disk has no room for a transaction, which was rolled back; a smaller one may fit."""
+
+
 class RolledBack:
     """Base of results of work in a writing transaction that ask for its writes to be rolled back."""
 

@@ -30,6 +30,7 @@ from cloudstore_mapping.service.storage.base import (
     MAX_BYTES,
     PROBE_QUEUE,
     Compaction,
+    DiskFullError,
     HealthProbe,
     RolledBack,
     Storage,
@@ -49,6 +50,7 @@ from cloudstore_mapping.service.storage.sqlite_files import (
     Identity,
     change,
     check_place,
+    cut_log,
     no_more_files,
     primary_code,
     unavailable,
@@ -132,6 +134,10 @@ class SQLiteSession(Transaction):
         self.user = 0
         #: True while unused pages are being returned to the disk.
         self._gives_back = False
+        #: True after a transaction found the disk full.
+        self._was_full = False
+        #: True while deleted content isn't overwritten.
+        self._leaves_content = False
         with inside_sqlite():
             self._open(mode, beside, busy_timeout)
 
@@ -166,6 +172,7 @@ class SQLiteSession(Transaction):
             self._check_identity()  # before SQLite reads: it would replay our log over another file
             self._execute("PRAGMA foreign_keys = ON")
             self._execute("PRAGMA synchronous = FULL")
+            (self._secure_delete,) = self.row("PRAGMA secure_delete")
             self._execute(f"PRAGMA journal_size_limit = {LOG}")  # truncates the log after a large write
         except BaseException:
             self.close_untouched()
@@ -210,44 +217,91 @@ class SQLiteSession(Transaction):
                 if forkers and not before:
                     let_fork(self)
                 self.check_usable()
-                if self._space is not None:
-                    self._space.begin()
                 try:
                     if self.connection.in_transaction:  # an interrupt came before the last rollback
                         self._execute("ROLLBACK")
-                    if self._space is not None and self._space.log_is_in_the_way():
-                        self._empty_log()
-                    try:
-                        self._when_free("BEGIN IMMEDIATE")
-                        changes = self.connection.total_changes
-                        yield
-                        if self.identity is None:
-                            self._commit()
-                        else:
-                            if self.connection.total_changes != changes:
-                                change(self.connection)
-                            with self.identity.committing():
+                    with self._disk_room():
+                        try:
+                            self._when_free("BEGIN IMMEDIATE")
+                            changes = self.connection.total_changes
+                            yield
+                            if self.identity is None:
                                 self._commit()
-                            self.identity.check_committed()
-                    except BaseException:
-                        if self.connection.in_transaction:
-                            self._execute("ROLLBACK")
+                            else:
+                                if self.connection.total_changes != changes:
+                                    change(self.connection)
+                                with self.identity.committing():
+                                    self._commit()
+                                self.identity.check_committed()
+                        except BaseException:
+                            if self.connection.in_transaction:
+                                self._execute("ROLLBACK")
+                            raise
+                except (sqlite3.Error, DiskFullError) as raised:
+                    error = self.failed(raised) if isinstance(raised, sqlite3.Error) else raised
+                    if isinstance(error, DiskFullError) and self._path is not None:
+                        self._was_full = True
+                        self._empty_log()  # its pages took the last free space
+                    if error is raised:
                         raise
-                except sqlite3.Error as error:
-                    raise self.failed(error) from error
+                    raise error from raised
                 finally:
                     if self.connection.in_transaction:  # an interrupt came before the rollback
                         self._execute("ROLLBACK")
             finally:
                 self.user = before
 
+    def _disk_room(self) -> AbstractContextManager[None]:
+        """
+        Prepare a nearly full disk for a transaction, and return the context manager for its duration.
+
+        Empties a large log. A transaction may fill the rest of the disk with its log, whether it commits or not; the
+        next checkpoint empties the log again, but first it has to add pages to the file. So their space is held.
+        """
+        if self._space is None:
+            return nullcontext()
+        self._space.begin()
+        if self._space.log_is_in_the_way():
+            self._empty_log()
+        is_scarce = self._space.is_nearly_full() or self._was_full
+        self._was_full = False
+        if is_scarce != self._leaves_content:
+            # SQLite may be built to write zeros over all deleted content: a delete needs as much log as a save then.
+            self._execute(f"PRAGMA secure_delete = {'FAST' if is_scarce else self._secure_delete}").fetchall()
+            self._leaves_content = is_scarce
+        return self._space.held(self._growth()) if is_scarce else nullcontext()
+
+    def _growth(self) -> int:
+        """Return the bytes that a checkpoint of the whole log adds to the file."""
+        (pages,), (size,) = self.row("PRAGMA page_count"), self.row("PRAGMA page_size")
+        assert self._path is not None  # noqa: S101 - the caller has a file
+        return int(pages * size) - self._path.stat().st_size
+
     def _empty_log(self) -> None:
-        """Checkpoint the write-ahead log and truncate it, unless others read or write at present."""
+        """Checkpoint the write-ahead log and truncate it; if others read or the disk is full, only behind its end."""
+        for _ in range(2):
+            is_full = False
+            try:
+                ((is_busy, *_),) = self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            except sqlite3.Error as error:  # the log stays unchanged
+                is_full = primary_code(error) == sqlite3.SQLITE_FULL
+                is_busy = primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+                if not is_full and not is_busy:
+                    raise
+            if not (is_full or is_busy) or not self._cut_log() or not is_full:
+                return
+
+    def _cut_log(self) -> bool:
+        """Truncate the log behind its last commit, unless others write; return True if this frees space."""
+        real = os.path.realpath(self._path or "")
         try:
-            self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        except sqlite3.Error as error:  # the log stays unchanged
-            if primary_code(error) not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise
+            self._execute("BEGIN IMMEDIATE")
+        except sqlite3.Error:
+            return False
+        try:
+            return cut_log(Path(f"{real}-wal"), Path(f"{real}-shm"))
+        finally:
+            self._execute("ROLLBACK")
 
     def compact(self) -> bool:
         """
@@ -290,6 +344,8 @@ class SQLiteSession(Transaction):
             with self.identity.committing():
                 self._empty_log()
         except sqlite3.Error as error:
+            if primary_code(error) == sqlite3.SQLITE_FULL:
+                self._empty_log()
             raise self.failed(error) from error
         finally:
             self.user = 0
@@ -890,10 +946,10 @@ class GroupWriter:
         future: Future[T] = PlainFuture()
         self._session.until, self._session.since = until, self._clock()
         try:
-            with self._session.transaction(), self._session.savepoint():
-                result = work(self._session)
-                if isinstance(result, RolledBack):
-                    self._session.undo()
+            try:
+                result = self._in_transaction(work)
+            except DiskFullError:  # the second try leaves deleted content as it is, which takes less of the disk
+                result = self._in_transaction(work)
         except CloudStoreError as error:
             future.set_exception(error)
         except BaseException as error:
@@ -904,6 +960,13 @@ class GroupWriter:
         else:
             future.set_result(result)
         return future
+
+    def _in_transaction(self, work: Callable[[Any], T]) -> T:
+        with self._session.transaction(), self._session.savepoint():
+            result = work(self._session)
+            if isinstance(result, RolledBack):
+                self._session.undo()
+            return result
 
     def close(self) -> None:
         """
@@ -1001,9 +1064,21 @@ def _outcomes(session: SQLiteSession, jobs: _Jobs, group: list[_Job]) -> tuple[_
                 seconds = jobs.clock() - began
                 worked += seconds
                 jobs.fair.charge(job.account, seconds)
+    except DiskFullError:  # one piece of work may need too much of the disk, or all together
+        return [_outcome_alone(session, job) for job in group], worked
     except BaseException as error:  # noqa: BLE001 - nothing is on disk; each future gets the error
         return [(None, error)] * len(group), worked
     return outcomes, worked
+
+
+def _outcome_alone(session: SQLiteSession, job: _Job) -> tuple[Any, BaseException | None]:
+    """Do a job in a transaction of its own, and return its outcome."""
+    try:
+        with session.transaction():
+            outcome = _outcome(session, job)
+    except BaseException as error:  # noqa: BLE001 - nothing is on disk; the future gets the error
+        return None, error
+    return outcome
 
 
 def _growing(session: SQLiteSession, jobs: _Jobs, group: list[_Job]) -> Iterator[_Job]:

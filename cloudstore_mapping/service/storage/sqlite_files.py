@@ -14,11 +14,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from cloudstore_mapping.errors import OutcomeUnknownError, UnavailableError, UnsupportedError, shorten
+from cloudstore_mapping.service.storage.base import DiskFullError
 from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import SIDECARS, refuse_sidecar
 
@@ -27,6 +29,8 @@ READ_ONLY: Final = "The store's file system is read-only; mount it for writing, 
 
 #: Typical maximum size of the log in bytes before a checkpoint (1,000 pages of 4 KiB), with a margin.
 LOG: Final = 5 * 2**20
+#: A disk with less free space is nearly full.
+NEARLY_FULL: Final = 4 * LOG
 #: At most one part in PART of a small disk is reserved.
 PART: Final = 4
 #: Logs above LARGE_LOG bytes, or above one part in LARGE_LOG_PART of a small disk, are truncated on a nearly full disk.
@@ -104,14 +108,33 @@ class DiskReserve:
         self._taken = 0
         self._disk: Disk | None = None
 
+    def is_nearly_full(self) -> bool:
+        """Return True if the disk is nearly full."""
+        if self._disk is None:
+            self._disk = self._look(self._folder)
+        return self._disk.free < NEARLY_FULL and self._disk.total > 0  # the total is 0 on some file systems
+
     def log_is_in_the_way(self) -> bool:
         """Return True if the disk is nearly full and the log is large; truncating it makes room for deletes."""
-        self._disk = self._look(self._folder)
-        log = self._log_size() if self._disk.free < 4 * LOG else 0
-        if self._disk.total <= 0 or log <= min(LARGE_LOG, self._disk.total // LARGE_LOG_PART):
+        self._disk = disk = self._look(self._folder)
+        log = self._log_size() if self.is_nearly_full() else 0
+        if disk.total <= 0 or log <= min(LARGE_LOG, disk.total // LARGE_LOG_PART):
             return False
         self._disk = None  # the truncation will change the free space
         return True
+
+    @contextmanager
+    def held(self, size: int) -> Iterator[None]:
+        """Keep `size` bytes of the disk free during the block: a file without a name takes them until its end."""
+        with ExitStack() as stack:
+            with suppress(OSError):  # less is free, or the file system is read-only
+                if size > 0:
+                    file = stack.enter_context(TemporaryFile(dir=self._folder, buffering=0))
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(file.fileno(), 0, size)
+                    else:
+                        file.write(bytes(size))
+            yield
 
     def take(self, size: int, unused: Callable[[], int]) -> None:
         """
@@ -125,7 +148,7 @@ class DiskReserve:
         if disk.read_only:  # before a commit fails: after a failed commit all writes are refused
             raise UnavailableError(READ_ONLY, retry_after=1.0)
         needed = 2 * (self._taken + size)
-        if disk.free < needed + 2 * LOG and disk.total > 0:  # the total is 0 on some file systems
+        if disk.free < needed + 2 * LOG and disk.total > 0:
             needed += self._kept(disk)
             if disk.free < needed and disk.free + unused() < needed:
                 raise UnavailableError(FULL, retry_after=1.0)
@@ -145,7 +168,6 @@ class DiskReserve:
 _SENTENCES: Final = {
     sqlite3.SQLITE_BUSY: "Another process holds the store; try again.",
     sqlite3.SQLITE_CANTOPEN: "The store's file can't be opened any more; look whether it was moved.",
-    sqlite3.SQLITE_FULL: FULL,
     sqlite3.SQLITE_READONLY: "The store can't be written to; look at the permissions of its file and folder.",
     sqlite3.SQLITE_CORRUPT: "The store's file is damaged; restore a backup of it.",
     sqlite3.SQLITE_NOTADB: "The store's file is damaged; restore a backup of it.",
@@ -166,6 +188,8 @@ def unavailable(error: sqlite3.Error) -> UnavailableError:
     sentence = no_more_files() if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) else None
     if sentence is None and getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE:
         sentence = FULL  # no room for the log's index, created by the first connection
+    if code == sqlite3.SQLITE_FULL:
+        return DiskFullError(FULL, retry_after=1.0)
     if sentence is None:
         sentence = _SENTENCES.get(code, f"The store failed: {error}.")
     return UnavailableError(sentence, retry_after=1.0)
@@ -587,6 +611,30 @@ def index_at(index: Path) -> Index | None:
     if summed(header[:40], (0, 0), little=is_little_here) != tuple(expected):
         return None
     return Index(salts, frames, int.from_bytes(facts[2 * _INDEX.size :], sys.byteorder))
+
+
+def cut_log(log: Path, index: Path) -> bool:
+    """
+    Truncate a log behind its last commit, and return True if this frees space.
+
+    A refused transaction leaves its frames there. Call it with SQLite's write lock: nobody reads or writes them then.
+    """
+    told = index_at(index) if LOCKS.exists() else None
+    if told is None or not told.frames:
+        return False
+    try:
+        with log.open("r+b", buffering=0) as file:
+            beginning = at(file, 0, HEADER.size)
+            size = page_size(beginning)
+            if size is None or told.salts != beginning[16:24]:  # restarted, but not written since
+                return False
+            end = HEADER.size + told.frames * (FRAME.size + size)
+            is_longer = os.fstat(file.fileno()).st_size > end
+            if is_longer:
+                file.truncate(end)
+            return is_longer
+    except OSError:
+        return False
 
 
 def started_at() -> float:
