@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
 from shutil import disk_usage
@@ -16,11 +18,14 @@ import requests
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
 from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.storage.base import DiskFullError
 from cloudstore_mapping.service.storage.maintenance import check_file
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
+from cloudstore_mapping.service.storage.sql import Transaction
+from cloudstore_mapping.service.storage.sqlite import SQLiteSession, SQLiteStorage
+from cloudstore_mapping.service.storage.sqlite_files import LOG
 from tests.cluster.nodes import first_key, nodes
 from tests.crash.small_disk import small_disk
-from tests.service_fakes import PATIENCE
+from tests.service_fakes import PATIENCE, Held
 from tests.serving import serving, told
 from tests.support.matrix import spread
 
@@ -267,3 +272,132 @@ def test_a_backup_to_a_full_disk(tmp_path: Path) -> None:
         with pytest.raises(UnavailableError, match=f"^The disk of {disk} is full; free some space there"):
             storage.back_up(disk / "copy.db", lambda _done, _total: None)
         assert not list(disk.iterdir())
+
+
+def free_space(disk: Path) -> int:
+    """Return the free bytes of a disk."""
+    return disk_usage(disk).free
+
+
+@contextmanager
+def opened(disk: Path, where: str, folder: Path) -> Iterator[Store]:
+    """Open a store on a disk in this program, or at a service."""
+    place = disk / "store.db"
+    if where == "embedded":
+        with cm.open(place, retries=0) as store:
+            yield store
+    else:
+        with nodes(str(place), 1, folder) as (node,), cm.open(node.location(first_key([node])), retries=0) as store:
+            yield store
+    assert check_file(place).faults == []
+
+
+@pytest.mark.parametrize("where", ["embedded", "http"])
+@pytest.mark.parametrize("way", ["clear", "delete_many"])
+def test_large_values_are_deleted_together(tmp_path: Path, where: str, way: str) -> None:
+    """On a full disk `clear` and `delete_many` delete many large values, and as many are saved again."""
+    with small_disk(tmp_path / "disk", 24 * 2**20) as disk, opened(disk, where, tmp_path) as store:
+        saved = []
+        for _ in range(2):
+            saved.append(len(fill(lambda name: store.__setitem__(name, name * 50_000))))
+            store.clear() if way == "clear" else store.delete_many(list(store))
+            assert len(store) == 0
+        assert saved[1] >= saved[0] - 3
+
+
+@pytest.mark.parametrize("where", ["embedded", "http"])
+def test_many_deletes_go_in_pieces(tmp_path: Path, where: str) -> None:
+    """On a full disk deletes that need more than its reserve together are done in pieces."""
+    with small_disk(tmp_path / "disk", 2 * 2**20) as disk, opened(disk, where, tmp_path) as store:
+        fill_many(store, 2_000)
+        assert len(store) > 200
+        assert free_space(disk) < 2**19
+        store.clear()
+        assert len(store) == 0
+        store["key"] = "x" * 2_000
+
+
+def too_much(transaction: Transaction) -> None:
+    """Write more than a full disk has room for."""
+    transaction.do("CREATE TABLE too_much AS SELECT randomblob(100000000) AS data")
+
+
+def full_storage(storage: SQLiteStorage) -> int:
+    """Fill the disk of a storage with values, and return their account."""
+    account = storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result().id
+
+    def put_on() -> None:
+        for number in count():
+            value = b'"%s"' % (b"1" * 300_000)
+            storage.submit(lambda transaction: transaction.put(account, f"{number:06}", value, 1.0)).result()  # noqa: B023
+
+    with pytest.raises(UnavailableError, match=FULL):
+        put_on()
+    return account
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_a_refused_transaction_gives_its_space_back(tmp_path: Path, is_read: bool) -> None:
+    """A transaction that finds the disk full leaves the reserve as it was, even while a reader holds a snapshot."""
+    with small_disk(tmp_path / "disk", SIZE) as disk, SQLiteStorage(disk / "store.db") as storage:
+        account = full_storage(storage)
+        before = free_space(disk)
+        with ExitStack() as stack:
+            if is_read:
+                stack.enter_context(storage.read()).names(account)
+            for _ in range(2):
+                with pytest.raises(DiskFullError):
+                    storage.submit(too_much).result()
+            assert free_space(disk) >= before - 2**20  # the checkpoint of the small log may have made the file longer
+            assert storage.submit(lambda transaction: transaction.delete(account, "000000")).result()
+        assert storage.submit(lambda transaction: transaction.delete(account, "000001")).result()
+        assert storage.problem() is None
+
+
+def test_a_refused_piece_of_work_refuses_no_other(tmp_path: Path) -> None:
+    """Of a group of writes on a full disk only that is refused which finds no room by itself."""
+    with small_disk(tmp_path / "disk", SIZE) as disk, SQLiteStorage(disk / "store.db") as storage:
+        account = full_storage(storage)
+        held = Held(storage)
+        futures: list[Future[Any]] = [
+            storage.submit(lambda transaction: transaction.delete(account, "000000")),
+            storage.submit(too_much),
+            storage.submit(lambda transaction: transaction.delete(account, "000001")),
+        ]
+        held.go.set()
+        assert futures[0].result(PATIENCE)
+        assert isinstance(futures[1].exception(PATIENCE), DiskFullError)
+        assert futures[2].result(PATIENCE)
+
+
+def test_a_large_value_is_deleted(tmp_path: Path) -> None:
+    """On a full disk a value larger than the reserve is deleted."""
+    with small_disk(tmp_path / "disk", 24 * 2**20) as disk, SQLiteStorage(disk / "store.db") as storage:
+        account = storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result().id
+        storage.submit(lambda transaction: transaction.put(account, "large", bytes(7 * 2**20), 1.0)).result()
+        storage.submit(lambda transaction: transaction.delete(account, "none")).result()
+        (disk / "other").write_bytes(bytes(free_space(disk) - 2**20))
+        assert storage.submit(lambda transaction: transaction.delete(account, "large")).result()
+
+
+def test_a_full_disk_of_an_earlier_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store whose log an earlier version left on all of its disk is opened and emptied."""
+    with small_disk(tmp_path / "disk", 24 * 2**20) as disk:
+        with monkeypatch.context() as patch:
+            patch.setattr(SQLiteSession, "_empty_log", lambda _: None)
+            patch.setattr(SQLiteSession, "_disk_room", lambda _: nullcontext())
+            with SQLiteStorage(disk / "store.db") as storage:
+                account = full_storage(storage)
+                with pytest.raises(DiskFullError):
+                    storage.submit(too_much).result()
+        assert free_space(disk) == 0
+        assert (disk / "store.db-wal").stat().st_size > LOG
+        with SQLiteStorage(disk / "store.db") as storage:
+            with storage.read() as transaction:
+                names = transaction.names(account)
+            for name in names:
+                assert storage.submit(lambda transaction, name=name: transaction.delete(account, name)).result()  # type: ignore[misc]
+            storage.submit(
+                lambda transaction: transaction.put(account, "key", b'"%s"' % (b"1" * 300_000), 1.0)
+            ).result()
+        assert check_file(disk / "store.db").faults == []

@@ -50,6 +50,7 @@ from cloudstore_mapping.service.storage.sqlite_files import (
     Identity,
     change,
     check_place,
+    close_deleted_indexes,
     cut_log,
     no_more_files,
     primary_code,
@@ -585,6 +586,7 @@ class SQLiteSession(Transaction):
         """Close the connection."""
         with self._turn, inside_sqlite():
             self.connection.close()
+        close_deleted_indexes()
 
     def __del__(self) -> None:
         # An interrupt may drop a session anywhere, and an unclosed connection raises a ResourceWarning.

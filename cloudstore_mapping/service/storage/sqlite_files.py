@@ -588,11 +588,16 @@ class _Walk:
         self._sums = [written] if fits else [written, *sums[:1]]
 
 
+def close_deleted_indexes() -> None:
+    """Close the descriptors of wal-indexes that SQLite has deleted; they keep the disk in use."""
+    for key, kept in list(_kept.items()):
+        if not os.fstat(kept).st_nlink and _kept.pop(key, None) is not None:  # else another thread closes it
+            os.close(kept)
+
+
 def index_at(index: Path) -> Index | None:
     """Return the content of a valid wal-index written since the last boot, else None."""
-    for key, kept in list(_kept.items()):
-        if not os.fstat(kept).st_nlink:  # deleted by SQLite
-            os.close(_kept.pop(key))
+    close_deleted_indexes()
     try:
         found = index.stat()
         if found.st_size < _INDEX_SIZE or not started_at() <= found.st_ctime <= time.time():
