@@ -366,7 +366,7 @@ def test_the_file_has_room_to_take_in_the_log(tmp_path: Path) -> None:
     """Whatever is committed while a reader keeps the log from being emptied, deletes go on after the reader's end."""
 
     def rewrite(transaction: Transaction) -> None:
-        transaction.do("UPDATE files SET value = zeroblob(300002) WHERE name = '000000'")
+        transaction.do("UPDATE files SET value = randomblob(300002) WHERE name = '000000'")
 
     with small_disk(tmp_path / "disk", SIZE) as disk, SQLiteStorage(disk / "store.db") as storage:
         with storage.read() as reader:
