@@ -16,6 +16,7 @@ from http import HTTPStatus
 from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, unquote, unquote_to_bytes
+from weakref import WeakKeyDictionary
 
 from msgspec.structs import replace
 from python_multipart.multipart import parse_options_header
@@ -24,10 +25,12 @@ from cloudstore_mapping.errors import CloudStoreError, DailyLimitError, Protocol
 from cloudstore_mapping.links import TYPE_HEADER
 from cloudstore_mapping.service.media import UNKNOWN_TYPE, ReplacedError, begins_as
 from cloudstore_mapping.web.http import (
+    CLIENT,
     CROSS_ORIGIN,
     END,
     Application,
     BoundedWorkers,
+    Client,
     Header,
     Receive,
     RefusedError,
@@ -228,6 +231,9 @@ _log: Final = logging.getLogger(__name__)
 #: Pieces read at a time by all downloads, and queued: every connection may wait for one.
 AT_ONCE: Final = 4
 WAITING: Final = 2**16
+#: Chunks of files in memory at a time, of `CHUNK_BYTES` each, for all clients that read; others wait for theirs.
+MAX_CHUNKS: Final = 128
+_slots: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]] = WeakKeyDictionary()
 #: Times that a download looks up a file which is replaced again and again.
 TRIES: Final = 5
 
@@ -257,7 +263,12 @@ def make_files(service: Service, path: str) -> Application:
     link = re.compile(re.escape(path) + r"([0-9a-f]{32})/([0-9a-f]{32})(?:\.[^/\x00-\x1f\x7f]*)?")
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        client = scope.get(CLIENT) or Client()
+        slots = _slots.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(MAX_CHUNKS))
+        await client.take(slots)
         try:
+            if client.is_gone:
+                return
             response = await _response(service.media, turns, scope, link.fullmatch(scope["path"]))
         except RefusedError as refused:
             await send_reply(send, failure(refused.error), *refused.headers)
@@ -269,7 +280,10 @@ def make_files(service: Service, path: str) -> Application:
         except CloudStoreError as error:
             await send_reply(send, failure(error))
         else:
-            await response.send(turns, receive, send)
+            await response.send(turns, receive, send, client, slots)
+        finally:
+            client.chunk_bytes = 0
+            client.give_back()
 
     return application
 
@@ -279,7 +293,9 @@ class _Response(NamedTuple):
     headers: list[Header]
     pieces: Iterator[bytes]
 
-    async def send(self, turns: BoundedWorkers, receive: Receive, send: Send) -> None:
+    async def send(
+        self, turns: BoundedWorkers, receive: Receive, send: Send, client: Client, slots: asyncio.Semaphore
+    ) -> None:
         await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
         leaving = asyncio.ensure_future(_left(receive))  # sending doesn't report a disconnected client
         try:
@@ -288,7 +304,11 @@ class _Response(NamedTuple):
                 if piece == b"":
                     await send(END)
                     return
-                await send_pieces(send, piece)
+                client.chunk_bytes = len(piece)
+                await send_pieces(send, piece, client)
+                client.chunk_bytes = 0
+                client.give_back()
+                await client.take(slots)
         except UnavailableError as error:
             # The status was sent as a success; only a body shorter than Content-Length can still report the failure.
             _log.warning("A media file could not be sent to its end: %s", error)

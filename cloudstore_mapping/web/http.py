@@ -67,6 +67,8 @@ LARGE_REPLY: Final = 128 * 2**10
 PIECE: Final = 64 * 2**10
 #: Scope entry with the memory of a large reply; released once the reply is sent.
 REPLY_ROOM: Final = "cloudstore.reply_room"
+#: Scope entry with the `Client` of a request.
+CLIENT: Final = "cloudstore.client"
 END: Final[Message] = {"type": "http.response.body"}
 CLOSE: Final[Header] = (b"connection", b"close")
 
@@ -232,7 +234,7 @@ async def answer(
         reply = FAILED
     scope["outcome"] = reply.error
     try:
-        await send_reply(send, reply, *headers)
+        await send_reply(send, reply, *headers, client=scope.get(CLIENT))
     finally:
         if REPLY_ROOM in scope:
             scope[REPLY_ROOM].release()
@@ -252,7 +254,46 @@ def is_large(reply: Reply) -> bool:
     return len(reply.content) > LARGE_REPLY
 
 
-async def send_reply(send: Send, reply: Reply, *more_headers: Header) -> None:
+class Client:
+    """The connection of a client that a large reply or a file is sent to; only for the loop's thread."""
+
+    __slots__ = ("_slots", "_waiters", "chunk_bytes", "is_gone")
+
+    def __init__(self) -> None:
+        #: True once the connection is closed.
+        self.is_gone = False
+        #: Bytes of a file read for this client and not sent yet.
+        self.chunk_bytes = 0
+        self._slots: asyncio.Semaphore | None = None
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def leave(self) -> None:
+        """Note that the connection is closed: nothing waits for its turn any more."""
+        self.is_gone = True
+        for waiter in self._waiters:
+            _wake(waiter)
+
+    async def wait(self, waiter: asyncio.Future[None]) -> None:
+        """Wait until `waiter` is done or the connection is closed."""
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    async def take(self, slots: asyncio.Semaphore) -> None:
+        """Take a slot of those that may hold a chunk of a file in memory at once."""
+        await slots.acquire()
+        self._slots = slots
+
+    def give_back(self) -> None:
+        """Give the slot back, if there is one: the chunk is sent, or counts as unread from now on."""
+        if self._slots is not None:
+            self._slots.release()
+            self._slots = None
+
+
+async def send_reply(send: Send, reply: Reply, *more_headers: Header, client: Client | None = None) -> None:
     """Send a complete reply; a large reply goes out in pieces as its client reads, to avoid copying it as a whole."""
     if not is_large(reply):
         body = encode_reply(reply)
@@ -262,16 +303,23 @@ async def send_reply(send: Send, reply: Reply, *more_headers: Header) -> None:
     parts = encode_reply_parts(reply)
     await _send_start(send, reply, sum(map(len, parts)), more_headers)
     for part in parts:
-        await send_pieces(send, part)
+        await send_pieces(send, part, client)
     await send(END)
 
 
-async def send_pieces(send: Send, data: bytes | memoryview) -> None:
-    """Send data in pieces, each in its turn, so that small requests run in between, even if the client reads fast."""
+async def send_pieces(send: Send, data: bytes | memoryview, client: Client | None = None) -> None:
+    """
+    Send data in pieces, each in its turn, so that small requests run in between, even if the client reads fast.
+
+    Stop if the client leaves: otherwise its data would stay in memory, and its turns would delay the others.
+    """
+    client = client or Client()
     turns = _sending.setdefault(asyncio.get_running_loop(), Turns())
     view = memoryview(data)
     for start in range(0, len(view), PIECE):
-        await turns.wait()
+        await turns.wait(client)
+        if client.is_gone:
+            return
         await send({"type": "http.response.body", "body": bytes(view[start : start + PIECE]), "more_body": True})
 
 
@@ -281,19 +329,21 @@ class Turns:
     def __init__(self) -> None:
         self._waiters: deque[asyncio.Future[None]] = deque()
 
-    async def wait(self) -> None:
-        """Wait until it is the caller's turn."""
+    async def wait(self, client: Client | None = None) -> None:
+        """Wait until it is the caller's turn, or its client leaves."""
+        if client is not None and client.is_gone:
+            return
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
         if not self._waiters:
             loop.call_soon(self._give, loop)
         self._waiters.append(waiter)
-        await waiter
+        await (waiter if client is None else client.wait(waiter))
 
     def _give(self, loop: asyncio.AbstractEventLoop) -> None:
         while self._waiters:
             waiter = self._waiters.popleft()
-            if not waiter.done():  # its task was not cancelled
+            if not waiter.done():  # its task was not cancelled, and its client has not left
                 waiter.set_result(None)
                 break
         if self._waiters:

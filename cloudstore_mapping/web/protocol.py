@@ -40,7 +40,7 @@ from cloudstore_mapping.web.connections import (
     refusal,
     too_many,
 )
-from cloudstore_mapping.web.http import CLOSE, END
+from cloudstore_mapping.web.http import CLIENT, CLOSE, END, Client
 from cloudstore_mapping.web.metrics import BYTES_IN, CONNECTIONS, Metrics
 
 if TYPE_CHECKING:
@@ -177,11 +177,13 @@ class HTTPProtocol(HttpToolsProtocol):
         # The parser calls this for each chunk of a body, be it a single byte, so it has no code in Python.
         self.on_body = self._chunks.append  # type: ignore[assignment, method-assign]
         self.parser = cast("Any", _Parser(self))
+        self.reader = Client()
         self._application = self.app
         self.app = self._answer
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         request: RequestResponseCycle = send.__self__
+        scope[CLIENT] = self.reader
         try:
             await self._application(scope, receive, partial(self._send, request) if request.more_body else send)
         except asyncio.CancelledError:  # the server is stopped by force
@@ -340,6 +342,7 @@ class HTTPProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Release the connection's place and memory, and stop its timers."""
         super().connection_lost(exc)
+        self.reader.leave()
         # A timer, and a method of ours, would keep us and the buffers of TLS for a while.
         self._unset_keepalive_if_required()  # after an error, uvicorn doesn't
         self.app = self._application
@@ -672,7 +675,8 @@ class HTTPProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Count the client's unread replies, and start the timeout for reading them."""
         super().pause_writing()
-        size = self.transport.get_write_buffer_size()
+        size = self.transport.get_write_buffer_size() + self.reader.chunk_bytes
+        self.reader.give_back()  # else clients that don't read would hold up those that do
         if self.scheme == "https":
             size += TLS_UNREAD_BYTES
         self.unread.add(self, network_of(self._address), size, self.transport.abort)

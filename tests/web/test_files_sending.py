@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
+import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import requests
 
 from cloudstore_mapping.service.media import CHUNK_BYTES
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.records import Media
+from cloudstore_mapping.web import downloads, protocol
+from cloudstore_mapping.web import http as web
 from cloudstore_mapping.web.downloads import make_files
 from cloudstore_mapping.web.server import background
 from tests.media_fakes import Uploader, comes_to
 from tests.raw_http import Connection
+from tests.service_fakes import PATIENCE
 
 
 class Client:
@@ -97,6 +104,69 @@ def test_a_slow_client_is_waited_for(service: Service, monkeypatch: pytest.Monke
     client.fetch(slowly)
     assert client.chunks == 5
     assert not client.messages[-1].get("more_body")
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_clients_that_do_not_read_hold_nobody_up(
+    leave: bool, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few chunks of files are in memory, and a client that doesn't read, or leaves, keeps none from others."""
+    monkeypatch.setattr(downloads, "MAX_CHUNKS", 2)
+    data = os.urandom(40 * CHUNK_BYTES)
+    facts = Uploader(service).upload(data)
+    with background(service) as address, ExitStack() as connections:
+        for _ in range(6):
+            slow = connections.enter_context(Connection(address))
+            path = f"{slow.base}/files/{facts['folder']}/{facts['id']}.png"
+            slow.send(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+            assert slow.socket.recv(1000)
+            if leave:
+                slow.reset()
+        assert requests.get(f"{address}/files/{facts['folder']}/{facts['id']}.png", timeout=30).content == data
+
+
+def test_what_waits_for_a_client_is_told_that_it_left(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is reset tells what is being sent on it."""
+    has_left = threading.Event()
+
+    class Told(web.Client):
+        def leave(self) -> None:
+            super().leave()
+            has_left.set()
+
+    monkeypatch.setattr(protocol, "Client", Told)
+    with background(service) as address, Connection(address) as leaving:
+        leaving.reset()
+        assert has_left.wait(PATIENCE)
+
+
+def test_chunks_in_memory_are_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many clients that read at once, some have a chunk of a file in memory, and the others wait for theirs."""
+    monkeypatch.setattr(downloads, "MAX_CHUNKS", 2)
+    facts = Uploader(service).upload(bytes(3 * CHUNK_BYTES))
+    path = f"/files/{facts['folder']}/{facts['id']}.png"
+    clients = [web.Client() for _ in range(8)]
+    most = 0
+
+    async def run() -> list[int]:
+        application = make_files(service, "/files/")
+
+        async def fetch(client: web.Client) -> int:
+            size = 0
+
+            async def send(message: Any) -> None:
+                nonlocal most, size
+                most = max(most, sum(each.chunk_bytes for each in clients))
+                size += len(message.get("body", b""))
+
+            scope = {"type": "http", "method": "GET", "path": path, "headers": [], web.CLIENT: client}
+            await application(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]  # nobody leaves
+            return size
+
+        return await asyncio.gather(*map(fetch, clients))
+
+    assert asyncio.run(run()) == [3 * CHUNK_BYTES] * 8
+    assert most == 2 * CHUNK_BYTES
 
 
 def test_a_file_that_is_replaced_before_its_first_byte(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

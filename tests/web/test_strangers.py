@@ -34,7 +34,7 @@ from cloudstore_mapping.web.connections import (
     UnreadReplies,
     listen,
 )
-from cloudstore_mapping.web.http import Turns
+from cloudstore_mapping.web.http import Client, Turns
 from cloudstore_mapping.web.options import Options
 from cloudstore_mapping.web.protocol import HTTPProtocol
 from cloudstore_mapping.web.tls import Handshakes
@@ -561,18 +561,20 @@ def test_tls_buffers_are_paid_for(certificate: Options) -> None:
     service.close()
 
 
-def test_unread_replies_over_tls_count_as_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replies that a TLS client doesn't read count with what TLS holds of them encrypted."""
+def test_unread_replies_count_as_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unread replies count with what TLS holds of them encrypted, and with the chunk of a file behind them."""
     taken = []
     for scheme in ("http", "https"):
         unread = UnreadReplies(10 * MEBIBYTE)
         slow = HTTPProtocol.__new__(HTTPProtocol)
         slow.transport = cast("Any", SimpleNamespace(get_write_buffer_size=lambda: 1000, abort=None))
         slow.flow = cast("Any", SimpleNamespace(pause_writing=lambda: None))
+        slow.reader = Client()
+        slow.reader.chunk_bytes = 500
         slow.scheme = cast("Any", scheme)
         slow.client = ("192.0.2.1", 1)
         monkeypatch.setattr(HTTPProtocol, "unread", unread, raising=False)
         monkeypatch.setattr(HTTPProtocol, "_expect_reader", lambda _: None)
         slow.pause_writing()
         taken.append(unread.taken)
-    assert taken == [1000, 1000 + protocol.TLS_UNREAD_BYTES]
+    assert taken == [1500, 1500 + protocol.TLS_UNREAD_BYTES]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cloudstore_mapping.web.http import LARGE_REPLY, PIECE, send_pieces, send_reply
+from cloudstore_mapping.web.http import LARGE_REPLY, PIECE, Client, send_pieces, send_reply
 from cloudstore_mapping.wire import encode_value, success
 
 LARGE = success("", encode_value("x" * 2 * LARGE_REPLY))
@@ -81,3 +81,30 @@ def test_a_client_that_leaves_keeps_nobodys_turn() -> None:
         return passes.sent.total()
 
     assert asyncio.run(run()) == 4
+
+
+def test_who_has_left_waits_for_no_turn() -> None:
+    """Replies and files for clients that have left end in the next pass, whoever else waits for a turn."""
+
+    async def run() -> tuple[int, bool]:
+        passes = Passes()
+        gone = [Client() for _ in range(100)]
+        staying = [asyncio.ensure_future(send_pieces(passes.send, bytes(9 * PIECE))) for _ in range(4)]
+        left = [asyncio.ensure_future(send_pieces(send_nothing, bytes(9 * PIECE), client)) for client in gone[::2]]
+        left += [asyncio.ensure_future(send_reply(send_nothing, LARGE, client=client)) for client in gone[1::2]]
+        await asyncio.sleep(0)
+        for client in gone:
+            client.leave()
+        before_leaving = passes.number
+        await asyncio.gather(*left)
+        later = passes.number - before_leaving
+        before = not any(task.done() for task in staying)
+        await asyncio.gather(*staying, send_pieces(send_nothing, bytes(PIECE), gone[0]))
+        return later, before
+
+    async def send_nothing(message: Any) -> None:
+        assert not message.get("body")
+
+    later, before = asyncio.run(run())
+    assert before
+    assert later <= 3
