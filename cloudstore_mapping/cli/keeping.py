@@ -14,6 +14,7 @@ from cloudstore_mapping.cli.accounts import AsJSON
 from cloudstore_mapping.cli.frame import Status, UsageError
 from cloudstore_mapping.cli.output import show, show_json
 from cloudstore_mapping.cli.places import StoreOption, as_usage, configured, kept_place
+from cloudstore_mapping.errors import UnsupportedError
 from cloudstore_mapping.signed import secret_note
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def check(
     source = _existing(store)
     with as_usage(), _bar() as report:
         if repair:
+            _refuse_older(source)
             repair_store(source)
         findings = check_store(source, report)
     note = secret_note(source.file)
@@ -124,6 +126,8 @@ def compact(store: StoreOption = None, as_json: AsJSON = False) -> None:
     by itself; only a file made by an older version needs this command once. PostgreSQL does it by itself (autovacuum).
     """
     source = _existing(store)
+    with as_usage():
+        _refuse_older(source)
     with as_usage(), source.open() as storage:
         before = storage.size()
         done = storage.compact()
@@ -252,6 +256,15 @@ def _there(place: StoreLocation, remedy: str = "look at its name") -> StoreLocat
     if not place.exists():
         raise UsageError(f"There is no store {place}; {remedy}.")
     return place
+
+
+def _refuse_older(place: StoreLocation) -> None:
+    """Raise `UnsupportedError` for a store of an older version: maintenance alone is no reason to migrate it."""
+    if place.is_older():
+        raise UnsupportedError(
+            f"{place} was written by an older version; make a copy with `cloudstore backup`, then run `cloudstore"
+            " migrate` first."
+        )
 
 
 def _show(facts: dict[str, object], line: str, as_json: bool, note: str | None = None) -> None:

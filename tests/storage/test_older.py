@@ -73,6 +73,17 @@ def test_everything_in_a_file_is_there(old: Path) -> None:
     assert run("check", "--store", old).exit_code == 0
 
 
+@pytest.mark.parametrize("command", ["compact", "check --repair"])
+def test_maintenance_migrates_nothing(command: str, old: Path) -> None:
+    """`compact` and `check --repair` refuse an older store, say what to do, and change no byte of it."""
+    before = old.read_bytes()
+    done = run(*command.split(), "--store", old)
+    assert (done.exit_code, old.read_bytes()) == (2, before)
+    assert "run `cloudstore migrate` first" in " ".join(done.stderr.split())
+    assert run("migrate", "--store", old).exit_code == 0
+    assert run(*command.split(), "--store", old).exit_code == 0
+
+
 def test_everything_in_a_database_is_there(old_database: str) -> None:
     """So does all that is in PostgreSQL; what only reads is refused before, and migrates nothing."""
     psycopg = pytest.importorskip("psycopg")
