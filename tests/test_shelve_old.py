@@ -511,7 +511,10 @@ def test_a_value_that_is_cut_off(tmp_path: Path) -> None:
         assert store.copy() == {"whole": "all of it"}
 
 
-@pytest.mark.parametrize(("kind", "size"), [("sqlite3", 4096), ("sqlite3", 6000), ("gnu", 4096), ("gnu", 12000)])
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [("sqlite3", 4096), ("sqlite3", 6000), *(("gnu", size) for size in (4096, 12_000, 12_288, 12_352))],
+)
 def test_a_damaged_file(kind: str, size: int, tmp_path: Path) -> None:
     """A file that is cut off is one sentence, whatever its module raises, and nothing is made."""
     needs_reader(kind)
