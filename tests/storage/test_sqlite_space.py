@@ -29,36 +29,37 @@ class Usage(NamedTuple):
 
 
 @pytest.mark.parametrize(
-    ("total", "free", "log", "unused", "size", "fits"),
+    ("total", "free", "growth", "unused", "size", "fits"),
     [
         (GIB, GIB, 0, 0, 2**20, True),
         (GIB, LOG + 2, 0, 0, 1, True),
         (GIB, LOG + 1, 0, 0, 1, False),
         (GIB, LOG + 1, 0, 1, 1, True),
         (GIB, 0, 0, LOG + 2, 1, True),
-        (GIB, 2 * LOG + 1, 2 * LOG, 0, 1, False),
-        (GIB, 2 * LOG + 2, 2 * LOG, 0, 1, True),
+        (GIB, 3 * LOG + 1, 2 * LOG, 0, 1, False),
+        (GIB, 3 * LOG + 2, 2 * LOG, 0, 1, True),
+        (GIB, GIB // 2 + 1, GIB // 2 - LOG, 0, 1, False),
+        (GIB, GIB // 2 + 2, GIB // 2 - LOG, 0, 1, True),
         (4 * 2**20, 2**20 + 2, 0, 0, 1, True),
         (4 * 2**20, 2**20, 0, 0, 1, False),
         (0, 0, 0, 0, 2**20, True),
     ],
 )
-def test_what_fits(tmp_path: Path, total: int, free: int, log: int, unused: int, size: int, fits: bool) -> None:
-    """What is written fits twice beside as much as the log may be, or a quarter of a small disk; on others it does."""
-    if log:
-        (tmp_path / "store.db-wal").write_bytes(bytes(log))
+def test_what_fits(tmp_path: Path, total: int, free: int, growth: int, unused: int, size: int, fits: bool) -> None:
+    """What is written fits twice beside the growth of the file and a full log, or a quarter of a small disk."""
     space = DiskReserve(tmp_path / "store.db", lambda _: Usage(total, free))
     if fits:
-        space.take(size, lambda: unused)
+        space.take(size, lambda: unused, lambda: growth)
     else:
         with pytest.raises(UnavailableError, match=r"^The store's disk is full; free some space, then try again\.$"):
-            space.take(size, lambda: unused)
+            space.take(size, lambda: unused, lambda: growth)
 
 
 @pytest.mark.parametrize(
     ("total", "free", "log", "is_in_the_way"),
     [
-        (GIB, 4 * LOG, 4 * LOG, False),
+        (GIB, 8 * LOG, 4 * LOG, False),
+        (GIB, 8 * LOG - 1, 4 * LOG, True),
         (GIB, 4 * LOG - 1, 2**20, False),
         (GIB, 4 * LOG - 1, 2**20 + 1, True),
         (2**20, 0, 2**16, False),
@@ -78,7 +79,7 @@ def test_a_read_only_disk(tmp_path: Path) -> None:
     """Nothing is written to a file system that is read-only, and a sentence says so before a commit could fail."""
     space = DiskReserve(tmp_path / "store.db", lambda _: Usage(GIB, GIB, read_only=True))
     with pytest.raises(UnavailableError, match=r"^The store's file system is read-only; "):
-        space.take(1, lambda: 0)
+        space.take(1, lambda: 0, lambda: 0)
 
 
 def test_what_fits_together(tmp_path: Path) -> None:
@@ -86,11 +87,11 @@ def test_what_fits_together(tmp_path: Path) -> None:
     disks = iter([Usage(GIB, LOG + 20), Usage(GIB, LOG + 2)])
     space = DiskReserve(tmp_path / "store.db", lambda _: next(disks))
     for _ in range(10):
-        space.take(1, lambda: 0)
+        space.take(1, lambda: 0, lambda: 0)
     with pytest.raises(UnavailableError):
-        space.take(1, lambda: 0)
+        space.take(1, lambda: 0, lambda: 0)
     space.begin()
-    space.take(1, lambda: 0)
+    space.take(1, lambda: 0, lambda: 0)
     assert list(disks) == []
 
 

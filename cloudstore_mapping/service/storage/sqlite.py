@@ -329,7 +329,9 @@ class SQLiteSession(Transaction):
             if not unused and kind == INCREMENTAL:
                 return False
             self._space.begin()
-            self._space.take((pages - unused) * size, lambda: 0)  # for the log, and before it a temporary file
+            self._space.take(
+                (pages - unused) * size, lambda: 0, self._growth
+            )  # for the log, and before it a temporary file
             (checkpoint,) = self.row("PRAGMA wal_autocheckpoint")
             try:
                 # No checkpoint before the new token: a log of the new pages must not seem to match an older copy.
@@ -518,7 +520,7 @@ class SQLiteSession(Transaction):
 
     def _make_sure_of_space(self, size: int) -> None:
         if self._space is not None:
-            self._space.take(size, self._unused)
+            self._space.take(size, self._unused, self._growth)
 
     def touch(self) -> None:
         """Begin the snapshot with a cheap read."""

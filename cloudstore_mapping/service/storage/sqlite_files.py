@@ -109,10 +109,15 @@ class DiskReserve:
         self._disk: Disk | None = None
 
     def is_nearly_full(self) -> bool:
-        """Return True if the disk is nearly full."""
+        """Return True if the disk is nearly full, or will be once a checkpoint has copied the log to the file."""
         if self._disk is None:
             self._disk = self._look(self._folder)
-        return self._disk.free < NEARLY_FULL and self._disk.total > 0  # the total is 0 on some file systems
+        disk = self._disk
+        if disk.total <= 0:  # as on some file systems
+            return False
+        # The log is part of the used space: only if that exceeds the free space, the log's size matters.
+        is_half_full = 2 * disk.free < NEARLY_FULL + disk.total
+        return disk.free < NEARLY_FULL + (self._log_size() if is_half_full else 0)
 
     def log_is_in_the_way(self) -> bool:
         """Return True if the disk is nearly full and the log is large; truncating it makes room for deletes."""
@@ -136,11 +141,12 @@ class DiskReserve:
                         file.write(bytes(size))
             yield
 
-    def take(self, size: int, unused: Callable[[], int]) -> None:
+    def take(self, size: int, unused: Callable[[], int], growth: Callable[[], int]) -> None:
         """
         Reserve `size` bytes; raise `UnavailableError` if the disk is read-only or only its reserve is left.
 
-        `unused` returns the free bytes inside the file itself. All data is written twice: to the log, then to the file.
+        `unused` returns the free bytes inside the file itself, and `growth` the bytes that a checkpoint adds to it. All
+        data is written twice: to the log, then to the file.
         """
         if self._disk is None:
             self._disk = self._look(self._folder)
@@ -148,15 +154,13 @@ class DiskReserve:
         if disk.read_only:  # before a commit fails: after a failed commit all writes are refused
             raise UnavailableError(READ_ONLY, retry_after=1.0)
         needed = 2 * (self._taken + size)
-        if disk.free < needed + 2 * LOG and disk.total > 0:
-            needed += self._kept(disk)
+        # The log is part of the used space: on a disk that is emptier than this, there is room for a checkpoint.
+        if (disk.free < needed + 2 * LOG or 2 * disk.free < needed + LOG + disk.total) and disk.total > 0:
+            # Behind a reader, the log waits for its checkpoint. Without room for it, nothing could be written any more.
+            needed += max(0, growth()) + min(LOG, disk.total // PART)
             if disk.free < needed and disk.free + unused() < needed:
                 raise UnavailableError(FULL, retry_after=1.0)
         self._taken += size
-
-    def _kept(self, disk: Disk) -> int:
-        # A checkpoint may have to add the log's content to the file before the log restarts.
-        return max(self._log_size(), min(LOG, disk.total // PART))
 
     def _log_size(self) -> int:
         try:
