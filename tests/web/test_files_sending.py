@@ -141,7 +141,7 @@ def test_what_waits_for_a_client_is_told_that_it_left(service: Service, monkeypa
 
 
 def test_chunks_in_memory_are_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many clients that read at once, some have a chunk of a file in memory, and the others wait for theirs."""
+    """Of many clients that read at once, two have a chunk of a file in memory, and the others wait for theirs."""
     monkeypatch.setattr(downloads, "MAX_CHUNKS", 2)
     facts = Uploader(service).upload(bytes(3 * CHUNK_BYTES))
     path = f"/files/{facts['folder']}/{facts['id']}.png"
@@ -150,6 +150,7 @@ def test_chunks_in_memory_are_bounded(service: Service, monkeypatch: pytest.Monk
 
     async def run() -> list[int]:
         application = make_files(service, "/files/")
+        both = asyncio.Event()
 
         async def fetch(client: web.Client) -> int:
             size = 0
@@ -158,6 +159,10 @@ def test_chunks_in_memory_are_bounded(service: Service, monkeypatch: pytest.Monk
                 nonlocal most, size
                 most = max(most, sum(each.chunk_bytes for each in clients))
                 size += len(message.get("body", b""))
+                if most == 2 * CHUNK_BYTES:
+                    both.set()
+                elif message.get("body"):
+                    await asyncio.wait_for(both.wait(), PATIENCE)  # the first client waits for a second one's chunk
 
             scope = {"type": "http", "method": "GET", "path": path, "headers": [], web.CLIENT: client}
             await application(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]  # nobody leaves
