@@ -114,7 +114,7 @@ TLS_CONNECTION_BYTES: Final = 56 * 2**10
 #: Seconds between two rounds of reading the rest of refused requests, and the pieces read per round.
 DRAIN_INTERVAL: Final = 0.01
 DRAIN_PIECES: Final = 8
-#: Maximum remembered pairs of a valid API key and its client's address.
+#: Maximum remembered pairs of a valid API key and its client's address, and counted addresses of refused clients.
 MAX_KNOWN: Final = 4096
 
 
@@ -154,7 +154,7 @@ class ConnectionLimiter:
         return any((mapped or ip) in network for network in self._free)
 
 
-class _SparseLog:
+class SparseLog:
     """Log of reached limits: at most one line per `LOG_INTERVAL` seconds."""
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -167,6 +167,49 @@ class _SparseLog:
         if now - self._logged_at >= LOG_INTERVAL:
             self._logged_at = now
             _log.warning("%s, so others are refused; %s.", problem, remedy)
+
+
+class RefusalLog:
+    """
+    Log of connections refused before their request reaches the application; only for the loop's thread.
+
+    The first refusal is logged at once. Further ones are counted, and logged together `LOG_INTERVAL` seconds later.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._logged_at = -math.inf
+        self._by_address: Counter[str] = Counter()
+        self._further = 0
+        self._last_reason = ""
+
+    def add(self, address: str, reason: str) -> None:
+        """Log or count a refusal of this client."""
+        if not self._further and self._now() - self._logged_at >= LOG_INTERVAL:
+            self._logged_at = self._now()
+            _log.warning("A connection from %s was refused: %s", address or "an unknown address", reason)
+            return
+        self._further += 1
+        self._last_reason = reason
+        if address in self._by_address or len(self._by_address) < MAX_KNOWN:
+            self._by_address[address] += 1
+
+    def flush(self, *, at_once: bool = False) -> None:
+        """Log the counted refusals if they are due, or `at_once`."""
+        if not self._further or (not at_once and self._now() - self._logged_at < LOG_INTERVAL):
+            return
+        self._logged_at = self._now()
+        (address, most), *_ = self._by_address.most_common(1)
+        _log.warning(
+            "%d further connections from %d addresses were refused, %d of them from %s; the last one: %s",
+            self._further,
+            len(self._by_address),
+            most,
+            address or "an unknown address",
+            self._last_reason,
+        )
+        self._by_address.clear()
+        self._further = 0
 
 
 class OpenFiles:
@@ -185,7 +228,7 @@ class OpenFiles:
     ) -> None:
         self._max_connections = min(max_connections, max_by_setting)
         self._is_by_setting = max_by_setting < max_connections
-        self._sparse_log = _SparseLog(now)
+        self._sparse_log = SparseLog(now)
 
     def has_room(self, connections: int) -> bool:
         """Return True if this number of connections may be open; otherwise log the reached limit."""
@@ -266,7 +309,7 @@ class RequestMemory:
         self._most_per_payer = settings.address_request_memory
         self._by_subject: Counter[str] = Counter()
         self._of_strangers = 0
-        self._sparse_log = _SparseLog(now)
+        self._sparse_log = SparseLog(now)
         self.taken = 0
 
     def take(self, payer: Payer, size: int) -> CloudStoreError | None:
@@ -370,19 +413,19 @@ class UnreadReplies:
                 del self._by_subject[subject]
 
 
-def too_many(limit: int) -> bytes:
-    """Return the reply to a connection over the limit of its address."""
+def too_many(limit: int) -> TooOftenError:
+    """Return the error of a connection over the limit of its address."""
     sentence = (
         f"There are {limit:,} connections from your address already (the service's max_connections_per_address); close"
         " one, or wait."
     )
-    return refusal(TooOftenError(sentence, retry_after=float(WAIT)))
+    return TooOftenError(sentence, retry_after=float(WAIT))
 
 
-def no_room() -> bytes:
-    """Return the reply to a connection over the limit of the process."""
+def no_room() -> UnavailableError:
+    """Return the error of a connection over the limit of the process."""
     sentence = "The service has too many connections (its max_connections or limit of open files); try again."
-    return refusal(UnavailableError(sentence, retry_after=float(WAIT)))
+    return UnavailableError(sentence, retry_after=float(WAIT))
 
 
 def refusal(error: CloudStoreError, status: int | None = None) -> bytes:

@@ -22,7 +22,7 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from cloudstore_mapping.errors import ProtocolError
+from cloudstore_mapping.errors import CloudStoreError, ProtocolError
 from cloudstore_mapping.service.security import network_of
 from cloudstore_mapping.web.connections import (
     FREE_BYTES,
@@ -34,6 +34,7 @@ from cloudstore_mapping.web.connections import (
     KnownClients,
     OpenFiles,
     Payer,
+    RefusalLog,
     RequestMemory,
     UnreadReplies,
     no_room,
@@ -141,6 +142,7 @@ class HTTPProtocol(HttpToolsProtocol):
     known: ClassVar[KnownClients]
     unread: ClassVar[UnreadReplies]
     drain: ClassVar[Drain]
+    refusals: ClassVar[RefusalLog]
 
     #: True if the connection is counted; a TLS handshake counts it before this protocol begins.
     has_place = False
@@ -336,7 +338,11 @@ class HTTPProtocol(HttpToolsProtocol):
         if self.has_place:
             self._expect_headers()
             return
-        transport.write(too_many(self.settings.max_connections_per_address) if has_room else no_room())
+        error: CloudStoreError = no_room()
+        if has_room:
+            error = too_many(self.settings.max_connections_per_address)
+            self.refusals.add(self._address, str(error))
+        transport.write(refusal(error))
         transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -468,7 +474,7 @@ class HTTPProtocol(HttpToolsProtocol):
     def _feed(self, piece: bytes) -> None:
         self._feeding = True
         try:
-            super().data_received(piece)
+            self._parse(piece)
             self._join_chunks()
         finally:
             self._feeding = False
@@ -483,6 +489,14 @@ class HTTPProtocol(HttpToolsProtocol):
             self._payer = self._payer_of(request, piece)
         if self._received > FREE_BYTES or self._tls_bytes:
             self._charge(0)
+
+    def _parse(self, piece: bytes) -> None:
+        # Instead of uvicorn's `data_received`, whose line in the log tells neither the address nor the reason.
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserError:
+            self.send_400_response("This is not valid HTTP/1.1; check the first line, headers and chunks.")
 
     def _payer_of(self, request: RequestResponseCycle, piece: bytes) -> Payer:
         """Return the payer of a request's memory, by the first piece of its body."""
@@ -520,7 +534,7 @@ class HTTPProtocol(HttpToolsProtocol):
         error = self.memory.take(payer, more)
         if error is not None:
             self._charged -= more
-            self._refuse(refusal(error))
+            self._refuse(error)
 
     def _limit(self, came: int) -> None:
         """Count `came` more bytes, and apply the limits of headers and bodies."""
@@ -626,12 +640,14 @@ class HTTPProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse invalid HTTP, after the replies to earlier requests."""
         status, why = self._refusal or (400, msg)
-        self._refuse(refusal(ProtocolError(why, error="BadRequest"), status))
+        self._refuse(ProtocolError(why, error="BadRequest"), status)
 
-    def _refuse(self, reply: bytes) -> None:
-        """Refuse further bytes: answer complete requests, send this reply, and close once the client has seen it."""
+    def _refuse(self, error: CloudStoreError, status: int | None = None) -> None:
+        """Refuse further bytes: answer complete requests, send this error, and close once the client has seen it."""
         if self._is_deaf or self.transport.is_closing():
             return
+        self.refusals.add(self._address, str(error))
+        reply = refusal(error, status)
         self._is_deaf = True
         self._shrink_window()
         self._data = b""
@@ -670,6 +686,7 @@ class HTTPProtocol(HttpToolsProtocol):
         is_upload = any(name == b"content-type" and value.startswith(b"multipart/") for name, value in headers)
         largest = self.settings.max_media_bytes if is_upload else self.settings.max_body_bytes
         if self._received > MAX_HEADER_BYTES + 2 * largest:
+            self.refusals.add(self._address, "The trailers are too long.")
             self.transport.close()  # longer than any chunked body, so these are trailers
 
     def pause_writing(self) -> None:
@@ -679,8 +696,12 @@ class HTTPProtocol(HttpToolsProtocol):
         self.reader.give_back()  # else clients that don't read would hold up those that do
         if self.scheme == "https":
             size += TLS_UNREAD_BYTES
-        self.unread.add(self, network_of(self._address), size, self.transport.abort)
+        self.unread.add(self, network_of(self._address), size, self._drop)
         self._expect_reader()
+
+    def _drop(self) -> None:
+        self.refusals.add(self._address, "Its unread replies are most of those that max_unread_memory allows.")
+        self.transport.abort()
 
     def resume_writing(self) -> None:
         """Stop the timeout for reading, and continue with waiting requests."""
@@ -706,7 +727,12 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def _expect_headers(self) -> None:
         if self._header_timer is None:
-            self._header_timer = self.loop.call_later(self.settings.body_timeout, self.transport.close)
+            self._header_timer = self.loop.call_later(self.settings.body_timeout, self._give_up_headers)
+
+    def _give_up_headers(self) -> None:
+        if self._received and not self._is_deaf:
+            self.refusals.add(self._address, "Its headers took longer than body_timeout.")
+        self.transport.close()
 
     def _stop_header_timer(self) -> None:
         if self._header_timer is not None:
@@ -723,6 +749,7 @@ class HTTPProtocol(HttpToolsProtocol):
         if self.transport.get_write_buffer_size() <= left - max(1, least):
             self._expect_reader()
         else:
+            self.refusals.add(self._address, "It read its reply more slowly than min_upload_rate.")
             self.transport.abort()
 
     def _stop_reply_timer(self) -> None:

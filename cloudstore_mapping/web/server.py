@@ -21,6 +21,7 @@ from cloudstore_mapping.web.connections import (
     Drain,
     KnownClients,
     OpenFiles,
+    RefusalLog,
     RequestMemory,
     UnreadReplies,
     address_of,
@@ -94,6 +95,7 @@ def run_on(
     try:
         server.run(sockets=[listener])
     finally:
+        server.refusals.flush(at_once=True)
         service.close()
         sys.setswitchinterval(interval)
         for number, handler in handlers.items():
@@ -144,6 +146,7 @@ class _Server(Server):
     ) -> None:
         known_clients = KnownClients()
         settings_ = service.settings
+        self.refusals = RefusalLog()
         open_files = OpenFiles(max_connections, max_by_setting=settings_.max_connections)
         counted = Metrics(new_rows(1)) if metrics is None else metrics
         observed = InstrumentedApp(
@@ -155,6 +158,8 @@ class _Server(Server):
             metrics_token=options.metrics_token,
         )
 
+        refused = self.refusals
+
         class Protocol(HTTPProtocol):
             settings = settings_
             numbers = counted
@@ -165,6 +170,7 @@ class _Server(Server):
             known = known_clients
             unread = UnreadReplies(settings_.max_unread_memory)
             drain = Drain()
+            refusals = refused
 
         context = server_context(options)
         handshakes = None
@@ -193,7 +199,12 @@ class _Server(Server):
                 timeout_graceful_shutdown=LAST_RESORT,
             )
         )
-        self.on_second = open_files.check
+
+        def look_after() -> None:
+            open_files.check()
+            refused.flush()
+
+        self.on_second = look_after
 
         def start() -> None:
             service.keep_tidy()

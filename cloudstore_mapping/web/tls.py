@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cloudstore_mapping.service.security import network_of
 from cloudstore_mapping.storefiles import read_file
-from cloudstore_mapping.web.connections import TLS_CONNECTION_BYTES, TLS_WINDOW, Payer
+from cloudstore_mapping.web.connections import TLS_CONNECTION_BYTES, TLS_WINDOW, Payer, too_many
 from cloudstore_mapping.web.http import Turns
 from cloudstore_mapping.web.options import Options
 
@@ -75,24 +75,34 @@ class Handshakes:
         self.context = context
         self.crowd = protocol.crowd
         self.memory = protocol.memory
+        self.refusals = protocol.refusals
         self._files = protocol.files
         self._known = protocol.known
+        self._most_per_address = protocol.settings.max_connections_per_address
         self.seconds = seconds
         self._connections = connections
         self.under_way: set[Handshake] = set()
         self.turns = Turns()
 
     def admit(self, address: str) -> Payer | None:
-        """Count a connection and return the payer of its memory, or None over a limit."""
-        if not self._files.has_room(self._connections() + len(self.under_way) + 1) or not self.crowd.comes(address):
+        """Count a connection and return the payer of its memory, or log its refusal and return None over a limit."""
+        if not self._files.has_room(self._connections() + len(self.under_way) + 1):
+            return None  # which is logged
+        if not self.crowd.comes(address):
+            self.refusals.add(address, str(too_many(self._most_per_address)))
             return None
-        network = network_of(address)
-        subject = None if self.crowd.is_exempt(address) else network
-        payer = Payer(subject, is_known=self._known.has_network(network))
-        if self.memory.take(payer, TLS_CONNECTION_BYTES) is None:
+        payer = self._payer_at(address)
+        error = self.memory.take(payer, TLS_CONNECTION_BYTES)
+        if error is None:
             return payer
         self.crowd.goes(address)
+        self.refusals.add(address, str(error))
         return None
+
+    def _payer_at(self, address: str) -> Payer:
+        network = network_of(address)
+        subject = None if self.crowd.is_exempt(address) else network
+        return Payer(subject, is_known=self._known.has_network(network))
 
     def abort(self) -> None:
         """Abort all handshakes in progress."""
@@ -139,7 +149,9 @@ class Handshake(asyncio.Protocol):
                     ssl=self._handshakes.context,
                     ssl_handshake_timeout=self._handshakes.seconds,
                 )
-        except OSError:  # from the client, the timeout, or TLS
+        except OSError as error:  # from the client, the timeout, or TLS
+            if isinstance(error, ssl.SSLError) and error.reason:
+                self._handshakes.refusals.add(address, f"TLS has failed ({error.reason}).")
             accepted.close()
         except asyncio.CancelledError:
             accepted.close()

@@ -6,15 +6,22 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import requests
 
 from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.settings import Settings
+from cloudstore_mapping.web import protocol
+from cloudstore_mapping.web.connections import LOG_INTERVAL, MAX_KNOWN, RefusalLog
 from cloudstore_mapping.web.logs import logging_as
-from tests.raw_http import FakeService, body
+from tests.raw_http import JSON, Connection, FakeService, body, chunk
+from tests.service_fakes import ManualClock
 from tests.serving import serving, told
 
 KEY = "API-key-of-32-characters-or-more"
@@ -101,3 +108,100 @@ def test_what_was_before_is_put_back() -> None:
     with logging_as(as_json=True, access=True):
         assert logging.getLogger().handlers != before
     assert logging.getLogger().handlers == before
+
+
+def _flood(connection: Connection, data: bytes) -> None:
+    with suppress(ConnectionError):
+        for _ in range(2000):
+            connection.send(data)
+
+
+def _send_ahead(connection: Connection) -> None:
+    head = f"POST {connection.base}/store/load HTTP/1.1\r\nHost: x\r\n{JSON}Transfer-Encoding: chunked\r\n\r\n".encode()
+    connection.send(head + chunk(body()) + chunk(b"") + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 30)
+
+
+def _send_trailers(connection: Connection) -> None:
+    connection.start("/store/save", JSON + "Transfer-Encoding: chunked\r\n", b"0\r\n")
+    _flood(connection, b"X-Trailer: x\r\n" * 100)
+
+
+#: Connections that are refused, and what the log says of each.
+REFUSED: dict[str, tuple[Callable[[Connection], object], str]] = {
+    "no HTTP": (lambda to: to.send(b"\x16\x03\x01 hello\r\n\r\n"), "not valid HTTP/1.1"),
+    "two hosts": (lambda to: to.send(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"), "2 Host headers"),
+    "long headers": (lambda to: _flood(to, b"GET / HTTP/1.1\r\nX: " + b"x" * 1000), "headers are too long"),
+    "slow headers": (lambda to: to.send(b"GET / HT"), "longer than body_timeout"),
+    "trailers": (_send_trailers, "trailers are too long"),
+    "ahead": (_send_ahead, "too many requests ahead"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_refused_connection_is_logged(
+    kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection refused before its request reaches the application has a line with its address and the reason."""
+    monkeypatch.setattr(protocol, "MAX_PARSED_AHEAD", 3)
+    settings = {"body_timeout": 0.3} if "slow" in kind else {"max_body_bytes": 1000}
+    send, reason = REFUSED[kind]
+    with FakeService(Settings(**settings)).served() as address, Connection(address) as connection:
+        with suppress(ConnectionError):
+            send(connection)
+        connection.rest()
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message for message in messages if message.startswith("A connection from 127.0.0.1 was refused: ")]
+    assert reason in messages[-1]
+
+
+def test_a_connection_without_anything_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A client that connects ahead of its first request, as browsers do, and never sends one is no news."""
+    with FakeService(Settings(body_timeout=0.3)).served() as address, Connection(address) as connection:
+        assert connection.rest() == b""
+    assert not caplog.records
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made by the program openssl")
+def test_a_failed_handshake_is_logged(tmp_path: Path) -> None:
+    """Plain HTTP on a port of TLS gets no reply, so the log is where its reason can be found."""
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -keyout key.pem -out cert.pem"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    log: list[str] = []
+    files = ["--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem")]
+    with serving("--json", *files, "--store", str(tmp_path / "s.db"), log=log) as process:
+        address = told(process)["address"]
+        for _ in range(3):
+            with Connection(address) as connection:
+                connection.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                connection.rest()
+    assert "A connection from 127.0.0.1 was refused: TLS has failed (HTTP_REQUEST)." in log[0]
+    assert "2 further connections from 1 addresses were refused" in log[1]
+
+
+def test_refused_connections_do_not_fill_the_log(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """However many connections are refused, there is a line a minute, and it has their number."""
+    refusals = RefusalLog(clock.monotonic)
+    for number in range(10_000):
+        refusals.add(f"192.0.2.{number % 100 if number % 2 else 1}", f"Reason {number}.")
+        refusals.flush()
+    assert [record.getMessage() for record in caplog.records] == ["A connection from 192.0.2.1 was refused: Reason 0."]
+    clock.advance(LOG_INTERVAL)
+    refusals.flush()
+    refusals.flush()
+    assert [record.getMessage() for record in caplog.records[1:]] == [
+        "9999 further connections from 50 addresses were refused, 5099 of them from 192.0.2.1;"
+        " the last one: Reason 9999."
+    ]
+    refusals.add("192.0.2.9", "Reason.")
+    clock.advance(LOG_INTERVAL)
+    refusals.add("192.0.2.9", "Another reason.")
+    refusals.flush(at_once=True)
+    assert len(caplog.records) == 3
+
+
+def test_refused_addresses_take_no_memory(clock: ManualClock) -> None:
+    """Of ever new addresses, so many are told apart."""
+    refusals = RefusalLog(clock.monotonic)
+    for number in range(10_000):
+        refusals.add(f"2001:db8::{number:x}", "Reason.")
+    assert len(refusals._by_address) == MAX_KNOWN

@@ -222,7 +222,8 @@ def test_a_client_that_reads_nothing_is_ended(caplog: pytest.LogCaptureFixture) 
             reader = stack.enter_context(Connection(address))
             reader.post(LOAD, body("large"))
             assert select.select([reader.socket], [], [], 20)[0]
-        assert not caplog.records
+        (record,) = caplog.records
+        assert "more slowly than min_upload_rate" in record.getMessage()
 
 
 def test_a_slow_reader_gets_its_reply(hasty: tuple[FakeService, str]) -> None:

@@ -30,6 +30,7 @@ from cloudstore_mapping.web.connections import (
     KnownClients,
     OpenFiles,
     Payer,
+    RefusalLog,
     RequestMemory,
     UnreadReplies,
     listen,
@@ -322,7 +323,9 @@ def test_a_reply_is_read_at_the_lowest_rate(monkeypatch: pytest.MonkeyPatch) -> 
 
     reading = HTTPProtocol.__new__(HTTPProtocol)
     reading.transport = cast("Any", Transport())
+    reading.client = None
     monkeypatch.setattr(HTTPProtocol, "settings", Settings(body_timeout=30, min_upload_rate=1000), raising=False)
+    monkeypatch.setattr(HTTPProtocol, "refusals", RefusalLog(), raising=False)
     monkeypatch.setattr(HTTPProtocol, "_expect_reader", lambda _: done.append("waits"))
     buffered[0] = 70_000
     reading._check_reader(100_000)
@@ -366,6 +369,8 @@ def test_handshakes_are_counted() -> None:
         memory = RequestMemory(Settings(max_request_memory=1))
         files = OpenFiles(10_000)
         known = KnownClients()
+        refusals = RefusalLog()
+        settings = Settings()
 
     handshakes = Handshakes(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), Protocol, lambda: 0, 30.0)
     assert [handshakes.admit("192.0.2.1") is None for _ in range(3)] == [False, False, True]
