@@ -109,6 +109,22 @@ def test_a_small_disk_is_emptied_again(tmp_path: Path, size: int, length: int) -
         assert check_file(place).faults == []
 
 
+@pytest.mark.parametrize("length", [100, 5_000, 65_536])
+def test_a_refused_save_needs_the_room_of_the_log(tmp_path: Path, length: int) -> None:
+    """A save is refused for lack of room only if an emptied log would not make that room."""
+    with small_disk(tmp_path / "disk", 24 * 2**20) as disk:
+        place = disk / "store.db"
+        with cm.open(place, retries=0) as store:
+            names = fill(lambda name: store.upload(bytes(400_000), name))
+            names += fill(lambda name: store.__setitem__(name, "x" * length))
+        with cm.open(place, retries=0) as store, pytest.raises(UnavailableError, match=FULL):
+            store["more"] = "x" * 65_536  # at its end a program also gives back the 32 KiB of the log's index
+        with cm.open(place, retries=0) as store:
+            for _ in range(2):
+                del store[names.pop()]
+            store["later"] = "x" * (length // 2)
+
+
 def test_commands_on_a_full_disk(tmp_path: Path) -> None:
     """After a crash on a full disk a command deletes keys, prints nothing else, and room for a save is made."""
     with small_disk(tmp_path / "disk", 3 * 2**20) as disk:

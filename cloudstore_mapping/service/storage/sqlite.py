@@ -329,9 +329,11 @@ class SQLiteSession(Transaction):
             if not unused and kind == INCREMENTAL:
                 return False
             self._space.begin()
-            self._space.take(
-                (pages - unused) * size, lambda: 0, self._growth
-            )  # for the log, and before it a temporary file
+            if self._space.is_nearly_full():
+                self._empty_log()
+                self._space.begin()
+            # For the log, and before it a temporary file.
+            self._space.take((pages - unused) * size, lambda: 0, self._growth)
             (checkpoint,) = self.row("PRAGMA wal_autocheckpoint")
             try:
                 # No checkpoint before the new token: a log of the new pages must not seem to match an older copy.
@@ -1115,7 +1117,7 @@ def _outcome(session: SQLiteSession, job: _Job) -> tuple[Any, BaseException | No
             if isinstance(result, RolledBack):
                 session.undo()
     except BaseException as error:
-        if not session.intact():
+        if isinstance(error, DiskFullError) or not session.intact():
             raise
         return None, error
     return result, None

@@ -145,8 +145,9 @@ class DiskReserve:
         """
         Reserve `size` bytes; raise `UnavailableError` if the disk is read-only or only its reserve is left.
 
-        `unused` returns the free bytes inside the file itself, and `growth` the bytes that a checkpoint adds to it. All
-        data is written twice: to the log, then to the file.
+        Raise `DiskFullError` if emptying the log would make room: then the transaction's end empties it, and a second
+        try succeeds. `unused` returns the free bytes inside the file itself, and `growth` the bytes that a checkpoint
+        adds to it. All data is written twice: to the log, then to the file.
         """
         if self._disk is None:
             self._disk = self._look(self._folder)
@@ -158,8 +159,9 @@ class DiskReserve:
         if (disk.free < needed + 2 * LOG or 2 * disk.free < needed + LOG + disk.total) and disk.total > 0:
             # Behind a reader, the log waits for its checkpoint. Without room for it, nothing could be written any more.
             needed += max(0, growth()) + min(LOG, disk.total // PART)
-            if disk.free < needed and disk.free + unused() < needed:
-                raise UnavailableError(FULL, retry_after=1.0)
+            if disk.free < needed and disk.free + (inside := unused()) < needed:
+                has_room = disk.free + inside + self._log_size() >= needed
+                raise (DiskFullError if has_room else UnavailableError)(FULL, retry_after=1.0)
         self._taken += size
 
     def _log_size(self) -> int:
