@@ -44,6 +44,7 @@ from cloudstore_mapping.web.http import (
     headers_of,
     is_large,
     is_pinned,
+    note_outcome,
     outcome,
     send_reply,
 )
@@ -193,7 +194,7 @@ class FastPath:
 
     def _end(self, asked: _Waiting, reply: Reply) -> None:
         scope = asked.scope
-        scope["outcome"] = reply.error
+        note_outcome(scope, reply)
         if reply.error is None:
             client = scope["client"]
             pair = asked.api_key, client[0] if client else ""

@@ -155,18 +155,22 @@ class ConnectionLimiter:
 
 
 class SparseLog:
-    """Log of reached limits: at most one line per `LOG_INTERVAL` seconds."""
+    """Log of refusals for one reason: at most one line per `LOG_INTERVAL` seconds."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._logged_at = -math.inf
 
     def warn(self, problem: str, remedy: str) -> None:
-        """Log the problem and its remedy, unless a line was logged recently."""
+        """Log a reached limit and its remedy, unless a line was logged recently."""
+        self.write(f"{problem}, so others are refused; {remedy}.")
+
+    def write(self, message: str) -> None:
+        """Log a message, unless a line was logged recently."""
         now = self._now()
         if now - self._logged_at >= LOG_INTERVAL:
             self._logged_at = now
-            _log.warning("%s, so others are refused; %s.", problem, remedy)
+            _log.warning("%s", message)
 
 
 class RefusalLog:

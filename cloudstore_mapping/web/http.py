@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
-from cloudstore_mapping.errors import CloudStoreError, ProtocolError
+from cloudstore_mapping.errors import CloudStoreError, ProtocolError, UnavailableError
 from cloudstore_mapping.service.threads import BoundedThreadPool
 from cloudstore_mapping.wire import EXTENSIONS, EXTENSIONS_HEADER, Reply, encode_reply, encode_reply_parts, failure
 
@@ -211,13 +211,20 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
+def note_outcome(scope: Scope, reply: Reply) -> None:
+    """Set the scope's ``outcome``: an error's name, or None. Its ``problem`` is the message to be logged, if any."""
+    scope["outcome"] = reply.error
+    if reply.error == UnavailableError.error:
+        scope["problem"] = reply.message
+
+
 async def answer(
     scope: Scope, receive: Receive, send: Send, work: Callable[[Scope, Receive], Awaitable[Reply]]
 ) -> None:
     """
     Send the reply returned by `work`, or an error reply for its exception.
 
-    Set the scope's ``outcome`` to the error's name (None for success), for the metrics.
+    Set the scope's ``outcome``, for the metrics.
     """
     headers: tuple[Header, ...] = ()
     try:
@@ -232,7 +239,7 @@ async def answer(
     except Exception:  # noqa: BLE001 - logged; the client gets a generic error
         _log.exception("A request to %s failed.", scope["path"])
         reply = FAILED
-    scope["outcome"] = reply.error
+    note_outcome(scope, reply)
     try:
         await send_reply(send, reply, *headers, client=scope.get(CLIENT))
     finally:

@@ -14,9 +14,12 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from msgspec.json import decode
+
 from cloudstore_mapping._version import __version__
 from cloudstore_mapping.errors import REPLY_ERRORS, BadKeyError, UnavailableError
 from cloudstore_mapping.links import FILES_PATH
+from cloudstore_mapping.web.connections import SparseLog
 from cloudstore_mapping.web.http import (
     HEALTH_PATH,
     HSTS,
@@ -209,6 +212,7 @@ class InstrumentedApp:
         self._logs = logs
         self._token = metrics_token
         self._turns = BoundedWorkers(1, WAITING, "cloudstore-metrics")
+        self._unavailable = SparseLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, then count and log it."""
@@ -233,9 +237,15 @@ class InstrumentedApp:
             self.ended(scope, status, perf_counter() - began, bytes_out)
 
     def ended(self, scope: Scope, status: int, seconds: float, bytes_out: int) -> None:
-        """Count a request, and log it if enabled; a `status` of 0 means its client disconnected."""
+        """
+        Count a request, and log it if enabled; a `status` of 0 means its client disconnected.
+
+        Also log why requests are unavailable, once in a while.
+        """
         outcome = scope["outcome"] if status and "outcome" in scope else _outcome(status)
         self._metrics.count(scope.get("operation") or self._operation(scope["path"]), outcome, seconds, bytes_out)
+        if "problem" in scope and not scope["path"].endswith(HEALTH_PATH):  # a check has its own lines
+            self._unavailable.write(f"Requests are answered 503: {decode(scope['problem'])}")
         if self._logs:
             _access.info("request", extra={"request": _facts(scope, status, seconds)})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Final, Self
 
 from cloudstore_mapping.errors import CloudStoreError, LockedError, ProtocolError, TooBigError, UnavailableError
 from cloudstore_mapping.service.security import network_of
-from cloudstore_mapping.web.connections import STRANGERS_SHARE
+from cloudstore_mapping.web.connections import STRANGERS_SHARE, SparseLog
 from cloudstore_mapping.web.forms import CONDITION, UploadForm
 from cloudstore_mapping.web.http import (
     CLOSE,
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     from cloudstore_mapping.web.connections import KnownClients
     from cloudstore_mapping.wire import Reply
 
-_log: Final = logging.getLogger("cloudstore_mapping.web")
-
 #: Maximum spooled bytes in memory, per file and for all files together; more go to temporary files.
 IN_MEMORY: Final = 2**18
 ALL_IN_MEMORY: Final = 2**24
@@ -52,6 +49,8 @@ MAX_FILES: Final = 100
 SPOOLS_AT_ONCE: Final = 2
 #: Seconds until a client refused for lack of space should retry (Retry-After).
 WAIT: Final = 10.0
+#: What an operator can do if no temporary file can be written.
+REMEDY: Final = "free space there, or set TMPDIR to a folder on another disk"
 
 
 class SpoolSpace:
@@ -71,6 +70,7 @@ class SpoolSpace:
         self.taken = 0
         self.in_memory = 0
         self.files = 0
+        self.failures = SparseLog()
 
     def take(self, subject: str, size: int) -> None:
         """Count `size` more bytes of an address; `UnavailableError` over a limit."""
@@ -150,7 +150,7 @@ class Spool:
         try:
             await self._space.turns.run(self._put_down)
         except OSError as error:
-            _log.warning("An upload can't be kept in a temporary file: %s", error)
+            self._space.failures.warn(f"An upload can't be kept in a temporary file ({error})", REMEDY)
             raise UnavailableError(
                 f"The service can't keep a file whose API key or password comes after it ({_reason(error)});"
                 " send these before the file, or try again later.",

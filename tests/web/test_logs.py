@@ -20,6 +20,7 @@ from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web import protocol
 from cloudstore_mapping.web.connections import LOG_INTERVAL, MAX_KNOWN, RefusalLog
 from cloudstore_mapping.web.logs import logging_as
+from cloudstore_mapping.wire import failure
 from tests.raw_http import JSON, Connection, FakeService, body, chunk
 from tests.service_fakes import ManualClock
 from tests.serving import serving, told
@@ -92,6 +93,19 @@ def test_errors_of_the_machine_are_told(log: io.StringIO, error: Exception) -> N
     """What a disk or a database says holds no values, and the owner needs it."""
     logging.getLogger("test").error("It failed.", exc_info=error)
     assert str(error) in log.getvalue()
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_unavailable_requests_are_logged(inline: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Why requests are answered 503 is in the log, once a minute however many they are; other errors aren't."""
+    service = FakeService()
+    service.reply = UnavailableError("The disk is full.") if inline else failure(UnavailableError("The disk is full."))
+    with service.served() as address, requests.Session() as session:
+        for key in (KEY, KEY, "no key"):
+            data = body(key=key, password="the-password")
+            session.post(f"{address}/store/load", data, headers={"Content-Type": "application/json"}, timeout=20)
+        assert session.get(f"{address}/health", timeout=20).ok
+    assert [record.getMessage() for record in caplog.records] == ["Requests are answered 503: The disk is full."]
 
 
 def test_one_line_each(log: io.StringIO) -> None:
