@@ -352,6 +352,9 @@ class HTTPProtocol(HttpToolsProtocol):
         # A timer, and a method of ours, would keep us and the buffers of TLS for a while.
         self._unset_keepalive_if_required()  # after an error, uvicorn doesn't
         self.app = self._application
+        # An unanswered request, and one answered without a task, refers to us.
+        self.cycle = self._held = self._running = self._request = self._discarded = cast("Any", None)
+        self.pipeline.clear()
         self.numbers.row[CONNECTIONS] = len(self.connections)
         if self.has_place:
             self.crowd.goes(self._address)

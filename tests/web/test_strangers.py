@@ -19,6 +19,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
+from msgspec import Raw
 
 from cloudstore_mapping.errors import BadKeyError, TooOftenError, UnavailableError
 from cloudstore_mapping.service.settings import Settings
@@ -448,6 +449,9 @@ def client(where: tuple[str, int], *, is_tls: bool) -> socket.socket:
 
 
 _GET = b"GET /cloudstore/health HTTP/1.1\r\nHost: x\r\n"
+_LOAD_HEAD = (
+    b"POST /cloudstore/store/load HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+)
 
 
 @pytest.mark.parametrize("is_tls", [False, True], ids=["http", "https"])
@@ -461,9 +465,15 @@ _GET = b"GET /cloudstore/health HTTP/1.1\r\nHost: x\r\n"
         (b"nonsense\r\n\r\n", True),
         (b"POST /cloudstore/store/save HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n", True),
         (b"POST /cloudstore/store/save HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + b"x" * 9000, False),
+        (_LOAD_HEAD % len(body("large")) + body("large"), True),
+        (_LOAD_HEAD % len(body("small")) + body("small"), True),
+        ((_LOAD_HEAD % len(body("large")) + body("large")) * 3, True),
     ],
-    ids=["nothing", "half a head", "a request", "a request and a half", "nonsense", "a refused body", "half a body"],
-)
+    ids=[
+        "nothing", "half a head", "a request", "a request and a half", "nonsense", "a refused body", "half a body",
+        "a reply unread", "a load", "requests ahead",
+    ],
+)  # fmt: skip
 def test_a_closed_connection_is_freed_at_once(
     sent: bytes, is_answered: bool, is_tls: bool, certificate: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -480,6 +490,7 @@ def test_a_closed_connection_is_freed_at_once(
     monkeypatch.setattr(HTTPProtocol, "connection_made", watched)
     monkeypatch.setattr(server, "KEEP_ALIVE", 1000)
     service = FakeService(Settings(body_timeout=1000.0))
+    service.values["large"] = Raw(b'"%b"' % (b"x" * 12 * MEBIBYTE))
     options = certificate if is_tls else Options()
     gc.collect()
     gc.disable()
@@ -489,7 +500,7 @@ def test_a_closed_connection_is_freed_at_once(
                 connection.sendall(sent)
                 assert begun.wait(PATIENCE)
                 if is_answered:
-                    assert connection.recv(2**16).startswith(b"HTTP/1.1 ")
+                    assert connection.recv(1000).startswith(b"HTTP/1.1 ")
             assert freed.wait(PATIENCE)
             assert len(made) == 1
     finally:
