@@ -20,6 +20,7 @@ from cloudstore_mapping.web.connections import (
     ConnectionLimiter,
     Drain,
     KnownClients,
+    MemoryReturn,
     OpenFiles,
     RefusalLog,
     RequestMemory,
@@ -200,9 +201,13 @@ class _Server(Server):
             )
         )
 
+        memory = None if context is None else MemoryReturn(Protocol.crowd)
+
         def look_after() -> None:
             open_files.check()
             refused.flush()
+            if memory is not None:
+                memory.check()
 
         self.on_second = look_after
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import platform
 import shutil
 import socket
 import ssl
@@ -26,9 +27,11 @@ from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web import connections, protocol, server
 from cloudstore_mapping.web.connections import (
     DRAIN_PIECES,
+    MANY_CLOSED,
     ConnectionLimiter,
     Drain,
     KnownClients,
+    MemoryReturn,
     OpenFiles,
     Payer,
     RefusalLog,
@@ -594,3 +597,25 @@ def test_unread_replies_count_as_held(monkeypatch: pytest.MonkeyPatch) -> None:
         slow.pause_writing()
         taken.append(unread.taken)
     assert taken == [1500, 1500 + protocol.TLS_UNREAD_BYTES]
+
+
+def test_freed_memory_is_returned_to_the_system() -> None:
+    """Once many connections have been closed, and not for each of them, freed memory goes back to the system."""
+    limiter = ConnectionLimiter(MANY_CLOSED)
+    memory = MemoryReturn(limiter)
+    trimmed: list[int] = []
+    memory._trim = trimmed.append
+    for _ in range(2):
+        for _ in range(MANY_CLOSED):
+            memory.check()
+            limiter.comes("192.0.2.1")
+            limiter.goes("192.0.2.1")
+        memory.check()
+        memory.check()
+    assert trimmed == [0, 0]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory")
+def test_this_system_can_return_memory() -> None:
+    """The C library has the function."""
+    assert MemoryReturn(ConnectionLimiter(1))._trim is not None
