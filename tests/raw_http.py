@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import urlsplit
@@ -19,6 +21,8 @@ from cloudstore_mapping.errors import NoFileError
 from cloudstore_mapping.service.quotas import ReplyMemory, ReplyRoom
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web import server
+from cloudstore_mapping.web.connections import listen
+from cloudstore_mapping.web.options import Options
 from cloudstore_mapping.wire import Operation, Reply, Request, failure, success
 
 if TYPE_CHECKING:
@@ -103,13 +107,28 @@ class FakeService:
         return cast("Service", self)
 
     @contextmanager
-    def served(self) -> Iterator[str]:
+    def served(self, options: Options | None = None) -> Iterator[str]:
         """Serve it while the block runs, and close it."""
         try:
-            with server.background(self.as_service()) as address:
+            with served_with(self.as_service(), options or Options()) as address:
                 yield address
         finally:
             self.close()
+
+
+@contextmanager
+def served_with(service: Service, options: Options) -> Iterator[str]:
+    """Serve with these options on a thread while the block runs, and yield the service's address."""
+    ready: Future[str] = Future()
+    with listen("127.0.0.1", 0) as listener:
+        serving = server._Server(service, listener, options, ready.set_result)
+        thread = threading.Thread(target=serving.run, args=([listener],))
+        thread.start()
+        try:
+            yield ready.result(20)
+        finally:
+            serving.should_exit = True
+            thread.join(20)
 
 
 @dataclass
@@ -163,6 +182,10 @@ class Connection:
         """Send a whole request."""
         self.start(path, f"{JSON}{headers}Content-Length: {len(body)}\r\n", body)
 
+    def end(self) -> None:
+        """End the client's side of the connection."""
+        self.socket.shutdown(socket.SHUT_WR)
+
     def answer(self) -> Answer:
         """Read one reply."""
         status = int(self._file.readline().split()[1])
@@ -178,6 +201,77 @@ class Connection:
             return self._file.read()
         except ConnectionResetError:
             return b""
+
+
+class TLSConnection(Connection):
+    """A TLS connection that can end its own side alone; Python's `SSLSocket.unwrap` waits for the other side's end."""
+
+    def __init__(self, address: str, version: ssl.TLSVersion, *, ends_tcp: bool = True) -> None:
+        super().__init__(address)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or the close_notify waits for an ACK
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.minimum_version = context.maximum_version = version
+        self._ends_tcp = ends_tcp
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing)
+        while True:
+            try:
+                self._tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._incoming.write(self.socket.recv(2**16))
+        self._flush()
+        self._file = io.BufferedReader(_Decrypted(self))
+
+    def _flush(self) -> None:
+        self.socket.sendall(self._outgoing.read())
+
+    def send(self, data: bytes) -> None:
+        """Send bytes encrypted."""
+        self._tls.write(data)
+        self._flush()
+
+    def end(self) -> None:
+        """Send a close_notify, and with `ends_tcp` end this side of the TCP connection, too."""
+        with suppress(ssl.SSLWantReadError):
+            self._tls.unwrap()
+        self._flush()
+        if self._ends_tcp:
+            super().end()
+
+    def receive(self) -> bytes:
+        """Return bytes, or none after the service's close_notify; its absence is an error."""
+        while True:
+            try:
+                return self._tls.read(2**16)
+            except ssl.SSLZeroReturnError:
+                return b""
+            except ssl.SSLWantReadError:
+                received = self.socket.recv(2**16)
+                assert received, "The connection ended without a close_notify."
+                self._incoming.write(received)
+
+
+class _Decrypted(io.RawIOBase):
+    """The bytes that a TLS connection receives, as a file."""
+
+    def __init__(self, connection: TLSConnection) -> None:
+        self._connection = connection
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._rest or self._connection.receive()
+        size = min(len(data), len(buffer))
+        buffer[:size] = data[:size]
+        self._rest = data[size:]
+        return size
 
 
 def chunk(data: bytes) -> bytes:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import sqlite3
+from contextlib import closing
 from dbm import dumb
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,9 @@ import pytest
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
 from cloudstore_mapping.cli import app
+from cloudstore_mapping.errors import BadValueError, UnsupportedError
 from cloudstore_mapping.transfer import Format, export_store, import_store
+from cloudstore_mapping.transfer.dbmfiles import read_dbm
 from tests.dbm_kinds import KINDS, force, force_faulty, names_of
 from tests.support.command_line import CliRunner
 
@@ -115,3 +120,117 @@ def test_the_command_says_so(format_: str, tmp_path: Path, monkeypatch: pytest.M
     result = CliRunner().invoke(app, ["export", "out", "--format", format_, "--at", "store.db", "--json"])
     assert (result.exit_code, result.stdout) == (1, '{"succeeded":1,"failed":1}\n')
     assert [json.loads(line)["key"] for line in result.stderr.splitlines()] == ["lost"]
+
+
+def damaged(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[Path], dict[str, bytes]]:
+    """Make a dbm file in which keys were deleted and replaced; return its name, its files and what it holds."""
+    path = folder / "data"
+    values = {f"key {number}": b'"%b"' % (b"v" * (number * 7)) for number in range(60)}
+    opened = force(kind, monkeypatch).open(str(path), "n")
+    for key, value in values.items():
+        opened[key.encode()] = value
+    if kind != "dbm.sqlite3":
+        for number in range(0, 60, 7):
+            del opened[f"key {number}".encode()]
+            del values[f"key {number}"]
+        for key in list(values)[::5]:
+            values[key] = b'"%b"' % (b"w" * 9000)
+            opened[key.encode()] = values[key]
+    opened.close()
+    if kind == "dbm.sqlite3":
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA journal_mode = DELETE")
+    return path, sorted(file for file in folder.iterdir() if file.suffix != ".bak"), values
+
+
+def read(path: Path) -> dict[str, bytes | cm.CloudStoreError] | None:
+    """Return what an import would find in a dbm file, or None if it refuses the file with a sentence."""
+    try:
+        return {entry.key: entry.value for entry in read_dbm(path)}
+    except UnsupportedError:
+        return None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_is_cut_off(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is cut off anywhere is refused, or each of its keys has its value or an error."""
+    path, files, values = damaged(kind, tmp_path, monkeypatch)
+    assert read(path) == values
+    refused = 0
+    for file in files:
+        whole = file.read_bytes()
+        lines = {0, *(end.end() for end in re.finditer(rb"\n", whole))} if file.suffix == ".dir" else set()
+        for length in {*range(0, len(whole), len(whole) // 80), *range(0, len(whole), 4096)} - lines:
+            file.write_bytes(whole[:length])
+            found = read(path)
+            refused += found is None
+            for key, value in ({} if found is None else found).items():
+                assert isinstance(value, BadValueError) or value == values[key], (file, length, key)
+            assert found is None or found.keys() == values.keys(), (file, length)
+        file.write_bytes(whole)
+    assert refused > 40
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_bytes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with a damaged byte is refused, or all keys are there; a damaged key or value can't always be told."""
+    path, files, values = damaged(kind, tmp_path, monkeypatch)
+    for file in files:
+        whole = file.read_bytes()
+        for at in {*range(0, len(whole), len(whole) // 150), *range(0, 300, 3)} & set(range(len(whole))):
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+            found = read(path)
+            assert found is None or len(found) == len(values), (file, at)
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("kind", ["dbm.ndbm", "dbm.sqlite3"])
+def test_lost_pages(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with a page of zeros, as a power cut may leave it, is refused, or all keys are there."""
+    path, (file,), values = damaged(kind, tmp_path, monkeypatch)
+    whole = file.read_bytes()
+    refused = 0
+    for at in range(0, len(whole), 2048):
+        file.write_bytes(whole[:at] + bytes(2048) + whole[at + 2048 :])
+        found = read(path)
+        refused += found is None
+        assert found is None or found.keys() == values.keys(), at
+    assert refused > 5
+
+
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        ("'a', (0, 1)\n'b', (512, 1)", "the last line of .* is cut off"),
+        ("'a', (0, 1)\n'a', (512, 1)\n", "line 2 of .* has a key twice"),
+        ("'a', (0, 1)\n'b', (1, 1)\n", "line 2 of .* is none of an index"),
+        ("'a', (0, 1)\n'b', (-512, 1)\n", "line 2 of .* is none of an index"),
+        ("'a', (0, 1)\n5, (512, 1)\n", "line 2 of .* is none of an index"),
+        ("'a', (0, 1)\n'b', 512\n", "line 2 of .* is none of an index"),
+        ("'a', (0, 1)\n'b', (512, None)\n", "line 2 of .* is none of an index"),
+        ("'a', (0, 513)\n'b', (512, 1)\n", "'a' and 'b' have the same place"),
+    ],
+)
+def test_an_index_that_is_wrong(index: str, told: str, tmp_path: Path) -> None:
+    """An index that `dbm.dumb` doesn't write is refused with the line."""
+    (tmp_path / "data.dat").write_bytes(b"1" * 1024)
+    (tmp_path / "data.dir").write_text(index)
+    with pytest.raises(UnsupportedError, match=f"{told}.*; is it damaged?"):
+        list(read_dbm(tmp_path / "data"))
+
+
+def test_a_value_of_any_size(tmp_path: Path) -> None:
+    """A damaged size in an index takes no memory: the value is cut off."""
+    (tmp_path / "data.dat").write_bytes(b"1" * 1024)
+    (tmp_path / "data.dir").write_text(f"'a', (0, 1)\n'b', (512, {10**15})\n'c', ({512 * 10**30}, 1)\n")
+    values = {entry.key: entry.value for entry in read_dbm(tmp_path / "data")}
+    assert values.pop("a") == b"1"
+    assert all(isinstance(value, BadValueError) for value in values.values())
+    assert values.keys() == {"b", "c"}
+
+
+def test_values_without_bytes(tmp_path: Path) -> None:
+    """Values without bytes begin where the next one does, which is no damage."""
+    with dumb.open(str(tmp_path / "data"), "n") as opened:
+        opened.update({b"a": b"", b"b": b"", b"c": b"1", b"d": b""})
+    assert [entry.key for entry in read_dbm(tmp_path / "data")] == ["a", "b", "c", "d"]

@@ -25,11 +25,13 @@ from cloudstore_mapping.client.shelf import Envelopes
 from cloudstore_mapping.errors import BadValueError, UnsupportedError, shorten
 from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import open_file, read_file
-from cloudstore_mapping.transfer.dbmkinds import TABLE, DbmFile, dbm_at, read_only
+from cloudstore_mapping.transfer.dbmkinds import TABLE, DbmFile, berkeley_count, dbm_at, read_only
 from cloudstore_mapping.transfer.entries import Entry, about, checked
 from cloudstore_mapping.wire import decode_value, encode_value
 
 _STOP: Final = b"."  # a pickle's last byte
+#: `dbm.dumb` begins each value at a multiple of so many bytes.
+_DUMB_BLOCK: Final = 512
 
 #: The kinds whose module is another one's.
 _NAMES: Final = {"_dbm": "ndbm", "_gdbm": "gnu"}
@@ -206,27 +208,57 @@ def _undamaged(found: DbmFile, pairs: Iterator[_Pair]) -> Iterator[_Pair]:
 
 def _of_sqlite(path: Path) -> Generator[_Pair]:
     with closing(read_only(path)) as connection:
-        yield from connection.execute(f"SELECT CAST(key AS BLOB), CAST(value AS BLOB) FROM {TABLE}")  # noqa: S608 - constants
+        for key, value in connection.execute(f"SELECT CAST(key AS BLOB), CAST(value AS BLOB) FROM {TABLE}"):  # noqa: S608 - constants
+            if key is None:
+                raise ValueError("it has a row without a key")
+            yield key, value
+        # Of a page that is lost, SQLite reads fewer rows, or zeros; but each key is in the index of keys as well.
+        (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise ValueError(found.splitlines()[-1])
+        # It fills up a cut page with zeros, unless its log has the page.
+        (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+        if path.stat().st_size % page_size and not Path(f"{path}-wal").exists():
+            raise ValueError("its last page is cut off")
 
 
 def _of_dumb(path: Path) -> Generator[_Pair]:
     # Not by the module: of a value that is cut off it returns what is left, and it opens a file without its index.
-    places: dict[str, tuple[int, int]] = {}
     index = Path(f"{path}.dir")
     if not index.is_file():
         raise ValueError(f"{index} is missing, of which {path}.bak is the version before")
-    for number, line in enumerate(read_file(index).decode("latin-1").split("\n"), 1):
+    places = _places(index)
+    with open_file(f"{path}.dat") as file:
+        end = file.seek(0, os.SEEK_END)
+        for key, (start, size) in places.items():
+            is_whole = start + size <= end
+            file.seek(start if is_whole else end)
+            yield key.encode("latin-1"), file.read(size) if is_whole else None
+
+
+def _places(index: Path) -> dict[str, tuple[int, int]]:
+    """Return the start and size of each key's value; `ValueError` for an index that `dbm.dumb` doesn't write."""
+    places: dict[str, tuple[int, int]] = {}
+    text = read_file(index).decode("latin-1")
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
         try:
-            if line.strip():
-                key, (start, size) = ast.literal_eval(line)
-                places[key] = (start, size)
+            key, (start, size) = ast.literal_eval(line)
+            is_valid = isinstance(key, str) and min(start, size) >= 0 and start % _DUMB_BLOCK == 0
         except (SyntaxError, TypeError, ValueError) as error:
             raise ValueError(f"line {number} of {index} is none of an index") from error
-    with open_file(f"{path}.dat") as file:
-        for key, (start, size) in places.items():
-            file.seek(start)
-            value = file.read(size)
-            yield key.encode("latin-1"), value if len(value) == size else None
+        if not is_valid or key in places:
+            raise ValueError(f"line {number} of {index} {'has a key twice' if is_valid else 'is none of an index'}")
+        places[key] = (start, size)
+    if text and not text.endswith("\n"):
+        raise ValueError(f"the last line of {index} is cut off")
+    end, last = 0, ""
+    for start, size, key in sorted((start, size, key) for key, (start, size) in places.items() if size):
+        if start < end:
+            raise ValueError(f"{shorten(last)} and {shorten(key)} have the same place in {index}")
+        end, last = start + size, key
+    return places
 
 
 def _of_module(found: DbmFile) -> Generator[_Pair]:
@@ -243,20 +275,28 @@ def _of_module(found: DbmFile) -> Generator[_Pair]:
         if found.maker == "dbhash":  # Python 2's, which `dbm.ndbm` finds under a longer name
             name = Path(stack.enter_context(TemporaryDirectory())) / "linked"
             Path(f"{name}.db").symlink_to(found.name.absolute())
+        count = berkeley_count(found.files[0])
         opened = stack.enter_context(closing(module.open(os.fspath(name), "r")))
-        # GNU's library ends the keys of a damaged file as if they were all; its count is an error there, or higher.
-        missing = len(opened) if found.reader == "dbm.gnu" else None
+        # These libraries end the keys at an error as if they were all.
+        if found.reader == "dbm.gnu":
+            count = len(opened)
+        seen = 0
         for key in _keys(opened):
-            yield key, opened[key]
-            if missing is not None:
-                missing -= 1
-        if missing:
-            raise ValueError(f"it does not list all of its keys ({missing:,} are missing)")
+            value = opened.get(key)
+            if value is None:
+                raise ValueError(f"it lists the key {shorten(key.decode('utf-8', 'backslashreplace'))} without a value")
+            yield key, value
+            seen += 1
+        if count is not None and seen < count:
+            raise ValueError(f"it does not list all of its keys ({count - seen:,} are missing)")
 
 
 def _keys(opened: Any) -> Iterator[bytes]:
     if not hasattr(opened, "firstkey"):
-        yield from opened.keys()
+        keys = opened.keys()
+        if len(set(keys)) < len(keys):
+            raise ValueError("it lists a key twice")
+        yield from keys
         return
     key = opened.firstkey()
     while key is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sqlite3
+import struct
 import subprocess
 from contextlib import closing
 from pathlib import Path
@@ -27,7 +28,14 @@ def _magics(*numbers: int) -> frozenset[bytes]:
 
 
 _GNU: Final = _magics(0x13579ACD, 0x13579ACE, 0x13579ACF)
-_BERKELEY: Final = _magics(0x00053162, 0x00061561)
+#: Magic number of Berkeley DB's hash, and how many bytes of its header are read.
+_HASH: Final = 0x00061561
+_HASH_HEADER: Final = 92
+#: Sizes of its pages.
+_PAGES: Final = frozenset(2**power for power in range(9, 17))
+#: Keys in a page, the fill factor, that its `ndbm` sets; it also begins to count the keys at 1.
+_NDBM_FILL: Final = 40
+_BERKELEY: Final = _magics(0x00053162, _HASH)
 _QUOTES: Final = (b"'", b'"')
 
 
@@ -116,6 +124,28 @@ def first_bytes(path: Path) -> bytes:
             return file.read(_HEADER)
     except OSError:
         return b""
+
+
+def berkeley_count(path: Path) -> int | None:
+    """
+    Return how many keys a file of Berkeley DB's `ndbm` counts; None for a file that wasn't made by it.
+
+    Raise `ValueError` for a wrong header of its hash: the library divides by its numbers, and counts up to them.
+    """
+    with open_file(path) as file:
+        header = file.read(_HASH_HEADER).ljust(_HASH_HEADER, b"\0")
+        size = file.seek(0, os.SEEK_END)
+    for order in ("<", ">"):
+        magic, page, last, bucket, high, low, fill, count = struct.unpack(f"{order}12xI4xI8xI36x5I", header)
+        if magic != _HASH:
+            continue
+        if page not in _PAGES or high & (high + 1) or low != high >> 1 or not low <= bucket <= min(high, last):
+            raise ValueError("its header is wrong")
+        if size < (last + 1) * page:
+            raise ValueError(f"it has {size:,} bytes instead of {(last + 1) * page:,}")
+        # Other programs choose their own fill factor. They may begin to count anywhere, or not count at all.
+        return int(count) - 1 if fill == _NDBM_FILL else None
+    return None
 
 
 def _unchanging(path: Path) -> sqlite3.Connection:

@@ -108,7 +108,7 @@ FREE_BYTES: Final = 8 * 2**10
 #: Socket receive buffer in bytes for a client ahead of our reads; the system's default is megabytes. With less than two
 #: segments of the loopback device, of 64 KiB each, its TCP waits 0.2 s for each of them.
 SMALL_WINDOW: Final = 128 * 2**10
-#: Receive buffer, and the bytes decrypted ahead, of a TLS connection whose client has shown no valid API key.
+#: Socket receive buffer in bytes of a TLS connection whose client has shown no valid API key.
 TLS_WINDOW: Final = 32 * 2**10
 #: Memory of a TLS connection in bytes, before anything large is sent.
 TLS_CONNECTION_BYTES: Final = 56 * 2**10

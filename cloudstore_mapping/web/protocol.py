@@ -167,6 +167,8 @@ class HTTPProtocol(HttpToolsProtocol):
     _payer: Payer | None = None
     _api_key = ""
     _charged = 0
+    #: `tls.HalfCloseObject` of the connection, if it has TLS; that module imports this one.
+    _tls: Any = None
     _tls_bytes = 0
     _is_streamed = False
     _is_small = False
@@ -332,7 +334,11 @@ class HTTPProtocol(HttpToolsProtocol):
         if self.scheme == "https":  # by default TLS buffers half a megabyte in each direction
             transport.set_write_buffer_limits(HIGH_WATER)
             if hasattr(transport, "set_read_buffer_limits"):  # undocumented, and the same in asyncio and uvloop
-                transport.set_read_buffer_limits(TLS_WINDOW)
+                # While we don't read, an unread byte pauses the socket: its end would close a connection that still
+                # has a close_notify, or requests, to be read.
+                transport.set_read_buffer_limits(1)
+            self._tls = transport.get_extra_info("ssl_object")
+            self._tls.on_end = partial(self.loop.call_soon, self._end_tls)
         has_room = self.has_place or self.files.has_room(len(self.connections))
         self.has_place = self.has_place or (has_room and self.crowd.comes(self._address))
         if self.has_place:
@@ -349,6 +355,8 @@ class HTTPProtocol(HttpToolsProtocol):
         """Release the connection's place and memory, and stop its timers."""
         super().connection_lost(exc)
         self.reader.leave()
+        if self._tls is not None:
+            self._tls.on_end = None
         # A timer, and a method of ours, would keep us and the buffers of TLS for a while.
         self._unset_keepalive_if_required()  # after an error, uvicorn doesn't
         self.app = self._application
@@ -614,9 +622,16 @@ class HTTPProtocol(HttpToolsProtocol):
             self.tls_payer = None
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's may say that the transport stays open
-        """After the client closes its side, answer its requests, then close; over TLS, close at once."""
-        if self.scheme == "https":
-            return False
+        """After the client closes its side, answer its requests, then close; TLS calls this only while it closes."""
+        return self.scheme != "https" and self._end()
+
+    def _end_tls(self) -> None:
+        """After the client's close_notify, answer its requests, then close."""
+        if not (self.transport.is_closing() or self._end()):
+            self.transport.close()
+
+    def _end(self) -> bool:
+        """Close after the replies to all requests received; return False if there are none."""
         if self._is_deaf:
             return self._last_word is not None
         if self._data:

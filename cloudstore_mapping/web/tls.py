@@ -1,4 +1,4 @@
-"""TLS: validate the certificate and its key at startup; limit handshakes by time, address and memory."""
+"""TLS: check the certificate at startup; limit handshakes by time, address and memory; half-close by close_notify."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cloudstore_mapping.service.security import network_of
 from cloudstore_mapping.storefiles import read_file
@@ -54,9 +54,47 @@ def server_context(options: Options) -> ssl.SSLContext | None:
     """Return the TLS context for the certificate in `options`, or None without a certificate."""
     if options.tls_cert is None:
         return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context = HalfCloseContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(options.tls_cert, options.tls_key)
     return context
+
+
+class HalfCloseObject(ssl.SSLObject):
+    """
+    TLS of a connection; hides the client's close_notify from the event loop, and calls `on_end` instead.
+
+    A close_notify closes only the client's side (RFC 8446, 6.1), but asyncio and uvloop close both at once.
+    """
+
+    #: Called once after the client's last bytes were read; None leaves the close_notify to the event loop.
+    on_end: Callable[[], object] | None = None
+    incoming: ssl.MemoryBIO
+    _has_ended = False
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002  # the parameter's name in the library
+        """Return decrypted bytes; after the close_notify raise `SSLWantReadError`, as if more may come."""
+        if not self._has_ended:
+            result = super().read(len, buffer)
+            if result or self.on_end is None:
+                return result
+            self._has_ended = True
+            # With an unread byte the event loop doesn't read on, so it doesn't see the end of the TCP connection.
+            self.incoming.write(b"\0")
+            self.on_end()
+        raise ssl.SSLWantReadError
+
+
+class HalfCloseContext(ssl.SSLContext):
+    """Context of a server whose clients may close their side alone."""
+
+    sslobject_class = HalfCloseObject
+
+    def wrap_bio(self, incoming: ssl.MemoryBIO, *args: Any, **options: Any) -> ssl.SSLObject:
+        """Return the TLS of a connection that receives from `incoming`."""
+        wrapped = super().wrap_bio(incoming, *args, **options)
+        if isinstance(wrapped, HalfCloseObject):
+            wrapped.incoming = incoming
+        return wrapped
 
 
 class Handshakes:

@@ -12,7 +12,6 @@ import subprocess
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,13 +36,13 @@ from cloudstore_mapping.web.connections import (
     RefusalLog,
     RequestMemory,
     UnreadReplies,
-    listen,
 )
 from cloudstore_mapping.web.http import Client, Turns
 from cloudstore_mapping.web.options import Options
 from cloudstore_mapping.web.protocol import HTTPProtocol
 from cloudstore_mapping.web.tls import Handshakes
 from cloudstore_mapping.wire import failure
+from tests import raw_http
 from tests.raw_http import JSON, Answer, Connection, FakeService, body, chunk
 from tests.service_fakes import PATIENCE
 from tests.serving import serving, told
@@ -427,17 +426,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Options:
 @contextmanager
 def served_with(service: FakeService, options: Options) -> Iterator[tuple[str, int]]:
     """Serve with these options on a thread; yield where."""
-    ready: Future[str] = Future()
-    with listen("127.0.0.1", 0) as listener:
-        serving_ = server._Server(cast("Any", service), listener, options, ready.set_result)
-        thread = threading.Thread(target=serving_.run, args=([listener],))
-        thread.start()
-        try:
-            where = urlsplit(ready.result(PATIENCE))
-            yield str(where.hostname), int(where.port or 0)
-        finally:
-            serving_.should_exit = True
-            thread.join(PATIENCE)
+    with raw_http.served_with(service.as_service(), options) as address:
+        where = urlsplit(address)
+        yield str(where.hostname), int(where.port or 0)
 
 
 def client(where: tuple[str, int], *, is_tls: bool) -> socket.socket:
