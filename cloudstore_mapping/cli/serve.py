@@ -121,6 +121,9 @@ def _run(options: Options, settings: Settings, tell: Callable[[_Start], None]) -
     place = any_place(options.store)
     if place.is_memory and options.workers > 1:
         raise UsageError("A store in memory is one process's; start it with one worker, or name a file.")
+    with as_usage():
+        if place.is_older():  # a start that is refused migrates nothing
+            listen(options.host, options.port).close()
     with (
         logging_as(as_json=options.log_json, access=options.access_log),
         open_at(place, settings, to_write=True) as service,
