@@ -78,7 +78,7 @@ def test_curl_alone_can_drive_the_whole_wire(tmp_path: Path) -> None:
             learn(shown.rstrip("\n"), output, real)
             assert (output, done.stderr) == (filled_in(shown, real).rstrip("\n"), ""), command
             ran += 1
-    assert ran == 46
+    assert ran == 47
 
 
 def test_curl_shows_every_request() -> None:
