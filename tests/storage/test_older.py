@@ -6,6 +6,8 @@ import gzip
 import logging
 import socket
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -320,10 +322,19 @@ def test_a_command_that_is_not_refused(command: str, given: str, printed: str, o
     assert (again.exit_code == 0) == ("EMBEDDED" not in command and "delete" not in command)
 
 
-def test_an_upload_from_standard_input(old: Path) -> None:
-    """An upload to an older store stores all bytes of standard input, and prints one link."""
+def test_an_edit_without_a_change(old: Path) -> None:
+    """An edit of an older store that changes nothing migrates nothing."""
     embedded(old)
-    done = CliRunner().invoke(app, ["upload", "-", "--as", "new.txt", "--at", str(old)], input="all bytes")
+    before = old.read_bytes()
+    done = CliRunner().invoke(app, ["edit", "plain", "--at", str(old)], env={"EDITOR": "true"})
+    assert (done.exit_code, old.read_bytes()) == (0, before)
+
+
+def test_an_upload_from_a_pipe(old: Path) -> None:
+    """An upload to an older store stores all bytes of a pipe, and prints one link."""
+    embedded(old)
+    command = [sys.executable, "-m", "cloudstore_mapping", "upload", "-", "--as", "new.txt", "--at", str(old)]
+    done = subprocess.run(command, input="all bytes", capture_output=True, text=True, check=True)
     assert done.stdout.count("\n") == 1
     got = CliRunner().invoke(app, ["download", done.stdout.strip(), "--to", "-", "--at", str(old)])
     assert (got.stdout, schema(old)) == ("all bytes", newest())
