@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
@@ -47,6 +48,7 @@ from cloudstore_mapping.wire import (
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.base import Storage
+    from cloudstore_mapping.service.storage.migrations import HasAccount
     from cloudstore_mapping.service.storage.records import Account, Media
 
 #: Account with the files of an embedded store.
@@ -169,7 +171,7 @@ class StoreTransport(InProcessTransport):
     """Send requests to an embedded store; a forked process runs a service of its own."""
 
     def __init__(self, place: StoreLocation, *, readonly: bool = False) -> None:
-        storage = place.open(readonly=readonly)
+        storage = place.open(readonly=readonly, admits=partial(_check_owner, place))
         try:
             _check_contents(storage, place)
         except BaseException:
@@ -319,6 +321,12 @@ def _check_contents(storage: Storage, place: StoreLocation) -> None:
         if transaction.account_named(LOCAL_ACCOUNT) is None and transaction.has_accounts():
             raise _of_a_service(place)
         refuse_old_names(transaction, str(place))
+
+
+def _check_owner(place: StoreLocation, has_account: HasAccount) -> None:
+    """Raise `UnsupportedError` for a service's store of an older version, before it is migrated."""
+    if not has_account(LOCAL_ACCOUNT) and has_account(None):
+        raise _of_a_service(place)
 
 
 def _of_a_service(place: StoreLocation) -> UnsupportedError:

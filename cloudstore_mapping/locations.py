@@ -59,6 +59,17 @@ def open(  # noqa: A001 - the name that shelve and dbm use too
     return _open_embedded(location, options)
 
 
+def open_copy(location: str, **options: Any) -> CloudStoreMapping[Any]:
+    """
+    Open a copy in memory of the store of an older version at a location; writes are lost with the copy.
+
+    Raises as `open` does, and `UnsupportedError` if the store is too large to be copied, or a database.
+    """
+    location, options = hide(location), masked(options)
+    check_options(options)
+    return _open_embedded(location, options, copies=True)
+
+
 def location_of(location: str | bytes | os.PathLike[str] | os.PathLike[bytes] | None) -> str:
     """Return the location as text; for None the environment's, or else the default file."""
     if location is None:
@@ -114,15 +125,15 @@ def check_old_data(path: Path, *, is_shelf: bool = False, needs_secret: bool = F
         raise error
 
 
-def _open_embedded(location: str, options: dict[str, Any]) -> CloudStoreMapping[Any]:
-    """Open a store in this process: the mapping over an in-process service."""
+def _open_embedded(location: str, options: dict[str, Any], *, copies: bool = False) -> CloudStoreMapping[Any]:
+    """Open a store in this process: the mapping over an in-process service; see `open_copy` for `copies`."""
     from cloudstore_mapping.embedded import StoreTransport  # the service, not needed over a network
 
     place = place_of(location)
     if options.get("readonly") and not (place.is_memory or place.exists()):
         raise FileNotFoundError(f"There is no store {place}; look at its name, or open it without readonly=True.")
     try:
-        transport = StoreTransport(place, readonly=bool(options.get("readonly")))
+        transport = StoreTransport(place, readonly=copies or bool(options.get("readonly")))
     except UnsupportedError:
         if place.file is not None:
             check_old_data(place.file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import sqlite3
@@ -20,6 +21,9 @@ from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.storefiles import APPLICATION_ID
 from cloudstore_mapping.web.server import background
 from tests.support.command_line import CliRunner, Result
+
+#: A store of a service of an older version; see `tests/storage/test_older.py`.
+SAMPLE = Path(__file__).parent / "samples" / "e5084d3.db.gz"
 
 
 def run(*arguments: object) -> Result:
@@ -290,8 +294,28 @@ def test_a_store_that_is_compacted(store: Path) -> None:
     assert done["after"] < done["before"]
     assert run("check", "--store", store).exit_code == 0
     unused(store)
-    line = f"{re.escape(str(store))} was written anew .* took [0-9,]+ bytes and takes [0-9,]+\\.\n"
+    line = f"{re.escape(str(store))} was written anew without .* took [0-9,]+ bytes and takes [0-9,]+\\.\n"
     assert re.fullmatch(line, run("compact", "--store", store).stdout)
+
+
+@pytest.mark.parametrize(("unused_pages", "how"), [(0, "got larger"), (1, "did not get smaller"), (2, "unused space")])
+def test_a_store_of_an_older_version_that_is_compacted(unused_pages: int, how: str, tmp_path: Path) -> None:
+    """`compact` says whether a file got larger, as one may by the list of pages that it needs to get shorter later."""
+    store = tmp_path / "old.db"
+    store.write_bytes(gzip.decompress(SAMPLE.read_bytes()))
+    assert run("migrate", "--store", store).exit_code == 0
+    with closing(sqlite3.connect(store)) as connection:
+        tables = [f"t{number}" for number in range(unused_pages)]
+        connection.executescript("".join(f"CREATE TABLE {table} (a);" for table in tables))
+        connection.executescript("".join(f"DROP TABLE {table};" for table in tables))
+        assert connection.execute("PRAGMA freelist_count").fetchone() == (unused_pages,)
+    before = store.stat().st_size
+    said = run("compact", "--store", store).stdout
+    after = store.stat().st_size
+    assert how in said
+    assert after - before == (1 - unused_pages) * 4096
+    sizes = f"takes {after:,} bytes as before" if before == after else f"took {before:,} bytes and takes {after:,}"
+    assert said.endswith(f"; with its log it {sizes}.\n")
 
 
 def test_a_store_without_unused_space_is_left(store: Path) -> None:

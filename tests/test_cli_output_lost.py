@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from tests.service_fakes import ManualClock
 
+#: A store of a service of an older version; see `tests/storage/test_older.py`.
+SAMPLE = Path(__file__).parent / "samples" / "e5084d3.db.gz"
 COMMAND = [sys.executable, "-m", "cloudstore_mapping"]
 
 
@@ -113,6 +116,18 @@ def test_other_commands(run: Run, status: int, arguments: list[str], tmp_path: P
     assert "Traceback" not in ended.stderr
     assert ended.stderr.count("\n") <= 1
     assert ended.returncode in (status, 1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["serve", "--port", "0"], *(["account", what, "ann"] for what in ("create", "rotate-key", "reset-password"))],
+)
+def test_an_older_store(arguments: list[str], tmp_path: Path) -> None:
+    """A command with something to show leaves a store of an older version as it is if standard output is closed."""
+    file = tmp_path / "old.db"
+    file.write_bytes(content := gzip.decompress(SAMPLE.read_bytes()))
+    assert closed([*arguments, "--store", str(file)]).returncode == 2
+    assert file.read_bytes() == content
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])

@@ -21,6 +21,7 @@ from cloudstore_mapping.keys import escape_key
 from cloudstore_mapping.service import settings
 from cloudstore_mapping.service.configuration import load
 from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.storage.migrations import schema_steps
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.web import options
 from cloudstore_mapping.web.server import background
@@ -77,7 +78,7 @@ def test_curl_alone_can_drive_the_whole_wire(tmp_path: Path) -> None:
             learn(shown.rstrip("\n"), output, real)
             assert (output, done.stderr) == (filled_in(shown, real).rstrip("\n"), ""), command
             ran += 1
-    assert ran == 46
+    assert ran == 47
 
 
 def test_curl_shows_every_request() -> None:
@@ -128,6 +129,20 @@ def test_the_table_of_settings() -> None:
     table = re.search(r"^\| setting .*?(?=\n\n)", (DOCS / "operation.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
     assert table is not None
     assert table[0] == settings_table()
+
+
+def test_the_table_of_schemas() -> None:
+    """The page has a row for each schema step of both engines, and it and the CHANGELOG name the newest ones."""
+    page = (DOCS / "operation.md").read_text("utf-8")
+    rows = re.findall(
+        r"^\| (\d*) ?\| (\d*) ?\| (\S.*) \|$", page.partition("| SQLite | PostgreSQL | added |")[2], re.MULTILINE
+    )
+    steps = [[*range(1, len(schema_steps(engine)) + 1)] for engine in ("sqlite", "postgres")]
+    assert [[int(row[column]) for row in rows if row[column]] for column in (0, 1)] == steps
+    sqlite, postgres = (each[-1] for each in steps)
+    assert f"this version {sqlite} and {postgres};" in " ".join(page.split())
+    changes = (DOCS.parent / "CHANGELOG.md").read_text("utf-8")
+    assert f"A store gets schema {sqlite} (PostgreSQL: {postgres})" in changes
 
 
 def test_the_file_of_settings(tmp_path: Path) -> None:

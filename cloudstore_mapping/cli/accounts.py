@@ -10,10 +10,11 @@ import typer
 from cloudstore_mapping.cli.asking import ask, confirm
 from cloudstore_mapping.cli.frame import UsageError
 from cloudstore_mapping.cli.output import show, show_json, stdout
-from cloudstore_mapping.cli.places import StoreOption, open_service
+from cloudstore_mapping.cli.places import StoreOption, change_service, read_service
 
 if TYPE_CHECKING:
-    from cloudstore_mapping.service.storage.records import Account, Limits
+    from cloudstore_mapping.service.service import Service
+    from cloudstore_mapping.service.storage.records import Limits
 
 #: What limits are called on a command line, and in `Limits`.
 LIMITS: Final = {
@@ -71,17 +72,19 @@ def create(
         secrets = {"api_key": api_key} | ({} if password is None else {"password": password})
         _show({"account": name, **secrets}, "\n".join(secrets.values()), as_json=as_json)
 
-    with open_service(store, makes=True) as service:
+    def make(service: Service) -> None:
         if password:
             service.owners.create(name, own_key, plan=plan, show=show_created)
         else:
             service.accounts.create(name, own_key, plan=plan, show=show_created)
 
+    change_service(store, make, makes=True, trial=lambda service: service.accounts.create(name, own_key, plan=plan))
+
 
 @accounts.command("list")
 def list_(store: StoreOption = None, as_json: AsJSON = False) -> None:
     """Print all accounts: name, plan, and whether they are switched off."""
-    with open_service(store, readonly=True) as service:
+    with read_service(store) as service:
         found = service.accounts.all()
     if as_json:
         show_json([{"account": account.name, "plan": account.plan, "disabled": account.disabled} for account in found])
@@ -94,7 +97,7 @@ def list_(store: StoreOption = None, as_json: AsJSON = False) -> None:
 @accounts.command("show")
 def show_(name: Name, store: StoreOption = None, as_json: AsJSON = False) -> None:
     """Print an account's plan and limits, and of its API keys when they were made and how they begin."""
-    with open_service(store, readonly=True) as service:
+    with read_service(store) as service:
         account = service.accounts.named(name)
         keys = service.accounts.keys(name)
     if as_json:
@@ -129,26 +132,27 @@ def set_(
     said = dict(_parted(limit) for limit in limits)
     plan = said.pop("plan", None)
     changes: dict[str, Any] = {LIMITS[limit]: _value(limit, text) for limit, text in said.items()}
-    with open_service(store) as service:
+
+    def change(service: Service) -> None:
         if plan is not None:
             service.accounts.set_plan(name, plan)
         if changes:
             service.accounts.set_limits(name, **changes)
         service.sweeper.wait()  # until all files are counted: the limits are exact from now on
 
+    change_service(store, change)
+
 
 @accounts.command()
 def disable(name: Name, store: StoreOption = None, as_json: AsJSON = False) -> None:  # noqa: ARG001 - as above
     """Refuse all requests with an account's API keys; its files stay."""
-    with open_service(store) as service:
-        service.accounts.set_disabled(name, True)
+    change_service(store, lambda service: service.accounts.set_disabled(name, True))
 
 
 @accounts.command()
 def enable(name: Name, store: StoreOption = None, as_json: AsJSON = False) -> None:  # noqa: ARG001 - as above
     """Answer an account's requests again."""
-    with open_service(store) as service:
-        service.accounts.set_disabled(name, False)
+    change_service(store, lambda service: service.accounts.set_disabled(name, False))
 
 
 @accounts.command()
@@ -167,24 +171,34 @@ def rotate_key(
     Hand the new one to all programs, then end the old one with --drop-old.
     """
     stdout()
-    with open_service(store) as service:
-        if drop_old:
-            dropped = service.accounts.drop_old_keys(name)
-            _show({"account": name, "dropped": dropped}, f"API keys that ended: {dropped}", as_json=as_json)
-            return
-        service.accounts.rotate_key(
-            name, show=lambda key: _show({"account": name, "api_key": key}, key, as_json=as_json)
-        )
+    if drop_old:
+        dropped = change_service(store, lambda service: service.accounts.drop_old_keys(name))
+        _show({"account": name, "dropped": dropped}, f"API keys that ended: {dropped}", as_json=as_json)
+        return
+
+    def show_key(key: str) -> None:
+        _show({"account": name, "api_key": key}, key, as_json=as_json)
+
+    change_service(
+        store,
+        lambda service: service.accounts.rotate_key(name, show=show_key),
+        trial=lambda service: service.accounts.rotate_key(name),
+    )
 
 
 @accounts.command()
 def reset_password(name: Name, store: StoreOption = None, as_json: AsJSON = False) -> None:
     """Print a one-time password for the dashboard, this once; whoever was signed in isn't any more."""
     stdout()
-    with open_service(store) as service:
-        service.owners.reset_password(
-            name, show=lambda password: _show({"account": name, "password": password}, password, as_json=as_json)
-        )
+
+    def show_password(password: str) -> None:
+        _show({"account": name, "password": password}, password, as_json=as_json)
+
+    change_service(
+        store,
+        lambda service: service.owners.reset_password(name, show=show_password),
+        trial=lambda service: service.owners.reset_password(name),
+    )
 
 
 @accounts.command()
@@ -195,12 +209,21 @@ def delete(
     as_json: AsJSON = False,  # noqa: ARG001 - `Commands.main` looks for it
 ) -> None:
     """Delete an account with all its files; nothing brings them back."""
-    with open_service(store) as service:
-        account: Account = service.accounts.named(name)
-        if not yes:
+    is_meant = yes
+
+    def check(service: Service) -> None:
+        nonlocal is_meant
+        account = service.accounts.named(name)
+        if not is_meant:
             confirm(f"Delete the account {name!r} with all its files? Type its name:", account.name)
+        is_meant = True  # asked once, also after a trial
+
+    def remove(service: Service) -> None:
+        check(service)
         service.accounts.delete(name)
         service.sweeper.wait()  # or a service on the store goes on when this is interrupted
+
+    change_service(store, remove, trial=check)
 
 
 def _show(facts: dict[str, Any], text: str, *, as_json: bool) -> None:

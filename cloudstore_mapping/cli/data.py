@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
@@ -10,7 +11,7 @@ import typer
 from cloudstore_mapping.cli.asking import asked
 from cloudstore_mapping.cli.frame import report, status_of
 from cloudstore_mapping.cli.output import show, show_json, show_keys, show_value
-from cloudstore_mapping.cli.places import open_store
+from cloudstore_mapping.cli.places import change_store, open_store
 from cloudstore_mapping.cli.values import read
 from cloudstore_mapping.errors import CloudStoreError
 
@@ -111,18 +112,30 @@ def rm(
     as_json: AsJSON = False,
 ) -> None:
     """Delete keys: all of them are tried, and each that failed is a line on stderr."""
-    statuses = []
-    with open_store(at, password=asked(password), insecure=insecure) as store:
-        for key in keys:
-            try:
-                del store[key]
-            except CloudStoreError as error:
-                report(error, as_json=as_json)
-                statuses.append(status_of(error))
-    if statuses:
+    errors = change_store(
+        at,
+        partial(_delete, keys),
+        password=asked(password),
+        insecure=insecure,
+        is_refused=lambda errors: len(errors) == len(keys),
+    )
+    for error in errors:
+        report(error, as_json=as_json)
+    if errors:
         if len(keys) > 1 and not as_json:
-            show(f"Deleted {len(keys) - len(statuses):,} of {len(keys):,} keys; {len(statuses):,} failed.")
-        raise typer.Exit(max(statuses))
+            show(f"Deleted {len(keys) - len(errors):,} of {len(keys):,} keys; {len(errors):,} failed.")
+        raise typer.Exit(max(map(status_of, errors)))
+
+
+def _delete(keys: list[str], store: CloudStoreMapping[Any]) -> list[CloudStoreError]:
+    """Delete all keys that can be deleted, and return the errors of the others."""
+    errors = []
+    for key in keys:
+        try:
+            del store[key]
+        except CloudStoreError as error:
+            errors.append(error)
+    return errors
 
 
 def ls(
@@ -154,5 +167,4 @@ def _change(
 ) -> None:
     secret = asked(password)
     value = read(source)
-    with open_store(at, password=secret, insecure=insecure, makes=True) as store:
-        change(store, value)
+    change_store(at, lambda store: change(store, value), password=secret, insecure=insecure, makes=True)

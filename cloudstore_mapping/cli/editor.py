@@ -30,6 +30,7 @@ class Editing:
     def __init__(self, key: str) -> None:
         self._key = key
         self._text = b""
+        self._changed: Any = None
         self.has_changed = False
 
     def __enter__(self) -> Self:
@@ -52,12 +53,15 @@ class Editing:
             sys.stderr.write(f"{kept}\n")
 
     def change(self, value: Any) -> Any:
-        """Return what somebody makes of the value; `ChangedError` the second time, when that was made of another."""
+        """Return the value as somebody edits it, once; raise `ChangedError` if it is another value the next time."""
+        text = f"{json.dumps(value, ensure_ascii=False, indent=2)}\n".encode()
         if self._text:
+            if text == self._text:
+                return self._changed
             raise ChangedError(
                 f"Somebody else changed {self._key!r} meanwhile, so nothing was saved; edit it again.", key=self._key
             )
-        self._text = f"{json.dumps(value, ensure_ascii=False, indent=2)}\n".encode()
+        self._text = text
         with naming(self._file):
             self._file.write_bytes(self._text)
         while True:
@@ -70,6 +74,7 @@ class Editing:
                     raise
             else:
                 self.has_changed = json.dumps(changed) != json.dumps(value)
+                self._changed = changed
                 return changed
 
     def _typed(self) -> bytes:

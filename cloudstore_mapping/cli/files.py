@@ -10,7 +10,7 @@ from cloudstore_mapping.cli.asking import asked
 from cloudstore_mapping.cli.data import AsJSON, AskPassword, At, Insecure, Key
 from cloudstore_mapping.cli.editor import Editing
 from cloudstore_mapping.cli.output import show, show_json
-from cloudstore_mapping.cli.places import open_store
+from cloudstore_mapping.cli.places import change_store, open_store
 
 
 def register(app: typer.Typer) -> None:
@@ -52,8 +52,16 @@ def edit(
     The editor is what VISUAL or EDITOR name. A key that isn't there begins as null. If somebody else changed it
     meanwhile nothing is saved, where the service can tell. Whatever can't be saved stays in a file that is named.
     """
-    with open_store(at, password=asked(password), insecure=insecure, makes=True) as store, Editing(key) as editing:
-        store.transform(key, editing.change, default=None)
+    secret = asked(password)
+    with Editing(key) as editing:
+        change_store(
+            at,
+            lambda store: store.transform(key, editing.change, default=None),
+            password=secret,
+            insecure=insecure,
+            makes=True,
+            is_refused=lambda _: not editing.has_changed,
+        )
     if as_json:
         show_json({"key": key, "saved": editing.has_changed})
     else:

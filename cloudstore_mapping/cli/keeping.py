@@ -143,11 +143,11 @@ def compact(store: StoreOption = None, as_json: AsJSON = False) -> None:
     }
     if done is None:
         line = f"{source} takes {after:,} bytes and was left as it is: PostgreSQL reuses unused space by itself."
+    elif is_rewritten and before == after:
+        line = f"{source} was written anew and did not get smaller; with its log it takes {after:,} bytes as before."
     elif is_rewritten:
-        line = (
-            f"{source} was written anew without its unused space; with its log it took {before:,} bytes and takes"
-            f" {after:,}."
-        )
+        how = "without its unused space" if after < before else "and got larger"
+        line = f"{source} was written anew {how}; with its log it took {before:,} bytes and takes {after:,}."
     else:
         line = f"{source} has no unused space and was left as it is; with its log it takes {after:,} bytes."
     if pending:

@@ -15,13 +15,15 @@ from cloudstore_mapping.cli.asking import STDIN, asked, stdin
 from cloudstore_mapping.cli.data import AsJSON, AskPassword, At, Insecure
 from cloudstore_mapping.cli.frame import UsageError
 from cloudstore_mapping.cli.output import show_json, show_keys, show_path, stdout
-from cloudstore_mapping.cli.places import as_usage, open_store
+from cloudstore_mapping.cli.places import as_usage, change_store, open_store
 from cloudstore_mapping.errors import CloudStoreError
 from cloudstore_mapping.links import FILES_PATH
 from cloudstore_mapping.oserrors import sentence_of
+from cloudstore_mapping.storefiles import open_file
 
 if TYPE_CHECKING:
     from cloudstore_mapping.client.mapping import CloudStoreMapping
+    from cloudstore_mapping.client.media import Media
 
 #: What stands for standard input or output in the place of a file.
 STREAM: Final = "-"
@@ -55,9 +57,19 @@ def upload(
     if name is None and (file == STREAM or not Path(file).name):
         raise UsageError(f"{'Standard input' if file == STREAM else repr(file)} has no name; give it one with --as.")
     secret = asked(password)
-    with open_store(at, password=None, insecure=insecure, makes=True) as store, _as_usage(file):
-        data = stdin() if file in STDIN else Path(file)
-        media = store.upload(data, name, type=type_, password=secret, progress=True)
+    path = None if file in STDIN else Path(file)
+
+    def send(store: CloudStoreMapping[Any]) -> Media:
+        return store.upload(stdin() if path is None else path, name, type=type_, password=secret, progress=True)
+
+    def try_to_send(store: CloudStoreMapping[Any]) -> None:
+        """Send no byte of the file: it may be large, or a stream that can be read only once."""
+        if path is not None:
+            open_file(path).close()
+        store.upload(b"", name or Path(file).name, type=type_, password=secret)
+
+    with _as_usage(file):
+        media = change_store(at, send, password=None, insecure=insecure, makes=True, trial=try_to_send)
     if as_json:
         show_json(media._asdict())
     else:

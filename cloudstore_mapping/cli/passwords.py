@@ -10,11 +10,13 @@ import typer
 from cloudstore_mapping.cli.asking import ask_new
 from cloudstore_mapping.cli.data import AsJSON
 from cloudstore_mapping.cli.frame import UsageError, report, status_of
-from cloudstore_mapping.cli.places import StoreOption, kept_place, open_at, open_service
+from cloudstore_mapping.cli.places import StoreOption, change_at, change_service, kept_place
 from cloudstore_mapping.errors import CloudStoreError
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
+    from cloudstore_mapping.service.settings import Settings
+    from cloudstore_mapping.service.storage.places import StoreLocation
 
 
 def register(app: typer.Typer) -> None:
@@ -60,20 +62,32 @@ def passwd(
     if view and (media or default):
         raise UsageError("Only a data file of its own has a view password; say --edit.")
     account, keys = _parted(names, at, default=default)
-    if at is None:
-        service = open_service(store)
-    elif store is None:
-        service = _embedded(at)
-    else:
-        raise UsageError("--at names an embedded store, --store a service's; give one of them.")
-    with service:
+    wanted = ["edit"] * (edit or (clear and not view)) + ["view"] * (view or not (edit or media or default))
+    passwords: dict[str, Any] = dict.fromkeys(wanted) if clear else {}
+
+    def change(service: Service) -> list[CloudStoreError]:
         service.accounts.named(account)
-        wanted = ["edit"] * (edit or (clear and not view)) + ["view"] * (view or not (edit or media or default))
-        passwords: dict[str, Any] = {what: None if clear else ask_new(f"{what} password") for what in wanted}
+        for what in wanted:
+            if what not in passwords:  # asked once, also after a trial
+                passwords[what] = ask_new(f"{what} password")
         if default:
             service.set_default_passwords(account, **{"media" if media else "data": passwords["edit"]})
-            return
-        _set_all(_media_setter(service, account) if media else _setter(service, account), keys, passwords, as_json)
+            return []
+        return _set_all(_media_setter(service, account) if media else _setter(service, account), keys, passwords)
+
+    def is_refused(errors: list[CloudStoreError]) -> bool:
+        return 0 < len(keys) == len(errors)
+
+    if at is None:
+        errors = change_service(store, change, is_refused=is_refused)
+    elif store is None:
+        errors = change_at(*_embedded(at), change, is_refused=is_refused)
+    else:
+        raise UsageError("--at names an embedded store, --store a service's; give one of them.")
+    for error in errors:
+        report(error, as_json=as_json)
+    if errors:
+        raise typer.Exit(max(map(status_of, errors)))
 
 
 _Set = Callable[[str, "dict[str, Any]"], None]
@@ -91,13 +105,13 @@ def _parted(names: list[str], at: str | None, *, default: bool) -> tuple[str, li
     return account, keys
 
 
-def _embedded(location: str) -> Service:
+def _embedded(location: str) -> tuple[StoreLocation, Settings]:
     from cloudstore_mapping.embedded import LOCAL_SETTINGS
 
     place = kept_place(location)
     if not place.exists():
         raise UsageError(f"There is no store {place}; passwords are set on one that is there.")
-    return open_at(place, LOCAL_SETTINGS)
+    return place, LOCAL_SETTINGS
 
 
 def _setter(service: Service, account: str) -> _Set:
@@ -113,13 +127,12 @@ def _media_setter(service: Service, name: str) -> _Set:
     )
 
 
-def _set_all(set_passwords: _Set, keys: list[str], passwords: dict[str, Any], as_json: bool) -> None:
-    statuses = []
+def _set_all(set_passwords: _Set, keys: list[str], passwords: dict[str, Any]) -> list[CloudStoreError]:
+    """Set the passwords of all keys that can be changed, and return the errors of the others."""
+    errors = []
     for key in keys:
         try:
             set_passwords(key, passwords)
         except CloudStoreError as error:
-            report(error, as_json=as_json)
-            statuses.append(status_of(error))
-    if statuses:
-        raise typer.Exit(max(statuses))
+            errors.append(error)
+    return errors

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar
 
 import typer
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.settings import Settings
     from cloudstore_mapping.service.storage.places import StoreLocation
     from cloudstore_mapping.web.options import Options
+
+T = TypeVar("T")
+S = TypeVar("S", bound="AbstractContextManager[Any]")
 
 _BEFORE_AT: Final = re.compile(r"(?<![^/\s])(?!API_KEY@)[^/\s]*@")
 
@@ -49,25 +53,106 @@ def open_store(
     from cloudstore_mapping.locations import open as open_location
 
     with as_usage():
-        place = None if makes else place_at(location_of(location))
+        place = place_at(location_of(location))
         readonly = readonly and place is not None and place.is_older()
-        if place is not None and not place.is_memory and not place.exists():
+        if place is not None and not makes and not place.is_memory and not place.exists():
             raise UsageError(f"There is no store {place}; look at its name, or save a key to make it.")
         return open_location(location, password=password, insecure=insecure, readonly=readonly)
 
 
-def open_service(store: str | None, *, makes: bool = False, readonly: bool = False) -> Service:
+def change_store(
+    location: str | None,
+    work: Callable[[CloudStoreMapping[Any]], T],
+    *,
+    password: str | None,
+    insecure: bool,
+    makes: bool = False,
+    trial: Callable[[CloudStoreMapping[Any]], object] | None = None,
+    is_refused: Callable[[T], bool] = lambda _: False,
+) -> T:
     """
-    Return the service on the store that is given or set; `UsageError` where that can't be understood or opened.
+    Open the store at `location` to write, and return the result of `work`; raises as `open_store` and `work` do.
 
-    Where there is none it is `UsageError` too, unless it `makes` one. With `readonly` one of an older version is not
-    migrated.
+    A refused command changes nothing, but opening a store of an older version migrates it. So `trial`, or the work, is
+    first done on a copy in memory. If it raises there, or its result `is_refused`, the store stays as it is. A store
+    that can't be copied (a database, or a large file) is refused, with the command that migrates it.
     """
+    from cloudstore_mapping.locations import location_of, open_copy, place_at
+
+    with as_usage():
+        location = location_of(location)
+        place = place_at(location)
+        is_older = place is not None and place.is_older()
+        copy = open_copy(location, password=password, insecure=insecure) if is_older else None
+    opens = partial(open_store, location, password=password, insecure=insecure, makes=makes)
+    return _tried_first(work, copy, opens, trial=trial, is_refused=is_refused)
+
+
+def change_service(
+    store: str | None,
+    work: Callable[[Service], T],
+    *,
+    makes: bool = False,
+    trial: Callable[[Service], object] | None = None,
+    is_refused: Callable[[T], bool] = lambda _: False,
+) -> T:
+    """Do `work` with the service on the store that is given or set, as `change_store` does; see `read_service`."""
     options, settings = configured(store=store)
     place = kept_place(options.store)
     if not makes and not place.exists():
-        raise UsageError(f"There is no store {place}; `cloudstore serve --store` makes one.")
-    return open_at(place, settings, readonly=readonly)
+        raise _absent(place)
+    return change_at(place, settings, work, trial=trial, is_refused=is_refused)
+
+
+def change_at(
+    place: StoreLocation,
+    settings: Settings,
+    work: Callable[[Service], T],
+    *,
+    trial: Callable[[Service], object] | None = None,
+    is_refused: Callable[[T], bool] = lambda _: False,
+) -> T:
+    """Do `work` with the service on the store at a place, as `change_store` does; see `open_at`."""
+    with as_usage():
+        is_older = place.is_older()
+    copy = open_at(place, settings, readonly=True) if is_older else None
+    return _tried_first(work, copy, partial(open_at, place, settings), trial=trial, is_refused=is_refused)
+
+
+def _tried_first(
+    work: Callable[[S], T],
+    copy: S | None,
+    opens: Callable[[], S],
+    *,
+    trial: Callable[[S], object] | None,
+    is_refused: Callable[[T], bool],
+) -> T:
+    """Return the result of `work` on what `opens` returns, after a trial on the copy, if there is one."""
+    if copy is not None:
+        with copy:
+            if trial is not None:
+                trial(copy)
+            elif is_refused(result := work(copy)):
+                return result
+    with opens() as opened:
+        return work(opened)
+
+
+def read_service(store: str | None) -> Service:
+    """
+    Return the service on the store that is given or set, to read it; a store of an older version is not migrated.
+
+    Raises `UsageError` if there is none, or the location can't be understood or opened.
+    """
+    options, settings = configured(store=store)
+    place = kept_place(options.store)
+    if not place.exists():
+        raise _absent(place)
+    return open_at(place, settings, readonly=True)
+
+
+def _absent(place: StoreLocation) -> UsageError:
+    return UsageError(f"There is no store {place}; `cloudstore serve --store` makes one.")
 
 
 def open_at(place: StoreLocation, settings: Settings, *, to_write: bool = False, readonly: bool = False) -> Service:

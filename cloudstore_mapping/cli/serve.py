@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import typer
 
 from cloudstore_mapping.cli.frame import UsageError
-from cloudstore_mapping.cli.output import show, show_json
+from cloudstore_mapping.cli.output import show, show_json, stdout
 from cloudstore_mapping.cli.places import StoreOption, any_place, as_usage, configured, open_at
 from cloudstore_mapping.client.address import is_loopback
 from cloudstore_mapping.errors import BadNameError
@@ -121,6 +121,12 @@ def _run(options: Options, settings: Settings, tell: Callable[[_Start], None]) -
     place = any_place(options.store)
     if place.is_memory and options.workers > 1:
         raise UsageError("A store in memory is one process's; start it with one worker, or name a file.")
+    with as_usage():
+        is_older = place.is_older()
+    if is_older:  # a start that is refused migrates nothing
+        stdout()
+        with as_usage():
+            listen(options.host, options.port).close()
     with (
         logging_as(as_json=options.log_json, access=options.access_log),
         open_at(place, settings, to_write=True) as service,

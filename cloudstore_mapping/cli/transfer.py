@@ -77,7 +77,7 @@ def import_(
         _failing(file, "Would import" if dry_run else "Imported", as_json),
         source_at(file, format_, trust=trust, stream=stream) as source,
     ):
-        opens = partial(open_store, password=secret, insecure=insecure, makes=True)
+        opens = partial(open_store, password=secret, insecure=insecure, makes=True, readonly=dry_run)
         done, kept = import_at(at, source, opens, overwrite=overwrite, dry_run=dry_run, progress=True)
     if as_json:
         show_json({"dry_run": dry_run, **done._asdict(), "kept": None if kept is None else str(kept)})

@@ -104,19 +104,27 @@ def export_store(
     kind = format_of_target(place, format)
     if kind == "store":
         from cloudstore_mapping.locations import open as open_store  # loads what only this needs
-        from cloudstore_mapping.locations import store_file
+        from cloudstore_mapping.locations import place_at
 
-        file = store_file(place)
+        found = place_at(place)
+        file = None if found is None else found.file
+        readonly = dry_run and found is not None and found.is_older()
         if dry_run and file is not None and not file.exists():
             place = MEMORY  # a dry run makes no store
-        with open_store(place) as other:
+        if RawStore(store).is_in(file):
+            raise _itself()  # before it is opened to write, which migrates a store of an older version
+        with open_store(place, readonly=readonly) as other:
             if RawStore(other).is_same(RawStore(store)):
-                raise ValueError("The target is the store itself; name another one.")
+                raise _itself()
             done = import_store(other, store, overwrite=overwrite, dry_run=dry_run, progress=progress)
         return Exported(done.written, len(done.media), skipped=done.skipped)
     if scheme_of(place) is not None:
         raise ValueError("The target is the address of a store; name a file, or leave the format out.")
     return _Export(RawStore(store), Path(place), kind, secret, progress).run(overwrite=overwrite, dry_run=dry_run)
+
+
+def _itself() -> ValueError:
+    return ValueError("The target is the store itself; name another one.")
 
 
 class _Export:

@@ -125,6 +125,8 @@ def import_at(
     file = store_file(location)
     replaces = file is not None and source.dbm_name is not None and _is_made_from(file, source.dbm_name)
     secret: Secret | None = None
+    if isinstance(source, StoreSource) and not prefix and source.is_in(file):
+        raise _itself(file)  # before it is opened to write, which migrates a store of an older version
     with ExitStack() as stack:
         replacement = None
         if dry_run and file is not None and (replaces or not file.exists()):
@@ -155,6 +157,10 @@ def _is_made_from(store: Path, name: Path) -> bool:
     return store.resolve() == name.resolve() and (not is_there or dbm_itself(store) is not None)
 
 
+def _itself(file: Path | None) -> ValueError:
+    return ValueError(f"{file or 'The source'} is the store itself; name another source, or its format.")
+
+
 class _Import:
     def __init__(self, target: RawStore, *, overwrite: bool, dry_run: bool, secret: Secret | None) -> None:
         self._target = target
@@ -168,8 +174,7 @@ class _Import:
     def run(self, source: Source, progress: Progress) -> Imported:
         # With `overwrite` it would undo what others write between a read and a write.
         if isinstance(source, StoreSource) and source.is_same(self._target):
-            place = self._target.file or "The source"
-            raise ValueError(f"{place} is the store itself; name another source, or its format.")
+            raise _itself(self._target.file)
         total = source.count()
         there = set(self._target.keys())
         done = 0

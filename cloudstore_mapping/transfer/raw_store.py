@@ -57,6 +57,12 @@ class RawStore:
             return self.identity == other.identity
         return self._prefix == other._prefix and self.file.samefile(other.file)
 
+    def is_in(self, file: Path | None) -> bool:
+        """Return True if this is the whole store in a file."""
+        if self._prefix or self.file is None or file is None:
+            return False
+        return file.exists() and self.file.samefile(file)
+
     @property
     def file(self) -> Path | None:
         """The file of an embedded store."""

@@ -120,7 +120,7 @@ def _open_existing(location: str) -> CloudStoreMapping[Any]:
         raise ValueError("A store in memory begins empty, so nothing can come from one; name another.")
     if place is not None and not place.exists():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
-    return open_store(location)
+    return open_store(location, readonly=place is not None and place.is_older())  # to read is no reason to migrate
 
 
 class FileSource(Source):
@@ -192,6 +192,10 @@ class StoreSource(Source):
     def is_same(self, store: RawStore) -> bool:
         """Return whether it is this store, by whatever name."""
         return self._store.is_same(store)
+
+    def is_in(self, file: Path | None) -> bool:
+        """Return whether it is the whole store in this file."""
+        return self._store.is_in(file)
 
     def _listed(self) -> list[str]:
         if self._keys is None:

@@ -6,14 +6,14 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
-from cloudstore_mapping.service.storage.renaming import must_be_renamed, old_names_among
+from cloudstore_mapping.service.storage.renaming import OLD_NAME, must_be_renamed, old_names_among
 from cloudstore_mapping.service.storage.sqlite_files import (
     INCREMENTAL,
     change_if_there,
@@ -53,6 +53,15 @@ def schema_steps(engine: str) -> tuple[str, ...]:
 WITH_OLD_NAMES: Final = 4
 
 _WITH_PERCENT: Final = "SELECT account_id, name FROM files WHERE instr(name, '%')"
+
+#: Whether a store of an older version has an account of this name; with None, any account.
+HasAccount: TypeAlias = Callable[[str | None], bool]
+#: Raises an error to refuse a store of an older version before it is migrated.
+Admission: TypeAlias = Callable[[HasAccount], None]
+
+#: Queries for `HasAccount`, on any schema. The name of an account in deletion begins with a control character.
+ACCOUNT: Final = "SELECT 1 FROM accounts WHERE name = ?"
+ANY_ACCOUNT: Final = "SELECT 1 FROM accounts WHERE name >= ' ' LIMIT 1"
 
 #: Attempts to switch a file to WAL mode while other processes do the same.
 SWITCHES: Final = 100
@@ -122,12 +131,14 @@ def not_opened(path: Path, error: sqlite3.Error) -> PermissionError:
     )
 
 
-def migrate(connection: sqlite3.Connection, path: Path | None, *, renames: bool = False) -> None:
+def migrate(
+    connection: sqlite3.Connection, path: Path | None, *, renames: bool = False, admits: Admission | None = None
+) -> None:
     """
     Migrate the database at `path` to the newest schema, or create the schema in an empty one; None stands for memory.
 
     Raises `UnsupportedError`, with the file untouched, if it is foreign, of a newer version, or has files to be renamed
-    first, unless the caller `renames` them.
+    first, unless the caller `renames` them; and the error of `admits`, which is called only before a migration.
     """
     steps = schema_steps("sqlite")
     connection.execute("BEGIN")  # one snapshot: another process may be creating the file
@@ -142,10 +153,15 @@ def migrate(connection: sqlite3.Connection, path: Path | None, *, renames: bool 
         change_if_there(connection)
         # Checked again: another process may have migrated while this one waited.
         before = _version(connection, path, newest=len(steps))
-        if 0 < before < WITH_OLD_NAMES and path is not None and not renames:
-            for _, name in old_names_among(connection.execute(_WITH_PERCENT)):
+        if 0 < before < len(steps) and path is not None:
+            try:
+                if not renames:
+                    _refuse_old_names(connection, path, before)
+                if admits is not None:
+                    admits(partial(_has_account, connection))
+            except BaseException:
                 connection.execute("ROLLBACK")
-                raise must_be_renamed(str(path), name)
+                raise
         for number in range(before, len(steps)):
             for statement in _statements(steps[number]):
                 connection.execute(statement)
@@ -160,6 +176,21 @@ def migrate(connection: sqlite3.Connection, path: Path | None, *, renames: bool 
             announce(str(path), before, len(steps))
     if _journal_mode(connection) != "wal" and path is not None:
         raise UnsupportedError(f"The file system of {path} can't be shared between processes; use a local disk.")
+
+
+def _refuse_old_names(connection: sqlite3.Connection, path: Path, version: int) -> None:
+    """Raise `UnsupportedError` if a store of an older version has files to be renamed first."""
+    if version < WITH_OLD_NAMES:
+        names = (name for _, name in old_names_among(connection.execute(_WITH_PERCENT)))
+    else:
+        names = (name for (name,) in connection.execute(OLD_NAME))
+    if (name := next(names, None)) is not None:
+        raise must_be_renamed(str(path), name)
+
+
+def _has_account(connection: sqlite3.Connection, name: str | None) -> bool:
+    query, values = (ANY_ACCOUNT, ()) if name is None else (ACCOUNT, (name,))
+    return connection.execute(query, values).fetchone() is not None
 
 
 def _note_old_names(connection: sqlite3.Connection) -> None:

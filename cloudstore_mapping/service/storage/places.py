@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from cloudstore_mapping.service.storage.base import Storage
+    from cloudstore_mapping.service.storage.migrations import Admission
 
 MEMORY: Final = "memory:"
 #: Maximum size in bytes of an older version's file to be copied into memory; reading never migrates a file.
@@ -77,24 +78,36 @@ class StoreLocation:
         """Return the schema number of a PostgreSQL database, 0 for none; raises as `exists` does."""
         return int(_postgres().schema_number(self.address))
 
-    def open(self, *, to_fill: bool = False, readonly: bool = False, renames: bool = False) -> Storage:
+    def open(
+        self,
+        *,
+        to_fill: bool = False,
+        readonly: bool = False,
+        renames: bool = False,
+        admits: Admission | None = None,
+    ) -> Storage:
         """
         Open the storage, creating a missing store; raises the errors of its engine.
 
-        A store of an older version is migrated. One whose files must be renamed first is refused, unless the caller
-        `renames` them. With `readonly` nothing is migrated: a file of an older version is copied into memory, and so is
-        a file if it or its folder can't be written to, or its disk is full; an older database is refused. `to_fill`
-        opens an empty database as the target of a copy; it can't be opened otherwise until `end_filling`.
+        A store of an older version is migrated. One whose files must be renamed first is refused unchanged, unless the
+        caller `renames` them, and so is one for which `admits` raises an error. With `readonly` nothing is migrated: a
+        file of an older version is copied into memory, and so is a file if it or its folder can't be written to, or its
+        disk is full; an older database is refused. `to_fill` opens an empty database as the target of a copy; it can't
+        be opened otherwise until `end_filling`.
         """
         if self.address is not None:
             storage: Storage = _postgres().PostgresStorage(
-                self.address, to_fill=to_fill, older="refuse" if readonly else "migrate", renames=renames
+                self.address,
+                to_fill=to_fill,
+                older="refuse" if readonly else "migrate",
+                renames=renames,
+                admits=admits,
             )
             return storage
         from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 
         if not readonly or self.file is None or not self.file.exists():
-            return SQLiteStorage(self.file, renames=renames)
+            return SQLiteStorage(self.file, renames=renames, admits=admits)
         if self.is_older():
             return self._copied(self.file)
         if os.access(self.file, os.W_OK):  # otherwise SQLite would leave files beside it

@@ -35,6 +35,7 @@ from cloudstore_mapping.service.storage.base import (
     ending_error,
     not_open,
 )
+from cloudstore_mapping.service.storage.migrations import Admission
 from cloudstore_mapping.service.storage.postgres_migrations import Older, has_trigrams, migrate, newest, schema_of
 from cloudstore_mapping.service.storage.postgres_session import (
     ANSWER_WAIT,
@@ -606,6 +607,7 @@ class PostgresStorage(Storage):
         patience: float = PATIENCE,
         older: Older = "migrate",
         renames: bool = False,
+        admits: Admission | None = None,
     ) -> None:
         parameters = parameters_of(address)
         self._patience = patience
@@ -614,7 +616,8 @@ class PostgresStorage(Storage):
         self._closing = threading.Event()
         try:
             with closing(connect(parameters)) as connection:
-                migrate(connection, label_of(address), to_fill=to_fill, older=older, renames=renames)
+                place = label_of(address)
+                migrate(connection, place, to_fill=to_fill, older=older, renames=renames, admits=admits)
                 self._has_trigrams = has_trigrams(connection)
         except psycopg.Error as error:
             raise unavailable(error) from error

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from shlex import quote
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import psycopg
 
 from cloudstore_mapping.errors import UnsupportedError
-from cloudstore_mapping.service.storage.migrations import announce, schema_steps
+from cloudstore_mapping.service.storage.migrations import ACCOUNT, ANY_ACCOUNT, Admission, announce, schema_steps
 from cloudstore_mapping.service.storage.postgres_session import Connection
-from cloudstore_mapping.service.storage.renaming import must_be_renamed, old_names_among
+from cloudstore_mapping.service.storage.renaming import OLD_NAME, must_be_renamed, old_names_among
 
 #: What nodes that start at once take in turn before they change a table: "CLSD", as SQLite's files begin with.
 LOCK: Final = 0x434C5344
@@ -60,14 +61,21 @@ def newest() -> int:
 
 
 def migrate(
-    connection: Connection, place: str, *, to_fill: bool = False, older: Older = "migrate", renames: bool = False
+    connection: Connection,
+    place: str,
+    *,
+    to_fill: bool = False,
+    older: Older = "migrate",
+    renames: bool = False,
+    admits: Admission | None = None,
 ) -> None:
     """
     Bring the database to the newest schema, making an empty one ours; nodes that start at once do it in turn.
 
     Raises `UnsupportedError`, with the database untouched, where it isn't ours, can't hold any text, is of a newer
     version, or was never filled to the end; one that is `to_fill` now has to be empty, and is marked. The same for one
-    of an older version that is not to be migrated (see `Older`), or whose files must be renamed first.
+    of an older version that is not to be migrated (see `Older`), or whose files must be renamed first; and the error
+    of `admits`, which is called only before a migration.
     """
     wanted = schema_steps("postgres")
     schema = schema_of(connection)
@@ -85,6 +93,10 @@ def migrate(
             schema = _schema(connection)  # asked again: another node may have done it meanwhile
             if not renames:
                 _refuse_old_names(connection, place, schema)
+            if schema.version:
+                _refuse_contents(connection, schema, to_fill=to_fill)
+            if admits is not None and 0 < schema.version < len(wanted):
+                admits(partial(_has_account, connection))
             for number in range(schema.version, len(wanted)):
                 connection.execute(wanted[number])
             if schema.version == 0:
@@ -96,15 +108,25 @@ def migrate(
             connection.execute("UPDATE cloudstore SET version = %s", (len(wanted),))
         if 0 < schema.version < len(wanted):
             announce(place, schema.version, len(wanted))
+    _refuse_contents(connection, schema, to_fill=to_fill)
     if to_fill:
-        if _number(connection, "SELECT count(*) FROM accounts"):
-            raise UnsupportedError("There is a store in the database already; choose an empty one.")
         connection.execute("UPDATE cloudstore SET unfinished = TRUE")
-    elif schema.unfinished:
+
+
+def _refuse_contents(connection: Connection, schema: Schema, *, to_fill: bool) -> None:
+    """Raise `UnsupportedError` for a store in a database `to_fill`, and for an unfinished copy otherwise."""
+    if to_fill and _number(connection, "SELECT count(*) FROM accounts"):
+        raise UnsupportedError("There is a store in the database already; choose an empty one.")
+    if schema.unfinished and not to_fill:
         raise UnsupportedError(
             "The database holds a part of a store that was being copied into it; do that again with"
             " `cloudstore migrate-store`, or empty it."
         )
+
+
+def _has_account(connection: Connection, name: str | None) -> bool:
+    query, values = (ANY_ACCOUNT, ()) if name is None else (ACCOUNT.replace("?", "%s"), (name,))
+    return connection.execute(query, values).fetchone() is not None
 
 
 def _note_old_names(connection: Connection) -> None:
@@ -115,8 +137,11 @@ def _note_old_names(connection: Connection) -> None:
 
 
 def _refuse_old_names(connection: Connection, place: str, schema: Schema) -> None:
-    if 0 < schema.version < WITH_OLD_NAMES and (names := _old_names(connection)):
-        raise must_be_renamed(place, names[0][1])
+    if not schema.version:
+        return
+    rows = _old_names(connection) if schema.version < WITH_OLD_NAMES else connection.execute(OLD_NAME).fetchall()
+    if rows:
+        raise must_be_renamed(place, rows[0][-1])
 
 
 def _old_names(connection: Connection) -> list[tuple[int, str]]:

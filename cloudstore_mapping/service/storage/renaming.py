@@ -14,6 +14,8 @@ from cloudstore_mapping.service.storage.sql import Transaction, new_name
 
 #: Maximum number of renames submitted before waiting for them; they may share a commit.
 IN_FLIGHT: Final = 100
+#: Query for a file to be renamed first.
+OLD_NAME: Final = "SELECT name FROM old_names WHERE NOT clashes ORDER BY account_id, name LIMIT 1"
 
 _Outcome: TypeAlias = Literal["renamed", "clash", "gone"]
 
@@ -47,8 +49,7 @@ def old_names_among(rows: Iterable[tuple[int, object]]) -> Iterator[tuple[int, s
 
 def refuse_old_names(transaction: Transaction, place: str) -> None:
     """Raise `UnsupportedError` if the store at `place` still has files to be renamed."""
-    query = "SELECT name FROM old_names WHERE NOT clashes ORDER BY account_id, name LIMIT 1"
-    row = transaction.row(query)
+    row = transaction.row(OLD_NAME)
     if row is not None:
         raise must_be_renamed(place, row[0])
 

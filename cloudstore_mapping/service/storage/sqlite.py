@@ -38,7 +38,7 @@ from cloudstore_mapping.service.storage.base import (
     ending_error,
     not_open,
 )
-from cloudstore_mapping.service.storage.migrations import check_file, damaged, migrate, not_opened
+from cloudstore_mapping.service.storage.migrations import Admission, check_file, damaged, migrate, not_opened
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite_backup import back_up, copy_into_memory
 from cloudstore_mapping.service.storage.sqlite_files import (
@@ -1138,7 +1138,7 @@ class SQLiteStorage(Storage):
     before its reply, and readers see the last commit without waiting. Raises `UnsupportedError` if the file is foreign,
     damaged or of a newer version, and `OSError` if it can't be opened. A `session` with data in memory is used as it
     is. A file of an older version is migrated; if its files must be renamed first, it is refused unchanged, unless the
-    caller `renames` them.
+    caller `renames` them, and so it is if `admits` raises an error (see `migrate`).
     """
 
     def __init__(
@@ -1148,10 +1148,11 @@ class SQLiteStorage(Storage):
         *,
         copy_of: Path | None = None,
         renames: bool = False,
+        admits: Admission | None = None,
     ) -> None:
         self._path = None if path is None else Path(path).absolute()
         self.reads_in_turn = path is None
-        self._session = session or _open(self._path, copy_of, renames=renames)
+        self._session = session or _open(self._path, copy_of, renames=renames, admits=admits)
         self._idle: list[SQLiteSession] = []
         self._closed = False
         self._was_too_long = False
@@ -1332,12 +1333,12 @@ class SQLiteStorage(Storage):
         self._writer.close()
 
 
-def _open(path: Path | None, copy_of: Path | None, *, renames: bool) -> SQLiteSession:
+def _open(path: Path | None, copy_of: Path | None, *, renames: bool, admits: Admission | None) -> SQLiteSession:
     gives_up_at = time.monotonic() + BUSY_TIMEOUT
     while True:
         try:
             with inside_sqlite():
-                return _try_to_open(path, copy_of, renames=renames)
+                return _try_to_open(path, copy_of, renames=renames, admits=admits)
         except UnavailableError as error:
             cause = error.__cause__
             is_busy = isinstance(cause, sqlite3.Error) and primary_code(cause) == sqlite3.SQLITE_BUSY
@@ -1345,7 +1346,7 @@ def _open(path: Path | None, copy_of: Path | None, *, renames: bool) -> SQLiteSe
                 raise
 
 
-def _try_to_open(path: Path | None, copy_of: Path | None, *, renames: bool) -> SQLiteSession:
+def _try_to_open(path: Path | None, copy_of: Path | None, *, renames: bool, admits: Admission | None) -> SQLiteSession:
     try:
         place = path or copy_of
         if place is not None:
@@ -1355,7 +1356,7 @@ def _try_to_open(path: Path | None, copy_of: Path | None, *, renames: bool) -> S
         try:
             if copy_of is not None:
                 copy_into_memory(copy_of, session.connection)
-            migrate(session.connection, path, renames=renames)
+            migrate(session.connection, path, renames=renames, admits=admits)
             if session.identity is not None:
                 with session.snapshot():
                     session.touch()  # creates the log of a new file
