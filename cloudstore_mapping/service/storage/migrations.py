@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
@@ -15,7 +16,9 @@ from typing import Final, TypeAlias
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.renaming import OLD_NAME, must_be_renamed, old_names_among
 from cloudstore_mapping.service.storage.sqlite_files import (
+    FULL,
     INCREMENTAL,
+    DiskReserve,
     change_if_there,
     disk_of,
     holds_data,
@@ -169,13 +172,27 @@ def migrate(
             _note_old_names(connection)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(steps)}")
-        connection.execute("COMMIT")
+        with nullcontext() if path is None else _room_for_checkpoint(connection, path):
+            connection.execute("COMMIT")
         # While only the log holds the first token, the log seems to match any file without a token.
         connection.execute("PRAGMA wal_checkpoint").fetchall()
         if 0 < before < len(steps) and path is not None:
             announce(str(path), before, len(steps))
     if _journal_mode(connection) != "wal" and path is not None:
         raise UnsupportedError(f"The file system of {path} can't be shared between processes; use a local disk.")
+
+
+@contextmanager
+def _room_for_checkpoint(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """Keep the room of the next checkpoint; without it, roll back and raise `UnavailableError`."""
+    (pages,), (size,) = (connection.execute(f"PRAGMA {what}").fetchone() for what in ("page_count", "page_size"))
+    growth = pages * size - path.stat().st_size
+    reserve = DiskReserve(path)
+    if not reserve.has(growth):
+        connection.execute("ROLLBACK")
+        raise UnavailableError(FULL, retry_after=1.0)
+    with reserve.held(growth):
+        yield
 
 
 def _refuse_old_names(connection: sqlite3.Connection, path: Path, version: int) -> None:

@@ -128,6 +128,11 @@ class DiskReserve:
         self._disk = None  # the truncation will change the free space
         return True
 
+    def has(self, size: int) -> bool:
+        """Return True if the disk has `size` free bytes, or doesn't tell."""
+        disk = self._look(self._folder)
+        return disk.total <= 0 or disk.free >= size
+
     @contextmanager
     def held(self, size: int) -> Iterator[None]:
         """Keep `size` bytes of the disk free during the block: a file without a name takes them until its end."""
