@@ -148,18 +148,26 @@ def read_service(store: str | None) -> Service:
     place = kept_place(options.store)
     if not place.exists():
         raise _absent(place)
-    return open_at(place, settings, readonly=True)
+    return open_at(place, settings, readonly=True, allows_old_names=True)
 
 
 def _absent(place: StoreLocation) -> UsageError:
     return UsageError(f"There is no store {place}; `cloudstore serve --store` makes one.")
 
 
-def open_at(place: StoreLocation, settings: Settings, *, to_write: bool = False, readonly: bool = False) -> Service:
+def open_at(
+    place: StoreLocation,
+    settings: Settings,
+    *,
+    to_write: bool = False,
+    readonly: bool = False,
+    allows_old_names: bool = False,
+) -> Service:
     """
-    Return the service on the store at a place; `UsageError` where it can't be opened, or is read-only `to_write`.
+    Return the service on the store at a place; `UsageError` if it can't be opened, or is read-only `to_write`.
 
-    Raises `UnsupportedError` where its files have to be renamed first.
+    A `readonly` store of an older version is a copy in memory. Raises `UnsupportedError` if its files have to be
+    renamed first, unless the caller `allows_old_names`.
     """
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.storage.renaming import refuse_old_names
@@ -170,7 +178,7 @@ def open_at(place: StoreLocation, settings: Settings, *, to_write: bool = False,
             if to_write:
                 storage.check_writable()
                 storage.look_for_damage()
-            if not readonly:
+            if not allows_old_names:
                 with storage.read() as transaction:
                     refuse_old_names(transaction, str(place))
         except BaseException:
