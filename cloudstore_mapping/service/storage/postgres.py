@@ -181,7 +181,7 @@ def label_of(address: str) -> str:
 
 
 def without_secrets(address: str) -> str:
-    """Return the address without its secrets; the user may have the password in the environment."""
+    """Return the address without its secrets, for pickling; the environment may supply the password later."""
     given = {name: value for name, value in conninfo_to_dict(address).items() if name not in _SECRETS}
     return f"postgresql:///?{urlencode(given, quote_via=quote)}"
 
