@@ -37,7 +37,7 @@ Statement: TypeAlias = tuple[str, tuple[Any, ...]]
 #: Seconds without an answer until a server counts as lost; the same during `close`.
 ANSWER_WAIT: Final = 8.0
 CLOSING_WAIT: Final = 1.0
-#: Seconds between two checks for a closing storage.
+#: Seconds between two checks whether the storage is closing.
 _CHECK_INTERVAL: Final = 0.25
 
 #: Maximum bytes of queued statements before they are sent.

@@ -15,7 +15,7 @@ CREATE TABLE accounts (
     min_interval DOUBLE PRECISION, -- seconds between two requests
     max_media_bytes BIGINT, -- per media file
     max_total_bytes BIGINT, -- of all media files
-    next_request_at DOUBLE PRECISION, -- on any node, for accounts with `min_interval`
+    next_request_at DOUBLE PRECISION, -- earliest time on any node, for accounts with `min_interval`
     folder TEXT COLLATE "C" NOT NULL UNIQUE, -- the unguessable part of media addresses: 32 hexadecimal digits
     -- Default edit passwords of data and media files: argon2id, like all passwords here.
     data_password TEXT,
