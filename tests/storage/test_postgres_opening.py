@@ -134,7 +134,7 @@ def test_a_database_that_can_t_hold_every_text() -> None:
 def test_a_store_that_was_not_filled_to_the_end(address: str) -> None:
     """A database into which a copy was begun is no store, but for whoever begins the copy again."""
     PostgresStorage(address, to_fill=True).close()
-    with pytest.raises(UnsupportedError, match="being copied into it; do that again"):
+    with pytest.raises(UnsupportedError, match="unfinished copy of a store; run"):
         PostgresStorage(address)
     with PostgresStorage(address, to_fill=True) as storage:
         storage.submit(lambda transaction: transaction.end_filling()).result()
@@ -250,7 +250,7 @@ def test_a_server_that_only_reads(address: str) -> None:
     read_only = address.replace("options=", "target_session_attrs=any&options=-cdefault_transaction_read_only%3Don%20")
     with PostgresStorage(read_only) as storage:
         assert storage.problem() == (
-            "The database can't be written to; name all its servers in the store's address, or wait for a new one."
+            "The database can't be written to; name all its servers in the store's address, or wait for a new primary."
         )
 
 
@@ -306,7 +306,9 @@ def test_a_lone_server_that_only_reads(address: str) -> None:
     """A store at the only server of an address goes on to be read while that takes no writes; saves are told why."""
     PostgresStorage(address).close()
     read_only = address.replace("options=", "options=-cdefault_transaction_read_only%3Don%20")
-    sentence = "The database can't be written to; name all its servers in the store's address, or wait for a new one."
+    sentence = (
+        "The database can't be written to; name all its servers in the store's address, or wait for a new primary."
+    )
     with PostgresStorage(read_only, patience=0.0) as storage:
         with storage.read() as transaction:
             assert not transaction.has_accounts()

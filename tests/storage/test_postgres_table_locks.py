@@ -48,7 +48,7 @@ def test_saves_go_on_after_a_lock(address: str, monkeypatch: pytest.MonkeyPatch,
         with locked(address):
             refused = storage.submit(partial(save, account=account)).exception(PATIENCE)
         assert isinstance(refused, UnavailableError)
-        assert str(refused) == "Another process holds what is to be written; try again."
+        assert str(refused) == "Another process has locked the data to be written; try again."
         for _ in range(8):
             storage.submit(partial(save, account=account)).result(PATIENCE)
         assert storage.problem() is None
@@ -97,8 +97,8 @@ def test_health_while_a_table_is_held(address: str, monkeypatch: pytest.MonkeyPa
             problem
             == {
                 "files": "Saves wait for longer than 0 seconds; look which process holds the store.",
-                "accounts": "The database answers too slowly; look what holds its tables.",
-                "api_keys": "The database answers too slowly; look what holds its tables.",
+                "accounts": "The database answers too slowly; look for locks on its tables.",
+                "api_keys": "The database answers too slowly; look for locks on its tables.",
             }[table]
         )
         storage.submit(lambda transaction: transaction.has_accounts()).result(PATIENCE)  # the probe has ended, too
@@ -120,7 +120,7 @@ def test_a_load_of_a_table_that_is_held(address: str, monkeypatch: pytest.Monkey
         with locked(address, table, "ACCESS EXCLUSIVE"), pytest.raises(UnavailableError) as refused:
             load(storage)
         assert str(refused.value) == (
-            "Another process holds what is to be read; look which one holds the database's tables, or try again."
+            "Another process has locked the data to be read; look for locks on its tables, or try again."
         )
         load(storage)
 

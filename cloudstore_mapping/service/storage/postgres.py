@@ -1,4 +1,4 @@
-"""PostgreSQL engine, for many nodes: storage, connection pool, retry, commit marker and health."""
+"""PostgreSQL storage engine for many nodes: connection pool, retries, commit markers and health check."""
 
 from __future__ import annotations
 
@@ -55,37 +55,37 @@ T = TypeVar("T")
 
 _log: Final = logging.getLogger(__name__)
 
-#: Connections of a process, and how many of them may write at a time, so that loads never wait for saves alone.
+#: Maximum connections of a process, and maximum writers among them; the rest serve loads, so saves never block loads.
 MAX_CONNECTIONS: Final = 16
 MAX_WRITERS: Final = 12
-#: Writes of one account at a time, so that one whose writes wait for each other leaves room for others.
+#: Maximum concurrent writes of an account: even if they wait for each other's locks, other accounts have writers left.
 MAX_WRITERS_OF_ONE: Final = 8
-#: Seconds after which a connection that nobody needed is closed.
+#: Seconds until an unused connection is closed.
 IDLE_FOR: Final = 60.0
-#: Seconds after which it is tried again to open more connections than the server had room for.
+#: Seconds during which the pool respects a connection limit reported by the server, before it tries again.
 LIMITED_FOR: Final = 30.0
 
-#: The key of an index takes 2,704 bytes, and a character that is written as two takes one in a name.
+#: An index key has at most 2,704 bytes, and escapes (see `write_text`) at most double the length of a name.
 MAX_NAME_BYTES: Final = 1300
-#: Seconds for which a lost database is waited for: long enough for a standby to be promoted, shorter than clients wait.
+#: Seconds to wait for a lost database: enough for a failover to a standby, and less than clients wait.
 PATIENCE: Final = 12.0
-#: Seconds that a health check waits for the network, beyond the time that the server has for it.
+#: Additional seconds of a health check for the network, beyond the server's statement timeout.
 SLACK: Final = 0.5
-#: Seconds that work waits for a connection at least, however little patience there is.
+#: Minimum seconds to wait for a connection, even if less patience is left.
 LEAST_WAIT: Final = 1.0
-#: Seconds between two tries, which double up to the longest, and how often a transaction is tried that others disturb.
+#: Backoff in seconds, doubled up to the longest, and maximum retries of a transaction after conflicts with others.
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 0.8
 MAX_TRIES: Final = 10
 
-#: How long a lock is waited for at a time, and by a reader on the whole (VACUUM FULL, a forgotten transaction).
+#: Lock timeout of a statement, and total seconds of a reader's retries (behind VACUUM FULL or a forgotten transaction).
 LOCK_WAIT: Final = "4s"
 READ_PATIENCE: Final = 8.0
-#: The server ends a transaction that stands still: its node is gone without a word, and nobody else can end it.
+#: The server ends a transaction idle for this long: its node is gone, and nothing else can end it.
 IDLE_IN_TRANSACTION: Final = "10s"
 
-#: Defaults of an address. Of several servers the one that can be written to is taken; a server that is gone without a
-#: word is given up before clients give up.
+#: Default connection parameters. Of several servers the writable one is chosen; an unresponsive server is given up
+#: before clients give up.
 DEFAULTS: Final = {
     "target_session_attrs": "read-write",
     "connect_timeout": "5",
@@ -97,80 +97,80 @@ DEFAULTS: Final = {
 }
 _SECRETS: Final = frozenset({"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
 
-#: Seconds after which a client may try again.
+#: Seconds until a client may retry.
 RETRY_AFTER: Final = 1.0
 
 _LOCK_NOT_AVAILABLE: Final = "55P03"
-# Others disturbed the transaction: unique and foreign keys, a lock that wasn't had in time, a deadlock, a conflict.
-_DISTURBED: Final = frozenset({"23505", "23503", _LOCK_NOT_AVAILABLE, "40P01", "40001"})
-# A server that only reads: it was the primary, or its owner made it so.
+# Conflicts with other transactions: unique and foreign keys, lock timeout, deadlock, serialization failure.
+_CONFLICTS: Final = frozenset({"23505", "23503", _LOCK_NOT_AVAILABLE, "40P01", "40001"})
+# A read-only server: demoted from primary, or configured as read-only.
 _READ_ONLY: Final = "25006"
-_READ_ONLY_SENTENCE: Final = (
-    "The database can't be written to; name all its servers in the store's address, or wait for a new one."
+_READ_ONLY_MESSAGE: Final = (
+    "The database can't be written to; name all its servers in the store's address, or wait for a new primary."
 )
-_SENTENCES: Final = {
-    "42501": "The store's user may not do this in the database; make it the owner of the tables.",
+_MESSAGES_BY_CODE: Final = {
+    "42501": "The store's user lacks a permission in the database; make it the owner of the tables.",
     "53100": "The database's disk is full; free some space, then try again.",
-    _LOCK_NOT_AVAILABLE: "Another process holds what is to be written; try again.",
-    "40P01": "Others write the same all the time; try again.",
-    "57014": "The database answers too slowly; look what holds its tables.",
-    "40001": "Others write the same all the time; try again.",
-    _READ_ONLY: _READ_ONLY_SENTENCE,
+    _LOCK_NOT_AVAILABLE: "Another process has locked the data to be written; try again.",
+    "40P01": "Other writers keep changing the same data; try again.",
+    "57014": "The database answers too slowly; look for locks on its tables.",
+    "40001": "Other writers keep changing the same data; try again.",
+    _READ_ONLY: _READ_ONLY_MESSAGE,
 }
-# Reasons that a server gives for taking no connection. The rest of the driver's message may quote the address.
+# A server's reason for refusing a connection. The rest of the driver's message may quote the address.
 _REFUSAL: Final = re.compile(r"FATAL: +(.+)")
-_CAUSES: Final = (
+_MESSAGES_BY_TEXT: Final = (
     ("no password supplied", "The database asks for a password; set PGPASSWORD, or put it into the store's address."),
     (
         "resolve host",
-        "The database's host is unknown; look at the host's name in the store's address.",
+        "The database's host is unknown; check the host name in the store's address.",
     ),
     (
         "server does not support SSL",
-        "The database takes no TLS, but the store's address asks for it; switch TLS on there, or change sslmode.",
+        "The database takes no TLS, but the store's address requires it; enable TLS on the server, or change sslmode.",
     ),
-    ("certificate", "The database's TLS certificate isn't accepted; look at sslmode and sslrootcert in the address."),
-    ("SSL error", "The TLS connection to the database failed; look at sslmode in the store's address."),
-    ("timeout expired", "The database does not answer; look whether it stands still, or a firewall drops connections."),
-    ("Connection refused", "No database listens there; look whether it runs, and at the port in the store's address."),
+    ("certificate", "The database's TLS certificate isn't accepted; check sslmode and sslrootcert in the address."),
+    ("SSL error", "The TLS connection to the database failed; check sslmode in the store's address."),
+    ("timeout expired", "The database does not answer; check whether it hangs, or a firewall drops connections."),
+    ("Connection refused", "No database listens there; check that it runs and that the store's address has its port."),
 )
-_NOT_REACHED: Final = "The database is not reached; look whether it runs, and at the store's address."
-_SILENT: Final = "The database does not answer; look whether it stands still."
+_UNREACHABLE: Final = "The database is not reached; check that it runs and that the store's address is right."
+_SILENT: Final = "The database does not answer; check whether it hangs."
 _WAITS: Final = "The service waits for its database; try again."
-_HELD: Final = "Another process holds what is to be read; look which one holds the database's tables, or try again."
+_LOCKED: Final = "Another process has locked the data to be read; look for locks on its tables, or try again."
 _UNKNOWN: Final = (
-    "The database was lost while it stored this, and is not reached again: it may be stored or not; look, or try again."
+    "The connection to the database was lost during a commit, so the data may be stored or not; check, or try again."
 )
 
 _SETTINGS: Final = (
     "SELECT current_setting('synchronous_commit'), current_setting('idle_in_transaction_session_timeout'),"
     " current_setting('lock_timeout'), current_setting('tcp_keepalives_idle'), pg_backend_pid()"
 )
-_TAKES_NO_WRITES: Final = "SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only')::boolean"
-_READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_IS_READ_ONLY: Final = "SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only')::boolean"
+_BEGIN_READ_ONLY: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
-_CLAIM: Final = "INSERT INTO writers (id, last_commit) VALUES (?, '') ON CONFLICT (id) DO NOTHING"
-_LAST: Final = "SELECT last_commit FROM writers WHERE id = ? FOR UPDATE"
-_CONFIRM: Final = "UPDATE writers SET at = now() WHERE id = ?"
-_LEAVE: Final = "DELETE FROM writers WHERE id = ANY(?)"
-_FORGET: Final = "DELETE FROM writers WHERE at < now() - INTERVAL '1 day'"
+_CREATE_MARKER: Final = "INSERT INTO writers (id, last_commit) VALUES (?, '') ON CONFLICT (id) DO NOTHING"
+_LAST_COMMIT: Final = "SELECT last_commit FROM writers WHERE id = ? FOR UPDATE"
+_TOUCH_MARKER: Final = "UPDATE writers SET at = now() WHERE id = ?"
+_DELETE_MARKERS: Final = "DELETE FROM writers WHERE id = ANY(?)"
+_DELETE_OLD_MARKERS: Final = "DELETE FROM writers WHERE at < now() - INTERVAL '1 day'"
 
 
 def parameters_of(address: str) -> dict[str, Any]:
-    """Return how to connect to the database at an address; `ValueError` for one that can't be understood."""
-    # The faulty part is not quoted, for it may be the password.
-    unclear = "The address can't be understood; write postgresql://user@host/database, and special characters as %XX."
+    """Return the connection parameters of an address; raise `ValueError` if it is invalid."""
+    # Don't quote the invalid part: it may be the password.
+    message = "The address can't be understood; write postgresql://user@host/database, and special characters as %XX."
     try:
         given = conninfo_to_dict(address)
     except psycopg.Error as error:
-        raise ValueError(unclear) from error
+        raise ValueError(message) from error
     if not all(port.isdecimal() for port in str(given.get("port", "")).split(",") if port):
-        raise ValueError(unclear)  # of an address without a host the password is taken for a port
+        raise ValueError(message)  # without a host, libpq takes the password for a port
     return {**DEFAULTS, **given}
 
 
 def label_of(address: str) -> str:
-    """Return the part of an address that may be shown; `ValueError` for one that can't be understood."""
+    """Return the address without secrets and options, for display; raise `ValueError` if it is invalid."""
     given = parameters_of(address)
     hosts, ports = str(given.get("host", "")).split(","), str(given.get("port", "")).split(",")
     if len(ports) < len(hosts):
@@ -181,38 +181,38 @@ def label_of(address: str) -> str:
 
 
 def without_secrets(address: str) -> str:
-    """Return the address without its password, which the environment may hold on the other side."""
+    """Return the address without its secrets, for pickling; the environment may supply the password later."""
     given = {name: value for name, value in conninfo_to_dict(address).items() if name not in _SECRETS}
     return f"postgresql:///?{urlencode(given, quote_via=quote)}"
 
 
 def unavailable(error: psycopg.Error) -> UnavailableError:
-    """Return the error that is shown for one of psycopg: of the driver's words only those that a server said."""
-    sentence = _READ_ONLY_SENTENCE if _refuses_writes(error) else _SENTENCES.get(error.sqlstate or "")
-    if sentence is None and isinstance(error, SilentError):
-        sentence = _SILENT
-    if sentence is None and is_lost(error):
+    """Return the `UnavailableError` for a psycopg error; of the driver's text, quote only the server's message."""
+    message = _READ_ONLY_MESSAGE if _refuses_writes(error) else _MESSAGES_BY_CODE.get(error.sqlstate or "")
+    if message is None and isinstance(error, SilentError):
+        message = _SILENT
+    if message is None and is_lost(error):
         text = str(error)
         refusal = _REFUSAL.search(text)
-        sentence = next((cause for words, cause in _CAUSES if words in text), _NOT_REACHED)
+        message = next((cause for words, cause in _MESSAGES_BY_TEXT if words in text), _UNREACHABLE)
         if refusal is not None:
-            sentence = f"The database takes no connection ({refusal[1]}); look at the store's address, or try again."
-    if sentence is None:
-        sentence = f"The database failed: {error.diag.message_primary or type(error).__name__}."
-    return UnavailableError(sentence, retry_after=RETRY_AFTER)
+            message = f"The database takes no connection ({refusal[1]}); check the store's address, or try again."
+    if message is None:
+        message = f"The database failed: {error.diag.message_primary or type(error).__name__}."
+    return UnavailableError(message, retry_after=RETRY_AFTER)
 
 
 def _refuses_writes(error: psycopg.Error) -> bool:
-    """Return True if no connection was had because the server only reads, which the driver finds out itself."""
+    """Return True if the driver refused the connection because the server is read-only."""
     return error.sqlstate is None and "session is read-only" in str(error)
 
 
 def connect(parameters: dict[str, Any]) -> Connection:
-    """Return a new connection; raises `psycopg.OperationalError`."""
+    """Return a new connection; raise `psycopg.OperationalError` on failure."""
     try:
         return psycopg.connect(make_conninfo(**parameters), autocommit=True, prepare_threshold=None)
     except psycopg.OperationalError as error:
-        # A lone primary that only reads for now can be read. Of several servers another one may take writes by now.
+        # A lone read-only primary can serve reads. Of several servers, another may be writable by now.
         has_others = any("," in str(parameters.get(name, "")) for name in ("host", "hostaddr", "port"))
         if has_others or not _refuses_writes(error):
             raise
@@ -223,8 +223,8 @@ def connect(parameters: dict[str, Any]) -> Connection:
             raise error from None
 
 
-def _link(parameters: dict[str, Any], closes: threading.Event) -> Link:
-    """Return a new connection with safe settings; a session behind a pooler gets them in each transaction."""
+def _open_link(parameters: dict[str, Any], closes: threading.Event) -> Link:
+    """Return a new connection with safe settings; behind a pooler, each transaction sets them."""
     connection = connect(parameters)
     try:
         link = Link(connection, closes)
@@ -237,7 +237,7 @@ def _link(parameters: dict[str, Any], closes: threading.Event) -> Link:
             settings.append((f"SET {{}} lock_timeout = '{LOCK_WAIT}'", ()))
         if idle == "0":
             settings.append((f"SET {{}} idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION}'", ()))
-        if process != connection.info.backend_pid:  # a pooler, whose sessions may be others' the next time
+        if process != connection.info.backend_pid:  # a pooler: other clients may use the session, too
             link.settings = tuple((query.format("LOCAL"), ()) for query, _ in settings)
             return link
         if keepalives == "7200":
@@ -253,71 +253,75 @@ def _link(parameters: dict[str, Any], closes: threading.Event) -> Link:
 
 class ConnectionPool:
     """
-    At most `most` connections, made by `connect` when they are needed; threads may share it.
+    Connection pool: up to `most` connections, opened on demand by `connect`. Thread-safe.
 
-    psycopg's pool connects on threads of its own: it can't tell why there is no connection, and after a loss it waits
-    for 1, 2, 4 and more seconds between its tries. Here each thread connects by itself and learns the reason. A pool
-    whose server, or pooler, has no room for more goes on with the connections that it has.
+    psycopg's pool connects on background threads: it can't report why a connection failed, and its backoff after a loss
+    is 1, 2, 4 and more seconds. Here each thread connects by itself and gets the error. If the server or its pooler
+    refuses more connections, the pool continues with the present ones.
     """
 
     def __init__(self, connect: Callable[[], Link], most: int) -> None:
         self._connect = connect
         self._most = most
         self._changed = threading.Condition()
-        #: Connections that there are or that are being made, and those that there are.
+        #: Number of connections, with and without those being opened.
         self._open = self._made = 0
-        #: Free ones, and since when; the one that was used last is used next.
+        #: Free connections, each with the time of its return; the last returned is taken first.
         self._idle: deque[tuple[Link, float]] = deque()
-        #: Ids of the commit markers of all connections that there ever were.
+        #: Commit marker ids of all connections, closed connections included.
         self.writers: list[str] = []
-        self._limit = (most, 0.0)  # and until when
+        self._limit = (most, 0.0)  # the server's connection limit, and its expiry
         self._closed = False
         self._process = os.getpid()
-        #: Since when the server isn't reached, and the last reason.
+        #: Time of the loss and last error while the server is unreachable.
         self._lost: tuple[float, psycopg.Error] | None = None
-        self._trying = threading.Lock()
+        self._retrying = threading.Lock()
 
     @contextmanager
     def attempt(self, patience: float) -> Iterator[None]:
         """
-        Let the block try to reach the server, and note the outcome.
+        Try to reach the server in the block, and record the outcome.
 
-        Once the server has been lost for longer than `patience` only one thread tries at a time, for that may take
-        seconds; the others fail at once with the last reason.
+        After `patience` seconds without the server, only one thread tries at a time, because a try may take seconds;
+        the others fail at once with the last error.
         """
         lost = self._lost if self.is_given_up(patience) else None
-        if lost is not None and not self._trying.acquire(blocking=False):
+        if lost is not None and not self._retrying.acquire(blocking=False):
             raise type(lost[1])(str(lost[1]))
         try:
             yield
         except psycopg.Error as error:
             if is_lost(error):
                 self._lost = (time.monotonic() if self._lost is None else self._lost[0], error)
-                self.close_idle()  # one loss is rarely alone
+                self.close_idle()  # the other connections are probably lost, too
             raise
         else:
             self._lost = None
         finally:
             if lost is not None:
-                self._trying.release()
+                self._retrying.release()
 
     def is_given_up(self, patience: float) -> bool:
-        """Return True if the server has been lost for so many seconds."""
+        """Return True if the server has been unreachable for `patience` seconds."""
         lost = self._lost
         return lost is not None and time.monotonic() - lost[0] >= patience
 
     def take(self, seconds: float) -> Link:
-        """Return a connection; `UnavailableError` if others have all for so many seconds, `psycopg.Error` if lost."""
+        """
+        Return a connection, free or new; raise `psycopg.Error` if connecting fails.
+
+        Raises `UnavailableError` if all connections are in use for `seconds`.
+        """
         end = time.monotonic() + seconds
         while True:
-            link = self._free(end)
+            link = self._take_or_reserve(end)
             if link is None:
                 try:
                     link = self._connect()
                 except BaseException as error:
                     with self._changed:
                         self._open -= 1
-                        is_full = isinstance(error, psycopg.Error) and self._made > 0 and _has_no_room(error)
+                        is_full = isinstance(error, psycopg.Error) and self._made > 0 and _is_out_of_connections(error)
                         if is_full:
                             self._limit = (self._made, time.monotonic() + LIMITED_FOR)
                         self._changed.notify()
@@ -334,8 +338,8 @@ class ConnectionPool:
             else:
                 return link
 
-    def _free(self, end: float) -> Link | None:
-        """Return a free connection, or None where one more may be opened."""
+    def _take_or_reserve(self, end: float) -> Link | None:
+        """Return a free connection, or reserve a place for a new connection and return None."""
         with self._changed:
             while not self._idle:
                 most, until = self._limit
@@ -349,27 +353,27 @@ class ConnectionPool:
             return self._idle.pop()[0]
 
     def take_idle(self) -> Link | None:
-        """Return a connection that nobody has, None if there is none."""
+        """Return a free connection, or None."""
         with self._changed:
             return self._idle.pop()[0] if self._idle else None
 
     def give_back(self, link: Link) -> None:
-        """Let others have a connection; one within a transaction, or lost, is closed."""
+        """Release a connection to the pool; close it if it is lost or inside a transaction."""
         with self._changed:
             if link.is_free and not link.is_lost and not self._closed:
                 self._idle.append((link, time.monotonic()))
                 self._changed.notify()
-                old = []
+                to_close = []
             else:
-                old = [link]
+                to_close = [link]
             while self._idle and self._idle[0][1] < time.monotonic() - IDLE_FOR:
-                old.append(self._idle.popleft()[0])
-        for each in old:
-            each.close()
+                to_close.append(self._idle.popleft()[0])
+        for unused in to_close:
+            unused.close()
             self._forget()
 
     def close_idle(self) -> None:
-        """Close the connections that nobody has."""
+        """Close all free connections."""
         with self._changed:
             idle, self._idle = self._idle, deque()
         for link, _ in idle:
@@ -377,7 +381,7 @@ class ConnectionPool:
             self._forget()
 
     def close(self) -> None:
-        """Close all connections; those that somebody has, once they are given back; in a forked process none."""
+        """Close the free connections now and the others on their release; a forked process closes none."""
         self._closed = True
         if self._process == os.getpid():
             self.close_idle()
@@ -389,8 +393,8 @@ class ConnectionPool:
             self._changed.notify()
 
 
-def _has_no_room(error: psycopg.Error) -> bool:
-    """Return True if a server, or a pooler, takes no more connections, or doesn't say so and lets them wait."""
+def _is_out_of_connections(error: psycopg.Error) -> bool:
+    """Return True if the server or its pooler has no more connections; a pooler may just let the client wait."""
     if error.sqlstate == "53300" or isinstance(error, (SilentError, psycopg.errors.ConnectionTimeout)):
         return True
     return any(
@@ -400,7 +404,7 @@ def _has_no_room(error: psycopg.Error) -> bool:
 
 
 def schema_number(address: str) -> int:
-    """Return the number of the schema that a database has, 0 for none; raises as `PostgresStorage` does."""
+    """Return the database's schema number, 0 for none; raise the same errors as `PostgresStorage`."""
     try:
         with closing(connect(parameters_of(address))) as connection:
             return schema_of(connection).version
@@ -409,12 +413,12 @@ def schema_number(address: str) -> int:
 
 
 def newest_schema() -> int:
-    """Return the number of today's schema."""
+    """Return the number of the newest schema."""
     return newest()
 
 
 class _Write:
-    """A piece of work of an account, None for the service's own, and when it arrived."""
+    """Queued work of an account, with its arrival time; the account is None for the service's own work."""
 
     def __init__(self, work: Callable[[Transaction], Any], account: Hashable) -> None:
         self.work = work
@@ -423,7 +427,7 @@ class _Write:
         self.future: Future[Any] = PlainFuture()
 
     def settle(self, result: Any, error: BaseException | None) -> None:
-        """Give the future its outcome."""
+        """Complete the future with the result or the error."""
         if error is None:
             self.future.set_result(result)
         else:
@@ -431,7 +435,7 @@ class _Write:
 
 
 class _Release:
-    """Put among new work: an account that was held is served again."""
+    """Item in the queue of new work: serve a held account again."""
 
     def __init__(self, account: Hashable) -> None:
         self.account = account
@@ -439,11 +443,11 @@ class _Release:
 
 class WriterPool:
     """
-    Threads that `write` side by side, and serve the accounts in turn by the time that each has used.
+    Threads that run `write` concurrently; fair queueing divides their time between the accounts.
 
-    An account has `MAX_WRITERS_OF_ONE` pieces of work on them at most, but for the service's own. A signal may
-    interrupt a submitting thread anywhere, so that one takes no lock: it puts work into a queue, and the threads sort
-    it.
+    At most `MAX_WRITERS_OF_ONE` writes of an account run at a time; the service's own work has no such limit. A signal
+    handler may interrupt a submitting thread anywhere, so `submit` takes no lock: it puts the work into a queue, sorted
+    by the writer threads.
     """
 
     def __init__(
@@ -457,12 +461,12 @@ class WriterPool:
         self._fair: FairQueue[_Write] = FairQueue()
         self._running: Counter[Hashable] = Counter()
         self._held: set[Hashable] = set()
-        #: Outcomes of work whose account is held, until all that was under way then has ended.
-        self._ended: dict[Hashable, list[tuple[_Write, Any, BaseException | None]]] = {}
+        #: Outcomes of held accounts' work, kept until their running work has ended.
+        self._outcomes: dict[Hashable, list[tuple[_Write, Any, BaseException | None]]] = {}
         self._ends_at = math.inf
 
     def submit(self, work: Callable[[Transaction], T], account: Hashable) -> Future[T]:
-        """Have work done in an account's turn."""
+        """Queue work of an account and return its future."""
         write = _Write(work, account)
         self._arrived.put(write)
         try:
@@ -478,52 +482,52 @@ class WriterPool:
 
     def hold(self, account: Hashable) -> None:
         """
-        Begin no more work of an account until `release`; only in the middle of its work.
+        Start no more work of an account until `release`; call it only within the account's work.
 
-        The outcome of that work is told once the account's other work under way has ended as well.
+        The future of that work completes after the account's other running work.
         """
         with self._lock:
             self._held.add(account)
             self._fair.hold(account)
 
     def release(self, account: Hashable) -> None:
-        """Do the work of an account again that was held."""
+        """Resume the work of an account after `hold`."""
         self._arrived.put(_Release(account))
-        with suppress(UnavailableError):  # after `close`, which released all
+        with suppress(UnavailableError):  # closed already, and `close` releases all accounts
             self._wake()
 
     def end_within(self, seconds: float) -> None:
-        """Refuse all work of accounts that has not begun in so many seconds."""
+        """Refuse all accounts' work not started within `seconds`."""
         self._ends_at = min(self._ends_at, self._clock() + seconds)
 
     def close(self) -> None:
-        """Finish what was submitted, and end the threads."""
+        """Finish the submitted work, then end the threads."""
         with self._lock:
             self._held.clear()
             self._fair.release_all()
-        with suppress(UnavailableError):  # the second time
+        with suppress(UnavailableError):  # closed already
             self._wake()
         self._pool.close()
 
     def _wake(self) -> None:
-        # One call for each piece of work, of which each does all that it finds: none is left behind.
-        self._pool.submit(self._work_off)
+        # One call per piece of work, and each call empties the queue: no work is left behind.
+        self._pool.submit(self._run_queue)
 
-    def _work_off(self) -> None:
+    def _run_queue(self) -> None:
         while True:
             refused: list[_Write] = []
             with self._lock:
-                write = self._take(refused)
+                write = self._next_write(refused)
             for each in refused:
                 if each.future.set_running_or_notify_cancel():
                     each.settle(None, ending_error())
             if write is None:
                 return
-            self._do(write)
-            del write  # else an idle thread keeps it
+            self._run(write)
+            del write  # otherwise an idle thread keeps it in memory
 
-    def _take(self, refused: list[_Write]) -> _Write | None:
-        """Sort new work into the queues, and return the next piece; add to `refused` what came too late."""
+    def _next_write(self, refused: list[_Write]) -> _Write | None:
+        """Sort new work into the queues and return the next write; move work to `refused` if it comes too late."""
         with suppress(Empty):
             while True:
                 arrived = self._arrived.get_nowait()
@@ -531,7 +535,7 @@ class WriterPool:
                     self._fair.put(arrived.account, arrived)
                 else:
                     self._held.discard(arrived.account)
-                    self._let_go(arrived.account)
+                    self._resume(arrived.account)
         if self._clock() >= self._ends_at:
             self._refuse(refused)
         while (write := self._fair.take()) is not None:
@@ -542,7 +546,7 @@ class WriterPool:
                 return write
         return None
 
-    def _let_go(self, account: Hashable) -> None:
+    def _resume(self, account: Hashable) -> None:
         if account not in self._held and self._has_room(account):
             self._fair.release(account)
 
@@ -550,7 +554,7 @@ class WriterPool:
         return account is None or self._running[account] < MAX_WRITERS_OF_ONE
 
     def _refuse(self, refused: list[_Write]) -> None:
-        """Take the work of accounts; the service's own is done also at its end, such as storing access counts."""
+        """Move all accounts' work to `refused`; the service's own work, such as storing access counts, still runs."""
         self._fair.release_all()
         own: list[_Write] = []
         while (write := self._fair.take()) is not None:
@@ -558,7 +562,7 @@ class WriterPool:
         for write in own:
             self._fair.put(None, write)
 
-    def _do(self, write: _Write) -> None:
+    def _run(self, write: _Write) -> None:
         began = self._clock()
         result, error = None, None
         try:
@@ -569,12 +573,12 @@ class WriterPool:
         with self._lock:
             self._fair.charge(account, self._clock() - began)
             self._running[account] -= 1
-            self._let_go(account)
-            ended = [*self._ended.pop(account, ()), (write, result, error)]
+            self._resume(account)
+            ended = [*self._outcomes.pop(account, ()), (write, result, error)]
             if not self._running[account]:
                 del self._running[account]
             elif account in self._held:
-                self._ended[account] = ended
+                self._outcomes[account] = ended
                 ended = []
         for each, its_result, its_error in ended:
             each.settle(its_result, its_error)
@@ -582,21 +586,21 @@ class WriterPool:
 
 class PostgresStorage(Storage):
     """
-    Keeps all accounts and files in the database at a PostgreSQL `address`, in tables that are made if there are none.
+    PostgreSQL storage in the database at `address`; missing tables are created.
 
-    Any number of processes may use one database, and threads may share the storage, but a forked process has to open
-    it anew. Raises `ValueError` for an address that can't be understood, `UnavailableError` where the database isn't
-    reached, and `UnsupportedError` where its tables aren't ours, or of a newer version. A database that is `to_fill` is
-    a store only after `end_filling`. One of an older version is migrated, or refused where it must not be: see
-    `migrate`. A database that is lost later is waited for `patience` seconds.
+    Any number of processes may share a database. The storage is thread-safe; a forked process must open its own. Raises
+    `ValueError` for an invalid address, `UnavailableError` if the database is unreachable, and `UnsupportedError` if
+    its tables are foreign or of a newer version. A database opened with `to_fill` is a store only after `end_filling`.
+    An older schema is migrated or refused: see `migrate`. After a loss, operations wait up to `patience` seconds for
+    the database.
 
-    Each piece of work has a transaction and a connection of its own; many are done side by side, and the server groups
-    their commits. `postgres_session` says why they may.
+    Each write has its own transaction and connection. Many run concurrently, and the server groups their commits; for
+    their locks see `PostgresWriter`.
     """
 
     waits = True
     max_name_bytes = MAX_NAME_BYTES
-    #: Pieces of work that are done side by side.
+    #: Number of concurrent writers.
     writers: ClassVar[int] = MAX_WRITERS
 
     def __init__(
@@ -624,18 +628,18 @@ class PostgresStorage(Storage):
         self._pool = _pool(parameters, self._closing)
         weakref.finalize(self, self._pool.close).atexit = False
         self._writers = WriterPool(self._write)
-        self._log = _LossLog()
+        self._loss_log = _LossLog()
         self._probe = HealthProbe(lambda: self.submit(_check_room, PROBE_QUEUE))
         _open.add(self)
 
     def _check_open(self) -> None:
-        """Raise `UnavailableError` after `close`, and in a forked process: it has none of the writers' threads."""
+        """Raise `UnavailableError` after `close`, or in a forked process: it lacks the writer threads."""
         if self._closed or os.getpid() != self._process:
             raise not_open(closed=self._closed)
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
-        """Return a transaction to read with, on the caller's thread: all it reads is of one moment."""
+        """Return a read transaction for the caller's thread: a snapshot of one moment."""
         with self._reading() as reader:
             yield reader
 
@@ -654,7 +658,7 @@ class PostgresStorage(Storage):
             if reader.link is not None:
                 reader.link.close()
             if error.sqlstate == _LOCK_NOT_AVAILABLE:
-                raise UnavailableError(_HELD, retry_after=RETRY_AFTER) from error
+                raise UnavailableError(_LOCKED, retry_after=RETRY_AFTER) from error
             raise unavailable(error) from error
         finally:
             link = reader.link
@@ -667,7 +671,7 @@ class PostgresStorage(Storage):
     def _begin_reading(
         self, statements: Sequence[Statement], patience: float, answers_in: float | None
     ) -> tuple[Link, list[PGresult]]:
-        """Run the first statements of a reader; until then nothing was read, so any connection will do."""
+        """Run a reader's first statements, with retries over other connections: nothing has been read before."""
         pause = FIRST_PAUSE
         begun = time.monotonic()
         while True:
@@ -675,7 +679,7 @@ class PostgresStorage(Storage):
                 with self._pool.attempt(patience):
                     link = self._pool.take(max(begun + patience - time.monotonic(), LEAST_WAIT))
                     try:
-                        opening: list[Statement] = [(_READ, ()), *link.settings]
+                        opening: list[Statement] = [(_BEGIN_READ_ONLY, ()), *link.settings]
                         wait = None
                         if answers_in is not None:
                             wait = answers_in + SLACK
@@ -704,54 +708,54 @@ class PostgresStorage(Storage):
         """
         Run `work` in a writing transaction; the future completes after the commit is on disk.
 
-        It has a transaction of its own, whatever its size.
+        Each piece of work has its own transaction, whatever its size.
         """
         self._check_open()
         return self._writers.submit(work, account)
 
     def others_wait(self, account: Hashable) -> bool:
-        """Return True in the middle of an account's work if other work waits to be written."""
+        """Return True if other work is queued; call it within an account's work."""
         return self._writers.others_wait(account)
 
     def hold(self, account: Hashable) -> None:
-        """Begin no more work of an account until `release`; only in the middle of its work."""
+        """Start no more work of an account until `release`; call it only within the account's work."""
         self._writers.hold(account)
 
     def release(self, account: Hashable) -> None:
-        """Do the work of an account again that was held."""
+        """Resume the work of an account after `hold`."""
         self._writers.release(account)
 
     def end_within(self, seconds: float) -> None:
-        """Refuse all work that has not begun in so many seconds."""
+        """Refuse all work not started within `seconds`."""
         self._writers.end_within(seconds)
 
     def _write(self, work: Callable[[Transaction], T], since: float) -> T:
         if time.monotonic() - since > max(self._patience - LEAST_WAIT, ANSWER_WAIT):
             raise UnavailableError(_WAITS, retry_after=RETRY_AFTER, sent=False)
-        attempts = _Attempts(since, self._patience, self._closing)
+        retries = _Retries(since, self._patience, self._closing)
         while True:
             try:
                 with self._pool.attempt(self._patience):
-                    return self._try(work, attempts)
+                    return self._try(work, retries)
             except psycopg.Error as error:
-                self._log.lost(error)
-                attempts.check(error)
-                attempts.pause()
+                self._loss_log.lost(error)
+                retries.check(error)
+                retries.pause()
 
-    def _try(self, work: Callable[[Transaction], T], attempts: _Attempts) -> T:
-        """Do the work in a transaction, unless it turns out that the last one was committed."""
-        link = self._pool.take(max(attempts.left, LEAST_WAIT))
+    def _try(self, work: Callable[[Transaction], T], retries: _Retries) -> T:
+        """Run the work in a transaction, unless the previous try turns out to be committed."""
+        link = self._pool.take(max(retries.left, LEAST_WAIT))
         try:
-            if attempts.doubt is not None:
-                writer, commit, result = attempts.doubt
+            if retries.doubt is not None:
+                writer, commit, result = retries.doubt
                 if _was_committed(link, writer, commit):
-                    self._log.found()
-                    return result  # type: ignore[no-any-return]  # what the work returned
-                attempts.doubt = None
+                    self._loss_log.recovered()
+                    return result  # type: ignore[no-any-return]  # the result of the work
+                retries.doubt = None
             commit = secrets.token_hex(16)
             transaction = PostgresWriter(link, link.writer, commit, has_trigrams=self._has_trigrams)
             try:
-                transaction.lock_accounts(attempts.locked)
+                transaction.lock_accounts(retries.locked)
                 result = work(transaction)
                 if isinstance(result, RolledBack):
                     with suppress(psycopg.Error):
@@ -761,45 +765,45 @@ class PostgresStorage(Storage):
                         transaction.commit()
                     except psycopg.Error:
                         if transaction.in_doubt:
-                            attempts.doubt = (link.writer, commit, result)
+                            retries.doubt = (link.writer, commit, result)
                         raise
             except BaseException as error:
                 if isinstance(error, psycopg.Error):
-                    attempts.locked |= transaction.many_locked()
-                    if error.sqlstate not in _DISTURBED:
+                    retries.locked |= transaction.many_locked()
+                    if error.sqlstate not in _CONFLICTS:
                         link.close()
                 with suppress(psycopg.Error):
                     transaction.roll_back()
                 raise
         finally:
             self._pool.give_back(link)
-        self._log.found()
+        self._loss_log.recovered()
         return result
 
     def problem(self) -> str | None:
-        """Return why reads or saves fail at present, None where they don't. Known in some seconds."""
+        """Return the present reason for failing reads or saves, None if they succeed; answers within seconds."""
         try:
             patience = min(base.PATIENCE, self._patience)
             with self._reading(patience, base.PATIENCE) as reader:
                 reader.has_accounts()
                 reader.account_of_key(b"")  # each request looks up its key
-                if reader.row(_TAKES_NO_WRITES)[0]:
-                    return _READ_ONLY_SENTENCE
+                if reader.row(_IS_READ_ONLY)[0]:
+                    return _READ_ONLY_MESSAGE
         except UnavailableError as error:
             return str(error)
         return self._probe.problem(base.PATIENCE)
 
     def size(self) -> int:
-        """Return how many bytes the tables and their indexes take."""
+        """Return the size of the tables and their indexes in bytes."""
         with self._reading() as reader:
             return reader.size_of_tables()
 
     def hurry(self) -> None:
-        """Wait no longer for a lost server."""
+        """Stop waiting for a lost server; `close` follows."""
         self._closing.set()
 
     def close(self) -> None:
-        """Finish what was submitted, then let go of all connections."""
+        """Finish the submitted work, then close all connections."""
         self._closed = True
         self.hurry()
         self._writers.close()
@@ -811,34 +815,37 @@ class PostgresStorage(Storage):
         link = self._pool.take_idle()
         if link is None:
             return
-        # Nobody waits for this, nor should the end of a service.
+        # Asynchronous commit: nothing depends on it, and the end of the service needn't wait for the disk.
         begin: list[Statement] = [("BEGIN", ()), ("SET LOCAL synchronous_commit = off", ())]
         with suppress(psycopg.Error):
-            link.trip([*begin, (_LEAVE, (self._pool.writers,)), (_FORGET, ()), ("COMMIT", ())], CLOSING_WAIT)
+            link.trip(
+                [*begin, (_DELETE_MARKERS, (self._pool.writers,)), (_DELETE_OLD_MARKERS, ()), ("COMMIT", ())],
+                CLOSING_WAIT,
+            )
         link.close()
         self._pool.give_back(link)
 
 
 def _pool(parameters: dict[str, Any], closes: threading.Event) -> ConnectionPool:
-    return ConnectionPool(lambda: _link(parameters, closes), MAX_CONNECTIONS)
+    return ConnectionPool(lambda: _open_link(parameters, closes), MAX_CONNECTIONS)
 
 
 def _check_room(transaction: Transaction) -> None:
-    """Raise `UnavailableError` if no file could be saved, for want of leave or of a lock on the table."""
+    """Raise `UnavailableError` if saves fail, for lack of permissions or behind a lock on the table."""
     transaction.count("DELETE FROM files WHERE FALSE")
 
 
 def _was_committed(link: Link, writer: str, commit: str) -> bool:
     """
-    Return whether the transaction with this marker was committed.
+    Return True if the transaction with this marker was committed.
 
-    It waits until the server is done with that transaction. The answer is committed too before it is believed, for the
-    server may show what it has not replicated yet.
+    The query for the row lock waits until the server has ended that transaction. Then this check commits, too, before
+    it returns: the server may show a commit that isn't replicated yet.
     """
     link.is_free = link.was_warned = False
     opening: list[Statement] = [("BEGIN ISOLATION LEVEL READ COMMITTED", ()), *link.settings]
-    (last,) = link.rows(_LAST, writer, before=[*opening, (_CLAIM, (writer,))])[0]
-    results = link.trip([(_CONFIRM, (writer,)), ("COMMIT", ())])
+    (last,) = link.rows(_LAST_COMMIT, writer, before=[*opening, (_CREATE_MARKER, (writer,))])[0]
+    results = link.trip([(_TOUCH_MARKER, (writer,)), ("COMMIT", ())])
     if link.was_warned or results[-1].command_status != b"COMMIT":
         link.close()
         raise psycopg.OperationalError("The commit ended with a warning.")
@@ -846,8 +853,8 @@ def _was_committed(link: Link, writer: str, commit: str) -> bool:
     return bool(last == commit)
 
 
-class _Attempts:
-    """Tries of one piece of work: how often, for how long, and whether the last one may have been committed."""
+class _Retries:
+    """Retries of a piece of work: their number, deadline and backoff, and a commit with an unknown outcome."""
 
     def __init__(self, since: float, patience: float, closes: threading.Event) -> None:
         self._since = since
@@ -856,24 +863,24 @@ class _Attempts:
         self._closing = closes
         self._tries = 0
         self._pause = 0.0
-        #: Accounts of which the tries before locked several files. A further try locks the account, so it succeeds.
+        #: Accounts with several files locked by earlier tries. The next try locks the whole account, so it succeeds.
         self.locked: frozenset[int] = frozenset()
-        #: Whose commit has an unknown outcome: the connection's marker, the transaction's, and the work's result.
+        #: Commit with an unknown outcome: the connection's marker, the transaction's marker, and the work's result.
         self.doubt: tuple[str, str, Any] | None = None
 
     @property
     def left(self) -> float:
-        """Seconds until the work is given up, if the database stays lost."""
+        """Remaining seconds to wait for a lost database."""
         return self._since + self._patience - time.monotonic()
 
     def check(self, error: psycopg.Error) -> None:
-        """Raise the error that is shown, unless the work is worth another try after this one."""
+        """Raise the error for the caller, unless a retry may succeed; then set the backoff for `pause`."""
         now = time.monotonic()
         if self.doubt is not None or is_lost(error) or error.sqlstate == _READ_ONLY:
             again = now - self._since < self._patience and not self._closing.is_set()
             self._pause = min(FIRST_PAUSE * 2 ** min(self._tries, 9), LONGEST_PAUSE)
         else:
-            again = error.sqlstate in _DISTURBED and self._tries < MAX_TRIES and now - self._begun < PATIENCE
+            again = error.sqlstate in _CONFLICTS and self._tries < MAX_TRIES and now - self._begun < PATIENCE
             self._pause = FIRST_PAUSE * self._tries
         self._tries += 1
         if not again and self.doubt is not None:
@@ -882,29 +889,29 @@ class _Attempts:
             raise unavailable(error) from error
 
     def pause(self) -> None:
-        """Wait until the next try."""
+        """Wait before the next try: the backoff, with jitter."""
         self._closing.wait(self._pause * random.uniform(0.5, 1))  # noqa: S311 - not for a secret
 
 
 class _LossLog:
-    """Logs once that the database was lost, and once that it is back."""
+    """Log once when the database is lost, and once when it is back."""
 
     def __init__(self) -> None:
         self._since: float | None = None
         self._lock = threading.Lock()
 
     def lost(self, error: psycopg.Error) -> None:
-        """Note a failed try."""
+        """Record a failed try."""
         if is_lost(error):
             with self._lock:
                 is_first = self._since is None
                 self._since = time.monotonic() if is_first else self._since
             if is_first:
-                sentence = "The connection to the database was lost, and writes wait for another: %s"
-                _log.warning(sentence, unavailable(error))
+                message = "The connection to the database was lost, and writes wait for another: %s"
+                _log.warning(message, unavailable(error))
 
-    def found(self) -> None:
-        """Note a try that succeeded."""
+    def recovered(self) -> None:
+        """Record a successful try."""
         if self._since is not None:
             with self._lock:
                 since, self._since = self._since, None

@@ -1,4 +1,4 @@
-"""How a PostgreSQL database becomes ours, and how an older one of ours becomes today's."""
+"""PostgreSQL schema: creation of the tables, migrations, and recognition of CloudStore databases."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from cloudstore_mapping.service.storage.migrations import ACCOUNT, ANY_ACCOUNT, 
 from cloudstore_mapping.service.storage.postgres_session import Connection
 from cloudstore_mapping.service.storage.renaming import OLD_NAME, must_be_renamed, old_names_among
 
-#: What nodes that start at once take in turn before they change a table: "CLSD", as SQLite's files begin with.
+#: Key of the advisory lock for schema changes, against other starting nodes: "CLSD", as in the header of SQLite files.
 LOCK: Final = 0x434C5344
-#: The first schema that knows which names are of version 0.1.0.
+#: The first schema with a table of names from version 0.1.0.
 WITH_OLD_NAMES: Final = 2
-#: The first schema that has quota counters, and deleted accounts whose rows are removed later.
+#: The first schema with quota counters, and with the removal of deleted accounts in steps.
 WITH_COUNTERS: Final = 4
 
-#: What becomes of a database of an older version: it is migrated, or refused; or kept, for who knows its tables.
+#: Handling of an older schema: migrate it, refuse it, or keep it for a caller familiar with its tables.
 Older: TypeAlias = Literal["migrate", "refuse", "keep"]
 
-_VERSION: Final = "SELECT version, unfinished FROM cloudstore"
-# Tables of any role, but for those of extensions. In one statement: between two another node may make the tables.
-_TABLES: Final = (
+_SELECT_VERSION: Final = "SELECT version, unfinished FROM cloudstore"
+# Tables of any role, except those of extensions. A single statement: another node may create the tables between two.
+_COUNT_TABLES: Final = (
     "SELECT count(*), count(*) FILTER (WHERE relname = 'cloudstore') FROM pg_class"
     " WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'f') AND NOT EXISTS"
     " (SELECT 1 FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = pg_class.oid AND deptype = 'e')"
 )
-_INDEX: Final = "SELECT count(*) FROM pg_indexes WHERE schemaname = current_schema() AND indexname = 'files_by_trigram'"
+_COUNT_INDEX: Final = (
+    "SELECT count(*) FROM pg_indexes WHERE schemaname = current_schema() AND indexname = 'files_by_trigram'"
+)
 
-# Finds what contains a text without reading all names of an account, where the server has what that takes. The account
-# comes first here too, for which GIN needs the second extension.
+# Optional index for substring searches without a scan of all names of an account. The account is its first column, too;
+# GIN needs btree_gin for it.
 _TRIGRAMS: Final = (
     "CREATE EXTENSION IF NOT EXISTS pg_trgm",
     "CREATE EXTENSION IF NOT EXISTS btree_gin",
@@ -43,20 +45,20 @@ _TRIGRAMS: Final = (
 
 
 class Schema(NamedTuple):
-    """The number of a database's schema, 0 for none, and whether what was being copied into it is not all there."""
+    """Schema number of a database, 0 for none; `unfinished` during a copy into it, and after a failed copy."""
 
     version: int
     unfinished: bool = False
 
 
 def schema_of(connection: Connection) -> Schema:
-    """Return what schema the database has; `UnsupportedError` where its tables aren't ours, or of a newer version."""
+    """Return the database's schema; raise `UnsupportedError` if its tables are foreign or of a newer version."""
     with connection.transaction():
         return _schema(connection)
 
 
 def newest() -> int:
-    """Return the number of today's schema."""
+    """Return the number of the newest schema."""
     return len(schema_steps("postgres"))
 
 
@@ -70,57 +72,61 @@ def migrate(
     admits: Admission | None = None,
 ) -> None:
     """
-    Bring the database to the newest schema, making an empty one ours; nodes that start at once do it in turn.
+    Bring the database to the newest schema, or create the tables in an empty database; starting nodes take turns.
 
-    Raises `UnsupportedError`, with the database untouched, where it isn't ours, can't hold any text, is of a newer
-    version, or was never filled to the end; one that is `to_fill` now has to be empty, and is marked. The same for one
-    of an older version that is not to be migrated (see `Older`), or whose files must be renamed first; and the error
-    of `admits`, which is called only before a migration.
+    Raises `UnsupportedError` and changes nothing if the database
+
+    - is foreign, of a newer version, or not in UTF-8;
+    - holds an unfinished copy, or with `to_fill` a store; `to_fill` marks the database as unfinished;
+    - has an older schema, and `older` forbids the migration;
+    - has files to be renamed first, unless `renames` is True.
+
+    `admits` is called only before a migration; its error cancels the migration and is raised, too.
     """
-    wanted = schema_steps("postgres")
+    steps = schema_steps("postgres")
     schema = schema_of(connection)
-    if 0 < schema.version < len(wanted) and older == "keep":
+    if 0 < schema.version < len(steps) and older == "keep":
         return
-    if schema.version < len(wanted) and older != "migrate":
+    if schema.version < len(steps) and older != "migrate":
         _refuse_old_names(connection, place, schema)
         raise UnsupportedError(
-            f"{place} was written by an older version and has to be migrated before it can be read; copy it by pg_dump,"
+            f"{place} was written by an older version and must be migrated before reading; back it up with pg_dump,"
             f" then run `cloudstore migrate --store {quote(place)}`, or use that version."
         )
-    if schema.version < len(wanted):
+    if schema.version < len(steps):
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
-            schema = _schema(connection)  # asked again: another node may have done it meanwhile
+            schema = _schema(connection)  # again: another node may have migrated it meanwhile
             if not renames:
                 _refuse_old_names(connection, place, schema)
             if schema.version:
                 _refuse_contents(connection, schema, to_fill=to_fill)
-            if admits is not None and 0 < schema.version < len(wanted):
+            if admits is not None and 0 < schema.version < len(steps):
                 admits(partial(_has_account, connection))
-            for number in range(schema.version, len(wanted)):
-                connection.execute(wanted[number])
+            for number in range(schema.version, len(steps)):
+                connection.execute(steps[number])
             if schema.version == 0:
                 connection.execute("CREATE TABLE cloudstore (version BIGINT NOT NULL, unfinished BOOLEAN NOT NULL)")
                 connection.execute("INSERT INTO cloudstore VALUES (0, FALSE)")
-                _index(connection)
+                _create_index(connection)
             elif schema.version < WITH_OLD_NAMES:
-                _note_old_names(connection)
-            connection.execute("UPDATE cloudstore SET version = %s", (len(wanted),))
-        if 0 < schema.version < len(wanted):
-            announce(place, schema.version, len(wanted))
+                _list_old_names(connection)
+            connection.execute("UPDATE cloudstore SET version = %s", (len(steps),))
+        if 0 < schema.version < len(steps):
+            announce(place, schema.version, len(steps))
     _refuse_contents(connection, schema, to_fill=to_fill)
     if to_fill:
         connection.execute("UPDATE cloudstore SET unfinished = TRUE")
 
 
 def _refuse_contents(connection: Connection, schema: Schema, *, to_fill: bool) -> None:
-    """Raise `UnsupportedError` for a store in a database `to_fill`, and for an unfinished copy otherwise."""
+    """Raise `UnsupportedError` for a store in a database `to_fill`, otherwise for an unfinished copy."""
     if to_fill and _number(connection, "SELECT count(*) FROM accounts"):
-        raise UnsupportedError("There is a store in the database already; choose an empty one.")
+        raise UnsupportedError("There is a store in the database already; choose an empty database.")
     if schema.unfinished and not to_fill:
         raise UnsupportedError(
-            "The database holds a part of a store that was being copied into it; do that again with"
-            " `cloudstore migrate-store`, or empty it."
+            "The database holds an unfinished copy of a store; run `cloudstore migrate-store` again, or empty the "
+            "database."
         )
 
 
@@ -129,8 +135,8 @@ def _has_account(connection: Connection, name: str | None) -> bool:
     return connection.execute(query, values).fetchone() is not None
 
 
-def _note_old_names(connection: Connection) -> None:
-    """Note which files have names of version 0.1.0, before the first file is added by this one."""
+def _list_old_names(connection: Connection) -> None:
+    """List the files with names of version 0.1.0, before this version adds any file."""
     for row in _old_names(connection):
         connection.execute("INSERT INTO old_names (account_id, name) VALUES (%s, %s)", row)
     connection.execute("INSERT INTO name_scans VALUES (extract(epoch FROM now()))")
@@ -150,12 +156,12 @@ def _old_names(connection: Connection) -> list[tuple[int, str]]:
 
 
 def has_trigrams(connection: Connection) -> bool:
-    """Whether names are indexed by what they contain."""
-    return _number(connection, _INDEX) > 0
+    """Return True if file names have a trigram index."""
+    return _number(connection, _COUNT_INDEX) > 0
 
 
-def _index(connection: Connection) -> None:
-    # A server without the extensions, or one on which this user may not make them, does without.
+def _create_index(connection: Connection) -> None:
+    # Optional: some servers lack the extensions or don't let this user create them.
     with suppress(psycopg.Error), connection.transaction():
         for statement in _TRIGRAMS:
             connection.execute(statement)
@@ -164,15 +170,15 @@ def _index(connection: Connection) -> None:
 def _schema(connection: Connection) -> Schema:
     encoding = connection.execute("SHOW server_encoding").fetchone()
     if encoding is not None and encoding[0] != "UTF8":
-        raise UnsupportedError("The database can't hold every text; make one with ENCODING 'UTF8'.")
-    tables, ours = connection.execute(_TABLES).fetchone() or (0, 0)
+        raise UnsupportedError("The database can't represent all characters; create one with ENCODING 'UTF8'.")
+    tables, ours = connection.execute(_COUNT_TABLES).fetchone() or (0, 0)
     if not ours:
         if tables:
             raise UnsupportedError(
-                "The database holds another program's tables and was left as it is; make an empty one for the store."
+                "The database holds another program's tables and was left as it is; create an empty one for the store."
             )
         return Schema(0)
-    row = connection.execute(_VERSION).fetchone()
+    row = connection.execute(_SELECT_VERSION).fetchone()
     schema = Schema(0) if row is None else Schema(*row)
     if schema.version > newest():
         raise UnsupportedError(

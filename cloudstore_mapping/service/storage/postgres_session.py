@@ -1,6 +1,6 @@
-"""PostgreSQL sessions: a pipelined connection, transactions over it, and statements that differ from SQLite's."""
+"""PostgreSQL sessions: pipelined connection, read and write transactions, and SQL specific to PostgreSQL."""
 
-# ruff: noqa: D102 - methods without a docstring have it in `sql`
+# ruff: noqa: D102 - methods without a docstring are documented in `sql`
 from __future__ import annotations
 
 import itertools
@@ -31,47 +31,48 @@ from cloudstore_mapping.service.storage.sql import (
 )
 
 Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
-#: A statement with ``?`` for its parameters, and these.
+#: A statement with ``?`` as placeholder, and its parameters.
 Statement: TypeAlias = tuple[str, tuple[Any, ...]]
 
-#: Seconds without any answer after which a server counts as lost; the same once the storage closes.
+#: Seconds without an answer until a server counts as lost; the same during `close`.
 ANSWER_WAIT: Final = 8.0
 CLOSING_WAIT: Final = 1.0
-#: Seconds between two looks whether the storage closes.
-_LOOK_EVERY: Final = 0.25
+#: Seconds between two checks whether the storage is closing.
+_CHECK_INTERVAL: Final = 0.25
 
-#: Bytes of statements that are kept back at most before they are sent.
+#: Maximum bytes of queued statements before they are sent.
 MAX_PENDING: Final = 2**20
-#: Names that are locked one by one. More lock the whole account: the server's lock table is small.
+#: Maximum names locked individually. For more, lock the whole account: the server's lock table is small.
 MAX_LOCKS: Final = 64
 
-#: An account numbers its own blobs: a blob is known outside by the account's id times this, plus its number.
+#: The public id of a blob is the id of its account times this, plus the blob's number.
 BLOBS: Final = 2**36
-#: The fewest characters that a trigram index can look for.
+#: Minimum characters of a text for a search by the trigram index.
 TRIGRAM: Final = 3
-#: Rows of a stream that are held in memory: few, for some may be large.
+#: Rows of a stream in memory at a time: few, because rows may be large.
 FETCHED: Final = 20
 
-# PostgreSQL's text holds no NUL. So each of the first six characters is written as two: one of the first two of the
-# others, and one of three more, none of which stands for itself. The order of texts stays, and what contains what.
+# PostgreSQL's text type can't hold NUL. So each character from U+0000 to U+0005 is escaped as a pair: U+0001 or U+0002,
+# then one from U+0003 to U+0005. Stored texts hold these characters in pairs only, so their order and their substrings
+# are those of the original texts.
 _LAST_SPECIAL: Final = 5
-_WRITTEN: Final = {code: chr(1 + code // 3) + chr(3 + code % 3) for code in range(_LAST_SPECIAL + 1)}
-_READ: Final = {text: chr(code) for code, text in _WRITTEN.items()}
+_ESCAPES: Final = {code: chr(1 + code // 3) + chr(3 + code % 3) for code in range(_LAST_SPECIAL + 1)}
+_UNESCAPES: Final = {text: chr(code) for code, text in _ESCAPES.items()}
 _SPECIAL: Final = re.compile(r"[\x00-\x05]")
-_PAIR: Final = re.compile(r"[\x01\x02][\x03-\x05]")
+_ESCAPED: Final = re.compile(r"[\x01\x02][\x03-\x05]")
 
 
 def write_text(text: str) -> str:
-    """Return the text as PostgreSQL can hold it."""
-    return text.translate(_WRITTEN) if _SPECIAL.search(text) else text
+    """Return the text with the characters up to U+0005 escaped, for storage in PostgreSQL."""
+    return text.translate(_ESCAPES) if _SPECIAL.search(text) else text
 
 
 def read_text(text: str) -> str:
-    """Return the text that `write_text` wrote."""
-    return _PAIR.sub(lambda pair: _READ[pair[0]], text) if _SPECIAL.search(text) else text
+    """Reverse `write_text`."""
+    return _ESCAPED.sub(lambda pair: _UNESCAPES[pair[0]], text) if _SPECIAL.search(text) else text
 
 
-# Types of parameters by PostgreSQL's numbers; the server infers that of texts and bytes from the statement.
+# Type OIDs of parameters; the server infers the types of texts and bytes from the statement.
 _BOOL, _BYTEA, _INT8, _INT4, _TEXT, _FLOAT8 = 16, 17, 20, 23, 25, 701
 _INFERRED: Final = 0
 _ARRAYS: Final = {str: (1009, _TEXT), bytes: (1001, _BYTEA), int: (1016, _INT8), float: (1022, _FLOAT8)}
@@ -79,8 +80,8 @@ _double: Final = struct.Struct(">d")
 _length: Final = struct.Struct(">i")
 
 
-def _dumped(value: Any) -> tuple[int, bytes | None]:
-    """Return the type and the binary form of a parameter."""
+def _encode(value: Any) -> tuple[int, bytes | None]:
+    """Return the type OID and the binary format of a parameter."""
     if isinstance(value, str):
         return _INFERRED, write_text(value).encode()
     if isinstance(value, bytes):
@@ -99,7 +100,9 @@ def _dumped(value: Any) -> tuple[int, bytes | None]:
 
 
 def _array(values: list[Any]) -> tuple[int, bytes]:
-    kind = bytes if isinstance(values, _Bytes) else next((type(value) for value in values if value is not None), str)
+    kind = (
+        bytes if isinstance(values, _BytesArray) else next((type(value) for value in values if value is not None), str)
+    )
     if float in map(type, values):
         kind = float
         values = [None if value is None else float(value) for value in values]
@@ -107,7 +110,7 @@ def _array(values: list[Any]) -> tuple[int, bytes]:
     has_null = 0
     parts = []
     for value in values:
-        data = _dumped(value)[1]
+        data = _encode(value)[1]
         if data is None:
             has_null = 1
             parts.append(b"\xff\xff\xff\xff")
@@ -150,14 +153,14 @@ def _rows(result: PGresult) -> list[tuple[Any, ...]]:
 
 
 @lru_cache(maxsize=1024)
-def _marked(query: str) -> bytes:
-    """Return a statement with PostgreSQL's own marks for parameters."""
+def _with_placeholders(query: str) -> bytes:
+    """Return a statement with PostgreSQL's placeholders: ``$1``, ``$2`` and so on."""
     parts = query.split("?")
     return "".join(part if number == 0 else f"${number}{part}" for number, part in enumerate(parts)).encode()
 
 
 def error_of(result: PGresult) -> psycopg.Error:
-    """Return the error that a result stands for."""
+    """Return the psycopg error for a failed result."""
     state = (result.error_field(_SQLSTATE) or b"").decode()
     try:
         kind: type[psycopg.Error] = errors.lookup(state)
@@ -173,20 +176,20 @@ _FAILED: Final = frozenset({ExecStatus.FATAL_ERROR, ExecStatus.NONFATAL_ERROR, E
 
 
 class SilentError(psycopg.OperationalError):
-    """The server didn't answer in time; it may go on with what it was sent."""
+    """The server didn't answer in time; it may still execute the statements."""
 
 
 class Link:
     """
-    A connection whose statements are pipelined; for one thread at a time.
+    Connection in pipeline mode; for one thread at a time.
 
-    It uses libpq by `psycopg.pq`, for psycopg's cursors take three times as long for statements as short as ours. No
-    statement is prepared at the server: each is planned for the parameters and the size of the tables that it meets,
-    and a pooler may give each transaction another session.
+    It uses libpq through `psycopg.pq`, because psycopg's cursors take three times as long for such short statements. It
+    uses no prepared statements: the server plans each statement for its parameters and the present table sizes, and a
+    pooler may switch sessions between transactions.
     """
 
     def __init__(self, connection: Connection, closing: threading.Event) -> None:
-        connection.add_notice_handler(self._noticed)
+        connection.add_notice_handler(self._on_notice)
         self._connection = connection
         self._closing = closing
         self._pq = connection.pgconn
@@ -196,40 +199,40 @@ class Link:
         self._socket = self._pq.socket
         #: The id of the connection's commit marker.
         self.writer = secrets.token_hex(16)
-        #: Groups of statements whose results nobody has read.
-        self._owed = 0
+        #: Number of statement groups with unread results.
+        self._unread_groups = 0
         self.was_warned = False
-        #: False within a transaction, or with an unknown state.
+        #: False within a transaction, or in an unknown state.
         self.is_free = True
-        #: Settings that begin each transaction, where a pooler lets no session keep them.
+        #: Settings at the start of each transaction, if a pooler switches sessions.
         self.settings: tuple[Statement, ...] = ()
 
     @property
     def is_lost(self) -> bool:
-        """Whether the connection is gone."""
+        """True if the connection is lost or closed."""
         return self._connection.closed or self._pq.status != ConnStatus.OK
 
     def is_stale(self) -> bool:
-        """Whether the server said something unasked, which is its farewell, or the connection is gone."""
-        return self.is_lost or (not self._owed and bool(self._poll.poll(0)))
+        """Return True if the connection is lost, or the server sent a message unasked: it is closing the connection."""
+        return self.is_lost or (not self._unread_groups and bool(self._poll.poll(0)))
 
     def send(self, statements: Iterable[Statement]) -> None:
-        """Send statements as a group: one that fails takes along those behind it."""
+        """Send statements as a group: after an error, the server skips the rest of the group."""
         for query, parameters in statements:
             if parameters:
-                types, values = zip(*map(_dumped, parameters), strict=True)
+                types, values = zip(*map(_encode, parameters), strict=True)
                 formats = (Format.BINARY,) * len(values)
-                self._pq.send_query_params(_marked(query), values, types, formats, Format.BINARY)
+                self._pq.send_query_params(_with_placeholders(query), values, types, formats, Format.BINARY)
             else:
-                self._pq.send_query_params(_marked(query), None, None, None, Format.BINARY)
+                self._pq.send_query_params(_with_placeholders(query), None, None, None, Format.BINARY)
         self._pq.pipeline_sync()
-        self._owed += 1
+        self._unread_groups += 1
 
     def trip(self, statements: Iterable[Statement], wait: float | None = None) -> list[PGresult]:
         """
-        Send statements and return their results; raises the first error.
+        Send statements and return their results, in one round trip; raise the first error.
 
-        Raises `SilentError` after `wait` seconds without an answer, or `ANSWER_WAIT`.
+        Raises `SilentError` after `wait` seconds without an answer; the default is `ANSWER_WAIT`.
         """
         self.send(statements)
         try:
@@ -243,14 +246,14 @@ class Link:
         return results
 
     def rows(self, query: str, *parameters: Any, before: Sequence[Statement] = ()) -> list[Any]:
-        """Return the rows of a statement, behind others that have none."""
+        """Return the rows of a statement, executed after the statements `before` in the same round trip."""
         return _rows(self.trip([*before, (query, parameters)])[-1])
 
     def leave(self, statement: str) -> None:
-        """Send the end of a transaction without waiting for it; its answer is read before the next one."""
+        """Send the end of a transaction without waiting; its result is read before the next results."""
         self.send([(statement, ())])
         if self._pq.flush():
-            self.close()  # so full is no connection that is well
+            self.close()  # the send buffer of a healthy connection isn't full here
         self.is_free = True
 
     def close(self) -> None:
@@ -276,8 +279,8 @@ class Link:
                     failed = next((each for each in results if each.status in _FAILED), None)
                     raise psycopg.OperationalError("The connection was lost.") if failed is None else error_of(failed)
             elif result.status == ExecStatus.PIPELINE_SYNC:
-                self._owed -= 1
-                if not self._owed:
+                self._unread_groups -= 1
+                if not self._unread_groups:
                     return results
                 results.clear()
             else:
@@ -286,7 +289,7 @@ class Link:
                     raise error_of(result)
 
     def _wait(self, end: float, events: int, wait: float = 0.0) -> float:
-        """Wait until the socket is ready, and return when the wait for what comes next ends."""
+        """Wait until the socket is ready, and return the new deadline, extended to `wait` seconds after an answer."""
         if events != select.POLLIN:
             self._poll.modify(self._socket, events)
         try:
@@ -297,7 +300,7 @@ class Link:
                     closes_at = now + CLOSING_WAIT if closes_at is None else closes_at
                     end = min(end, closes_at)
                 left = end - now
-                if self._poll.poll(max(0, min(left, _LOOK_EVERY)) * 1000):
+                if self._poll.poll(max(0, min(left, _CHECK_INTERVAL)) * 1000):
                     return max(end, time.monotonic() + wait) if wait and closes_at is None else end
                 if left <= 0:
                     raise SilentError("The database does not answer.")
@@ -305,7 +308,7 @@ class Link:
             if events != select.POLLIN:
                 self._poll.modify(self._socket, select.POLLIN)
 
-    def _noticed(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+    def _on_notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
         self.was_warned = self.was_warned or diagnostic.severity_nonlocalized == "WARNING"
 
 
@@ -321,7 +324,7 @@ _NEW_BLOB: Final = f"""
 
 
 class PostgresSession(Transaction):
-    """A transaction; its first statement opens it. `has_trigrams` says that names are indexed by their parts."""
+    """Transaction, begun by its first statement; `has_trigrams` is True if file names have a trigram index."""
 
     value, value_given, size = "convert_to(value, 'UTF8')", "convert_from(?, 'UTF8')", "octet_length(value)"
     is_blob, is_chunk = "account_id = ? AND id IN (?, ?)", "account_id = ? AND blob_id IN (?, ?)"
@@ -332,35 +335,35 @@ class PostgresSession(Transaction):
 
     def __init__(self, *, has_trigrams: bool) -> None:
         self._has_trigrams = has_trigrams
-        #: Rows that were read before they are asked for, by statement and parameters.
-        self._ahead: dict[Statement, Any] = {}
+        #: Prefetched rows, by statement and parameters.
+        self._prefetched: dict[Statement, Any] = {}
 
-    def _ask(self, *statements: Statement) -> list[PGresult]:
-        """Return the results of statements, in one round trip."""
+    def _execute(self, *statements: Statement) -> list[PGresult]:
+        """Execute statements in one round trip and return their results."""
         raise NotImplementedError
 
     def row(self, query: str, *parameters: Any) -> Any:
-        if self._ahead and (query, parameters) in self._ahead:
-            return self._ahead[query, parameters]
-        rows = _rows(self._ask((query, parameters))[0])
+        if self._prefetched and (query, parameters) in self._prefetched:
+            return self._prefetched[query, parameters]
+        rows = _rows(self._execute((query, parameters))[0])
         return rows[0] if rows else None
 
     def rows(self, query: str, *parameters: Any) -> list[Any]:
-        return _rows(self._ask((query, parameters))[0])
+        return _rows(self._execute((query, parameters))[0])
 
     def stream(self, query: str, *parameters: Any) -> Iterator[Any]:
-        """Yield all rows one by one; no other statement may be run before the last of them."""
+        """Yield the rows one by one, fetched from a cursor; run no other statement before the last row."""
         cursor = f"cursor_{next(_cursors)}"
-        self._ask((f"DECLARE {cursor} NO SCROLL CURSOR FOR {query}", parameters))
+        self._execute((f"DECLARE {cursor} NO SCROLL CURSOR FOR {query}", parameters))
         while rows := self.rows(f"FETCH {FETCHED} FROM {cursor}"):
             yield from rows
-        self._ask((f"CLOSE {cursor}", ()))
+        self._execute((f"CLOSE {cursor}", ()))
 
     def do(self, query: str, *parameters: Any) -> None:
-        self._ask((query, parameters))
+        self._execute((query, parameters))
 
     def count(self, query: str, *parameters: Any) -> int:
-        return self._ask((query, parameters))[0].command_tuples or 0
+        return self._execute((query, parameters))[0].command_tuples or 0
 
     def _one_of(self, names: Sequence[str]) -> tuple[str, tuple[list[str]]]:
         return "name = ANY(?)", ([*names],)
@@ -370,7 +373,7 @@ class PostgresSession(Transaction):
 
     def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:
         if self._is_indexed(text):
-            # The index finds more than it should, so what it finds is looked at once more.
+            # The index may return false matches; `strpos` removes them.
             pattern = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
             return "(name LIKE ? AND strpos(name, ?) > 0)", (f"%{pattern}%", text)
         return "strpos(name, ?) > 0", (text,)
@@ -383,24 +386,24 @@ class PostgresSession(Transaction):
         return blob // BLOBS, blob
 
     def size_of_tables(self) -> int:
-        """Return how many bytes all tables and their indexes take."""
+        """Return the size of all tables and their indexes in bytes."""
         return int(self.row(_SIZE)[0])
 
-    def _keep(self, hint: LookAhead, account: tuple[Any, ...], file: tuple[Any, ...] | None) -> None:
-        """Keep rows for the statements that are going to ask for them."""
+    def _prefetch(self, hint: LookAhead, account: tuple[Any, ...], file: tuple[Any, ...] | None) -> None:
+        """Store prefetched rows for later queries."""
         if hint.key_hash is not None:
-            self._ahead[ACCOUNT_BY_KEY, (hint.key_hash,)] = account
+            self._prefetched[ACCOUNT_BY_KEY, (hint.key_hash,)] = account
         else:
-            self._ahead[ACCOUNT_BY_ID, (account[0],)] = account
+            self._prefetched[ACCOUNT_BY_ID, (account[0],)] = account
         if hint.values is not None:
             query = self.stat_query
             if hint.values:
                 query = self.get_query if hint.max_bytes is None else self.small_query
-            self._ahead[query, (*_bound(hint), account[0], hint.names[0])] = file
+            self._prefetched[query, (*_bound(hint), account[0], hint.names[0])] = file
 
 
 def _account_of(hint: LookAhead) -> tuple[str, bytes | int | None]:
-    """Return an expression for the id of a hint's account, and its parameter."""
+    """Return an SQL expression for the id of a hint's account, and its parameter."""
     if hint.key_hash is not None:
         return "(SELECT account_id FROM api_keys WHERE hash = ?)", hint.key_hash
     return "?", hint.account_id
@@ -408,7 +411,7 @@ def _account_of(hint: LookAhead) -> tuple[str, bytes | int | None]:
 
 _ACCOUNT: Final = ", ".join(f"a.{column}" for column in ACCOUNT_COLUMNS.split(", "))
 _WIDTH: Final = _ACCOUNT.count(",") + 1
-# Columns of a file as `get` and as `stat` return them.
+# Columns of a file for `get` and `stat`.
 _VALUE: Final = "convert_to(value, 'UTF8'), edit_password, view_password, version"
 _SMALL_VALUE: Final = (
     "CASE WHEN octet_length(value) <= ? THEN convert_to(value, 'UTF8') END, edit_password, view_password, version"
@@ -423,15 +426,15 @@ def _columns(hint: LookAhead) -> str:
 
 
 def _bound(hint: LookAhead) -> tuple[int, ...]:
-    """Return the parameter of `_columns`, if there is one."""
+    """Return the parameters of `_columns`: `max_bytes`, or none."""
     return () if not hint.values or hint.max_bytes is None else (hint.max_bytes,)
 
 
 class PostgresReader(PostgresSession):
     """
-    Reads what was committed before its first statement, and nothing of what comes after.
+    Read transaction: a snapshot taken by its first statement.
 
-    `begin` runs its first statements, and returns the connection that goes on with it and their results.
+    `begin` executes the first statements and returns the connection for the following statements, with the results.
     """
 
     def __init__(
@@ -446,7 +449,7 @@ class PostgresReader(PostgresSession):
         self._wait = wait
         self.link: Link | None = None
 
-    def _ask(self, *statements: Statement) -> list[PGresult]:
+    def _execute(self, *statements: Statement) -> list[PGresult]:
         if self.link is not None:
             return self.link.trip(statements, self._wait)
         self.link, results = self._begin(statements)
@@ -461,25 +464,26 @@ class PostgresReader(PostgresSession):
             f" WHERE account_id = a.id AND name = ?) AS f ON TRUE WHERE a.id = {account} AND NOT a.deleted"
         )
         for row in self.rows(query, *_bound(hint), hint.names[0], key):
-            self._keep(hint, row[:_WIDTH], row[_WIDTH + 1 :] if row[_WIDTH] else None)
+            self._prefetch(hint, row[:_WIDTH], row[_WIDTH + 1 :] if row[_WIDTH] else None)
 
     def _hold_account(self, account_id: int) -> None:
-        pass  # a reader decides nothing
+        pass  # no write depends on the row
 
     def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
-        raise NotImplementedError("A transaction that reads can't write.")
+        raise NotImplementedError("A read transaction can't write.")
 
 
 _BEGIN: Final = ("BEGIN ISOLATION LEVEL READ COMMITTED", ())
-_MARK: Final = (
+_SET_MARKER: Final = (
     "INSERT INTO writers (id, last_commit) VALUES (?, ?)"
     " ON CONFLICT (id) DO UPDATE SET last_commit = excluded.last_commit, at = now()"
 )
-# A small piece of work shares the account with others, and excludes them from its names; a large one excludes all.
+# Small work takes a shared lock on the account and exclusive locks on names; large work takes an exclusive lock on the
+# account.
 _LOCK_ACCOUNT: Final = "SELECT pg_advisory_xact_lock(hashtextextended('', ?))"
 _SHARE_ACCOUNT: Final = "SELECT pg_advisory_xact_lock_shared(hashtextextended('', ?))"
 _LOCK_NAME: Final = "SELECT pg_advisory_xact_lock(hashtextextended(?, ?))"
-# In the order of the locks themselves, so that of two transactions neither has a lock that the other waits for.
+# In the order of the lock keys: a common order of all transactions prevents deadlocks.
 _LOCK_NAMES: Final = (
     "SELECT pg_advisory_xact_lock(lock) FROM (SELECT DISTINCT hashtextextended(name, ?) AS lock FROM unnest(?) AS name"
     " ORDER BY lock) AS locks"
@@ -501,12 +505,12 @@ _INSERT_MANY: Final = (
     " SELECT ?, name, convert_from(value, 'UTF8'), version, at, at"
     " FROM unnest(?, ?, ?, ?) AS new (name, value, version, at)"
 )
-_KEEP_ANSWERS: Final = (
+_INSERT_ANSWERS: Final = (
     "INSERT INTO answers (account_id, request, reply, fingerprint, answered_at) SELECT ?, request, reply, fingerprint,"
     " at FROM unnest(?, ?, ?, ?) AS new (request, reply, fingerprint, at)"
 )
-_ANSWERS: Final = "SELECT request, reply, fingerprint FROM answers WHERE account_id = ? AND request = ANY(?)"
-# Without waiting for an account's counters, which a transaction may hold that waits for this one's.
+_SELECT_ANSWERS: Final = "SELECT request, reply, fingerprint FROM answers WHERE account_id = ? AND request = ANY(?)"
+# Skip locked counters instead of waiting for them: their transaction may wait for this transaction's locks.
 _FORGET_ANSWERS: Final = """
     WITH old AS MATERIALIZED (
         SELECT account_id, request, octet_length(request) + octet_length(reply) AS size FROM answers
@@ -523,7 +527,7 @@ _FORGET_ANSWERS: Final = """
     UPDATE counters SET bytes = bytes - sizes.size, replies = replies - sizes.size
     FROM sizes WHERE counters.account_id = sizes.account_id
 """
-# Counters change before the files that are counted. Files behind `counted_to` are counted later.
+# Update counters before their files. Files after `counted_to` are counted later.
 _COUNT_FILES: Final = """
     UPDATE counters AS c SET (files, bytes) = (
         SELECT
@@ -537,10 +541,10 @@ _COUNT_FILES: Final = """
     ) WHERE c.account_id = ?
 """
 _COUNT_REPLIES: Final = "UPDATE counters SET bytes = bytes + ?, replies = replies + ? WHERE account_id = ?"
-_KEEP_ANSWER: Final = (
+_INSERT_ANSWER: Final = (
     "INSERT INTO answers (account_id, request, reply, fingerprint, answered_at) VALUES (?, ?, ?, ?, ?)"
 )
-# Only of a file that is there: an access may be counted after its file was deleted.
+# Only for existing files: an access may be counted after the deletion of its file.
 _ADD_ACCESSES: Final = (
     "INSERT INTO accesses (account_id, kind, name, day, count, last_at)"
     " SELECT * FROM unnest(?, ?, ?, ?, ?, ?) AS new (account_id, kind, name, day, count, last_at) WHERE"
@@ -571,21 +575,22 @@ _END_FILLING: Final = (
 
 class PostgresWriter(PostgresSession):
     """
-    Reads and writes at READ COMMITTED, beside other transactions and nodes.
+    Read and write transaction at READ COMMITTED, concurrent with other transactions and nodes.
 
-    **What work reads still stands when it writes.** Before it reads a file it takes an advisory lock on account and
-    name, which also holds names of files that aren't there. Media and the account's administration have locked rows.
-    Listings aren't held: they are of the moment at which they were read.
+    **Reads still hold at the write.** Before it reads a file, the transaction takes an advisory lock on the account and
+    the name, which also covers missing files. Media and the administration of accounts use row locks. Listings take no
+    locks: they show the moment of their query.
 
-    **Counters stay exact**, because all that changes them shares the account's advisory lock, and what counts anew
-    takes it alone. With `look_ahead` the account is read behind that lock, so it tells whether it has counters.
+    **Counters stay exact.** Each change of a counter shares the account's advisory lock, and a recount takes it
+    exclusively. `look_ahead` reads the account behind that lock, so the row shows whether counters exist.
 
-    **Two round trips.** Statements whose results decide nothing wait for the next trip, or for the commit. With
-    `look_ahead` the first trip begins the transaction, takes the locks and reads the account, the file and the stored
-    reply; the second one writes and commits. Writes of the same kind become one statement.
+    **Two round trips.** Statements are queued until the next round trip or the commit, unless the work needs their
+    results. With `look_ahead`, the first round trip begins the transaction, takes the locks and reads the account, the
+    file and the stored reply; the second writes and commits. Writes of the same kind become one statement.
 
-    **A commit marker**: the first trip writes a random id into the connection's row of `writers`. Where the connection
-    is lost during a commit the row tells whether it was done, and by its lock also when the server is done with it.
+    **Commit marker.** The first round trip writes a random id into the connection's row of `writers`. After the loss of
+    a connection during a commit, this row shows whether the transaction was committed, and the row lock shows when the
+    server has ended it.
     """
 
     held, account_held, free_held = " FOR UPDATE", " FOR NO KEY UPDATE", " FOR UPDATE SKIP LOCKED"
@@ -593,23 +598,23 @@ class PostgresWriter(PostgresSession):
     def __init__(self, link: Link, writer: str, commit: str, *, has_trigrams: bool) -> None:
         super().__init__(has_trigrams=has_trigrams)
         self._link = link
-        self._pending: list[Statement] = [_BEGIN, *link.settings, (_MARK, (writer, commit))]
+        self._pending: list[Statement] = [_BEGIN, *link.settings, (_SET_MARKER, (writer, commit))]
         self._pending_bytes = 0
         self._is_open = False
-        #: True while nobody knows whether the transaction was committed.
+        #: True while the outcome of the commit is unknown.
         self.in_doubt = False
-        #: Names, and accounts, that are locked.
+        #: Names and accounts with an exclusive lock.
         self._locked: set[tuple[int, str]] = set()
         self._locked_accounts: set[int] = set()
-        #: Accounts whose lock is shared with others.
+        #: Accounts with a shared lock.
         self._shared: set[int] = set()
-        #: Which files were found, and which were not.
+        #: Existence of the files read or written so far.
         self._found: dict[tuple[int, str], bool] = {}
-        #: Files and replies to store, by account.
+        #: Queued files by account and name, and queued replies by account and request id.
         self._files: dict[tuple[int, str], tuple[bytes, str, float]] = {}
         self._answers: dict[tuple[int, str], tuple[bytes, bytes | None, float]] = {}
 
-    def _ask(self, *statements: Statement) -> list[PGresult]:
+    def _execute(self, *statements: Statement) -> list[PGresult]:
         self._write_files()
         pending, self._pending, self._pending_bytes = self._pending, [], 0
         self._link.is_free = False
@@ -619,37 +624,37 @@ class PostgresWriter(PostgresSession):
 
     def do(self, query: str, *parameters: Any) -> None:
         self._write_files()
-        if not query.startswith("UPDATE counters"):  # of which nothing is read ahead
-            self._ahead.clear()
-        self._later(query, *parameters)
+        if not query.startswith("UPDATE counters"):  # counters are never prefetched
+            self._prefetched.clear()
+        self._queue(query, *parameters)
 
-    def _later(self, query: str, *parameters: Any) -> None:
+    def _queue(self, query: str, *parameters: Any) -> None:
         self._pending.append((query, parameters))
         self._pending_bytes += 200 + sum(len(each) for each in parameters if isinstance(each, bytes | str))
         if self._pending_bytes > MAX_PENDING:
-            self._ask()
+            self._execute()
 
     def count(self, query: str, *parameters: Any) -> int:
-        self._ahead.clear()
+        self._prefetched.clear()
         return super().count(query, *parameters)
 
     def commit(self) -> None:
         """
-        Commit; after an error `in_doubt` says whether it may be committed all the same.
+        Commit; after an error, `in_doubt` is True if the transaction may be committed nevertheless.
 
-        A server that is told to wait for standbys no longer, by a timeout or by its owner, warns and commits.
+        If a timeout or an administrator cancels the wait for standbys, the server commits with a warning.
         """
         if not self._is_open:
             if self._is_empty():
                 return
-            self._ask()  # the marker has to be there before a commit is sent
+            self._execute()  # write the marker before sending a commit
         self._write_files()
         self._link.was_warned = False
         self.in_doubt = True
         try:
             results = self._link.trip([*self._pending, ("COMMIT", ())])
         except psycopg.Error as error:
-            # Other errors mean that the commit failed, unless the server was told to end: it may have committed.
+            # Other errors mean the commit failed, unless the backend was terminated: it may have committed.
             self.in_doubt = self._link.is_lost or is_lost(error)
             raise
         if self._link.was_warned or results[-1].command_status != b"COMMIT":
@@ -663,16 +668,16 @@ class PostgresWriter(PostgresSession):
         return len(self._pending) == opening and not self._files and not self._answers
 
     def roll_back(self) -> None:
-        """Undo everything, without waiting for the server."""
+        """Roll back without waiting for the server."""
         if self._is_open and not self._link.is_lost:
             self._link.leave("ROLLBACK")
 
     def look_ahead(self, hint: LookAhead) -> None:
         if hint.account_id is not None and hint.account_id in self._shared | self._locked_accounts:
-            self._look_further(hint.account_id, hint)
+            self._look_ahead_again(hint.account_id, hint)
             return
         account, key = _account_of(hint)
-        # The locks first: what a statement reads is of its beginning, and these may have to wait.
+        # Locks first, in their own statements: a statement's snapshot is older than its wait for a lock.
         statements: list[Statement]
         if len(hint.names) == 1:
             locking = (
@@ -693,42 +698,42 @@ class PostgresWriter(PostgresSession):
             query = f"SELECT TRUE, {_columns(hint)} FROM files WHERE account_id = {account} AND name = ?"  # noqa: S608 - of constants
             statements.append((query + self.held, (*_bound(hint), key, hint.names[0])))
         if hint.requests:
-            statements.append((_ANSWERS.replace("?", account, 1), (key, [*hint.requests])))
-        accounts, *rest = [_rows(result) for result in self._ask(*statements)[locks_sent:]]
+            statements.append((_SELECT_ANSWERS.replace("?", account, 1), (key, [*hint.requests])))
+        accounts, *rest = [_rows(result) for result in self._execute(*statements)[locks_sent:]]
         if not accounts:
             return
         (row,) = accounts
-        number = row[0]
-        (self._locked_accounts if len(hint.names) > MAX_LOCKS else self._shared).add(number)
-        self._locked.update((number, name) for name in hint.names)
+        account_id = row[0]
+        (self._locked_accounts if len(hint.names) > MAX_LOCKS else self._shared).add(account_id)
+        self._locked.update((account_id, name) for name in hint.names)
         file = rest.pop(0) if hint.values is not None else []
-        self._keep(hint, row, file[0][1:] if file else None)
+        self._prefetch(hint, row, file[0][1:] if file else None)
         if hint.requests:
-            self._ahead |= {(ANSWER, (number, request)): None for request in hint.requests}
-            self._ahead |= {(ANSWER, (number, request)): answer for request, *answer in rest[0]}
+            self._prefetched |= {(ANSWER, (account_id, request)): None for request in hint.requests}
+            self._prefetched |= {(ANSWER, (account_id, request)): answer for request, *answer in rest[0]}
 
-    def _look_further(self, account_id: int, hint: LookAhead) -> None:
-        """Lock more names, and read more replies, of an account that was read."""
+    def _look_ahead_again(self, account_id: int, hint: LookAhead) -> None:
+        """Lock more names and prefetch more replies of an account read before."""
         self._lock(account_id, hint.names)
-        new = [request for request in hint.requests if (ANSWER, (account_id, request)) not in self._ahead]
+        new = [request for request in hint.requests if (ANSWER, (account_id, request)) not in self._prefetched]
         if new:
-            self._ahead |= {(ANSWER, (account_id, request)): None for request in new}
-            rows = self.rows(_ANSWERS, account_id, new)
-            self._ahead |= {(ANSWER, (account_id, request)): answer for request, *answer in rows}
+            self._prefetched |= {(ANSWER, (account_id, request)): None for request in new}
+            rows = self.rows(_SELECT_ANSWERS, account_id, new)
+            self._prefetched |= {(ANSWER, (account_id, request)): answer for request, *answer in rows}
 
     def many_locked(self) -> frozenset[int]:
-        """Return the accounts of which several files were locked, or were to be."""
+        """Return the accounts with locks on several files, including locks not yet acquired."""
         files = Counter(account_id for account_id, _ in self._locked)
         return frozenset(account_id for account_id, times in files.items() if times > 1)
 
     def lock_accounts(self, accounts: Iterable[int]) -> None:
-        """Exclude all others who write to these accounts."""
+        """Lock these accounts against all other writers."""
         for account_id in sorted(accounts):
             self._locked_accounts.add(account_id)
-            self._later(_LOCK_ACCOUNT, account_id)
+            self._queue(_LOCK_ACCOUNT, account_id)
 
     def _lock(self, account_id: int, names: Iterable[str]) -> None:
-        """Exclude others from files, whether they are there or not, until the transaction ends."""
+        """Lock files, existing or missing, against other writers until the transaction ends."""
         if account_id in self._locked_accounts:
             return
         new = [name for name in names if (account_id, name) not in self._locked]
@@ -738,29 +743,29 @@ class PostgresWriter(PostgresSession):
         if len(self._locked) > MAX_LOCKS:
             self.lock_accounts([account_id])
             return
-        self._share(account_id)
+        self._lock_shared(account_id)
         if len(new) == 1:
-            self._later(_LOCK_NAME, new[0], account_id)
+            self._queue(_LOCK_NAME, new[0], account_id)
         else:
-            self._later(_LOCK_NAMES, account_id, new)
+            self._queue(_LOCK_NAMES, account_id, new)
 
-    def _share(self, account_id: int) -> None:
-        """Exclude those who lock the account until the transaction ends."""
+    def _lock_shared(self, account_id: int) -> None:
+        """Take a shared lock on the account until the transaction ends, against exclusive locks of it."""
         if account_id not in self._shared and account_id not in self._locked_accounts:
             self._shared.add(account_id)
-            self._later(_SHARE_ACCOUNT, account_id)
+            self._queue(_SHARE_ACCOUNT, account_id)
 
     def _hold_account(self, account_id: int) -> None:
-        self._later(f"SELECT 1 FROM accounts WHERE id = ?{self.account_held}", account_id)  # noqa: S608 - of constants
+        self._queue(f"SELECT 1 FROM accounts WHERE id = ?{self.account_held}", account_id)  # noqa: S608 - of constants
 
     def _account(self, query: str, parameter: int | bytes | str) -> Account | None:
         account = super()._account(query, parameter)
         if account is not None and account.id not in self._shared and account.id not in self._locked_accounts:
-            self._uncounted.discard(account.id)  # it may get a limit meanwhile
+            self._uncounted.discard(account.id)  # without a lock, it may get a limit meanwhile
         return account
 
     def set_disabled(self, account_id: int, disabled: bool) -> None:
-        self.lock_accounts([account_id])  # no write goes on behind this one
+        self.lock_accounts([account_id])  # running writes end first
         super().set_disabled(account_id, disabled)
 
     def delete_account(self, account_id: int) -> None:
@@ -783,24 +788,24 @@ class PostgresWriter(PostgresSession):
 
     def _count_row(self, account_id: int, name: str, sign: str) -> None:
         if account_id not in self._uncounted:
-            self._share(account_id)
+            self._lock_shared(account_id)
         super()._count_row(account_id, name, sign)
 
     def _count_reply(self, account_id: int, size: int, request: str = "") -> None:
         if account_id not in self._uncounted:
-            self._share(account_id)
+            self._lock_shared(account_id)
         super()._count_reply(account_id, size, request)
 
     def _count_media(self, account_id: int, number: int) -> None:
-        self._share(account_id)
+        self._lock_shared(account_id)
         super()._count_media(account_id, number)
 
     def _count_blob(self, blob: int, changes: str, *parameters: int) -> None:
-        self._share(blob // BLOBS)
+        self._lock_shared(blob // BLOBS)
         super()._count_blob(blob, changes, *parameters)
 
     def add_blob(self, account_id: int, now: float) -> int:
-        self._share(account_id)
+        self._lock_shared(account_id)
         return super().add_blob(account_id, now)
 
     def get(self, account_id: int, name: str, max_bytes: int | None = None) -> File | None:
@@ -835,50 +840,50 @@ class PostgresWriter(PostgresSession):
 
     def _put(self, account_id: int, name: str, value: bytes, version: str, now: float) -> None:
         self._lock(account_id, (name,))
-        for query, parameters in [*self._ahead]:
+        for query, parameters in [*self._prefetched]:
             if query is not ANSWER and parameters[-2:] == (account_id, name):
-                del self._ahead[query, parameters]
+                del self._prefetched[query, parameters]
         self._files[account_id, name] = (value, version, now)
         self._pending_bytes += len(value)
         if self._pending_bytes > MAX_PENDING:
-            self._ask()
+            self._execute()
 
     def keep_answer(
         self, account_id: int, request: str, reply: bytes, now: float, fingerprint: bytes | None = None
     ) -> None:
         if (account_id, request) in self._answers:
-            self._write_files()  # which the server refuses, as it refuses each id that is there already
+            self._write_files()  # the server will refuse the duplicate id
         if account_id not in self._uncounted:
-            self._share(account_id)
-        self._ahead.pop((ANSWER, (account_id, request)), None)
+            self._lock_shared(account_id)
+        self._prefetched.pop((ANSWER, (account_id, request)), None)
         self._answers[account_id, request] = (reply, fingerprint, now)
 
     def forget_answers(self, before: float, limit: int) -> None:
         if any(account_id not in self._uncounted for account_id, _ in self._answers):
-            self._write_files()  # so that the account's own counters are held before those of others
-        self._later(_FORGET_ANSWERS, before, limit)
+            self._write_files()  # lock the account's own counters before those of other accounts
+        self._queue(_FORGET_ANSWERS, before, limit)
 
     def _write_files(self) -> None:
-        """Turn the files and replies that are to be stored into statements."""
+        """Turn the queued files and replies into statements."""
         files, self._files = self._files, {}
         answers, self._answers = self._answers, {}
-        for account_id, many in _by_account(files).items():
-            self._count_files(account_id, many)
-            if len(many) == 1:
-                name, (value, version, now) = many[0]
+        for account_id, rows in _by_account(files).items():
+            self._count_files(account_id, rows)
+            if len(rows) == 1:
+                name, (value, version, now) = rows[0]
                 found = self._found.get((account_id, name))
                 if found:
                     self._pending.append((_UPDATE, (value, version, now, account_id, name)))
                 else:
-                    # A file that was looked for and not found is not replaced: somebody else's would be lost.
+                    # Never replace a file found missing: this would lose another writer's file.
                     query = _INSERT if found is False else _INSERT + _REPLACING
                     self._pending.append((query, (account_id, name, value, version, now, now)))
             else:
                 for replacing in (False, True):
-                    some = [each for each in many if (self._found.get((account_id, each[0])) is not False) == replacing]
-                    if some:
-                        names = [name for name, _ in some]
-                        columns = [list(column) for column in zip(*(each[1] for each in some), strict=True)]
+                    chosen = [row for row in rows if (self._found.get((account_id, row[0])) is not False) == replacing]
+                    if chosen:
+                        names = [name for name, _ in chosen]
+                        columns = [list(column) for column in zip(*(row[1] for row in chosen), strict=True)]
                         query = _INSERT_MANY + (_REPLACING if replacing else "")
                         self._pending.append((query, (account_id, names, *columns)))
         self._found.update(dict.fromkeys(files, True))
@@ -887,39 +892,39 @@ class PostgresWriter(PostgresSession):
                 total = sum(len(write_text(request).encode()) + len(reply) for request, (reply, *_) in replies)
                 self._pending.append((_COUNT_REPLIES, (total, total, account_id)))
             if len(replies) == 1:
-                self._pending.append((_KEEP_ANSWER, (account_id, replies[0][0], *replies[0][1])))
+                self._pending.append((_INSERT_ANSWER, (account_id, replies[0][0], *replies[0][1])))
             else:
-                columns = [list(column) for column in zip(*(each[1] for each in replies), strict=True)]
+                columns = [list(column) for column in zip(*(row[1] for row in replies), strict=True)]
                 fingerprints = columns[1] if any(columns[1]) else [None] * len(columns[1])
                 requests = [request for request, _ in replies]
                 self._pending.append(
-                    (_KEEP_ANSWERS, (account_id, requests, columns[0], _Bytes(fingerprints), columns[2]))
+                    (_INSERT_ANSWERS, (account_id, requests, columns[0], _BytesArray(fingerprints), columns[2]))
                 )
 
     def _count_files(self, account_id: int, files: list[tuple[str, tuple[bytes, str, float]]]) -> None:
-        """Count files that are about to get their values."""
+        """Update the quota counters before a write of files."""
         if account_id not in self._uncounted:
             names = [name for name, _ in files]
             self._pending.append((_COUNT_FILES, (names, [len(row[0]) for _, row in files], account_id)))
 
     def add_accesses(self, used: Sequence[AccessDelta]) -> None:
-        """Add to what is stored of files that are there, and to the account's days; see `AccessStatements`."""
-        days = Counter[tuple[int, int]]()
+        """Add to the access counts of existing files and to the daily counts of accounts; see `AccessStatements`."""
+        daily = Counter[tuple[int, int]]()
         by_day: dict[int, dict[tuple[int, Kind, str], AccessDelta]] = {}
-        for each in sorted(used):  # in one order, so that of two who add to the same files neither waits for the other
+        for each in sorted(used):  # a common order of all transactions prevents deadlocks
             file = each.account_id, each.kind, each.name
             of_day = by_day.setdefault(each.day, {})
-            earlier = of_day.get(file)  # a statement changes each row once
+            earlier = of_day.get(file)  # merge: a statement may change a row only once
             if earlier is None:
                 of_day[file] = each
             else:
                 times, last_at = earlier.times + each.times, max(earlier.last_at, each.last_at)
                 of_day[file] = each._replace(times=times, last_at=last_at)
-            days[each.account_id, each.day] += each.times
-        for _, some in sorted(by_day.items()):
-            self.do(_ADD_ACCESSES, *(list(column) for column in zip(*some.values(), strict=True)))
-        if days:
-            rows = [(account_id, day, times) for (account_id, day), times in sorted(days.items())]
+            daily[each.account_id, each.day] += each.times
+        for _, deltas in sorted(by_day.items()):
+            self.do(_ADD_ACCESSES, *(list(column) for column in zip(*deltas.values(), strict=True)))
+        if daily:
+            rows = [(account_id, day, times) for (account_id, day), times in sorted(daily.items())]
             self.do(_ADD_DAYS, *(list(column) for column in zip(*rows, strict=True)))
 
     def end_filling(self) -> None:
@@ -927,8 +932,8 @@ class PostgresWriter(PostgresSession):
             self.do(statement)
 
 
-class _Bytes(list[bytes | None]):
-    """A list of bytes, all of which may be None."""
+class _BytesArray(list[bytes | None]):
+    """Array of bytes for PostgreSQL; all its items may be None."""
 
 
 def _by_account(rows: dict[tuple[int, str], Any]) -> dict[int, list[tuple[str, Any]]]:
@@ -939,9 +944,9 @@ def _by_account(rows: dict[tuple[int, str], Any]) -> dict[int, list[tuple[str, A
 
 
 def is_lost(error: psycopg.Error) -> bool:
-    """Return True if the connection is gone, or was never had, so that another one may do."""
+    """Return True if the connection is lost or was never established, so a new connection may succeed."""
     code = error.sqlstate
     if code is None:
         return isinstance(error, psycopg.OperationalError)
-    # Of the classes of errors: connections, and what the server's owner did to it.
+    # Connection errors, operator intervention, idle transaction timeout, and too many connections.
     return code.startswith(("08", "57P")) or code in ("25P03", "53300")

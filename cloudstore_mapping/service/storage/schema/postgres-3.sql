@@ -1,2 +1,2 @@
--- Fingerprint of the request that a stored reply belongs to; NULL for replies stored by earlier versions.
+-- Fingerprint of the request of a stored reply; NULL for replies stored by earlier versions.
 ALTER TABLE answers ADD COLUMN fingerprint BYTEA;

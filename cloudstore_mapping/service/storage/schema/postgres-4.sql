@@ -1,24 +1,24 @@
--- A deleted account is gone for everyone at once; what it held is removed later, in steps.
+-- A deleted account is hidden at once; its rows are removed later, in steps.
 ALTER TABLE accounts ADD COLUMN deleted BOOLEAN NOT NULL DEFAULT FALSE;
 CREATE INDEX accounts_deleted ON accounts (id) WHERE deleted;
 
--- Bytes of all chunks of a blob.
+-- Total bytes of a blob's chunks.
 ALTER TABLE blobs ADD COLUMN size BIGINT NOT NULL DEFAULT 0;
 UPDATE blobs SET size = (
     SELECT coalesce(sum(octet_length(data)), 0) FROM chunks WHERE chunks.account_id = blobs.account_id AND blob_id = id
 );
 
--- Quota counters of an account with a limit on files or bytes, kept exact by each write; others have no row, for a
--- counter in each write costs most of the throughput.
+-- Quota counters of accounts with a limit on files or bytes, updated by each write. Other accounts have no row, because
+-- counting in each write costs most of the throughput.
 CREATE TABLE counters (
     account_id BIGINT PRIMARY KEY REFERENCES accounts (id) ON DELETE CASCADE,
     files BIGINT NOT NULL, -- data and media files
     bytes BIGINT NOT NULL, -- names and values, media, unfinished uploads, stored replies with their ids
     uploads BIGINT NOT NULL, -- unfinished uploads
     replies BIGINT NOT NULL, -- bytes of stored replies
-    leaving BIGINT NOT NULL, -- bytes of deleted media that `sweep` has yet to remove; not in `bytes`
-    counted_to TEXT COLLATE "C" -- the last data file that is counted, in order of names; NULL once all are
-) WITH (fillfactor = 50); -- its rows change all the time
+    leaving BIGINT NOT NULL, -- bytes of deleted media not yet removed by `sweep`; not in `bytes`
+    counted_to TEXT COLLATE "C" -- the last counted data file, in order of names; NULL after all
+) WITH (fillfactor = 50); -- its rows change often
 INSERT INTO counters
 SELECT
     id,
@@ -33,6 +33,6 @@ SELECT
 FROM accounts AS a WHERE max_files IS NOT NULL OR max_total_bytes IS NOT NULL;
 CREATE INDEX counters_unfinished ON counters (account_id) WHERE counted_to IS NOT NULL;
 
--- Room in each page, so that a count is updated in its page and in no index (HOT).
+-- Free space in each page, for updates within the page and without index changes (HOT).
 ALTER TABLE accesses SET (fillfactor = 70);
 ALTER TABLE days SET (fillfactor = 70);

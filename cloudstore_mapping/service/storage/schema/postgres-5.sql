@@ -1,7 +1,7 @@
--- Rows that change all the time get room in their page, so that a change is no new entry in an index.
+-- Free space in the pages of frequently changed rows, for updates without new index entries (HOT).
 ALTER TABLE accesses SET (fillfactor = 80);
 ALTER TABLE days SET (fillfactor = 50);
--- A row for each connection, which changes with each commit: vacuumed often, so that the table stays as small as it is.
+-- One row per connection, changed by each commit: frequent vacuums keep the table small.
 ALTER TABLE writers SET (
     fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500,
     autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 10000
