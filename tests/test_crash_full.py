@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -33,6 +35,9 @@ pytestmark = pytest.mark.sqlite("the store is a file")
 
 SIZE: Final = 12 * 2**20
 FULL: Final = r"The store's disk is full; free some space, then try again\.$"
+
+#: A store of a service of an older version; see `tests/storage/test_older.py`.
+SAMPLE: Final = Path(__file__).parent / "samples" / "e5084d3.db.gz"
 
 Store = cm.CloudStoreMapping[Any]
 
@@ -280,6 +285,34 @@ def test_a_store_on_a_full_disk_is_named(tmp_path: Path, command: str) -> None:
     if command == "import":
         told += f"cloudstore: So the new store {target} is empty; import again, or delete it.\n"
     assert run.stderr == told
+
+
+@pytest.mark.parametrize("command", spread([["backup", "migrate-store", "restore", "check", "migrate", "account"]], 2))
+def test_an_older_store_on_a_full_disk(tmp_path: Path, command: str) -> None:
+    """On a disk without a byte left a command on an older store does its work or is refused in one line."""
+    with small_disk(tmp_path / "disk", 2 * 2**20) as disk:
+        store, other = str(disk / "old.db"), str(tmp_path / "other.db")
+        Path(store).write_bytes(gzip.decompress(SAMPLE.read_bytes()))
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "other").write_bytes(bytes(SIZE))
+        arguments = {
+            "backup": [other, "--store", store],
+            "migrate-store": [store, other],
+            "restore": [store, "--store", other],
+            "account": ["list", "--store", store],
+        }
+        run = subprocess.run(
+            [sys.executable, "-m", "cloudstore_mapping", command, *arguments.get(command, ["--store", store])],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if command in ("account", "migrate-store"):  # these read a copy in memory
+        assert (run.returncode, run.stderr) == (0, "")
+    else:
+        assert (run.returncode, run.stdout) == (3, "")
+        assert re.fullmatch(f"cloudstore: {FULL[:-1]}\n", run.stderr)
+        assert not Path(other).exists()
 
 
 def test_a_backup_to_a_full_disk(tmp_path: Path) -> None:

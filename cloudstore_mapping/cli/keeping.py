@@ -239,7 +239,7 @@ def migrate_store(
     rows = {name: each.rows for name, each in copied.items()}
     told = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in rows.items())
     facts: dict[str, object] = {"from": str(places[0]), "to": str(places[1]), "rows": rows}
-    note = secret_note(places[0].file, places[0].file or places[1].file)
+    note = secret_note(places[0].file, places[1].file or places[0].file)  # a copy needs no room on the old disk
     _show(facts, f"{places[0]} is copied to {places[1]}: {told}.", as_json, note)
 
 

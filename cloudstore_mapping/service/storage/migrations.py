@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
@@ -21,7 +22,9 @@ from cloudstore_mapping.service.storage.sqlite_files import (
     holds_data,
     is_of_new_file,
     journal_head,
+    no_more_files,
     primary_code,
+    unavailable,
 )
 from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import APPLICATION_ID, SMALLEST, refuse_sidecar
@@ -129,6 +132,25 @@ def not_opened(path: Path, error: sqlite3.Error) -> PermissionError:
         f"{path} can't be opened in a read-only folder, for SQLite writes beside it even to read. Look at the folder's "
         "permissions."
     )
+
+
+def read_error(path: Path, error: sqlite3.Error) -> Exception:
+    """Return the error to raise after SQLite failed to open or read the store or backup at `path`."""
+    code = primary_code(error)
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return damaged(path)
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY) and no_more_files() is None:
+        return not_opened(path, error)
+    return unavailable(error)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise `read_error` for an SQLite error within the block, which only reads the store or backup at `path`."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise read_error(path, error) from error
 
 
 def migrate(

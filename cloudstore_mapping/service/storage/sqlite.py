@@ -38,7 +38,7 @@ from cloudstore_mapping.service.storage.base import (
     ending_error,
     not_open,
 )
-from cloudstore_mapping.service.storage.migrations import Admission, check_file, damaged, migrate, not_opened
+from cloudstore_mapping.service.storage.migrations import Admission, check_file, damaged, migrate, read_error
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite_backup import back_up, copy_into_memory
 from cloudstore_mapping.service.storage.sqlite_files import (
@@ -52,7 +52,6 @@ from cloudstore_mapping.service.storage.sqlite_files import (
     check_place,
     close_deleted_indexes,
     cut_log,
-    no_more_files,
     primary_code,
     unavailable,
 )
@@ -1372,13 +1371,7 @@ def _try_to_open(path: Path | None, copy_of: Path | None, *, renames: bool, admi
     except UnicodeDecodeError as error:
         raise damaged(place or Path()) from error
     except sqlite3.Error as error:
-        code = primary_code(error)
-        readonly = code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
-        if place is not None and readonly and no_more_files() is None:
-            raise not_opened(place, error) from error
-        if place is not None and code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            raise damaged(place) from error
-        raise unavailable(error) from error
+        raise (unavailable(error) if place is None else read_error(place, error)) from error
     return session
 
 

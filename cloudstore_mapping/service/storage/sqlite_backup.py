@@ -13,7 +13,7 @@ from cloudstore_mapping.drafts import draft_of, remove_dead
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.oserrors import naming
 from cloudstore_mapping.service.storage.base import Report
-from cloudstore_mapping.service.storage.migrations import check_file, damaged, not_opened, schema_version
+from cloudstore_mapping.service.storage.migrations import check_file, damaged, reading, schema_version
 from cloudstore_mapping.service.storage.sqlite_files import (
     FULL,
     change_if_there,
@@ -127,17 +127,10 @@ def verify(path: Path) -> int:
         raise damaged(path)
     check_file(path)
     _roll_back(path)
-    try:
-        with connected(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True) as connection:
-            version = schema_version(connection, path)
-            (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-            broken = connection.execute("PRAGMA foreign_key_check").fetchone()
-    except sqlite3.DatabaseError as error:
-        if primary_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise damaged(path) from error
-        if primary_code(error) in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
-            raise not_opened(path, error) from error
-        raise unavailable(error) from error
+    with reading(path), connected(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True) as connection:
+        version = schema_version(connection, path)
+        (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        broken = connection.execute("PRAGMA foreign_key_check").fetchone()
     if found != "ok" or broken is not None:
         raise damaged(path)
     if version == 0:
