@@ -15,7 +15,7 @@ from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage import base, sqlite
 from cloudstore_mapping.service.storage.base import HealthProbe, Storage
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_files import FULL, READ_ONLY, DiskReserve
+from cloudstore_mapping.service.storage.sqlite_files import READ_ONLY, DiskReserve
 from tests.crash.layer import watched
 from tests.permissions import crashed, heed_permissions
 from tests.service_fakes import PATIENCE, Held
@@ -107,7 +107,11 @@ def test_a_busy_writer_is_healthy(storage: Storage, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("disk", "sentence"),
-    [(Usage(GIB, GIB), None), (Usage(GIB, 0), FULL), (Usage(GIB, GIB, read_only=True), READ_ONLY)],
+    [
+        (Usage(GIB, GIB), None),
+        (Usage(GIB, 0), "The store's disk is full; free at least 6 MiB, then try again."),
+        (Usage(GIB, GIB, read_only=True), READ_ONLY),
+    ],
     ids=["room", "full", "read-only"],
 )
 def test_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Usage, sentence: str | None) -> None:

@@ -30,6 +30,7 @@ from cloudstore_mapping.service.storage import base
 from cloudstore_mapping.service.storage.base import (
     PROBE_QUEUE,
     HealthProbe,
+    NoSpaceError,
     RolledBack,
     Storage,
     ending_error,
@@ -105,12 +106,13 @@ _LOCK_NOT_AVAILABLE: Final = "55P03"
 _DISTURBED: Final = frozenset({"23505", "23503", _LOCK_NOT_AVAILABLE, "40P01", "40001"})
 # A server that only reads: it was the primary, or its owner made it so.
 _READ_ONLY: Final = "25006"
+_DISK_FULL: Final = "53100"
 _READ_ONLY_SENTENCE: Final = (
     "The database can't be written to; name all its servers in the store's address, or wait for a new one."
 )
 _SENTENCES: Final = {
     "42501": "The store's user may not do this in the database; make it the owner of the tables.",
-    "53100": "The database's disk is full; free some space, then try again.",
+    _DISK_FULL: "The database's disk is full; free some space, then try again.",
     _LOCK_NOT_AVAILABLE: "Another process holds what is to be written; try again.",
     "40P01": "Others write the same all the time; try again.",
     "57014": "The database answers too slowly; look what holds its tables.",
@@ -199,7 +201,8 @@ def unavailable(error: psycopg.Error) -> UnavailableError:
             sentence = f"The database takes no connection ({refusal[1]}); look at the store's address, or try again."
     if sentence is None:
         sentence = f"The database failed: {error.diag.message_primary or type(error).__name__}."
-    return UnavailableError(sentence, retry_after=RETRY_AFTER)
+    kind = NoSpaceError if error.sqlstate == _DISK_FULL else UnavailableError
+    return kind(sentence, retry_after=RETRY_AFTER)
 
 
 def _refuses_writes(error: psycopg.Error) -> bool:

@@ -32,6 +32,7 @@ from cloudstore_mapping.service.storage.base import (
     Compaction,
     DiskFullError,
     HealthProbe,
+    NoSpaceError,
     RolledBack,
     Storage,
     closed_error,
@@ -52,6 +53,7 @@ from cloudstore_mapping.service.storage.sqlite_files import (
     check_place,
     close_deleted_indexes,
     cut_log,
+    mebibytes,
     primary_code,
     unavailable,
 )
@@ -332,7 +334,13 @@ class SQLiteSession(Transaction):
                 self._empty_log()
                 self._space.begin()
             # For the log, and before it a temporary file.
-            self._space.take((pages - unused) * size, lambda: 0, self._growth)
+            content = (pages - unused) * size
+            try:
+                self._space.take(content, lambda: 0, self._growth)
+            except NoSpaceError as error:
+                needed = mebibytes(self._space.needed(content) + max(0, self._growth()))
+                sentence = f"To compact the store, its disk needs {needed} of free space; free more, then try again."
+                raise NoSpaceError(sentence, retry_after=1.0) from error
             (checkpoint,) = self.row("PRAGMA wal_autocheckpoint")
             try:
                 # No checkpoint before the new token: a log of the new pages must not seem to match an older copy.
@@ -425,7 +433,8 @@ class SQLiteSession(Transaction):
     def failed(self, error: sqlite3.Error) -> UnavailableError:
         """Record damage and return the `UnavailableError` for an error of the connection."""
         self.damage.note(error)
-        return unavailable(error)
+        found = unavailable(error)
+        return self._space.full() if isinstance(found, DiskFullError) and self._space is not None else found
 
     def _check_identity(self) -> None:
         if self.identity is not None:

@@ -12,10 +12,9 @@ from typing import Final, TypeVar
 from cloudstore_mapping.drafts import draft_of, remove_dead
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.oserrors import naming
-from cloudstore_mapping.service.storage.base import Report
+from cloudstore_mapping.service.storage.base import NoSpaceError, Report
 from cloudstore_mapping.service.storage.migrations import check_file, damaged, reading, schema_version
 from cloudstore_mapping.service.storage.sqlite_files import (
-    FULL,
     change_if_there,
     holds_data,
     primary_code,
@@ -75,7 +74,7 @@ def copy_error(error: Exception, draft: Path) -> Exception:
     """
     cause = error if isinstance(error, sqlite3.Error) else error.__cause__
     code = primary_code(cause) if isinstance(cause, sqlite3.Error) else sqlite3.SQLITE_OK
-    if code == sqlite3.SQLITE_FULL or str(error) == FULL:
+    if code == sqlite3.SQLITE_FULL or isinstance(error, NoSpaceError):
         return UnavailableError(
             f"The disk of {draft.parent} is full; free some space there, or name a file on another disk."
         )
