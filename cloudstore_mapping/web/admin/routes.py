@@ -326,8 +326,7 @@ class _Dashboard:
             return result
         if isinstance(result, RedisplayForm):
             refusal = result.error
-            alert, status = message_for_clients(refusal), _status_of(refusal)
-            page = self._pages.show(visit, alert=alert, status=status, draft=result.draft)
+            page = self._pages.show(visit, alert=refusal.message, status=_status_of(refusal), draft=result.draft)
             return _with_retry_after(page, refusal)
         response = RedirectResponse(self._pages.address(result.view), 303)
         response.set_cookie(
