@@ -23,7 +23,7 @@ from cloudstore_mapping.service.storage.sqlite_files import (
     unavailable,
 )
 from cloudstore_mapping.sqlite_forks import connected
-from cloudstore_mapping.storefiles import creating, refuse_sidecar, sync_folder
+from cloudstore_mapping.storefiles import creating, refuse_log_name, refuse_sidecar, sync_folder
 
 #: Pages copied between two progress reports: 16 MiB.
 PAGES_AT_ONCE: Final = 4096
@@ -148,6 +148,7 @@ def _roll_back(path: Path) -> None:
 def new_file(path: Path) -> Iterator[Path]:
     """Yield the path of a draft; if the block succeeds, sync it and link it as `path`, else delete it."""
     refuse_sidecar(path)
+    refuse_log_name(path, "a store or a backup")
     remove_dead(path)
     _refuse_existing(path)
     refuse_leftovers(path)

@@ -22,7 +22,7 @@ from typing import IO, Final, Literal, NamedTuple, Protocol, TypeAlias
 from cloudstore_mapping.errors import OutcomeUnknownError, UnavailableError, UnsupportedError, shorten
 from cloudstore_mapping.service.storage.base import DiskFullError, NoSpaceError, OperatorError
 from cloudstore_mapping.sqlite_forks import connected
-from cloudstore_mapping.storefiles import SIDECARS, refuse_sidecar
+from cloudstore_mapping.storefiles import SIDECARS, refuse_log_name, refuse_sidecar
 
 FULL: Final = "The store's disk is full; free some space, then try again."
 #: SQLite's smallest wal-index (``-shm``), which the first connection creates, has 32 KiB.
@@ -858,11 +858,7 @@ def check_place(path: Path) -> None:
     _check_name(path)
     real = Path(os.path.realpath(path))
     refuse_sidecar(path)
-    if real.name.lower().endswith(SIDECARS) and not real.exists():
-        raise UnsupportedError(
-            f"{path} is no name for a store: SQLite takes a file whose name ends so for another one's log; choose "
-            "another name."
-        )
+    refuse_log_name(path, "a store")
     refuse_leftovers(path)
     _refuse_hard_links(path, real)
     if is_open_elsewhere(real):
