@@ -291,14 +291,26 @@ def test_no_store_to_keep_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_repair(store: Path) -> None:
-    """`check --repair` counts an account's quotas anew if they are wrong; a check without it names the account."""
+    """`check --repair` counts wrong quotas of an account anew, and says so; a check alone names the account."""
     assert run("account", "set", "bob", "files=5", "--store", store).exit_code == 0
-    with closing(sqlite3.connect(store)) as connection:
-        connection.execute("UPDATE counters SET bytes = bytes + 1")
-        connection.commit()
+
+    def spoil() -> None:
+        with closing(sqlite3.connect(store)) as connection:
+            connection.execute("UPDATE counters SET bytes = bytes + 1")
+            connection.commit()
+
+    spoil()
     found = run("check", "--store", store)
     assert (found.exit_code, "`cloudstore check --repair`" in found.stdout) == (1, True)
-    assert run("check", "--repair", "--store", store).exit_code == 0
+    repaired = run("check", "--repair", "--store", store)
+    assert (repaired.exit_code, repaired.stdout.splitlines()[-2:]) == (
+        0,
+        ["The quotas of 'bob' were wrong and are counted anew.", "Nothing else is wrong."],
+    )
+    again = run("check", "--repair", "--store", store)
+    assert (again.exit_code, again.stdout.splitlines()[-1]) == (0, "Nothing is wrong.")
+    spoil()
+    assert json.loads(run("check", "--repair", "--store", store, "--json").stdout)["repaired"] == ["bob"]
     assert run("check", "--store", store).exit_code == 0
 
 

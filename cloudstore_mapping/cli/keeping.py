@@ -94,14 +94,16 @@ def check(
     from cloudstore_mapping.service.storage.maintenance import repair as repair_store
 
     source = _existing(store)
+    repaired: list[str] = []
     with as_usage(), _bar() as report:
         if repair:
             _refuse_older(source)
-            repair_store(source)
+            repaired = repair_store(source)
         findings = check_store(source, report)
     note = secret_note(source.file)
     if as_json:
-        show_json({"store": str(source), **asdict(findings), **_noted(note)})
+        mended = {"repaired": repaired} if repair else {}
+        show_json({"store": str(source), **asdict(findings), **mended, **_noted(note)})
     else:
         show(f"{source} (schema {findings.schema})")
         show(f"accounts: {findings.accounts:,}")
@@ -111,7 +113,9 @@ def check(
             f"left over: {findings.orphan_blobs:,} uploads, counts of {findings.orphan_accesses:,} files, "
             f"{findings.deleted_accounts:,} deleted accounts"
         )
-        show("\n".join(findings.faults) or "Nothing is wrong.")
+        for account in repaired:
+            show(f"The quotas of {account!r} were wrong and are counted anew.")
+        show("\n".join(findings.faults) or ("Nothing else is wrong." if repaired else "Nothing is wrong."))
         if note is not None:
             show(note)
     if findings.faults:
