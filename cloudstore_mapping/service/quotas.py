@@ -543,8 +543,9 @@ class AccessCounter:
             except TransportError as error:
                 self._wake.set()  # retry in a second
                 waited = LONG_INTERVAL if everything else waited
-                if str(error) != told:
-                    told = str(error)
+                cause = str(error).partition(";")[0]  # the remedy may change with the disk's use
+                if cause != told:
+                    told = cause
                     _log.warning("How often files were used could not be stored: %s", error)
 
     def close(self) -> None:

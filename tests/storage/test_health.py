@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage import base, sqlite
 from cloudstore_mapping.service.storage.base import HealthProbe, Storage
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
@@ -103,6 +104,22 @@ def test_a_busy_writer_is_healthy(storage: Storage, monkeypatch: pytest.MonkeyPa
     held.go.set()
     held.future.result(PATIENCE)
     assert storage.healthy()
+
+
+def test_a_full_disk_is_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Health is logged when it changes, not each time that more space is missing."""
+    disks = [Usage(GIB, GIB)]
+    monkeypatch.setattr(sqlite, "DiskReserve", lambda path: DiskReserve(path, lambda _: disks[-1]))
+    with Service(SQLiteStorage(tmp_path / "store.db")) as service:
+        for free in (GIB, 3 * 2**20, 2**20, 0, GIB):
+            disks.append(Usage(GIB, free))
+            service.healthy()
+    assert caplog.messages == [
+        "The service is not healthy: The store's disk is full; free at least 3 MiB, then try again.",
+        "The service is healthy again.",
+    ]
 
 
 @pytest.mark.parametrize(
