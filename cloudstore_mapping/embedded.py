@@ -44,6 +44,7 @@ from cloudstore_mapping.wire import (
     encode_reply,
     encode_request,
     failure,
+    for_operator,
 )
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class InProcessTransport:
             let_go(error)
             self._service.withdraw()
             raise
+        reply = for_operator(reply)
         if reply.error == UnavailableError.error and deadline is not None and deadline.left() <= 0:
             raise TimedOutError(f"The deadline passed: {reply.sentence}", sent=False)
         return decode_reply(
@@ -131,7 +133,7 @@ class InProcessTransport:
         try:
             media, mimetype = self._use(link)
         except CloudStoreError as error:
-            return refused(failure(error))
+            return refused(for_operator(failure(error)))
         except BaseException as error:
             let_go(error)
             raise

@@ -35,9 +35,10 @@ def holds_signed(path: Path, *, besides: str | None = None) -> bool:
     if not is_store(path):
         return False
 
+    from cloudstore_mapping.service.storage.migrations import reading
     from cloudstore_mapping.service.storage.sqlite_files import reading_mode
 
-    with connected(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True) as connection:
+    with reading(path), connected(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True) as connection:
         return bool(connection.execute(_SIGNED, (besides,)).fetchone()[0])
 
 

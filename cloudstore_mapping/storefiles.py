@@ -99,6 +99,16 @@ def refuse_sidecar(path: Path) -> None:
         raise UnsupportedError(f"{path} is the name of a log of {database}; choose another name.")
 
 
+def refuse_log_name(path: Path, made: str) -> None:
+    """Raise `UnsupportedError` if SQLite would take a new file at `path` for another's log; `made` tells what it is."""
+    real = Path(os.path.realpath(path))
+    if real.name.lower().endswith(SIDECARS) and not real.exists():
+        raise UnsupportedError(
+            f"{path} is no name for {made}: SQLite takes a file whose name ends so for another one's log; choose "
+            "another name."
+        )
+
+
 @contextmanager
 def creating(path: Path) -> Iterator[str]:
     """

@@ -263,7 +263,8 @@ class Reply(msgspec.Struct, kw_only=True, frozen=True):
     itself. `version` is the file's version after a load, save or merge, and its current version if an `if_version`
     failed; `next` is the `after` of the next page, None on the last page; `unchanged` is the result of an
     `if_not_version`. `retry_after` is in seconds. `extensions` are those named by the service. `response` is the
-    `requests.Response`, None without HTTP.
+    `requests.Response`, None without HTTP. `problem` is a message for the service's operator instead of clients; it is
+    not sent.
     """
 
     error: str | None = None
@@ -276,6 +277,7 @@ class Reply(msgspec.Struct, kw_only=True, frozen=True):
     retry_after: float | None = None
     extensions: frozenset[str] = frozenset()
     response: Any = None
+    problem: str | None = None
 
     @property
     def content(self) -> Raw:
@@ -326,8 +328,10 @@ __all__ = [
     "encode_request",
     "encode_value",
     "failure",
+    "for_operator",
     "id_beside",
     "is_deeper",
+    "message_for_clients",
     "success",
 ]
 
@@ -560,12 +564,24 @@ def success(message: str | Raw, data: Raw | UnsetType = UNSET, *, version: str |
 
 
 def failure(error: CloudStoreError) -> Reply:
-    """Return the reply for an error."""
+    """Return the reply for an error, in the words for clients; those for the operator are its `problem`."""
+    for_clients: str | None = getattr(error, "for_clients", None)
     name = error.error if error.error is not None and error.error in REPLY_ERRORS else "ServerError"
     return Reply(
         error=name,
-        message=encode_value(error.message),
+        message=encode_value(message_for_clients(error)),
         version=error.version if isinstance(error, ChangedError) else UNSET,
         status=REPLY_ERRORS[name][0],
         retry_after=getattr(error, "retry_after", None),
+        problem=None if for_clients is None else error.message,
     )
+
+
+def message_for_clients(error: CloudStoreError) -> str:
+    """Return an error's message for clients of a service, who can't mend its disk."""
+    return getattr(error, "for_clients", None) or error.message
+
+
+def for_operator(reply: Reply) -> Reply:
+    """Return a reply in the words for the operator: in an embedded store, the user is the operator."""
+    return reply if reply.problem is None else msgspec.structs.replace(reply, message=encode_value(reply.problem))

@@ -111,6 +111,28 @@ DAMAGE = {
 }
 
 
+@pytest.mark.parametrize("end", ["-wal", "-SHM", "-journal"])
+def test_a_name_of_a_log_is_refused(store: Path, tmp_path: Path, end: str) -> None:
+    """No command makes a file under a name that SQLite gives a store's log, even if there is no such store yet."""
+    backup, own, target = tmp_path / "backup", tmp_path / "own.db", tmp_path / f"other.db{end}"
+    assert run("backup", backup, "--store", store).exit_code == 0
+    assert run("set", "key", "1", "--at", own).exit_code == 0
+    before = sorted(tmp_path.iterdir())
+    for arguments in (
+        ("backup", target, "--store", store),
+        ("restore", backup, "--store", target),
+        ("migrate-store", store, target),
+        ("account", "create", "ann", "--store", target),
+        ("set", "key", "1", "--at", target),
+        ("import", own, "--at", target),
+        *(("export", target, "--format", kind, "--at", own) for kind in ("json", "jsonl", "dbm", "shelve", "store")),
+    ):
+        result = run(*arguments)
+        assert (result.exit_code, result.stdout) == (2, ""), arguments
+        assert result.stderr.startswith(f"cloudstore: {target} is no name for a")
+        assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize("damage", ["value", "media"])
 def test_a_damaged_backup_is_refused(store: Path, tmp_path: Path, damage: str) -> None:
     """A bit that flipped in a value or media file of a backup is one line and status 2, and no store is made."""
@@ -269,14 +291,26 @@ def test_no_store_to_keep_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_repair(store: Path) -> None:
-    """`check --repair` counts an account's quotas anew if they are wrong; a check without it names the account."""
+    """`check --repair` counts wrong quotas of an account anew, and says so; a check alone names the account."""
     assert run("account", "set", "bob", "files=5", "--store", store).exit_code == 0
-    with closing(sqlite3.connect(store)) as connection:
-        connection.execute("UPDATE counters SET bytes = bytes + 1")
-        connection.commit()
+
+    def spoil() -> None:
+        with closing(sqlite3.connect(store)) as connection:
+            connection.execute("UPDATE counters SET bytes = bytes + 1")
+            connection.commit()
+
+    spoil()
     found = run("check", "--store", store)
     assert (found.exit_code, "`cloudstore check --repair`" in found.stdout) == (1, True)
-    assert run("check", "--repair", "--store", store).exit_code == 0
+    repaired = run("check", "--repair", "--store", store)
+    assert (repaired.exit_code, repaired.stdout.splitlines()[-2:]) == (
+        0,
+        ["The quotas of 'bob' were wrong and are counted anew.", "Nothing else is wrong."],
+    )
+    again = run("check", "--repair", "--store", store)
+    assert (again.exit_code, again.stdout.splitlines()[-1]) == (0, "Nothing is wrong.")
+    spoil()
+    assert json.loads(run("check", "--repair", "--store", store, "--json").stdout)["repaired"] == ["bob"]
     assert run("check", "--store", store).exit_code == 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,21 +20,34 @@ import requests
 import cloudstore_mapping as cm
 from cloudstore_mapping import shelve
 from cloudstore_mapping.errors import UnavailableError
-from cloudstore_mapping.service.storage.base import DiskFullError
+from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.storage import sqlite
+from cloudstore_mapping.service.storage.base import DiskFullError, NoSpaceError
 from cloudstore_mapping.service.storage.maintenance import check_file
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteSession, SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_files import LOG
+from cloudstore_mapping.service.storage.sqlite_files import LOG, DiskReserve
+from cloudstore_mapping.web.server import background
 from tests.cluster.nodes import first_key, nodes
 from tests.crash.small_disk import small_disk
 from tests.service_fakes import PATIENCE, Held
 from tests.serving import serving, told
+from tests.storage.test_sqlite_space import Usage
 from tests.support.matrix import spread
+from tests.visitor import Visitor, owner, shown
 
 pytestmark = pytest.mark.sqlite("the store is a file")
 
 SIZE: Final = 12 * 2**20
-FULL: Final = r"The store's disk is full; free some space, then try again\.$"
+#: The sentence for the operator, and the one for clients of a service.
+FULL: Final = (
+    r"The store's disk is full(?: but for [0-9.]+ MiB kept for deletes)?; "
+    r"free (?:some space|at least [0-9,]+ [MK]iB), then try again\.$"
+)
+FOR_CLIENTS: Final = r"The service's disk is full; its operator has to free space\.$"
+
+#: A store of a service of an older version; see `tests/storage/test_older.py`.
+SAMPLE: Final = Path(__file__).parent / "samples" / "e5084d3.db.gz"
 
 Store = cm.CloudStoreMapping[Any]
 
@@ -63,8 +78,9 @@ def fill(write: Callable[[str], object]) -> list[str]:
             write(f"{number:06}")
             names.append(f"{number:06}")
 
-    with pytest.raises(cm.UnavailableError, match=FULL) as caught:
+    with pytest.raises(cm.UnavailableError) as caught:
         write_on()
+    assert re.search(FULL if caught.value.response is None else FOR_CLIENTS, str(caught.value))
     assert caught.value.status == 503
     assert names
     return names
@@ -164,9 +180,8 @@ def fill_many(store: Store, length: int) -> None:
 
     with pytest.raises(cm.BulkError) as caught:
         write_on()
-    assert {str(error) for error in caught.value.failed.values()} == {
-        f"{key!r}: The store's disk is full; free some space, then try again." for key in caught.value.failed
-    }
+    for key, error in caught.value.failed.items():
+        assert re.fullmatch(f"{key!r}: (?:{FULL[:-1]}|{FOR_CLIENTS[:-1]})", str(error))
 
 
 def test_media_files_that_fill_a_disk(store: Store, disk: Path) -> None:
@@ -181,12 +196,54 @@ def test_media_files_that_fill_a_disk(store: Store, disk: Path) -> None:
     assert {name: store.download(found[name]) for name in names} == {name: name.encode() * 20_000 for name in names}
 
 
+@pytest.mark.parametrize("is_embedded", [True, False])
+def test_the_words_for_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_embedded: bool
+) -> None:
+    """Clients read that the operator has to free space; the operator's log and an embedded user, how much."""
+    disks = [Usage(2**30, 2**30)]
+    monkeypatch.setattr(sqlite, "DiskReserve", lambda path: DiskReserve(path, lambda _: disks[-1]))
+    with ExitStack() as stack:
+        if is_embedded:
+            store = stack.enter_context(cm.open(tmp_path / "store.db", retries=0))
+        else:
+            service = stack.enter_context(Service(SQLiteStorage(tmp_path / "store.db")))
+            address = stack.enter_context(background(service))
+            location = address.replace("://", f"://{owner(service)}@")
+            store = stack.enter_context(cm.open(location, retries=0))
+            visitor = stack.enter_context(Visitor(address))
+            visitor.get()
+            visitor.sign_in()
+        store["key"] = 1
+        refused: list[Callable[[], object]] = [
+            lambda: store.update({str(number): 1 for number in range(10)}),
+            lambda: store.__setitem__("key", 2),
+            lambda: store.upload(b"1", "a.bin"),
+        ]
+        clients = "The service's disk is full; its operator has to free space."
+        operator = logged = (
+            "The store's disk is full but for 5 MiB kept for deletes; free at least 1 MiB, then try again."
+        )
+        for write, free in zip(refused, (LOG, 0, 0), strict=True):
+            disks.append(Usage(2**30, free))
+            if not free:  # the log, a line a minute, is that of the first write
+                operator = "The store's disk is full; free at least 6 MiB, then try again."
+            with pytest.raises(cm.CloudStoreError) as caught:
+                write()
+            errors = caught.value.failed.values() if isinstance(caught.value, cm.BulkError) else [caught.value]
+            assert all(str(error).endswith(operator if is_embedded else clients) for error in errors)
+        if not is_embedded:
+            assert clients in shown(visitor.post("data/save", view="new=1", file="another", value="2", version=""))
+    lines = [line for line in caplog.messages if "503" in line]
+    assert lines == ([] if is_embedded else [f"Requests are answered 503: {logged}"])
+
+
 def test_a_disk_that_others_fill(store: Store, disk: Path) -> None:
     """On a disk that others have filled to the last byte writes are refused; once they make room all goes on."""
     store["key"] = "before"
     with pytest.raises(OSError, match="No space left"):
         (disk / "other").write_bytes(bytes(SIZE))
-    with pytest.raises(cm.UnavailableError, match=FULL):
+    with pytest.raises(cm.UnavailableError, match=FOR_CLIENTS):
         store["key"] = "after"
     assert store["key"] == "before"
     (disk / "other").unlink()
@@ -224,24 +281,33 @@ def test_a_start_on_a_full_disk(disk: Path) -> None:
         address = told(process)["address"]
         with cm.open(address.replace("://", f"://{first['api_key']}@"), retries=0) as store:
             assert store["key"] == "before"
-            with pytest.raises(cm.UnavailableError, match=FULL):
+            with pytest.raises(cm.UnavailableError, match=FOR_CLIENTS):
                 store["key"] = "after"
             (disk / "other").unlink()
             assert requests.get(f"{address}/health", timeout=PATIENCE).status_code == 200
             store["key"] = "after"
+    problem = "The store's disk is full; free at least 3 MiB, then try again."
     assert [line.partition("WARNING ")[2] for line in log] == [
-        "The service is not healthy: The store's disk is full; free some space, then try again.",
+        f"The service is not healthy: {problem}",
+        f"Requests are answered 503: {problem}",
         "The service is healthy again.",
     ]
 
 
-@pytest.mark.parametrize("command", spread([["backup", "restore", "migrate-store"]], 3))
-def test_a_copy_to_a_full_disk(tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "size"),
+    [
+        ("backup", 256),
+        ("migrate-store", 160),  # without room for the index of the copy's log
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in [("restore", 256), ("migrate-store", 256)]),
+    ],
+)
+def test_a_copy_to_a_full_disk(tmp_path: Path, command: str, size: int) -> None:
     """A command that finds no room for a copy names the disk of the copy, and leaves nothing there."""
     store = tmp_path / "store.db"
     with cm.open(store) as opened:
         opened["key"] = "x" * 2**19
-    with small_disk(tmp_path / "disk", 256 * 1024) as disk:
+    with small_disk(tmp_path / "disk", size * 1024) as disk:
         target = str(disk / "copy.db")
         source, place = (str(store), target) if command == "restore" else (target, str(store))
         arguments = [str(store), target] if command == "migrate-store" else [source, "--store", place]
@@ -274,12 +340,52 @@ def test_a_store_on_a_full_disk_is_named(tmp_path: Path, command: str) -> None:
             [sys.executable, "-m", "cloudstore_mapping", *arguments], capture_output=True, text=True, check=False
         )
     assert (run.returncode, run.stdout) == (3, "")
-    told = (
-        f"cloudstore: {target} can't be written to: 'key': The store's disk is full; free some space, then try again.\n"
-    )
+    told = f"cloudstore: {target} can't be written to: 'key': {FULL[:-1]}\n"
     if command == "import":
         told += f"cloudstore: So the new store {target} is empty; import again, or delete it.\n"
-    assert run.stderr == told
+    assert re.fullmatch(told, run.stderr)
+
+
+@pytest.mark.parametrize("command", spread([["backup", "migrate-store", "restore", "check", "migrate", "account"]], 2))
+def test_an_older_store_on_a_full_disk(tmp_path: Path, command: str) -> None:
+    """On a disk without a byte left a command on an older store does its work or is refused in one line."""
+    with small_disk(tmp_path / "disk", 2 * 2**20) as disk:
+        store, other = str(disk / "old.db"), str(tmp_path / "other.db")
+        Path(store).write_bytes(gzip.decompress(SAMPLE.read_bytes()))
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "other").write_bytes(bytes(SIZE))
+        arguments = {
+            "backup": [other, "--store", store],
+            "migrate-store": [store, other],
+            "restore": [store, "--store", other],
+            "account": ["list", "--store", store],
+        }
+        run = subprocess.run(
+            [sys.executable, "-m", "cloudstore_mapping", command, *arguments.get(command, ["--store", store])],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if command in ("account", "migrate-store"):  # these read a copy in memory
+        assert (run.returncode, run.stderr) == (0, "")
+    else:
+        assert (run.returncode, run.stdout) == (3, "")
+        assert re.fullmatch(f"cloudstore: {FULL[:-1]}\n", run.stderr)
+        assert not Path(other).exists()
+
+
+def test_a_compaction_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`compact` without room for its copy says how much space it needs, and the store stays as it is."""
+    disks = [Usage(2**30, 2**30)]
+    monkeypatch.setattr(sqlite, "DiskReserve", lambda path: DiskReserve(path, lambda _: disks[-1]))
+    with cm.open(tmp_path / "store.db") as store:
+        store.update(dict.fromkeys("abc", "x" * 2**20))
+        del store["a"]
+    with SQLiteStorage(tmp_path / "store.db") as storage:
+        disks.append(Usage(2**30, 2**20))
+        with pytest.raises(NoSpaceError, match=r"^To compact the store, its disk needs (9\.[0-9]) MiB of free space; "):
+            storage.compact()
+    assert check_file(tmp_path / "store.db").files == 2
 
 
 def test_a_backup_to_a_full_disk(tmp_path: Path) -> None:

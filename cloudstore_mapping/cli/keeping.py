@@ -94,14 +94,16 @@ def check(
     from cloudstore_mapping.service.storage.maintenance import repair as repair_store
 
     source = _existing(store)
+    repaired: list[str] = []
     with as_usage(), _bar() as report:
         if repair:
             _refuse_older(source)
-            repair_store(source)
+            repaired = repair_store(source)
         findings = check_store(source, report)
     note = secret_note(source.file)
     if as_json:
-        show_json({"store": str(source), **asdict(findings), **_noted(note)})
+        mended = {"repaired": repaired} if repair else {}
+        show_json({"store": str(source), **asdict(findings), **mended, **_noted(note)})
     else:
         show(f"{source} (schema {findings.schema})")
         show(f"accounts: {findings.accounts:,}")
@@ -111,7 +113,9 @@ def check(
             f"left over: {findings.orphan_blobs:,} uploads, counts of {findings.orphan_accesses:,} files, "
             f"{findings.deleted_accounts:,} deleted accounts"
         )
-        show("\n".join(findings.faults) or "Nothing is wrong.")
+        for account in repaired:
+            show(f"The quotas of {account!r} were wrong and are counted anew.")
+        show("\n".join(findings.faults) or ("Nothing else is wrong." if repaired else "Nothing is wrong."))
         if note is not None:
             show(note)
     if findings.faults:
@@ -239,7 +243,7 @@ def migrate_store(
     rows = {name: each.rows for name, each in copied.items()}
     told = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in rows.items())
     facts: dict[str, object] = {"from": str(places[0]), "to": str(places[1]), "rows": rows}
-    note = secret_note(places[0].file, places[0].file or places[1].file)
+    note = secret_note(places[0].file, places[1].file or places[0].file)  # a copy needs no room on the old disk
     _show(facts, f"{places[0]} is copied to {places[1]}: {told}.", as_json, note)
 
 

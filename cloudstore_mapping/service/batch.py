@@ -27,6 +27,7 @@ from cloudstore_mapping.wire import (
     encode_replies,
     encode_value,
     failure,
+    for_operator,
     success,
 )
 
@@ -139,7 +140,10 @@ class BatchWork:
         refused: Mapping[PasswordCheck, CloudStoreError],
         max_bytes: int,
         max_atomic: int | None = None,
+        *,
+        is_local: bool = False,
     ) -> None:
+        self._is_local = is_local
         self._rules = rules
         self._answers = answers
         self._batch = batch
@@ -179,7 +183,7 @@ class BatchWork:
         if isinstance(piece, RolledBack):
             return piece
         self.replies = piece.replies
-        return success("", encode_replies(self.replies))
+        return self.reply()
 
     def _weight(self, transaction: Transaction, caller: Caller, request: Request) -> int:
         """Return the weight of a request in an atomic batch, in bytes; raise `ProtocolError` for a listing."""
@@ -257,7 +261,16 @@ class BatchWork:
 
     def reply(self) -> Reply:
         """Return the reply to a finished batch."""
-        return success("", encode_replies(self.replies))
+        return self._reply_of(self.replies)
+
+    def _reply_of(self, replies: list[Reply]) -> Reply:
+        """Return the reply with these replies, each in the words for its reader; its `problem` is the first one."""
+        problem = next((reply.problem for reply in replies if reply.problem is not None), None)
+        if problem is None:
+            return success("", encode_replies(replies))
+        if self._is_local:
+            return success("", encode_replies(map(for_operator, replies)))
+        return msgspec.structs.replace(success("", encode_replies(replies)), problem=problem)
 
     def broken_off(self, error: CloudStoreError) -> Reply:
         """
@@ -269,7 +282,7 @@ class BatchWork:
         if not self.replies or self._batch.once is not UNSET:
             return failure(error)
         rest = len(self._batch.requests) - len(self.replies)
-        return success("", encode_replies([*self.replies, *[failure(error)] * rest]))
+        return self._reply_of([*self.replies, *[failure(error)] * rest])
 
     def use_smaller_pieces(self) -> bool:
         """Use pieces of fewer requests from now on; return False if the next piece has one request already."""
@@ -401,8 +414,10 @@ class BatchWork:
             if self._batch.atomic and reply.error is not None and (request.writes or not is_replay):
                 if unproven:
                     break  # the refusal may only result from the skipped requests before it
-                sentence = f"Request {index + 1} of {len(requests)}: {reply.sentence}"
-                return Refused(msgspec.structs.replace(reply, message=encode_value(sentence)))
+                which = f"Request {index + 1} of {len(requests)}: "
+                problem = None if reply.problem is None else which + reply.problem
+                message = encode_value(which + reply.sentence)
+                return Refused(msgspec.structs.replace(reply, message=message, problem=problem))
             replies.append(reply)
         if unproven:
             return Unproven(tuple(unproven))

@@ -807,6 +807,7 @@ class Dispatcher:
             asked.refused,
             self._settings.max_batch_reply_bytes,
             self._settings.max_atomic_bytes if is_bounded else None,
+            is_local=asked.is_local,
         )
 
     def _undo_counts(self, asked: PendingRequest) -> None:

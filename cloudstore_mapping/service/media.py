@@ -317,18 +317,21 @@ class Uploads:
         counted = transaction.counters(account.id) if account.limits.max_total_bytes is not None else None
         if counted is not None and account.limits.max_total_bytes is not None:
             others = counted.bytes - (unfinished or 0) - (0 if before is None else before.size)
-            left = max(0, account.limits.max_total_bytes - others)
+            left = account.limits.max_total_bytes - others
             if left < room.size:
-                room = _Room(left, f"the rest of the account's total-bytes, {account.limits.max_total_bytes:,}")
+                whose = f"the rest of the account's total-bytes, {account.limits.max_total_bytes:,}"
+                remedy = "delete something first" if not left else f"delete more than {-left:,} bytes first"
+                room = _Room(left, whose) if left > 0 else _Room(0, whose, remedy)
         check_size(unfinished or 0, room, sender.name)
         return before, room
 
 
 class _Room(NamedTuple):
-    """Maximum size of a media file in bytes, and the name of the limit."""
+    """Maximum size of a media file in bytes, the name of the limit, and what to do about a larger file."""
 
     size: int
     limit: str
+    remedy: str = "send a smaller one"
 
 
 class _Begun(NamedTuple):
@@ -447,8 +450,7 @@ def check_type(content_type: str) -> str:
 def check_size(size: int, room: _Room, name: str) -> None:
     """Raise `TooBigError`, naming the limit, if a file of `size` bytes exceeds it."""
     if size > room.size:
-        remedy = "send a smaller one" if room.size else "delete something first"
-        raise TooBigError(f"A media file may take {room.size:,} bytes at most ({room.limit}); {remedy}.", key=name)
+        raise TooBigError(f"A media file may take {room.size:,} bytes at most ({room.limit}); {room.remedy}.", key=name)
 
 
 _log: Final = logging.getLogger(__name__)

@@ -92,7 +92,7 @@ def check_file_quota(transaction: Transaction, account: Account, name: str, *, i
         unfinished = " with its unfinished uploads" if is_upload else ""
         raise TooManyFilesError(
             f"The account holds {files:,} files{unfinished} and may hold {limit:,} (files, of its plan"
-            f" {account.plan!r}); delete one first.",
+            f" {account.plan!r}); delete {'one' if files == limit else f'{files - limit + 1:,}'} first.",
             key=name,
         )
 
@@ -108,14 +108,15 @@ def check_bytes(transaction: Transaction, account: Account, name: str, growth: i
         return
     counted = transaction.counters(account.id)
     if counted is not None and counted.bytes + growth > limit + spare:
-        raise full_error(counted, limit, name)
+        raise full_error(counted, limit, name, counted.bytes + growth - limit - spare)
 
 
-def full_error(counted: Counters, limit: int, name: str) -> TooBigError:
-    """Return the error of a request that would exceed its account's quota of bytes, `limit`."""
+def full_error(counted: Counters, limit: int, name: str, surplus: int) -> TooBigError:
+    """Return the error of a request that would exceed its account's quota of bytes, `limit`, by `surplus` bytes."""
     return TooBigError(
         f"The account holds {counted.bytes:,} bytes and may hold {limit:,} (total-bytes), with unfinished uploads and"
-        f" {counted.replies:,} bytes of replies stored for 15 minutes; delete something, or ask for a higher limit.",
+        f" {counted.replies:,} bytes of replies stored for 15 minutes; delete {surplus:,} bytes, or ask for a"
+        " higher limit.",
         key=name,
     )
 
@@ -146,7 +147,7 @@ def check_freed(transaction: Transaction, account: Account, before: Counters, si
     """Raise `TooBigError` if a full account freed fewer bytes since `before` than its reply of `size` bytes takes."""
     after, limit = transaction.counters(account.id), account.limits.max_total_bytes
     if after is not None and limit is not None and after.bytes + size > before.bytes:
-        raise full_error(before, limit, "")
+        raise full_error(before, limit, "", after.bytes + size - limit)
 
 
 def check_uploads(transaction: Transaction, account: Account, name: str) -> None:
@@ -542,8 +543,9 @@ class AccessCounter:
             except TransportError as error:
                 self._wake.set()  # retry in a second
                 waited = LONG_INTERVAL if everything else waited
-                if str(error) != told:
-                    told = str(error)
+                cause = str(error).partition(";")[0]  # the remedy may change with the disk's use
+                if cause != told:
+                    told = cause
                     _log.warning("How often files were used could not be stored: %s", error)
 
     def close(self) -> None:

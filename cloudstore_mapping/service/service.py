@@ -59,7 +59,7 @@ class Service:
         self.sweeper = BlobCleaner(storage, self._clock)
         self.accounts = Accounts(storage, self._clock, guesses, self.sweeper.begin)
         self._passwords = PasswordVerifier(self.settings, self._clock, Argon2Hasher() if hasher is None else hasher)
-        #: The problem found by the last health check, None if there was none.
+        #: Cause of the problem found by the last health check, None if there was none.
         self._problem: str | None = None
         self.usage = AccessCounter(storage, self._clock, enabled=self.settings.count_accesses)
         self.media = MediaFiles(
@@ -168,8 +168,9 @@ class Service:
     def healthy(self) -> bool:
         """Return True if reads and writes succeed at present; log every change. Takes a few seconds at most."""
         problem = self._storage.problem()
-        if problem != self._problem:
-            self._problem = problem
+        cause = None if problem is None else problem.partition(";")[0]  # the remedy may change with the disk's use
+        if cause != self._problem:
+            self._problem = cause
             if problem is None:
                 _log.warning("The service is healthy again.")
             else:

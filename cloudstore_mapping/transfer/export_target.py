@@ -25,6 +25,7 @@ from cloudstore_mapping.storefiles import (
     application_id,
     open_file,
     read_file,
+    refuse_log_name,
     refuse_sidecar,
     refuse_store,
     sync_folder,
@@ -213,6 +214,7 @@ class ExportTarget:
                 raise UnsupportedError(f"{file} belongs to the store itself and was left as it is; name another file.")
         refuse_store(file)
         refuse_sidecar(file)
+        refuse_log_name(file, "an export")
         refuse_secret(file)
 
 

@@ -212,10 +212,10 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 
 
 def note_outcome(scope: Scope, reply: Reply) -> None:
-    """Set the scope's ``outcome``: an error's name, or None. Its ``problem`` is the message to be logged, if any."""
+    """Set the scope's ``outcome``: an error's name, or None. Its ``problem`` is the text to be logged, if any."""
     scope["outcome"] = reply.error
-    if reply.error == UnavailableError.error:
-        scope["problem"] = reply.message
+    if reply.problem is not None or reply.error == UnavailableError.error:
+        scope["problem"] = reply.problem or reply.sentence
 
 
 async def answer(

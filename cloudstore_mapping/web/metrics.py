@@ -14,8 +14,6 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from msgspec.json import decode
-
 from cloudstore_mapping._version import __version__
 from cloudstore_mapping.errors import REPLY_ERRORS, BadKeyError, UnavailableError
 from cloudstore_mapping.links import FILES_PATH
@@ -245,7 +243,7 @@ class InstrumentedApp:
         outcome = scope["outcome"] if status and "outcome" in scope else _outcome(status)
         self._metrics.count(scope.get("operation") or self._operation(scope["path"]), outcome, seconds, bytes_out)
         if "problem" in scope and not scope["path"].endswith(HEALTH_PATH):  # a check has its own lines
-            self._unavailable.write(f"Requests are answered 503: {decode(scope['problem'])}")
+            self._unavailable.write(f"Requests are answered 503: {scope['problem']}")
         if self._logs:
             _access.info("request", extra={"request": _facts(scope, status, seconds)})
 

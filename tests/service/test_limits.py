@@ -72,6 +72,37 @@ def test_an_upload_names_the_limit_that_it_exceeds(service: Service, ask: Asker)
     assert refused_upload(service, ask, b"x") == (
         "A media file may take 0 bytes at most (the rest of the account's total-bytes, 5); delete something first."
     )
+    limit(service, max_total_bytes=2)
+    assert refused_upload(service, ask, b"x").endswith("total-bytes, 2); delete more than 3 bytes first.")
+
+
+def test_how_much_is_to_be_deleted(service: Service, ask: Asker) -> None:
+    """A refused save says how many files or bytes to delete for it; just so many deletes make room, and no fewer."""
+    for name in "abcd":
+        ask.save(name, "x" * 8)
+
+    def delete_until_saved(*names: str) -> None:
+        for name in names:
+            assert ask.save("new", 1).error is not None
+            ask.delete(name)
+        assert ask.save("new", 1).error is None
+        ask.delete("new")
+
+    limit(service, max_files=2)
+    plan = service.accounts.named("owner").plan
+    told = f"The account holds 4 files and may hold 2 (files, of its plan {plan!r}); "
+    assert ask.save("new", 1).sentence == f"{told}delete 3 first."
+    delete_until_saved("a", "b", "c")
+    limit(service, max_files=1)
+    assert ask.save("new", 1).sentence.endswith("; delete one first.")
+    delete_until_saved("d")
+    limit(service, max_files=None)
+    for name in "abcd":
+        ask.save(name, "x" * 8)
+    limit(service, max_total_bytes=20)
+    assert "holds 44 bytes and may hold 20 " in ask.save("new", 1).sentence
+    assert ask.save("new", 1).sentence.endswith("; delete 28 bytes, or ask for a higher limit.")
+    delete_until_saved("a", "b", "c")
 
 
 def test_there_are_no_limits_at_first(service: Service, ask: Asker) -> None:

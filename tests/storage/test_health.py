@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage import base, sqlite
 from cloudstore_mapping.service.storage.base import HealthProbe, Storage
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
-from cloudstore_mapping.service.storage.sqlite_files import FULL, READ_ONLY, DiskReserve
+from cloudstore_mapping.service.storage.sqlite_files import READ_ONLY, DiskReserve
 from tests.crash.layer import watched
 from tests.permissions import crashed, heed_permissions
 from tests.service_fakes import PATIENCE, Held
@@ -105,9 +106,29 @@ def test_a_busy_writer_is_healthy(storage: Storage, monkeypatch: pytest.MonkeyPa
     assert storage.healthy()
 
 
+def test_a_full_disk_is_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Health is logged when it changes, not each time that more space is missing."""
+    disks = [Usage(GIB, GIB)]
+    monkeypatch.setattr(sqlite, "DiskReserve", lambda path: DiskReserve(path, lambda _: disks[-1]))
+    with Service(SQLiteStorage(tmp_path / "store.db")) as service:
+        for free in (GIB, 3 * 2**20, 2**20, 0, GIB):
+            disks.append(Usage(GIB, free))
+            service.healthy()
+    assert caplog.messages == [
+        "The service is not healthy: The store's disk is full; free at least 3 MiB, then try again.",
+        "The service is healthy again.",
+    ]
+
+
 @pytest.mark.parametrize(
     ("disk", "sentence"),
-    [(Usage(GIB, GIB), None), (Usage(GIB, 0), FULL), (Usage(GIB, GIB, read_only=True), READ_ONLY)],
+    [
+        (Usage(GIB, GIB), None),
+        (Usage(GIB, 0), "The store's disk is full; free at least 6 MiB, then try again."),
+        (Usage(GIB, GIB, read_only=True), READ_ONLY),
+    ],
     ids=["room", "full", "read-only"],
 )
 def test_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Usage, sentence: str | None) -> None:

@@ -17,6 +17,7 @@ from cloudstore_mapping.service.storage.places import StoreLocation, place_of
 from cloudstore_mapping.service.storage.postgres import PostgresStorage, parameters_of, unavailable
 from cloudstore_mapping.service.storage.postgres_migrations import migrate, newest, schema_of
 from cloudstore_mapping.service.storage.postgres_session import read_text, write_text
+from cloudstore_mapping.wire import failure
 from tests.postgres_fixtures import address
 from tests.postgres_server import shared
 from tests.service_fakes import PATIENCE
@@ -227,6 +228,13 @@ def test_a_password_that_is_missing() -> None:
     assert str(unavailable(error)) == (
         "The database asks for a password; set PGPASSWORD, or put it into the store's address."
     )
+
+
+def test_a_full_disk_of_the_database() -> None:
+    """Where the database's disk is full, clients of a service read that its operator has to free space."""
+    reply = failure(unavailable(psycopg.errors.DiskFull("could not extend file")))
+    assert reply.problem == "The database's disk is full; free some space, then try again."
+    assert reply.sentence == "The service's disk is full; its operator has to free space."
 
 
 def test_what_the_address_does_not_say(address: str) -> None:

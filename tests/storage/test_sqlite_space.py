@@ -12,9 +12,11 @@ import pytest
 
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.storage import sqlite
+from cloudstore_mapping.service.storage.base import NoSpaceError
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_files import LOG, DiskReserve
+from cloudstore_mapping.wire import failure
 from tests.service_fakes import PATIENCE, Held
 
 GIB = 2**30
@@ -51,8 +53,29 @@ def test_what_fits(tmp_path: Path, total: int, free: int, growth: int, unused: i
     if fits:
         space.take(size, lambda: unused, lambda: growth)
     else:
-        with pytest.raises(UnavailableError, match=r"^The store's disk is full; free some space, then try again\.$"):
+        with pytest.raises(UnavailableError, match=r"^The store's disk is full"):
             space.take(size, lambda: unused, lambda: growth)
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "size", "kept", "missing"),
+    [
+        (GIB, LOG + 1, 1, " but for 5 MiB kept for deletes", 1),
+        (GIB, LOG + 1, 10 * 2**20, " but for 5 MiB kept for deletes", 20),
+        (GIB, LOG - 1, 1, "", 1),
+        (GIB, 0, 2**20, "", 7),
+        (2 * 2**20, 2**19, 1, " but for 0.5 MiB kept for deletes", 1),
+    ],
+)
+def test_the_space_that_is_missing(tmp_path: Path, total: int, free: int, size: int, kept: str, missing: int) -> None:
+    """The operator reads how much of a full disk is kept for deletes and how much to free, clients only who can."""
+    space = DiskReserve(tmp_path / "store.db", lambda _: Usage(total, free))
+    with pytest.raises(NoSpaceError) as caught:
+        space.take(size, lambda: 0, lambda: 0)
+    sentence = f"The store's disk is full{kept}; free at least {missing} MiB, then try again."
+    assert str(caught.value) == sentence
+    reply = failure(caught.value)
+    assert (reply.problem, reply.sentence) == (sentence, "The service's disk is full; its operator has to free space.")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
+import pytest
+
 from cloudstore_mapping.service.quotas import day_of
+from cloudstore_mapping.service.storage.base import NoSpaceError
 from cloudstore_mapping.service.storage.records import AccessDelta
 from cloudstore_mapping.web.admin.charts import accesses_chart, format_size, sizes_chart
 from tests.admin_fixtures import api_key, guest, program, visitor
@@ -141,3 +144,17 @@ def test_sizes_as_text() -> None:
         "5.0 GiB",
         "1024.0 TiB",
     ]
+
+
+def test_a_full_disk(program: Asker, visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An owner reads of a full disk that the service's operator has to free space, in a form's alert and on a page."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise NoSpaceError("The store's disk is full; free at least 1 MiB, then try again.")
+
+    monkeypatch.setattr(program.service.owners, "change_password", fail)
+    alert = shown(visitor.post("password", old="a", new="a-long-passphrase", again="a-long-passphrase"))
+    monkeypatch.setattr(program.service.owners, "session", fail)
+    for page in (alert, shown(visitor.get())):
+        assert NoSpaceError.for_clients in page
+        assert "1 MiB" not in page

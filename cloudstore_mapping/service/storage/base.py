@@ -53,7 +53,19 @@ def not_open(*, closed: bool) -> UnavailableError:
     return UnavailableError("The store was opened before a fork; open it in each process.", sent=False)
 
 
-class DiskFullError(UnavailableError):
+class OperatorError(UnavailableError):
+    """A failure of the store, with a remedy for its operator; clients of a service get `for_clients` instead."""
+
+    for_clients = "The service can't store this at present; its operator finds the reason in its log."
+
+
+class NoSpaceError(OperatorError):
+    """The disk has no room for a write, or for opening the store."""
+
+    for_clients = "The service's disk is full; its operator has to free space."
+
+
+class DiskFullError(NoSpaceError):
     """The disk has no room for a transaction, which was rolled back; a smaller one may fit."""
 
 

@@ -7,7 +7,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Collection, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -18,7 +18,7 @@ import msgspec
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.service.storage.base import PAUSE, STEP, Report, Storage
-from cloudstore_mapping.service.storage.migrations import DamagedFileError, newest
+from cloudstore_mapping.service.storage.migrations import DamagedFileError, newest, reading
 from cloudstore_mapping.service.storage.places import StoreLocation
 from cloudstore_mapping.service.storage.renaming import Renames, rename_files
 from cloudstore_mapping.service.storage.sql import Transaction, checksum_matches
@@ -31,7 +31,7 @@ from cloudstore_mapping.service.storage.sqlite_backup import (
     new_file,
     verify,
 )
-from cloudstore_mapping.service.storage.sqlite_files import check_place, reading_mode, refuse_leftovers, unavailable
+from cloudstore_mapping.service.storage.sqlite_files import check_place, reading_mode, refuse_leftovers
 from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.wire import decode_value
 
@@ -60,7 +60,7 @@ def back_up(source: StoreLocation, path: Path, report: Report) -> Findings:
     A copy of a damaged store is kept, as it contains everything else. Raises as `back_up_storage` does.
     """
     if source.file is not None and source.is_older():  # copied without a migration
-        with closing(SQLiteSession(source.file, reading_mode(source.file))) as session, session.snapshot():
+        with _read(source.file) as session:
             session.touch()  # begins the snapshot
             copy_file(session.connection, path, report)
     else:
@@ -99,7 +99,7 @@ def restore(backup: Path, target: StoreLocation, report: Report) -> None:
         raise UnsupportedError(
             f"{backup} is of an older version; restore it to a file, then copy that with `cloudstore migrate-store`."
         )
-    with closing(SQLiteSession(backup, reading_mode(backup))) as session, session.snapshot():
+    with _read(backup) as session:
         _copy_to(session, target, report)
 
 
@@ -114,7 +114,7 @@ def restore_file(backup: Path, path: Path, report: Report) -> None:
         verify(backup)
     except DamagedFileError as error:  # its text says to restore a backup
         raise UnsupportedError(f"The backup {backup} is damaged and was not restored; restore another one.") from error
-    with connected(f"{backup.as_uri()}?mode={reading_mode(backup)}", uri=True) as source:
+    with reading(backup), connected(f"{backup.as_uri()}?mode={reading_mode(backup)}", uri=True) as source:
         source.execute("BEGIN")
         source.execute("SELECT 1 FROM sqlite_schema").fetchone()
         with new_file(path) as draft:
@@ -221,15 +221,19 @@ def check_file(path: Path, report: Report = _no_report) -> Findings:
 def examine(path: Path, report: Report) -> Findings:
     """Check every page, value and media file of the SQLite store or backup at `path`; raises as `verify` does."""
     schema = verify(path)
-    try:
-        with closing(SQLiteSession(path, reading_mode(path))) as session, session.snapshot():
-            # A damaged name must be reported, not raise.
-            session.connection.text_factory = lambda text: text.decode(errors="surrogateescape")
-            return check_integrity(
-                session, schema, report, has_media=schema >= WITH_MEDIA, has_counters=schema >= WITH_COUNTERS
-            )
-    except sqlite3.Error as error:
-        raise unavailable(error) from error
+    with _read(path) as session:
+        # A damaged name must be reported, not raise.
+        session.connection.text_factory = lambda text: text.decode(errors="surrogateescape")
+        return check_integrity(
+            session, schema, report, has_media=schema >= WITH_MEDIA, has_counters=schema >= WITH_COUNTERS
+        )
+
+
+@contextmanager
+def _read(path: Path) -> Iterator[SQLiteSession]:
+    """Read a snapshot of the store or backup at `path`, of any schema."""
+    with reading(path), closing(SQLiteSession(path, reading_mode(path))) as session, session.snapshot():
+        yield session
 
 
 def check_integrity(

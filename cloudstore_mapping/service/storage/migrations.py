@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
+from cloudstore_mapping.service.storage.base import NoSpaceError
 from cloudstore_mapping.service.storage.renaming import OLD_NAME, must_be_renamed, old_names_among
 from cloudstore_mapping.service.storage.sqlite_files import (
     FULL,
@@ -24,7 +25,9 @@ from cloudstore_mapping.service.storage.sqlite_files import (
     holds_data,
     is_of_new_file,
     journal_head,
+    no_more_files,
     primary_code,
+    unavailable,
 )
 from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import APPLICATION_ID, SMALLEST, refuse_sidecar
@@ -134,6 +137,25 @@ def not_opened(path: Path, error: sqlite3.Error) -> PermissionError:
     )
 
 
+def read_error(path: Path, error: sqlite3.Error) -> Exception:
+    """Return the error to raise after SQLite failed to open or read the store or backup at `path`."""
+    code = primary_code(error)
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return damaged(path)
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY) and no_more_files() is None:
+        return not_opened(path, error)
+    return unavailable(error)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise `read_error` for an SQLite error within the block, which only reads the store or backup at `path`."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise read_error(path, error) from error
+
+
 def migrate(
     connection: sqlite3.Connection, path: Path | None, *, renames: bool = False, admits: Admission | None = None
 ) -> None:
@@ -184,13 +206,13 @@ def migrate(
 
 @contextmanager
 def _room_for_checkpoint(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
-    """Keep the room of the next checkpoint; without it, roll back and raise `UnavailableError`."""
+    """Keep the room of the next checkpoint; without it, roll back and raise `NoSpaceError`."""
     (pages,), (size,) = (connection.execute(f"PRAGMA {what}").fetchone() for what in ("page_count", "page_size"))
     growth = pages * size - path.stat().st_size
     reserve = DiskReserve(path)
     if not reserve.has(growth):
         connection.execute("ROLLBACK")
-        raise UnavailableError(FULL, retry_after=1.0)
+        raise NoSpaceError(FULL, retry_after=1.0)
     with reserve.held(growth):
         yield
 

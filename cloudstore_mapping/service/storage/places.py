@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from cloudstore_mapping.errors import UnavailableError, UnsupportedError
+from cloudstore_mapping.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -111,15 +112,10 @@ class StoreLocation:
         if self.is_older():
             return self._copied(self.file)
         if os.access(self.file, os.W_OK):  # otherwise SQLite would leave files beside it
-            from cloudstore_mapping.service.storage.sqlite_files import FULL
+            from cloudstore_mapping.service.storage.base import NoSpaceError
 
-            try:
+            with suppress(PermissionError, NoSpaceError):
                 return SQLiteStorage(self.file)
-            except PermissionError:
-                pass
-            except UnavailableError as error:
-                if error.message != FULL:
-                    raise
         return SQLiteStorage(None, copy_of=self.file)
 
     def is_older(self) -> bool:

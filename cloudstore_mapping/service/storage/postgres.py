@@ -30,6 +30,7 @@ from cloudstore_mapping.service.storage import base
 from cloudstore_mapping.service.storage.base import (
     PROBE_QUEUE,
     HealthProbe,
+    NoSpaceError,
     RolledBack,
     Storage,
     ending_error,
@@ -105,12 +106,13 @@ _LOCK_NOT_AVAILABLE: Final = "55P03"
 _CONFLICTS: Final = frozenset({"23505", "23503", _LOCK_NOT_AVAILABLE, "40P01", "40001"})
 # A read-only server: demoted from primary, or configured as read-only.
 _READ_ONLY: Final = "25006"
+_DISK_FULL: Final = "53100"
 _READ_ONLY_MESSAGE: Final = (
     "The database can't be written to; name all its servers in the store's address, or wait for a new primary."
 )
 _MESSAGES_BY_CODE: Final = {
     "42501": "The store's user lacks a permission in the database; make it the owner of the tables.",
-    "53100": "The database's disk is full; free some space, then try again.",
+    _DISK_FULL: "The database's disk is full; free some space, then try again.",
     _LOCK_NOT_AVAILABLE: "Another process has locked the data to be written; try again.",
     "40P01": "Other writers keep changing the same data; try again.",
     "57014": "The database answers too slowly; look for locks on its tables.",
@@ -199,7 +201,8 @@ def unavailable(error: psycopg.Error) -> UnavailableError:
             message = f"The database takes no connection ({refusal[1]}); check the store's address, or try again."
     if message is None:
         message = f"The database failed: {error.diag.message_primary or type(error).__name__}."
-    return UnavailableError(message, retry_after=RETRY_AFTER)
+    kind = NoSpaceError if error.sqlstate == _DISK_FULL else UnavailableError
+    return kind(message, retry_after=RETRY_AFTER)
 
 
 def _refuses_writes(error: psycopg.Error) -> bool:

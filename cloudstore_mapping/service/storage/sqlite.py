@@ -32,13 +32,14 @@ from cloudstore_mapping.service.storage.base import (
     Compaction,
     DiskFullError,
     HealthProbe,
+    NoSpaceError,
     RolledBack,
     Storage,
     closed_error,
     ending_error,
     not_open,
 )
-from cloudstore_mapping.service.storage.migrations import Admission, check_file, damaged, migrate, not_opened
+from cloudstore_mapping.service.storage.migrations import Admission, check_file, damaged, migrate, read_error
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite_backup import back_up, copy_into_memory
 from cloudstore_mapping.service.storage.sqlite_files import (
@@ -52,7 +53,7 @@ from cloudstore_mapping.service.storage.sqlite_files import (
     check_place,
     close_deleted_indexes,
     cut_log,
-    no_more_files,
+    mebibytes,
     primary_code,
     unavailable,
 )
@@ -333,7 +334,13 @@ class SQLiteSession(Transaction):
                 self._empty_log()
                 self._space.begin()
             # For the log, and before it a temporary file.
-            self._space.take((pages - unused) * size, lambda: 0, self._growth)
+            content = (pages - unused) * size
+            try:
+                self._space.take(content, lambda: 0, self._growth)
+            except NoSpaceError as error:
+                needed = mebibytes(self._space.needed(content) + max(0, self._growth()))
+                sentence = f"To compact the store, its disk needs {needed} of free space; free more, then try again."
+                raise NoSpaceError(sentence, retry_after=1.0) from error
             (checkpoint,) = self.row("PRAGMA wal_autocheckpoint")
             try:
                 # No checkpoint before the new token: a log of the new pages must not seem to match an older copy.
@@ -426,7 +433,8 @@ class SQLiteSession(Transaction):
     def failed(self, error: sqlite3.Error) -> UnavailableError:
         """Record damage and return the `UnavailableError` for an error of the connection."""
         self.damage.note(error)
-        return unavailable(error)
+        found = unavailable(error)
+        return self._space.full() if isinstance(found, DiskFullError) and self._space is not None else found
 
     def _check_identity(self) -> None:
         if self.identity is not None:
@@ -1372,13 +1380,7 @@ def _try_to_open(path: Path | None, copy_of: Path | None, *, renames: bool, admi
     except UnicodeDecodeError as error:
         raise damaged(place or Path()) from error
     except sqlite3.Error as error:
-        code = primary_code(error)
-        readonly = code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
-        if place is not None and readonly and no_more_files() is None:
-            raise not_opened(place, error) from error
-        if place is not None and code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            raise damaged(place) from error
-        raise unavailable(error) from error
+        raise (unavailable(error) if place is None else read_error(place, error)) from error
     return session
 
 

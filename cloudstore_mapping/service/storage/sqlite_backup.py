@@ -12,10 +12,9 @@ from typing import Final, TypeVar
 from cloudstore_mapping.drafts import draft_of, remove_dead
 from cloudstore_mapping.errors import UnavailableError, UnsupportedError
 from cloudstore_mapping.oserrors import naming
-from cloudstore_mapping.service.storage.base import Report
-from cloudstore_mapping.service.storage.migrations import check_file, damaged, not_opened, schema_version
+from cloudstore_mapping.service.storage.base import NoSpaceError, Report
+from cloudstore_mapping.service.storage.migrations import check_file, damaged, reading, schema_version
 from cloudstore_mapping.service.storage.sqlite_files import (
-    FULL,
     change_if_there,
     holds_data,
     primary_code,
@@ -24,7 +23,7 @@ from cloudstore_mapping.service.storage.sqlite_files import (
     unavailable,
 )
 from cloudstore_mapping.sqlite_forks import connected
-from cloudstore_mapping.storefiles import creating, refuse_sidecar, sync_folder
+from cloudstore_mapping.storefiles import creating, refuse_log_name, refuse_sidecar, sync_folder
 
 #: Pages copied between two progress reports: 16 MiB.
 PAGES_AT_ONCE: Final = 4096
@@ -75,7 +74,7 @@ def copy_error(error: Exception, draft: Path) -> Exception:
     """
     cause = error if isinstance(error, sqlite3.Error) else error.__cause__
     code = primary_code(cause) if isinstance(cause, sqlite3.Error) else sqlite3.SQLITE_OK
-    if code == sqlite3.SQLITE_FULL or str(error) == FULL:
+    if code == sqlite3.SQLITE_FULL or isinstance(error, NoSpaceError):
         return UnavailableError(
             f"The disk of {draft.parent} is full; free some space there, or name a file on another disk."
         )
@@ -127,17 +126,10 @@ def verify(path: Path) -> int:
         raise damaged(path)
     check_file(path)
     _roll_back(path)
-    try:
-        with connected(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True) as connection:
-            version = schema_version(connection, path)
-            (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-            broken = connection.execute("PRAGMA foreign_key_check").fetchone()
-    except sqlite3.DatabaseError as error:
-        if primary_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise damaged(path) from error
-        if primary_code(error) in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
-            raise not_opened(path, error) from error
-        raise unavailable(error) from error
+    with reading(path), connected(f"{path.as_uri()}?mode={reading_mode(path)}", uri=True) as connection:
+        version = schema_version(connection, path)
+        (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        broken = connection.execute("PRAGMA foreign_key_check").fetchone()
     if found != "ok" or broken is not None:
         raise damaged(path)
     if version == 0:
@@ -156,6 +148,7 @@ def _roll_back(path: Path) -> None:
 def new_file(path: Path) -> Iterator[Path]:
     """Yield the path of a draft; if the block succeeds, sync it and link it as `path`, else delete it."""
     refuse_sidecar(path)
+    refuse_log_name(path, "a store or a backup")
     remove_dead(path)
     _refuse_existing(path)
     refuse_leftovers(path)

@@ -20,11 +20,13 @@ from tempfile import TemporaryFile
 from typing import IO, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from cloudstore_mapping.errors import OutcomeUnknownError, UnavailableError, UnsupportedError, shorten
-from cloudstore_mapping.service.storage.base import DiskFullError
+from cloudstore_mapping.service.storage.base import DiskFullError, NoSpaceError, OperatorError
 from cloudstore_mapping.sqlite_forks import connected
-from cloudstore_mapping.storefiles import SIDECARS, refuse_sidecar
+from cloudstore_mapping.storefiles import SIDECARS, refuse_log_name, refuse_sidecar
 
 FULL: Final = "The store's disk is full; free some space, then try again."
+#: SQLite's smallest wal-index (``-shm``), which the first connection creates, has 32 KiB.
+FULL_FOR_INDEX: Final = "The store's disk is full; free at least 32 KiB, then try again."
 READ_ONLY: Final = "The store's file system is read-only; mount it for writing, then start again."
 
 #: Typical maximum size of the log in bytes before a checkpoint (1,000 pages of 4 KiB), with a margin.
@@ -148,7 +150,7 @@ class DiskReserve:
 
     def take(self, size: int, unused: Callable[[], int], growth: Callable[[], int]) -> None:
         """
-        Reserve `size` bytes; raise `UnavailableError` if the disk is read-only or only its reserve is left.
+        Reserve `size` bytes; raise `NoSpaceError` if they would take the disk's reserve, `OperatorError` if read-only.
 
         Raise `DiskFullError` if emptying the log would make room: then the transaction's end empties it, and a second
         try succeeds. `unused` returns the free bytes inside the file itself, and `growth` the bytes that a checkpoint
@@ -158,22 +160,50 @@ class DiskReserve:
             self._disk = self._look(self._folder)
         disk = self._disk
         if disk.read_only:  # before a commit fails: after a failed commit all writes are refused
-            raise UnavailableError(READ_ONLY, retry_after=1.0)
+            raise OperatorError(READ_ONLY, retry_after=1.0)
         needed = 2 * (self._taken + size)
         # The log is part of the used space: on a disk that is emptier than this, there is room for a checkpoint.
         if (disk.free < needed + 2 * LOG or 2 * disk.free < needed + LOG + disk.total) and disk.total > 0:
             # Behind a reader, the log waits for its checkpoint. Without room for it, nothing could be written any more.
-            needed += max(0, growth()) + min(LOG, disk.total // PART)
-            if disk.free < needed and disk.free + (inside := unused()) < needed:
-                has_room = disk.free + inside + self._log_size() >= needed
-                raise (DiskFullError if has_room else UnavailableError)(FULL, retry_after=1.0)
+            needed += max(0, growth()) + self._reserve(disk)
+            if disk.free < needed and (missing := needed - disk.free - unused()) > 0:
+                kind = DiskFullError if self._log_size() >= missing else NoSpaceError
+                raise kind(self._sentence(disk, missing), retry_after=1.0)
         self._taken += size
+
+    def full(self) -> DiskFullError:
+        """Return the error for a transaction that filled the disk."""
+        disk = self._look(self._folder)
+        missing = self._reserve(disk) + 1 - disk.free
+        # Otherwise another limit was reached, for example the user's quota.
+        return DiskFullError(self._sentence(disk, missing) if missing > 0 else FULL, retry_after=1.0)
+
+    def needed(self, size: int) -> int:
+        """Return the bytes to be free on the disk for a write of `size` bytes."""
+        return 2 * size + self._reserve(self._look(self._folder))
+
+    def _reserve(self, disk: Disk) -> int:
+        """Return the bytes kept for the log of deletes."""
+        return min(LOG, disk.total // PART)
+
+    def _sentence(self, disk: Disk, missing: int) -> str:
+        if disk.total <= 0:
+            return FULL
+        reserve = self._reserve(disk)
+        # Rounded up to whole MiB, so that the log doesn't repeat it for each small change.
+        kept = f" but for {mebibytes(reserve)} kept for deletes" if disk.free >= reserve else ""
+        return f"The store's disk is full{kept}; free at least {-(-missing // 2**20):,} MiB, then try again."
 
     def _log_size(self) -> int:
         try:
             return self._log.stat().st_size
         except FileNotFoundError:
             return 0
+
+
+def mebibytes(size: int) -> str:
+    """Return a size for an error message."""
+    return f"{size / 2**20:,.1f}".removesuffix(".0") + " MiB"
 
 
 _SENTENCES: Final = {
@@ -198,7 +228,7 @@ def unavailable(error: sqlite3.Error) -> UnavailableError:
     code = primary_code(error)
     sentence = no_more_files() if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) else None
     if sentence is None and getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE:
-        sentence = FULL  # no room for the log's index, created by the first connection
+        return NoSpaceError(FULL_FOR_INDEX, retry_after=1.0)
     if code == sqlite3.SQLITE_FULL:
         return DiskFullError(FULL, retry_after=1.0)
     if sentence is None:
@@ -833,11 +863,7 @@ def check_place(path: Path) -> None:
     _check_name(path)
     real = Path(os.path.realpath(path))
     refuse_sidecar(path)
-    if real.name.lower().endswith(SIDECARS) and not real.exists():
-        raise UnsupportedError(
-            f"{path} is no name for a store: SQLite takes a file whose name ends so for another one's log; choose "
-            "another name."
-        )
+    refuse_log_name(path, "a store")
     refuse_leftovers(path)
     _refuse_hard_links(path, real)
     if is_open_elsewhere(real):

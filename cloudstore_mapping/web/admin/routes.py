@@ -40,6 +40,7 @@ from cloudstore_mapping.web.admin.uploads import DashboardUpload
 from cloudstore_mapping.web.downloads import content_disposition
 from cloudstore_mapping.web.http import FAILED, BoundedWorkers, Message, Receive, Scope, Send
 from cloudstore_mapping.wire import Request as WireRequest
+from cloudstore_mapping.wire import message_for_clients
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.service import Service
@@ -242,7 +243,7 @@ class _Dashboard:
         if isinstance(error, CSRFError):
             response = self._pages.error(str(error), HTTPStatus.FORBIDDEN)
         else:
-            response = _with_retry_after(self._pages.error(error.message, _status_of(error)), error)
+            response = _with_retry_after(self._pages.error(message_for_clients(error), _status_of(error)), error)
         if close:
             response.headers["Connection"] = "close"
         return response
@@ -319,7 +320,7 @@ class _Dashboard:
         try:
             result = action(visit, form)
         except CloudStoreError as error:
-            page = self._pages.show(visit, alert=error.message, status=_status_of(error))
+            page = self._pages.show(visit, alert=message_for_clients(error), status=_status_of(error))
             return _with_retry_after(page, error)
         if isinstance(result, Response):
             return result
