@@ -28,9 +28,17 @@ from cloudstore_mapping.errors import (
 )
 from cloudstore_mapping.links import media_link
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
-from cloudstore_mapping.service.idempotency import REMEMBERED_FOR, IdempotencyStore
+from cloudstore_mapping.service.idempotency import IdempotencyStore
 from cloudstore_mapping.service.operations import check_name
-from cloudstore_mapping.service.quotas import DAY, check_bytes, check_file_quota, check_uploads, day_of, take_slot
+from cloudstore_mapping.service.quotas import (
+    DAY,
+    MAX_AHEAD,
+    check_bytes,
+    check_file_quota,
+    check_uploads,
+    day_of,
+    take_slot,
+)
 from cloudstore_mapping.service.security import Unproven
 from cloudstore_mapping.service.storage.base import PAUSE, STEP, DiskFullError
 from cloudstore_mapping.service.storage.records import Media
@@ -470,9 +478,10 @@ class BlobCleaner:
     behind.
     """
 
-    def __init__(self, storage: Storage, clock: Clock, pause: float = PAUSE) -> None:
+    def __init__(self, storage: Storage, clock: Clock, answers: IdempotencyStore, pause: float = PAUSE) -> None:
         self._storage = storage
         self._clock = clock
+        self._answers = answers
         self._lock = threading.Lock()
         self._running = False
         self._again = False
@@ -482,7 +491,6 @@ class BlobCleaner:
         self._closed = False
         self._end_of_watch: SimpleQueue[None] = SimpleQueue()
         self._waiters: list[SimpleQueue[None]] = []
-        self._answers = IdempotencyStore(clock)
 
     def begin_if_needed(self) -> None:
         """Begin the cleanup if there is work; a read decides, so opening a store costs no write."""
@@ -514,11 +522,11 @@ class BlobCleaner:
         """Delete expired idempotency replies, begin the cleanup if there is work, and shorten the store's file."""
         now = self._clock.wall()
         with self._storage.read() as transaction:
-            has_old_replies = transaction.has_old_answers(now - REMEMBERED_FOR)
-        if has_old_replies:
-            self._storage.submit(self._answers.forget).add_done_callback(
-                lambda done: done.cancelled() or done.exception()
-            )
+            works = [self._answers.forget] if self._answers.look(transaction) else []
+            if transaction.has_blobs_after(now + MAX_AHEAD):  # by a clock that was wrong; they are abandoned later
+                works.append(lambda transaction: transaction.redate_blobs(now + MAX_AHEAD, now))
+        for work in works:
+            self._storage.submit(work).add_done_callback(lambda done: done.cancelled() or done.exception())
         self.begin_if_needed()
         self._storage.shorten()
 
