@@ -89,7 +89,8 @@ class IdempotencyStore:
 
     def __init__(self, clock: Clock) -> None:
         self._monotonic = clock.monotonic
-        self._clock = SteadyClock(clock, REMEMBERED_FOR)
+        #: For all that expires; `look` reads it every few seconds.
+        self.clock = SteadyClock(clock, REMEMBERED_FOR)
         self._remembered = itertools.count(1)
         self._trusts_from = clock.monotonic() + REMEMBERED_FOR
         #: Time before which replies are deleted until `_trusts_from`; None if not yet known.
@@ -140,7 +141,7 @@ class IdempotencyStore:
             reply = failure(error)
             if not may_store(reply):
                 raise
-        now, _ = self._clock.read()
+        now, _ = self.clock.read()
         kept = encode_reply(work.kept(reply))
         if full is not None and not only_deletes(request):
             check_freed(transaction, caller.account, full, len(key.encode()) + len(kept))
@@ -169,7 +170,7 @@ class IdempotencyStore:
 
     def _times(self, transaction: Transaction) -> tuple[float, float]:
         """Return the wall time, and the time before which replies are expired."""
-        now, steady = self._clock.read()
+        now, steady = self.clock.read()
         if self._monotonic() >= self._trusts_from:
             return now, steady - REMEMBERED_FOR
         if self._kept_from is None:

@@ -496,11 +496,16 @@ class BlobCleaner:
         """Begin the cleanup if there is work; a read decides, so opening a store costs no write."""
         try:
             with self._storage.read() as transaction:
-                is_needed = transaction.is_untidy(self._clock.wall() - ABANDONED_AFTER)
+                is_needed = transaction.is_untidy(self._abandoned_before())
         except UnavailableError:
             return  # users of the store report the problem; the next check retries
         if is_needed:
             self.begin()
+
+    def _abandoned_before(self) -> float:
+        """Return the time of the last chunk before which an upload is abandoned; after a step forward not at once."""
+        _, steady = self._answers.clock.read()
+        return steady - ABANDONED_AFTER
 
     def watch(self) -> None:
         """Check for work every few seconds from now on, on a thread: other processes and expiry create some."""
@@ -567,7 +572,7 @@ class BlobCleaner:
         self._end_of_watch.put(None)
 
     def _step(self) -> None:
-        before = self._clock.wall() - ABANDONED_AFTER
+        before = self._abandoned_before()
 
         try:
             self._storage.submit(partial(self._tidied, before)).add_done_callback(self._stepped)
@@ -607,7 +612,7 @@ class BlobCleaner:
             if self._closed:
                 return  # the service closed meanwhile; the next service does the rest
         with suppress(UnavailableError), self._storage.read() as transaction:
-            if not transaction.is_untidy(self._clock.wall() - ABANDONED_AFTER):
+            if not transaction.is_untidy(self._abandoned_before()):
                 return  # a write in the same transaction failed, and reports its own error
         _log.warning("What deleted files and accounts left could not be removed: %s", error)
 

@@ -67,6 +67,21 @@ def test_only_what_stood_still_for_an_hour(
     assert comes_to(storage, 0, 0, 0)
 
 
+def test_a_step_of_the_clock_abandons_no_upload(storage: Storage, account: int, clock: ManualClock) -> None:
+    """An upload on its way isn't swept because the clock was set forward; one that stands still is, some time later."""
+    sweeper = BlobCleaner(storage, clock, IdempotencyStore(clock), pause=0)
+    leave(storage, account, 2, at=clock.seconds)
+    sweeper.look()
+    clock.ahead = 7 * 86_400
+    for _ in range(9):
+        clock.advance(100)
+        sweeper.look()
+    assert rows(storage) == (0, 1, 2)
+    clock.advance(100)
+    sweeper.look()
+    assert comes_to(storage, 0, 0, 0)
+
+
 def test_an_upload_dated_ahead(storage: Storage, account: int, clock: ManualClock) -> None:
     """An unfinished upload of a clock that was ahead is swept an hour after the clock is right."""
     sweeper = BlobCleaner(storage, clock, IdempotencyStore(clock), pause=0)
