@@ -91,6 +91,7 @@ def test_answers_are_remembered_when_the_clock_is_set(
     service: Service, ask: Asker, clock: ManualClock, ahead: float
 ) -> None:
     """A clock that somebody sets makes nothing be forgotten early, nor for ever."""
+    clock.advance(REMEMBERED_FOR)  # after a start nothing is forgotten at all
     once(service, ask, None, "name", "r1", value=1)
     clock.ahead = ahead
     write_many(service, ask, "soon")
@@ -109,6 +110,7 @@ def test_answers_are_remembered_when_the_clock_is_set_in_small_steps(
     service: Service, ask: Asker, clock: ManualClock
 ) -> None:
     """Many small steps forward are one large step: nothing is forgotten early, nor for ever."""
+    clock.advance(REMEMBERED_FOR)
     once(service, ask, None, "name", "r1", value=1)
     ask.save("name", 2)
     for step in range(20):
@@ -173,6 +175,7 @@ def test_answers_that_look_old_at_a_start_are_bounded(
 def test_answers_dated_ahead_are_forgotten(tmp_path: Path, clock: ManualClock, starts: bool) -> None:
     """Replies stored by a clock that was ahead count as of the moment at which it is right, and expire after it."""
     service = Service(new_storage(tmp_path / "s.db"), clock=clock)
+    clock.advance(REMEMBERED_FOR)
     clock.ahead = 60 * 86_400
     ask = Asker(service, service.accounts.create("owner"))
     once(service, ask, None, "name", "r1", value=1)

@@ -248,6 +248,19 @@ def test_accesses_of_days_to_come_do_not_count(
     usage.close()
 
 
+def test_an_access_while_the_clock_is_set_back(
+    usage: AccessCounter, storage: Storage, owner: Account, clock: ManualClock
+) -> None:
+    """An access admitted by a clock that was ahead, and counted once it is right, counts today."""
+    clock.ahead = 30 * DAY
+    with storage.read() as transaction:
+        usage.admit(transaction, owner, "data", "name")
+    clock.ahead = 0
+    usage.count(owner.id, "data", "name")
+    usage.flush()
+    assert stored(storage, owner) == AccessCount(TODAY, 1, MIDNIGHT)
+
+
 def test_what_other_processes_counted_adds_up(tmp_path: Path, clock: ManualClock) -> None:
     """Two processes on one file store the sum of both, and each refuses after a second what both have used up."""
     with new_storage(tmp_path / "s.db") as one, new_storage(tmp_path / "s.db") as two:
