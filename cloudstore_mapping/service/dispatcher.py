@@ -170,6 +170,7 @@ class Dispatcher:
         accounts: Accounts,
         passwords: PasswordVerifier,
         usage: AccessCounter,
+        answers: IdempotencyStore,
     ) -> None:
         self._storage = storage
         self._settings = settings
@@ -178,7 +179,7 @@ class Dispatcher:
         self._passwords = passwords
         self._usage = usage
         self._rules = Operations(settings, clock, passwords, usage, storage.max_name_bytes)
-        self._answers = IdempotencyStore(clock)
+        self._answers = answers
         self._scans = BoundedThreadPool(
             SCAN_THREADS, SCANS_WAITING, "cloudstore-scan", waiting_of_one=SCANS_WAITING_OF_ONE, steps_back=True
         )

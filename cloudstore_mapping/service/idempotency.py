@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from cloudstore_mapping.errors import CloudStoreError, IdMismatchError, ProtocolError
 from cloudstore_mapping.service.accounts import Caller
 from cloudstore_mapping.service.operations import Operations
-from cloudstore_mapping.service.quotas import Clock, check_freed, check_replies
+from cloudstore_mapping.service.quotas import MAX_AHEAD, Clock, SteadyClock, check_freed, check_replies
 from cloudstore_mapping.service.security import Unproven
 from cloudstore_mapping.service.storage.base import RolledBack
 from cloudstore_mapping.service.storage.sql import Transaction
@@ -31,8 +31,8 @@ from cloudstore_mapping.wire import (
 
 #: Minimum seconds before a stored reply expires.
 REMEMBERED_FOR: Final = 900.0
-#: Seconds of advance over the monotonic clock from which the wall clock counts as set forward.
-JUMP: Final = 60.0
+#: Maximum number of replies, the newest, that look expired at a start of the service and are kept nevertheless.
+KEPT_AT_START: Final = 1_000_000
 #: Delete expired replies after each `FORGET_EVERY` new ones, at most `FORGET_AT_ONCE` at a time. More are deleted than
 #: added, so their number stays bounded; no deletion takes long.
 FORGET_EVERY: Final = 64
@@ -80,13 +80,23 @@ class Single:
 
 
 class IdempotencyStore:
-    """Applies a request with an id only once. Ids are unique per account, for single requests and batches together."""
+    """
+    Applies a request with an id only once. Ids are unique per account, for single requests and batches together.
+
+    Stored times are of the wall clock, which may be set, even between two runs of the service. So no reply is deleted
+    before it has been stored for `REMEMBERED_FOR` seconds of the monotonic clock, except for `KEPT_AT_START`.
+    """
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+        self._monotonic = clock.monotonic
+        #: For all that expires; `look` reads it every few seconds.
+        self.clock = SteadyClock(clock, REMEMBERED_FOR)
         self._remembered = itertools.count(1)
-        self._ahead = clock.wall() - clock.monotonic()
-        self._forgets_from = -math.inf
+        self._trusts_from = clock.monotonic() + REMEMBERED_FOR
+        #: Time before which replies are deleted until `_trusts_from`; None if not yet known.
+        self._kept_from: float | None = None
+        #: Whether `look` found replies dated ahead.
+        self._redates = False
 
     def once(
         self,
@@ -131,28 +141,41 @@ class IdempotencyStore:
             reply = failure(error)
             if not may_store(reply):
                 raise
-        now = self._clock.wall()
+        now, _ = self.clock.read()
         kept = encode_reply(work.kept(reply))
         if full is not None and not only_deletes(request):
             check_freed(transaction, caller.account, full, len(key.encode()) + len(kept))
         transaction.keep_answer(caller.account.id, key, kept, now, print_)
-        if next(self._remembered) % FORGET_EVERY == 0 and self._may_forget(now):
-            transaction.forget_answers(now - REMEMBERED_FOR, FORGET_AT_ONCE)
+        if next(self._remembered) % FORGET_EVERY == 0:
+            self.forget(transaction)
         return reply
 
     def forget(self, transaction: Transaction) -> None:
-        """Delete up to `FORGET_AT_ONCE` expired replies, oldest first."""
-        now = self._clock.wall()
-        if self._may_forget(now):
-            transaction.forget_answers(now - REMEMBERED_FOR, FORGET_AT_ONCE)
+        """
+        Delete up to `FORGET_AT_ONCE` expired replies, oldest first.
 
-    def _may_forget(self, wall: float) -> bool:
-        """Return False for `REMEMBERED_FOR` seconds after the wall clock was set forward: new replies look expired."""
-        monotonic = self._clock.monotonic()
-        before, self._ahead = self._ahead, wall - monotonic
-        if self._ahead > before + JUMP:
-            self._forgets_from = monotonic + REMEMBERED_FOR
-        return monotonic >= self._forgets_from
+        Replies dated ahead, by a clock that was wrong, get the present time instead, and expire after it.
+        """
+        now, before = self._times(transaction)
+        if self._redates:
+            transaction.redate_answers(now + MAX_AHEAD, now, FORGET_AT_ONCE)
+        if before > -math.inf:
+            transaction.forget_answers(before, FORGET_AT_ONCE)
+
+    def look(self, transaction: Transaction) -> bool:
+        """Return True if `forget` has something to do; call it every few seconds, for it follows the clock too."""
+        now, before = self._times(transaction)
+        self._redates = transaction.has_answers_after(now + MAX_AHEAD)
+        return self._redates or transaction.has_old_answers(before)
+
+    def _times(self, transaction: Transaction) -> tuple[float, float]:
+        """Return the wall time, and the time before which replies are expired."""
+        now, steady = self.clock.read()
+        if self._monotonic() >= self._trusts_from:
+            return now, steady - REMEMBERED_FOR
+        if self._kept_from is None:
+            self._kept_from = transaction.answered_before(now - REMEMBERED_FOR, KEPT_AT_START)
+        return now, self._kept_from
 
 
 def only_deletes(request: Request | Batch) -> bool:

@@ -28,9 +28,17 @@ from cloudstore_mapping.errors import (
 )
 from cloudstore_mapping.links import media_link
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
-from cloudstore_mapping.service.idempotency import REMEMBERED_FOR, IdempotencyStore
+from cloudstore_mapping.service.idempotency import IdempotencyStore
 from cloudstore_mapping.service.operations import check_name
-from cloudstore_mapping.service.quotas import DAY, check_bytes, check_file_quota, check_uploads, day_of, take_slot
+from cloudstore_mapping.service.quotas import (
+    DAY,
+    MAX_AHEAD,
+    check_bytes,
+    check_file_quota,
+    check_uploads,
+    day_of,
+    take_slot,
+)
 from cloudstore_mapping.service.security import Unproven
 from cloudstore_mapping.service.storage.base import PAUSE, STEP, DiskFullError
 from cloudstore_mapping.service.storage.records import Media
@@ -472,9 +480,10 @@ class BlobCleaner:
     behind.
     """
 
-    def __init__(self, storage: Storage, clock: Clock, pause: float = PAUSE) -> None:
+    def __init__(self, storage: Storage, clock: Clock, answers: IdempotencyStore, pause: float = PAUSE) -> None:
         self._storage = storage
         self._clock = clock
+        self._answers = answers
         self._lock = threading.Lock()
         self._running = False
         self._again = False
@@ -484,17 +493,21 @@ class BlobCleaner:
         self._closed = False
         self._end_of_watch: SimpleQueue[None] = SimpleQueue()
         self._waiters: list[SimpleQueue[None]] = []
-        self._answers = IdempotencyStore(clock)
 
     def begin_if_needed(self) -> None:
         """Begin the cleanup if there is work; a read decides, so opening a store costs no write."""
         try:
             with self._storage.read() as transaction:
-                is_needed = transaction.is_untidy(self._clock.wall() - ABANDONED_AFTER)
+                is_needed = transaction.is_untidy(self._abandoned_before())
         except UnavailableError:
             return  # users of the store report the problem; the next check retries
         if is_needed:
             self.begin()
+
+    def _abandoned_before(self) -> float:
+        """Return the time of the last chunk before which an upload is abandoned; after a step forward not at once."""
+        _, steady = self._answers.clock.read()
+        return steady - ABANDONED_AFTER
 
     def watch(self) -> None:
         """Check for work every few seconds from now on, on a thread: other processes and expiry create some."""
@@ -516,11 +529,11 @@ class BlobCleaner:
         """Delete expired idempotency replies, begin the cleanup if there is work, and shorten the store's file."""
         now = self._clock.wall()
         with self._storage.read() as transaction:
-            has_old_replies = transaction.has_old_answers(now - REMEMBERED_FOR)
-        if has_old_replies:
-            self._storage.submit(self._answers.forget).add_done_callback(
-                lambda done: done.cancelled() or done.exception()
-            )
+            works = [self._answers.forget] if self._answers.look(transaction) else []
+            if transaction.has_blobs_after(now + MAX_AHEAD):  # by a clock that was wrong; they are abandoned later
+                works.append(lambda transaction: transaction.redate_blobs(now + MAX_AHEAD, now))
+        for work in works:
+            self._storage.submit(work).add_done_callback(lambda done: done.cancelled() or done.exception())
         self.begin_if_needed()
         self._storage.shorten()
 
@@ -561,7 +574,7 @@ class BlobCleaner:
         self._end_of_watch.put(None)
 
     def _step(self) -> None:
-        before = self._clock.wall() - ABANDONED_AFTER
+        before = self._abandoned_before()
 
         try:
             self._storage.submit(partial(self._tidied, before)).add_done_callback(self._stepped)
@@ -601,7 +614,7 @@ class BlobCleaner:
             if self._closed:
                 return  # the service closed meanwhile; the next service does the rest
         with suppress(UnavailableError), self._storage.read() as transaction:
-            if not transaction.is_untidy(self._clock.wall() - ABANDONED_AFTER):
+            if not transaction.is_untidy(self._abandoned_before()):
                 return  # a write in the same transaction failed, and reports its own error
         _log.warning("What deleted files and accounts left could not be removed: %s", error)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cloudstore_mapping.service.storage.records import Account, Counters, Kind
     from cloudstore_mapping.service.storage.sql import Transaction
 
+MINUTE: Final = 60.0
 DAY: Final = 86_400
 
 #: Tolerance of the rate limit for network jitter, in seconds: requests may arrive this much too early. A client that
@@ -41,9 +42,13 @@ DRIFT: Final = 0.001
 #: Maximum difference between the clocks of two nodes, in seconds. The rate limit ignores stored times further ahead.
 MAX_SKEW: Final = 1.0
 
+#: Maximum seconds of a stored time ahead of the clock: the clocks of nodes may differ. A later time was stored while a
+#: clock was wrong.
+MAX_AHEAD: Final = 300.0
+
 #: Quota of stored idempotency replies of an account with a quota of files or bytes, in bytes. Replies expire after 15
-#: minutes.
-MAX_REPLIES: Final = 16 * 2**20
+#: minutes, or up to 15 minutes later after a start of the service: room for twice as many as come in 15 minutes.
+MAX_REPLIES: Final = 32 * 2**20
 #: Deleted media files of an account still to be removed, in bytes; beyond it further uploads are refused for a while.
 MAX_LEAVING: Final = 64 * 2**20
 
@@ -62,9 +67,43 @@ class Clock:
     monotonic: Callable[[], float] = time.monotonic
 
 
+class SteadyClock:
+    """
+    Wall clock without steps forward: for `window` seconds after such a step it goes on as before. Thread-safe.
+
+    It knows the steps between two readings only.
+    """
+
+    def __init__(self, clock: Clock, window: float) -> None:
+        self._clock = clock
+        self._window = window
+        self._lock = threading.Lock()
+        #: Starts of the last minutes with a reading, each with the wall clock's minimum lead over the monotonic clock.
+        self._minutes: deque[tuple[float, float]] = deque()
+
+    def read(self) -> tuple[float, float]:
+        """Return the wall time, and the same without the steps forward of the last `window` seconds."""
+        wall, monotonic = self._clock.wall(), self._clock.monotonic()
+        lead = wall - monotonic
+        with self._lock:
+            minutes = self._minutes
+            if minutes and monotonic < minutes[-1][0] + MINUTE:
+                minutes[-1] = minutes[-1][0], min(minutes[-1][1], lead)
+            else:
+                minutes.append((monotonic, lead))
+            while minutes[0][0] <= monotonic - self._window - MINUTE:
+                minutes.popleft()
+            return wall, monotonic + min(lead for _, lead in minutes)
+
+
 def day_of(wall: float) -> int:
     """Return the number of days since 1970 (UTC) for a time in seconds since 1970."""
     return int(wall // DAY)
+
+
+def latest_day(wall: float) -> int:
+    """Return the latest day that another node's right clock may show; accesses of a later one don't count."""
+    return day_of(wall + MAX_AHEAD)
 
 
 def check_daily(times: int, limit: int, day: int, name: str) -> None:
@@ -385,18 +424,21 @@ class AccessCounter:
         limit = account.limits.max_daily_accesses
         if limit is None or not self._enabled:
             return
-        today = day_of(self._now())
+        now = self._now()
+        today, latest = day_of(now), latest_day(now)
         file: _File = (account.id, kind, name)
         with self._lock:
             total = self._totals.get(file)
-            if total is not None and self._is_outdated((*file, total.day)):
+            if total is not None and (total.day > latest or self._is_outdated((*file, total.day))):
                 del self._totals[file]
                 total = None
         if total is None or total.day < today:
             stored = transaction.accesses(*file)
-            found = _Count(today, 0, 0.0) if stored is None or stored.day < today else _Count(*stored)
+            found = _Count(*stored) if stored is not None and today <= stored.day <= latest else _Count(today, 0, 0.0)
             with self._lock:
-                if (now := self._totals.get(file)) is None or now.day < found.day:
+                if (known := self._totals.get(file)) is None or known.day < found.day:
+                    if (unstored := self._soon.get((*file, found.day))) is not None:  # from before the clock was wrong
+                        found.times += unstored.times
                     # Accesses from before the account got its limit are now stored soon as well.
                     if (earlier := self._later.pop((*file, found.day), None)) is not None:
                         found.times += earlier.times
@@ -417,7 +459,7 @@ class AccessCounter:
         if not self._enabled or not names:
             return
         now = self._now()
-        today = day_of(now)
+        today, latest = day_of(now), latest_day(now)
         with self._lock:
             totals = self._totals
             for name in names:
@@ -426,7 +468,7 @@ class AccessCounter:
                 total = totals.get((account_id, kind, name)) if totals else None
                 if total is not None:
                     waiting = self._soon
-                    day = max(total.day, today)
+                    day = total.day if today <= total.day <= latest else today
                     if total.day == day:
                         total.times += times
                 key = (account_id, kind, name, day)
@@ -443,15 +485,22 @@ class AccessCounter:
             self._wake.set()
 
     def used(self, transaction: Transaction, account_id: int, kind: Kind, name: str) -> AccessCount | None:
-        """Return the accesses to a file on the last day with any, stored and unstored; None if there were none."""
+        """
+        Return the accesses to a file on the last day with any, stored and unstored; None if there were none.
+
+        Those of days to come, counted while the clock was wrong, are left out.
+        """
         file: _File = (account_id, kind, name)
+        latest = latest_day(self._now())
         stored = transaction.accesses(*file)
+        if stored is not None and stored.day > latest:
+            stored = None
         with self._lock:
             counts = [
                 count
                 for waiting in (self._storing, self._soon, self._later)
                 for key, count in waiting.items()
-                if key[:3] == file
+                if key[:3] == file and count.day <= latest
             ]
         for count in sorted(counts, key=lambda count: count.day):
             if stored is None or count.day > stored.day:
@@ -500,11 +549,12 @@ class AccessCounter:
                     self._storing = {}
 
     def _store(self, keys: list[_FileAndDay]) -> None:
-        rows = [AccessDelta(*key[:3], *vars(self._storing[key]).values()) for key in keys]
+        latest = latest_day(self._now())
+        rows = [AccessDelta(*key[:3], *vars(self._storing[key]).values()) for key in keys if key[3] <= latest]
         limited = [file for file in {key[:3]: None for key in keys} if file in self._totals]
 
         def work(transaction: Transaction) -> dict[_File, AccessCount | None]:
-            transaction.add_accesses(rows)
+            transaction.add_accesses(rows, latest)
             return {file: transaction.accesses(*file) for file in limited}
 
         try:

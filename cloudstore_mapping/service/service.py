@@ -11,6 +11,7 @@ from typing import Final, Self
 from cloudstore_mapping.errors import NoFileError, TimedOutError, shorten
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
 from cloudstore_mapping.service.dispatcher import Dispatcher
+from cloudstore_mapping.service.idempotency import IdempotencyStore
 from cloudstore_mapping.service.media import BlobCleaner, MediaFiles
 from cloudstore_mapping.service.panels import DashboardQueries
 from cloudstore_mapping.service.quotas import AccessCounter, Clock, ReplyMemory
@@ -55,8 +56,9 @@ class Service:
         self._clock = Clock() if clock is None else clock
         self._storage = storage
         guesses = ApiKeyThrottle(self.settings.key_tries, self.settings.password_window, self._clock.monotonic)
+        answers = IdempotencyStore(self._clock)  # one for all users, so that it reads the clock often
         #: Background cleanup of the storage.
-        self.sweeper = BlobCleaner(storage, self._clock)
+        self.sweeper = BlobCleaner(storage, self._clock, answers)
         self.accounts = Accounts(storage, self._clock, guesses, self.sweeper.begin)
         self._passwords = PasswordVerifier(self.settings, self._clock, Argon2Hasher() if hasher is None else hasher)
         #: Cause of the problem found by the last health check, None if there was none.
@@ -69,7 +71,9 @@ class Service:
         self.panels = DashboardQueries(storage, self._clock, self.usage)
         self.reply_memory = ReplyMemory(self.settings.max_reply_bytes)
         #: Answers requests; see its `submit`.
-        self.dispatcher = Dispatcher(storage, self.settings, self._clock, self.accounts, self._passwords, self.usage)
+        self.dispatcher = Dispatcher(
+            storage, self.settings, self._clock, self.accounts, self._passwords, self.usage, answers
+        )
 
     def handle(
         self, request: Request | Batch, *, address: str = "", raises: bool = False, patience: float | None = None

@@ -96,7 +96,7 @@ class SessionService:
                 raise LockedError(_WRONG)  # the password changed during the hashing
             check_enabled(found)  # last, so that only its owner learns this
             now = self._now()
-            transaction.forget_sessions(now - ABSOLUTE_END, now - IDLE_END)
+            transaction.forget_sessions(now - ABSOLUTE_END, now - IDLE_END, now + ABSOLUTE_END)
             transaction.end_session(_hash(instead_of))
             transaction.add_session(_hash(token), found.id, now)
             self._accounts.record(transaction, found, "signed in", "", address)

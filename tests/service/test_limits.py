@@ -415,3 +415,24 @@ def test_stored_replies_of_an_account_with_few_files(
     settle(service._storage)  # behind the step
     assert held(service).replies == 0
     assert saved_once(service, ask, "name", "later").error is None
+
+
+def test_stored_replies_dated_ahead(
+    service: Service, ask: Asker, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An account full of replies of a clock that was ahead can write with ids 15 minutes after the clock is right."""
+    monkeypatch.setattr("cloudstore_mapping.service.quotas.MAX_REPLIES", 1000)
+    limit(service, max_files=1)
+    clock.ahead = 60 * 86_400.0
+    for number in range(1000):
+        if saved_once(service, ask, "name", f"request {number}").error is not None:
+            break
+    clock.ahead = 0.0
+    service.sweeper.look()
+    settle(service._storage)
+    assert saved_once(service, ask, "name", "soon").error == "TooOften"
+    clock.advance(901)
+    service.sweeper.look()
+    settle(service._storage)
+    assert held(service).replies == 0
+    assert saved_once(service, ask, "name", "later").error is None

@@ -24,7 +24,7 @@ from cloudstore_mapping.wire import (
     encode_value,
     success,
 )
-from tests.service_fakes import PATIENCE, Asker, Held, ManualClock
+from tests.service_fakes import PATIENCE, Asker, Held, ManualClock, settle
 from tests.storages import new_storage
 
 
@@ -91,6 +91,7 @@ def test_answers_are_remembered_when_the_clock_is_set(
     service: Service, ask: Asker, clock: ManualClock, ahead: float
 ) -> None:
     """A clock that somebody sets makes nothing be forgotten early, nor for ever."""
+    clock.advance(REMEMBERED_FOR)  # after a start nothing is forgotten at all
     once(service, ask, None, "name", "r1", value=1)
     clock.ahead = ahead
     write_many(service, ask, "soon")
@@ -103,6 +104,128 @@ def test_answers_are_remembered_when_the_clock_is_set(
     write_many(service, ask, "late")
     once(service, ask, None, "name", "r1", value=1)
     assert ask.value("name") == 1
+
+
+def test_answers_are_remembered_when_the_clock_is_set_in_small_steps(
+    service: Service, ask: Asker, clock: ManualClock
+) -> None:
+    """Many small steps forward are one large step: nothing is forgotten early, nor for ever."""
+    clock.advance(REMEMBERED_FOR)
+    once(service, ask, None, "name", "r1", value=1)
+    ask.save("name", 2)
+    for step in range(20):
+        clock.ahead += 55
+        clock.advance(0.5)
+        write_many(service, ask, f"step {step}")
+        service.sweeper.look()
+    settle(service._storage)
+    once(service, ask, None, "name", "r1", value=1)
+    assert ask.value("name") == 2
+    clock.advance(REMEMBERED_FOR + 60)
+    forget_all(service)
+    assert answers(service) == 0
+
+
+@pytest.mark.parametrize("starts", [1, 2])
+def test_answers_are_remembered_when_the_clock_is_set_before_a_start(
+    tmp_path: Path, clock: ManualClock, starts: int
+) -> None:
+    """A clock set forward while the service is down makes nothing be forgotten early, nor for ever."""
+    with Service(new_storage(tmp_path / "s.db"), clock=clock) as service:
+        ask = Asker(service, service.accounts.create("owner"))
+        once(service, ask, None, "name", "r1", value=1)
+        ask.save("name", 2)
+    for start in range(starts):
+        clock.ahead += 86_400
+        clock.advance(60)
+        with Service(new_storage(tmp_path / "s.db"), clock=clock) as service:
+            for minute in range(3):
+                write_many(service, ask, f"{start} {minute}")
+                forget_all(service)
+                clock.advance(60)
+            ask.service = service
+            once(service, ask, None, "name", "r1", value=1)
+            assert ask.value("name") == 2
+            clock.advance(REMEMBERED_FOR if start == starts - 1 else 0)
+            forget_all(service)
+            assert (answers(service) == 0) == (start == starts - 1)
+
+
+def test_answers_that_look_old_at_a_start_are_bounded(
+    tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of replies that look expired at a start the newest are kept, so that frequent starts don't fill the store."""
+    monkeypatch.setattr("cloudstore_mapping.service.idempotency.KEPT_AT_START", 10)
+    with Service(new_storage(tmp_path / "s.db"), clock=clock) as service:
+        ask = Asker(service, service.accounts.create("owner"))
+        for number in range(30):
+            once(service, ask, None, "name", f"r{number}", value=number)
+            clock.advance(1)
+    clock.ahead = 86_400
+    with Service(new_storage(tmp_path / "s.db"), clock=clock) as service:
+        ask.service = service
+        forget_all(service)
+        assert answers(service) == 11
+        ask.save("name", "theirs")
+        once(service, ask, None, "name", "r20", value=20)
+        assert ask.value("name") == "theirs"
+
+
+@pytest.mark.parametrize("starts", [False, True])
+def test_answers_dated_ahead_are_forgotten(tmp_path: Path, clock: ManualClock, starts: bool) -> None:
+    """Replies stored by a clock that was ahead count as of the moment at which it is right, and expire after it."""
+    service = Service(new_storage(tmp_path / "s.db"), clock=clock)
+    clock.advance(REMEMBERED_FOR)
+    clock.ahead = 60 * 86_400
+    ask = Asker(service, service.accounts.create("owner"))
+    once(service, ask, None, "name", "r1", value=1)
+    ask.save("name", 2)
+    clock.ahead = 0
+    if starts:
+        service.close()
+        service = ask.service = Service(new_storage(tmp_path / "s.db"), clock=clock)
+    with service:
+        forget_all(service)
+        clock.advance(600)
+        forget_all(service)
+        once(service, ask, None, "name", "r1", value=1)
+        assert ask.value("name") == 2
+        clock.advance(REMEMBERED_FOR - 600 + 1)
+        forget_all(service)
+        assert answers(service) == 0
+
+
+def test_answers_of_a_node_whose_clock_is_ahead(tmp_path: Path, clock: ManualClock) -> None:
+    """Replies are kept as long where the clocks of two nodes differ by five minutes."""
+    other = ManualClock()
+    other.ahead = 299
+    with (
+        Service(new_storage(tmp_path / "s.db"), clock=clock) as here,
+        Service(new_storage(tmp_path / "s.db"), clock=other) as there,
+    ):
+        ask = Asker(here, here.accounts.create("owner"))
+        for each in (clock, other):
+            each.advance(REMEMBERED_FOR)  # from now on both may forget
+        once(here, ask, None, "name", "r1", value=1)
+        once(there, ask, None, "name", "r2", value=1)
+        for each in (clock, other):
+            each.advance(600)
+        forget_all(here)
+        forget_all(there)
+        assert answers(here) == 2
+
+
+def answers(service: Service) -> int:
+    """Return the number of stored replies."""
+    with service._storage.read() as transaction:
+        return int(transaction.row("SELECT count(*) FROM answers")[0])
+
+
+def forget_all(service: Service) -> None:
+    """Look for expired replies, and delete them."""
+    for _ in range(2 + answers(service) // FORGET_AT_ONCE):
+        service.sweeper.look()
+        settle(service._storage)
 
 
 def write_many(service: Service, ask: Asker, request: str) -> None:

@@ -158,6 +158,17 @@ def test_a_clock_set_back_makes_no_session_last(service: Service, clock: ManualC
     assert service.owners.session(token) is None
 
 
+def test_a_session_of_a_clock_that_was_ahead_stays_over(service: Service, clock: ManualClock, token: str) -> None:
+    """A session begun by a clock that was ahead doesn't come back when its time does, once somebody signed in."""
+    clock.ahead = 30 * 86_400
+    wrong = service.owners.sign_in("owner", PASSWORD, "here")
+    clock.ahead = 0
+    assert service.owners.session(wrong) is None
+    service.owners.sign_in("owner", PASSWORD, "here")
+    clock.ahead = 30 * 86_400
+    assert service.owners.session(wrong) is None
+
+
 def test_a_session_is_written_once_a_minute(service: Service, clock: ManualClock, token: str) -> None:
     """That a session is used is stored once a minute at most."""
     found = signed_in(service, token)

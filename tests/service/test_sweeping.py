@@ -12,6 +12,7 @@ from queue import Empty
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.idempotency import IdempotencyStore
 from cloudstore_mapping.service.media import ABANDONED_AFTER, BlobCleaner
 from cloudstore_mapping.service.quotas import Clock
 from cloudstore_mapping.service.service import Service
@@ -26,7 +27,7 @@ from tests.storages import new_storage
 def sweeper(storage: Storage, clock: ManualClock) -> BlobCleaner:
     """Return what sweeps a storage, one chunk or row group in each step: time passes at each look at the clock."""
     ticks = itertools.count()
-    return BlobCleaner(storage, Clock(clock.wall, lambda: float(next(ticks))), pause=0)
+    return BlobCleaner(storage, Clock(clock.wall, lambda: float(next(ticks))), IdempotencyStore(clock), pause=0)
 
 
 def leave(storage: Storage, account: int, chunks: int, at: float) -> int:
@@ -63,6 +64,34 @@ def test_only_what_stood_still_for_an_hour(
     assert rows(storage) == (0, 1, 5)
     clock.advance(1)
     sweeper.begin()
+    assert comes_to(storage, 0, 0, 0)
+
+
+def test_a_step_of_the_clock_abandons_no_upload(storage: Storage, account: int, clock: ManualClock) -> None:
+    """An upload on its way isn't swept because the clock was set forward; one that stands still is, some time later."""
+    sweeper = BlobCleaner(storage, clock, IdempotencyStore(clock), pause=0)
+    leave(storage, account, 2, at=clock.seconds)
+    sweeper.look()
+    clock.ahead = 7 * 86_400
+    for _ in range(9):
+        clock.advance(100)
+        sweeper.look()
+    assert rows(storage) == (0, 1, 2)
+    clock.advance(100)
+    sweeper.look()
+    assert comes_to(storage, 0, 0, 0)
+
+
+def test_an_upload_dated_ahead(storage: Storage, account: int, clock: ManualClock) -> None:
+    """An unfinished upload of a clock that was ahead is swept an hour after the clock is right."""
+    sweeper = BlobCleaner(storage, clock, IdempotencyStore(clock), pause=0)
+    leave(storage, account, 2, at=clock.seconds + 30 * 86_400)
+    sweeper.look()
+    clock.advance(ABANDONED_AFTER)
+    sweeper.look()
+    assert rows(storage) == (0, 1, 2)
+    clock.advance(1)
+    sweeper.look()
     assert comes_to(storage, 0, 0, 0)
 
 
@@ -229,7 +258,9 @@ def test_a_running_service_looks_again_and_again(
 def test_between_two_steps_others_can_write(storage: Storage, account: int, clock: ManualClock) -> None:
     """A step is followed by a pause, which is not waited for on the writer's thread, so that other processes write."""
     ticks = itertools.count()
-    sweeper = BlobCleaner(storage, Clock(clock.wall, lambda: float(next(ticks))), pause=PATIENCE)
+    sweeper = BlobCleaner(
+        storage, Clock(clock.wall, lambda: float(next(ticks))), IdempotencyStore(clock), pause=PATIENCE
+    )
     sweeper._watches = True
     leave(storage, account, 3, at=1.0)
     sweeper.begin()

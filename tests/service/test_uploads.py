@@ -14,6 +14,7 @@ from cloudstore_mapping.errors import (
     NoFileError,
     UnavailableError,
 )
+from cloudstore_mapping.service.idempotency import IdempotencyStore
 from cloudstore_mapping.service.media import ABANDONED_AFTER, CHUNK_BYTES, CHUNKS_IN_FLIGHT, BlobCleaner, UploadStream
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sql import MediaStatements
@@ -215,7 +216,7 @@ def test_an_upload_that_stood_still_has_no_holes(uploader: Uploader, clock: Manu
             write(upload, b"x" * CHUNK_BYTES)
         uploader.storage.submit(lambda _: None, upload._sender.queue).result()  # after it all are stored
         clock.advance(ABANDONED_AFTER + 1)
-        BlobCleaner(uploader.storage, clock).begin()
+        BlobCleaner(uploader.storage, clock, IdempotencyStore(clock)).begin()
         rows(uploader.storage)  # after the first of its steps
         upload.write(more)
         with pytest.raises(UnavailableError, match="begin it again"):

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 import pytest
 
 from cloudstore_mapping.errors import DailyLimitError, OutcomeUnknownError, UnavailableError
-from cloudstore_mapping.service.quotas import DAY, AccessCounter
+from cloudstore_mapping.service.quotas import DAY, MAX_AHEAD, AccessCounter
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.base import Storage
@@ -200,16 +200,65 @@ def test_midnight_in_utc_begins_anew(
 def test_a_clock_that_is_set_back_resets_nothing(
     usage: AccessCounter, storage: Storage, owner: Account, clock: ManualClock
 ) -> None:
-    """A day that was before counts as the one that stands, in memory and in the storage."""
+    """A step back by five minutes, over midnight, changes no count, in memory nor in the storage."""
     use(usage, storage, owner, 2)
-    clock.advance(-10)
+    clock.ahead = -10
     use(usage, storage, owner)
     assert is_used_up(usage, storage, owner)
     usage.flush()
-    clock.advance(-DAY)
+    clock.ahead = -MAX_AHEAD
     assert is_used_up(usage, storage, owner)
     used = stored(storage, owner)
     assert used == AccessCount(TODAY, 3, MIDNIGHT)
+
+
+@pytest.mark.parametrize("days", [1, 30])
+@pytest.mark.parametrize("flushed", [False, True])
+@pytest.mark.parametrize("starts", [False, True])
+def test_accesses_of_days_to_come_do_not_count(
+    usage: AccessCounter,
+    storage: Storage,
+    owner: Account,
+    clock: ManualClock,
+    days: int,
+    flushed: bool,
+    starts: bool,
+) -> None:
+    """A clock that was ahead locks no file once it is right, and a day has its own limit, no more and no less."""
+    use(usage, storage, owner, 2)
+    clock.ahead = days * DAY
+    use(usage, storage, owner, 3)
+    assert is_used_up(usage, storage, owner)
+    if flushed or starts:
+        usage.flush()
+    clock.ahead = 0
+    if starts:
+        usage.close()
+        usage = AccessCounter(storage, clock)
+    clock.advance(2)  # after which totals are read anew
+    with storage.read() as transaction:
+        assert usage.used(transaction, owner.id, "data", "name") in (None, AccessCount(TODAY, 2, MIDNIGHT))
+    for day in range(days + 2):
+        while not is_used_up(usage, storage, owner):
+            use(usage, storage, owner)
+        usage.flush()
+        assert stored(storage, owner) == AccessCount(TODAY + day, 3, MIDNIGHT + day * DAY + 2)
+        assert is_used_up(usage, storage, owner)
+        clock.advance(DAY)
+    usage.close()
+
+
+def test_an_access_while_the_clock_is_set_back(
+    usage: AccessCounter, storage: Storage, owner: Account, clock: ManualClock
+) -> None:
+    """An access admitted by a clock that was ahead, and counted once it is right, counts today."""
+    clock.ahead = 30 * DAY
+    with storage.read() as transaction:
+        usage.admit(transaction, owner, "data", "name")
+    clock.ahead = 0
+    usage.count(owner.id, "data", "name")
+    usage.flush()
+    assert stored(storage, owner) == AccessCount(TODAY, 1, MIDNIGHT)
 
 
 def test_what_other_processes_counted_adds_up(tmp_path: Path, clock: ManualClock) -> None:

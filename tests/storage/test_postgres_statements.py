@@ -57,6 +57,9 @@ EXAMPLES: Final[dict[str, Any]] = {
     "chunks": 2,
     "created_before": 0.5,
     "used_before": 0.5,
+    "created_after": 1e12,
+    "latest": 1e12,
+    "newer": 5,
     "names": ["one", "two"],
     "value": b"1",
     "plan": "own",
@@ -75,6 +78,7 @@ OWN: Final[dict[str, dict[str, Any]]] = {
     "look_ahead": {"hint": LookAhead(b"k", None, ["name"], values=True, requests=["request"])},
     "add_account": {"name": "another"},
     "keep_answer": {"request": "new request"},
+    "add_accesses": {"latest": 9},
 }
 #: Methods that run what they are given, and one that makes a copy a store.
 GENERAL: Final = frozenset({"row", "rows", "stream", "do", "count", "end_filling", "bytes_of", "blob_bytes_of"})

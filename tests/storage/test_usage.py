@@ -116,6 +116,17 @@ def test_another_day_begins_anew(storage: Storage, account: int) -> None:
     assert accesses(storage, account) == AccessCount(TODAY + 1, 3, NOW + 86_400)
 
 
+def test_a_day_of_a_clock_that_was_ahead(storage: Storage, account: int) -> None:
+    """A day after the latest that may be right is replaced by an earlier one, with its count and its last access."""
+    put(storage, account, "name")
+    add(storage, AccessDelta(account, "data", "name", TODAY + 2, 5, NOW + 2 * 86_400))
+    today = [AccessDelta(account, "data", "name", TODAY, 2, NOW)]
+    storage.submit(lambda transaction: transaction.add_accesses(today, TODAY + 2)).result()
+    assert accesses(storage, account) == AccessCount(TODAY + 2, 7, NOW + 2 * 86_400)
+    storage.submit(lambda transaction: transaction.add_accesses(today, TODAY + 1)).result()
+    assert accesses(storage, account) == AccessCount(TODAY, 2, NOW)
+
+
 def test_only_files_that_are_there_are_counted(storage: Storage, account: int) -> None:
     """A count that comes after its file's delete, or its account's, leaves nothing; the account's days stand."""
     put(storage, account, "data")

@@ -25,6 +25,7 @@ from cloudstore_mapping.service.storage.sql import (
     ACCOUNT_BY_ID,
     ACCOUNT_BY_KEY,
     ACCOUNT_COLUMNS,
+    ALL,
     ANSWER,
     LookAhead,
     Transaction,
@@ -527,6 +528,14 @@ _FORGET_ANSWERS: Final = """
     UPDATE counters SET bytes = bytes - sizes.size, replies = replies - sizes.size
     FROM sizes WHERE counters.account_id = sizes.account_id
 """
+_REDATE_ANSWERS: Final = """
+    WITH late AS MATERIALIZED (
+        SELECT account_id, request FROM answers
+        WHERE answered_at > ? ORDER BY answered_at LIMIT ? FOR UPDATE SKIP LOCKED
+    )
+    UPDATE answers SET answered_at = ? FROM late
+    WHERE answers.account_id = late.account_id AND answers.request = late.request
+"""
 # Update counters before their files. Files after `counted_to` are counted later.
 _COUNT_FILES: Final = """
     UPDATE counters AS c SET (files, bytes) = (
@@ -554,8 +563,10 @@ _ADD_ACCESSES: Final = (
     " OR new.kind = 'media' AND EXISTS"
     " (SELECT 1 FROM media AS m WHERE m.account_id = new.account_id AND m.id = new.name)"
     " ON CONFLICT (account_id, kind, name) DO UPDATE SET"
-    " count = excluded.count + CASE WHEN excluded.day > accesses.day THEN 0 ELSE accesses.count END,"
-    " day = greatest(excluded.day, accesses.day), last_at = greatest(excluded.last_at, accesses.last_at)"
+    " count = excluded.count + CASE WHEN accesses.day BETWEEN excluded.day AND ? THEN accesses.count ELSE 0 END,"
+    " day = CASE WHEN accesses.day BETWEEN excluded.day AND ? THEN accesses.day ELSE excluded.day END,"
+    " last_at = CASE WHEN accesses.day <= ? THEN greatest(excluded.last_at, accesses.last_at)"
+    " ELSE excluded.last_at END"
 )
 _ADD_DAYS: Final = (
     "INSERT INTO days (account_id, day, count)"
@@ -858,6 +869,9 @@ class PostgresWriter(PostgresSession):
         self._prefetched.pop((ANSWER, (account_id, request)), None)
         self._answers[account_id, request] = (reply, fingerprint, now)
 
+    def redate_answers(self, latest: float, now: float, limit: int) -> None:
+        self._pending(_REDATE_ANSWERS, latest, limit, now)
+
     def forget_answers(self, before: float, limit: int) -> None:
         if any(account_id not in self._uncounted for account_id, _ in self._answers):
             self._write_files()  # lock the account's own counters before those of other accounts
@@ -907,7 +921,7 @@ class PostgresWriter(PostgresSession):
             names = [name for name, _ in files]
             self._pending.append((_COUNT_FILES, (names, [len(row[0]) for _, row in files], account_id)))
 
-    def add_accesses(self, used: Sequence[AccessDelta]) -> None:
+    def add_accesses(self, used: Sequence[AccessDelta], latest: int = ALL) -> None:
         """Add to the access counts of existing files and to the daily counts of accounts; see `AccessStatements`."""
         daily = Counter[tuple[int, int]]()
         by_day: dict[int, dict[tuple[int, Kind, str], AccessDelta]] = {}
@@ -922,7 +936,8 @@ class PostgresWriter(PostgresSession):
                 of_day[file] = each._replace(times=times, last_at=last_at)
             daily[each.account_id, each.day] += each.times
         for _, deltas in sorted(by_day.items()):
-            self.do(_ADD_ACCESSES, *(list(column) for column in zip(*deltas.values(), strict=True)))
+            columns = (list(column) for column in zip(*deltas.values(), strict=True))
+            self.do(_ADD_ACCESSES, *columns, latest, latest, latest)
         if daily:
             rows = [(account_id, day, times) for (account_id, day), times in sorted(daily.items())]
             self.do(_ADD_DAYS, *(list(column) for column in zip(*rows, strict=True)))

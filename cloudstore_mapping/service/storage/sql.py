@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 import sys
@@ -497,9 +498,12 @@ class AccountStatements(CounterStatements):
         """End all sessions of an account, except the one with token `but`."""
         self.do("DELETE FROM sessions WHERE account_id = ? AND hash <> ?", account_id, b"" if but is None else but)
 
-    def forget_sessions(self, created_before: float, used_before: float) -> None:
-        """Delete the expired sessions of all accounts: begun or last used before these times."""
-        self.do("DELETE FROM sessions WHERE created_at < ? OR used_at < ?", created_before, used_before)
+    def forget_sessions(self, created_before: float, used_before: float, created_after: float) -> None:
+        """Delete the expired sessions of all accounts: begun before or after these times, or last used before one."""
+        self.do(
+            "DELETE FROM sessions WHERE created_at < ? OR used_at < ? OR created_at > ?",
+            *(created_before, used_before, created_after),
+        )
 
     def add_event(self, account_id: int, event: Event, keep: int) -> None:
         """Add an event, and delete all but the last `keep` events of the account."""
@@ -738,6 +742,22 @@ class FileStatements(CounterStatements):
         """Return True if there are replies stored before this time."""
         return self.row("SELECT 1 FROM answers WHERE answered_at < ? LIMIT 1", before) is not None
 
+    def has_answers_after(self, latest: float) -> bool:
+        """Return True if there are replies dated after this time."""
+        return self.row("SELECT 1 FROM answers WHERE answered_at > ? LIMIT 1", latest) is not None
+
+    def answered_before(self, before: float, newer: int) -> float:
+        """Return the time of the newest reply stored before this time, but for `newer` of them; -inf without one."""
+        query = "SELECT answered_at FROM answers WHERE answered_at < ? ORDER BY answered_at DESC LIMIT 1 OFFSET ?"
+        row = self.row(query, before, newer)
+        return -math.inf if row is None else float(row[0])
+
+    def redate_answers(self, latest: float, now: float, limit: int) -> None:
+        """Date at most `limit` replies `now` whose times are after `latest`."""
+        query = "SELECT account_id, request FROM answers WHERE answered_at > ? ORDER BY answered_at LIMIT ?"
+        for account_id, request in self.rows(query, latest, limit):
+            self.do("UPDATE answers SET answered_at = ? WHERE account_id = ? AND request = ?", now, account_id, request)
+
     def forget_answers(self, before: float, limit: int) -> None:
         """Delete at most `limit` replies stored before this time, oldest first, over all accounts."""
         size = f"{self.bytes_of('request')} + {self.blob_bytes_of('reply')}"
@@ -780,9 +800,10 @@ ADD_ACCESSES: Final = (
     " OR EXISTS (SELECT 1 FROM files AS f WHERE u.kind = 'data' AND f.account_id = u.account_id AND f.name = u.name)"
     " OR EXISTS (SELECT 1 FROM media AS m WHERE u.kind = 'media' AND m.account_id = u.account_id AND m.id = u.name)"
     " ON CONFLICT (account_id, kind, name) DO UPDATE SET"
-    " count = excluded.count + CASE WHEN excluded.day > accesses.day THEN 0 ELSE accesses.count END,"
-    " day = CASE WHEN excluded.day > accesses.day THEN excluded.day ELSE accesses.day END,"
-    " last_at = CASE WHEN excluded.last_at > accesses.last_at THEN excluded.last_at ELSE accesses.last_at END"
+    " count = excluded.count + CASE WHEN accesses.day BETWEEN excluded.day AND ? THEN accesses.count ELSE 0 END,"
+    " day = CASE WHEN accesses.day BETWEEN excluded.day AND ? THEN accesses.day ELSE excluded.day END,"
+    " last_at = CASE WHEN accesses.last_at > excluded.last_at AND accesses.day <= ?"
+    " THEN accesses.last_at ELSE excluded.last_at END"
 )
 _ADD_ONE: Final = ADD_ACCESSES.format(
     "(SELECT ? AS account_id, ? AS kind, ? AS name, ? AS day, ? AS count, ? AS last_at)"
@@ -938,6 +959,14 @@ class MediaStatements(CounterStatements):
             self.do(f"DELETE FROM blobs WHERE {self.is_blob}", *key)  # noqa: S608 - of constants
         return True
 
+    def has_blobs_after(self, latest: float) -> bool:
+        """Return True if there are orphaned blobs with a chunk after this time."""
+        return self.row("SELECT 1 FROM blobs WHERE NOT kept AND touched_at > ? LIMIT 1", latest) is not None
+
+    def redate_blobs(self, latest: float, now: float) -> None:
+        """Date the orphaned blobs `now` whose last chunks came after `latest`."""
+        self.do("UPDATE blobs SET touched_at = ? WHERE NOT kept AND touched_at > ?", now, latest)
+
     def has_left_over(self, before: float) -> bool:
         """Return True if `sweep` would find an orphaned blob."""
         return self.row("SELECT 1 FROM blobs WHERE NOT kept AND touched_at < ? LIMIT 1", before) is not None
@@ -952,24 +981,24 @@ class AccessStatements(Dialect):
         row = self.row(query, account_id, kind, name)
         return None if row is None else AccessCount._make(row)
 
-    def add_accesses(self, used: Sequence[AccessDelta]) -> None:
+    def add_accesses(self, used: Sequence[AccessDelta], latest: int = ALL) -> None:
         """
         Add access counts to those of existing files, and to the account's days.
 
         A later day than the stored one starts at 0; an earlier day, after a clock was set back, counts as the stored
-        day.
+        day, unless that is after `latest`: then the earlier day starts at 0.
         """
         days = Counter[tuple[int, int]]()
         for each in used:
             days[each.account_id, each.day] += each.times
-        self._add_accesses(sorted(used))
+        self._add_accesses(sorted(used), latest)
         for (account_id, day), times in sorted(days.items()):
             self.do(_ADD_DAY, account_id, day, times, account_id)
 
-    def _add_accesses(self, used: list[AccessDelta]) -> None:
+    def _add_accesses(self, used: list[AccessDelta], latest: int) -> None:
         """Add access counts of files, sorted to avoid deadlocks between two writers."""
         for each in used:
-            self.do(_ADD_ONE, *each)
+            self.do(_ADD_ONE, *each, latest, latest, latest)
 
     def forget_accesses(self, account_id: int, kind: Kind, name: str) -> None:
         """Delete the access count of a deleted file."""
