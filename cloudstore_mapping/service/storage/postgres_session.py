@@ -870,7 +870,7 @@ class PostgresWriter(PostgresSession):
         self._answers[account_id, request] = (reply, fingerprint, now)
 
     def redate_answers(self, latest: float, now: float, limit: int) -> None:
-        self._pending(_REDATE_ANSWERS, latest, limit, now)
+        self._queue(_REDATE_ANSWERS, latest, limit, now)
 
     def forget_answers(self, before: float, limit: int) -> None:
         if any(account_id not in self._uncounted for account_id, _ in self._answers):
