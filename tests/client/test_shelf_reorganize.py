@@ -161,16 +161,16 @@ class Disk(NamedTuple):
 
 
 def test_a_disk_without_room(tmp_path: Path) -> None:
-    """Without room for two copies of what is used nothing is written, and the shelf goes on."""
+    """Without room for two copies of what is used the file doesn't grow, and the shelf goes on."""
     before = fill(tmp_path / "s")
     with shelve.open(tmp_path / "s") as db:
         session = session_of(db)
         assert session._space is not None
         disk, free = session._space._look, 2 * ENTRIES // 10 * 10_000
         session._space._look = lambda _: Disk(2**40, free)
-        with pytest.raises(UnavailableError, match="disk is full"):
+        with pytest.raises(UnavailableError, match=r"its disk needs \d+\.\d MiB of free space"):
             db.reorganize()
-        assert (tmp_path / "s").stat().st_size == before
+        assert (tmp_path / "s").stat().st_size <= before  # the log is emptied first
         session._space._look = disk
         db.reorganize()
         assert (tmp_path / "s").stat().st_size < before / 5
