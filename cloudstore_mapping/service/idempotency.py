@@ -141,7 +141,8 @@ class IdempotencyStore:
             reply = failure(error)
             if not may_store(reply):
                 raise
-        now, _ = self.clock.read()
+        # Another worker may not have seen the clock set back and forward again, so the date is the latest possible one.
+        now = self.clock.read().latest
         kept = encode_reply(work.kept(reply))
         if full is not None and not only_deletes(request):
             check_freed(transaction, caller.account, full, len(key.encode()) + len(kept))
@@ -169,13 +170,13 @@ class IdempotencyStore:
         return self._redates or transaction.has_old_answers(before)
 
     def _times(self, transaction: Transaction) -> tuple[float, float]:
-        """Return the wall time, and the time before which replies are expired."""
-        now, steady = self.clock.read()
+        """Return the time of new replies, and the time before which replies are expired."""
+        times = self.clock.read()
         if self._monotonic() >= self._trusts_from:
-            return now, steady - REMEMBERED_FOR
+            return times.latest, times.earliest - REMEMBERED_FOR
         if self._kept_from is None:
-            self._kept_from = transaction.answered_before(now - REMEMBERED_FOR, KEPT_AT_START)
-        return now, self._kept_from
+            self._kept_from = transaction.answered_before(times.now - REMEMBERED_FOR, KEPT_AT_START)
+        return times.latest, self._kept_from
 
 
 def only_deletes(request: Request | Batch) -> bool:

@@ -506,8 +506,7 @@ class BlobCleaner:
 
     def _abandoned_before(self) -> float:
         """Return the time of the last chunk before which an upload is abandoned; after a step forward not at once."""
-        _, steady = self._answers.clock.read()
-        return steady - ABANDONED_AFTER
+        return self._answers.clock.read().earliest - ABANDONED_AFTER
 
     def watch(self) -> None:
         """Check for work every few seconds from now on, on a thread: other processes and expiry create some."""

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from cachetools import LRUCache
 
@@ -67,9 +67,17 @@ class Clock:
     monotonic: Callable[[], float] = time.monotonic
 
 
+class WallTimes(NamedTuple):
+    """Wall time, and the same without the recent steps of the clock: forward (`earliest`), and back (`latest`)."""
+
+    now: float
+    earliest: float
+    latest: float
+
+
 class SteadyClock:
     """
-    Wall clock without steps forward: for `window` seconds after such a step it goes on as before. Thread-safe.
+    Wall clock without steps: for `window` seconds after a step it also goes on as before. Thread-safe.
 
     It knows the steps between two readings only.
     """
@@ -78,22 +86,25 @@ class SteadyClock:
         self._clock = clock
         self._window = window
         self._lock = threading.Lock()
-        #: Starts of the last minutes with a reading, each with the wall clock's minimum lead over the monotonic clock.
-        self._minutes: deque[tuple[float, float]] = deque()
+        #: Starts of the last minutes with a reading, each with the wall clock's least and greatest lead over the
+        #: monotonic clock.
+        self._minutes: deque[tuple[float, float, float]] = deque()
 
-    def read(self) -> tuple[float, float]:
-        """Return the wall time, and the same without the steps forward of the last `window` seconds."""
+    def read(self) -> WallTimes:
+        """Return the wall time, and the same without the steps of the last `window` seconds."""
         wall, monotonic = self._clock.wall(), self._clock.monotonic()
         lead = wall - monotonic
         with self._lock:
             minutes = self._minutes
             if minutes and monotonic < minutes[-1][0] + MINUTE:
-                minutes[-1] = minutes[-1][0], min(minutes[-1][1], lead)
+                start, least, greatest = minutes[-1]
+                minutes[-1] = start, min(least, lead), max(greatest, lead)
             else:
-                minutes.append((monotonic, lead))
+                minutes.append((monotonic, lead, lead))
             while minutes[0][0] <= monotonic - self._window - MINUTE:
                 minutes.popleft()
-            return wall, monotonic + min(lead for _, lead in minutes)
+            least, greatest = min(least for _, least, _ in minutes), max(greatest for *_, greatest in minutes)
+            return WallTimes(wall, monotonic + least, monotonic + greatest)
 
 
 def day_of(wall: float) -> int:

@@ -190,9 +190,37 @@ def test_answers_dated_ahead_are_forgotten(tmp_path: Path, clock: ManualClock, s
         forget_all(service)
         once(service, ask, None, "name", "r1", value=1)
         assert ask.value("name") == 2
-        clock.advance(REMEMBERED_FOR - 600 + 1)
-        forget_all(service)
+        for _ in range(2):  # a service that goes on dates them anew 15 minutes after the step
+            clock.advance(REMEMBERED_FOR + 60)
+            forget_all(service)
         assert answers(service) == 0
+
+
+def test_answers_while_another_worker_does_not_see_a_step(tmp_path: Path, clock: ManualClock) -> None:
+    """A worker that reads no time while the clock is an hour behind forgets no reply that another one stores then."""
+    other = ManualClock()
+    with (
+        Service(new_storage(tmp_path / "s.db"), clock=clock) as here,
+        Service(new_storage(tmp_path / "s.db"), clock=other) as there,
+    ):
+        ask = Asker(here, here.accounts.create("owner"))
+        for each, service in ((clock, here), (other, there)):
+            each.advance(REMEMBERED_FOR)
+            forget_all(service)
+        clock.ahead = -3600
+        once(here, ask, None, "name", "r1", value=1)
+        here.sweeper.look()
+        settle(here._storage)
+        clock.ahead = 0
+        ask.save("name", 2)
+        for service in (there, here):
+            forget_all(service)
+        once(here, ask, None, "name", "r1", value=1)
+        assert ask.value("name") == 2
+        for each, service in ((clock, here), (other, there)):
+            each.advance(REMEMBERED_FOR + 60)
+            forget_all(service)
+        assert answers(here) == 0
 
 
 def test_answers_of_a_node_whose_clock_is_ahead(tmp_path: Path, clock: ManualClock) -> None:
