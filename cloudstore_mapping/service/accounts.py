@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeAlias
 
 from cloudstore_mapping.errors import BadKeyError, BadNameError, BadValueError, DisabledError
+from cloudstore_mapping.service.quotas import OWN_PLAN, Clock
 from cloudstore_mapping.service.storage.records import Account, Event, File, FileInfo, Limits, OwnerPassword
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.merging import Merged
-    from cloudstore_mapping.service.quotas import Clock
     from cloudstore_mapping.service.security import ApiKeyThrottle
     from cloudstore_mapping.service.storage.base import Storage
     from cloudstore_mapping.service.storage.records import ApiKey
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 #: Default plan of new accounts.
 DEFAULT_PLAN: Final = "unlimited"
-#: Name shown for accounts with individual limits.
-OWN_PLAN: Final = "custom"
 
 PLANS: Final[Mapping[str, Limits]] = {
     DEFAULT_PLAN: Limits(),

@@ -671,6 +671,10 @@ class MediaFiles:
         )
         return self._uploads.begin(sender)
 
+    def now(self) -> float:
+        """Return the time in seconds since 1970."""
+        return self._clock.wall()
+
     def find(self, folder: str, media_id: str) -> tuple[Account, Media] | None:
         """Return the account and media file of a link; None if there is no such file, or its account is disabled."""
         if not (_IN_ADDRESS.fullmatch(folder) and _IN_ADDRESS.fullmatch(media_id)):

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 MINUTE: Final = 60.0
 DAY: Final = 86_400
 
+#: Name shown for accounts with individual limits.
+OWN_PLAN: Final = "custom"
+
 #: Tolerance of the rate limit for network jitter, in seconds: requests may arrive this much too early. A client that
 #: keeps the interval on its side is never refused; the price is a short burst after a pause.
 JITTER: Final = 15.0
@@ -140,9 +143,11 @@ def check_file_quota(transaction: Transaction, account: Account, name: str, *, i
         files = counted.files + (counted.uploads if is_upload else 0)
     if files >= limit:
         unfinished = " with its unfinished uploads" if is_upload else ""
+        origin = "set for it" if account.plan == OWN_PLAN else f"of its plan {account.plan!r}"
+        number = "one" if files == limit else f"{files - limit + 1:,}"
         raise TooManyFilesError(
-            f"The account holds {files:,} files{unfinished} and may hold {limit:,} (files, of its plan"
-            f" {account.plan!r}); delete {'one' if files == limit else f'{files - limit + 1:,}'} first.",
+            f"The account holds {files:,} files{unfinished} and may hold {limit:,} (files, {origin}); delete"
+            f" {number} first.",
             key=name,
         )
 
@@ -163,10 +168,11 @@ def check_bytes(transaction: Transaction, account: Account, name: str, growth: i
 
 def full_error(counted: Counters, limit: int, name: str, surplus: int) -> TooBigError:
     """Return the error of a request that would exceed its account's quota of bytes, `limit`, by `surplus` bytes."""
+    can_delete = surplus <= counted.bytes - counted.replies
+    remedy = f"delete {surplus:,} bytes" if can_delete else "wait until the replies expire"
     return TooBigError(
         f"The account holds {counted.bytes:,} bytes and may hold {limit:,} (total-bytes), with unfinished uploads and"
-        f" {counted.replies:,} bytes of replies stored for 15 minutes; delete {surplus:,} bytes, or ask for a"
-        " higher limit.",
+        f" {counted.replies:,} bytes of replies stored for 15 minutes; {remedy}, or ask for a higher limit.",
         key=name,
     )
 

@@ -87,13 +87,16 @@ class RangeResult(NamedTuple):
     stop: int
 
 
-def evaluate_conditions(headers: Mapping[bytes, bytes], tag: bytes, modified_at: float, size: int) -> RangeResult:
+def evaluate_conditions(
+    headers: Mapping[bytes, bytes], tag: bytes, modified_at: float, size: int, *, now: float
+) -> RangeResult:
     """
     Return the status and byte range of the response to a GET or HEAD request with these headers.
 
-    `tag` is the file's strong entity tag with its quotes, and `modified_at` is in seconds since 1970. Several ranges
-    get the whole file, as allowed, so that a request can't multiply the response. So does a date in ``If-Range``: the
-    file may have been replaced twice in the same second.
+    `tag` is the file's strong entity tag with its quotes; `modified_at` and `now` are in seconds since 1970. A date in
+    ``If-Modified-Since`` after `now` is ignored, for then the clock was wrong, and so is any until `has_safe_date`.
+    Several ranges get the whole file, as allowed, so that a request can't multiply the response. So does a date in
+    ``If-Range``: the file may have been replaced twice in the same second.
     """
     whole = RangeResult(200, 0, size)
     modified = int(modified_at)
@@ -105,12 +108,19 @@ def evaluate_conditions(headers: Mapping[bytes, bytes], tag: bytes, modified_at:
     if b"if-none-match" in headers:
         if _matches(headers[b"if-none-match"], tag, weakly=True):
             return whole._replace(status=304)
-    elif (since := _seconds(headers.get(b"if-modified-since"))) is not None and modified <= since:
-        return whole._replace(status=304)
+    elif has_safe_date(modified_at, now):
+        since = _seconds(headers.get(b"if-modified-since"))
+        if since is not None and modified <= since <= now:
+            return whole._replace(status=304)
     match = _RANGE.fullmatch(headers.get(b"range", b""))
     if match is None or not any(match.groups()) or headers.get(b"if-range", tag).strip() != tag:
         return whole
     return _part(match[1], match[2], size)
+
+
+def has_safe_date(modified_at: float, now: float) -> bool:
+    """Return True if no other content of a file can have, or get, the same date: it has no fractions of a second."""
+    return int(modified_at) < int(now)
 
 
 def _part(first: bytes, last: bytes, size: int) -> RangeResult:
@@ -341,7 +351,8 @@ async def _response_now(
     asked = headers_of(scope)
     if scope["method"] == "HEAD":
         asked.pop(b"range", None)  # Range applies to GET only
-    want = evaluate_conditions(asked, tag, media.updated_at, media.size)
+    now = files.now()
+    want = evaluate_conditions(asked, tag, media.updated_at, media.size, now=now)
     mimetype, beginning = await turns.run(partial(files.typed, media))
     shown = may_display_inline(mimetype, beginning)
     headers = [
@@ -350,8 +361,9 @@ async def _response_now(
         (b"content-security-policy", content_security_policy(mimetype, shown=shown)),
         (b"etag", tag),
         (b"repr-digest", b"sha-256=:%s:" % b64encode(bytes.fromhex(media.digest))),  # RFC 9530
-        (b"last-modified", formatdate(media.updated_at, usegmt=True).encode()),
     ]
+    if has_safe_date(media.updated_at, now):
+        headers.append((b"last-modified", formatdate(media.updated_at, usegmt=True).encode()))
     if want.status in _WITHOUT_FILE:
         if want.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             headers.append((b"content-range", b"bytes */%d" % media.size))

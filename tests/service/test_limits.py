@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -90,8 +91,7 @@ def test_how_much_is_to_be_deleted(service: Service, ask: Asker) -> None:
         ask.delete("new")
 
     limit(service, max_files=2)
-    plan = service.accounts.named("owner").plan
-    told = f"The account holds 4 files and may hold 2 (files, of its plan {plan!r}); "
+    told = "The account holds 4 files and may hold 2 (files, set for it); "
     assert ask.save("new", 1).sentence == f"{told}delete 3 first."
     delete_until_saved("a", "b", "c")
     limit(service, max_files=1)
@@ -121,7 +121,7 @@ def test_too_many_files(service: Service, ask: Asker) -> None:
     for refused in (ask.save("three", 1), ask.merge("three", 1)):
         assert refused.error == "TooManyFiles"
         assert "2 files" in refused.sentence
-        assert "'custom'" in refused.sentence
+        assert "set for it" in refused.sentence
     assert ask.save("one", 2).error is ask.merge("two", {"a": 1}).error is None
     ask.delete("one")
     assert ask.save("three", 1).error is None
@@ -438,3 +438,12 @@ def test_stored_replies_dated_ahead(
         settle(service._storage)
     assert held(service).replies == 0
     assert saved_once(service, ask, "name", "later").error is None
+
+
+def test_an_account_full_of_replies(service: Service, ask: Asker) -> None:
+    """If nothing that can be deleted makes room for a request, its refusal doesn't tell to delete something."""
+    limit(service, max_total_bytes=2000)
+    replies = (saved_once(service, ask, "n", f"r{number}") for number in itertools.count())
+    refused = next(reply for reply in replies if reply.error is not None)
+    assert refused.error == "TooBig"
+    assert refused.sentence.endswith("; wait until the replies expire, or ask for a higher limit.")

@@ -50,9 +50,12 @@ def get(url: str, method: str = "GET", **headers: str) -> requests.Response:
     return requests.request(method, url, headers=named, timeout=PATIENCE)
 
 
-def test_a_whole_file(files: Files) -> None:
+def test_a_whole_file(files: Files, clock: ManualClock) -> None:
     """All its bytes under its type, with what a browser needs to keep it, and to be kept from running it."""
-    answer = get(files.put(PNG * 2000, "photo.png", "image/png"))
+    url = files.put(PNG * 2000, "photo.png", "image/png")
+    assert "Last-Modified" not in get(url).headers  # it could be replaced within the same second
+    clock.advance(1)
+    answer = get(url)
     assert (answer.status_code, answer.content) == (200, PNG * 2000)
     digest = files.uploader.service.media.named(files.uploader.account, "photo.png").digest
     assert {name.lower(): value for name, value in answer.headers.items() if name.lower() != "date"} == {

@@ -11,6 +11,8 @@ AT = 1_700_000_000.5  # Tue, 14 Nov 2023 22:13:20 GMT, and a half
 SAME = b"Tue, 14 Nov 2023 22:13:20 GMT"
 BEFORE = b"Tue, 14 Nov 2023 22:13:19 GMT"
 AFTER = b"Tue, 14 Nov 2023 22:13:21 GMT"
+NOW = AT + 60
+LATE = b"Tue, 14 Nov 2023 22:15:00 GMT"
 
 
 @pytest.mark.parametrize(
@@ -43,14 +45,14 @@ AFTER = b"Tue, 14 Nov 2023 22:13:21 GMT"
 )
 def test_a_range(range_: bytes, status: int, start: int, stop: int) -> None:
     """One that can be met is met, one behind the end is 416, and all else is as if it weren't there."""
-    assert evaluate_conditions({b"range": range_}, TAG, AT, 100) == (status, start, stop)
+    assert evaluate_conditions({b"range": range_}, TAG, AT, 100, now=NOW) == (status, start, stop)
 
 
 def test_an_empty_file_has_no_parts() -> None:
     """No range of it can be met, and the whole is none."""
-    assert evaluate_conditions({}, TAG, AT, 0) == (200, 0, 0)
+    assert evaluate_conditions({}, TAG, AT, 0, now=NOW) == (200, 0, 0)
     for range_ in (b"bytes=0-", b"bytes=0-0", b"bytes=-5"):
-        assert evaluate_conditions({b"range": range_}, TAG, AT, 0).status == 416
+        assert evaluate_conditions({b"range": range_}, TAG, AT, 0, now=NOW).status == 416
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,7 @@ def test_an_empty_file_has_no_parts() -> None:
         ({b"if-modified-since": BEFORE}, 200),
         ({b"if-modified-since": b"yesterday"}, 200),
         ({b"if-modified-since": b"Tue, 14 Nov 99999 22:13:20 GMT"}, 200),
+        ({b"if-modified-since": LATE}, 200),
         ({b"if-none-match": b'"other"', b"if-modified-since": SAME}, 200),
         ({b"if-match": TAG}, 200),
         ({b"if-match": b"*"}, 200),
@@ -82,9 +85,17 @@ def test_an_empty_file_has_no_parts() -> None:
 )
 def test_a_condition(headers: dict[bytes, bytes], status: int) -> None:
     """A tag counts more than a date, and what can't be understood is as if it weren't there."""
-    assert evaluate_conditions(headers, TAG, AT, 100).status == status
+    assert evaluate_conditions(headers, TAG, AT, 100, now=NOW).status == status
     whole = status == 200
-    assert evaluate_conditions({**headers, b"range": b"bytes=1-"}, TAG, AT, 100).status == (206 if whole else status)
+    assert evaluate_conditions({**headers, b"range": b"bytes=1-"}, TAG, AT, 100, now=NOW).status == (
+        206 if whole else status
+    )
+
+
+@pytest.mark.parametrize(("now", "status"), [(AT - 5, 200), (AT, 200), (AT + 0.4, 200), (AT + 0.5, 304), (NOW, 304)])
+def test_a_date_within_the_second_of_the_change(now: float, status: int) -> None:
+    """A date tells two contents apart only once its second is over; a date to come is of a clock that was wrong."""
+    assert evaluate_conditions({b"if-modified-since": SAME}, TAG, AT, 100, now=now).status == status
 
 
 @pytest.mark.parametrize(
@@ -92,7 +103,7 @@ def test_a_condition(headers: dict[bytes, bytes], status: int) -> None:
 )
 def test_the_rest_of_the_same_file(if_range: bytes, status: int) -> None:
     """With If-Range a part comes of just the file that the client has the rest of; of any other all comes."""
-    assert evaluate_conditions({b"range": b"bytes=1-", b"if-range": if_range}, TAG, AT, 100).status == status
+    assert evaluate_conditions({b"range": b"bytes=1-", b"if-range": if_range}, TAG, AT, 100, now=NOW).status == status
 
 
 @pytest.mark.parametrize(
