@@ -166,7 +166,7 @@ def rotate_key(
     as_json: AsJSON = False,
 ) -> None:
     """
-    Make an account a new API key and print it, this once; the one before goes on working beside it.
+    Make an account a new API key and print it, this once; the one before goes on working, and any earlier one ends.
 
     Hand the new one to all programs, then end the old one with --drop-old.
     """
