@@ -22,6 +22,7 @@ from cloudstore_mapping.links import FILES_PATH
 from cloudstore_mapping.web.admin import make_admin
 from cloudstore_mapping.web.downloads import make_files
 from cloudstore_mapping.web.http import (
+    CLIENT,
     CLOSE,
     END,
     FAILED,
@@ -223,7 +224,7 @@ class FastPath:
             await asked.send(message)
 
         try:
-            await send_reply(send, reply)
+            await send_reply(send, reply, client=asked.scope.get(CLIENT))
         finally:
             asked.room.release()
             self._observed.ended(asked.scope, reply.status, perf_counter() - asked.began, size)

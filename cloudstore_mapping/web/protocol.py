@@ -308,6 +308,7 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def _answer_held(self, request: RequestResponseCycle) -> None:
         waits = request.more_body or self.flow.write_paused
+        cast("Scope", request.scope)[CLIENT] = self.reader
         write = partial(self._write, request)
         send = cast("Send", request.send)
         if waits or not self.inline.take(cast("Scope", request.scope), bytes(request.body), write, send):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Raw, UnsetType
 
 from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.web import api, http
 from cloudstore_mapping.wire import Reply, failure
 from tests.raw_http import JSON, Answer, Connection, FakeService, body
+from tests.service_fakes import PATIENCE
 
 
 @pytest.fixture
@@ -164,3 +168,34 @@ def test_a_client_that_goes_has_its_write_done(service: FakeService, address: st
         other.post("/store/save", body("next", value=2))
         assert other.answer().json["message"] == "Entry saved"
         assert at_once(other, body()).json["data"] == 1
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_large_reply_ends_with_its_connection(
+    service: FakeService, address: str, is_whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply that is sent in pieces is told that its client has left, however the request came."""
+    told = threading.Event()
+    clients: list[http.Client | None] = []
+    send_reply = http.send_reply
+
+    async def watched(send: Any, reply: Reply, *headers: Any, client: http.Client | None = None) -> None:
+        clients.append(client)
+        await send_reply(send, reply, *headers, client=client)
+        if client is not None and client.is_gone:
+            told.set()
+
+    for module in (http, api):
+        monkeypatch.setattr(module, "send_reply", watched)
+    service.values["large"] = Raw(b'"%b"' % (b"x" * 12 * 2**20))
+    data = body("large")
+    with Connection(address) as connection:
+        if is_whole:
+            connection.post("/store/load", data)
+        else:
+            connection.start("/store/load", f"{JSON}Content-Length: {len(data)}\r\n", data[:1])
+            connection.send(data[1:])
+        assert connection.socket.recv(1000).startswith(b"HTTP/1.1 200")
+        connection.reset()
+    assert told.wait(PATIENCE)
+    assert len(clients) == 1
