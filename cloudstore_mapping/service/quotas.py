@@ -168,8 +168,12 @@ def check_bytes(transaction: Transaction, account: Account, name: str, growth: i
 
 def full_error(counted: Counters, limit: int, name: str, surplus: int) -> TooBigError:
     """Return the error of a request that would exceed its account's quota of bytes, `limit`, by `surplus` bytes."""
-    can_delete = surplus <= counted.bytes - counted.replies
-    remedy = f"delete {surplus:,} bytes" if can_delete else "wait until the replies expire"
+    if surplus <= counted.bytes - counted.replies:
+        remedy = f"delete {surplus:,} bytes"
+    elif surplus <= counted.replies:
+        remedy = "wait until the replies expire"
+    else:
+        remedy = f"delete {surplus - counted.replies:,} bytes and wait until the replies expire"
     return TooBigError(
         f"The account holds {counted.bytes:,} bytes and may hold {limit:,} (total-bytes), with unfinished uploads and"
         f" {counted.replies:,} bytes of replies stored for 15 minutes; {remedy}, or ask for a higher limit.",

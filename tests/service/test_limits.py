@@ -447,3 +447,9 @@ def test_an_account_full_of_replies(service: Service, ask: Asker) -> None:
     refused = next(reply for reply in replies if reply.error is not None)
     assert refused.error == "TooBig"
     assert refused.sentence.endswith("; wait until the replies expire, or ask for a higher limit.")
+    ask.save("large", "x" * 10_000)
+    limit(service, max_total_bytes=None)
+    ask.save("large", "x" * 1_000)
+    limit(service, max_total_bytes=100)
+    sentence = ask.save("n", 12345).sentence
+    assert re.search(r"; delete [\d,]+ bytes and wait until the replies expire, or ask for a higher limit\.$", sentence)
