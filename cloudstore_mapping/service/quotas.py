@@ -104,7 +104,8 @@ class SteadyClock:
                 minutes[-1] = start, min(least, lead), max(greatest, lead)
             else:
                 minutes.append((monotonic, lead, lead))
-            while minutes[0][0] <= monotonic - self._window - MINUTE:
+            # Keep the last reading before the window: the process may have stood still since.
+            while len(minutes) > 1 and minutes[1][0] <= monotonic - self._window - MINUTE:
                 minutes.popleft()
             least, greatest = min(least for _, least, _ in minutes), max(greatest for *_, greatest in minutes)
             return WallTimes(wall, monotonic + least, monotonic + greatest)

@@ -121,8 +121,9 @@ def test_answers_are_remembered_when_the_clock_is_set_in_small_steps(
     settle(service._storage)
     once(service, ask, None, "name", "r1", value=1)
     assert ask.value("name") == 2
-    clock.advance(REMEMBERED_FOR + 60)
-    forget_all(service)
+    for _ in range(2):
+        clock.advance(REMEMBERED_FOR + 60)
+        forget_all(service)
     assert answers(service) == 0
 
 
@@ -219,6 +220,32 @@ def test_answers_while_another_worker_does_not_see_a_step(tmp_path: Path, clock:
         assert ask.value("name") == 2
         for each, service in ((clock, here), (other, there)):
             each.advance(REMEMBERED_FOR + 60)
+            forget_all(service)
+        assert answers(here) == 0
+
+
+def test_answers_while_another_worker_stands_still(tmp_path: Path, clock: ManualClock) -> None:
+    """A worker that stood still while the clock was set forward forgets no reply that another one stored meanwhile."""
+    other = ManualClock()
+    with (
+        Service(new_storage(tmp_path / "s.db"), clock=clock) as here,
+        Service(new_storage(tmp_path / "s.db"), clock=other) as there,
+    ):
+        ask = Asker(here, here.accounts.create("owner"))
+        for each, service in ((clock, here), (other, there)):
+            each.advance(REMEMBERED_FOR)
+            forget_all(service)
+        for each in (clock, other):
+            each.advance(2 * REMEMBERED_FOR)
+        once(here, ask, None, "name", "r1", value=1)
+        ask.save("name", 2)
+        for each in (clock, other):
+            each.ahead = 3600
+        forget_all(there)
+        once(here, ask, None, "name", "r1", value=1)
+        assert ask.value("name") == 2
+        for each, service in ((clock, here), (other, there)):
+            each.advance(2 * REMEMBERED_FOR)
             forget_all(service)
         assert answers(here) == 0
 
