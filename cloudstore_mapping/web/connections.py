@@ -231,7 +231,7 @@ class RefusalLog:
         self._logged_at = self._now()
         (address, most), *_ = self._by_address.most_common(1)
         _log.warning(
-            "%d further connections from %d addresses were refused, %d of them from %s; the last one: %s",
+            "Further connections refused: %d (addresses: %d; most often, %d times, %s); the last one: %s",
             self._further,
             len(self._by_address),
             most,

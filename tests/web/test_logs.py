@@ -189,7 +189,7 @@ def test_a_failed_handshake_is_logged(tmp_path: Path) -> None:
                 connection.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
                 connection.rest()
     assert "A connection from 127.0.0.1 was refused: TLS has failed (HTTP_REQUEST)." in log[0]
-    assert "2 further connections from 1 addresses were refused" in log[1]
+    assert "Further connections refused: 2 (addresses: 1; most often, 2 times, 127.0.0.1);" in log[1]
 
 
 def test_refused_connections_do_not_fill_the_log(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
@@ -203,7 +203,7 @@ def test_refused_connections_do_not_fill_the_log(clock: ManualClock, caplog: pyt
     refusals.flush()
     refusals.flush()
     assert [record.getMessage() for record in caplog.records[1:]] == [
-        "9999 further connections from 50 addresses were refused, 5099 of them from 192.0.2.1;"
+        "Further connections refused: 9999 (addresses: 50; most often, 5099 times, 192.0.2.1);"
         " the last one: Reason 9999."
     ]
     refusals.add("192.0.2.9", "Reason.")

@@ -42,7 +42,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_https(files: Path, tmp_path: Path, workers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a certificate the address is https, a client that trusts it works, and plain http isn't answered."""
     tls = ["--tls-cert", str(files / "cert.pem"), "--tls-key", str(files / "key.pem"), "--workers", workers]
-    with serving("--json", "--store", str(tmp_path / "service.db"), *tls) as process:
+    log: list[str] = []
+    with serving("--json", "--store", str(tmp_path / "service.db"), *tls, log=log) as process:
         first = told(process)
         assert first["address"].startswith("https://127.0.0.1:")
         assert first["dashboard"].startswith(first["address"])
@@ -62,6 +63,8 @@ def test_https(files: Path, tmp_path: Path, workers: str, monkeypatch: pytest.Mo
         monkeypatch.delenv("REQUESTS_CA_BUNDLE")
         with pytest.raises(requests.exceptions.SSLError):
             requests.get(f"{first['address']}/health", timeout=20)
+    assert len([line for line in log if "refused: TLS has failed (HTTP_REQUEST)." in line]) == 1
+    assert [line for line in log if "refused" not in line] == []
 
 
 @pytest.mark.parametrize(
