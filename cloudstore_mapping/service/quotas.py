@@ -88,27 +88,27 @@ class SteadyClock:
     def __init__(self, clock: Clock, window: float) -> None:
         self._clock = clock
         self._window = window
-        self._lock = threading.Lock()
         #: Starts of the last minutes with a reading, each with the wall clock's least and greatest lead over the
-        #: monotonic clock.
-        self._minutes: deque[tuple[float, float, float]] = deque()
+        #: monotonic clock. Replaced as a whole instead of locked: an interrupt may leave a caller's lock behind. Of two
+        #: readings at the same moment one may be lost.
+        self._minutes: tuple[tuple[float, float, float], ...] = ()
 
     def read(self) -> WallTimes:
         """Return the wall time, and the same without the steps of the last `window` seconds."""
         wall, monotonic = self._clock.wall(), self._clock.monotonic()
         lead = wall - monotonic
-        with self._lock:
-            minutes = self._minutes
-            if minutes and monotonic < minutes[-1][0] + MINUTE:
-                start, least, greatest = minutes[-1]
-                minutes[-1] = start, min(least, lead), max(greatest, lead)
-            else:
-                minutes.append((monotonic, lead, lead))
+        minutes = self._minutes
+        if minutes and monotonic < minutes[-1][0] + MINUTE:
+            start, least, greatest = minutes[-1]
+            minutes = (*minutes[:-1], (start, min(least, lead), max(greatest, lead)))
+        else:
             # Keep the last reading before the window: the process may have stood still since.
-            while len(minutes) > 1 and minutes[1][0] <= monotonic - self._window - MINUTE:
-                minutes.popleft()
-            least, greatest = min(least for _, least, _ in minutes), max(greatest for *_, greatest in minutes)
-            return WallTimes(wall, monotonic + least, monotonic + greatest)
+            oldest = monotonic - self._window - MINUTE
+            first = max((number for number, (start, *_) in enumerate(minutes) if start <= oldest), default=0)
+            minutes = (*minutes[first:], (monotonic, lead, lead))
+        self._minutes = minutes
+        least, greatest = min(least for _, least, _ in minutes), max(greatest for *_, greatest in minutes)
+        return WallTimes(wall, monotonic + least, monotonic + greatest)
 
 
 def day_of(wall: float) -> int:
