@@ -10,7 +10,10 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import requests
@@ -18,7 +21,8 @@ import requests
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web import protocol
-from cloudstore_mapping.web.connections import LOG_INTERVAL, MAX_KNOWN, RefusalLog
+from cloudstore_mapping.web.connections import LOG_INTERVAL, MAX_KNOWN, RefusalLog, UnreadReplies
+from cloudstore_mapping.web.http import Client
 from cloudstore_mapping.web.logs import logging_as
 from cloudstore_mapping.wire import failure
 from tests.raw_http import JSON, Connection, FakeService, body, chunk
@@ -166,6 +170,29 @@ def test_a_refused_connection_is_logged(
     messages = [record.getMessage() for record in caplog.records]
     assert [message for message in messages if message.startswith("A connection from 127.0.0.1 was refused: ")]
     assert reason in messages[-1]
+
+
+def test_a_connection_ended_for_its_unread_replies_is_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client whose replies stay unread is named when its connection is ended because others need the memory."""
+    values = {"unread": UnreadReplies(1500), "refusals": RefusalLog(), "_expect_reader": lambda _: None}
+    for name, value in values.items():
+        monkeypatch.setattr(protocol.HTTPProtocol, name, value, raising=False)
+    ended: list[int] = []
+    for number in (1, 2):
+        slow = protocol.HTTPProtocol.__new__(protocol.HTTPProtocol)
+        end = partial(ended.append, number)
+        transport = SimpleNamespace(get_write_buffer_size=lambda: 1000, abort=end)
+        slow.transport = cast("Any", transport)
+        slow.flow = cast("Any", SimpleNamespace(pause_writing=lambda: None))
+        slow.reader = Client()
+        slow.scheme = "http"
+        slow.client = (f"192.0.2.{number}", 1)
+        slow.pause_writing()
+    assert ended == [1]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("A connection from 192.0.2.1 was refused: Its unread replies ")
 
 
 def test_a_connection_without_anything_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
