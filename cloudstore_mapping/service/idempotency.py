@@ -83,8 +83,9 @@ class IdempotencyStore:
     """
     Applies a request with an id only once. Ids are unique per account, for single requests and batches together.
 
-    Stored times are of the wall clock, which may be set, even between two runs of the service. So no reply is deleted
-    before it has been stored for `REMEMBERED_FOR` seconds of the monotonic clock, except for `KEPT_AT_START`.
+    Stored times are of the wall clock, which may be set, even between two runs of the service. So replies are kept for
+    `REMEMBERED_FOR` seconds by a clock without the steps that this process has seen, and for as long after its start
+    (then at most `KEPT_AT_START`). A process started while the clock is behind dates its replies too early.
     """
 
     def __init__(self, clock: Clock) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -197,57 +199,64 @@ def test_answers_dated_ahead_are_forgotten(tmp_path: Path, clock: ManualClock, s
         assert answers(service) == 0
 
 
-def test_answers_while_another_worker_does_not_see_a_step(tmp_path: Path, clock: ManualClock) -> None:
+class Worker(NamedTuple):
+    """A service on a store, and its clock."""
+
+    service: Service
+    clock: ManualClock
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, then forget what has expired."""
+        self.clock.advance(seconds)
+        forget_all(self.service)
+
+
+@contextmanager
+def two_workers(place: Path) -> Iterator[tuple[Worker, Worker]]:
+    """Yield two services on one store which have run long enough to forget replies."""
+    with ExitStack() as stack:
+        clocks = ManualClock(), ManualClock()
+        here, there = (Worker(stack.enter_context(Service(new_storage(place), clock=clock)), clock) for clock in clocks)
+        for each in (here, there):
+            each.wait(REMEMBERED_FOR)
+        yield here, there
+
+
+def test_answers_while_another_worker_does_not_see_a_step(tmp_path: Path) -> None:
     """A worker that reads no time while the clock is an hour behind forgets no reply that another one stores then."""
-    other = ManualClock()
-    with (
-        Service(new_storage(tmp_path / "s.db"), clock=clock) as here,
-        Service(new_storage(tmp_path / "s.db"), clock=other) as there,
-    ):
-        ask = Asker(here, here.accounts.create("owner"))
-        for each, service in ((clock, here), (other, there)):
-            each.advance(REMEMBERED_FOR)
-            forget_all(service)
-        clock.ahead = -3600
-        once(here, ask, None, "name", "r1", value=1)
-        here.sweeper.look()
-        settle(here._storage)
-        clock.ahead = 0
+    with two_workers(tmp_path / "s.db") as (here, there):
+        ask = Asker(here.service, here.service.accounts.create("owner"))
+        here.clock.ahead = -3600
+        once(here.service, ask, None, "name", "r1", value=1)
+        here.service.sweeper.look()
+        settle(here.service._storage)
+        here.clock.ahead = 0
         ask.save("name", 2)
-        for service in (there, here):
-            forget_all(service)
-        once(here, ask, None, "name", "r1", value=1)
+        for each in (there, here):
+            each.wait(0)
+        once(here.service, ask, None, "name", "r1", value=1)
         assert ask.value("name") == 2
-        for each, service in ((clock, here), (other, there)):
-            each.advance(REMEMBERED_FOR + 60)
-            forget_all(service)
-        assert answers(here) == 0
+        for each in (here, there):
+            each.wait(REMEMBERED_FOR + 60)
+        assert answers(here.service) == 0
 
 
-def test_answers_while_another_worker_stands_still(tmp_path: Path, clock: ManualClock) -> None:
+def test_answers_while_another_worker_stands_still(tmp_path: Path) -> None:
     """A worker that stood still while the clock was set forward forgets no reply that another one stored meanwhile."""
-    other = ManualClock()
-    with (
-        Service(new_storage(tmp_path / "s.db"), clock=clock) as here,
-        Service(new_storage(tmp_path / "s.db"), clock=other) as there,
-    ):
-        ask = Asker(here, here.accounts.create("owner"))
-        for each, service in ((clock, here), (other, there)):
-            each.advance(REMEMBERED_FOR)
-            forget_all(service)
-        for each in (clock, other):
-            each.advance(2 * REMEMBERED_FOR)
-        once(here, ask, None, "name", "r1", value=1)
+    with two_workers(tmp_path / "s.db") as (here, there):
+        ask = Asker(here.service, here.service.accounts.create("owner"))
+        for each in (here, there):
+            each.clock.advance(2 * REMEMBERED_FOR)
+        once(here.service, ask, None, "name", "r1", value=1)
         ask.save("name", 2)
-        for each in (clock, other):
-            each.ahead = 3600
-        forget_all(there)
-        once(here, ask, None, "name", "r1", value=1)
+        for each in (here, there):
+            each.clock.ahead = 3600
+        there.wait(0)
+        once(here.service, ask, None, "name", "r1", value=1)
         assert ask.value("name") == 2
-        for each, service in ((clock, here), (other, there)):
-            each.advance(2 * REMEMBERED_FOR)
-            forget_all(service)
-        assert answers(here) == 0
+        for each in (here, there):
+            each.wait(2 * REMEMBERED_FOR)
+        assert answers(here.service) == 0
 
 
 def test_answers_of_a_node_whose_clock_is_ahead(tmp_path: Path, clock: ManualClock) -> None:
