@@ -80,6 +80,18 @@ def settle(storage: Storage) -> None:
         future.result(PATIENCE)
 
 
+def run_for(seconds: float, service: Service, *clocks: ManualClock) -> None:
+    """Let time pass for a service: like a running one it looks for work, here every minute."""
+    passed = 0.0
+    while passed < seconds:
+        step = min(60.0, seconds - passed)
+        for clock in clocks:
+            clock.advance(step)
+        passed += step
+        service.sweeper.look()
+        settle(service._storage)
+
+
 class Asker:
     """Sends requests on the files of one account to a service, from one address."""
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from cloudstore_mapping.errors import CloudStoreError, IdMismatchError, ProtocolError
 from cloudstore_mapping.service.accounts import Caller
 from cloudstore_mapping.service.operations import Operations
-from cloudstore_mapping.service.quotas import MAX_AHEAD, Clock, SteadyClock, check_freed, check_replies
+from cloudstore_mapping.service.quotas import Clock, check_freed, check_replies
 from cloudstore_mapping.service.security import Unproven
 from cloudstore_mapping.service.storage.base import RolledBack
 from cloudstore_mapping.service.storage.sql import Transaction
@@ -31,6 +31,15 @@ from cloudstore_mapping.wire import (
 
 #: Minimum seconds before a stored reply expires.
 REMEMBERED_FOR: Final = 900.0
+#: Maximum age of the newest number that a write goes by, in seconds, and minimum time between two notes of it.
+MAX_AGE: Final = 20.0
+NOTE_AFTER: Final = 60.0
+#: Maximum seconds between two looks; after a longer pause the notes begin anew.
+MAX_PAUSE: Final = 120.0
+#: Maximum seconds from the look at the newest number to the commit of a reply.
+SLACK: Final = 40.0
+#: Difference of a reply's number from the newest one, if the clock is behind it. Numbers have 16 digits.
+STEP: Final = 0.001
 #: Maximum number of replies, the newest, that look expired at a start of the service and are kept nevertheless.
 KEPT_AT_START: Final = 1_000_000
 #: Delete expired replies after each `FORGET_EVERY` new ones, at most `FORGET_AT_ONCE` at a time. More are deleted than
@@ -83,21 +92,21 @@ class IdempotencyStore:
     """
     Applies a request with an id only once. Ids are unique per account, for single requests and batches together.
 
-    Stored times are of the wall clock, which may be set, even between two runs of the service. So replies are kept for
-    `REMEMBERED_FOR` seconds by a clock without the steps that this process has seen, and for as long after its start
-    (then at most `KEPT_AT_START`). A process started while the clock is behind dates its replies too early.
+    The clock may be set, so replies expire by their number. A reply's number is the time, or a little more than the
+    newest number if that is larger. Each process notes the newest number every minute; it deletes the replies up to a
+    number that it noted `REMEMBERED_FOR` seconds ago, by the monotonic clock. Until it has such a note, after a start
+    or after standing still, it keeps the replies, but of those that look expired at most `KEPT_AT_START`.
     """
 
     def __init__(self, clock: Clock) -> None:
-        self._monotonic = clock.monotonic
-        #: For all that expires; `look` reads it every few seconds.
-        self.clock = SteadyClock(clock, REMEMBERED_FOR)
+        self._clock = clock
         self._remembered = itertools.count(1)
-        self._trusts_from = clock.monotonic() + REMEMBERED_FOR
-        #: Time before which replies are deleted until `_trusts_from`; None if not yet known.
+        #: Times by the monotonic clock, each with the newest number at that time, and the last look. Replaced as a
+        #: whole instead of locked: an interrupt may leave a caller's lock behind. Of two looks at once one may be lost.
+        self._notes: tuple[tuple[float, float], ...] = ()
+        self._looked: tuple[float, float] = (-math.inf, -math.inf)
+        #: Number before which replies are deleted without a note; None if not yet known.
         self._kept_from: float | None = None
-        #: Whether `look` found replies dated ahead.
-        self._redates = False
 
     def once(
         self,
@@ -142,42 +151,57 @@ class IdempotencyStore:
             reply = failure(error)
             if not may_store(reply):
                 raise
-        # Another worker may not have seen the clock set back and forward again, so the date is the latest possible one.
-        now = self.clock.read().latest
         kept = encode_reply(work.kept(reply))
         if full is not None and not only_deletes(request):
             check_freed(transaction, caller.account, full, len(key.encode()) + len(kept))
-        transaction.keep_answer(caller.account.id, key, kept, now, print_)
+        number = max(self._clock.wall(), self._newest(transaction) + STEP)
+        transaction.keep_answer(caller.account.id, key, kept, number, print_)
         if next(self._remembered) % FORGET_EVERY == 0:
             self.forget(transaction)
         return reply
 
     def forget(self, transaction: Transaction) -> None:
-        """
-        Delete up to `FORGET_AT_ONCE` expired replies, oldest first.
-
-        Replies dated ahead, by a clock that was wrong, get the present time instead, and expire after it.
-        """
-        now, before = self._times(transaction)
-        if self._redates:
-            transaction.redate_answers(now + MAX_AHEAD, now, FORGET_AT_ONCE)
+        """Delete up to `FORGET_AT_ONCE` expired replies, oldest first."""
+        self._newest(transaction)
+        before = self._expired_before(transaction)
         if before > -math.inf:
             transaction.forget_answers(before, FORGET_AT_ONCE)
 
     def look(self, transaction: Transaction) -> bool:
-        """Return True if `forget` has something to do; call it every few seconds, for it follows the clock too."""
-        now, before = self._times(transaction)
-        self._redates = transaction.has_answers_after(now + MAX_AHEAD)
-        return self._redates or transaction.has_old_answers(before)
+        """Note the newest number, and return True if replies have expired; call it every few seconds."""
+        self._look_up(transaction)
+        return transaction.has_old_answers(self._expired_before(transaction))
 
-    def _times(self, transaction: Transaction) -> tuple[float, float]:
-        """Return the time of new replies, and the time before which replies are expired."""
-        times = self.clock.read()
-        if self._monotonic() >= self._trusts_from:
-            return times.latest, times.earliest - REMEMBERED_FOR
+    def _newest(self, transaction: Transaction) -> float:
+        """Return a number at least as large as those of all replies stored until `MAX_AGE` seconds ago."""
+        looked_at, newest = self._looked
+        return newest if self._clock.monotonic() < looked_at + MAX_AGE else self._look_up(transaction)
+
+    def _look_up(self, transaction: Transaction) -> float:
+        """Return the newest number, and note it."""
+        newest = transaction.newest_answer()
+        now = self._clock.monotonic()
+        # Numbers larger than the newest one have been deleted, and may be given again.
+        notes = tuple(note for note in self._notes if note[1] <= newest)
+        if now > self._looked[0] + MAX_PAUSE:
+            notes, self._kept_from = (), None
+        if not notes or now >= notes[-1][0] + NOTE_AFTER:
+            # Keep one that is old enough, and those after it.
+            oldest = now - REMEMBERED_FOR - SLACK
+            first = max((index for index, (noted_at, _) in enumerate(notes) if noted_at <= oldest), default=0)
+            notes = (*notes[first:], (now, newest))
+        self._notes, self._looked = notes, (now, newest)
+        return newest
+
+    def _expired_before(self, transaction: Transaction) -> float:
+        """Return the number before which replies have expired."""
+        oldest = self._clock.monotonic() - REMEMBERED_FOR - SLACK
+        expired = [number for noted_at, number in self._notes if noted_at <= oldest]
+        if expired:
+            return expired[-1] + STEP / 2
         if self._kept_from is None:
-            self._kept_from = transaction.answered_before(times.now - REMEMBERED_FOR, KEPT_AT_START)
-        return times.latest, self._kept_from
+            self._kept_from = transaction.answered_before(self._clock.wall() - REMEMBERED_FOR, KEPT_AT_START)
+        return self._kept_from
 
 
 def only_deletes(request: Request | Batch) -> bool:

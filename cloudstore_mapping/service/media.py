@@ -28,11 +28,12 @@ from cloudstore_mapping.errors import (
 )
 from cloudstore_mapping.links import media_link
 from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
-from cloudstore_mapping.service.idempotency import IdempotencyStore
+from cloudstore_mapping.service.idempotency import REMEMBERED_FOR, IdempotencyStore
 from cloudstore_mapping.service.operations import check_name
 from cloudstore_mapping.service.quotas import (
     DAY,
     MAX_AHEAD,
+    SteadyClock,
     check_bytes,
     check_file_quota,
     check_uploads,
@@ -483,6 +484,7 @@ class BlobCleaner:
     def __init__(self, storage: Storage, clock: Clock, answers: IdempotencyStore, pause: float = PAUSE) -> None:
         self._storage = storage
         self._clock = clock
+        self._steady = SteadyClock(clock, REMEMBERED_FOR)
         self._answers = answers
         self._lock = threading.Lock()
         self._running = False
@@ -506,7 +508,7 @@ class BlobCleaner:
 
     def _abandoned_before(self) -> float:
         """Return the time of the last chunk before which an upload is abandoned; after a step forward not at once."""
-        return self._answers.clock.read().earliest - ABANDONED_AFTER
+        return self._steady.read() - ABANDONED_AFTER
 
     def watch(self) -> None:
         """Check for work every few seconds from now on, on a thread: other processes and expiry create some."""

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from cachetools import LRUCache
 
@@ -70,17 +70,9 @@ class Clock:
     monotonic: Callable[[], float] = time.monotonic
 
 
-class WallTimes(NamedTuple):
-    """Wall time, and the same without the recent steps of the clock: forward (`earliest`), and back (`latest`)."""
-
-    now: float
-    earliest: float
-    latest: float
-
-
 class SteadyClock:
     """
-    Wall clock without steps: for `window` seconds after a step it also goes on as before. Thread-safe.
+    Wall clock that is late by the steps forward of the last `window` seconds. Thread-safe.
 
     It knows the steps between two readings only.
     """
@@ -88,27 +80,26 @@ class SteadyClock:
     def __init__(self, clock: Clock, window: float) -> None:
         self._clock = clock
         self._window = window
-        #: Starts of the last minutes with a reading, each with the wall clock's least and greatest lead over the
-        #: monotonic clock. Replaced as a whole instead of locked: an interrupt may leave a caller's lock behind. Of two
-        #: readings at the same moment one may be lost.
-        self._minutes: tuple[tuple[float, float, float], ...] = ()
+        #: Starts of the last minutes with a reading, each with the wall clock's least lead over the monotonic clock.
+        #: Replaced as a whole instead of locked: an interrupt may leave a caller's lock behind. Of two readings at the
+        #: same moment one may be lost.
+        self._minutes: tuple[tuple[float, float], ...] = ()
 
-    def read(self) -> WallTimes:
-        """Return the wall time, and the same without the steps of the last `window` seconds."""
-        wall, monotonic = self._clock.wall(), self._clock.monotonic()
-        lead = wall - monotonic
+    def read(self) -> float:
+        """Return the wall time without the steps forward of the last `window` seconds."""
+        monotonic = self._clock.monotonic()
+        lead = self._clock.wall() - monotonic
         minutes = self._minutes
         if minutes and monotonic < minutes[-1][0] + MINUTE:
-            start, least, greatest = minutes[-1]
-            minutes = (*minutes[:-1], (start, min(least, lead), max(greatest, lead)))
+            start, least = minutes[-1]
+            minutes = (*minutes[:-1], (start, min(least, lead)))
         else:
             # Keep the last reading before the window: the process may have stood still since.
             oldest = monotonic - self._window - MINUTE
-            first = max((number for number, (start, *_) in enumerate(minutes) if start <= oldest), default=0)
-            minutes = (*minutes[first:], (monotonic, lead, lead))
+            first = max((number for number, (start, _) in enumerate(minutes) if start <= oldest), default=0)
+            minutes = (*minutes[first:], (monotonic, lead))
         self._minutes = minutes
-        least, greatest = min(least for _, least, _ in minutes), max(greatest for *_, greatest in minutes)
-        return WallTimes(wall, monotonic + least, monotonic + greatest)
+        return monotonic + min(least for _, least in minutes)
 
 
 def day_of(wall: float) -> int:

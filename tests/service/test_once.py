@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from cloudstore_mapping.wire import (
     encode_value,
     success,
 )
-from tests.service_fakes import PATIENCE, Asker, Held, ManualClock, settle
+from tests.service_fakes import PATIENCE, Asker, Held, ManualClock, run_for, settle
 from tests.storages import new_storage
 
 
@@ -74,16 +75,15 @@ def test_ids_are_an_accounts_own(service: Service, ask: Asker) -> None:
 
 
 def test_answers_are_remembered_for_a_while(service: Service, ask: Asker, clock: ManualClock) -> None:
-    """For ten minutes at least, and not for ever where others come."""
-    assert REMEMBERED_FOR > 600
+    """For fifteen minutes at least, and for two minutes more at most."""
+    run_for(REMEMBERED_FOR, service, clock)
     once(service, ask, None, "name", "r1", value=1)
-    clock.advance(600)
+    run_for(REMEMBERED_FOR, service, clock)
     write_many(service, ask, "soon")
     ask.save("name", 2)
     once(service, ask, None, "name", "r1", value=1)
     assert ask.value("name") == 2
-    clock.advance(REMEMBERED_FOR)
-    write_many(service, ask, "late")
+    run_for(120, service, clock)
     once(service, ask, None, "name", "r1", value=1)
     assert ask.value("name") == 1
 
@@ -93,17 +93,16 @@ def test_answers_are_remembered_when_the_clock_is_set(
     service: Service, ask: Asker, clock: ManualClock, ahead: float
 ) -> None:
     """A clock that somebody sets makes nothing be forgotten early, nor for ever."""
-    clock.advance(REMEMBERED_FOR)  # after a start nothing is forgotten at all
+    run_for(REMEMBERED_FOR, service, clock)  # after a start nothing is forgotten at all
     once(service, ask, None, "name", "r1", value=1)
     clock.ahead = ahead
     write_many(service, ask, "soon")
-    clock.advance(600)
+    run_for(REMEMBERED_FOR, service, clock)
     write_many(service, ask, "later")
     ask.save("name", 2)
     once(service, ask, None, "name", "r1", value=1)
     assert ask.value("name") == 2
-    clock.advance(REMEMBERED_FOR + 86_400)
-    write_many(service, ask, "late")
+    run_for(120, service, clock)
     once(service, ask, None, "name", "r1", value=1)
     assert ask.value("name") == 1
 
@@ -112,7 +111,7 @@ def test_answers_are_remembered_when_the_clock_is_set_in_small_steps(
     service: Service, ask: Asker, clock: ManualClock
 ) -> None:
     """Many small steps forward are one large step: nothing is forgotten early, nor for ever."""
-    clock.advance(REMEMBERED_FOR)
+    run_for(REMEMBERED_FOR, service, clock)
     once(service, ask, None, "name", "r1", value=1)
     ask.save("name", 2)
     for step in range(20):
@@ -123,9 +122,8 @@ def test_answers_are_remembered_when_the_clock_is_set_in_small_steps(
     settle(service._storage)
     once(service, ask, None, "name", "r1", value=1)
     assert ask.value("name") == 2
-    for _ in range(2):
-        clock.advance(REMEMBERED_FOR + 60)
-        forget_all(service)
+    run_for(REMEMBERED_FOR + 120, service, clock)
+    forget_all(service)
     assert answers(service) == 0
 
 
@@ -149,7 +147,7 @@ def test_answers_are_remembered_when_the_clock_is_set_before_a_start(
             ask.service = service
             once(service, ask, None, "name", "r1", value=1)
             assert ask.value("name") == 2
-            clock.advance(REMEMBERED_FOR if start == starts - 1 else 0)
+            run_for(REMEMBERED_FOR + 120 if start == starts - 1 else 0, service, clock)
             forget_all(service)
             assert (answers(service) == 0) == (start == starts - 1)
 
@@ -176,9 +174,9 @@ def test_answers_that_look_old_at_a_start_are_bounded(
 
 @pytest.mark.parametrize("starts", [False, True])
 def test_answers_dated_ahead_are_forgotten(tmp_path: Path, clock: ManualClock, starts: bool) -> None:
-    """Replies stored by a clock that was ahead count as of the moment at which it is right, and expire after it."""
+    """Replies stored by a clock that was ahead expire as others do."""
     service = Service(new_storage(tmp_path / "s.db"), clock=clock)
-    clock.advance(REMEMBERED_FOR)
+    run_for(REMEMBERED_FOR, service, clock)
     clock.ahead = 60 * 86_400
     ask = Asker(service, service.accounts.create("owner"))
     once(service, ask, None, "name", "r1", value=1)
@@ -188,14 +186,11 @@ def test_answers_dated_ahead_are_forgotten(tmp_path: Path, clock: ManualClock, s
         service.close()
         service = ask.service = Service(new_storage(tmp_path / "s.db"), clock=clock)
     with service:
-        forget_all(service)
-        clock.advance(600)
-        forget_all(service)
+        once(service, ask, None, "other", "r2", value=1)
+        run_for(REMEMBERED_FOR, service, clock)
         once(service, ask, None, "name", "r1", value=1)
         assert ask.value("name") == 2
-        for _ in range(2):  # a service that goes on dates them anew 15 minutes after the step
-            clock.advance(REMEMBERED_FOR + 60)
-            forget_all(service)
+        run_for(120, service, clock)
         assert answers(service) == 0
 
 
@@ -205,21 +200,22 @@ class Worker(NamedTuple):
     service: Service
     clock: ManualClock
 
-    def wait(self, seconds: float) -> None:
-        """Let time pass, then forget what has expired."""
-        self.clock.advance(seconds)
-        forget_all(self.service)
-
 
 @contextmanager
 def two_workers(place: Path) -> Iterator[tuple[Worker, Worker]]:
     """Yield two services on one store which have run long enough to forget replies."""
     with ExitStack() as stack:
         clocks = ManualClock(), ManualClock()
-        here, there = (Worker(stack.enter_context(Service(new_storage(place), clock=clock)), clock) for clock in clocks)
-        for each in (here, there):
-            each.wait(REMEMBERED_FOR)
-        yield here, there
+        workers = [Worker(stack.enter_context(Service(new_storage(place), clock=clock)), clock) for clock in clocks]
+        run_together(REMEMBERED_FOR + 120, *workers)
+        yield workers[0], workers[1]
+
+
+def run_together(seconds: float, *workers: Worker) -> None:
+    """Let time pass for services on one store."""
+    for _ in range(int(seconds // 60)):
+        for service, clock in workers:
+            run_for(60, service, clock)
 
 
 def test_answers_while_another_worker_does_not_see_a_step(tmp_path: Path) -> None:
@@ -228,16 +224,13 @@ def test_answers_while_another_worker_does_not_see_a_step(tmp_path: Path) -> Non
         ask = Asker(here.service, here.service.accounts.create("owner"))
         here.clock.ahead = -3600
         once(here.service, ask, None, "name", "r1", value=1)
-        here.service.sweeper.look()
-        settle(here.service._storage)
+        forget_all(here.service)
         here.clock.ahead = 0
         ask.save("name", 2)
-        for each in (there, here):
-            each.wait(0)
+        run_together(REMEMBERED_FOR, here, there)
         once(here.service, ask, None, "name", "r1", value=1)
         assert ask.value("name") == 2
-        for each in (here, there):
-            each.wait(REMEMBERED_FOR + 60)
+        run_together(120, here, there)
         assert answers(here.service) == 0
 
 
@@ -245,38 +238,94 @@ def test_answers_while_another_worker_stands_still(tmp_path: Path) -> None:
     """A worker that stood still while the clock was set forward forgets no reply that another one stored meanwhile."""
     with two_workers(tmp_path / "s.db") as (here, there):
         ask = Asker(here.service, here.service.accounts.create("owner"))
-        for each in (here, there):
-            each.clock.advance(2 * REMEMBERED_FOR)
+        once(here.service, ask, None, "name", "r0", value=0)
+        run_together(120, here, there)
+        run_together(REMEMBERED_FOR + 60, here)
+        there.clock.advance(REMEMBERED_FOR + 60)
         once(here.service, ask, None, "name", "r1", value=1)
         ask.save("name", 2)
         for each in (here, there):
             each.clock.ahead = 3600
-        there.wait(0)
+        forget_all(there.service)
         once(here.service, ask, None, "name", "r1", value=1)
         assert ask.value("name") == 2
-        for each in (here, there):
-            each.wait(2 * REMEMBERED_FOR)
+        run_together(REMEMBERED_FOR + 120, here, there)
         assert answers(here.service) == 0
 
 
-def test_answers_of_a_node_whose_clock_is_ahead(tmp_path: Path, clock: ManualClock) -> None:
-    """Replies are kept as long where the clocks of two nodes differ by five minutes."""
-    other = ManualClock()
-    other.ahead = 299
-    with (
-        Service(new_storage(tmp_path / "s.db"), clock=clock) as here,
-        Service(new_storage(tmp_path / "s.db"), clock=other) as there,
-    ):
-        ask = Asker(here, here.accounts.create("owner"))
-        for each in (clock, other):
-            each.advance(REMEMBERED_FOR)  # from now on both may forget
-        once(here, ask, None, "name", "r1", value=1)
-        once(there, ask, None, "name", "r2", value=1)
-        for each in (clock, other):
-            each.advance(600)
-        forget_all(here)
-        forget_all(there)
-        assert answers(here) == 2
+@pytest.mark.parametrize("empty", [False, True])
+def test_answers_of_a_worker_started_while_the_clock_is_behind(tmp_path: Path, empty: bool) -> None:
+    """A worker that stood still forgets no reply of one that was started meanwhile with a clock behind."""
+    with two_workers(tmp_path / "s.db") as (here, there):
+        ask = Asker(here.service, here.service.accounts.create("owner"))
+        once(here.service, ask, None, "name", "r0", value=0)
+        run_together(120 if empty else REMEMBERED_FOR, here, there)
+        if not empty:
+            once(here.service, ask, None, "name", "newer", value=0)
+        run_together(REMEMBERED_FOR + 60 if empty else 60, here)
+        assert (answers(here.service) == 0) == empty
+        clock = ManualClock()
+        clock.seconds = here.clock.seconds
+        clock.ahead = -3600
+        with Service(new_storage(tmp_path / "s.db"), clock=clock) as started:
+            ask.service = started
+            once(started, ask, None, "name", "r1", value=1)
+            ask.save("name", 2)
+            clock.ahead = 0
+            once(started, ask, None, "other", "r2", value=1)
+            for each in (here.clock, clock):
+                each.advance(60)
+            there.clock.seconds = clock.seconds
+            for service in (there.service, here.service, started):
+                forget_all(service)
+            once(started, ask, None, "name", "r1", value=1)
+            assert ask.value("name") == 2
+
+
+def test_answers_of_a_busy_worker_that_never_looks(tmp_path: Path) -> None:
+    """A write goes by the newest number of a moment ago, even if nothing but writes asks for it."""
+    with two_workers(tmp_path / "s.db") as (here, there):
+        ask = Asker(there.service, there.service.accounts.create("owner"))
+        once(there.service, ask, None, "name", "r0", value=0)
+        here.clock.ahead = 86_400
+        once(here.service, ask, None, "name", "r1", value=1)
+        run_together(600, here)
+        there.clock.advance(600)
+        once(there.service, ask, None, "name", "r2", value=2)
+        run_together(420, here)
+        there.clock.advance(420)
+        assert answers(here.service) == 1
+        ask.save("name", 3)
+        once(there.service, ask, None, "name", "r2", value=2)
+        assert ask.value("name") == 3
+
+
+def test_answers_of_a_worker_that_pauses_are_bounded(
+    service: Service, ask: Asker, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replies don't fill the store of a program that writes every five minutes and doesn't look in between."""
+    monkeypatch.setattr("cloudstore_mapping.service.idempotency.KEPT_AT_START", 10)
+    for number in range(4 * FORGET_EVERY):
+        once(service, ask, None, "name", f"r{number}", value=number)
+        clock.advance(300)
+    settle(service._storage)
+    assert answers(service) < 2 * FORGET_EVERY
+
+
+def test_answers_of_a_node_whose_clock_is_ahead(tmp_path: Path) -> None:
+    """Replies are kept as long where the clocks of two nodes differ, by whatever."""
+    with two_workers(tmp_path / "s.db") as (here, there):
+        ask = Asker(here.service, here.service.accounts.create("owner"))
+        there.clock.ahead = 86_400
+        once(here.service, ask, None, "name", "r1", value=1)
+        once(there.service, ask, None, "name", "r2", value=1)
+        run_together(REMEMBERED_FOR, here, there)
+        once(here.service, ask, None, "name", "r3", value=1)
+        assert answers(here.service) == 3
+        run_together(120, here, there)
+        assert answers(here.service) == 1
+        run_together(REMEMBERED_FOR, here, there)
+        assert answers(here.service) == 0
 
 
 def answers(service: Service) -> int:
@@ -585,3 +634,45 @@ def test_a_large_load_in_a_batch_with_an_id(service: Service, ask: Asker) -> Non
     assert [reply.error for reply in decode_replies(content(service.handle(reads)))] == [None, None]
     with service._storage.read() as transaction:
         assert transaction.answer(1, "r2") is None
+
+
+@pytest.mark.parametrize("seed", [*range(10), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 200))])
+def test_answers_under_any_clocks(tmp_path: Path, seed: int) -> None:
+    """Whatever clocks show, whoever starts or stands still: a reply is kept for 15 minutes, and not for ever."""
+    choose = random.Random(seed)
+    now = ManualClock()  # of the world, nobody sets it
+    clocks = [ManualClock() for _ in range(3)]
+    with ExitStack() as stack:
+        services = [stack.enter_context(Service(new_storage(tmp_path / "s.db"), clock=clock)) for clock in clocks]
+        api_key = services[0].accounts.create("owner")
+        stored: dict[str, float] = {}
+        stands_still = [0.0] * 3
+        for step in range(250):
+            index = choose.randrange(3)
+            action = choose.choices(["wait", "write", "set", "start", "stand"], [50, 20, 4, 2, 2])[0]
+            if action == "wait":
+                now.advance(choose.choice([1, 10, 60, 100]))
+                for clock, service, until in zip(clocks, services, stands_still, strict=True):
+                    clock.seconds = now.seconds
+                    if now.seconds >= until:
+                        service.sweeper.look()
+                        settle(service._storage)
+            elif action == "set":
+                clocks[index].ahead = choose.choice([0, 0, 30, -30, 1000, -1000, 86_400, -86_400])
+            elif action == "start":
+                services[index].close()
+                services[index] = stack.enter_context(Service(new_storage(tmp_path / "s.db"), clock=clocks[index]))
+                stands_still[index] = 0
+            elif action == "stand":
+                stands_still[index] = now.seconds + choose.choice([60, 600, 1200, 2400])
+            elif now.seconds >= stands_still[index]:
+                once(services[index], Asker(services[index], api_key), None, "name", f"r{step}", value=step)
+                stored[f"r{step}"] = now.seconds
+            with services[0]._storage.read() as transaction:
+                kept = {request for (request,) in transaction.rows("SELECT request FROM answers")}
+            early = {request for request, at in stored.items() if at >= now.seconds - REMEMBERED_FOR} - kept
+            assert not early, f"step {step}: {early} forgotten"
+        for clock in clocks:
+            clock.seconds = now.seconds
+        run_for(2 * REMEMBERED_FOR, services[0], clocks[0])
+        assert answers(services[0]) == 0

@@ -528,14 +528,6 @@ _FORGET_ANSWERS: Final = """
     UPDATE counters SET bytes = bytes - sizes.size, replies = replies - sizes.size
     FROM sizes WHERE counters.account_id = sizes.account_id
 """
-_REDATE_ANSWERS: Final = """
-    WITH late AS MATERIALIZED (
-        SELECT account_id, request FROM answers
-        WHERE answered_at > ? ORDER BY answered_at LIMIT ? FOR UPDATE SKIP LOCKED
-    )
-    UPDATE answers SET answered_at = ? FROM late
-    WHERE answers.account_id = late.account_id AND answers.request = late.request
-"""
 # Update counters before their files. Files after `counted_to` are counted later.
 _COUNT_FILES: Final = """
     UPDATE counters AS c SET (files, bytes) = (
@@ -860,17 +852,14 @@ class PostgresWriter(PostgresSession):
             self._execute()
 
     def keep_answer(
-        self, account_id: int, request: str, reply: bytes, now: float, fingerprint: bytes | None = None
+        self, account_id: int, request: str, reply: bytes, number: float, fingerprint: bytes | None = None
     ) -> None:
         if (account_id, request) in self._answers:
             self._write_files()  # the server will refuse the duplicate id
         if account_id not in self._uncounted:
             self._lock_shared(account_id)
         self._prefetched.pop((ANSWER, (account_id, request)), None)
-        self._answers[account_id, request] = (reply, fingerprint, now)
-
-    def redate_answers(self, latest: float, now: float, limit: int) -> None:
-        self._queue(_REDATE_ANSWERS, latest, limit, now)
+        self._answers[account_id, request] = (reply, fingerprint, number)
 
     def forget_answers(self, before: float, limit: int) -> None:
         if any(account_id not in self._uncounted for account_id, _ in self._answers):

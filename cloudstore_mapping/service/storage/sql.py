@@ -729,37 +729,32 @@ class FileStatements(CounterStatements):
         return None if row is None else Answer(bytes(row[0]), None if row[1] is None else bytes(row[1]))
 
     def keep_answer(
-        self, account_id: int, request: str, reply: bytes, now: float, fingerprint: bytes | None = None
+        self, account_id: int, request: str, reply: bytes, number: float, fingerprint: bytes | None = None
     ) -> None:
-        """Idempotency: store the reply to a request id, with the fingerprint of its request."""
+        """Idempotency: store the reply to a request id, with its number and the fingerprint of its request."""
         self.do(
             "INSERT INTO answers (account_id, request, reply, fingerprint, answered_at) VALUES (?, ?, ?, ?, ?)",
-            *(account_id, request, reply, fingerprint, now),
+            *(account_id, request, reply, fingerprint, number),
         )
         self._count_reply(account_id, len(reply), request)
 
     def has_old_answers(self, before: float) -> bool:
-        """Return True if there are replies stored before this time."""
+        """Return True if there are replies with a smaller number."""
         return self.row("SELECT 1 FROM answers WHERE answered_at < ? LIMIT 1", before) is not None
 
-    def has_answers_after(self, latest: float) -> bool:
-        """Return True if there are replies dated after this time."""
-        return self.row("SELECT 1 FROM answers WHERE answered_at > ? LIMIT 1", latest) is not None
+    def newest_answer(self) -> float:
+        """Return the largest number of the stored replies of all accounts; -inf without a reply."""
+        (newest,) = self.row("SELECT max(answered_at) FROM answers")
+        return -math.inf if newest is None else float(newest)
 
     def answered_before(self, before: float, newer: int) -> float:
-        """Return the time of the newest reply stored before this time, but for `newer` of them; -inf without one."""
+        """Return the number of the newest reply before `before`, but for `newer` of them; -inf without one."""
         query = "SELECT answered_at FROM answers WHERE answered_at < ? ORDER BY answered_at DESC LIMIT 1 OFFSET ?"
         row = self.row(query, before, newer)
         return -math.inf if row is None else float(row[0])
 
-    def redate_answers(self, latest: float, now: float, limit: int) -> None:
-        """Date at most `limit` replies `now` whose times are after `latest`."""
-        query = "SELECT account_id, request FROM answers WHERE answered_at > ? ORDER BY answered_at LIMIT ?"
-        for account_id, request in self.rows(query, latest, limit):
-            self.do("UPDATE answers SET answered_at = ? WHERE account_id = ? AND request = ?", now, account_id, request)
-
     def forget_answers(self, before: float, limit: int) -> None:
-        """Delete at most `limit` replies stored before this time, oldest first, over all accounts."""
+        """Delete at most `limit` replies with a smaller number, smallest first, over all accounts."""
         size = f"{self.bytes_of('request')} + {self.blob_bytes_of('reply')}"
         query = f"SELECT account_id, request, {size} FROM answers WHERE answered_at < ? ORDER BY answered_at LIMIT ?"  # noqa: S608 - of constants
         sizes = Counter[int]()
