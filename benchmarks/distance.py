@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,7 @@ def _at_each_distance(run: Run, pgbench: Path, address: str) -> Iterator[Compari
         with ExitStack() as stack:
             port = int(address.rpartition(":")[2].partition("/")[0])
             if distance:
-                port = stack.enter_context(_delayed(run, run.folder / "distance" / f".s.PGSQL.{port}", distance))
+                port = stack.enter_context(delayed(run, run.folder / "distance" / f".s.PGSQL.{port}", distance))
             here = f"postgresql://bench@127.0.0.1:{port}/postgres"
             node = stack.enter_context(cloudstore(here, api_key=api_key))
             api_key = node.api_key
@@ -79,35 +79,36 @@ def _at_each_distance(run: Run, pgbench: Path, address: str) -> Iterator[Compari
                 loader(store)
             limit = 1 / 0.5 if distance else 1 / 0.25
             for kind in _SCRIPTS:
-                script = _script(run, kind, api_key)
+                script = script_of(run, kind, api_key)
                 times = run.times(5_000)
-                ours = _saves_to(node, times) if kind == "save" else loads_from(node, CONNECTIONS, times)
+                ours = saves_with_ids(node, times) if kind == "save" else loads_from(node, CONNECTIONS, times)
                 yield compare(
                     run,
                     f"A {kind} of 200 bytes, {CONNECTIONS} connections, {distance:g} ms from PostgreSQL",
-                    [Side(_OURS, ours.turn), Side(_PGBENCH, partial(_pgbench, pgbench, port, script))],
+                    [Side(_OURS, ours.turn), Side(_PGBENCH, partial(pgbench_turn, pgbench, port, script))],
                     [Goal(f"≥ {1 / limit:g} times as fast", limit, _PGBENCH, "speed")],
                 )
 
 
-def _saves_to(node: Service, times: int) -> Load:
+def saves_with_ids(node: Service, times: int, others: Sequence[str] = ()) -> Load:
     """Return saves with ids, as our client sends them."""
     body = saves(node.api_key)
 
     def request(number: int) -> bytes:
         return posted("/cloudstore/store/save", body, headers=f"Idempotency-Key: {secrets.token_hex(16)}\r\n")(number)
 
-    return Load(node.address, request, connections=CONNECTIONS, times=times, expected=b'"error":null')
+    return Load(node.address, request, connections=CONNECTIONS, times=times, expected=b'"error":null', others=others)
 
 
-def _script(run: Run, kind: str, api_key: str) -> Path:
+def script_of(run: Run, kind: str, api_key: str) -> Path:
+    """Write pgbench's script that does what a save or load does, and return its file."""
     file = run.folder / f"{kind}.sql"
     account = _ACCOUNT.format(key=hashlib.sha256(api_key.encode()).hexdigest())
     file.write_text(_SCRIPTS[kind].format(account=account, last=KEYS - 1, value='"' + "x" * 198 + '"'))
     return file
 
 
-def _pgbench(pgbench: Path, port: int, script: Path) -> float:
+def pgbench_turn(pgbench: Path, port: int, script: Path) -> float:
     """Run a script in 32 clients for some seconds, and return the seconds of each transaction."""
     command: list[str | Path] = [pgbench, "-n", "-h", "127.0.0.1", "-p", str(port), "-U", "bench"]
     command += ["-c", str(CONNECTIONS), "-j", "2", "-T", str(SECONDS), "-f", script, "postgres"]
@@ -117,7 +118,7 @@ def _pgbench(pgbench: Path, port: int, script: Path) -> float:
 
 
 @contextmanager
-def _delayed(run: Run, socket: Path, milliseconds: float) -> Iterator[int]:
+def delayed(run: Run, socket: Path, milliseconds: float) -> Iterator[int]:
     """Run a way to a server's socket that delays, and return the port where it listens."""
     compiler = shutil.which("cc")
     if compiler is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from urllib.parse import urlsplit
 
@@ -14,16 +14,25 @@ _LENGTH = b"content-length:"
 
 class Load:
     """
-    What is sent to the server at `address` over so many connections: `request` makes the bytes of each by its number.
+    What is sent to a server over so many connections: `request` makes the bytes of each by its number.
+
+    Several servers, `address` and `others`, share the connections evenly.
 
     Every answer has to have status 200 or 201 and hold `expected`, else it counts as no answer.
     """
 
     def __init__(
-        self, address: str, request: Callable[[int], bytes], *, connections: int, times: int, expected: bytes
+        self,
+        address: str,
+        request: Callable[[int], bytes],
+        *,
+        connections: int,
+        times: int,
+        expected: bytes,
+        others: Sequence[str] = (),
     ) -> None:
-        parts = urlsplit(address)
-        self._server = (parts.hostname or "", parts.port or 80)
+        parts = [urlsplit(each) for each in (address, *others)]
+        self._servers = [(part.hostname or "", part.port or 80) for part in parts]
         self._request = request
         self._connections = connections
         self._times = times
@@ -35,8 +44,9 @@ class Load:
         with ExitStack() as stack:
             poll = stack.enter_context(select.epoll())
             sockets = {}
-            for _ in range(self._connections):
-                connection = stack.enter_context(socket.create_connection(self._server))
+            for number in range(self._connections):
+                server = self._servers[number % len(self._servers)]
+                connection = stack.enter_context(socket.create_connection(server))
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sockets[connection.fileno()] = connection
                 poll.register(connection, select.EPOLLIN)

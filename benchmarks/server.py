@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Final
 
@@ -21,10 +21,10 @@ _ECHO: Final = "a bare ASGI echo on uvicorn"
 _SINGLE: Final = "`cloudstore serve` with a commit a save"
 
 
-def loads_from(service: Service, connections: int, times: int) -> Load:
-    """Return loads from a service of ours, as our client sends them."""
+def loads_from(service: Service, connections: int, times: int, others: Sequence[str] = ()) -> Load:
+    """Return loads from a service of ours, as our client sends them; other nodes of it share them."""
     request = posted("/cloudstore/store/load", brief_loads(service.api_key))
-    return Load(service.address, request, connections=connections, times=times, expected=b'"error":null')
+    return Load(service.address, request, connections=connections, times=times, expected=b'"error":null', others=others)
 
 
 def saves_to(service: Service, connections: int, times: int) -> Load:

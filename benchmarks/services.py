@@ -144,6 +144,13 @@ def _kinto(run: Run, engine: str, url: str, durability: str) -> Iterator[Server]
 @contextmanager
 def postgresql(run: Run, name: str = "postgresql") -> Iterator[str]:
     """Run PostgreSQL in a folder of this name, and return its address."""
+    with postgresql_process(run, name) as (address, _):
+        yield address
+
+
+@contextmanager
+def postgresql_process(run: Run, name: str) -> Iterator[tuple[str, int]]:
+    """Run PostgreSQL in a folder of this name, and return its address and its process."""
     home = programs_of_postgresql()
     # It refuses to run as root.
     is_root = os.geteuid() == 0
@@ -162,19 +169,19 @@ def postgresql(run: Run, name: str = "postgresql") -> Iterator[str]:
     )
     port = free_port()
     command = [str(home / "postgres"), "-D", str(folder / "data"), "-p", str(port), "-c", "listen_addresses=127.0.0.1"]
-    with process([*command, "-c", f"unix_socket_directories={folder}"], **options):
+    with process([*command, "-c", f"unix_socket_directories={folder}"], **options) as started:
         wait_for_port(port)
-        yield f"postgresql://bench@127.0.0.1:{port}/postgres"
+        yield f"postgresql://bench@127.0.0.1:{port}/postgres", started.pid
 
 
 def programs_of_postgresql() -> Path:
-    """Return the folder of PostgreSQL's programs."""
-    programs = [Path(found) for name in ("initdb", "postgres") if (found := shutil.which(name))]
-    homes = {path.parent for path in programs} | set(Path("/usr/lib/postgresql").glob("*/bin"))
-    homes = {home for home in homes if (home / "initdb").exists() and (home / "postgres").exists()}
+    """Return the folder of PostgreSQL's programs: of those in the PATH, or Debian's newest."""
+    programs = [Path(found).resolve() for name in ("initdb", "postgres") if (found := shutil.which(name))]
+    homes = [*(path.parent for path in programs), *sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
+    homes = [home for home in homes if (home / "initdb").exists() and (home / "postgres").exists()]
     if not homes:
         raise MissingError("PostgreSQL (Debian's package postgresql) isn't installed.")
-    return max(homes)
+    return homes[0]
 
 
 SERVERS: Final = {
