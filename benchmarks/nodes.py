@@ -92,7 +92,7 @@ def _used_by_all(parent: int) -> float:
     """Return how long a process and its children have computed, those that have ended too."""
     total = processor_seconds(parent)
     for child in Path(f"/proc/{parent}/task/{parent}/children").read_text("ascii").split():
-        with suppress(FileNotFoundError):  # it has ended meanwhile
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             total += processor_seconds(int(child))
     fields = Path(f"/proc/{parent}/stat").read_text("ascii").rpartition(")")[2].split()
     return total + (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")

@@ -775,7 +775,7 @@ class Doctor:
         try:
             self._clean_up()
         except BaseException as interrupt:
-            if isinstance(stopped, KeyboardInterrupt | SystemExit):
+            if isinstance(stopped, KeyboardInterrupt):
                 self._add_note(interrupt)
                 raise
             stopped = interrupt

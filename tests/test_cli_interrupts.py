@@ -122,3 +122,40 @@ def test_ctrl_c_while_a_service_is_silent(arguments: list[str], what: str) -> No
     assert (command.returncode, output) == (130, "")
     assert errors.startswith(f"cloudstore: The {what} of 'a' was interrupted: it may have been done or not") or not what
     assert errors.count("\n") == bool(what)
+
+
+DRAFTING = """
+import os, signal, sys
+from cloudstore_mapping.__main__ import main
+
+def signal_once(event, arguments):
+    if event == "sqlite3.connect" and ".part" in str(arguments[0]) and sent == []:
+        sent.append(os.kill(os.getpid(), getattr(signal, os.environ["NUMBER"])))
+
+sent = []
+sys.addaudithook(signal_once)
+main()
+"""
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize("command", [["backup", "copy.db", "--store", "a.db"], ["restore", "a.db", "--store", "c.db"]])
+def test_a_signal_leaves_no_draft(tmp_path: Path, name: str, status: int, command: list[str]) -> None:
+    """A command that a signal ends removes the file that it had half written, and says nothing."""
+    with cm.open(tmp_path / "a.db") as store:
+        store["a"] = 2
+    before = {path.name for path in tmp_path.iterdir()}
+    done = subprocess.run(
+        [sys.executable, "-c", DRAFTING, *command],
+        cwd=tmp_path,
+        env={**os.environ, "NUMBER": name},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in (signal.SIGINT, signal.SIGHUP)],
+    )
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (status, "", "")
+    assert {path.name for path in tmp_path.iterdir()} == before
+    with cm.open(tmp_path / "a.db") as store:
+        assert dict(store) == {"a": 2}

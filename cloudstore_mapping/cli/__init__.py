@@ -19,8 +19,8 @@ app = typer.Typer(
     help="""The cloud as a Python dict, from the command line.
 
     Exit status: 0 done; 1 the service said no; 2 usage: the command line, the JSON or the location is wrong; 3 the
-    service was not reached; 130 ended by Ctrl-C, and what it had begun may be
-    done or not; 141 the reader of a pipe left. An error is one line on stderr.""",
+    service was not reached; 130 ended by Ctrl-C (143 by SIGTERM, 129 by SIGHUP), and what it had
+    begun may be done or not; 141 the reader of a pipe left. An error is one line on stderr.""",
 )
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated, Final
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,8 +17,6 @@ from cloudstore_mapping.errors import CloudStoreError, OutcomeUnknownError
 
 if TYPE_CHECKING:
     from cloudstore_mapping.doctor import Doctor, Report
-
-_SIGNALED: Final = 128
 
 
 def register(app: typer.Typer) -> None:
@@ -69,10 +65,9 @@ def doctor(
     stdout()
     examination = Doctor(api_key, server, interval=interval, media=media, files=files)
     try:
-        with _terminable():
-            result = examine(examination)
+        result = examine(examination)
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt | SystemExit) and (partial := examination.partial_report()) is not None:
+        if isinstance(error, KeyboardInterrupt) and (partial := examination.partial_report()) is not None:
             with suppress(OSError):  # the terminal may be gone
                 _show(partial, as_json)
         # The frame prints the notes of an interrupt, and none of another exception.
@@ -118,24 +113,6 @@ def _show(result: Report, as_json: bool) -> None:
         show_json(result.as_json())
     else:
         show(result.as_text())
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into an exit, so that the files are deleted."""
-
-    def leave(number: int, _: object) -> None:
-        raise SystemExit(_SIGNALED + number)
-
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _show_notes(error: BaseException, as_json: bool) -> None:

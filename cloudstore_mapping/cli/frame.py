@@ -6,8 +6,11 @@ import enum
 import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 import typer
@@ -33,6 +36,14 @@ class Status(enum.IntEnum):
     PIPE_CLOSED = 141  # as a shell reports a program that SIGPIPE ended
 
 
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, which end a command as Ctrl-C does: it removes what is half written."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.status = _SIGNALED + number
+
+
 class UsageError(Exception):
     """What was asked for can't be done as it was written; `str` is one sentence that says what to do."""
 
@@ -47,6 +58,8 @@ def status_of(error: CloudStoreError | UsageError) -> Status:
 # typer exports no other of its usage errors; this is what all of them derive from.
 _TyperUsageError: Final = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 _STDERR: Final = 2
+#: Exit status of a program that a signal ended, less the signal's number, as a shell reports it.
+_SIGNALED: Final = 128
 _KEY_IN_ADDRESS: Final = re.compile(r"(?<=://)[^/\s]*@")
 
 
@@ -78,12 +91,15 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; a reader that leaves (``| head``) ends it without a word."""
         try:
-            return super().invoke(ctx)
+            with _terminable():
+                return super().invoke(ctx)
         except CloudStoreError:
             raise
         except KeyboardInterrupt as interrupt:
             for note in getattr(interrupt, "__notes__", ()):  # a write of unknown outcome
                 report(OutcomeUnknownError(note), as_json=self._as_json)
+            if isinstance(interrupt, TerminatedError):
+                raise typer.Exit(interrupt.status) from None
             raise
         except BrokenPipeError:
             _drop_output()
@@ -92,6 +108,26 @@ class Commands(TyperGroup):
             if error.filename is not None:  # of a file, not of a stream
                 raise UsageError(sentence_of(error)) from error
             raise _lost(error) from error
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise `TerminatedError` in the block when SIGTERM or SIGHUP comes."""
+
+    def end(number: int, _: object) -> None:
+        raise TerminatedError(number)
+
+    numbers: list[int] = []
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def report(error: CloudStoreError | UsageError, *, as_json: bool) -> None:
