@@ -217,7 +217,6 @@ class HTTPProtocol(HttpToolsProtocol):
     async def _discard_body(self, request: RequestResponseCycle) -> None:
         self._discarded = request
         self._shrink_window()
-        self.headers = cast("Any", deque(maxlen=0))  # drop its trailers too
         self._charge(0)
         try:
             async with asyncio.timeout(self.settings.body_timeout):
@@ -235,6 +234,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self._check_headers()
             self._foresee_body()
             super().on_headers_complete()
+            self.headers = cast("Any", deque(maxlen=0))  # drop trailers: they are no headers
             return
         if self.parser.get_method() == b"CONNECT":
             raise self._refused(400, "There are no tunnels here; use another method than CONNECT.")
