@@ -183,3 +183,10 @@ def test_requests_one_after_the_other_are_no_trick(served: tuple[FakeService, st
         connection.send(post(length(PLAIN), PLAIN) + HIDDEN)
         assert [connection.answer().status for _ in range(2)] == [200, 200]
     assert {"plain", "smuggled"} == set(service.values)
+
+
+def test_a_trailer_is_no_header(served: tuple[FakeService, str]) -> None:
+    """The trailers of a chunked body change nothing: neither its type nor, say, the client's address."""
+    data = chunk(PLAIN) + b"0\r\nContent-Type: text/plain\r\n\r\n"
+    answer, saved = sent(served, post(CHUNKED, data))
+    assert (answer.split()[1], saved) == (b"200", {"plain"})
