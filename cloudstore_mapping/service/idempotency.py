@@ -48,6 +48,10 @@ FORGET_EVERY: Final = 64
 FORGET_AT_ONCE: Final = 256
 
 
+#: Refusals with status 200 that aren't stored. A client that is refused for its account's limits repeats its requests,
+#: each with a new id, so their replies would take the room that is missing.
+_TEMPORARY: Final = frozenset({"Locked", "TooBig", "TooManyFiles", "DailyLimit"})
+
 R_co = TypeVar("R_co", bound=RolledBack, covariant=True)
 
 
@@ -124,9 +128,9 @@ class IdempotencyStore:
         `key` replaces the id for a part of the request, a piece of a batch. `print_` is the request's fingerprint, if
         already computed.
 
-        A temporary refusal isn't stored but raised: a missing or wrong password, a busy service. A `RolledBack` of the
-        work is returned, and nothing is stored. Raises
-        `IdMismatchError` if the id was used for another request. Replies stored by earlier releases have no
+        A temporary refusal isn't stored but raised: a missing or wrong password, a limit, a busy service. A
+        `RolledBack` of the work is returned, and nothing is stored. Raises `IdMismatchError` if the id was used for
+        another request. Replies stored by earlier releases have no
         fingerprint; they are replayed to any request of the same kind (single or batch).
         """
         assert request.once is not UNSET  # noqa: S101 - the caller asks first
@@ -227,8 +231,8 @@ def _digest(request: Request | Batch) -> bytes:
 
 
 def may_store(refusal: Reply) -> bool:
-    """Return True for a permanent refusal; a missing or wrong password or a busy service may pass on a retry."""
-    return refusal.status == HTTPStatus.OK and refusal.error != "Locked"
+    """Return True for a permanent refusal; with a password, more room or a service at leisure others may pass."""
+    return refusal.status == HTTPStatus.OK and refusal.error not in _TEMPORARY
 
 
 def mismatch() -> IdMismatchError:

@@ -136,10 +136,15 @@ def check_file_quota(transaction: Transaction, account: Account, name: str, *, i
     if files >= limit:
         unfinished = " with its unfinished uploads" if is_upload else ""
         origin = "set for it" if account.plan == OWN_PLAN else f"of its plan {account.plan!r}"
-        number = "one" if files == limit else f"{files - limit + 1:,}"
+        kept = files if counted is None else counted.files
+        surplus = kept - limit + 1
+        if surplus > 0:
+            remedy = f"delete {'one' if surplus == 1 else f'{surplus:,}'} first"
+        else:
+            remedy = "wait until an upload ends; one that a crash cut off counts for an hour"
         raise TooManyFilesError(
-            f"The account holds {files:,} files{unfinished} and may hold {limit:,} (files, {origin}); delete"
-            f" {number} first.",
+            f"The account holds {files:,} file{'' if files == 1 else 's'}{unfinished} and may hold {limit:,} (files,"
+            f" {origin}); {remedy}.",
             key=name,
         )
 
@@ -160,7 +165,9 @@ def check_bytes(transaction: Transaction, account: Account, name: str, growth: i
 
 def full_error(counted: Counters, limit: int, name: str, surplus: int) -> TooBigError:
     """Return the error of a request that would exceed its account's quota of bytes, `limit`, by `surplus` bytes."""
-    if surplus <= counted.bytes - counted.replies:
+    if surplus > counted.bytes:
+        remedy = "an empty account has no room for it either, so send a smaller value"
+    elif surplus <= counted.bytes - counted.replies:
         remedy = f"delete {surplus:,} bytes"
     elif surplus <= counted.replies:
         remedy = "wait until the replies expire"

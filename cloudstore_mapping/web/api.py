@@ -406,7 +406,8 @@ class _App:
         return self._decoders
 
     def _too_big(self) -> RefusedError:
-        sentence = f"A body may take {self._max_body:,} bytes at most (the service's max_body_bytes); split the value."
+        limit = f"A body may take {self._max_body:,} bytes at most (the service's max_body_bytes)"
+        sentence = f"{limit}; split the value or the batch."
         return RefusedError(TooBigError(sentence, error="BodyTooBig"), CLOSE)
 
 

@@ -435,6 +435,29 @@ def test_stored_replies_dated_ahead(
     assert saved_once(service, ask, "name", "later").error is None
 
 
+def test_a_refusal_for_a_limit_takes_no_room(service: Service, ask: Asker) -> None:
+    """Its reply isn't stored, so many of them fill no account, and the same request goes once there is room."""
+    ask.save("a", "x" * 100)
+    limit(service, max_total_bytes=200, max_files=2)
+    before = held(service)
+    for number in range(10):
+        assert saved_once(service, ask, "b", f"r{number}", "x" * 100).error == "TooBig"
+    assert held(service) == before
+    ask.save("a", "x")
+    assert saved_once(service, ask, "b", "r0", "x" * 100).error is None
+    limit(service, max_files=2)
+    before = held(service)
+    assert saved_once(service, ask, "c", "s1", "x").error == "TooManyFiles"
+    assert held(service) == before
+
+
+def test_a_value_larger_than_its_account(service: Service, ask: Asker) -> None:
+    """Nothing that is deleted makes room for it, so its refusal doesn't tell to delete something."""
+    ask.save("a", "x")
+    limit(service, max_total_bytes=100)
+    assert "so send a smaller value, or ask for a higher limit." in ask.save("b", "x" * 200).sentence
+
+
 def test_an_account_full_of_replies(service: Service, ask: Asker) -> None:
     """If nothing that can be deleted makes room for a request, its refusal doesn't tell to delete something."""
     limit(service, max_total_bytes=2000)

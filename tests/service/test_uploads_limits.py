@@ -87,6 +87,15 @@ def test_guesses_are_slowed(uploader: Uploader, hasher: FakeHasher) -> None:
     uploader.upload(b"after", password="secret", address="192.0.2.2")
 
 
+def test_an_unfinished_upload_in_the_way(uploader: Uploader) -> None:
+    """An account whose limit of files is used up by an upload is told to wait, for there is nothing to delete."""
+    uploader.service.accounts.set_limits("owner", max_files=1)
+    late = uploader.begin("late.png")
+    with pytest.raises(TooManyFilesError, match=r"holds 1 file with .*; wait until an upload ends; one that a crash"):
+        uploader.begin("other.png")
+    late.abort()
+
+
 def test_data_and_media_are_one_number_of_files(uploader: Uploader) -> None:
     """Past it a new name is refused, of either kind, and an unfinished upload is a file; one may be replaced."""
     uploader.service.accounts.set_limits("owner", max_files=2)
