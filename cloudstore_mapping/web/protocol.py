@@ -244,10 +244,12 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def _check_headers(self) -> None:
         """
-        Refuse an invalid ``Host``, a coding besides chunked, or two values of a header with a single one.
+        Refuse headers that are too long, an invalid ``Host``, a coding besides chunked, or a single header twice.
 
         RFC 9112 and 9110 require or recommend it, and llhttp doesn't do it.
         """
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEADER_BYTES:
+            raise self._refused(400, "The headers are too long.")
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) != 1 and (hosts or self.parser.get_http_version() == "1.1"):
             raise self._refused(400, f"The request has {len(hosts)} Host headers; send exactly one.")

@@ -190,3 +190,10 @@ def test_a_trailer_is_no_header(served: tuple[FakeService, str]) -> None:
     data = chunk(PLAIN) + b"0\r\nContent-Type: text/plain\r\n\r\n"
     answer, saved = sent(served, post(CHUNKED, data))
     assert (answer.split()[1], saved) == (b"200", {"plain"})
+
+
+@pytest.mark.parametrize(("size", "status"), [(60_000, b"200"), (66_000, b"400"), (100_000, b"400"), (200_000, b"400")])
+def test_long_headers(served: tuple[FakeService, str], size: int, status: bytes) -> None:
+    """Headers of more than 64 KiB are refused, also if they come at once."""
+    answer, _ = sent(served, post(b"X: " + b"x" * size + b"\r\n" + length(PLAIN), PLAIN))
+    assert answer.split()[1] == status
