@@ -71,6 +71,19 @@ def test_a_backup_restores_to_the_same(storage: Storage, tmp_path: Path) -> None
         assert transaction.keys(account.id) == before.keys(account.id)
 
 
+def test_a_backup_holds_no_session(tmp_path: Path) -> None:
+    """A session of the dashboard that has ended since comes to life in no restored store, nor in a restored copy."""
+    with SQLiteStorage(tmp_path / "store") as storage:
+        account = storage.submit(lambda transaction: transaction.add_account("owner", 1.0)).result()
+        storage.submit(lambda transaction: transaction.add_session(b"hash", account.id, 1.0)).result()
+        back_up_storage(storage, tmp_path / "backup", nothing)
+    restore_file(tmp_path / "store", tmp_path / "restored", nothing)
+    for copy in ("backup", "restored"):
+        with SQLiteStorage(tmp_path / copy) as copied, copied.read() as transaction:
+            assert transaction.accounts()
+            assert transaction.session(b"hash") is None
+
+
 def test_a_backup_is_of_one_moment(tmp_path: Path) -> None:
     """Taken while eight clients write, it restores to a state that one moment had."""
     stop = threading.Event()
