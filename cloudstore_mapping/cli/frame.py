@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final, cast
 
 import typer
@@ -67,11 +67,13 @@ class Commands(TyperGroup):
     """The group of all commands."""
 
     _as_json = False
+    _is_service = False
 
     def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
         """Run the command that `args` name, and exit with its status."""
         arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
         self._as_json = "--json" in arguments
+        self._is_service = arguments[0] == "serve"
         _reserve_streams()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # a key or path that it can't hold is no reason to fail
@@ -91,7 +93,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; a reader that leaves (``| head``) ends it without a word."""
         try:
-            with _terminable():
+            with nullcontext() if self._is_service else _terminable():  # a service has its own handlers
                 return super().invoke(ctx)
         except CloudStoreError:
             raise
