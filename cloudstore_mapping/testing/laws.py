@@ -45,9 +45,14 @@ def _shares_nothing(merge: Merge, stored: Any, value: Any) -> bool:
 
 
 def _containers(value: Any) -> set[int]:
-    if not isinstance(value, dict | list):
-        return set()
-    return {id(value)}.union(*map(_containers, value.values() if isinstance(value, dict) else value))
+    found: set[int] = set()
+    waiting = [value]
+    while waiting:  # a union per level would copy the set as often as the value is deep
+        part = waiting.pop()
+        if isinstance(part, dict | list):
+            found.add(id(part))
+            waiting += part.values() if isinstance(part, dict) else part
+    return found
 
 
 def _is_free_of_order(merge: Merge, stored: Any, value: Any) -> bool:
