@@ -88,6 +88,7 @@ def test_an_upload_dated_ahead(storage: Storage, account: int, clock: ManualCloc
     sweeper = BlobCleaner(storage, clock, IdempotencyStore(clock), pause=0)
     leave(storage, account, 2, at=clock.seconds + 30 * 86_400)
     sweeper.look()
+    settle(storage)
     clock.advance(ABANDONED_AFTER)
     sweeper.look()
     assert rows(storage) == (0, 1, 2)

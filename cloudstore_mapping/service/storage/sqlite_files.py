@@ -528,7 +528,11 @@ class Index(NamedTuple):
 
 
 def is_damaged(log: Path, path: Path) -> bool:
-    """Return True if recovery of the log of the file at `path` would drop acknowledged saves; both may be in use."""
+    """
+    Return True if recovery of the log of the file at `path` would drop acknowledged saves.
+
+    Both may be in use; then a log seems damaged if its writer stands still within a frame, as on a busy machine.
+    """
     seen: Log | None = None
     for _ in range(TRIES):
         found = look_at_log(log, path)
@@ -938,7 +942,7 @@ def _refuse_damage(path: Path) -> None:
     log, index = Path(f"{path}-wal"), Path(f"{path}-shm")
     if not log.exists() or _is_in_use(path, index):
         return
-    if is_damaged(log, path):
+    if is_damaged(log, path) and not _is_in_use(path, index):  # a writer may have begun, and paused within a frame
         raise UnsupportedError(
             f"{log} is damaged, and saves behind the damage would be lost; restore a backup, or move the log away to "
             "go on without its saves."
