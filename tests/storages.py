@@ -16,11 +16,12 @@ NO_POSTGRES: Final = "needs PostgreSQL, which the extra 'dev' brings"
 
 
 class _Engine:
-    """Which engine it is, and which database stands for which file."""
+    """Which engine it is, which database stands for which file, and PostgreSQL's programs if they were chosen."""
 
     def __init__(self) -> None:
         self.is_postgres = False
         self.addresses: dict[Path, str] = {}
+        self.programs: Path | None = None
 
 
 engine = _Engine()

@@ -20,8 +20,7 @@ from tests.cluster.balancer import MISSING, balanced, haproxy
 from tests.cluster.clients import CLIENTS, COUNTERS, Clients, acknowledged, read_at_last, slowest
 from tests.cluster.databases import DatabaseServer, pair, store_on
 from tests.cluster.nodes import Node, first_key, nodes
-from tests.postgres_server import bundled
-from tests.storages import NO_POSTGRES
+from tests.postgres_server import programs
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(haproxy() is None, reason=MISSING)]
 
@@ -41,11 +40,8 @@ class Cluster(NamedTuple):
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """Return a service that runs, of which nothing is left in the end."""
-    programs = bundled()
-    if programs is None:
-        pytest.skip(NO_POSTGRES)
     with ExitStack() as stack:
-        one, two = stack.enter_context(pair(programs))
+        one, two = stack.enter_context(pair(programs()))
         running = stack.enter_context(nodes(store_on(one, two), 3, tmp_path))
         address = stack.enter_context(balanced([node.listens_at for node in running], tmp_path))
         yield Cluster(one, two, running, f"http://{first_key(running)}@{address}/cloudstore")

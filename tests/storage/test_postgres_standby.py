@@ -14,9 +14,8 @@ from psycopg import sql
 from cloudstore_mapping.errors import OutcomeUnknownError
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
 from cloudstore_mapping.service.storage.sql import Transaction
-from tests.postgres_server import QUICK, PostgresServer, bundled
+from tests.postgres_server import QUICK, PostgresServer, programs
 from tests.service_fakes import PATIENCE
-from tests.storages import NO_POSTGRES
 
 WAITING = "SELECT pid, query_start FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
@@ -24,10 +23,7 @@ WAITING = "SELECT pid, query_start FROM pg_stat_activity WHERE wait_event = 'Syn
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:
     """Return a server of its own, for whether commits wait is a setting of all of it."""
-    programs = bundled()
-    if programs is None:
-        pytest.skip(NO_POSTGRES)
-    server = PostgresServer(programs, **QUICK)
+    server = PostgresServer(programs(), **QUICK)
     try:
         server.make()
         server.start()
