@@ -16,6 +16,7 @@ import cloudstore_mapping as cm
 from cloudstore_mapping.errors import UnavailableError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage import sqlite
+from cloudstore_mapping.service.storage.base import OperatorError
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 from cloudstore_mapping.service.storage.sqlite_files import Damage
 from cloudstore_mapping.web.server import background
@@ -85,11 +86,11 @@ def test_a_service_that_met_damage(path: Path, caplog: pytest.LogCaptureFixture)
         with cm.open(location, retries=0) as store:
             assert requests.get(f"{address}/health", timeout=PATIENCE).status_code == 200
             store["fine"] = 1
-            with pytest.raises(cm.UnavailableError, match=DAMAGED):
+            with pytest.raises(cm.UnavailableError, match=OperatorError.for_clients):
                 store.upload(b"12345", "media.bin")
             for _ in range(2):
                 assert requests.get(f"{address}/health", timeout=PATIENCE).status_code == 503
-                with pytest.raises(cm.UnavailableError, match=DAMAGED):
+                with pytest.raises(cm.UnavailableError, match=OperatorError.for_clients):
                     store["late"] = 1
             assert store["fine"] == 1
     assert f"The service is not healthy: {DAMAGED}" in caplog.text
@@ -177,7 +178,7 @@ def test_a_start_on_a_damaged_store(path: Path, workers: str) -> None:
             assert requests.get(f"{address}/health", timeout=PATIENCE).status_code == 503
             with (
                 cm.open(address.replace("://", f"://{'k' * 20}@"), retries=0) as store,
-                pytest.raises(cm.UnavailableError, match=DAMAGED),
+                pytest.raises(cm.UnavailableError, match=OperatorError.for_clients),
             ):
                 store["late"] = 1
     assert any(DAMAGED in line for line in log)

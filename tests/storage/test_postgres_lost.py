@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from cloudstore_mapping.errors import OutcomeUnknownError, TransportError, UnavailableError
-from cloudstore_mapping.service.storage.base import Storage
+from cloudstore_mapping.service.storage.base import OperatorError, Storage
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
 from cloudstore_mapping.service.storage.sql import Transaction
 from tests.postgres_fixtures import address, proxy, wait_for_lock
@@ -151,7 +151,7 @@ def test_a_commit_that_the_server_gave_up(
     assert value(storage, account) == b"+"
 
 
-@pytest.mark.parametrize(("text", "told"), [(b"INTO writers", UnavailableError), (COMMIT, OutcomeUnknownError)])
+@pytest.mark.parametrize(("text", "told"), [(b"INTO writers", OperatorError), (COMMIT, OutcomeUnknownError)])
 def test_a_database_that_stays_away(address: str, proxy: Proxy, text: bytes, told: type[TransportError]) -> None:
     """What is not reached in time is unavailable; only where a commit was sent the outcome is unknown."""
     with PostgresStorage(shared.by_port(address, proxy.port), patience=0.0) as storage:

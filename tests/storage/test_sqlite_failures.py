@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.service.storage.base import OperatorError
 from cloudstore_mapping.service.storage.records import File
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.storage.sqlite import SQLiteSession, SQLiteStorage
@@ -99,7 +100,7 @@ def test_a_failed_commit_ends_all_writing(
     with failing_disk(), caplog.at_level(logging.ERROR):
         held.go.set()
         errors = [future.exception(PATIENCE) for future in futures]
-    assert [type(error) for error in errors] == [UnavailableError] * 3
+    assert [type(error) for error in errors] == [OperatorError] * 3
     assert str(errors[0]) == "The store's disk failed; look at it, then start again."
     assert isinstance(errors[0].__cause__, sqlite3.Error)  # type: ignore[union-attr]  # it is an error
     assert [record.levelname for record in caplog.records] == ["ERROR"]

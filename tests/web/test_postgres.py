@@ -11,6 +11,7 @@ import requests
 
 import cloudstore_mapping as cm
 from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.storage.base import OperatorError
 from cloudstore_mapping.service.storage.postgres import PostgresStorage
 from cloudstore_mapping.web.server import background
 from tests.postgres_fixtures import address, proxy, wait_for_lock
@@ -31,7 +32,7 @@ def served(address: str, proxy: Proxy) -> Iterator[str]:
         yield at
 
 
-def test_a_database_that_goes_away(served: str, proxy: Proxy) -> None:
+def test_a_database_that_goes_away(served: str, proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
     """Health is 503 and so are requests, with a sentence; metrics are still there; then all is as before."""
     with cm.open(served.replace("://", f"://{OWN_KEY}@"), retries=0) as store:
         store["list"] = 1
@@ -40,8 +41,9 @@ def test_a_database_that_goes_away(served: str, proxy: Proxy) -> None:
         assert requests.get(f"{served}/health", timeout=30).status_code == 503
         with pytest.raises(cm.UnavailableError):
             store["list"]
-        with pytest.raises(cm.UnavailableError, match="database is not reached"):
+        with pytest.raises(cm.UnavailableError, match=OperatorError.for_clients):
             store["list"] = 2
+        assert "database is not reached" in caplog.text
         metrics = requests.get(f"{served}/metrics", timeout=30)
         assert metrics.status_code == 200
         assert "cloudstore_store_bytes " not in metrics.text

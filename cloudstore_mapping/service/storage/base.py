@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import ClassVar, Final, NamedTuple, Self, TypeAlias, TypeVar
 
-from cloudstore_mapping.errors import UnavailableError
+from cloudstore_mapping.errors import OutcomeUnknownError, UnavailableError
 from cloudstore_mapping.service.storage.sql import Transaction
 from cloudstore_mapping.service.threads import wait_for
 
@@ -56,7 +56,7 @@ def not_open(*, closed: bool) -> UnavailableError:
 class OperatorError(UnavailableError):
     """A failure of the store, with a remedy for its operator; clients of a service get `for_clients` instead."""
 
-    for_clients = "The service can't store this at present; its operator finds the reason in its log."
+    for_clients = "The service can't use its store at present; try again later. The reason is in its log."
 
 
 class NoSpaceError(OperatorError):
@@ -67,6 +67,12 @@ class NoSpaceError(OperatorError):
 
 class DiskFullError(NoSpaceError):
     """The disk has no room for a transaction, which was rolled back; a smaller one may fit."""
+
+
+class MovedMeanwhileError(OutcomeUnknownError):
+    """The store's file was moved during a write, which may be lost."""
+
+    for_clients = "This may be stored or not; load it to see, or try again. The reason is in the service's log."
 
 
 class RolledBack:

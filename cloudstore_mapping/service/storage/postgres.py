@@ -31,6 +31,7 @@ from cloudstore_mapping.service.storage.base import (
     PROBE_QUEUE,
     HealthProbe,
     NoSpaceError,
+    OperatorError,
     RolledBack,
     Storage,
     ending_error,
@@ -201,7 +202,9 @@ def unavailable(error: psycopg.Error) -> UnavailableError:
             message = f"The database takes no connection ({refusal[1]}); check the store's address, or try again."
     if message is None:
         message = f"The database failed: {error.diag.message_primary or type(error).__name__}."
-    kind = NoSpaceError if error.sqlstate == _DISK_FULL else UnavailableError
+    if error.sqlstate in _CONFLICTS and error.sqlstate in _MESSAGES_BY_CODE:  # clients may be told of other writers
+        return UnavailableError(message, retry_after=RETRY_AFTER)
+    kind = NoSpaceError if error.sqlstate == _DISK_FULL else OperatorError
     return kind(message, retry_after=RETRY_AFTER)
 
 
@@ -661,7 +664,7 @@ class PostgresStorage(Storage):
             if reader.link is not None:
                 reader.link.close()
             if error.sqlstate == _LOCK_NOT_AVAILABLE:
-                raise UnavailableError(_LOCKED, retry_after=RETRY_AFTER) from error
+                raise OperatorError(_LOCKED, retry_after=RETRY_AFTER) from error
             raise unavailable(error) from error
         finally:
             link = reader.link

@@ -33,6 +33,7 @@ from cloudstore_mapping.service.storage.base import (
     DiskFullError,
     HealthProbe,
     NoSpaceError,
+    OperatorError,
     RolledBack,
     Storage,
     closed_error,
@@ -1375,7 +1376,7 @@ def _try_to_open(path: Path | None, copy_of: Path | None, *, renames: bool, admi
             raise
     except OSError as error:
         if error.errno in NO_MORE_FILES:
-            raise UnavailableError(NO_MORE_FILES[error.errno], retry_after=1.0) from error
+            raise OperatorError(NO_MORE_FILES[error.errno], retry_after=1.0) from error
         raise
     except UnicodeDecodeError as error:
         raise damaged(place or Path()) from error

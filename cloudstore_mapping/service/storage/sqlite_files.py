@@ -19,8 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Final, Literal, NamedTuple, Protocol, TypeAlias
 
-from cloudstore_mapping.errors import OutcomeUnknownError, UnavailableError, UnsupportedError, shorten
-from cloudstore_mapping.service.storage.base import DiskFullError, NoSpaceError, OperatorError
+from cloudstore_mapping.errors import UnavailableError, UnsupportedError, shorten
+from cloudstore_mapping.service.storage.base import DiskFullError, MovedMeanwhileError, NoSpaceError, OperatorError
 from cloudstore_mapping.sqlite_forks import connected
 from cloudstore_mapping.storefiles import SIDECARS, refuse_log_name, refuse_sidecar
 
@@ -224,7 +224,7 @@ NO_MORE_FILES: Final = {
 
 
 def unavailable(error: sqlite3.Error) -> UnavailableError:
-    """Return the `UnavailableError` for an SQLite error, with a message for users."""
+    """Return the `UnavailableError` for an SQLite error; of all but a busy store, the operator gets the reason."""
     code = primary_code(error)
     sentence = no_more_files() if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) else None
     if sentence is None and getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE:
@@ -233,7 +233,8 @@ def unavailable(error: sqlite3.Error) -> UnavailableError:
         return DiskFullError(FULL, retry_after=1.0)
     if sentence is None:
         sentence = _SENTENCES.get(code, f"The store failed: {error}.")
-    return UnavailableError(sentence, retry_after=1.0)
+    kind = UnavailableError if code == sqlite3.SQLITE_BUSY else OperatorError
+    return kind(sentence, retry_after=1.0)
 
 
 def no_more_files() -> str | None:
@@ -729,9 +730,9 @@ class Identity:
             self._files.append((f"{path[-4:]} file", path, _identity(path)))
 
     def check(self) -> None:
-        """Raise `UnavailableError` if one of the files is gone from its path; nothing was written."""
+        """Raise `OperatorError` if one of the files is gone from its path; nothing was written."""
         if (lost := self.lost()) is not None:
-            raise UnavailableError(LOST.format(lost), retry_after=1.0)
+            raise OperatorError(LOST.format(lost), retry_after=1.0)
 
     @contextmanager
     def committing(self) -> Iterator[None]:
@@ -746,9 +747,9 @@ class Identity:
                 self._is_committing = False
 
     def check_committed(self) -> None:
-        """Raise `OutcomeUnknownError` if one of the files is gone from its path after a successful commit."""
+        """Raise `MovedMeanwhileError` if one of the files is gone from its path after a successful commit."""
         if (lost := self.lost()) is not None:
-            raise OutcomeUnknownError(_LOST_MEANWHILE.format(lost), error="OutcomeUnknown")
+            raise MovedMeanwhileError(_LOST_MEANWHILE.format(lost), error="OutcomeUnknown")
 
     def lost(self) -> str | None:
         """Return the name of a file moved, replaced or overwritten since it was opened, or None."""
