@@ -205,9 +205,16 @@ class DownloadTarget:
 
     def write(self, piece: bytes) -> None:
         """Write the next bytes."""
-        if self._start is None and self._file.seekable():
+        if self.size == 0 and (is_seekable := getattr(self._file, "seekable", None)) is not None and is_seekable():
             self._start = self._file.tell()
-        self._file.write(piece)
+        rest = memoryview(piece)
+        while rest:
+            written: object = self._file.write(piece if len(rest) == len(piece) else rest)
+            if written == 0 or (written is None and isinstance(self._file, io.RawIOBase)):
+                raise BlockingIOError(errno.EAGAIN, "The file takes no more without waiting; make it blocking.")
+            if type(written) is not int:  # of an object that isn't a file, and has taken all
+                break
+            rest = rest[written:]  # an unbuffered file may take a part
         self._digest.update(piece)
         self.size += len(piece)
 

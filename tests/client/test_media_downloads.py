@@ -11,6 +11,7 @@ import stat
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -402,3 +403,45 @@ def test_a_download_ends_with_its_response(vendor: Vendor) -> None:
         refused = HTTPTransport(vendor.address, session=session).fetch("/files/absent.txt")
         assert refused.refusal is not None
         assert closed[1:] == [f"{vendor.address}/files/absent.txt"]
+
+
+class Taking(io.RawIOBase):
+    """An unbuffered file that takes at most three bytes at once, as one on a nearly full disk or a pipe does."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, piece: Any) -> int:
+        """Take a part."""
+        self.taken += bytes(piece[:3])
+        return min(3, len(piece))
+
+    def getvalue(self) -> bytes:
+        """Return all that it took."""
+        return self.taken
+
+
+def test_a_file_that_takes_a_part_at_once(get: Callable[..., bytes]) -> None:
+    """An unbuffered file gets all of it, however little it takes at once."""
+    assert get(part(0, 4), part(4, 10), file=Taking()) == DATA
+
+
+def test_a_file_that_would_wait() -> None:
+    """A pipe that doesn't wait and is full is an error, as what it didn't take would be missing."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with os.fdopen(reader, "rb"), os.fdopen(writer, "wb", buffering=0) as file:
+        target = DownloadTarget(file)
+        with pytest.raises(BlockingIOError, match="make it blocking"):
+            target.write(bytes(10 * 2**20))
+
+
+def test_an_object_that_only_writes(get: Callable[..., bytes]) -> None:
+    """An object with nothing but `write`, which returns nothing, gets all of it."""
+    pieces: list[bytes] = []
+    target = SimpleNamespace(write=pieces.append, getvalue=lambda: b"".join(pieces))
+    assert get(part(0, 4), part(4, 10), file=target) == DATA
