@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import cloudstore_mapping as cm
 from cloudstore_mapping.errors import CloudStoreError
 from cloudstore_mapping.service.service import Service
 from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
@@ -163,3 +166,25 @@ def test_show_is_the_last_word(service: Service, clock: ManualClock) -> None:
     assert [account.name for account in service.accounts.all()] == ["owner"]
     assert service.accounts.keys("owner") == key
     assert service.accounts.rotate_key("owner", show=shown.append) == shown[-1]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["get", "download"])
+def test_a_disk_that_takes_a_part(tmp_path: Path, command: str, unbuffered: str) -> None:
+    """A value or file that standard output takes a part of is an error, also where Python writes without a buffer."""
+    with cm.open(tmp_path / "store.db") as store:
+        store["value"] = "x" * 300_000
+        link = store.upload(b"y" * 300_000, "file.bin").url
+    arguments = ["get", "value"] if command == "get" else ["download", link, "--to", "-"]
+    with (tmp_path / "output").open("wb") as output:
+        run = subprocess.run(
+            [*COMMAND, *arguments, "--at", tmp_path / "store.db"],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=120,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        )
+    assert (run.returncode, "Standard input or output failed (File too large)" in run.stderr) == (2, True), run.stderr

@@ -75,6 +75,7 @@ class Commands(TyperGroup):
         self._as_json = "--json" in arguments
         self._is_service = arguments[0] == "serve"
         _reserve_streams()
+        _buffer_output()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # a key or path that it can't hold is no reason to fail
         try:
@@ -157,6 +158,20 @@ def _lost(error: OSError) -> UsageError:
 def _drop_output() -> None:
     if sys.stdout is not None:
         drop(sys.stdout)
+
+
+def _buffer_output() -> None:
+    """
+    Give standard output a buffer where Python runs without one (`python -u`, PYTHONUNBUFFERED).
+
+    A file may take a part of what is written, as on a nearly full disk, and `sys.stdout.write` doesn't report that.
+    """
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper) or not isinstance(stream.buffer, io.RawIOBase):
+        return
+    encoding, errors = stream.encoding, stream.errors
+    raw = cast("io.RawIOBase", stream.detach())
+    sys.stdout = sys.__stdout__ = io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=True)  # type: ignore[misc]
 
 
 def _reserve_streams() -> None:
