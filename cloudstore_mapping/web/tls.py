@@ -7,11 +7,13 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
 
+from cloudstore_mapping.errors import ProtocolError
 from cloudstore_mapping.service.security import network_of
 from cloudstore_mapping.storefiles import read_file
-from cloudstore_mapping.web.connections import TLS_CONNECTION_BYTES, TLS_WINDOW, Payer, too_many
+from cloudstore_mapping.web.connections import TLS_CONNECTION_BYTES, TLS_WINDOW, Payer, refusal, too_many
 from cloudstore_mapping.web.http import Turns
 from cloudstore_mapping.web.options import Options
 
@@ -40,6 +42,9 @@ def check_certificate(options: Options) -> None:
         raise ValueError(sentence) from error
     except _LockedKeyError:
         raise ValueError(f"{options.tls_key} has a passphrase; take it out, and protect the file instead.") from None
+
+
+_PLAIN: Final = "The service speaks HTTPS here; write https:// in its address."
 
 
 class _LockedKeyError(Exception):
@@ -181,6 +186,10 @@ class Handshake(asyncio.Protocol):
             async with asyncio.timeout(self._handshakes.seconds):
                 await _readable(accepted)
                 await self._handshakes.turns.wait()
+                if _speaks_http(accepted):
+                    self._handshakes.refusals.add(address, "It sent plain HTTP, and here is TLS.")
+                    _refuse_http(accepted)
+                    return
                 await asyncio.get_running_loop().connect_accepted_socket(
                     lambda: protocol,
                     accepted,
@@ -204,6 +213,19 @@ class Handshake(asyncio.Protocol):
         """Abort the handshake and close its connection."""
         if self._task is not None:
             self._task.cancel()
+
+
+def _speaks_http(connection: socket.socket) -> bool:
+    """Return True if a readable connection begins with a letter, as with GET; TLS begins with other bytes."""
+    return connection.recv(1, socket.MSG_PEEK).isalpha()
+
+
+def _refuse_http(connection: socket.socket) -> None:
+    """Reply to a plain HTTP request, as far as the socket takes it, and close."""
+    with connection:
+        connection.recv(TLS_WINDOW)  # a close with unread bytes resets the connection, and the reply may be lost
+        connection.send(refusal(ProtocolError(_PLAIN, error="BadRequest"), HTTPStatus.BAD_REQUEST))
+        connection.shutdown(socket.SHUT_WR)
 
 
 async def _readable(connection: socket.socket) -> None:

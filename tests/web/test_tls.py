@@ -20,6 +20,8 @@ from tests.support.command_line import CliRunner
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made by the program openssl")
 
+PLAIN = "The service speaks HTTPS here; write https:// in its address."
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -40,7 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.slow
 def test_https(files: Path, tmp_path: Path, workers: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a certificate the address is https, a client that trusts it works, and plain http isn't answered."""
+    """With a certificate the address is https, a client that trusts it works, and plain http is told to say https."""
     tls = ["--tls-cert", str(files / "cert.pem"), "--tls-key", str(files / "key.pem"), "--workers", workers]
     log: list[str] = []
     with serving("--json", "--store", str(tmp_path / "service.db"), *tls, log=log) as process:
@@ -58,12 +60,17 @@ def test_https(files: Path, tmp_path: Path, workers: str, monkeypatch: pytest.Mo
             requests.post(f"{first['address']}/store/load", json={"key": first["api_key"], "file": "key"}, timeout=20),
         ):
             assert (answer.status_code, answer.headers["Strict-Transport-Security"]) == (200, "max-age=31536000")
-        with pytest.raises(requests.ConnectionError):
-            requests.get(f"{first['address'].replace('https', 'http')}/health", timeout=20)
+        plain = requests.get(f"{first['address'].replace('https', 'http')}/health", timeout=20)
+        assert (plain.status_code, plain.json()["message"]) == (400, PLAIN)
+        with (
+            pytest.raises(cm.CloudStoreError, match=PLAIN),
+            cm.open(location.replace("https", "http"), insecure=True, retries=0) as store,
+        ):
+            store["key"] = 1
         monkeypatch.delenv("REQUESTS_CA_BUNDLE")
         with pytest.raises(requests.exceptions.SSLError):
             requests.get(f"{first['address']}/health", timeout=20)
-    assert len([line for line in log if "refused: TLS has failed (HTTP_REQUEST)." in line]) == 1
+    assert len([line for line in log if "refused: It sent plain HTTP, and here is TLS." in line]) == 1
     assert [line for line in log if "refused" not in line] == []
 
 
