@@ -17,6 +17,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from benchmarks.harness import CLIENT_CORE, on_core
+from benchmarks.services import add_engine, store_on
 from benchmarks.serving import first_line, process
 from cloudstore_mapping.web.connections import raise_file_limit
 
@@ -100,13 +101,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.crowds", description=__doc__)
     parser.add_argument("--times", type=int, default=1000, help="loads that are timed in each of seven rounds")
     parser.add_argument("--idle", type=int, default=10_000, help="connections on which nothing happens")
+    add_engine(parser)
     parser.add_argument("--flood", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.flood:
         flood(*options.flood)
     raise_file_limit()
-    with TemporaryDirectory(prefix="cloudstore-crowds-") as folder, on_core(CLIENT_CORE):
-        store = str(Path(folder) / "service.db")
+    with (
+        TemporaryDirectory(prefix="cloudstore-crowds-") as folder,
+        on_core(CLIENT_CORE),
+        store_on(options.engine, Path(folder)) as store,
+    ):
         settings = {"CLOUDSTORE_SERVICE_BODY_TIMEOUT": "600", "CLOUDSTORE_SERVICE_PASSWORD_TRIES": "1000000000"}
         command = [sys.executable, "-m", "cloudstore_mapping", "serve", "--json", "--port", "0", "--store", store]
         with process(command, env={**os.environ, **settings}) as server:

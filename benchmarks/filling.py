@@ -7,17 +7,17 @@ from typing import Final
 
 from benchmarks.work import json_of
 from cloudstore_mapping.service.service import Service
+from cloudstore_mapping.service.storage.places import place_of
 from cloudstore_mapping.service.storage.sql import Transaction
-from cloudstore_mapping.service.storage.sqlite import SQLiteStorage
 
 ACCOUNT: Final = "bench"
 
 _AT_ONCE: Final = 20_000
 
 
-def filled(store: Path, names: int) -> str:
+def filled(store: Path | str, names: int) -> str:
     """Make a store with so many names, `name_of` each, and return its API key."""
-    with SQLiteStorage(store) as storage, Service(storage) as service:
+    with place_of(str(store)).open() as storage, Service(storage) as service:
         api_key = service.accounts.create(ACCOUNT)
         account = service.accounts.named(ACCOUNT)
         for begin in range(0, names, _AT_ONCE):

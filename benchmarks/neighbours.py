@@ -21,6 +21,7 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from benchmarks.harness import CLIENT_CORE, on_core
+from benchmarks.services import add_engine, store_on
 from benchmarks.serving import first_line, process
 
 #: Seconds that a goal allows.
@@ -261,6 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds, each without and with the neighbour")
     parser.add_argument("--scale", type=float, default=1.0, help="a part of the neighbour's sizes and counts")
     parser.add_argument("--only", choices=LOADS, action="append", help="one load in place of all")
+    add_engine(parser)
     parser.add_argument("--load", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.load:
@@ -272,8 +274,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(_HEAD)
     print("|---" * 13 + "|")
     for name in options.only or LOADS:
-        with TemporaryDirectory(prefix="cloudstore-neighbours-") as folder, on_core(CLIENT_CORE):
-            store = str(Path(folder) / "service.db")
+        with (
+            TemporaryDirectory(prefix="cloudstore-neighbours-") as folder,
+            on_core(CLIENT_CORE),
+            store_on(options.engine, Path(folder)) as store,
+        ):
             print(compare(name, store, options.times, options.rounds, options.scale), flush=True)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import statistics
 import sys
@@ -21,6 +22,7 @@ from typing import Any, Final
 
 import cloudstore_mapping as cm
 from benchmarks.filling import filled
+from benchmarks.services import add_engine, store_on
 from benchmarks.serving import cloudstore
 
 _LARGE: Final = "large"
@@ -94,23 +96,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--names", type=int, default=200_000, help="names of the owner who searches")
     parser.add_argument("--times", type=int, default=100, help="requests that are timed in each round")
     parser.add_argument("--rounds", type=int, default=3)
+    add_engine(parser)
     options = parser.parse_args(arguments)
-    with TemporaryDirectory(prefix="cloudstore-neighbours-") as folder:
-        store = Path(folder) / "service.db"
+    with (
+        TemporaryDirectory(prefix="cloudstore-neighbours-") as folder,
+        store_on(options.engine, Path(folder)) as store,
+        store_on(options.engine, Path(folder), "idle") as idle,
+    ):
         busy = filled(store, options.names)
         other = _second_account(store)
-        idle = Path(folder) / "idle.db"
         idle_owner = filled(idle, 1)
         with cloudstore(store, api_key=busy) as service, cloudstore(idle, api_key=idle_owner) as idle_service:
             control = _works(idle_service.address, idle_owner)
             _measure(service.address, busy, _works(service.address, other), control, store, options)
 
 
-def _second_account(store: Path) -> str:
+def _second_account(store: str) -> str:
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.storage.places import place_of
 
-    with Service(place_of(str(store)).open()) as service:
+    with Service(place_of(store).open()) as service:
         return service.accounts.create("neighbour")
 
 
@@ -130,7 +135,7 @@ def _measure(
     busy: str,
     works: Mapping[str, Callable[[], object]],
     control: Mapping[str, Callable[[], object]],
-    store: Path,
+    store: str,
     options: argparse.Namespace,
 ) -> None:
     post(address, "/store/save", key=busy, file=_LARGE, value="x" * (16 * 2**20 - 100))
@@ -148,7 +153,7 @@ def _measure(
         for what, work in works.items():
             alone, meanwhile, longest = _compare(work, load, options)
             idle, idle_meanwhile, _ = _compare(control[what], load, options)
-            log = store.with_name(store.name + "-wal").stat().st_size / 2**20
+            log = Path(f"{store}-wal").stat().st_size / 2**20 if options.engine == "sqlite" else math.nan
             figures = [f"{alone * 1e3:.2f}", f"{meanwhile * 1e3:.2f}", f"{meanwhile / alone:.1f}"]
             figures += [f"{longest * 1e3:.0f}", f"{log:.1f}", f"{idle_meanwhile / idle:.1f}"]
             print(f"| {name} | {what} | {' | '.join(figures)} |", flush=True)

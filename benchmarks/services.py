@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import getpass
 import importlib.util
@@ -172,6 +173,23 @@ def postgresql_process(run: Run, name: str) -> Iterator[tuple[str, int]]:
     with process([*command, "-c", f"unix_socket_directories={folder}"], **options) as started:
         wait_for_port(port)
         yield f"postgresql://bench@127.0.0.1:{port}/postgres", started.pid
+
+
+@contextmanager
+def store_on(engine: str, folder: Path, name: str = "service") -> Iterator[str]:
+    """Return where a service may keep a new store: a file in `folder`, or a PostgreSQL that runs meanwhile."""
+    if engine == "sqlite":
+        yield str(folder / f"{name}.db")
+        return
+    with postgresql(Run(folder), name) as address:
+        yield address
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add the option for `store_on`."""
+    parser.add_argument(
+        "--engine", choices=("sqlite", "postgres"), default="sqlite", help="where the service's store is"
+    )
 
 
 def programs_of_postgresql() -> Path:

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from benchmarks.services import add_engine, store_on
 from benchmarks.serving import Service, cloudstore, memory, process
 from cloudstore_mapping.web.connections import raise_file_limit
 
@@ -261,12 +262,13 @@ def measure(
     settings: Mapping[str, str],
     *,
     is_tls: bool = False,
+    engine: str = "sqlite",
 ) -> Seen:
     """Start a service, attack it by all these ways together, and return what was seen."""
     folder.mkdir(exist_ok=True)
     options = certificate(folder) if is_tls else []
     env = {**os.environ, **{f"CLOUDSTORE_SERVICE_{name.upper()}": value for name, value in settings.items()}}
-    with cloudstore(folder / "service.db", *options, env=env) as service:
+    with store_on(engine, folder) as store, cloudstore(store, *options, env=env) as service:
         verify: str | bool = str(folder / "cert.pem") if is_tls else True
         watch(service, "", 0.5, verify)  # so that the client is known, as one is that saved before
         with attacking(service, names, connections, size):
@@ -282,6 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=17 * MEBIBYTE, help="bytes of a body or file")
     parser.add_argument("--spool", default="256 MiB", help="the setting max_spool_bytes")
     parser.add_argument("--only", action="append", help="only this attack, or 'all' or 'all over TLS'")
+    add_engine(parser)
     parser.add_argument("--attack", help=argparse.SUPPRESS)
     parser.add_argument("--address", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -301,7 +304,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         with TemporaryDirectory(prefix="cloudstore-strangers-") as folder:
             seen = measure(
-                Path(folder), attacks, options.connections, options.size, options.seconds, settings, is_tls=is_tls
+                Path(folder),
+                attacks,
+                options.connections,
+                options.size,
+                options.seconds,
+                settings,
+                is_tls=is_tls,
+                engine=options.engine,
             )
         print(seen.line(), flush=True)
 
