@@ -366,8 +366,12 @@ class PostgresSession(Transaction):
     def count(self, query: str, *parameters: Any) -> int:
         return self._execute((query, parameters))[0].command_tuples or 0
 
-    def _one_of(self, names: Sequence[str]) -> tuple[str, tuple[list[str]]]:
-        return "name = ANY(?)", ([*names],)
+    def _of(self, columns: str, account_id: int, names: Sequence[str], *parameters: int) -> list[Any]:
+        query = (
+            f"SELECT found.* FROM unnest(?) AS wanted (name) CROSS JOIN LATERAL (SELECT name, {columns} FROM files"  # noqa: S608 - of constants
+            f" WHERE account_id = ? AND name = wanted.name LIMIT 1{self.held}) AS found"
+        )
+        return self.rows(query, sorted(names), *parameters, account_id)
 
     def _is_indexed(self, text: str) -> bool:
         return self._has_trigrams and len(text) >= TRIGRAM
@@ -510,7 +514,12 @@ _INSERT_ANSWERS: Final = (
     "INSERT INTO answers (account_id, request, reply, fingerprint, answered_at) SELECT ?, request, reply, fingerprint,"
     " at FROM unnest(?, ?, ?, ?) AS new (request, reply, fingerprint, at)"
 )
-_SELECT_ANSWERS: Final = "SELECT request, reply, fingerprint FROM answers WHERE account_id = ? AND request = ANY(?)"
+# A table that was just filled has no statistics. So rows are looked up one by one, by their primary key: without
+# `LIMIT 1` and `OFFSET 0` the planner reads all rows of the account, or searches the trigram index for each name.
+_SELECT_ANSWERS: Final = (
+    "SELECT found.* FROM unnest(?) AS wanted (request) CROSS JOIN LATERAL (SELECT request, reply, fingerprint"
+    " FROM answers WHERE account_id = {} AND request = wanted.request LIMIT 1) AS found"
+)
 # Skip locked counters instead of waiting for them: their transaction may wait for this transaction's locks.
 _FORGET_ANSWERS: Final = """
     WITH old AS MATERIALIZED (
@@ -537,7 +546,9 @@ _COUNT_FILES: Final = """
                 octet_length(new.name) + new.size - coalesce(octet_length(f.name) + octet_length(f.value), 0)
             ), 0) AS bigint)
         FROM unnest(?, ?) AS new (name, size)
-        LEFT JOIN files AS f ON f.account_id = c.account_id AND f.name = new.name
+        LEFT JOIN LATERAL (
+            SELECT name, value FROM files WHERE account_id = c.account_id AND name = new.name LIMIT 1
+        ) AS f ON TRUE
         WHERE c.counted_to IS NULL OR new.name COLLATE "C" <= c.counted_to
     ) WHERE c.account_id = ?
 """
@@ -549,11 +560,11 @@ _INSERT_ANSWER: Final = (
 _ADD_ACCESSES: Final = (
     "INSERT INTO accesses (account_id, kind, name, day, count, last_at)"
     " SELECT * FROM unnest(?, ?, ?, ?, ?, ?) AS new (account_id, kind, name, day, count, last_at) WHERE"
-    " EXISTS (SELECT 1 FROM accesses AS a WHERE (a.account_id, a.kind, a.name) = (new.account_id, new.kind, new.name))"
-    " OR new.kind = 'data' AND EXISTS"
-    " (SELECT 1 FROM files AS f WHERE f.account_id = new.account_id AND f.name = new.name)"
+    " EXISTS (SELECT 1 FROM accesses AS a WHERE (a.account_id, a.kind, a.name) = (new.account_id, new.kind, new.name)"
+    " OFFSET 0) OR new.kind = 'data' AND EXISTS"
+    " (SELECT 1 FROM files AS f WHERE f.account_id = new.account_id AND f.name = new.name OFFSET 0)"
     " OR new.kind = 'media' AND EXISTS"
-    " (SELECT 1 FROM media AS m WHERE m.account_id = new.account_id AND m.id = new.name)"
+    " (SELECT 1 FROM media AS m WHERE m.account_id = new.account_id AND m.id = new.name OFFSET 0)"
     " ON CONFLICT (account_id, kind, name) DO UPDATE SET"
     " count = excluded.count + CASE WHEN accesses.day BETWEEN excluded.day AND ? THEN accesses.count ELSE 0 END,"
     " day = CASE WHEN accesses.day BETWEEN excluded.day AND ? THEN accesses.day ELSE excluded.day END,"
@@ -701,7 +712,7 @@ class PostgresWriter(PostgresSession):
             query = f"SELECT TRUE, {_columns(hint)} FROM files WHERE account_id = {account} AND name = ?"  # noqa: S608 - of constants
             statements.append((query + self.held, (*_bound(hint), key, hint.names[0])))
         if hint.requests:
-            statements.append((_SELECT_ANSWERS.replace("?", account, 1), (key, [*hint.requests])))
+            statements.append((_SELECT_ANSWERS.format(account), ([*hint.requests], key)))
         accounts, *rest = [_rows(result) for result in self._execute(*statements)[locks_sent:]]
         if not accounts:
             return
@@ -721,7 +732,7 @@ class PostgresWriter(PostgresSession):
         new = [request for request in hint.requests if (ANSWER, (account_id, request)) not in self._prefetched]
         if new:
             self._prefetched |= {(ANSWER, (account_id, request)): None for request in new}
-            rows = self.rows(_SELECT_ANSWERS, account_id, new)
+            rows = self.rows(_SELECT_ANSWERS.format("?"), new, account_id)
             self._prefetched |= {(ANSWER, (account_id, request)): answer for request, *answer in rows}
 
     def many_locked(self) -> frozenset[int]:

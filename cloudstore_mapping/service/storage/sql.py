@@ -186,8 +186,12 @@ class Dialect(ABC):
         """Lock the account's row until the transaction ends, against other writers locking it."""
 
     @abstractmethod
-    def _one_of(self, names: Sequence[str]) -> tuple[str, tuple[Any, ...]]:
-        """Return a condition matching any of these names (at least one), and its parameters."""
+    def _of(self, columns: str, account_id: int, names: Sequence[str], *parameters: int) -> list[Any]:
+        """
+        Return the name and `columns` of the account's files with these names (at least one).
+
+        `parameters` are those of `columns`. Rows are locked in the order of names, so two transactions can't deadlock.
+        """
 
     @abstractmethod
     def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:
@@ -597,12 +601,6 @@ class FileStatements(CounterStatements):
         for name, *row in self._of(f"{self.size}, {_INFO}", account_id, names):
             found[name] = FileInfo._make(row)
         return found
-
-    def _of(self, columns: str, account_id: int, names: Sequence[str], *parameters: int) -> list[Any]:
-        condition, texts = self._one_of(names)
-        # Rows are locked in one order, so two transactions can't deadlock.
-        query = f"SELECT name, {columns} FROM files WHERE account_id = ? AND {condition} ORDER BY name{self.held}"  # noqa: S608 - of constants
-        return self.rows(query, *parameters, account_id, *texts)
 
     def delete(self, account_id: int, name: str) -> bool:
         """Delete the file and its passwords; return True if it existed."""

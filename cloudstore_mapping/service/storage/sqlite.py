@@ -491,10 +491,11 @@ class SQLiteSession(Transaction):
     def count(self, query: str, *parameters: Any) -> int:
         return self._execute(query, parameters).rowcount
 
-    def _one_of(self, names: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    def _of(self, columns: str, account_id: int, names: Sequence[str], *parameters: int) -> list[Any]:
         # Few distinct lengths give few distinct statements, each prepared once.
         length = 1 << (len(names) - 1).bit_length()
-        return f"name IN ({', '.join('?' * length)})", (*names, *[names[-1]] * (length - len(names)))
+        query = f"SELECT name, {columns} FROM files WHERE account_id = ? AND name IN ({', '.join('?' * length)})"  # noqa: S608 - of constants
+        return self.rows(query, *parameters, account_id, *names, *[names[-1]] * (length - len(names)))
 
     def _containing(self, text: str) -> tuple[str, tuple[str, ...]]:
         return "instr(name, ?)", (text,)  # LIKE is neither literal nor case-sensitive
