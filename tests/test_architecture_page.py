@@ -142,10 +142,16 @@ BOUNDS: dict[str, tuple[int, ...]] = {
     "cloudstore-hashing": (security.QUEUE_PER_THREAD,),
     "cloudstore-merge": (merging.MAX_PROCESSES, merging.MAX_WAITING, merging.MAX_WAITING_OF_ONE),
     "cloudstore-decode": (api.DECODERS, api.STRANGERS_DECODERS, api.DECODES_WAITING, api.STRANGERS_DECODES_WAITING),
-    "cloudstore-uploads": (uploads.AT_ONCE, uploads.WAITING),
+    "cloudstore-uploads": (uploads.AT_ONCE, uploads.OF_ONE, uploads.WAITING),
     "cloudstore-spool": (uploads.SPOOLS_AT_ONCE,),
     "cloudstore-download": (downloads.AT_ONCE, downloads.WAITING),
-    "cloudstore-pages": (routes.PAGES_AT_ONCE, routes.PAGES_WAITING, routes.WAITING),
+    "cloudstore-pages": (
+        routes.PAGES_AT_ONCE,
+        routes.CHANGES_AT_ONCE,
+        routes.SIGN_INS_AT_ONCE,
+        routes.OF_ONE,
+        routes.WAITING,
+    ),
     "cloudstore-metrics": (metrics.WAITING,),
 }
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 import secrets
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeAlias
 
@@ -260,7 +260,7 @@ class Accounts:
             work(transaction, account)
             self.record(transaction, account, action, "", origin)
 
-        self._storage.submit(change).result()
+        self._storage.submit(change, dashboard_queue(name)).result()
 
     def _add_key(self, transaction: Transaction, account: Account, key: str) -> None:
         # Rotation keeps the newest key, so a new key's time must be the latest even if the clock was set back.
@@ -384,6 +384,11 @@ def _check_limit(name: str, value: object) -> None:
     kinds = (int, float) if name == "min_interval" else (int,)
     if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < MAX_LIMIT:
         raise BadValueError(f"{name} is a number above 0, or None for no limit, not {value!r}.")
+
+
+def dashboard_queue(name: str) -> Hashable:
+    """Return the key of the writer's queue for changes of an account and by its owner in the dashboard."""
+    return ("dashboard", name)
 
 
 def _hash(api_key: str) -> bytes:

@@ -27,7 +27,7 @@ from cloudstore_mapping.errors import (
     shorten,
 )
 from cloudstore_mapping.links import media_link
-from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
+from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts, dashboard_queue
 from cloudstore_mapping.service.idempotency import REMEMBERED_FOR, IdempotencyStore
 from cloudstore_mapping.service.operations import check_name
 from cloudstore_mapping.service.quotas import (
@@ -746,7 +746,7 @@ class MediaFiles:
             transaction.forget_accesses(account.id, "media", media_id)  # safe: ids are never reused
             self._accounts.record(transaction, account, "media file deleted", media.name, origin)
 
-        self._storage.submit(work).result()
+        self._storage.submit(work, dashboard_queue(account.name)).result()
         self._sweeper.begin()
 
     def set_password(self, account: Account, media_id: str, edit: str | None, *, origin: str = COMMAND_LINE) -> None:
@@ -760,7 +760,7 @@ class MediaFiles:
             action = f"edit password of a media file {'cleared' if hash_ is None else 'set'}"
             self._accounts.record(transaction, account, action, media.name, origin)
 
-        self._storage.submit(work).result()
+        self._storage.submit(work, dashboard_queue(account.name)).result()
 
     def named(self, account: Account, name: str) -> Media:
         """Return the account's media file with this name; raise `NoFileError` if there is none."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from cachetools import LRUCache, TTLCache
 
-from cloudstore_mapping.errors import BadKeyError, LockedError, ProtocolError, UnsupportedError
+from cloudstore_mapping.errors import BadKeyError, LockedError, ProtocolError, UnavailableError, UnsupportedError
 from cloudstore_mapping.service.common_passwords import check_uncommon
 from cloudstore_mapping.service.quotas import MAX_WATCHED, AttemptLimiter
 from cloudstore_mapping.service.storage.base import RolledBack
@@ -71,7 +71,8 @@ def _hasher() -> PasswordHasher:
 #: Cache of verified passwords: maximum number of entries, and seconds until an entry expires.
 MAX_REMEMBERED: Final = 10_000
 REMEMBERED_FOR: Final = 3600.0
-#: Passwords queued per hashing thread; if the queue is full, the service replies `UnavailableError`.
+#: Passwords queued, and for each thread those of one account from one network; more are refused.
+WAITING: Final = 1000
 QUEUE_PER_THREAD: Final = 8
 
 
@@ -83,8 +84,13 @@ UNDEFINED: Final = "undefined"
 class PasswordCheck:
     """Passwords of a request to verify for `file`, each with its accepted hashes; a single match is enough."""
 
-    file: Hashable
+    file: tuple[Hashable, ...]
     attempts: tuple[tuple[str, tuple[str, ...]], ...] = field(repr=False)
+
+
+def _queue_of(question: PasswordCheck, address: str) -> tuple[Hashable, str]:
+    """Return whose turn it is: an account's, or that of all sign-ins, from one network."""
+    return question.file[0], network_of(address)
 
 
 @dataclass(frozen=True)
@@ -117,10 +123,11 @@ class PasswordVerifier:
         self._right_from: TTLCache[tuple[bytes, str], None] = TTLCache(
             MAX_REMEMBERED, REMEMBERED_FOR, timer=clock.monotonic
         )
-        self._proofs: dict[Hashable, Future[None]] = {}
+        self._proofs: dict[tuple[PasswordCheck, str], Future[None]] = {}
         self._lock = threading.Lock()
         threads = os.cpu_count() or 1
-        self._pool = BoundedThreadPool(threads, threads * QUEUE_PER_THREAD, "cloudstore-hashing", steps_back=True)
+        self._pool = BoundedThreadPool(threads, WAITING, "cloudstore-hashing", steps_back=True)
+        self._most_of_one = threads * (1 + QUEUE_PER_THREAD)
 
     def hash(self, password: str | None) -> str | None:
         """
@@ -134,7 +141,9 @@ class PasswordVerifier:
         check_uncommon(password)
         return self._hasher.hash(password)
 
-    def require(self, file: Hashable, address: str, *given: tuple[str | None, Iterable[str | None]]) -> Unproven | None:
+    def require(
+        self, file: tuple[Hashable, ...], address: str, *given: tuple[str | None, Iterable[str | None]]
+    ) -> Unproven | None:
         """
         Require a verified password; `given` holds pairs of a password and the hashes accepted for it.
 
@@ -177,14 +186,21 @@ class PasswordVerifier:
                 accepted: Future[None] = PlainFuture()
                 accepted.set_result(None)
                 return accepted
+            queue = _queue_of(question, address)
             try:
-                proof = self._pool.submit(self._prove, question, subject, begun)
+                self._check_room(queue)
+                proof = self._pool.submit_for(queue, self._prove, question, subject, begun)
             except BaseException:
                 self._tries.take_back(subject, begun)
                 raise
             self._proofs[question, address] = proof
         proof.add_done_callback(lambda _: self._answered(question, address))
         return proof
+
+    def _check_room(self, queue: tuple[Hashable, str]) -> None:
+        waiting = [key for key, proof in self._proofs.items() if _queue_of(*key) == queue and not proof.done()]
+        if len(waiting) >= self._most_of_one:
+            raise UnavailableError("Too many passwords wait to be verified; try again.", retry_after=1.0)
 
     def _prove(self, question: PasswordCheck, subject: tuple[Hashable, str], begun: float) -> None:
         tries = [begun]

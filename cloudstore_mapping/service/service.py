@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 import logging
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Final, Self
 
 from cloudstore_mapping.errors import NoFileError, TimedOutError, shorten
-from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts
+from cloudstore_mapping.service.accounts import COMMAND_LINE, Accounts, dashboard_queue
 from cloudstore_mapping.service.dispatcher import Dispatcher
 from cloudstore_mapping.service.idempotency import IdempotencyStore
 from cloudstore_mapping.service.media import BlobCleaner, MediaFiles
@@ -125,24 +126,39 @@ class Service:
         The change is in effect on return, and recorded as an audit event from `origin`. Raises `NoFileError` for an
         unknown file, `BadNameError` for an unknown account, and `BadValueError` for a common password.
         """
+        if not self.set_passwords_of(account, [name], edit=edit, view=view, origin=origin):
+            raise NoFileError(f"There is no file {shorten(name)}.", key=name)
+
+    def set_passwords_of(
+        self,
+        account: str,
+        names: Sequence[str],
+        *,
+        edit: str | Keep | None = KEEP,
+        view: str | Keep | None = KEEP,
+        origin: str = COMMAND_LINE,
+    ) -> int:
+        """Do as `set_passwords` for several files in one transaction; return the number of those that exist."""
+        names = list(dict.fromkeys(names))
         given = {
             what: self._passwords.hash(password)
             for what, password in (("edit", edit), ("view", view))
             if not isinstance(password, Keep)
         }
 
-        def work(transaction: Transaction) -> None:
+        def work(transaction: Transaction) -> int:
             owner = self.accounts.owner(transaction, account, origin)
-            info = transaction.stat(owner.id, name)
-            if info is None:
-                raise NoFileError(f"There is no file {shorten(name)}.", key=name)
-            hashes = {"edit": info.edit_password, "view": info.view_password, **given}
-            transaction.set_passwords(owner.id, name, **hashes)
-            for what, hash_ in given.items():
-                action = f"{what} password {'cleared' if hash_ is None else 'set'}"
-                self.accounts.record(transaction, owner, action, name, origin)
+            found = transaction.stat_many(owner.id, names) if names else {}
+            for each, info in found.items():
+                if info is not None:
+                    hashes = {"edit": info.edit_password, "view": info.view_password, **given}
+                    transaction.set_passwords(owner.id, each, **hashes)
+                    for what, hash_ in given.items():
+                        action = f"{what} password {'cleared' if hash_ is None else 'set'}"
+                        self.accounts.record(transaction, owner, action, each, origin)
+            return sum(info is not None for info in found.values())
 
-        self._storage.submit(work).result()
+        return self._storage.submit(work, dashboard_queue(account)).result()
 
     def set_default_passwords(
         self,
@@ -167,7 +183,7 @@ class Service:
                 action = f"default password of {what} files {'cleared' if hash_ is None else 'set'}"
                 self.accounts.record(transaction, owner, action, "", origin)
 
-        self._storage.submit(work).result()
+        self._storage.submit(work, dashboard_queue(account)).result()
 
     def healthy(self) -> bool:
         """Return True if reads and writes succeed at present; log every change. Takes a few seconds at most."""

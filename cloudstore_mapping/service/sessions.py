@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from cloudstore_mapping.errors import BadValueError, LockedError, TooOftenError, TransportError
-from cloudstore_mapping.service.accounts import COMMAND_LINE, DEFAULT_PLAN, Show, check_enabled, shown_before
+from cloudstore_mapping.service.accounts import (
+    COMMAND_LINE,
+    DEFAULT_PLAN,
+    Show,
+    check_enabled,
+    dashboard_queue,
+    shown_before,
+)
 from cloudstore_mapping.service.common_passwords import check_uncommon
 from cloudstore_mapping.service.quotas import AttemptLimiter
 from cloudstore_mapping.service.security import PasswordCheck
@@ -101,7 +108,7 @@ class SessionService:
             transaction.add_session(_hash(token), found.id, now)
             self._accounts.record(transaction, found, "signed in", "", address)
 
-        self._storage.submit(work).result()
+        self._storage.submit(work, dashboard_queue(name)).result()
         return token
 
     def session(self, token: str) -> SignedInOwner | None:
@@ -119,7 +126,9 @@ class SessionService:
             return None
         if abs(now - session.used_at) >= TOUCH_INTERVAL:
             with suppress(TransportError):  # the dashboard works read-only if the store takes no writes
-                self._storage.submit(lambda transaction: transaction.touch_session(hash_, now)).result()
+                self._storage.submit(
+                    lambda transaction: transaction.touch_session(hash_, now), dashboard_queue(account.name)
+                ).result()
         return SignedInOwner(account, must_change, hash_)
 
     def sign_out(self, signed_in: SignedInOwner, *, origin: str) -> None:
@@ -129,7 +138,7 @@ class SessionService:
             transaction.end_session(signed_in.token_hash)
             self._accounts.record(transaction, signed_in.account, "signed out", "", origin)
 
-        self._storage.submit(work).result()
+        self._storage.submit(work, dashboard_queue(signed_in.account.name)).result()
 
     def change_password(self, signed_in: SignedInOwner, old: str, new: str, address: str) -> None:
         """
@@ -161,7 +170,7 @@ class SessionService:
             transaction.end_sessions(account.id, but=signed_in.token_hash)
             self._accounts.record(transaction, account, "password changed", "", address)
 
-        self._storage.submit(work).result()
+        self._storage.submit(work, dashboard_queue(account.name)).result()
 
     def create(
         self,
@@ -206,7 +215,7 @@ class SessionService:
             for subject in subjects:
                 self._accounts.record(transaction, account, action, subject, origin)
 
-        self._storage.submit(work).result()
+        self._storage.submit(work, dashboard_queue(account.name)).result()
 
     def _prove(self, name: str, password: str, stored: str | None, address: str) -> None:
         dummy = self._dummy_hash()

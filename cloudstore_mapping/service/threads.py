@@ -191,6 +191,15 @@ class FairQueue(Generic[T]):
             self._forget()
         return item
 
+    def shed(self) -> T:
+        """Remove and return the newest item of the account with the most; the queue must not be empty."""
+        account, queue = max(self._queues.items(), key=lambda entry: len(entry[1]))
+        item = queue.pop()
+        self._length -= 1
+        if not queue:
+            del self._queues[account]
+        return item
+
     def charge(self, account: Hashable, seconds: float) -> None:
         """Charge an account for its work, in seconds; at most `MAX_CHARGE` count."""
         self._used[account] = max(self._used.get(account, 0.0), self._now) + min(max(seconds, 0.0), MAX_CHARGE)

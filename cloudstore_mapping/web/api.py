@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, TooBigError, UnavailableError
 from cloudstore_mapping.links import FILES_PATH
+from cloudstore_mapping.service.security import network_of
 from cloudstore_mapping.web.admin import make_admin
 from cloudstore_mapping.web.downloads import make_files
 from cloudstore_mapping.web.http import (
@@ -340,9 +341,9 @@ class _App:
             raise self._too_big()
         client = scope["client"]
         address = client[0] if client else ""
-        body, decoders = await self._read(receive, address)
+        body, decoders, owner = await self._read(receive, address)
         decode = partial(decode_request, path, body, max_depth=self._max_depth)
-        request = decode() if decoders is None else await decoders.run(decode)
+        request = decode() if decoders is None else await decoders.run(decode, owner)
         request = identified(request, headers)
         scope["operation"] = request.operation.value
         room = scope[REPLY_ROOM] = self._service.reply_memory.room()
@@ -355,9 +356,9 @@ class _App:
             self._health_check = await self._health.begin(self._service.healthy)
         return await outcome(self._health_check)
 
-    async def _read(self, receive: Receive, address: str) -> tuple[bytes, BoundedWorkers | None]:
+    async def _read(self, receive: Receive, address: str) -> tuple[bytes, BoundedWorkers | None, Hashable]:
         """
-        Return the body and its decoder threads (None for a small body).
+        Return the body, its decoder threads (None for a small body) and the owner of that work.
 
         Refuse a large body with a wrong API key before all of it has arrived. Raise `RefusedError` for a body too
         large or too slow, `DisconnectedError` if the client disconnects.
@@ -366,6 +367,7 @@ class _App:
         small = bytearray()
         size = 0
         decoders: BoundedWorkers | None = None
+        owner: Hashable = None
         task = self._deadline.begin()
         try:
             while True:
@@ -378,10 +380,10 @@ class _App:
                     raise self._too_big()
                 small += piece
                 if decoders is None and size > LARGE_BODY:
-                    decoders = await self._check_key(bytearray(b"".join((*pieces, small))), address)
+                    decoders, owner = await self._check_key(bytearray(b"".join((*pieces, small))), address)
                 if not message.get("more_body"):
                     pieces.append(bytes(small))
-                    return b"".join(pieces) if len(pieces) > 1 else pieces[0], decoders
+                    return b"".join(pieces) if len(pieces) > 1 else pieces[0], decoders, owner
                 if len(small) >= LARGE_BODY:
                     pieces.append(bytes(small))
                     small = bytearray()
@@ -394,16 +396,16 @@ class _App:
         finally:
             self._deadline.end(task)
 
-    async def _check_key(self, body: bytearray, address: str) -> BoundedWorkers:
-        """Return the decoder threads for a body with this beginning; raise `BadKeyError` or similar for a wrong key."""
+    async def _check_key(self, body: bytearray, address: str) -> tuple[BoundedWorkers, Hashable]:
+        """Return threads and owner for a body with this beginning; raise `BadKeyError` or similar for a wrong key."""
         found = _key_in(body)
         if found is None:
-            return self._strangers_decoders
+            return self._strangers_decoders, network_of(address)
         # Of several keys in a body the last one counts, so this check can only refuse.
         checked = self._service.dispatcher.check_key(found[1].decode(), address)
         if checked is not None:
             await outcome(checked)
-        return self._decoders
+        return self._decoders, found[1]
 
     def _too_big(self) -> RefusedError:
         limit = f"A body may take {self._max_body:,} bytes at most (the service's max_body_bytes)"

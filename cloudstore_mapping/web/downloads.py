@@ -38,6 +38,7 @@ from cloudstore_mapping.web.http import (
     Send,
     check_method,
     headers_of,
+    network,
     send_pieces,
     send_reply,
 )
@@ -239,7 +240,7 @@ def _decode(data: bytes, charset: str) -> str | None:
 _log: Final = logging.getLogger(__name__)
 
 #: Pieces read at a time by all downloads, and queued: every connection may wait for one.
-AT_ONCE: Final = 4
+AT_ONCE: Final = 6
 WAITING: Final = 2**16
 #: Chunks of files in memory at a time, of `CHUNK_BYTES` each, for all clients that read; others wait for theirs.
 MAX_CHUNKS: Final = 128
@@ -302,6 +303,7 @@ class _Response(NamedTuple):
     status: int
     headers: list[Header]
     pieces: Iterator[bytes]
+    owner: int
 
     async def send(
         self, turns: BoundedWorkers, receive: Receive, send: Send, client: Client, slots: asyncio.Semaphore
@@ -310,7 +312,7 @@ class _Response(NamedTuple):
         leaving = asyncio.ensure_future(_left(receive))  # sending doesn't report a disconnected client
         try:
             while not leaving.done():
-                piece = await turns.run(partial(next, self.pieces, b""))
+                piece = await turns.run(partial(next, self.pieces, b""), self.owner)
                 if piece == b"":
                     await send(END)
                     return
@@ -343,7 +345,7 @@ async def _response_now(
     files: MediaFiles, turns: BoundedWorkers, scope: Scope, match: re.Match[str] | None
 ) -> _Response:
     check_method(scope["method"], ("GET", "HEAD"))
-    found = None if match is None else await turns.run(partial(files.find, match[1], match[2]))
+    found = None if match is None else await turns.run(partial(files.find, match[1], match[2]), network(scope))
     if found is None:
         raise ProtocolError("There is no file here; its owner may have deleted it.", error="NoPath")
     account, media = found
@@ -353,7 +355,7 @@ async def _response_now(
         asked.pop(b"range", None)  # Range applies to GET only
     now = files.now()
     want = evaluate_conditions(asked, tag, media.updated_at, media.size, now=now)
-    mimetype, beginning = await turns.run(partial(files.typed, media))
+    mimetype, beginning = await turns.run(partial(files.typed, media), account.id)
     shown = may_display_inline(mimetype, beginning)
     headers = [
         *_HEADERS,
@@ -369,7 +371,7 @@ async def _response_now(
             headers.append((b"content-range", b"bytes */%d" % media.size))
         if want.status != HTTPStatus.NOT_MODIFIED:
             headers.append((b"content-length", b"0"))
-        return _Response(want.status, headers, iter(()))
+        return _Response(want.status, headers, iter(()), account.id)
     if not shown:  # UNKNOWN_TYPE also keeps browsers from running it as another page's script or style
         headers.append((TYPE_HEADER.lower().encode(), mimetype.encode("latin-1")))
     headers += [
@@ -380,8 +382,8 @@ async def _response_now(
     if want.status == HTTPStatus.PARTIAL_CONTENT:
         headers.append((b"content-range", b"bytes %d-%d/%d" % (want.start, want.stop - 1, media.size)))
     if scope["method"] == "HEAD":
-        return _Response(want.status, headers, iter(()))
+        return _Response(want.status, headers, iter(()), account.id)
     pieces = files.while_enabled(account, files.chunks(media, want.start, want.stop))
-    first = await turns.run(partial(next, pieces, b""))
-    await turns.run(partial(files.use, account, media))
-    return _Response(want.status, headers, chain([first], pieces))
+    first = await turns.run(partial(next, pieces, b""), account.id)
+    await turns.run(partial(files.use, account, media), account.id)
+    return _Response(want.status, headers, chain([first], pieces), account.id)

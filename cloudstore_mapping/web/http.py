@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
+import sys
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping, MutableMapping
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 from cloudstore_mapping.errors import CloudStoreError, ProtocolError, UnavailableError
-from cloudstore_mapping.service.threads import BoundedThreadPool
+from cloudstore_mapping.service.security import network_of
+from cloudstore_mapping.service.threads import BoundedThreadPool, FairQueue
 from cloudstore_mapping.wire import EXTENSIONS, EXTENSIONS_HEADER, Reply, encode_reply, encode_reply_parts, failure
 
 T = TypeVar("T")
@@ -134,39 +136,106 @@ class Deadline:
 
 class BoundedWorkers:
     """
-    Bounded thread pool for the event loop: rejects work when its queue is full.
+    Bounded thread pool for the event loop, fair between the owners of work.
 
-    It has `at_once` threads of its own, so a full pool delays no other; up to `waiting` more pieces of work wait. The
-    threads end with the loop.
+    An owner is an account, or the network of a client that isn't authenticated yet. Owners get their turns by the time
+    that each has used, and one has at most `of_one` of the `at_once` threads. Up to `waiting` pieces of work wait; for
+    one more, the newest piece of the owner with the most is refused. The threads end with the loop.
     """
 
-    def __init__(self, at_once: int, waiting: int, name: str) -> None:
-        self._new_pool = partial(BoundedThreadPool, at_once, waiting, name)
+    def __init__(self, at_once: int, waiting: int, name: str, *, of_one: int | None = None) -> None:
+        self._new_pool = partial(BoundedThreadPool, at_once, sys.maxsize - at_once, name)
         self._pool: BoundedThreadPool | None = None
         self._until_end: AsyncGenerator[None, None] | None = None
+        self._at_once = at_once
+        self._waiting = waiting
+        self._of_one = max(1, at_once - 1) if of_one is None else of_one
+        self._clear()
 
     async def begin(self, work: Callable[[], T]) -> Future[T]:
-        """Submit work without waiting for it; `UnavailableError` if the queue is full."""
+        """Submit work of the service's own, without waiting for it."""
         if self._pool is None:
             self._pool = self._new_pool()
             self._until_end = self._drop_pool()
             await anext(self._until_end)  # a loop closes its generators at its end
         return self._pool.submit(work)
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Run work on the pool and return its result; `UnavailableError` if the queue is full."""
-        future = await self.begin(work)
+    async def run(self, work: Callable[[], T], owner: Hashable) -> T:
+        """Run an owner's work on the pool and return its result; `UnavailableError` if it is refused."""
+        loop = asyncio.get_running_loop()
+        turn = _Turn(owner, loop.create_future())
+        self._queue.put(owner, turn)
+        self._start_next()
+        if len(self._queue) > self._waiting:
+            self._refuse(self._queue.shed())
         try:
-            return await outcome(future)
+            await turn.begins
         except asyncio.CancelledError:
-            future.cancel()  # work already running continues
+            if not turn.begins.cancelled():
+                self._end(owner, 0.0)
             raise
+        began = loop.time()
+        future: Future[T] | None = None
+        try:
+            future = await self.begin(work)
+            return await outcome(future)
+        finally:
+            if future is None or future.done() or future.cancel():
+                self._end(owner, loop.time() - began)
+            else:  # cancelled here, but the work goes on
+                future.add_done_callback(lambda _: _call_soon(loop, self._end, owner, loop.time() - began))
+
+    def _clear(self) -> None:
+        self._queue: FairQueue[_Turn] = FairQueue()
+        self._running: Counter[Hashable] = Counter()
+        self._free = self._at_once
+
+    def _refuse(self, turn: _Turn) -> None:
+        if not turn.begins.done():
+            turn.begins.set_exception(UnavailableError("The service is busy; try again.", retry_after=1.0))
+
+    def _start_next(self) -> None:
+        while self._free and (turn := self._queue.take()) is not None:
+            if turn.begins.done():  # cancelled while it waited
+                continue
+            self._free -= 1
+            self._running[turn.owner] += 1
+            if self._running[turn.owner] >= self._of_one:
+                self._queue.hold(turn.owner)
+            turn.begins.set_result(None)
+
+    def _end(self, owner: Hashable, seconds: float) -> None:
+        self._free += 1
+        self._running[owner] -= 1
+        if not self._running[owner]:
+            del self._running[owner]
+        self._queue.charge(owner, seconds)
+        self._queue.release(owner)
+        self._start_next()
 
     async def _drop_pool(self) -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
             self._pool = None  # its threads end after their work
+            self._clear()
+
+
+class _Turn(NamedTuple):
+    """Work of an owner that waits for a thread; `begins` is done once it may begin."""
+
+    owner: Hashable
+    begins: asyncio.Future[None]
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: object) -> None:
+    with suppress(RuntimeError):  # the loop was closed meanwhile
+        loop.call_soon_threadsafe(function, *arguments)
+
+
+def network(scope: Scope) -> str:
+    """Return the network of a request's client, whose turn it is while no account is known."""
+    return network_of(client[0]) if (client := scope.get("client")) else ""
 
 
 def headers_of(scope: Scope) -> dict[bytes, bytes]:

@@ -272,7 +272,7 @@ class InstrumentedApp:
         if scope["method"] not in ("GET", "HEAD") or not self._may_see_metrics(scope):
             await answer(scope, receive, send, self._refuse)
             return
-        text = await self._turns.run(partial(self._metrics.text, self._store_bytes))
+        text = await self._turns.run(partial(self._metrics.text, self._store_bytes), None)
         headers = [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % len(text))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": text})

@@ -8,10 +8,10 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import suppress
 from functools import partial
-from typing import IO, TYPE_CHECKING, Final, Self
+from typing import IO, TYPE_CHECKING, Final, NamedTuple, Self
 
 from cloudstore_mapping.errors import CloudStoreError, LockedError, ProtocolError, TooBigError, UnavailableError
 from cloudstore_mapping.service.security import network_of
@@ -148,7 +148,7 @@ class Spool:
             self._space.take_file(self._subject)
             self._has_file = True
         try:
-            await self._space.turns.run(self._put_down)
+            await self._space.turns.run(self._put_down, self._subject)
         except OSError as error:
             self._space.failures.warn(f"An upload can't be kept in a temporary file ({error})", REMEDY)
             raise UnavailableError(
@@ -163,7 +163,7 @@ class Spool:
         """Yield all bytes in order."""
         if self._file is not None:
             self._file.seek(0)
-            while piece := await self._space.turns.run(self._read):
+            while piece := await self._space.turns.run(self._read, self._subject):
                 yield piece
         yield bytes(self._held)
 
@@ -184,11 +184,20 @@ def _reason(error: OSError) -> str:
     return type(error).__name__ if error.errno is None else os.strerror(error.errno)
 
 
-#: Begin an upload with the fields received so far; on `LockedError`, the password may be still to come.
-Begin = Callable[[UploadForm, str], "UploadStream"]
+class Sender(NamedTuple):
+    """
+    How the sender of an upload is authenticated, by the fields received so far and the client's address.
 
-#: Threads for uploads waiting for the storage or for password hashing, and maximum queued uploads.
-AT_ONCE: Final = 3
+    `owner` returns whose upload it is. `begin` begins it; on `LockedError`, the password may be still to come.
+    """
+
+    owner: Callable[[UploadForm, str], Awaitable[Hashable]]
+    begin: Callable[[UploadForm, str], UploadStream]
+
+
+#: Threads for uploads waiting for the storage or for password hashing, those of one owner, and maximum queued uploads.
+AT_ONCE: Final = 12
+OF_ONE: Final = 3
 WAITING: Final = 256
 #: Maximum bytes of the form besides the file.
 AROUND: Final = 2**17
@@ -196,6 +205,11 @@ AROUND: Final = 2**17
 PASSWORDS: Final = frozenset({"password", "mediaPass"})
 # Form fields are text only; the vendor's browser client sends "undefined" for a missing password.
 _NO_PASSWORD: Final = frozenset({"", "null", "undefined"})
+
+
+def upload_turns() -> BoundedWorkers:
+    """Return the threads of a way to upload."""
+    return BoundedWorkers(AT_ONCE, WAITING, "cloudstore-uploads", of_one=OF_ONE)
 
 
 def make_upload(service: Service, path: str, space: SpoolSpace) -> Application:
@@ -212,14 +226,22 @@ def make_upload(service: Service, path: str, space: SpoolSpace) -> Application:
             only_new=CONDITION in form.fields,
         )
 
-    turns = BoundedWorkers(AT_ONCE, WAITING, "cloudstore-uploads")
+    async def owner(form: UploadForm, address: str) -> Hashable:
+        key = form.fields["key"]
+        checked = service.dispatcher.check_key(key, address)
+        if checked is not None:
+            await outcome(checked)
+        return key
+
+    turns = upload_turns()
+    sender = Sender(owner, begin)
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         async def work(scope: Scope, receive: Receive) -> Reply:
             if scope["path"] != path:
                 raise RefusedError(ProtocolError(f"There is nothing here; upload to {path}.", error="NoPath"))
             check_method(scope["method"], ("POST",))
-            return await take_upload(scope, receive, service.settings, begin, turns, space, needs="key")
+            return await take_upload(scope, receive, service.settings, sender, turns, space, needs="key")
 
         await answer(scope, receive, send, work)
 
@@ -230,7 +252,7 @@ async def take_upload(
     scope: Scope,
     receive: Receive,
     settings: Settings,
-    begin: Begin,
+    sender: Sender,
     turns: BoundedWorkers,
     space: SpoolSpace,
     *,
@@ -253,7 +275,7 @@ async def take_upload(
         _check_body(int(headers.get(b"content-length", 0)), settings)
         address = scope["client"][0] if scope["client"] else ""
         with Spool(space, address) as spool:
-            taking = _Taking(form, settings, partial(begin, form, address), turns, spool, needs)
+            taking = _Taking(form, address, settings, sender, turns, spool, needs)
             return await taking.take(receive)
     except CloudStoreError as error:
         if taking is not None and taking.is_read:
@@ -267,15 +289,18 @@ class _Taking:
     def __init__(
         self,
         form: UploadForm,
+        address: str,
         settings: Settings,
-        begin: Callable[[], UploadStream],
+        sender: Sender,
         turns: BoundedWorkers,
         spool: Spool,
         needs: str,
     ) -> None:
         self._form = form
         self._settings = settings
-        self._begin = begin
+        self._address = address
+        self._sender = sender
+        self._owner: Hashable = None
         self._turns = turns
         self._spool = spool
         self._needs = needs
@@ -288,11 +313,11 @@ class _Taking:
         try:
             await self._read(receive)
             if self._upload is None:
-                self._upload = await self._turns.run(self._begin)
+                self._upload = await self._begun()
                 self._upload.expect(self._spool.size)
                 async for piece in self._spool.pieces():
                     await _write(self._upload, piece)
-            return await self._turns.run(self._upload.finish)
+            return await self._turns.run(self._upload.finish, self._owner)
         except BaseException:
             if self._upload is not None:
                 self._upload.abort()
@@ -333,12 +358,16 @@ class _Taking:
             sentence = f"The form has to hold the field {self._needs!r}, and the file as 'file' with its filename."
             raise ProtocolError(sentence, error="BadRequest")
 
+    async def _begun(self) -> UploadStream:
+        self._owner = await self._sender.owner(self._form, self._address)
+        return await self._turns.run(partial(self._sender.begin, self._form, self._address), self._owner)
+
     async def _store(self) -> None:
         pieces = self._form.take()
         before = self._form.before_file
         if self._upload is None and self._needs in before and not self._is_late:
             try:
-                self._upload = await self._turns.run(self._begin)
+                self._upload = await self._begun()
             except LockedError:
                 if before & PASSWORDS:
                     raise

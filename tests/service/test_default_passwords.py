@@ -180,7 +180,7 @@ def test_it_is_never_shown(locked: Asker, caplog: pytest.LogCaptureFixture) -> N
     replies = [locked.service.handle(each) for each in (request, replace(request, data_password="hunter2" * 200))]
     assert [reply.error for reply in replies] == ["Locked", "BadRequest"]
     sender = UploadRequest("name", "a/b", "key", None, "hunter2", "", None, only_new=False)
-    told = [repr(request), repr(PasswordCheck("name", (("hunter2", ("hash",)),))), repr(sender), caplog.text]
+    told = [repr(request), repr(PasswordCheck(("name",), (("hunter2", ("hash",)),))), repr(sender), caplog.text]
     assert "hunter2" not in "".join(told + [reply.sentence for reply in replies])
 
 

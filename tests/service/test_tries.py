@@ -143,7 +143,12 @@ def busy(service: Service, locked: Asker, hasher: FakeHasher) -> list[Future[Rep
         locked.save(str(number), 1)
         service.set_passwords("owner", str(number), view="right")
     hasher.gate.clear()
-    return [service.submit(locked.request(None, str(number), "right")) for number in range(ROOM)]
+    return [ask(locked, str(number), "right") for number in range(ROOM)]
+
+
+def ask(asker: Asker, name: str, password: str) -> Future[Reply]:
+    """Begin to load a file."""
+    return asker.service.submit(asker.request(None, name, password), address=asker.address)
 
 
 @pytest.mark.sqlite("requests are begun in their order where no network is waited for")
@@ -155,6 +160,18 @@ def test_a_full_queue_is_unavailable(locked: Asker, hasher: FakeHasher, busy: li
     hasher.gate.set()
     assert [future.result(PATIENCE).error for future in busy] == [None] * ROOM
     assert locked.load("name", "right").error is None
+
+
+@pytest.mark.sqlite("requests are begun in their order where no network is waited for")
+def test_a_full_queue_is_one_accounts(service: Service, hasher: FakeHasher, busy: list[Future[Reply]]) -> None:
+    """While as many of an account's passwords wait as may, another account's is verified, and not after all of them."""
+    other = Asker(service, service.accounts.create("other"))
+    other.save("name", 1)
+    service.set_passwords("other", "name", view="right")
+    answer = ask(other, "name", "right")
+    assert not answer.done()
+    hasher.gate.set()
+    assert answer.result(PATIENCE).error is None
 
 
 @pytest.mark.sqlite("requests are begun in their order where no network is waited for")
@@ -180,7 +197,7 @@ def test_a_full_queue_hides_no_guesses(locked: Asker, hasher: FakeHasher, busy: 
     hasher.gate.clear()
     for number in range(ROOM):
         locked.service.set_passwords("owner", str(number), view="new")
-    waiting = [locked.service.submit(locked.request(None, str(number), "new")) for number in range(ROOM)]
+    waiting = [ask(locked, str(number), "new") for number in range(ROOM)]
     assert guess(locked, 6) == ["Unavailable"] * 6
     hasher.gate.set()
     for future in waiting:

@@ -215,7 +215,7 @@ def test_a_failed_handshake_is_logged(tmp_path: Path) -> None:
             with Connection(address) as connection:
                 connection.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
                 connection.rest()
-    assert "A connection from 127.0.0.1 was refused: TLS has failed (HTTP_REQUEST)." in log[0]
+    assert "A connection from 127.0.0.1 was refused: It sent plain HTTP, and here is TLS." in log[0]
     assert "Further connections refused: 2 (addresses: 1; most often, 2 times, 127.0.0.1);" in log[1]
 
 

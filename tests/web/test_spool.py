@@ -23,7 +23,16 @@ from cloudstore_mapping.web.connections import KnownClients
 from cloudstore_mapping.web.forms import UploadForm
 from cloudstore_mapping.web.http import BoundedWorkers, DisconnectedError, Message, RefusedError
 from cloudstore_mapping.web.server import background
-from cloudstore_mapping.web.uploads import ALL_IN_MEMORY, AT_ONCE, IN_MEMORY, WAITING, Spool, SpoolSpace, take_upload
+from cloudstore_mapping.web.uploads import (
+    ALL_IN_MEMORY,
+    AT_ONCE,
+    IN_MEMORY,
+    WAITING,
+    Sender,
+    Spool,
+    SpoolSpace,
+    take_upload,
+)
 from cloudstore_mapping.wire import Reply, decode_value
 from tests.crash.small_disk import small_disk
 from tests.media_fakes import BOUNDARY, Posted, Uploader, comes_to, field, file_part, form, write
@@ -83,12 +92,16 @@ class Taking:
         scope = {"client": (address, 1), "headers": [(b"content-type", kind)]}
         turns = BoundedWorkers(AT_ONCE, WAITING, "test")
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            return runner.run(take_upload(scope, receive, self.settings, self._begin, turns, self.space, needs="key"))
+            sender = Sender(self._owner, self._begin)
+            return runner.run(take_upload(scope, receive, self.settings, sender, turns, self.space, needs="key"))
 
     async def busy_write(self, upload: UploadStream, piece: bytes) -> None:
         """Write to a storage that takes longer than any body may."""
         cast("Leaping", asyncio.get_running_loop()).leapt += 40
         write(upload, piece)
+
+    async def _owner(self, form: UploadForm, _address: str) -> str:
+        return form.fields["key"]
 
     def _begin(self, form: UploadForm, address: str) -> UploadStream:
         return self.media.begin(

@@ -15,7 +15,7 @@ from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.web.forms import UploadForm
 from cloudstore_mapping.web.http import BoundedWorkers, Message, RefusedError
 from cloudstore_mapping.web.server import background
-from cloudstore_mapping.web.uploads import AROUND, AT_ONCE, WAITING, SpoolSpace, take_upload
+from cloudstore_mapping.web.uploads import AROUND, AT_ONCE, WAITING, Sender, SpoolSpace, take_upload
 from cloudstore_mapping.wire import decode_value
 from tests.media_fakes import BOUNDARY, UPLOAD, Posted, Uploader, comes_to, field, file_part, form, rows
 from tests.raw_http import Connection, chunk
@@ -208,13 +208,21 @@ def test_the_lowest_rate(posted: Posted, piece: int, arrives: bool) -> None:
     def begin(form: UploadForm, address: str) -> UploadStream:
         return media.begin(api_key=form.fields["key"], name=form.filename, content_type="image/png", address=address)
 
+    async def nobody(_form: UploadForm, _address: str) -> None: ...
+
     # The first piece has a body's own time; those after it 100 seconds each, which 102,400 bytes buy.
     settings = Settings(body_timeout=101, min_upload_rate=1024)
     scope = {"client": None, "headers": [(b"content-type", MULTIPART[14:].strip().encode())]}
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         space = SpoolSpace(settings)
         taking = take_upload(
-            scope, receive, settings, begin, BoundedWorkers(AT_ONCE, WAITING, "test"), space, needs="key"
+            scope,
+            receive,
+            settings,
+            Sender(nobody, begin),
+            BoundedWorkers(AT_ONCE, WAITING, "test"),
+            space,
+            needs="key",
         )
         if arrives:
             facts = decode_value(runner.run(taking).data)  # type: ignore[arg-type]  # there always is some

@@ -119,10 +119,9 @@ class Actions:
         password = form.text("password")
         kind: Literal["edit", "view"] = "view" if form.text("what") == "view" else "edit"
 
-        def lock(name: str) -> None:
-            self._service.set_passwords(visit.account.name, name, **{kind: password}, origin=visit.address)
-
-        return _redirect(visit, _locked(password), *_for_each(form.names(), lock))
+        names = form.names()
+        done = self._service.set_passwords_of(visit.account.name, names, **{kind: password}, origin=visit.address)
+        return _redirect(visit, _locked(password), done, len(names))
 
     def _save(self, visit: Visit, form: Form) -> Result:
         key, text, version = form.text("file"), form.text("value"), form.text("version")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator, Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -38,11 +38,12 @@ from cloudstore_mapping.web.admin.pages import STATIC, Pages, ViewState, Visit, 
 from cloudstore_mapping.web.admin.sessions import DashboardCookies
 from cloudstore_mapping.web.admin.uploads import DashboardUpload
 from cloudstore_mapping.web.downloads import content_disposition
-from cloudstore_mapping.web.http import FAILED, BoundedWorkers, Message, Receive, Scope, Send
+from cloudstore_mapping.web.http import FAILED, BoundedWorkers, Message, Receive, Scope, Send, network, outcome
+from cloudstore_mapping.wire import Reply, message_for_clients
 from cloudstore_mapping.wire import Request as WireRequest
-from cloudstore_mapping.wire import message_for_clients
 
 if TYPE_CHECKING:
+    from cloudstore_mapping.service.quotas import ReplyRoom
     from cloudstore_mapping.service.service import Service
     from cloudstore_mapping.service.sessions import SignedInOwner
     from cloudstore_mapping.web.http import Application
@@ -50,12 +51,14 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("cloudstore_mapping.web")
 
-#: Threads for pages, sign-ins and changes, each of their own, and the requests that wait for each.
-PAGES_AT_ONCE: Final = 2
-PAGES_WAITING: Final = 256
-SIGN_INS_AT_ONCE: Final = 2
-CHANGES_AT_ONCE: Final = 2
-WAITING: Final = 32
+#: Threads for pages, sign-ins and changes, each of their own, those of one owner, and the requests that wait for each.
+PAGES_AT_ONCE: Final = 4
+SIGN_INS_AT_ONCE: Final = 3
+CHANGES_AT_ONCE: Final = 8
+OF_ONE: Final = 2
+WAITING: Final = 256
+#: Bytes of a value that are sent at once.
+PIECE: Final = 2**18
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -133,9 +136,9 @@ class _Dashboard:
         self._pages = Pages(service, base)
         self._home = f"{base}/admin.html"
         self._cookies = DashboardCookies(base)
-        self._reads = BoundedWorkers(PAGES_AT_ONCE, PAGES_WAITING, "cloudstore-pages")
-        self._changes = BoundedWorkers(CHANGES_AT_ONCE, WAITING, "cloudstore-changes")
-        self._sign_ins = BoundedWorkers(SIGN_INS_AT_ONCE, WAITING, "cloudstore-sign-ins")
+        self._reads = BoundedWorkers(PAGES_AT_ONCE, WAITING, "cloudstore-pages", of_one=OF_ONE)
+        self._changes = BoundedWorkers(CHANGES_AT_ONCE, WAITING, "cloudstore-changes", of_one=OF_ONE)
+        self._sign_ins = BoundedWorkers(SIGN_INS_AT_ONCE, WAITING, "cloudstore-sign-ins", of_one=OF_ONE)
         post = ["POST"]
         self.application = Starlette(
             routes=[
@@ -143,7 +146,7 @@ class _Dashboard:
                 Route(f"{base}/admin", self._redirect_home),
                 Route(f"{base}/admin/", self._redirect_home),
                 Route(f"{base}/admin/static/{{name}}", _static),
-                Route(f"{base}/admin/data/value", self._page(self._download_value)),
+                Route(f"{base}/admin/data/value", self._download_value),
                 Route(f"{base}/admin/media/preview", self._page(self._preview)),
                 Route(f"{base}/admin/sign-in", self._post_sign_in, methods=post),
                 Route(f"{base}/admin/sign-out", self._form(self._sign_out), methods=post),
@@ -173,13 +176,15 @@ class _Dashboard:
     def _page(self, show: Callable[[Request, Visit | None], Response]) -> _Endpoint:
         """Return the endpoint of a page; a thread renders it."""
 
-        def work(request: Request) -> Response:
-            return show(request, self._visit(request, request.url.query))
+        def work(signed_in: SignedInOwner | None, request: Request) -> Response:
+            return show(request, self._visit(signed_in, request))
 
         async def endpoint(request: Request) -> Response:
             try:
-                return await self._reads.run(partial(self._run, work, request))
-            except UnavailableError as error:
+                signed_in = await self._signed_in(request)
+                owner = network(request.scope) if signed_in is None else signed_in.account.id
+                return await self._reads.run(partial(self._run, partial(work, signed_in), request), owner)
+            except CloudStoreError as error:
                 return self._error_page(error)
 
         return endpoint
@@ -201,13 +206,13 @@ class _Dashboard:
             try:
                 check_csrf_origin(request)
                 # Authenticated before the body is read: a stranger can't fill the memory with bodies.
-                if await self._reads.run(partial(self._session, request)) is None:
+                if (signed_in := await self._signed_in(request)) is None:
                     return RedirectResponse(self._home, 303, {"Connection": "close"})
                 limit = settings.max_body_bytes if request.url.path.endswith("/data/save") else MAX_FORM_BYTES
                 body = await read_form(request, settings, limit)
             except (CSRFError, CloudStoreError) as error:
                 return self._error_page(error, close=True)
-            return await self._run_in_turn(self._changes, partial(work, body), request)
+            return await self._run_in_turn(self._changes, partial(work, body), request, signed_in.account.id)
 
         return endpoint
 
@@ -218,13 +223,13 @@ class _Dashboard:
             body = await read_form(request, settings)
         except (CSRFError, CloudStoreError) as error:
             return self._error_page(error, close=True)
-        return await self._run_in_turn(self._sign_ins, partial(self._sign_in, body), request)
+        return await self._run_in_turn(self._sign_ins, partial(self._sign_in, body), request, network(request.scope))
 
     async def _run_in_turn(
-        self, turns: BoundedWorkers, work: Callable[[Request], Response], request: Request
+        self, turns: BoundedWorkers, work: Callable[[Request], Response], request: Request, owner: Hashable
     ) -> Response:
         try:
-            return await turns.run(lambda: self._run(work, request))
+            return await turns.run(lambda: self._run(work, request), owner)
         except UnavailableError as error:
             return self._error_page(error)
 
@@ -252,11 +257,17 @@ class _Dashboard:
         token = self._cookies.session_token(request)
         return self._service.owners.session(token) if token else None
 
-    def _visit(self, request: Request, query: str) -> Visit | None:
-        signed_in = self._session(request)
+    async def _signed_in(self, request: Request) -> SignedInOwner | None:
+        """Return whose session the request's cookie is, None for nobody's; `CloudStoreError` if it can't be read."""
+        if not self._cookies.session_token(request):
+            return None
+        return await self._reads.run(partial(self._session, request), network(request.scope))
+
+    def _visit(self, signed_in: SignedInOwner | None, request: Request) -> Visit | None:
         if signed_in is None:
             return None
-        return Visit(signed_in, self._cookies.session_token(request), ViewState.parse(query), _address(request))
+        view = ViewState.parse(request.url.query)
+        return Visit(signed_in, self._cookies.session_token(request), view, _address(request))
 
     def _show(self, request: Request, visit: Visit | None) -> Response:
         if visit is None:
@@ -268,16 +279,36 @@ class _Dashboard:
             response.delete_cookie(cookie, path="/")
         return response
 
-    def _download_value(self, request: Request, visit: Visit | None) -> Response:
+    async def _download_value(self, request: Request) -> Response:
         """Return a file's value of any size as a download."""
         name = request.query_params.get("name", "")
-        if visit is None or visit.signed_in.must_change:
+        try:
+            signed_in = await self._signed_in(request)
+        except CloudStoreError as error:
+            return self._error_page(error)
+        if signed_in is None or signed_in.must_change:
             return RedirectResponse(self._home, 303)
-        reply = self._service.submit(WireRequest(name=name, brief=True), owner=visit.account).result()
+        room = self._service.reply_memory.room()
+        try:
+            answer = self._service.dispatcher.submit(
+                WireRequest(name=name, brief=True), _address(request), signed_in.account, room=room
+            )
+            reply = answer if isinstance(answer, Reply) else await outcome(answer)
+            if reply.error is not None:
+                response = self._pages.error(reply.sentence, _STATUS.get(reply.error, reply.status))
+            else:
+                value = memoryview(reply.content)
+                headers = {
+                    "Content-Disposition": content_disposition(f"{name}.json", shown=False).decode(),
+                    "Content-Length": str(len(value)),
+                }
+                response = _Held(room, value, headers)
+        except BaseException:
+            room.release()
+            raise
         if reply.error is not None:
-            return self._pages.error(reply.sentence, _STATUS.get(reply.error, reply.status))
-        headers = {"Content-Disposition": content_disposition(f"{name}.json", shown=False).decode()}
-        return Response(bytes(reply.content), headers=headers, media_type="application/json")
+            room.release()
+        return response
 
     def _preview(self, request: Request, visit: Visit | None) -> Response:
         """Return an image to its owner, without counting an access."""
@@ -290,7 +321,7 @@ class _Dashboard:
         headers = {"Content-Length": str(file.media.size)}
         media = self._service.media
         pieces = media.while_enabled(visit.account, media.chunks(file.media))
-        return StreamingResponse(_stream(self._reads, pieces), 200, headers, mimetype)
+        return StreamingResponse(_stream(self._reads, pieces, visit.account.id), 200, headers, mimetype)
 
     def _sign_in(self, body: bytes, request: Request) -> Response:
         form = parse_form(body)
@@ -344,8 +375,29 @@ def _address(request: Request) -> str:
     return "" if request.client is None else request.client.host
 
 
-async def _stream(threads: BoundedWorkers, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    while piece := await threads.run(partial(next, pieces, b"")):
+async def _stream(threads: BoundedWorkers, pieces: Iterator[bytes], owner: Hashable) -> AsyncIterator[bytes]:
+    while piece := await threads.run(partial(next, pieces, b""), owner):
+        yield piece
+
+
+class _Held(StreamingResponse):
+    """A value that is sent in pieces, each once the client took the one before; its memory is released at the end."""
+
+    def __init__(self, room: ReplyRoom, value: memoryview, headers: Mapping[str, str]) -> None:
+        pieces = (bytes(value[begin : begin + PIECE]) for begin in range(0, len(value), PIECE))
+        super().__init__(_each(pieces), headers=headers, media_type="application/json")
+        self._room = room
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._room.release()
+
+
+async def _each(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
         yield piece
 
 

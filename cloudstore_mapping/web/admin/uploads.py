@@ -10,8 +10,8 @@ from starlette.requests import Request
 
 from cloudstore_mapping.errors import ProtocolError
 from cloudstore_mapping.web.admin.forms import CSRFError, check_csrf_origin, check_csrf_token
-from cloudstore_mapping.web.http import CLOSE, BoundedWorkers, Message, Receive, RefusedError, Scope, Send, answer
-from cloudstore_mapping.web.uploads import AT_ONCE, WAITING, take_upload
+from cloudstore_mapping.web.http import CLOSE, Message, Receive, RefusedError, Scope, Send, answer, network
+from cloudstore_mapping.web.uploads import Sender, take_upload, upload_turns
 
 if TYPE_CHECKING:
     from cloudstore_mapping.service.media import UploadStream
@@ -30,7 +30,7 @@ class DashboardUpload:
         self._page = page
         self._cookies = cookies
         self._space = space
-        self._turns = BoundedWorkers(AT_ONCE, WAITING, "cloudstore-uploads")
+        self._turns = upload_turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an upload; redirect a browser without scripts to the page of media files."""
@@ -60,7 +60,8 @@ class DashboardUpload:
             check_csrf_origin(request)
         except CSRFError as error:
             raise RefusedError(ProtocolError(str(error), error="BadRequest"), CLOSE) from error
-        signed_in = await self._turns.run(partial(self._service.owners.session, token)) if token else None
+        session = partial(self._service.owners.session, token)
+        signed_in = await self._turns.run(session, network(scope)) if token else None
         if signed_in is None or signed_in.must_change:
             sentence = "Your session has ended; sign in and upload again."
             raise RefusedError(ProtocolError(sentence, error="BadKey"), CLOSE)
@@ -74,5 +75,10 @@ class DashboardUpload:
                 name=form.filename, content_type=form.content_type, address=address, owner=signed_in.account
             )
 
+        async def owner(_form: UploadForm, _address: str) -> int:
+            return signed_in.account.id
+
         settings = self._service.settings
-        return await take_upload(scope, receive, settings, begin, self._turns, self._space, needs="token")
+        return await take_upload(
+            scope, receive, settings, Sender(owner, begin), self._turns, self._space, needs="token"
+        )
