@@ -26,13 +26,17 @@ from cloudstore_mapping.web.logs import logging_as
 from cloudstore_mapping.web.metrics import ROW, Metrics
 from cloudstore_mapping.web.options import Options
 from cloudstore_mapping.web.server import LAST_RESORT, ending_signals, run_on
+from cloudstore_mapping.web.tls import check_certificate
 
 _log: Final = logging.getLogger(__name__)
 
 #: Seconds after SIGTERM until a process is killed.
 PATIENCE: Final = LAST_RESORT + 1.5
-#: Maximum processes in a row dying before they answer; further attempts wouldn't help.
+#: Maximum processes in a row dying before they answer, while no other one answers.
 MAX_STILLBORN: Final = 5
+#: Seconds until the next attempt after such a death, doubled up to the longest.
+FIRST_PAUSE = 0.25
+LONGEST_PAUSE: Final = 10.0
 
 # A forked process would copy held locks and SQLite's state; a spawned process starts clean.
 _context: Final = get_context("spawn")
@@ -141,6 +145,8 @@ class _Workers:
         self._arguments = arguments
         self._running: list[_Worker] = []
         self._stillborn = 0
+        #: Times for the next attempts, by the numbers of the workers that are dead.
+        self._due: dict[int, float] = {}
         self._has_answered = False
         self._is_ending = False
         self._woken, self._wake = _context.Pipe(duplex=False)
@@ -158,29 +164,40 @@ class _Workers:
         """Start all workers, and replace dead workers until `end` is called."""
         self._running.extend(map(_Worker, self._arguments))
         while not self._is_ending:
-            silent = [worker.says for worker in self._running if not worker.answers and worker.error is None]
-            connection.wait([self._woken, *silent, *(worker.process.sentinel for worker in self._running)])
+            alive = [worker for number, worker in enumerate(self._running) if number not in self._due]
+            silent = [worker.says for worker in alive if not worker.answers and worker.error is None]
+            pause = max(0.0, min(self._due.values()) - time.monotonic()) if self._due else None
+            connection.wait([self._woken, *silent, *(worker.process.sentinel for worker in alive)], pause)
             for number, worker in enumerate(self._running):
                 worker.listen()
-                if worker.process.exitcode is not None and not self._is_ending:
-                    self._running[number] = self._replacement(number, worker)
+                if self._is_ending or worker.process.exitcode is None:
+                    continue
+                if number not in self._due:
+                    self._due[number] = time.monotonic() + self._pause_after(worker)
+                if time.monotonic() >= self._due[number]:
+                    del self._due[number]
+                    worker.close()
+                    self._running[number] = _Worker(self._arguments[number])
             if not self._has_answered and all(worker.answers for worker in self._running):
                 self._has_answered = True
                 on_ready()
 
-    def _replacement(self, number: int, dead: _Worker) -> _Worker:
+    def _pause_after(self, dead: _Worker) -> float:
+        """Return the seconds until a dead worker is replaced; raise its error if no worker can start."""
         self._stillborn = 0 if dead.answers else self._stillborn + 1
         if dead.error is not None and not self._has_answered:
             raise dead.error
-        if self._stillborn > MAX_STILLBORN:
+        others_answer = any(worker.answers and worker.process.exitcode is None for worker in self._running)
+        if self._stillborn > MAX_STILLBORN and not others_answer:
             raise dead.error or OSError("The service's processes die before they answer; start it with one worker.")
         _log.warning(
             "Process %d of the service ended (%s); another one takes its place.",
             dead.process.pid,
             dead.error or f"exit code {dead.process.exitcode}",
         )
-        dead.close()
-        return _Worker(self._arguments[number])
+        if not self._stillborn or not self._has_answered:
+            return 0.0
+        return float(min(FIRST_PAUSE * 2 ** min(self._stillborn - 1, 9), LONGEST_PAUSE))
 
     def end_all(self) -> None:
         """Terminate all workers, wait while they answer accepted requests, and kill the rest after `PATIENCE`."""
@@ -214,10 +231,13 @@ def _work(
     threading.Thread(target=_end_with_parent, name="cloudstore-parent", daemon=True).start()
     with logging_as(as_json=options.log_json, access=options.access_log):
         try:
+            check_certificate(options)
+            if not place.exists():  # an empty one in its place would refuse all API keys
+                raise FileNotFoundError(f"There is no store at {place} any more; put it back.")
             storage = place.open()
             storage.look_for_damage()
             service = Service(storage, settings)
-        except (CloudStoreError, OSError) as error:
+        except (CloudStoreError, OSError, ValueError) as error:
             says.send(error)
             return
         run_on(listener, service, options, metrics=Metrics(rows, number), on_ready=lambda _: says.send(None))

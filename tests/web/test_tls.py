@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 import requests
@@ -15,8 +19,10 @@ from cloudstore_mapping.cli import app
 from cloudstore_mapping.web.http import HSTS, Message, Receive, Scope, Send
 from cloudstore_mapping.web.metrics import InstrumentedApp, Metrics, new_rows
 from cloudstore_mapping.web.options import Options, warn_of_plain_http
+from cloudstore_mapping.web.workers import MAX_STILLBORN
 from tests.serving import serving, told
 from tests.support.command_line import CliRunner
+from tests.web.test_workers import AT_ONCE, children, number
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made by the program openssl")
 
@@ -151,3 +157,29 @@ def test_a_certificate_that_can_not_be_used(
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert says in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_certificate_that_is_replaced_by_halves(tmp_path: Path, files: Path) -> None:
+    """A process that meets a certificate without its key names both files, and is started again until they fit."""
+    for name in ("cert.pem", "key.pem"):
+        shutil.copy(files / name, tmp_path)
+    tls = ["--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem")]
+    command = [sys.executable, "-c", AT_ONCE, "serve", "--port", "0", "--workers", "2", "--json", *tls]
+    with Popen([*command, "--store", str(tmp_path / "s.db")], stdout=PIPE, stderr=PIPE, text=True) as process:
+        try:
+            address = told(process)["address"]
+            shutil.copy(files / "other.pem", tmp_path / "key.pem")
+            os.kill(min(children(process)), signal.SIGKILL)
+            assert process.stderr is not None
+            log = [process.stderr.readline() for _ in range(2 * MAX_STILLBORN)]
+            assert all(f"{tmp_path / 'key.pem'} is not the key of the certificate" in line for line in log[1:])
+            shutil.copy(files / "key.pem", tmp_path / "key.pem")
+            verify = str(files / "cert.pem")
+            text = ""
+            while not text or number(text, "cloudstore_worker_starts_total") < 3:
+                text = requests.get(f"{address}/metrics", verify=verify, timeout=20).text
+        finally:
+            process.terminate()
+            process.communicate()
+    assert process.returncode == 0

@@ -20,7 +20,7 @@ from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.places import place_of
 from cloudstore_mapping.web.connections import listen
 from cloudstore_mapping.web.options import Options
-from cloudstore_mapping.web.workers import run_workers
+from cloudstore_mapping.web.workers import MAX_STILLBORN, run_workers
 from tests.serving import lines, serving, told
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found as Linux shows them")
@@ -79,6 +79,47 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
     (line,) = map(json.loads, log)
     assert line["level"] == "warning"
     assert f"Process {min(before)} of the service ended (exit code -9)" in line["message"]
+
+
+#: Runs the command line with no pauses between attempts to start a process.
+AT_ONCE = """
+from cloudstore_mapping.web import workers
+workers.FIRST_PAUSE = 0.0
+from cloudstore_mapping.__main__ import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_can_not_be_replaced_yet(tmp_path: Path) -> None:
+    """While no process can start, as the store's file is away, the others go on; later one takes the place."""
+    file, away = tmp_path / "s.db", tmp_path / "away.db"
+    command = [sys.executable, "-c", AT_ONCE, "serve", "--port", "0", "--workers", "2", "--json", "--store", str(file)]
+    with Popen(command, stdout=PIPE, stderr=PIPE, text=True) as process:
+        try:
+            first = told(process)
+            location = first["address"].replace("://", f"://{first['api_key']}@")
+            with cm.open(location) as store:
+                store["key"] = 1
+            file.rename(away)
+            os.kill(min(children(process)), signal.SIGKILL)
+            assert process.stderr is not None
+            log = [process.stderr.readline() for _ in range(2 * MAX_STILLBORN)]
+            assert "(exit code -9)" in log[0]
+            assert all(f"A process still uses the store whose file was at {file} before" in line for line in log[1:])
+            for _ in range(4):
+                with cm.open(location) as store:
+                    assert store["key"] == 1
+            away.rename(file)
+            text = ""
+            while not text or number(text, "cloudstore_worker_starts_total") < 3:
+                text = requests.get(f"{first['address']}/metrics", timeout=20).text
+            with cm.open(location) as store:
+                store["key"] = 2
+        finally:
+            process.terminate()
+            process.communicate()
+    assert process.returncode == 0
 
 
 def test_a_start_tells_what_workers_cost(tmp_path: Path) -> None:
@@ -168,6 +209,9 @@ def test_without_dev_shm(tmp_path: Path) -> None:
 
 def test_a_store_that_can_not_be_opened_any_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What keeps the processes from starting is raised, and none of them is left."""
-    with listen("127.0.0.1", 0) as listener, pytest.raises(FileNotFoundError, match="There is no folder"):
+    with (
+        listen("127.0.0.1", 0) as listener,
+        pytest.raises(FileNotFoundError, match="There is no store at"),
+    ):
         run_workers(listener, place_of(str(tmp_path / "absent" / "s.db")), Options(workers=2), Settings())
     assert not caplog.records
