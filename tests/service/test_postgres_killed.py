@@ -1,21 +1,21 @@
 """
 A node that is killed at any point of a write leaves the state before or after it, and other nodes go on at once.
 
-A point is a message of PostgreSQL's protocol, sent or received: after the n-th of a write, nothing of the node passes any
-more. Each write is tried with one more message each time, until it comes to its end.
+A point is a message of PostgreSQL's protocol, sent or received: after the n-th of a write, nothing of the node passes
+any more. Each write is tried with one more message each time, until it comes to its end.
 """
 
 from __future__ import annotations
 
 import enum
 import hashlib
-import itertools
 import math
 import multiprocessing
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, nullcontext, suppress
 from multiprocessing.connection import Connection
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -25,10 +25,8 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from cloudstore_mapping.errors import (
-    BadKeyError,
     BadNameError,
     CloudStoreError,
-    DisabledError,
     NoFileError,
     OutcomeUnknownError,
     UnavailableError,
@@ -40,8 +38,8 @@ from cloudstore_mapping.service.settings import Settings
 from cloudstore_mapping.service.storage.maintenance import check_integrity
 from cloudstore_mapping.service.storage.postgres import PATIENCE as STORAGE_PATIENCE
 from cloudstore_mapping.service.storage.postgres import PostgresStorage, newest_schema
-from cloudstore_mapping.wire import Batch, Reply, Request, decode_replies, decode_value, encode_value
-from tests.media_fakes import comes_to, rows, write
+from cloudstore_mapping.wire import Batch, Reply, Request, decode_replies, decode_value
+from tests.media_fakes import comes_to, write
 from tests.postgres_fixtures import address
 from tests.postgres_proxy import Fate, MessageProxy
 from tests.postgres_server import shared
@@ -56,6 +54,7 @@ CHUNK: Final = 1000
 MEDIA: Final = 2 * CHUNK + 500
 
 T = TypeVar("T")
+N = TypeVar("N", "Node", "NodeProcess")
 Values = dict[str, Any]
 
 
@@ -158,9 +157,7 @@ CHANGES: Final[Mapping[str, Change]] = {
     "save a large value": Change({"": 1}, {"": _LARGE}, make=lambda asker, name: save(asker, name, _LARGE)),
     "delete": Change({"": 1}, {}, make=lambda asker, name: asker.request("delete", name)),
     "an atomic batch": Change(_BEFORE, _AFTER, make=lambda asker, name: several(asker, name, atomic=True)),
-    IN_PIECES: Change(
-        _BEFORE, _SAVED, _MERGED, _AFTER, make=lambda asker, name: several(asker, name, atomic=False)
-    ),
+    IN_PIECES: Change(_BEFORE, _SAVED, _MERGED, _AFTER, make=lambda asker, name: several(asker, name, atomic=False)),
 }
 
 
@@ -328,6 +325,7 @@ def attempt(asker: Asker, write: str, name: str, once: str | UnsetType) -> Outco
 
 _TOLD: Final = {None: Told.DONE, "Unavailable": Told.NOT_DONE, "OutcomeUnknown": Told.UNKNOWN}
 _processes: Final = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload([__name__])  # or each process would load all modules anew
 
 
 class NodeProcess:
@@ -345,10 +343,10 @@ class NodeProcess:
 
     def attempt(self, write: str, name: str, once: str | UnsetType) -> Outcome:
         """Have it do a write, and return what came of it."""
-        self._connection.send((write, name, None if once is UNSET else once))
         try:
+            self._connection.send((write, name, None if once is UNSET else once))
             outcome: Outcome = self._connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             return Outcome(Told.UNKNOWN)
         return outcome
 
@@ -365,12 +363,23 @@ class NodeProcess:
 
 
 def _serve(connection: Connection, address: str, api_key: str, patience: float) -> None:
+    make_small(pytest.MonkeyPatch())
     node = Node(address, api_key, patience)
     node.warm_up()
     connection.send(None)
     while True:
         write, name, once = connection.recv()
         connection.send(node.attempt(write, name, UNSET if once is None else once))
+
+
+def patience_of(fate: Fate) -> float:
+    """Return how long a node waits for its database: not at all where it comes back no more."""
+    return STORAGE_PATIENCE if fate is Fate.LOST else 0.0
+
+
+def is_waiting(event: str | None, kind: str | None) -> bool:
+    """Tell whether a process of the server waits for its client, or for a lock."""
+    return event == "ClientRead" or kind == "Lock"
 
 
 class World:
@@ -391,11 +400,17 @@ class World:
             pass
         self._pool = stack.enter_context(ThreadPoolExecutor(1))
 
-    def node(self, kind: type[Node] | type[NodeProcess], patience: float) -> Node | NodeProcess:
-        """Return a new node, which has begun to run."""
-        node = kind(self._by_proxy, self._api_key, patience)
+    def node(self, kind: type[N], patience: float, idle: str = "") -> N:
+        """Return a new node, which runs; the server ends those of its transactions that are `idle` for so long."""
+        brief = f"%20-cidle_in_transaction_session_timeout%3D{idle}" if idle else ""
+        node = kind(self._by_proxy.replace("&sslmode", f"{brief}&sslmode"), self._api_key, patience)
         node.warm_up()
         return node
+
+    def is_in_transaction(self) -> bool:
+        """Tell whether the server waits for more of a transaction of the node that vanished."""
+        query = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND pid = ANY(%s)"
+        return self._looking.execute(query, [self.proxy.processes]).fetchone() != (0,)
 
     def at_once(self, work: Callable[[], T]) -> T:
         """Have something done while the server still takes the connections of a node that vanished for open."""
@@ -404,21 +419,35 @@ class World:
         return doing.result(PATIENCE)
 
     def settle(self, fate: Fate) -> None:
-        """Wait until the server has done what it was told before the cut, and where it was told to, ended that."""
-        if fate is Fate.LOST:
-            return
-        condition = "wait_event IS DISTINCT FROM 'ClientRead'" if fate is Fate.PULLED else "TRUE"
-        query = f"SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s) AND {condition}"
+        """
+        Wait until the server has done what it was told before the cut, and where it heard of that, ended it.
+
+        Two connections of a node that vanished may wait for each other: then one of them is done.
+        """
         end = time.monotonic() + PATIENCE
-        while self.proxy.unread() or self._looking.execute(query, [self.proxy.processes]).fetchone() != (0,):
+        while fate is not Fate.LOST:
             assert time.monotonic() < end
+            unread = self.proxy.unread()  # before the look, for what is read is done only then
+            query = "SELECT wait_event, wait_event_type FROM pg_stat_activity WHERE pid = ANY(%s)"
+            waits = self._looking.execute(query, [self.proxy.processes]).fetchall()
+            is_done = fate is Fate.PULLED and all(is_waiting(*wait) for wait in waits)
+            if not waits or (is_done and (not unread or any(kind == "Lock" for _, kind in waits))):
+                return
 
     def check(self) -> None:
         """Check that the store is sound: counters, values, and chunks of media."""
         with self.service._storage.read() as transaction:
             assert check_integrity(transaction, newest_schema()).faults == []
-            chunks = "SELECT count(*) FROM chunks c LEFT JOIN blobs b ON (b.account_id, b.id) = (c.account_id, c.blob_id)"
+            chunks = (
+                "SELECT count(*) FROM chunks c LEFT JOIN blobs b ON (b.account_id, b.id) = (c.account_id, c.blob_id)"
+            )
             assert transaction.row(f"{chunks} WHERE b.id IS NULL") == (0,)
+
+    def sweep(self) -> None:
+        """Check that an hour later nothing is left of uploads that came to no end."""
+        run_for(ABANDONED_AFTER + 120, self.service, self.clock)
+        assert comes_to(self.service._storage, 0, 0, 0)
+        self.check()
 
     def judge(self, write: str, name: str, outcome: Outcome, fate: Fate) -> bool:
         """Check what another node sees at once, compare it with what was told, and tell whether all of it is done."""
@@ -469,17 +498,20 @@ class World:
 
     def go_on(self, name: str, work: Work, *, done: bool) -> None:
         """Check that another node can do at once what wasn't done, and only that."""
-        try:
+        refused = work.done_already if done else None
+        with nullcontext() if refused is None else pytest.raises(refused):
             self.at_once(lambda: work.do(self.there, name))
-        except CloudStoreError as error:
-            assert done
-            assert type(error) is work.done_already
-        else:
-            assert not done or work.done_already is None
         assert work.found(self.there, name)
 
     def trial(
-        self, write: str, fate: Fate, point: int | None, *, with_id: bool, process: bool = False, node: Node | None = None
+        self,
+        write: str,
+        fate: Fate,
+        point: int | None,
+        *,
+        with_id: bool,
+        process: bool = False,
+        node: Node | None = None,
     ) -> int:
         """Cut a write after so many messages, check all that is to hold then, and return how many passed."""
         name = f"{write} {point} {fate.name} {with_id} {process}"
@@ -487,16 +519,18 @@ class World:
         what = WORKS.get(write) or CHANGES[write]
         what.prepare(self.there, name)
         request = CHANGES[write].request(self.there, name, once) if write in CHANGES else None
-        if node is None:
-            killed = self.node(NodeProcess if process else Node, STORAGE_PATIENCE if fate is Fate.LOST else 0.0)
-        else:
+        killed: Node | NodeProcess
+        if node is not None:
             killed = node
             node.warm_up()
-        self.proxy.cut_after(point, fate, killed.kill if isinstance(killed, NodeProcess) else lambda: None)
-        outcome = killed.attempt(write, name, once)
-        passed, was_cut = self.proxy.passed, self.proxy.is_cut
-        if killed is not node:
-            killed.close()
+        elif process:
+            killed = self.node(NodeProcess, patience_of(fate))
+        else:
+            killed = self.node(Node, patience_of(fate))
+        with nullcontext() if killed is node else closing(killed):
+            self.proxy.cut_after(point, fate, killed.kill if isinstance(killed, NodeProcess) else lambda: None)
+            outcome = killed.attempt(write, name, once)
+            passed, was_cut = self.proxy.passed, self.proxy.is_cut
         self.settle(fate if was_cut else Fate.LOST)
         done = self.judge(write, name, outcome, fate)
         if isinstance(what, Work):
@@ -506,45 +540,141 @@ class World:
             self.repeat(name, request, outcome, what)
         else:
             self.write_over(name, what)
-        self.check()
         self.proxy.open()
         what.remove(self.there, name)
         return passed
 
 
+def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have media files of some bytes come in several chunks, and each request of a batch be a piece of its own."""
+    monkeypatch.setattr("cloudstore_mapping.service.media.CHUNK_BYTES", CHUNK)
+    monkeypatch.setattr("cloudstore_mapping.service.batch.LONE_PIECE_SECONDS", 0.0)
+
+
 @pytest.fixture
 def world(address: str, no_threads_left: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """Return a database, a node and a way to the database, where chunks and pieces are small."""
-    monkeypatch.setattr("cloudstore_mapping.service.media.CHUNK_BYTES", CHUNK)
-    monkeypatch.setattr("cloudstore_mapping.service.batch.LONE_PIECE_SECONDS", 0.0)
+    make_small(monkeypatch)
     with ExitStack() as stack:
         yield World(address, stack)
 
 
 def every_point(
-    world: World, write: str, fates: Sequence[Fate], step: int = 1, *, with_id: bool = False, process: bool = False
+    world: World, write: str, fates: Sequence[Fate], step: int, *, with_id: bool = False, process: bool = False
 ) -> int:
     """Try a write at every point, or every so many, with each fate in turn; return the number of points tried."""
     with ExitStack() as stack:
-        node = None
+        nodes: dict[Fate, Node] = {}
         if write in CHANGES and not process:  # what goes on after a call of one of `WORKS` would meet the next trial
-            node = world.node(Node, STORAGE_PATIENCE if Fate.LOST in fates else 0.0)
-            stack.callback(node.close)
+            for fate in fates:
+                nodes[fate] = world.node(Node, patience_of(fate))
+                stack.callback(nodes[fate].close)
         for tried, point in enumerate(range(0, MOST, step)):
             fate = fates[tried % len(fates)]
-            if world.trial(write, fate, point, with_id=with_id, process=process, node=node) < point:
-                return tried
-    raise AssertionError(write)
+            if world.trial(write, fate, point, with_id=with_id, process=process, node=nodes.get(fate)) < point:
+                break
+        else:
+            raise AssertionError(write)
+    world.check()
+    if "upload" in write:
+        world.sweep()
+    return tried
 
 
-#: Each write, without an id and, where it can have one, with one.
-MODES: Final = [*itertools.product(CHANGES, (False, True)), *itertools.product(WORKS, (False,))]
+def every_mode(world: World, write: str, fates: Sequence[Fate], step: int, *, process: bool = False) -> list[int]:
+    """Try a write without an id and, if it may have one, with one; return the numbers of points tried."""
+    modes = (False, True) if write in CHANGES else (False,)
+    return [every_point(world, write, fates, step, with_id=with_id, process=process) for with_id in modes]
 
 
-@pytest.mark.parametrize("fates", [(Fate.ENDED, Fate.PULLED), (Fate.LOST,)])
-@pytest.mark.parametrize(("write", "with_id"), MODES)
-def test_points(world: World, write: str, fates: Sequence[Fate], with_id: bool) -> None:
-    """X."""
-    t = time.monotonic()
-    n = every_point(world, write, fates, 7, with_id=with_id)
-    print("POINTS", write, fates, with_id, n, round(time.monotonic() - t, 2))
+WRITES: Final = [*CHANGES, *WORKS]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_node_cut_off_at_some_points(world: World, write: str) -> None:
+    """A node that is gone leaves the state before a write or after it, and others go on with the same file at once."""
+    assert sum(every_mode(world, write, list(Fate), 47)) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", WRITES)
+def test_a_node_cut_off_at_every_point(
+    world: World, write: str, at_length: bool, record_property: Callable[[str, object], None]
+) -> None:
+    """Wherever in a write a node goes, and however, the write is done whole or not at all, and with its id once."""
+    for fates in [[Fate.ENDED], [Fate.PULLED]] if at_length else [[Fate.ENDED, Fate.PULLED]]:
+        record_property("points", every_mode(world, write, fates, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", WRITES)
+def test_a_node_that_lost_its_connections(world: World, write: str, at_length: bool) -> None:
+    """A node that only lost its connections, wherever in a write, does it once in all over others, and says so."""
+    assert sum(every_mode(world, write, [Fate.LOST], 1 if at_length else 11)) > 1
+
+
+@pytest.mark.parametrize(
+    "write", ["merge", *(pytest.param(write, marks=pytest.mark.slow) for write in WRITES if write != "merge")]
+)
+def test_a_process_that_is_killed(world: World, write: str, at_length: bool) -> None:
+    """The same holds for a process that is killed with -9 between two messages."""
+    assert sum(every_mode(world, write, [Fate.ENDED], 1 if at_length else 31, process=True)) > 1
+
+
+def test_increments_add_up(world: World) -> None:
+    """However many nodes are cut off, a counter shows every increment that was acknowledged, and none that failed."""
+    told: Counter[Told] = Counter()
+    world.there.save("counter", 0)
+    with closing(world.node(Node, 0.0)) as node:
+        for point in range(0, 120, 5):
+            node.warm_up()
+            world.proxy.cut_after(point, Fate.ENDED)
+            told[node.attempt("increment", "counter", UNSET).told] += 1
+            world.settle(Fate.ENDED if world.proxy.is_cut else Fate.LOST)
+            world.proxy.open()
+    assert set(told) == set(Told)
+    assert told[Told.DONE] <= world.there.value("counter") <= told[Told.DONE] + told[Told.UNKNOWN]
+
+
+def test_locks_of_a_node_that_vanished(world: World) -> None:
+    """What a vanished node had locked is free once the server ends its idle transaction, without anybody's help."""
+    world.there.save("file", 1)
+    for point in range(MOST):
+        with closing(world.node(Node, 0.0, idle="300")) as node:
+            world.proxy.cut_after(point, Fate.PULLED)
+            node.attempt("save over a file", "file", UNSET)
+        world.settle(Fate.PULLED)
+        if world.is_in_transaction():
+            break
+        world.proxy.open()
+    assert world.there.value("file") == 1
+    assert world.there.save("file", "theirs").error is None
+    assert world.there.value("file") == "theirs"
+
+
+@pytest.mark.parametrize("fate", [Fate.ENDED, Fate.PULLED])
+def test_counts_of_uses(world: World, fate: Fate) -> None:
+    """How often a file was used is stored once or not at all, and never twice by a node that comes back."""
+    account = world.service.accounts.named("owner").id
+    with closing(world.node(Node, 0.0)) as node:
+        for point in range(0, MOST, 3):
+            name = f"file {point}"
+            world.there.save(name, 1)
+            counter = AccessCounter(node.service._storage, world.clock)
+            node.warm_up()
+            counter.count(account, "data", name, times=3)
+            world.proxy.cut_after(point, fate)
+            with suppress(UnavailableError, OutcomeUnknownError):
+                counter.flush()
+            passed, was_cut = world.proxy.passed, world.proxy.is_cut
+            world.settle(fate if was_cut else Fate.LOST)
+            world.proxy.open()
+            node.warm_up()
+            counter.flush()
+            counter.close()
+            with world.service._storage.read() as transaction:
+                found = transaction.accesses(account, "data", name)
+            assert found is None or found.times == 3
+            assert found is not None or was_cut
+            if passed < point:
+                break
