@@ -85,6 +85,9 @@ LOCK_WAIT: Final = "4s"
 READ_PATIENCE: Final = 8.0
 #: The server ends a transaction idle for this long: its node is gone, and nothing else can end it.
 IDLE_IN_TRANSACTION: Final = "10s"
+#: The server's own probes of a connection. A server that has got half of a group of statements isn't idle and waits for
+#: the rest, with its locks: after 4 + 3 * 2 seconds the node is gone. Other nodes' writes wait longer than that.
+KEEPALIVES: Final = {"idle": 4, "interval": 2, "count": 3}
 
 #: Default connection parameters. Of several servers the writable one is chosen; an unresponsive server is given up
 #: before clients give up.
@@ -247,8 +250,7 @@ def _open_link(parameters: dict[str, Any], closes: threading.Event) -> Link:
             link.settings = tuple((query.format("LOCAL"), ()) for query, _ in settings)
             return link
         if keepalives == "7200":
-            settings += [("SET {} tcp_keepalives_idle = 10", ()), ("SET {} tcp_keepalives_interval = 5", ())]
-            settings += [("SET {} tcp_keepalives_count = 3", ())]
+            settings += [(f"SET {{}} tcp_keepalives_{name} = {value}", ()) for name, value in KEEPALIVES.items()]
         if settings:
             link.trip([(query.format("SESSION"), ()) for query, _ in settings])
     except BaseException:
