@@ -607,7 +607,7 @@ def test_a_node_cut_off_at_every_point(
     world: World, write: str, at_length: bool, record_property: Callable[[str, object], None]
 ) -> None:
     """Wherever in a write a node goes, and however, the write is done whole or not at all, and with its id once."""
-    step = 1 if at_length else 9 if write in SIMILAR else 3
+    step = 1 if at_length else 15 if write in SIMILAR else 5
     for fates in [[Fate.ENDED], [Fate.PULLED]] if at_length else [[Fate.ENDED, Fate.PULLED]]:
         record_property("points", every_mode(world, write, fates, step))
 
